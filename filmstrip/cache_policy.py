@@ -1,0 +1,67 @@
+"""When a chunk starts afresh: the one rule that the frontend's plan and the runtime share.
+
+A reset clears the KV cache, the VAE feature caches, the blend of prompts and the frame index, and makes its
+chunk a first chunk again (for longlive: 9 pixel frames in text mode instead of 12).
+"""
+
+from dataclasses import dataclass
+
+from filmstrip.contract import Mode, Prompt
+
+LATENT_INDEX_LIMIT = 1024
+"""RoPE tables hold this many latent frames; a chunk must end within them."""
+
+
+@dataclass(frozen=True)
+class CacheInputs:
+    """What the policy looks at, of one chunk.
+
+    Attributes:
+        mode: whether the chunk's latents start from noise (text) or from an input video.
+        conditioned: the chunk has VACE frames, masks, references or key images.
+        prompts: the prompts in force; within a transition, its target.
+        in_transition: the chunk lies within a transition of prompts.
+        denoising_steps: the timesteps asked for, None for the pipeline's own.
+        noise_scale: the request's noise scale for this chunk.
+        noise_controller: the noise scale follows the motion of the input.
+        manage_cache: resets that a change of parameters causes are wanted.
+        reset_cache: a reset is asked for.
+    """
+
+    mode: Mode
+    conditioned: bool
+    prompts: tuple[Prompt, ...]
+    in_transition: bool
+    denoising_steps: tuple[int, ...] | None
+    noise_scale: float
+    noise_controller: bool
+    manage_cache: bool
+    reset_cache: bool
+
+
+def reset_reason(
+    previous: CacheInputs | None, current: CacheInputs, latent_index: int, latent_frames: int
+) -> str | None:
+    """Why a chunk starts afresh, or None when it goes on from the chunk before.
+
+    Args:
+        previous: the chunk before, None for the first chunk of a generation.
+        current: the chunk asked about.
+        latent_index: latent frames made since the last reset.
+        latent_frames: latent frames of a chunk that is not a first one.
+    """
+    if previous is None:
+        return "first chunk"
+    managed = current.manage_cache
+    in_video = current.mode is Mode.VIDEO
+    new_prompt = current.prompts != previous.prompts and not current.in_transition
+    new_noise = current.noise_scale != previous.noise_scale and not current.noise_controller
+    causes = {
+        "reset_cache": current.reset_cache,
+        "mode": current.mode is not previous.mode,
+        "frame index limit": latent_index >= LATENT_INDEX_LIMIT - latent_frames,
+        "denoising_steps": managed and current.denoising_steps != previous.denoising_steps,
+        "noise_scale": managed and new_noise and in_video,
+        "prompt": managed and new_prompt and (in_video or current.conditioned),
+    }
+    return next((cause for cause, holds in causes.items() if holds), None)

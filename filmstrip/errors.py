@@ -1,0 +1,247 @@
+"""Every error that a client of Filmstrip can meet, in one tree.
+
+    FilmstripError
+    ├── BadRequest              400  bad_request
+    │   ├── BadHeader           400  bad_header
+    │   ├── BadJson             400  bad_json
+    │   ├── EmptyBody           400  empty_body
+    │   ├── BadImage            400  bad_image
+    │   └── SizeMismatch        400  size_mismatch
+    ├── NotFound                404  not_found
+    │   ├── UnknownPath         404  unknown_path
+    │   └── UnknownPipeline     404  unknown_pipeline
+    ├── MethodNotAllowed        405  method_not_allowed
+    ├── SlowBody                408  slow_body
+    ├── Busy                    409  busy
+    ├── TooLarge                413  too_large
+    ├── RangeNotSatisfiable     416  range_not_satisfiable
+    ├── InvalidField            422  invalid_field
+    ├── InternalError           500  internal_error
+    ├── ModelError              500  model_error
+    │   ├── BadModelOutput      500  bad_model_output
+    │   ├── ChunkTimeout        500  chunk_timeout
+    │   └── SequenceLost        500  sequence_lost
+    ├── TritonUnavailable       503  triton_unavailable
+    ├── LoadFailed              503  load_failed
+    ├── ShuttingDown            503  shutting_down
+    └── StorageFull             507  storage_full
+        └── DiskFull            507  disk_full
+
+Foreign errors become one of these at three boundaries: tritonclient's in `frontend.triton`, ours to JSON or
+SSE in `frontend.app` and `frontend.events`, ours to Triton's own error in `filmstrip.runtime.triton_model`.
+Messages are written for the client: they name the field and the value, never a path of the server.
+"""
+
+import json
+from typing import Any, ClassVar
+
+
+class FilmstripError(Exception):
+    """Base of all errors that reach a client; `code` and `status` are stable."""
+
+    code: ClassVar[str] = "error"
+    status: ClassVar[int] = 500
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+    def body(self) -> dict[str, Any]:
+        """The JSON body of an error answer, the same for every endpoint."""
+        error = {"code": self.code, "message": self.message}
+        if self.field is not None:
+            error["field"] = self.field
+        return {"error": error, "detail": self.message}
+
+    def to_wire(self) -> str:
+        """The text that carries this error through Triton, read back by `from_wire`."""
+        return _WIRE_MARK + json.dumps({"code": self.code, "message": self.message, "field": self.field})
+
+
+class BadRequest(FilmstripError):
+    """The request cannot be understood."""
+
+    code = "bad_request"
+    status = 400
+
+
+class BadHeader(BadRequest):
+    """A header is missing or holds a value outside its limits."""
+
+    code = "bad_header"
+
+
+class BadJson(BadRequest):
+    """The body is not JSON."""
+
+    code = "bad_json"
+
+
+class EmptyBody(BadRequest):
+    """A body was needed and none came."""
+
+    code = "empty_body"
+
+
+class BadImage(BadRequest):
+    """The bytes are not a PNG, JPEG or WebP image within the limits."""
+
+    code = "bad_image"
+
+
+class SizeMismatch(BadRequest):
+    """The body is shorter or longer than its headers say."""
+
+    code = "size_mismatch"
+
+
+class NotFound(FilmstripError):
+    """Nothing is there."""
+
+    code = "not_found"
+    status = 404
+
+
+class UnknownPath(NotFound):
+    """A name that this server did not make, or whose file has expired."""
+
+    code = "unknown_path"
+
+
+class UnknownPipeline(NotFound):
+    """No such pipeline in the model repository."""
+
+    code = "unknown_pipeline"
+
+
+class MethodNotAllowed(FilmstripError):
+    """The address exists, this method on it does not."""
+
+    code = "method_not_allowed"
+    status = 405
+
+
+class SlowBody(FilmstripError):
+    """The body stopped arriving."""
+
+    code = "slow_body"
+    status = 408
+
+
+class Busy(FilmstripError):
+    """Another generation runs."""
+
+    code = "busy"
+    status = 409
+
+
+class TooLarge(FilmstripError):
+    """The body is over its limit."""
+
+    code = "too_large"
+    status = 413
+
+
+class RangeNotSatisfiable(FilmstripError):
+    """The range asked for lies outside the file."""
+
+    code = "range_not_satisfiable"
+    status = 416
+
+
+class InvalidField(FilmstripError):
+    """A field of the request holds a value that cannot be served."""
+
+    code = "invalid_field"
+    status = 422
+
+
+class InternalError(FilmstripError):
+    """A fault of the server's own; the log has the traceback."""
+
+    code = "internal_error"
+
+
+class ModelError(FilmstripError):
+    """The model could not make a chunk."""
+
+    code = "model_error"
+
+
+class BadModelOutput(ModelError):
+    """The model answered with frames of another shape than asked for."""
+
+    code = "bad_model_output"
+
+
+class ChunkTimeout(ModelError):
+    """A chunk took longer than its deadline."""
+
+    code = "chunk_timeout"
+
+
+class SequenceLost(ModelError):
+    """Triton no longer knows the sequence: it was restarted, or the sequence sat idle too long."""
+
+    code = "sequence_lost"
+
+
+class TritonUnavailable(FilmstripError):
+    """Triton does not answer, or is not ready."""
+
+    code = "triton_unavailable"
+    status = 503
+
+
+class LoadFailed(FilmstripError):
+    """Triton could not load the pipeline's model."""
+
+    code = "load_failed"
+    status = 503
+
+
+class ShuttingDown(FilmstripError):
+    """The server is stopping."""
+
+    code = "shutting_down"
+    status = 503
+
+
+class StorageFull(FilmstripError):
+    """The request would take the stored files over their limits."""
+
+    code = "storage_full"
+    status = 507
+
+
+class DiskFull(StorageFull):
+    """The disk itself is full."""
+
+    code = "disk_full"
+
+
+_WIRE_MARK = "filmstrip-error:"
+
+
+def _tree(root: type[FilmstripError]) -> dict[str, type[FilmstripError]]:
+    found = {root.code: root}
+    for child in root.__subclasses__():
+        found |= _tree(child)
+    return found
+
+
+ERRORS: dict[str, type[FilmstripError]] = _tree(FilmstripError)
+"""Every error class by its code."""
+
+
+def from_wire(text: str) -> FilmstripError | None:
+    """The error that a model of ours put into Triton's message, or None for any other text."""
+    mark = text.find(_WIRE_MARK)
+    if mark < 0:
+        return None
+    try:
+        fields, _ = json.JSONDecoder().raw_decode(text[mark + len(_WIRE_MARK) :])
+    except ValueError:
+        return None
+    return ERRORS.get(fields["code"], ModelError)(fields["message"], fields["field"])

@@ -1,0 +1,100 @@
+"""The arithmetic of frames: headers, how chunks tile a video, which input frames a chunk covers."""
+
+import math
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+VIDEO_HEADER_BYTES = 20
+_VIDEO_NDIM = 4
+_U32_MAX = 2**32 - 1
+
+
+class VideoShape(NamedTuple):
+    """Shape [F, H, W, C] of a uint8 video."""
+
+    frames: int
+    height: int
+    width: int
+    channels: int = 3
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one frame."""
+        return self.height * self.width * self.channels
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all frames, without the header."""
+        return self.frames * self.frame_bytes
+
+
+def pack_video_header(shape: VideoShape) -> bytes:
+    """The 20-byte header: ndim, then the four dimensions, each a little-endian u32."""
+    return struct.pack("<5I", _VIDEO_NDIM, *shape)
+
+
+def unpack_video_header(header: bytes) -> VideoShape:
+    """Read a 20-byte header back.
+
+    Raises:
+        ValueError: it is not the header of a four-dimensional video with positive dimensions.
+    """
+    if len(header) != VIDEO_HEADER_BYTES:
+        raise ValueError(f"a video header has {VIDEO_HEADER_BYTES} bytes, got {len(header)}")
+    ndim, *dims = struct.unpack("<5I", header)
+    if ndim != _VIDEO_NDIM or min(dims) < 1:
+        raise ValueError(f"not a video header: ndim {ndim}, dimensions {dims}")
+    return VideoShape(*dims)
+
+
+def header_holds(dimension: int) -> bool:
+    """Whether a dimension is positive and fits the header's u32."""
+    return 1 <= dimension <= _U32_MAX
+
+
+class FrameRun(NamedTuple):
+    """`length` frames of a source, from `first` on."""
+
+    first: int
+    length: int
+
+
+def _runs(indices: Iterator[int]) -> list[FrameRun]:
+    runs: list[FrameRun] = []
+    for index in indices:
+        if runs and index == sum(runs[-1]):
+            runs[-1] = FrameRun(runs[-1].first, runs[-1].length + 1)
+        else:
+            runs.append(FrameRun(index, 1))
+    return runs
+
+
+def input_runs(start: int, count: int, num_input: int, num_output: int) -> list[FrameRun]:
+    """Which frames of the whole input a chunk covers, as runs to be read one after the other.
+
+    A shorter input loops up to the end of the generation; what a last chunk lacks beyond that, or beyond the
+    end of a longer input, repeats the last frame in use.
+
+    Args:
+        start: the chunk's first frame, counted from the start of the generation.
+        count: frames in the chunk.
+        num_input: frames of the input.
+        num_output: frames of the generation.
+    """
+    loops = num_input < num_output
+    last = num_output - 1 if loops else num_input - 1
+    return _runs(min(index, last) % num_input for index in range(start, start + count))
+
+
+def fit_runs(count: int, num_given: int) -> list[FrameRun]:
+    """The first `count` frames of an array given for one chunk; a shorter one repeats its last frame."""
+    return _runs(min(index, num_given - 1) for index in range(count))
+
+
+def nearest_multiples(value: int, granularity: int, low: int, high: int) -> tuple[int, ...]:
+    """The multiples of `granularity` next to `value` within low..high, the lower one first."""
+    below = value // granularity * granularity
+    smallest = math.ceil(low / granularity) * granularity
+    largest = high // granularity * granularity
+    return tuple(sorted({min(max(below, smallest), largest), min(max(below + granularity, smallest), largest)}))
