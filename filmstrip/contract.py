@@ -8,7 +8,7 @@ generation are Triton's sequence flags. What a pipeline is and can do stands in 
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, NamedTuple, Self
 
@@ -150,7 +150,7 @@ class ChunkParameters:
 
     def to_json(self) -> bytes:
         """The bytes of the CHUNK tensor."""
-        return json.dumps(asdict(self), separators=(",", ":")).encode()
+        return json.dumps(asdict(replace(self, lora_scales=dict(self.lora_scales))), separators=(",", ":")).encode()
 
     @classmethod
     def from_json(cls, text: bytes) -> Self:
@@ -159,23 +159,34 @@ class ChunkParameters:
         Raises:
             ValueError: it is not the JSON of a chunk, or has a key that this version doesn't know.
         """
-        raw = _known_keys(cls, json.loads(text))
-        raw["mode"] = Mode(raw.get("mode", Mode.VIDEO))
-        raw["prompts"] = _prompts(raw.get("prompts", ()))
-        raw["prompt_interpolation_method"] = Interpolation(raw.get("prompt_interpolation_method", "linear"))
-        if raw.get("transition") is not None:
-            transition = _known_keys(Transition, raw["transition"])
-            transition["target"] = _prompts(transition["target"])
-            transition["method"] = Interpolation(transition["method"])
-            raw["transition"] = Transition(**transition)
-        if raw.get("denoising_steps") is not None:
-            raw["denoising_steps"] = tuple(raw["denoising_steps"])
-        raw["ref_image_shapes"] = tuple(tuple(shape) for shape in raw.get("ref_image_shapes", ()))
-        return cls(**raw)
+        try:
+            raw = _known_keys(cls, json.loads(text))
+            raw["mode"] = Mode(raw.get("mode", Mode.VIDEO))
+            raw["prompts"] = _prompts(raw.get("prompts", []))
+            raw["prompt_interpolation_method"] = Interpolation(raw.get("prompt_interpolation_method", "linear"))
+            if raw.get("transition") is not None:
+                transition = _known_keys(Transition, raw["transition"])
+                transition["target"] = _prompts(transition["target"])
+                transition["method"] = Interpolation(transition["method"])
+                raw["transition"] = Transition(**transition)
+            if raw.get("denoising_steps") is not None:
+                raw["denoising_steps"] = tuple(raw["denoising_steps"])
+            raw["ref_image_shapes"] = tuple(tuple(shape) for shape in raw.get("ref_image_shapes", []))
+            chunk = cls(**raw)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a chunk: {error}") from None
+        counts = (chunk.index, chunk.num_frames, chunk.height, chunk.width, chunk.seed)
+        if not all(type(count) is int for count in counts):
+            raise ValueError(f"not a chunk: {counts} are not whole numbers")
+        return chunk
 
 
 def _prompts(pairs: Any) -> tuple[Prompt, ...]:
-    return tuple(Prompt(*pair) for pair in pairs)
+    if not all(
+        isinstance(pair, list) and [type(part) for part in pair] in ([str, int], [str, float]) for pair in pairs
+    ):
+        raise ValueError(f"not prompts and weights: {pairs}")
+    return tuple(Prompt(text, weight) for text, weight in pairs)
 
 
 def _known_keys(cls: type, raw: Any) -> dict[str, Any]:
@@ -251,20 +262,26 @@ class PipelineFacts:
     def from_parameters(cls, id: str, parameters: Mapping[str, str]) -> Self | None:
         """Read the parameters of a Triton model; None where it declares no chunk size, so is no pipeline.
 
+        Parameters that are none of ours (Triton's backends have some) are left alone.
+
         Raises:
-            ValueError: a parameter is missing, unknown or not the JSON that it should be.
+            ValueError: one of ours is missing or holds another kind of value than it should.
         """
         if "chunk_size" not in parameters:
             return None
         try:
             raw = {name: json.loads(parameters[name]) for name in parameters.keys() & _PARAMETERS}
-            features = _known_keys(Features, raw.get("features", {}))
-            raw["features"] = Features(**{**features, "loras": tuple(features.get("loras", ()))})
+            raw["features"] = _features(raw.get("features", {}))
             raw["modes"] = tuple(Mode(mode) for mode in raw["modes"])
             raw.setdefault("first_chunk_size", raw["chunk_size"])
-            return cls(id=id, **raw)
+            facts = cls(id=id, **raw)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"config.pbtxt of {id}: {error}") from error
+        counts = (facts.chunk_size, facts.first_chunk_size, facts.granularity)
+        optional = (facts.height, facts.width, facts.latent_frames)
+        if not facts.modes or not all(_is_count(count) for count in (*counts, *(n for n in optional if n is not None))):
+            raise ValueError(f"config.pbtxt of {id}: modes and positive whole numbers are wanted, got {facts}")
+        return facts
 
     def to_dict(self) -> dict[str, Any]:
         """As the pipeline list shows it."""
@@ -287,6 +304,20 @@ class PipelineFacts:
         if self.latent_frames is None:
             return 0
         return self.latent_frames + int(first and (mode is Mode.VIDEO or conditioned))
+
+
+def _features(raw: Any) -> Features:
+    known = _known_keys(Features, raw)
+    loras = known.pop("loras", [])
+    if not all(type(value) is bool for value in known.values()):
+        raise ValueError(f"features must be true or false: {known}")
+    if not isinstance(loras, list) or not all(isinstance(name, str) for name in loras):
+        raise ValueError(f"loras must be a list of names: {loras}")
+    return Features(**known, loras=tuple(loras))
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 _PARAMETERS = frozenset(known.name for known in fields(PipelineFacts)) - {"id"}

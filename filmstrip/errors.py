@@ -20,6 +20,7 @@
     ├── ModelError              500  model_error
     │   ├── BadModelOutput      500  bad_model_output
     │   ├── ChunkTimeout        500  chunk_timeout
+    │   ├── ModelDied           500  model_died
     │   └── SequenceLost        500  sequence_lost
     ├── TritonUnavailable       503  triton_unavailable
     ├── LoadFailed              503  load_failed
@@ -181,6 +182,12 @@ class ChunkTimeout(ModelError):
     code = "chunk_timeout"
 
 
+class ModelDied(ModelError):
+    """The model's process has ended; it is loaded anew for the next generation."""
+
+    code = "model_died"
+
+
 class SequenceLost(ModelError):
     """Triton no longer knows the sequence: it was restarted, or the sequence sat idle too long."""
 
@@ -242,6 +249,6 @@ def from_wire(text: str) -> FilmstripError | None:
         return None
     try:
         fields, _ = json.JSONDecoder().raw_decode(text[mark + len(_WIRE_MARK) :])
-    except ValueError:
+        return ERRORS.get(fields["code"], ModelError)(fields["message"], fields["field"])
+    except (ValueError, KeyError, TypeError):
         return None
-    return ERRORS.get(fields["code"], ModelError)(fields["message"], fields["field"])

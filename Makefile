@@ -1,0 +1,50 @@
+# make demo: set everything up and do the main job. make test: set everything up and run every test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo serve test lint fix bench check lock clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(READY) ## Make .venv with everything that the lock names
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13) and "Filmstrip needs Python 3.11 or 3.12; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(READY)
+
+demo: setup ## Start Triton and the frontend, generate a video, say where it is
+	$(BIN)/python -m demo
+
+serve: setup ## Serve on http://127.0.0.1:8000 with a Triton of our own
+	$(BIN)/python -m frontend --embedded
+
+test: setup ## Run every test
+	$(BIN)/python -m pytest
+
+lint: setup ## Style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: setup ## Mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## Measure against the machine's limits
+	$(BIN)/python -m benchmarks
+
+check: lint test ## Everything that CI runs
+
+lock: setup ## Pin again after a change of pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--extra frontend --extra embedded --extra runtime --extra dev pyproject.toml -o requirements.lock
+
+clean: ## Remove what setup, demo and tests made
+	rm -rf $(VENV) out data .pytest_cache .mypy_cache .ruff_cache .hypothesis

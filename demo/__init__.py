@@ -1,0 +1,1 @@
+"""A demonstration on a real clip: `python -m demo`."""

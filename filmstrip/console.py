@@ -1,0 +1,99 @@
+"""What the command shows while it works, and how Ctrl-C reaches the server."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType, TracebackType
+from typing import Any, Self, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from filmstrip.client_errors import ClientError
+from filmstrip.errors import FilmstripError
+from filmstrip.events import Progress
+
+ItemT = TypeVar("ItemT")
+
+
+def _bar(console: Console, *last: Any) -> Bar:
+    return Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        *last,
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def track(items: Iterable[ItemT], total: int, description: str) -> Iterator[ItemT]:
+    """Give the items, with a progress bar on a terminal."""
+    with _bar(Console(stderr=True), TimeRemainingColumn()) as bar:
+        yield from bar.track(items, total, description=description)
+
+
+class GenerationProgress:
+    """Shows each chunk as it comes: as a bar on a terminal, else as one line a chunk, for logs."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._bar = _bar(self._console, TextColumn("chunks, {task.fields[fps]:.1f} fps"), TimeRemainingColumn())
+        self._task = self._bar.add_task("Generating", total=None, fps=0.0)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, event: Progress) -> None:
+        """Show that a chunk is done."""
+        self._bar.update(self._task, completed=event.chunk, total=event.total_chunks, fps=event.fps)
+        if not self._console.is_terminal:
+            self.note(f"chunk {event.chunk}/{event.total_chunks}: {event.frames} frames, {event.fps:.1f} fps")
+
+    def note(self, text: str) -> None:
+        """Print a line, above the bar where there is one."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class Interrupt:
+    """Within its block the first Ctrl-C cancels on the server, the second one interrupts as usual.
+
+    Args:
+        cancel: asks the server; called in a thread, since the main one waits for the events.
+        note: tells the user.
+    """
+
+    def __init__(self, cancel: Callable[[], str], note: Callable[[str], None]) -> None:
+        self._cancel = cancel
+        self._note = note
+        self._asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> Self:
+        self._before = signal.signal(signal.SIGINT, self._on_signal)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        threading.Thread(target=self._ask, daemon=True).start()
+
+    def _ask(self) -> None:
+        self._note("Cancelling after the current chunk; Ctrl-C again leaves at once.")
+        try:
+            self._cancel()
+        except (ClientError, FilmstripError) as error:
+            self._note(f"The server could not be asked to cancel: {error}. Ctrl-C again leaves at once.")

@@ -1,0 +1,119 @@
+"""`python -m frontend`: serve with hypercorn on uvloop, in one process."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import uvloop
+from hypercorn.asyncio import serve
+from hypercorn.config import Config
+from pydantic import ValidationError
+
+from frontend import logs
+from frontend.app import create_app
+from frontend.embedded import EmbeddedUnsupported, find_server
+from frontend.services import Services
+from frontend.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_HARD_LIMIT_S = 9.0
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--embedded", is_flag=True, default=None, help="Start a Triton of our own on loopback.")
+@click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=int, help="Port to listen on; 0 picks a free one.  [default: 8000]")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of uploads and outputs.  [default: data]")
+@click.option("--triton-url", help="gRPC address of Triton without --embedded.  [default: 127.0.0.1:8001]")
+def main(**flags: Any) -> None:
+    r"""Serve the Filmstrip API: whole videos from one request, made chunk by chunk on NVIDIA Triton.
+
+    Every setting can come from the environment as FILMSTRIP_<NAME> (see docs/operations.md); flags win.
+
+    \b
+    Examples:
+      python -m frontend --embedded
+      python -m frontend --host 0.0.0.0 --port 8000 --triton-url triton:8001
+    """
+    try:
+        settings = Settings(**{name: value for name, value in flags.items() if value is not None})
+        if settings.embedded:
+            find_server()
+        listener = _listen(settings)
+    except ValidationError as error:
+        problems = (f"FILMSTRIP_{str(first['loc'][0]).upper()}: {first['msg']}" for first in error.errors())
+        raise click.ClickException("; ".join(problems)) from None
+    except (EmbeddedUnsupported, OSError) as error:
+        raise click.ClickException(str(error)) from None
+    logs.configure(settings)
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # it tells of every process that we start
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        sys.exit(runner.run(_serve(settings, listener)))
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        raise OSError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
+    return listener
+
+
+async def _serve(settings: Settings, listener: socket.socket) -> int:
+    """Serve until SIGTERM or SIGINT, or until the embedded Triton cannot be started; the exit status."""
+    app = create_app(settings)
+    loop = asyncio.get_running_loop()
+    signalled = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signalled.set)
+    status = 0
+
+    async def stop() -> None:
+        """Return when the server is to stop, once its generation has."""
+        nonlocal status
+        parts: Services = app.extensions["filmstrip"]
+        waits = [asyncio.create_task(signalled.wait())]
+        if parts.embedded is not None:
+            waits.append(asyncio.create_task(parts.embedded.failed.wait()))
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        if not signalled.is_set():
+            status = 1
+        for wait in waits:
+            wait.cancel()
+        loop.call_later(_HARD_LIMIT_S, _give_up, parts)
+        await parts.slot.close(settings.shutdown_timeout_s)
+
+    config = Config()
+    config.bind = [f"fd://{listener.fileno()}"]
+    config.graceful_timeout = settings.shutdown_timeout_s
+    config.accesslog = logging.getLogger("frontend.access")
+    config.errorlog = logging.getLogger("frontend.hypercorn")
+    config.access_log_format = "%(m)s %(U)s %(s)s %(B)s bytes %(L)s s"
+    config.include_server_header = False
+    host, port, *_ = listener.getsockname()
+    log.info("Filmstrip listens on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    await serve(app, config, shutdown_trigger=stop)
+    return status
+
+
+def _give_up(parts: Services) -> None:
+    """Something holds the shutdown up: end all the same."""
+    log.error("the shutdown took too long")
+    if parts.embedded is not None:
+        parts.embedded.kill()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

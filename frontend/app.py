@@ -1,0 +1,121 @@
+"""The Quart app: routes, errors in one shape, documentation, and the parts that live as long as it does."""
+
+import logging
+from contextlib import AsyncExitStack
+from importlib.resources import files
+from pathlib import Path
+from typing import cast
+
+from quart import Quart, Response, jsonify, redirect, request, send_from_directory
+from quart_schema import Info, QuartSchema, hide
+from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response as WerkzeugResponse
+
+import filmstrip
+from filmstrip.errors import (
+    BadRequest,
+    FilmstripError,
+    InternalError,
+    MethodNotAllowed,
+    NotFound,
+    RangeNotSatisfiable,
+)
+from frontend.connection import BoundedBody, BoundedRequest, Connection
+from frontend.openapi import Provider
+from frontend.routes import api
+from frontend.services import provide, running
+from frontend.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class FilmstripApp(Quart):
+    """Quart with back-pressure on bodies."""
+
+    request_class = BoundedRequest
+    asgi_http_class = Connection
+
+
+def create_app(settings: Settings | None = None) -> Quart:
+    """Make the app; without settings they are read from the environment."""
+    settings = settings or Settings()
+    app = FilmstripApp(__name__, static_folder=None)
+    app.config.update(
+        RESPONSE_TIMEOUT=None,  # streams and downloads take as long as they take
+        BODY_TIMEOUT=None,  # BoundedBody.pieces has limits of its own
+        MAX_CONTENT_LENGTH=None,
+        QUART_SCHEMA_SWAGGER_JS_URL="/docs/swagger-ui-bundle.js",
+        QUART_SCHEMA_SWAGGER_CSS_URL="/docs/swagger-ui.css",
+        PROVIDE_AUTOMATIC_OPTIONS=False,
+    )
+    app.register_blueprint(api)
+    _add_errors(app)
+    _add_docs(app)
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    _add_parts(app, settings)
+
+    @app.after_request
+    async def read_refused_body(response: Response) -> Response:
+        """A client that still sends its body would not read the answer."""
+        if isinstance(request.body, BoundedBody):
+            await request.body.discard(settings.refused_body_bytes, settings.body_timeout_s)
+        return response
+
+    return app
+
+
+def _add_parts(app: Quart, settings: Settings) -> None:
+    stack = AsyncExitStack()
+
+    @app.before_serving
+    async def start() -> None:
+        provide(app.extensions, await stack.enter_async_context(running(settings)))
+
+    @app.after_serving
+    async def stop() -> None:
+        await stack.aclose()
+
+
+def _add_errors(app: Quart) -> None:
+    @app.errorhandler(FilmstripError)
+    async def ours(error: FilmstripError) -> Response:
+        response = jsonify(error.body())
+        response.status_code = error.status
+        return response
+
+    @app.errorhandler(HTTPException)
+    async def http(error: HTTPException) -> Response:
+        kind = {404: NotFound, 405: MethodNotAllowed, 416: RangeNotSatisfiable}.get(error.code or 500, BadRequest)
+        response = await ours(kind(f"{request.method} {request.path[:200]}: {error.name}"))
+        if error.code is not None:
+            response.status_code = error.code
+        response.headers.update({name: value for name, value in error.get_headers() if name == "Allow"})
+        return response
+
+    @app.errorhandler(Exception)
+    async def unexpected(error: Exception) -> Response:
+        log.error("%s %s failed", request.method, request.path, exc_info=error)
+        return await ours(InternalError("the server failed; its log tells more"))
+
+
+def _add_docs(app: Quart) -> None:
+    schema = QuartSchema(
+        openapi_path="/openapi.json",
+        swagger_ui_path="/docs",
+        redoc_ui_path=None,
+        scalar_ui_path=None,
+        info=Info(title="Filmstrip", version=filmstrip.__version__, description=filmstrip.__doc__),
+    )
+    schema.openapi_provider_class = Provider
+    schema.init_app(app)
+    assets = cast("Path", files("flask_swagger_ui")) / "dist"
+
+    @app.get("/docs/<any('swagger-ui-bundle.js', 'swagger-ui.css'):name>")
+    @hide
+    async def docs_asset(name: str) -> Response:
+        return await send_from_directory(assets, name)
+
+    @app.get("/")
+    @hide
+    async def home() -> WerkzeugResponse:
+        return redirect("/docs")

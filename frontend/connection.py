@@ -1,0 +1,139 @@
+"""Quart's ASGI connection with back-pressure on request bodies and clean-up bound to the connection.
+
+Quart appends whatever arrives to the body, so a slow reader lets a whole upload pile up in memory. Here the
+receiving side waits once a body holds `HIGH_WATER_BYTES`, which in turn lets hypercorn stop reading the socket.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import cast
+
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
+from quart import Request
+from quart.asgi import ASGIHTTPConnection
+from quart.wrappers.request import Body
+
+from filmstrip.errors import SlowBody, TooLarge
+
+HIGH_WATER_BYTES = 2 * 2**20
+_EXIT_STACK = "filmstrip.exit_stack"
+
+
+class BoundedBody(Body):
+    """A request body that holds a bounded number of bytes, to be iterated once."""
+
+    def __init__(self, expected_content_length: int | None, max_content_length: int | None) -> None:
+        super().__init__(expected_content_length, max_content_length)
+        self._pieces: list[bytes] = []
+        self._held_bytes = 0
+        self._received_all = False
+        self._discarding = False
+        self._changed = asyncio.Event()
+        self._drained = asyncio.Event()
+
+    async def feed(self, piece: bytes) -> None:
+        """Take a piece from the connection; returns when there is room for the next one."""
+        if self._discarding:
+            return
+        self._pieces.append(piece)
+        self._held_bytes += len(piece)
+        self._changed.set()
+        while self._held_bytes >= HIGH_WATER_BYTES and not self._discarding:
+            self._drained.clear()
+            await self._drained.wait()
+
+    def set_complete(self) -> None:
+        """The last piece has come."""
+        self._received_all = True
+        self._changed.set()
+
+    async def __anext__(self) -> bytes:
+        """All bytes held at the moment, waiting for some."""
+        while not self._pieces and not self._received_all:
+            self._changed.clear()
+            await self._changed.wait()
+        if not self._pieces:
+            raise StopAsyncIteration
+        data = b"".join(self._pieces)
+        self._pieces.clear()
+        self._held_bytes = 0
+        self._drained.set()
+        return data
+
+    async def pieces(self, timeout_s: float) -> AsyncIterator[bytes]:
+        """The body piece by piece.
+
+        Raises:
+            SlowBody: nothing came for `timeout_s` seconds.
+        """
+        while True:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    piece = await anext(self)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise SlowBody(f"the request body stopped for {timeout_s:g} s") from None
+            yield piece
+
+    async def read(self, limit_bytes: int, timeout_s: float) -> bytes:
+        """The whole body.
+
+        Raises:
+            TooLarge: it has more than `limit_bytes`.
+            SlowBody: nothing came for `timeout_s` seconds.
+        """
+        data = bytearray()
+        async for piece in self.pieces(timeout_s):
+            data += piece
+            if len(data) > limit_bytes:
+                raise TooLarge(f"the body is over the limit of {limit_bytes} bytes")
+        return bytes(data)
+
+    async def discard(self, limit_bytes: int, timeout_s: float) -> None:
+        """Read up to `limit_bytes` of what is left and throw it away, so that the client can read the answer."""
+        left = limit_bytes
+        try:
+            async for piece in self.pieces(timeout_s):
+                left -= len(piece)
+                if left < 0:
+                    break
+        except SlowBody:
+            pass
+        self._discarding = True
+        self._drained.set()
+
+
+class BoundedRequest(Request):
+    """A Quart request with a bounded body."""
+
+    body_class = BoundedBody
+    body: BoundedBody
+
+
+class Connection(ASGIHTTPConnection):
+    """One request and its answer; what was bound with `on_close` runs when the connection is done, however."""
+
+    async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Serve the request."""
+        async with AsyncExitStack() as stack:
+            cast("dict[str, object]", self.scope)[_EXIT_STACK] = stack
+            await super().__call__(receive, send)
+
+    async def handle_messages(self, request: Request, receive: ASGIReceiveCallable) -> None:
+        """Feed the body until the client is gone."""
+        body = cast("BoundedBody", request.body)
+        while True:
+            message = await receive()
+            if message["type"] == "http.request":
+                await body.feed(message.get("body", b""))
+                if not message.get("more_body", False):
+                    body.set_complete()
+            elif message["type"] == "http.disconnect":
+                return
+
+
+def on_close(request: Request) -> AsyncExitStack:
+    """The stack of what must happen when this request's connection is done: answered, broken or cancelled."""
+    return cast("AsyncExitStack", cast("dict[str, object]", request.scope)[_EXIT_STACK])

@@ -1,0 +1,213 @@
+"""A Triton of our own on loopback: the server that the `nvidia-pytriton` wheel carries, started and kept alive."""
+
+import asyncio
+import collections
+import contextlib
+import importlib.util
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import psutil
+
+from filmstrip.errors import LoadFailed, TritonUnavailable
+from frontend.settings import Settings
+from frontend.store import SHM_DIR, Store
+from frontend.triton import Triton
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 0.25
+_EXIT_TIMEOUT_S = 3
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 10.0
+_STUB = "triton_python_backend_stub"
+# Ends Triton with us, however we end; it becomes tritonserver by exec.
+_LAUNCHER = "import ctypes,os,sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
+
+
+class EmbeddedUnsupported(RuntimeError):
+    """This machine cannot run the embedded Triton."""
+
+
+def find_server() -> Path:
+    """The folder of the wheel's Triton.
+
+    Raises:
+        EmbeddedUnsupported: the wheel is not installed or not made for this machine.
+    """
+    spec = importlib.util.find_spec("pytriton")
+    folders = spec.submodule_search_locations if spec else None
+    server = Path(folders[0]) / "tritonserver" if folders else None
+    if server is None or not (server / "bin" / "tritonserver").is_file():
+        raise EmbeddedUnsupported(
+            "--embedded needs the nvidia-pytriton wheel, which exists for Linux on x86-64 only: install "
+            "filmstrip[embedded] there, or start a Triton container elsewhere and set FILMSTRIP_TRITON_URL"
+        )
+    stub = server / "python_backend_stubs" / _python_version() / _STUB
+    if not stub.is_file():
+        raise EmbeddedUnsupported(f"the embedded Triton has no Python backend for Python {_python_version()}")
+    return server
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class EmbeddedTriton:
+    """Starts tritonserver, starts it again when it dies, and ends it."""
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self._settings = settings
+        self._server = find_server()
+        self._folder = settings.data_dir.resolve() / "triton"
+        self._shm_prefix = store.shm_name("triton")
+        self.log_path = self._folder / "triton.log"
+        self.url = f"127.0.0.1:{free_port()}"
+        self.failed = asyncio.Event()
+        self._process: asyncio.subprocess.Process | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._was_ready = False
+
+    def start(self, client: Triton) -> None:
+        """Begin; `Triton.is_ready` tells when it is up, `failed` when its first start came to nothing."""
+        client.on_hung = self.kill
+        self._supervisor = asyncio.create_task(self._supervise(client), name="embedded triton")
+
+    async def stop(self) -> None:
+        """End tritonserver and all its processes."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervisor
+        process = self._process
+        if process is not None and process.returncode is None:
+            process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), _EXIT_TIMEOUT_S)
+            except TimeoutError:
+                log.warning("tritonserver did not end in time and is killed")
+        self.kill()
+        self._remove_shm()
+
+    def kill(self) -> None:
+        """End it at once, with the models' processes; the supervisor starts it again."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    # -- Supervision ------------------------------------------------------------------------------------
+
+    async def _supervise(self, client: Triton) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            self._process = process = await self._spawn()
+            log.info("embedded Triton (pid %d) starts on %s", process.pid, self.url)
+            try:
+                await self._wait_ready(process, client)
+                log.info("embedded Triton is ready")
+                self._was_ready = True
+                pause_s = _FIRST_PAUSE_S
+                await self._watch(process, client)
+            except TritonUnavailable as error:
+                log.error("%s; its log ends with:\n%s", error.message, self._log_tail())
+                if not self._was_ready:
+                    self.failed.set()
+            self.kill()
+            await process.wait()
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        self._remove_shm()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        backends = self._link_backends()
+        with contextlib.suppress(FileNotFoundError):
+            self.log_path.replace(self.log_path.with_suffix(".log.1"))
+        with self.log_path.open("wb") as log_file:
+            return await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-c", _LAUNCHER, str(self._server / "bin" / "tritonserver")),
+                *(f"--model-repository={folder}" for folder in self._settings.model_repository),
+                f"--backend-directory={backends}",
+                *("--model-control-mode=explicit", "--load-model=*"),
+                *("--exit-on-error=false", "--strict-readiness=false"),
+                *("--allow-http=false", "--allow-metrics=false"),
+                *("--grpc-address=127.0.0.1", f"--grpc-port={self.url.rpartition(':')[2]}"),
+                f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
+                f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+                f"--backend-config=python,shm-default-byte-size={64 * 2**20}",
+                env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log_file,
+                stderr=log_file,
+                start_new_session=True,
+            )
+
+    def _link_backends(self) -> Path:
+        """A backends folder of our own: the stub must lie beside the library, and a copy of it would not start."""
+        source = self._server / "backends" / "python"
+        target = self._folder / "backends" / "python"
+        target.mkdir(parents=True, exist_ok=True)
+        stub = self._server / "python_backend_stubs" / _python_version() / _STUB
+        for file in (*source.iterdir(), stub):
+            if file.is_file():
+                link = target / file.name
+                link.unlink(missing_ok=True)
+                link.symlink_to(file)
+        return target.parent
+
+    async def _wait_ready(self, process: asyncio.subprocess.Process, client: Triton) -> None:
+        deadline = asyncio.get_running_loop().time() + self._settings.triton_start_timeout_s
+        while not await client.is_ready():
+            if process.returncode is not None:
+                raise TritonUnavailable(f"tritonserver ended with {process.returncode}")
+            if asyncio.get_running_loop().time() > deadline:
+                raise TritonUnavailable(f"tritonserver was not ready in {self._settings.triton_start_timeout_s:g} s")
+            await asyncio.sleep(_POLL_S)
+
+    async def _watch(self, process: asyncio.subprocess.Process, client: Triton) -> None:
+        """Return or raise when tritonserver must be started anew; heal models whose process died."""
+        stubs: dict[int, str] = {}
+        while process.returncode is None:
+            alive = _stubs(process.pid)
+            for pid, model in stubs.items():
+                if pid not in alive and process.returncode is None and await client.lost(model):
+                    log.warning("the process of %s has died, it is loaded anew", model)
+                    try:
+                        await client.load(model)
+                    except LoadFailed:
+                        raise TritonUnavailable(f"{model} could not be loaded again") from None
+            stubs = alive
+            await asyncio.sleep(_POLL_S)
+        raise TritonUnavailable(f"tritonserver ended with {process.returncode}")
+
+    def _log_tail(self) -> str:
+        with self.log_path.open(errors="replace") as lines:
+            return "".join(collections.deque(lines, 30))
+
+    def _remove_shm(self) -> None:
+        for leftover in SHM_DIR.glob(f"{self._shm_prefix}*"):
+            leftover.unlink(missing_ok=True)
+
+
+def _stubs(server_pid: int) -> dict[int, str]:
+    """The models' processes by pid: the second argument of a stub is its model.py."""
+    found = {}
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process(server_pid).children():
+            with contextlib.suppress(psutil.Error):
+                command = child.cmdline()
+                if child.status() != psutil.STATUS_ZOMBIE and command and Path(command[0]).name == _STUB:
+                    found[child.pid] = Path(command[1]).parent.parent.name
+    return found
+
+
+def _python_version() -> str:
+    return f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -1,0 +1,83 @@
+"""What a pipeline does not support is refused, never ignored; prompts alone may be given to any pipeline."""
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from filmstrip.contract import PipelineFacts
+from filmstrip.errors import InvalidField
+from frontend.schema import ChunkSpec, GenerateRequest
+
+FEATURE_OF_FIELD: Mapping[str, str] = {
+    "seed": "seed",
+    "noise_scale": "noise",
+    "noise_controller": "noise",
+    "manage_cache": "cache",
+    "reset_cache": "cache",
+    "kv_cache_attention_bias": "cache",
+    "denoising_steps": "denoising_steps",
+    "lora_scales": "loras",
+    "vace_context_scale": "vace",
+    "vace_use_input_video": "vace",
+    "vace_temporally_locked": "vace",
+    "vace_frames_shape": "vace",
+    "vace_frames_offset": "vace",
+    "vace_masks_shape": "vace",
+    "vace_masks_offset": "vace",
+    "vace_ref_images": "vace",
+    "first_frame_image": "vace",
+    "last_frame_image": "vace",
+    "transition_target_prompts": "prompts",
+    "transition_num_steps": "prompts",
+    "transition_method": "prompts",
+}
+
+
+def check_features(request: GenerateRequest, pipeline: PipelineFacts) -> None:
+    """Refuse the first field that is set to something and that the pipeline has no use for.
+
+    Raises:
+        InvalidField: names the field and the features that the pipeline has.
+    """
+    _check(request, pipeline, "")
+    for position, spec in enumerate(request.chunk_specs or ()):
+        _check(spec, pipeline, f"chunk_specs[{position}].")
+
+
+def _check(given: GenerateRequest | ChunkSpec, pipeline: PipelineFacts, prefix: str) -> None:
+    for name, feature in FEATURE_OF_FIELD.items():
+        if _is_set(given, name) and not getattr(pipeline.features, feature):
+            at = f"chunk {given.chunk}: " if isinstance(given, ChunkSpec) else ""
+            has = ", ".join(name for name, has in pipeline.features.to_dict().items() if has) or "none"
+            raise InvalidField(
+                f"{at}{name}: {pipeline.id} does not support {feature}; its features: {has}", prefix + name
+            )
+
+
+def _is_set(given: GenerateRequest | ChunkSpec, name: str) -> bool:
+    """Whether a field asks for anything beyond what holds anyway."""
+    if name not in given.model_fields_set:
+        return False
+    value: Any = getattr(given, name)
+    own = type(given).model_fields[name].default
+    of_request = GenerateRequest.model_fields[name].default if name in GenerateRequest.model_fields else None
+    asks_nothing = value is False and own is None
+    return not asks_nothing and value not in (None, own, of_request, [], {})
+
+
+def lora_scales(given: Mapping[str, float] | None, pipeline: PipelineFacts, field: str) -> dict[str, float]:
+    """The scales by the names under which the LoRAs were exported; a path stands for its file's name.
+
+    Raises:
+        InvalidField: the pipeline has no LoRA of a name, or one is named twice.
+    """
+    scales: dict[str, float] = {}
+    for path, scale in (given or {}).items():
+        file = PurePath(path.replace("\\", "/"))
+        name = next((name for name in (path, file.name, file.stem) if name in pipeline.features.loras), None)
+        if name is None or name in scales:
+            trouble = "names a LoRA twice" if name else "is not a LoRA of this pipeline"
+            known = ", ".join(pipeline.features.loras) or "none"
+            raise InvalidField(f"{field}: {path[:80]!r} {trouble}; {pipeline.id} has: {known}", field)
+        scales[name] = scale
+    return scales

@@ -1,0 +1,192 @@
+"""The loop: for each chunk, is it cancelled? slices, one Triton call a stage, output, event."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from filmstrip import contract
+from filmstrip.contract import ChunkParameters, Mode
+from filmstrip.events import Cancelled, Complete, Progress
+from filmstrip.geometry import VIDEO_HEADER_BYTES
+from frontend import metrics, triton
+from frontend.arrays import Source
+from frontend.call import Tensor
+from frontend.events import EventLog
+from frontend.media import Image
+from frontend.plan import ChunkPlan, Plan
+from frontend.regions import Lane
+from frontend.slices import LaneLayout, OpenUpload, gather, open_lanes, open_uploads
+from frontend.store import Draft, Store, StoredFile
+from frontend.tasks import in_thread, run_to_end
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a generation works on, all of it checked.
+
+    Attributes:
+        plan: the chunks.
+        uploads: the stored files that the plan reads.
+        images: the images that the plan names.
+        output: the file that the frames go to; the generation owns it.
+    """
+
+    plan: Plan
+    uploads: Mapping[Source, StoredFile]
+    images: Mapping[str, Image]
+    output: Draft
+
+
+class Generation:
+    """One generation, from the moment its request takes the slot to its last event."""
+
+    def __init__(self, id: str) -> None:
+        self.id = id
+        self.events = EventLog()
+        self.cancel_requested = False
+
+    def cancel(self) -> None:
+        """End it after the chunk under way, keeping what is made by then."""
+        log.info("cancel was asked for")
+        self.cancel_requested = True
+
+    async def run(self, job: Job, server: triton.Triton, store: Store) -> Complete | Cancelled:
+        """Make the video.
+
+        Raises:
+            FilmstripError: it could not be made; nothing is left behind.
+        """
+        plan = job.plan
+        with job.output:
+            async with contextlib.AsyncExitStack() as stack:
+                layout = LaneLayout.of(plan)
+                uploads = await stack.enter_async_context(open_uploads(job.uploads, store, server))
+                lanes = await stack.enter_async_context(open_lanes(layout.num_bytes, store, server))
+                sequences = [await stack.enter_async_context(server.sequence(stage.id)) for stage in plan.chain.stages]
+                await job.output.append(bytes(VIDEO_HEADER_BYTES))
+                strip = _Strip(job, layout, uploads, lanes, sequences)
+                num_chunks, num_frames = await self._make_chunks(strip)
+            # Here Triton's sequences are ended and its memory is given back.
+            shape = plan.output._replace(frames=num_frames)
+            if num_frames == 0:
+                return Cancelled(0, len(plan.chunks), 0)
+            job.output.write_header(shape)
+            output = job.output.commit()
+            if num_chunks < len(plan.chunks):
+                return Cancelled(num_chunks, len(plan.chunks), num_frames, output.name, shape)
+            return Complete(output.name, shape, num_frames, num_chunks, plan.chain.pipeline.chunk_size)
+
+    async def _make_chunks(self, strip: "_Strip") -> tuple[int, int]:
+        """Make chunks until they are all made or a cancel comes; chunks and frames made."""
+        chunks = strip.plan.chunks
+        num_frames = 0
+        async with strip.working():
+            for index, chunk in enumerate(chunks):
+                if self.cancel_requested:
+                    return index, num_frames
+                began = time.perf_counter()
+                await strip.make(index)
+                latency = time.perf_counter() - began
+                num_frames += chunk.keep
+                metrics.CHUNK_SECONDS.labels(strip.plan.chain.pipeline.id).observe(latency)
+                metrics.FRAMES.inc(chunk.keep)
+                self.events.append(
+                    Progress(index + 1, len(chunks), chunk.keep, round(latency, 6), round(chunk.keep / latency, 3))
+                )
+        return len(chunks), num_frames
+
+
+class _Strip:
+    """The chunks of one generation on their way.
+
+    While one is with the model, the next is prepared and the one before is written. Even and odd chunks take
+    turns in the two lanes.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        layout: LaneLayout,
+        uploads: Mapping[Source, OpenUpload],
+        lanes: tuple[Lane, Lane],
+        sequences: Sequence[triton.Sequence],
+    ) -> None:
+        self.plan = job.plan
+        self._job = job
+        self._layout = layout
+        self._uploads = uploads
+        self._lanes = lanes
+        self._sequences = sequences
+        self._main = int(job.plan.chain.pre_processor is not None)
+        self._prepared: asyncio.Task[dict[str, Tensor]]
+        self._writes: list[asyncio.Task[None]] = []
+
+    @contextlib.asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """All frames made are written when it ends well; otherwise nothing goes on behind."""
+        self._prepared = asyncio.create_task(self._prepare(0, None), name="prepare chunk 0")
+        try:
+            yield
+            for write in self._writes:
+                await write
+        finally:
+            self._prepared.cancel()
+            for write in self._writes:
+                write.cancel()
+            await run_to_end(_settled(self._prepared, *self._writes))
+
+    async def make(self, index: int) -> None:
+        """Bring a chunk through its stages and begin to write its frames."""
+        tensors = await self._prepared
+        before = self._writes[-1] if self._writes else None
+        if index + 1 < len(self.plan.chunks):
+            self._prepared = asyncio.create_task(self._prepare(index + 1, before), name=f"prepare chunk {index + 1}")
+        chunk = self.plan.chunks[index]
+        frames = await self._run_stage(self._main, chunk, tensors)
+        for stage in range(self._main + 1, len(self._sequences)):
+            frames = await self._run_stage(stage, chunk, {frames.name: frames})
+        view = self._lane(index).view(frames.place)[: chunk.keep * chunk.frames.frame_bytes]
+        write = asyncio.create_task(self._write(view, before), name=f"write chunk {index}")
+        self._writes = [*self._writes[-1:], write]
+
+    async def _prepare(self, index: int, lane_freed_by: asyncio.Task[None] | None) -> dict[str, Tensor]:
+        """Gather a chunk's tensors in its lane, once that is free, and run the pre-processor on them."""
+        if lane_freed_by is not None:
+            await asyncio.shield(lane_freed_by)
+        chunk = self.plan.chunks[index]
+        tensors = await in_thread(gather, chunk, self._lane(index), self._uploads, self._job.images)
+        for stage in range(self._main):
+            name = contract.INPUT_VIDEO.name
+            tensors[name] = await self._run_stage(stage, chunk, {name: tensors[name]})
+        return tensors
+
+    async def _run_stage(self, stage: int, chunk: ChunkPlan, tensors: Mapping[str, Tensor]) -> Tensor:
+        """One Triton call; the frames that it answers with."""
+        told = chunk.parameters
+        if stage != self._main:  # a frame processor beside the pipeline is told the frames' geometry alone
+            told = ChunkParameters(told.index, told.num_frames, told.height, told.width, Mode.VIDEO)
+        lane = self._lane(told.index)
+        place = lane.slice(self._layout.stage_offsets[stage], chunk.frames.num_bytes)
+        sequence = self._sequences[stage]
+        answer = await sequence.chunk(told, tuple(tensors.values()), place, chunk.frames)
+        for name, seconds in answer.report.get("stages", {}).items():
+            metrics.STAGE_SECONDS.labels(sequence.model, name).observe(seconds)
+        return Tensor.of(contract.INPUT_VIDEO, tuple(chunk.frames), place)
+
+    async def _write(self, view: memoryview, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.shield(before)
+        await self._job.output.append(view)
+
+    def _lane(self, index: int) -> Lane:
+        return self._lanes[index % 2]
+
+
+async def _settled(*tasks: asyncio.Task[Any]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,221 @@
+"""The endpoints: read the request, ask the part that knows, answer."""
+
+from typing import TypeVar
+
+from pydantic import BaseModel
+from quart import Blueprint, Response, jsonify, request
+
+from filmstrip.errors import InvalidField, TooLarge
+from frontend import metrics
+from frontend.connection import BoundedBody, on_close
+from frontend.download import send_file
+from frontend.media import decode_image
+from frontend.openapi import BINARY, EVENTS, JSON, content, describe, parameter
+from frontend.schema import (
+    AssetAnswer,
+    BlobAnswer,
+    CancelAnswer,
+    GenerateRequest,
+    HealthAnswer,
+    LoadAnswer,
+    LoadRequest,
+    PipelinesAnswer,
+    PipelineStatusAnswer,
+    UploadAnswer,
+    parse,
+)
+from frontend.services import services
+from frontend.store import Kind
+from frontend.tasks import in_thread
+from frontend.uploads import BodyReceiver, video_shape
+
+api = Blueprint("api", __name__)
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+_COUNT = {"type": "integer", "minimum": 1, "maximum": 2**32 - 1}
+_VIDEO_HEADERS = {
+    f"X-Video-{side}": {"schema": _COUNT, "description": side} for side in ("Frames", "Height", "Width", "Channels")
+}
+_EVENT_STREAM = """Server-sent events: `progress` after each chunk, and last one of `complete`, `cancelled`, `error`.
+
+Each has the lines `id`, `event` and `data` (JSON) and ends with an empty line; comments (`: keep-alive`) fill long
+silences. docs/api.md lists the keys of each event."""
+
+
+@api.post("/api/v1/generate")
+@describe(
+    body=content(JSON, GenerateRequest),
+    answers={200: content(EVENTS, description=_EVENT_STREAM)},
+    errors=(400, 404, 408, 409, 413, 422, 503, 507),
+    models=(GenerateRequest,),
+)
+async def generate() -> Response:
+    """Generate a video, chunk by chunk, with an event after each."""
+    parts = services()
+    wanted = await _json_body(GenerateRequest)
+    generation = await parts.slot.start(wanted)
+    on_close(request).callback(parts.slot.abandon, generation)
+    response = Response(generation.events.follow(parts.settings.keep_alive_s), content_type=EVENTS)
+    response.headers.update({"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "X-Generation-Id": generation.id})
+    return response
+
+
+@api.post("/api/v1/generate/cancel")
+@describe(answers={200: content(JSON, CancelAnswer)}, models=(CancelAnswer,))
+async def cancel() -> Response:
+    """End the generation that runs after its current chunk."""
+    return _answer(CancelAnswer(status="cancelling" if services().slot.cancel() else "idle"))
+
+
+@api.post("/api/v1/generate/upload")
+@describe(
+    parameters=(
+        parameter("X-Video-Frames", "header", _COUNT, "T", required=True),
+        parameter("X-Video-Height", "header", _COUNT, "H", required=True),
+        parameter("X-Video-Width", "header", _COUNT, "W", required=True),
+        parameter("X-Video-Channels", "header", {"enum": [1, 3, 4], "default": 3}, "C", required=False),
+    ),
+    body=content(BINARY, description="Raw uint8 bytes in THWC order."),
+    answers={200: content(JSON, UploadAnswer)},
+    errors=(400, 408, 413, 507),
+    models=(UploadAnswer,),
+)
+async def upload() -> Response:
+    """Upload an input video."""
+    shape = video_shape(request.headers)
+    file = await _receiver().video(shape, services().settings.upload_bytes)
+    metrics.UPLOADED_BYTES.labels(file.kind).inc(file.size_bytes)
+    return _answer(UploadAnswer(input_path=file.name, num_frames=shape.frames, shape=list(shape)))
+
+
+@api.post("/api/v1/generate/upload-data")
+@describe(
+    body=content(BINARY, description="Packed arrays, which chunk_specs reference by offset and shape."),
+    answers={200: content(JSON, BlobAnswer)},
+    errors=(400, 408, 413, 507),
+    models=(BlobAnswer,),
+)
+async def upload_data() -> Response:
+    """Upload a blob of packed arrays."""
+    file = await _receiver().blob(Kind.BLOB, services().settings.blob_bytes)
+    metrics.UPLOADED_BYTES.labels(file.kind).inc(file.size_bytes)
+    return _answer(BlobAnswer(data_blob_path=file.name, size_bytes=file.size_bytes))
+
+
+@api.post("/api/v1/assets")
+@describe(
+    body=content(BINARY, description="A PNG, JPEG or WebP image."),
+    answers={200: content(JSON, AssetAnswer)},
+    errors=(400, 408, 413, 507),
+    models=(AssetAnswer,),
+)
+async def upload_asset() -> Response:
+    """Upload an image for first and last frames and references."""
+    file = await _receiver().blob(Kind.ASSET, services().settings.asset_bytes, check=decode_image)
+    metrics.UPLOADED_BYTES.labels(file.kind).inc(file.size_bytes)
+    return _answer(AssetAnswer(path=file.name))
+
+
+@api.get("/api/v1/generate/download")
+@describe(
+    parameters=(
+        parameter("path", "query", {"type": "string"}, "An output_path.", required=True),
+        parameter("Range", "header", {"type": "string"}, "One range of bytes.", required=False),
+    ),
+    answers={
+        200: content(BINARY, description="20-byte header and raw uint8 THWC.") | {"headers": _VIDEO_HEADERS},
+        206: content(BINARY, description="The range asked for.") | {"headers": _VIDEO_HEADERS},
+    },
+    errors=(404, 416, 422),
+)
+async def download() -> Response:
+    """Download an output video."""
+    name = request.args.get("path")
+    if not name:
+        raise InvalidField("path: missing", "path")
+    store = services().store
+    return send_file(store.find(name, Kind.OUTPUT, field="path"), request, store)
+
+
+@api.get("/api/v1/pipelines")
+@describe(answers={200: content(JSON, PipelinesAnswer)}, errors=(503,), models=(PipelinesAnswer,))
+async def pipelines() -> Response:
+    """List the pipelines and what each can do."""
+    known = await services().triton.pipelines()
+    shown = [pipeline.facts.to_dict() | {"loaded": pipeline.loaded} for pipeline in known.values() if pipeline.facts]
+    return _answer(PipelinesAnswer.model_validate({"pipelines": shown}))
+
+
+@api.post("/api/v1/pipeline/load")
+@describe(
+    body=content(JSON, LoadRequest),
+    answers={200: content(JSON, LoadAnswer)},
+    errors=(400, 404, 408, 413, 422, 503),
+    models=(LoadRequest, LoadAnswer),
+)
+async def load_pipeline() -> Response:
+    """Load pipelines; generate needs this only after an unload, and does it by itself."""
+    wanted = await _json_body(LoadRequest)
+    load = await services().begin_load(wanted.pipeline_ids, wanted.load_params)
+    return _answer(LoadAnswer(status="loaded" if load.status == "loaded" else "loading"))
+
+
+@api.get("/api/v1/pipeline/status")
+@describe(answers={200: content(JSON, PipelineStatusAnswer)}, models=(PipelineStatusAnswer,))
+async def pipeline_status() -> Response:
+    """How the last load went."""
+    parts = services()
+    load = parts.load
+    loras = parts.triton.loras(load.pipeline_id) if load.status == "loaded" and load.pipeline_id else ()
+    return _answer(
+        PipelineStatusAnswer(
+            status=load.status,
+            pipeline_id=load.pipeline_id,
+            load_params=load.load_params,
+            loaded_lora_adapters=[{"path": name} for name in loras],
+            error=load.error,
+        )
+    )
+
+
+@api.get("/health")
+@describe(
+    answers={200: content(JSON, HealthAnswer), 503: content(JSON, HealthAnswer, "Not now.")}, models=(HealthAnswer,)
+)
+async def health() -> tuple[Response, int]:
+    """Tell whether a generation would be accepted, or one runs."""
+    parts = services()
+    generating = parts.slot.current is not None
+    ready = await parts.triton.is_ready()
+    status = "healthy" if ready else "starting" if parts.is_starting else "unavailable"
+    return _answer(HealthAnswer(status=status, generating=generating)), 200 if ready else 503
+
+
+@api.get("/metrics")
+@describe(answers={200: content("text/plain", description="Metrics in Prometheus' text format.")})
+async def prometheus() -> Response:
+    """Metrics for Prometheus."""
+    return Response(metrics.exposition(), content_type=metrics.CONTENT_TYPE)
+
+
+def _receiver() -> BodyReceiver:
+    parts = services()
+    return BodyReceiver(parts.store, _body(), request.content_length, parts.settings.body_timeout_s)
+
+
+async def _json_body(model: type[ModelT]) -> ModelT:
+    settings = services().settings
+    if (request.content_length or 0) > settings.json_bytes:
+        raise TooLarge(f"the body is over the limit of {settings.json_bytes} bytes")
+    body = await _body().read(settings.json_bytes, settings.body_timeout_s)
+    return await in_thread(parse, model, body)
+
+
+def _body() -> BoundedBody:
+    body = request.body
+    assert isinstance(body, BoundedBody)
+    return body
+
+
+def _answer(model: BaseModel) -> Response:
+    return jsonify(model.model_dump(mode="json"))

@@ -1,0 +1,314 @@
+"""Requests and answers: the one place of fields, defaults and limits."""
+
+import json
+from itertools import pairwise
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from filmstrip.contract import Interpolation
+from filmstrip.errors import BadJson, InvalidField
+
+MAX_FRAMES = 10_000
+MAX_SEED = 2**63 - 1 - 2**20
+MIN_SIDE = 64
+MAX_SIDE = 2048
+MAX_PROMPT_CHARACTERS = 100_000
+MAX_PROMPTS = 64
+MAX_REF_IMAGES = 16
+_MAX_U63 = 2**63 - 1
+
+
+def _a_number(value: Any) -> Any:
+    """Numbers only: pydantic by itself takes true and "3" for numbers too."""
+    if isinstance(value, bool | str):
+        raise ValueError("a number is wanted")
+    return value
+
+
+def _a_bool(value: Any) -> Any:
+    if not isinstance(value, bool):
+        raise ValueError("true or false is wanted")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_a_number)]
+Number = Annotated[float, BeforeValidator(_a_number), Field(allow_inf_nan=False)]
+Bool = Annotated[bool, BeforeValidator(_a_bool)]
+Text = Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
+Seed = Annotated[Integer, Field(ge=0, le=MAX_SEED)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Bias = Annotated[Number, Field(gt=0, le=1)]
+ContextScale = Annotated[Number, Field(ge=0, le=2)]
+Side = Annotated[Integer, Field(ge=MIN_SIDE, le=MAX_SIDE)]
+Offset = Annotated[Integer, Field(ge=0, le=_MAX_U63)]
+Dimension = Annotated[Integer, Field(ge=1, le=2**32 - 1)]
+VideoDimensions = Annotated[list[Dimension], Field(min_length=4, max_length=4)]
+ArrayDimensions = Annotated[list[Dimension], Field(min_length=5, max_length=5)]
+StoredName = Annotated[str, Field(max_length=256)]
+ImageSource = Annotated[str, Field(min_length=1)]
+LoraScale = Annotated[Number, Field(ge=-100, le=100)]
+LoraScales = dict[Annotated[str, Field(max_length=4096)], LoraScale]
+
+
+def _falling(steps: list[int]) -> list[int]:
+    if any(later >= earlier for earlier, later in pairwise(steps)):
+        raise ValueError("the steps must fall strictly")
+    return steps
+
+
+DenoisingSteps = Annotated[
+    list[Annotated[Integer, Field(ge=1, le=1000)]],
+    Field(min_length=1, max_length=1000, description="Strictly falling timesteps."),
+    AfterValidator(_falling),
+]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WeightedPrompt(_Model):
+    """A prompt and its share in the blend."""
+
+    text: Text
+    weight: Number = Field(100.0, ge=0, le=100)
+
+
+def _some_weight(prompts: list[WeightedPrompt]) -> list[WeightedPrompt]:
+    if not any(prompt.weight > 0 for prompt in prompts):
+        raise ValueError("one weight at least must be above 0")
+    return prompts
+
+
+WeightedPrompts = Annotated[
+    list[WeightedPrompt], Field(min_length=1, max_length=MAX_PROMPTS), AfterValidator(_some_weight)
+]
+
+
+class ChunkSpec(_Model):
+    """What one chunk does otherwise than the request; only prompts stay in force for later chunks."""
+
+    chunk: Annotated[Integer, Field(ge=0, lt=MAX_FRAMES)] = Field(description="Index of the chunk, from 0.")
+    text: Text | None = Field(None, description="New prompt; excludes `prompts`.")
+    prompts: WeightedPrompts | None = Field(None, description="New prompts to blend; excludes `text`.")
+    prompt_interpolation_method: Interpolation | None = None
+    transition_target_prompts: WeightedPrompts | None = Field(None, description="Prompts to move to, chunk by chunk.")
+    transition_num_steps: Annotated[Integer, Field(ge=0, le=MAX_FRAMES)] | None = Field(
+        None, description="Chunks that the transition takes; 0 snaps. 4 where target prompts are given."
+    )
+    transition_method: Interpolation | None = None
+    first_frame_image: ImageSource | None = Field(None, description="Asset or data URL that the chunk starts with.")
+    last_frame_image: ImageSource | None = Field(None, description="Asset or data URL that the chunk ends with.")
+    vace_ref_images: Annotated[list[ImageSource], Field(max_length=MAX_REF_IMAGES)] | None = None
+    seed: Seed | None = None
+    noise_scale: Share | None = None
+    kv_cache_attention_bias: Bias | None = None
+    reset_cache: Bool = False
+    noise_controller: Bool | None = None
+    manage_cache: Bool | None = None
+    denoising_steps: DenoisingSteps | None = None
+    lora_scales: LoraScales | None = None
+    vace_context_scale: ContextScale | None = None
+    vace_use_input_video: Bool | None = None
+    vace_temporally_locked: Bool = Field(
+        True, description="Arrays of another length are trimmed or padded to the chunk; false: resampled."
+    )
+    vace_frames_shape: ArrayDimensions | None = Field(None, description="[1, C, T, H, W] of float32 in the blob.")
+    vace_frames_offset: Offset | None = Field(None, description="Bytes from the start of the blob.")
+    vace_masks_shape: ArrayDimensions | None = Field(None, description="[1, 1, T, H, W] of float32 in the blob.")
+    vace_masks_offset: Offset | None = Field(None, description="Bytes from the start of the blob.")
+    input_video_shape: VideoDimensions | None = Field(None, description="[T, H, W, C] of uint8 in the blob.")
+    input_video_offset: Offset | None = Field(None, description="Bytes from the start of the blob.")
+
+
+class GenerateRequest(_Model):
+    """The body of POST /api/v1/generate; its values hold for every chunk that has no ChunkSpec of its own."""
+
+    pipeline_id: Annotated[str, Field(min_length=1, max_length=256)]
+    prompt: Text | WeightedPrompts = Field(description="A text, or weighted texts to blend.")
+    num_frames: Annotated[Integer, Field(ge=1, le=MAX_FRAMES)] = 64
+    height: Side | None = Field(None, description="null: the pipeline's own, or the input's.")
+    width: Side | None = Field(None, description="null: the pipeline's own, or the input's.")
+    seed: Seed = 42
+    noise_scale: Share = Field(0.7, description="Share of noise, video-to-video only.")
+    manage_cache: Bool = True
+    noise_controller: Bool | None = None
+    kv_cache_attention_bias: Bias | None = None
+    prompt_interpolation_method: Interpolation = Interpolation.LINEAR
+    vace_context_scale: ContextScale = 1.0
+    vace_use_input_video: Bool | None = None
+    denoising_steps: DenoisingSteps | None = None
+    lora_scales: LoraScales | None = None
+    input_path: StoredName | None = Field(None, description="From /generate/upload.")
+    data_blob_path: StoredName | None = Field(None, description="From /generate/upload-data.")
+    pre_processor_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    post_processor_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    chunk_specs: Annotated[list[ChunkSpec], Field(max_length=MAX_FRAMES, fail_fast=True)] | None = None
+
+
+def _json(value: dict[str, Any] | None) -> dict[str, Any] | None:
+    json.dumps(value, allow_nan=False)
+    return value
+
+
+class LoadRequest(_Model):
+    """The body of POST /api/v1/pipeline/load."""
+
+    pipeline_ids: Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(min_length=1)]
+    load_params: Annotated[dict[str, Any] | None, AfterValidator(_json)] = None
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    code: str
+    message: str
+    field: str | None = None
+
+
+class ErrorAnswer(BaseModel):
+    """Every error of every endpoint has this shape."""
+
+    error: ErrorDetail
+    detail: str = Field(description="The message once more, for clients that read this key.")
+
+
+class UploadAnswer(BaseModel):
+    """The video is stored."""
+
+    input_path: str
+    num_frames: int
+    shape: list[int] = Field(description="[T, H, W, C]")
+
+
+class BlobAnswer(BaseModel):
+    """The blob is stored."""
+
+    data_blob_path: str
+    size_bytes: int
+
+
+class AssetAnswer(BaseModel):
+    """The image is stored."""
+
+    path: str
+
+
+class CancelAnswer(BaseModel):
+    """Whether there was something to cancel."""
+
+    status: Literal["cancelling", "idle"]
+
+
+class HealthAnswer(BaseModel):
+    """Whether a generation would be accepted, or one runs."""
+
+    status: Literal["healthy", "starting", "unavailable"]
+    generating: bool
+
+
+class FeaturesAnswer(BaseModel):
+    """What a pipeline supports; see docs/api.md."""
+
+    frame_processor: bool
+    seed: bool
+    prompts: bool
+    noise: bool
+    cache: bool
+    denoising_steps: bool
+    vace: bool
+    loras: list[str]
+
+
+class PipelineAnswer(BaseModel):
+    """What a pipeline is and can do."""
+
+    id: str
+    modes: list[str]
+    chunk_size: int
+    first_chunk_size: int
+    granularity: int
+    height: int | None
+    width: int | None
+    features: FeaturesAnswer
+    defaults: dict[str, Any]
+    loaded: bool
+
+
+class PipelinesAnswer(BaseModel):
+    """The pipelines of the model repository."""
+
+    pipelines: list[PipelineAnswer]
+
+
+class LoadAnswer(BaseModel):
+    """The load has begun, or was done already."""
+
+    status: Literal["loading", "loaded"]
+
+
+class PipelineStatusAnswer(BaseModel):
+    """How the last load went."""
+
+    status: Literal["not_loaded", "loading", "loaded", "error"]
+    pipeline_id: str | None
+    load_params: dict[str, Any] | None
+    loaded_lora_adapters: list[dict[str, Any]]
+    error: str | None
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def parse(model: type[ModelT], body: bytes) -> ModelT:
+    """Read a JSON body.
+
+    Raises:
+        BadJson: it is not JSON.
+        InvalidField: a field is missing, unknown or outside its limits; the message names the first such field.
+    """
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_context=False)
+    if errors[0]["type"] == "json_invalid":
+        raise BadJson(errors[0]["msg"])
+    worst = errors[0]
+    if any(_is_union_tag(part) for part in worst["loc"]):  # the branch that was meant got further, or fits the type
+        branches = (other for other in errors if other["loc"][:1] == worst["loc"][:1])
+        worst = max(branches, key=lambda other: (len(other["loc"]), isinstance(other["input"], list), other["loc"][1:]))
+    if worst["type"] == "extra_forbidden":
+        *parents, key = worst["loc"]
+        name = _field_name((*parents, _key(key)))
+        raise InvalidField(f"{name}: no such field", name)
+    name = _field_name(tuple(part for part in worst["loc"] if not _is_union_tag(part)))
+    value = worst["input"]
+    shown = "" if isinstance(value, dict | list) or worst["type"] == "missing" else f", got {_shown(value)}"
+    raise InvalidField(f"{name or 'body'}: {worst['msg'].removeprefix('Value error, ')}{shown}", name or None)
+
+
+def _field_name(location: tuple[int | str, ...]) -> str:
+    name = ""
+    for part in location:
+        name += f"[{part}]" if isinstance(part, int) else f".{_key(part)}" if name else _key(part)
+    return name
+
+
+def _is_union_tag(part: int | str) -> bool:
+    """Pydantic puts the branch of a union into the location: `list[...]`, `function-after[...]`, `str`."""
+    return isinstance(part, str) and (part in ("str", "constrained-str") or "[" in part)
+
+
+def _key(key: int | str) -> str:
+    text = str(key)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        return repr(_key(value[: _SHOWN_CHARACTERS + 1]))
+    return _key(str(value))
+
+
+_SHOWN_CHARACTERS = 80

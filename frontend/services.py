@@ -1,0 +1,114 @@
+"""The long-lived parts of one frontend, made at its start and ended in the right order."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from quart import current_app
+
+from filmstrip.errors import FilmstripError, UnknownPipeline
+from frontend.embedded import EmbeddedTriton
+from frontend.settings import Settings
+from frontend.slot import Slot
+from frontend.store import Store
+from frontend.triton import Triton
+
+log = logging.getLogger(__name__)
+
+_EXTENSION = "filmstrip"
+
+
+@dataclass
+class PipelineLoad:
+    """What POST /pipeline/load asked for last, and how that goes."""
+
+    status: Literal["not_loaded", "loading", "loaded", "error"] = "not_loaded"
+    pipeline_id: str | None = None
+    load_params: dict[str, Any] | None = None
+    error: str | None = None
+
+
+@dataclass
+class Services:
+    """What the routes work with."""
+
+    settings: Settings
+    store: Store
+    triton: Triton
+    slot: Slot
+    embedded: EmbeddedTriton | None
+    load: PipelineLoad
+    tasks: set[asyncio.Task[None]]
+
+    @property
+    def is_starting(self) -> bool:
+        """Triton is ours and on its way up."""
+        return self.embedded is not None and not self.embedded.failed.is_set()
+
+    async def begin_load(self, pipeline_ids: list[str], load_params: dict[str, Any] | None) -> PipelineLoad:
+        """Load pipelines in the background, where they aren't yet; `load` tells how it goes.
+
+        Raises:
+            UnknownPipeline: the repository has none of such a name.
+            TritonUnavailable: Triton does not answer.
+        """
+        known = await self.triton.pipelines()
+        unknown = [name for name in pipeline_ids if name not in known]
+        if unknown:
+            there = ", ".join(known) or "none"
+            raise UnknownPipeline(f"pipeline_ids: no pipeline {unknown[0]!r}; there are: {there}", "pipeline_ids")
+        self.load = PipelineLoad("loading", pipeline_ids[0], load_params)
+        if all(known[name].loaded for name in pipeline_ids):
+            self.load.status = "loaded"
+            return self.load
+        task = asyncio.create_task(self._load(self.load, pipeline_ids), name="load pipelines")
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return self.load
+
+    async def _load(self, load: PipelineLoad, pipeline_ids: list[str]) -> None:
+        try:
+            for name in pipeline_ids:
+                await self.triton.load(name)
+            load.status = "loaded"
+        except FilmstripError as error:
+            load.status, load.error = "error", error.message
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Services]:
+    """Start everything that serves requests; end it all when the context ends."""
+    store = Store(settings)
+    store.open()
+    try:
+        embedded = EmbeddedTriton(settings, store) if settings.embedded else None
+        triton = Triton(embedded.url if embedded else settings.triton_url, settings)
+        services = Services(settings, store, triton, Slot(settings, triton, store), embedded, PipelineLoad(), set())
+        async with store.expiring():
+            if embedded is not None:
+                embedded.start(triton)
+            try:
+                yield services
+            finally:
+                await services.slot.close(settings.shutdown_timeout_s)
+                for task in services.tasks:
+                    task.cancel()
+                if embedded is not None:
+                    await embedded.stop()
+                await triton.close()
+    finally:
+        store.close()
+
+
+def services() -> Services:
+    """The parts of the app that serves the present request."""
+    found: Services = current_app.extensions[_EXTENSION]
+    return found
+
+
+def provide(app_extensions: dict[str, Any], parts: Services) -> None:
+    """Give an app its parts."""
+    app_extensions[_EXTENSION] = parts

@@ -1,0 +1,69 @@
+"""Every setting, its default and what it means; read once from the environment (`FILMSTRIP_*`)."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+KIB = 2**10
+MIB = 2**20
+GIB = 2**30
+MINUTES = 60.0
+HOURS = 3600.0
+
+
+class LogFormat(StrEnum):
+    """How log lines look."""
+
+    JSON = "json"
+    TEXT = "text"
+
+
+class Settings(BaseSettings):
+    """The settings of one frontend; docs/operations.md lists them, and a test holds it to that."""
+
+    model_config = SettingsConfigDict(env_prefix="FILMSTRIP_", extra="forbid", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    data_dir: Path = Field(Path("data"), description="Folder of uploads and outputs; one frontend each.")
+    log_format: LogFormat = Field(LogFormat.TEXT, description="`json` or `text` log lines.")
+    log_level: str = Field("INFO", description="Least severe level that is logged.")
+
+    embedded: bool = Field(False, description="Start a Triton of our own on loopback.")
+    triton_url: str = Field("127.0.0.1:8001", description="gRPC address of Triton when it is not embedded.")
+    model_repository: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (Path(__file__).resolve().parent.parent / "model_repository",),
+        description="Model folders of the embedded Triton, separated by `:`.",
+    )
+    triton_start_timeout_s: float = Field(5 * MINUTES, gt=0, description="Longest start of the embedded Triton.")
+
+    shared_memory: bool = Field(True, description="Pass arrays through /dev/shm where Triton accepts it.")
+    uploads_in_shm: bool = Field(False, description="Keep uploads in /dev/shm, so that chunks are not copied.")
+    shm_upload_bytes: int = Field(4 * GIB, ge=0, description="Most bytes of uploads in /dev/shm; others go to disk.")
+
+    upload_bytes: int = Field(2 * GIB, gt=0, description="Largest video of /generate/upload, without its header.")
+    blob_bytes: int = Field(2 * GIB, gt=0, description="Largest body of /generate/upload-data.")
+    asset_bytes: int = Field(32 * MIB, gt=0, description="Largest image of /assets.")
+    json_bytes: int = Field(16 * MIB, gt=0, description="Largest JSON body.")
+    refused_body_bytes: int = Field(64 * MIB, ge=0, description="What is read of a refused body before closing.")
+    body_timeout_s: float = Field(60.0, gt=0, description="Longest pause within a request body.")
+
+    store_bytes: int = Field(32 * GIB, gt=0, description="Most bytes of all stored files together.")
+    store_disk_share: float = Field(0.8, gt=0, le=1, description="Most of the free disk that stored files may take.")
+    store_files: int = Field(1000, gt=0, description="Most stored files.")
+    store_ttl_s: float = Field(1 * HOURS, gt=0, description="How long uploads and outputs live.")
+
+    chunk_bytes: int = Field(1 * GIB, gt=0, description="Most bytes of arrays that one chunk may take to Triton.")
+    chunk_timeout_s: float = Field(10 * MINUTES, gt=0, description="Longest chunk before its generation fails.")
+    sequence_start_timeout_s: float = Field(10.0, gt=0, description="Longest wait for a free slot in Triton.")
+    sequence_end_timeout_s: float = Field(5.0, gt=0, description="Longest wait for Triton to end a sequence.")
+    keep_alive_s: float = Field(10.0, gt=0, description="Longest silence of an event stream before a comment.")
+    shutdown_timeout_s: float = Field(3.0, gt=0, description="How long open requests may take at shutdown.")
+
+    @field_validator("model_repository", mode="before")
+    @classmethod
+    def _split_paths(cls, value: object) -> object:
+        return tuple(Path(part) for part in value.split(":") if part) if isinstance(value, str) else value

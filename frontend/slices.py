@@ -1,0 +1,176 @@
+"""A chunk's arrays: found in the uploads, copied into a lane only where they are not already in one piece."""
+
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+
+from filmstrip.errors import InternalError, UnknownPath
+from frontend.arrays import Extent, ImagePlan, Source, TensorPlan
+from frontend.call import Tensor
+from frontend.media import Image
+from frontend.plan import ChunkPlan, Plan
+from frontend.regions import Lane, SharedMemoryRefused, Slice
+from frontend.store import Store, StoredFile
+from frontend.tasks import in_thread
+from frontend.triton import Triton
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OpenUpload:
+    """An upload that a generation reads.
+
+    Attributes:
+        file: in the store.
+        fd: open for reading.
+        region: its name in Triton when the whole file is registered there.
+    """
+
+    file: StoredFile
+    fd: int
+    region: str | None
+
+
+@contextlib.asynccontextmanager
+async def open_uploads(
+    files: Mapping[Source, StoredFile], store: Store, triton: Triton
+) -> AsyncIterator[dict[Source, OpenUpload]]:
+    """Open the uploads of a generation; those that lie in shared memory are registered with Triton whole."""
+    async with contextlib.AsyncExitStack() as stack:
+        opened: dict[Source, OpenUpload] = {}
+        for source, file in files.items():
+            stack.enter_context(store.holding(file))
+            try:
+                fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                raise UnknownPath(f"{source}: {file.name} is gone", str(source)) from None
+            stack.callback(os.close, fd)
+            region = None
+            if file.in_shm:
+                try:
+                    region = await stack.enter_async_context(triton.registered(file.path, file.size_bytes))
+                except SharedMemoryRefused as refusal:
+                    log.warning("%s is copied chunk by chunk: %s", file.name, refusal)
+            opened[source] = OpenUpload(file, fd, region)
+        yield opened
+
+
+@contextlib.asynccontextmanager
+async def open_lanes(num_bytes: int, store: Store, triton: Triton) -> AsyncIterator[tuple[Lane, Lane]]:
+    """Two lanes of this size: in shared memory that Triton maps, or else on disk, with arrays sent by gRPC."""
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            lanes = (await _shm_lane(num_bytes, store, triton, stack), await _shm_lane(num_bytes, store, triton, stack))
+        except SharedMemoryRefused as refusal:
+            log.warning("arrays go to Triton as gRPC tensors: %s", refusal)
+            await stack.aclose()
+            lanes = (await _disk_lane(num_bytes, store, stack), await _disk_lane(num_bytes, store, stack))
+        yield lanes
+
+
+async def _shm_lane(num_bytes: int, store: Store, triton: Triton, stack: contextlib.AsyncExitStack) -> Lane:
+    if not triton.takes_shared_memory:
+        raise SharedMemoryRefused("switched off")
+    try:
+        lane = await in_thread(Lane, store.new_shm_path(), num_bytes)
+    except OSError as error:
+        raise SharedMemoryRefused(f"{num_bytes} bytes: {error.strerror}") from None
+    stack.callback(lane.close)
+    lane.region = await stack.enter_async_context(triton.registered(lane.path, num_bytes))
+    return lane
+
+
+async def _disk_lane(num_bytes: int, store: Store, stack: contextlib.AsyncExitStack) -> Lane:
+    lane = await in_thread(Lane, store.new_work_path(), num_bytes)
+    stack.callback(lane.close)
+    return lane
+
+
+@dataclass(frozen=True)
+class LaneLayout:
+    """Where arrays lie within a lane: all inputs of a chunk first, then the frames of each stage.
+
+    Attributes:
+        stage_offsets: where the frames of each stage begin.
+        num_bytes: of the lane.
+    """
+
+    stage_offsets: tuple[int, ...]
+    num_bytes: int
+
+    @classmethod
+    def of(cls, plan: Plan) -> "LaneLayout":
+        """The layout that holds every chunk of a plan."""
+        inputs = max(_aligned(chunk.input_bytes) + 64 * _num_arrays(chunk) for chunk in plan.chunks)
+        frames = max(_aligned(chunk.frames.num_bytes) for chunk in plan.chunks)
+        num_stages = len(plan.chain.stages)
+        return cls(tuple(inputs + stage * frames for stage in range(num_stages)), inputs + num_stages * frames)
+
+
+def gather(
+    chunk: ChunkPlan, lane: Lane, uploads: Mapping[Source, OpenUpload], images: Mapping[str, Image]
+) -> dict[str, Tensor]:
+    """A chunk's tensors by name, their bytes read into the lane where need be; call it in a thread.
+
+    Raises:
+        UnknownPath: an upload was truncated under our hands.
+    """
+    tensors: dict[str, Tensor] = {}
+    position = 0
+    for array in chunk.tensors:
+        place = _in_place(array, lane, uploads)
+        if place is None:
+            place = lane.slice(position, array.num_bytes)
+            _read(array.extents, lane.view(place), uploads)
+            position += _aligned(array.num_bytes)
+        tensors[array.spec.name] = Tensor.of(array.spec, array.shape, place)
+    for image in chunk.images:
+        place = lane.slice(position, image.num_bytes)
+        _decode(image, lane.view(place), images)
+        position += _aligned(image.num_bytes)
+        tensors[image.spec.name] = Tensor.of(image.spec, image.shape, place)
+    return tensors
+
+
+def _in_place(array: TensorPlan, lane: Lane, uploads: Mapping[Source, OpenUpload]) -> Slice | None:
+    """The array where it lies in the upload, if it is in one piece there and needs no copy to reach Triton."""
+    if len(array.extents) != 1:
+        return None
+    extent = array.extents[0]
+    upload = uploads[extent.source]
+    if upload.region is None and lane.region is not None:
+        return None
+    return Slice(upload.file.path, upload.region, extent.offset, extent.num_bytes)
+
+
+def _read(extents: tuple[Extent, ...], target: memoryview, uploads: Mapping[Source, OpenUpload]) -> None:
+    for extent in extents:
+        upload = uploads[extent.source]
+        part, target = target[: extent.num_bytes], target[extent.num_bytes :]
+        offset = extent.offset
+        while part:
+            count = os.preadv(upload.fd, [part], offset)
+            if count == 0:
+                raise UnknownPath(f"{extent.source}: {upload.file.name} was truncated", str(extent.source))
+            part, offset = part[count:], offset + count
+
+
+def _decode(plan: ImagePlan, target: memoryview, images: Mapping[str, Image]) -> None:
+    for source in plan.sources:
+        pixels = images[source].decode()
+        target[: pixels.nbytes] = pixels.data.cast("B")
+        target = target[pixels.nbytes :]
+    if target:
+        raise InternalError("an image has changed since the request was checked")
+
+
+def _num_arrays(chunk: ChunkPlan) -> int:
+    return len(chunk.tensors) + len(chunk.images)
+
+
+def _aligned(num_bytes: int) -> int:
+    """Rounded up to a cache line."""
+    return -(-num_bytes // 64) * 64

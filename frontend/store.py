@@ -1,0 +1,347 @@
+"""Where uploads and outputs lie: the one class that knows.
+
+A file gets its name only when it is whole. Names are opaque: 128 random bits behind the kind. Nothing outside
+this module sees a path made from what a client sent.
+"""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from filmstrip.errors import DiskFull, StorageFull, UnknownPath
+from filmstrip.geometry import VIDEO_HEADER_BYTES, VideoShape, pack_video_header, unpack_video_header
+from frontend.settings import Settings
+
+log = logging.getLogger(__name__)
+
+SHM_DIR = Path("/dev/shm")  # noqa: S108  POSIX shared memory, where Triton looks its keys up
+_SWEEP_S = 60.0
+
+
+class Kind(StrEnum):
+    """What a stored file is."""
+
+    VIDEO = "video"
+    BLOB = "blob"
+    ASSET = "asset"
+    OUTPUT = "output"
+
+
+_HAS_HEADER = (Kind.VIDEO, Kind.OUTPUT)
+_MAY_LIE_IN_SHM = (Kind.VIDEO, Kind.BLOB)
+_NAME = re.compile(r"(video|blob|asset|output)-[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A whole file of the store.
+
+    Attributes:
+        name: what clients call it.
+        kind: what it is.
+        path: where it lies.
+        size_bytes: of the file, header included.
+        shape: of the video behind the header, None for blobs and assets.
+        expires_at: seconds of the Unix clock.
+    """
+
+    name: str
+    kind: Kind
+    path: Path
+    size_bytes: int
+    shape: VideoShape | None
+    expires_at: float
+
+    @property
+    def in_shm(self) -> bool:
+        """The file lies in shared memory."""
+        return self.path.parent == SHM_DIR
+
+
+class Draft:
+    """A file being written; it is removed unless `commit` is called before its context ends."""
+
+    def __init__(self, store: "Store", kind: Kind, path: Path, reserved_bytes: int) -> None:
+        self._store = store
+        self.kind = kind
+        self.path = path
+        self.reserved_bytes = reserved_bytes
+        self.written_bytes = 0
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._store.drop(self)
+
+    async def append(self, data: bytes | memoryview) -> None:
+        """Append bytes, written in a thread.
+
+        Raises:
+            StorageFull: the stored files would go over their limits.
+            DiskFull: the disk is full.
+        """
+        self._store.reserve(self, self.written_bytes + len(data))
+        await asyncio.to_thread(self._write, memoryview(data))
+        self.written_bytes += len(data)
+
+    def _write(self, data: memoryview) -> None:
+        try:
+            while data:
+                data = data[os.write(self.fd, data) :]
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFull("the server's disk is full") from error
+            raise
+
+    def write_header(self, shape: VideoShape) -> None:
+        """Put the header of a video in front of what was written."""
+        os.pwrite(self.fd, pack_video_header(shape), 0)
+
+    def commit(self) -> StoredFile:
+        """Give the file its name: from now on clients can use it."""
+        return self._store.adopt(self)
+
+
+class Store:
+    """All stored files of one frontend, within their limits."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._root = settings.data_dir.resolve()
+        self._partial = self._root / "partial"
+        self._work = self._root / "work"
+        self._shm_prefix = f"filmstrip-{hashlib.sha256(os.fsencode(self._root)).hexdigest()[:12]}-"
+        self._files: dict[str, StoredFile] = {}
+        self._held: Counter[str] = Counter()
+        self._drafts: set[Draft] = set()
+        self._lock_fd: int | None = None
+
+    # -- Life of the store ------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Take the data directory, remove what a crash left half-written and find what is whole.
+
+        Raises:
+            RuntimeError: another frontend uses the directory.
+        """
+        for folder in (self._root, self._partial, self._work, *(self._folder(kind) for kind in Kind)):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._lock_fd = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+            raise RuntimeError(f"another frontend uses {self._root}") from None
+        for leftover in (*self._partial.iterdir(), *self._work.iterdir(), *SHM_DIR.glob(f"{self._shm_prefix}-*")):
+            leftover.unlink(missing_ok=True)
+        for path in self._existing():
+            name = path.name.removeprefix(self._shm_prefix)
+            found = self._inspect(path, name)
+            if found is None:
+                path.unlink(missing_ok=True)
+            else:
+                self._files[name] = found
+        self.expire()
+
+    def close(self) -> None:
+        """Let go of the data directory; stored files stay."""
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    def shm_name(self, purpose: str) -> str:
+        """The beginning of names in shared memory whose files are removed at the next start after a crash."""
+        return f"{self._shm_prefix}-{purpose}-"
+
+    def new_shm_path(self) -> Path:
+        """A path for a temporary file in shared memory, removed at the next start after a crash."""
+        return SHM_DIR / (self.shm_name("tmp") + secrets.token_hex(8))
+
+    def new_work_path(self) -> Path:
+        """A path for a temporary file on disk, removed at the next start after a crash."""
+        return self._work / secrets.token_hex(8)
+
+    @contextlib.asynccontextmanager
+    async def expiring(self) -> AsyncIterator[None]:
+        """While it is open, files that have expired are removed."""
+
+        async def sweep() -> None:
+            while True:
+                await asyncio.sleep(min(_SWEEP_S, self._settings.store_ttl_s / 4))
+                self.expire()
+
+        task = asyncio.create_task(sweep(), name="store sweep")
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    def expire(self) -> None:
+        """Remove what has expired."""
+        now = time.time()
+        for file in [file for file in self._files.values() if file.expires_at <= now and not self._held[file.name]]:
+            log.info("%s has expired", file.name)
+            self._remove(file)
+
+    @contextlib.contextmanager
+    def holding(self, file: StoredFile) -> Iterator[None]:
+        """Keep a file from expiring while it is read."""
+        self._held[file.name] += 1
+        try:
+            yield
+        finally:
+            self._held[file.name] -= 1
+            if not self._held[file.name]:
+                del self._held[file.name]
+
+    # -- Reading ----------------------------------------------------------------------------------------
+
+    def find(self, name: str, *kinds: Kind, field: str | None = None) -> StoredFile:
+        """The stored file of this name.
+
+        Raises:
+            UnknownPath: no such file, it has expired, it is of another kind, or it was damaged.
+        """
+        file = self._files.get(name) if _NAME.fullmatch(name) else None
+        if file is not None and file.expires_at <= time.time():
+            self._remove(file)
+            file = None
+        if file is not None and not self._is_whole(file):
+            log.warning("%s was damaged or removed outside the server", file.name)
+            self._remove(file)
+            file = None
+        if file is None or file.kind not in kinds:
+            wanted = " or ".join(kinds)
+            shown = name if len(name) <= 80 else name[:80] + "..."
+            raise UnknownPath(f"{field or 'path'}: no {wanted} {shown!r} here; it may have expired", field)
+        return file
+
+    @staticmethod
+    def _is_whole(file: StoredFile) -> bool:
+        try:
+            return file.path.stat().st_size == file.size_bytes
+        except OSError:
+            return False
+
+    # -- Writing ----------------------------------------------------------------------------------------
+
+    def draft(self, kind: Kind, expected_bytes: int = 0) -> Draft:
+        """Begin a file of about `expected_bytes`.
+
+        Raises:
+            StorageFull: the stored files would go over their limits.
+        """
+        if len(self._files) + len(self._drafts) >= self._settings.store_files:
+            raise StorageFull(f"the server holds its {self._settings.store_files} files; try again when some expired")
+        path = self._partial / secrets.token_hex(16)
+        if kind in _MAY_LIE_IN_SHM and expected_bytes and self._fits_in_shm(expected_bytes):
+            path = self.new_shm_path()
+        self._check(expected_bytes)
+        draft = Draft(self, kind, path, expected_bytes)
+        self._drafts.add(draft)
+        return draft
+
+    def reserve(self, draft: Draft, num_bytes: int) -> None:
+        """Make sure that a draft may grow to `num_bytes`."""
+        if num_bytes > draft.reserved_bytes:
+            self._check(num_bytes - draft.reserved_bytes)
+            draft.reserved_bytes = num_bytes
+
+    def adopt(self, draft: Draft) -> StoredFile:
+        """Name a draft."""
+        name = f"{draft.kind}-{secrets.token_hex(16)}"
+        in_shm = draft.path.parent == SHM_DIR
+        path = SHM_DIR / f"{self._shm_prefix}{name}" if in_shm else self._folder(draft.kind) / name
+        os.rename(draft.path, path)
+        self._drafts.discard(draft)
+        os.close(draft.fd)
+        file = self._inspect(path, name)
+        if file is None:
+            path.unlink(missing_ok=True)
+            raise RuntimeError("a draft was committed that is not whole")
+        self._files[name] = file
+        return file
+
+    def drop(self, draft: Draft) -> None:
+        """Remove a draft, unless it has been named."""
+        if draft in self._drafts:
+            self._drafts.discard(draft)
+            os.close(draft.fd)
+            draft.path.unlink(missing_ok=True)
+
+    # -- Within -----------------------------------------------------------------------------------------
+
+    def _folder(self, kind: Kind) -> Path:
+        return self._root / f"{kind}s"
+
+    def _existing(self) -> Iterator[Path]:
+        for kind in Kind:
+            yield from self._folder(kind).iterdir()
+        yield from SHM_DIR.glob(f"{self._shm_prefix}[a-z]*")
+
+    def _inspect(self, path: Path, name: str) -> StoredFile | None:
+        """What the file at `path` is, None when it is not a whole file of ours."""
+        if not _NAME.fullmatch(name):
+            return None
+        kind = Kind(name.partition("-")[0])
+        stat = path.stat()
+        shape = None
+        if kind in _HAS_HEADER:
+            with path.open("rb") as file:
+                try:
+                    shape = unpack_video_header(file.read(VIDEO_HEADER_BYTES))
+                except ValueError:
+                    return None
+            if stat.st_size != VIDEO_HEADER_BYTES + shape.num_bytes:
+                return None
+        return StoredFile(name, kind, path, stat.st_size, shape, stat.st_mtime + self._settings.store_ttl_s)
+
+    def _remove(self, file: StoredFile) -> None:
+        self._files.pop(file.name, None)
+        file.path.unlink(missing_ok=True)
+
+    def _check(self, more_bytes: int) -> None:
+        stored = sum(file.size_bytes for file in self._files.values())
+        reserved = sum(draft.reserved_bytes for draft in self._drafts)
+        written = sum(draft.written_bytes for draft in self._drafts)
+        disk = os.statvfs(self._root)
+        share = self._settings.store_disk_share * (disk.f_bavail * disk.f_frsize + stored + written)
+        limit = min(self._settings.store_bytes, int(share))
+        if stored + reserved + more_bytes > limit:
+            raise StorageFull(
+                f"{more_bytes} bytes more would take the stored files ({stored + reserved} bytes) over the limit of "
+                f"{limit} bytes; try again when some expired"
+            )
+
+    def _fits_in_shm(self, num_bytes: int) -> bool:
+        wanted = self._settings.uploads_in_shm and self._settings.shared_memory
+        if not wanted or not SHM_DIR.is_dir():
+            return False
+        held = sum(file.size_bytes for file in self._files.values() if file.in_shm)
+        held += sum(draft.reserved_bytes for draft in self._drafts if draft.path.parent == SHM_DIR)
+        disk = os.statvfs(SHM_DIR)
+        free = disk.f_bavail * disk.f_frsize
+        return (
+            held + num_bytes <= self._settings.shm_upload_bytes and num_bytes <= self._settings.store_disk_share * free
+        )

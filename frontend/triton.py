@@ -1,0 +1,324 @@
+"""The one way to Triton: what it holds, loading, shared memory, and sequences of chunks."""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tritonclient.grpc.aio as triton_aio
+from tritonclient.utils import InferenceServerException
+
+from filmstrip.contract import ChunkParameters, PipelineFacts
+from filmstrip.errors import (
+    BadModelOutput,
+    ChunkTimeout,
+    FilmstripError,
+    LoadFailed,
+    ModelDied,
+    ModelError,
+    SequenceLost,
+    TritonUnavailable,
+    UnknownPipeline,
+    from_wire,
+)
+from filmstrip.geometry import VideoShape
+from frontend.call import CHANNEL_ARGUMENTS, ChunkAnswer, ChunkCall, Tensor, call_model, parameters_json
+from frontend.regions import SharedMemoryRefused, Slice
+from frontend.relay import Relay, RelayDied
+from frontend.settings import Settings
+from frontend.tasks import run_to_end
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_CONTROL_TIMEOUT_S = 5.0
+_LOAD_TIMEOUT_S = 600.0
+_READY = "READY"
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A pipeline of the model repository.
+
+    Attributes:
+        facts: None while it was never loaded since the frontend started.
+        loaded: chunks can be sent to it.
+    """
+
+    facts: PipelineFacts | None
+    loaded: bool
+
+
+class Triton:
+    """One Triton server; its calls raise only errors of `filmstrip.errors`."""
+
+    def __init__(self, url: str, settings: Settings) -> None:
+        self.url = url
+        self._settings = settings
+        self._client = triton_aio.InferenceServerClient(url, channel_args=CHANNEL_ARGUMENTS)
+        self._relay = Relay(url)
+        self._facts: dict[str, PipelineFacts] = {}
+        self._sick: set[str] = set()
+        self._loading: dict[str, asyncio.Lock] = {}
+        self.on_hung: Callable[[], None] | None = None
+
+    async def close(self) -> None:
+        """End the connection."""
+        await self._relay.close()
+        await self._client.close()
+
+    # -- What it holds ----------------------------------------------------------------------------------
+
+    async def is_ready(self) -> bool:
+        """Whether it answers and says that it is ready."""
+        try:
+            return bool(await self._client.is_server_ready(client_timeout=_CONTROL_TIMEOUT_S))
+        except InferenceServerException:
+            return False
+
+    async def pipelines(self) -> dict[str, Pipeline]:
+        """All pipelines of the repository, by id; models without our parameters are left out.
+
+        Raises:
+            TritonUnavailable: it does not answer.
+        """
+        index = await _control(self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
+        loaded = {model.name: model.state == _READY and model.name not in self._sick for model in index.models}
+        await asyncio.gather(*(self._read_facts(name) for name, is_loaded in loaded.items() if is_loaded))
+        return {
+            name: Pipeline(self._facts.get(name), loaded[name])
+            for name in sorted(loaded)
+            if name in self._facts or not loaded[name]
+        }
+
+    def loras(self, name: str) -> tuple[str, ...]:
+        """The LoRAs of a pipeline that was loaded."""
+        return self._facts[name].features.loras if name in self._facts else ()
+
+    async def facts(self, **names: str | None) -> dict[str, PipelineFacts]:
+        """What the pipelines are that a request names, by the request's fields; loaded first where they aren't.
+
+        Raises:
+            UnknownPipeline: the repository has none of such a name.
+            LoadFailed: one could not be loaded.
+            TritonUnavailable: Triton does not answer.
+        """
+        known = await self.pipelines()
+        found = {}
+        for field, name in names.items():
+            if name is None:
+                continue
+            if name in known and not known[name].loaded:
+                await self.load(name)
+                known = await self.pipelines()
+            facts = known[name].facts if name in known else None
+            if facts is None:
+                there = ", ".join(known) or "none"
+                raise UnknownPipeline(f"{field}: no pipeline {name[:80]!r}; there are: {there}", field)
+            found[field] = facts
+        return found
+
+    async def load(self, name: str) -> None:
+        """Load a model that isn't, or whose process has died; returns when it is ready.
+
+        Raises:
+            LoadFailed: it could not be loaded.
+            TritonUnavailable: Triton does not answer.
+        """
+        async with self._loading.setdefault(name, asyncio.Lock()):
+            index = await _control(self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
+            states = {model.name: model.state for model in index.models}
+            if states.get(name) == _READY and name not in self._sick:
+                return
+            try:
+                if name in self._sick:  # never two copies in memory: unload, wait, load
+                    await self._client.unload_model(name, client_timeout=_LOAD_TIMEOUT_S)
+                    await self._wait_unloaded(name)
+                await self._client.load_model(name, client_timeout=_LOAD_TIMEOUT_S)
+            except InferenceServerException as error:
+                log.warning("loading %s failed: %s", name, error.message())
+                raise LoadFailed(f"Triton could not load {name}") from None
+            self._sick.discard(name)
+            log.info("%s is loaded", name)
+
+    def mark_sick(self, name: str) -> None:
+        """The model's process has died: it must be loaded again before the next chunk."""
+        self._sick.add(name)
+
+    async def lost(self, name: str) -> bool:
+        """Whether a model whose process is gone should be there; it is then marked as sick."""
+        if name in self._loading and self._loading[name].locked():
+            return False
+        try:
+            index = await _control(self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
+        except TritonUnavailable:
+            return False
+        is_lost = any(model.name == name and model.state == _READY for model in index.models)
+        if is_lost:
+            self.mark_sick(name)
+        return is_lost
+
+    async def _wait_unloaded(self, name: str) -> None:
+        while True:
+            index = await self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S)
+            if not any(model.name == name and model.state in (_READY, "UNLOADING") for model in index.models):
+                return
+            await asyncio.sleep(0.05)
+
+    async def _read_facts(self, name: str) -> None:
+        answer = await _control(self._client.get_model_config(name, client_timeout=_CONTROL_TIMEOUT_S))
+        parameters = {key: value.string_value for key, value in answer.config.parameters.items()}
+        try:
+            facts = PipelineFacts.from_parameters(name, parameters)
+        except ValueError as error:
+            log.error("%s is no pipeline: %s", name, error)
+            facts = None
+        if facts is None:
+            self._facts.pop(name, None)
+        else:
+            self._facts[name] = facts
+
+    # -- Shared memory ----------------------------------------------------------------------------------
+
+    @property
+    def takes_shared_memory(self) -> bool:
+        """Arrays may go through shared memory, if Triton accepts it."""
+        return self._settings.shared_memory
+
+    @contextlib.asynccontextmanager
+    async def registered(self, path: Path, num_bytes: int) -> AsyncIterator[str]:
+        """Let Triton map a file of /dev/shm; the value is the region's name.
+
+        Raises:
+            SharedMemoryRefused: Triton doesn't, or is on another host.
+        """
+        name = f"{path.name}-{secrets.token_hex(4)}"
+        try:
+            await self._client.register_system_shared_memory(
+                name, f"/{path.name}", num_bytes, client_timeout=_CONTROL_TIMEOUT_S
+            )
+        except InferenceServerException as error:
+            raise SharedMemoryRefused(error.message()) from None
+        try:
+            yield name
+        finally:
+            with contextlib.suppress(InferenceServerException):
+                await self._client.unregister_system_shared_memory(name, client_timeout=_CONTROL_TIMEOUT_S)
+
+    # -- Sequences --------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def sequence(self, model: str) -> AsyncIterator["Sequence"]:
+        """A sequence of chunks; it is ended in Triton when the context ends, however that happens."""
+        sequence = Sequence(self, model)
+        try:
+            yield sequence
+        finally:
+            await run_to_end(self._end(sequence))
+
+    async def _end(self, sequence: "Sequence") -> None:
+        if not sequence.started:
+            return
+        try:
+            await self._client.infer(
+                sequence.model,
+                [],
+                sequence_id=sequence.id,
+                sequence_end=True,
+                client_timeout=self._settings.sequence_end_timeout_s,
+            )
+        except InferenceServerException as error:
+            if isinstance(_as_ours(error), ChunkTimeout | ModelDied):
+                log.warning("%s did not end its sequence: %s", sequence.model, error.message())
+                self.mark_sick(sequence.model)
+                if self.on_hung is not None and isinstance(_as_ours(error), ChunkTimeout):
+                    self.on_hung()
+
+    async def call(self, call: ChunkCall) -> ChunkAnswer:
+        """Make one call, by shared memory where all its arrays lie there, else through the relay."""
+        places = (call.frames, *(tensor.place for tensor in call.tensors))
+        try:
+            if all(place.region is not None for place in places):
+                return await _mapped(call_model(self._client, call))
+            return await _mapped(self._relay.call(call))
+        except RelayDied:
+            raise TritonUnavailable("the way to Triton broke while a chunk was under way") from None
+        except ModelDied:
+            self.mark_sick(call.model)
+            raise
+
+
+class Sequence:
+    """The chunks that one generation sends to one model, in order."""
+
+    def __init__(self, triton: Triton, model: str) -> None:
+        self._triton = triton
+        self.model = model
+        self.id = secrets.randbelow(2**63 - 1) + 1
+        self.started = False
+
+    async def chunk(
+        self, parameters: ChunkParameters, tensors: tuple[Tensor, ...], frames: Slice, shape: VideoShape
+    ) -> ChunkAnswer:
+        """Make one chunk; its frames of this shape lie in `frames` when it returns.
+
+        Raises:
+            ModelError: the model could not make it.
+            BadModelOutput: the frames have another shape.
+            TritonUnavailable: Triton is gone.
+        """
+        settings = self._triton._settings
+        call = ChunkCall(
+            model=self.model,
+            sequence_id=self.id,
+            starts=not self.started,
+            start_timeout_s=settings.sequence_start_timeout_s,
+            timeout_s=settings.chunk_timeout_s,
+            parameters=parameters_json(parameters),
+            tensors=tensors,
+            frames=frames,
+        )
+        self.started = True
+        answer = await self._triton.call(call)
+        if answer.shape != tuple(shape):
+            raise BadModelOutput(
+                f"chunk {parameters.index}: {self.model} answered with frames of shape {list(answer.shape)}, "
+                f"wanted {list(shape)}"
+            )
+        return answer
+
+
+async def _mapped(call: Awaitable[T]) -> T:
+    """Await a call of tritonclient; its errors become ours here and nowhere else."""
+    try:
+        return await call
+    except InferenceServerException as error:
+        raise _as_ours(error) from None
+
+
+async def _control(call: Awaitable[Any]) -> Any:
+    """Await a call that is no chunk."""
+    try:
+        return await _mapped(call)
+    except ChunkTimeout:
+        raise TritonUnavailable("Triton does not answer") from None
+
+
+def _as_ours(error: InferenceServerException) -> FilmstripError:
+    text, status = str(error.message()), str(error.status())
+    ours = from_wire(text)
+    if ours is not None:
+        return ours
+    log.warning("Triton answered %s: %s", status, text)
+    causes: tuple[tuple[bool, FilmstripError], ...] = (
+        ("must specify the START flag" in text, SequenceLost("Triton has lost the generation's state")),
+        ("timeout of the corresponding sequence" in text, TritonUnavailable("Triton has no free place for a sequence")),
+        ("Stub process" in text, ModelDied("the model's process has died")),
+        ("DEADLINE_EXCEEDED" in status, ChunkTimeout("Triton did not answer in time")),
+        ("UNAVAILABLE" in status or "CANCELLED" in status, TritonUnavailable("Triton does not answer")),
+    )
+    return next((ours for holds, ours in causes if holds), ModelError("the model failed"))

@@ -1,0 +1,74 @@
+"""Servers for tests: the real frontend on the real Triton, started once."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from filmstrip.mp4 import read_frames
+from tests.server import MODELS, ROOT, Frames, Frontend
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
+    """A frontend with its embedded Triton."""
+    frontend = Frontend(tmp_path_factory.mktemp("server"), "--embedded", model_repository=MODELS)
+    try:
+        frontend.wait_healthy()
+        yield frontend
+    finally:
+        assert frontend.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def triton_url(server: Frontend) -> str:
+    """gRPC address of a Triton that runs by itself, as far as its user can tell."""
+    return server.triton_url
+
+
+@pytest.fixture(scope="session")
+def grpc_server(server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
+    """A frontend with a Triton elsewhere, to which arrays go as gRPC tensors."""
+    folder = tmp_path_factory.mktemp("grpc")
+    frontend = Frontend(folder, "--triton-url", server.triton_url, shared_memory=False)
+    frontend.probe_log = server.probe_log
+    try:
+        frontend.wait_healthy()
+        yield frontend
+    finally:
+        assert frontend.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def shm_server(server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
+    """A frontend that keeps uploads in shared memory, with a Triton that is not its own."""
+    folder = tmp_path_factory.mktemp("shm")
+    frontend = Frontend(folder, "--triton-url", server.triton_url, uploads_in_shm=True)
+    frontend.probe_log = server.probe_log
+    try:
+        frontend.wait_healthy()
+        yield frontend
+    finally:
+        assert frontend.stop() == 0
+
+
+@pytest.fixture
+def start_frontend(tmp_path: Path) -> Iterator[Callable[..., Frontend]]:
+    """Start frontends of the test's own; they are ended after it."""
+    started: list[Frontend] = []
+
+    def start(*flags: str, folder: Path = tmp_path, **settings: object) -> Frontend:
+        started.append(Frontend(folder, *flags, **settings))
+        return started[-1]
+
+    yield start
+    for frontend in started:
+        frontend.stop()
+
+
+@pytest.fixture(scope="session")
+def clip() -> Frames:
+    """The first 30 frames of the demo's clip, [30, 160, 288, 3]."""
+    frames = read_frames(ROOT / "demo" / "big_buck_bunny.mp4", size=(160, 288), max_frames=30)
+    return np.stack(list(frames))

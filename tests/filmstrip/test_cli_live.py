@@ -1,0 +1,150 @@
+"""The command on a real server."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from filmstrip import cli, mp4
+from filmstrip.client import Client
+
+ROOT = Path(__file__).resolve().parents[2]
+LONG = 3000  # frames: too many to be done before a test acts on the first chunk
+
+
+@pytest.fixture
+def run(server):
+    def run(*arguments: object):
+        return CliRunner().invoke(
+            cli.main, [str(argument) for argument in arguments], env={"FILMSTRIP_SERVER": server.url}
+        )
+
+    return run
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """Thirty frames of 64x96: a bright square moves over a dark, red ground."""
+    path = tmp_path / "in.mp4"
+    frames = np.zeros((30, 64, 96, 3), np.uint8)
+    frames[..., 0] = 90
+    for index, frame in enumerate(frames):
+        frame[20:44, 10 + index : 34 + index] = 230
+    mp4.write(path, frames, 20)
+    return path
+
+
+def test_pipelines(run):
+    shown = run("pipelines")
+    assert shown.exit_code == 0
+    assert "optical-flow" in shown.output
+    listed = json.loads(run("pipelines", "--json").output)
+    assert {pipeline["id"] for pipeline in listed} >= {"passthrough", "gray", "scribble", "optical-flow"}
+
+
+def test_status_and_cancel(run):
+    shown = run("status")
+    assert shown.exit_code == 0
+    assert "healthy" in shown.output
+    assert json.loads(run("status", "--json").output)["health"]["status"] == "healthy"
+    assert run("cancel").output == "Nothing is running.\n"
+
+
+def test_a_video_goes_in_and_a_video_comes_out(run, clip, tmp_path):
+    out = tmp_path / "out.mp4"
+    result = run("generate", "-p", "gray", "--video", clip, "-o", out)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{out}: 30 frames, 64x96, 20 fps\n"
+    assert "chunk 3/3: 6 frames" in result.stderr
+
+    info = mp4.probe(out)
+    assert (info.height, info.width, float(info.fps), info.num_frames) == (64, 96, 20.0, 30)
+    first = next(mp4.read_frames(out)).astype(int)
+    assert np.ptp(first, axis=-1).max() <= 6  # grey
+    assert abs(first[32, 20, 0] - 230) <= 6
+    assert first[5, 5, 0] < 60
+
+
+def test_frames_size_and_fps_are_what_was_asked_for(run, clip, tmp_path):
+    out = tmp_path / "out.mp4"
+    options = ["--frames", 40, "--size", "80x64", "--fps", 10, "--pre-processor", "gray"]
+    result = run("generate", "a square", "-p", "scribble", "--video", clip, *options, "-o", out)
+    assert result.exit_code == 0, result.output
+    info = mp4.probe(out)
+    assert (info.height, info.width, float(info.fps), info.num_frames) == (80, 64, 10.0, 40)
+
+
+def test_fewer_frames_than_the_video(run, clip, tmp_path):
+    assert (
+        run("generate", "-p", "passthrough", "--video", clip, "--frames", 5, "-o", tmp_path / "out.mp4").exit_code == 0
+    )
+    assert mp4.count_frames(tmp_path / "out.mp4") == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["-p", "missing"], "passthrough"),
+        (["-p", "gray"], "input"),  # a frame processor without a video
+        (["-p", "gray", "--post-processor", "missing"], "missing"),
+        (["-p", "gray", "--lora", "ghibli=1"], "lora"),
+    ],
+)
+def test_what_the_server_refuses_is_one_line(run, clip, tmp_path, arguments, named):
+    video = ["--video", clip] if len(arguments) > 2 else []
+    result = run("generate", *arguments, *video, "-o", tmp_path / "out.mp4")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert named in result.stderr
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def started(server, clip: Path, out: Path, num_frames: int, *options: str) -> subprocess.Popen[str]:
+    """A long generation as a process of its own, past its first chunk."""
+    command = [sys.executable, "-m", "filmstrip.cli", "generate", "-p", "optical-flow", "--server", server.url]
+    process = subprocess.Popen(
+        [*command, "--video", str(clip), "--frames", str(num_frames), "-o", str(out), *options],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert f"chunk 1/{num_frames // 12}" in process.stderr.readline()
+    return process
+
+
+def test_an_interrupt_keeps_the_frames_made_so_far(server, clip, tmp_path):
+    out = tmp_path / "out.mp4"
+    with started(server, clip, out, LONG) as process:
+        os.kill(process.pid, signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    num_frames = mp4.count_frames(out)
+    assert 0 < num_frames < LONG
+    assert num_frames % 12 == 0
+    assert f"holds the {num_frames} frames made so far" in stderr
+    assert f"{num_frames} frames, 64x96" in stdout
+    with Client(server.url) as client:
+        assert client.cancel() == "idle"
+
+
+def test_a_second_interrupt_leaves_at_once(server, clip, tmp_path):
+    out = tmp_path / "out.mp4"
+    # Frames large enough that the chunk under way outlasts the moment between the two.
+    with started(server, clip, out, 600, "--size", "512x512") as process:
+        os.kill(process.pid, signal.SIGINT)
+        while "Ctrl-C again" not in (line := process.stderr.readline()):
+            assert line, "the command ended after the first interrupt"
+        os.kill(process.pid, signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Interrupted." in stderr
+    assert stdout == ""
+    assert list(tmp_path.iterdir()) == [clip]
