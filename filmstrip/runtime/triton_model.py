@@ -1,0 +1,133 @@
+"""The adapter between Triton's Python backend and our models: the only file that knows `pb_utils`.
+
+A model is a class that makes the state of a sequence (`filmstrip.runtime.chunks.SequenceState`). Everything that
+all models share is here: sequences, reading and checking tensors, errors, cancelling, the report.
+"""
+
+import json
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import triton_python_backend_utils as pb_utils  # half of its names come later: use them in functions only
+
+from filmstrip.contract import CHUNK, FRAMES, INPUTS, REPORT, TensorSpec
+from filmstrip.errors import FilmstripError, ModelError
+from filmstrip.runtime.chunks import (
+    Cancelled,
+    Chunk,
+    FrameProcessing,
+    SequenceState,
+    Stages,
+    check_frames,
+    check_tensor,
+    read_parameters,
+)
+from filmstrip.runtime.frame_processors import FrameProcessor
+from filmstrip.runtime.sequences import IdleTimer, Sequences
+from filmstrip.runtime.watchdog import exit_with_parent
+
+_SECOND = 1_000_000  # microseconds
+_IDLE_CHECK_S = 10.0
+
+
+class SequenceModel(ABC):
+    """Base of every `TritonPythonModel` here: one request is one chunk, START and END are Triton's flags."""
+
+    @abstractmethod
+    def start(self) -> SequenceState:
+        """The state of a new sequence; the one that it replaces is gone by then."""
+
+    def load(self, args: dict[str, str]) -> None:  # noqa: B027 - most have nothing to load
+        """Get ready to start sequences; `args` are those that Triton gives to `initialize`."""
+
+    # -- What Triton calls ----------------------------------------------------------------------------------
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Once, before any request."""
+        exit_with_parent()
+        batching = json.loads(args["model_config"])["sequence_batching"]
+        # Triton counts from a request's arrival and we from its end, so that ours never is the first to let go.
+        idle_s = int(batching["max_sequence_idle_microseconds"]) / _SECOND
+        slots = int(batching.get("oldest", {}).get("max_candidate_sequences", 1))
+        self.load(args)
+        self._sequences = Sequences(self.start, max_sequences=slots, idle_s=idle_s)
+        self._timer = IdleTimer(self._sequences, min(idle_s, _IDLE_CHECK_S))
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer each request, in order."""
+        return [self._answer(request) for request in requests]
+
+    def finalize(self) -> None:
+        """Once, when the model is unloaded."""
+        self._timer.stop()
+        self._sequences.clear()
+
+    # -- One request ----------------------------------------------------------------------------------------
+
+    def _answer(self, request: Any) -> Any:
+        sequence, flags = request.correlation_id(), request.flags()
+        start = bool(flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START)
+        end = bool(flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END)
+        if end and not start and _array(request, CHUNK) is None:
+            self._sequences.end(sequence)
+            return pb_utils.InferenceResponse(output_tensors=[])
+        place = "a sequence's start" if start else "a chunk"
+        try:
+            with self._sequences.use(sequence, start=start, end=end) as state:
+                chunk = self._read(request)
+                place = f"chunk {chunk.parameters.index}"
+                chunk.stop_if_cancelled()
+                frames = state.chunk(chunk)
+                check_frames(chunk.parameters, frames)
+        except Cancelled:
+            return _failure(pb_utils.TritonError("cancelled", pb_utils.TritonError.CANCELLED))
+        except FilmstripError as error:
+            return _failure(pb_utils.TritonError(error.to_wire()))
+        except Exception:  # noqa: BLE001 - whatever a model raises ends here; the client must not read its paths
+            pb_utils.Logger.log_error(f"the model failed on {place}\n{traceback.format_exc()}")
+            return _failure(pb_utils.TritonError(ModelError(f"the model failed on {place}").to_wire()))
+        report = {"stages": chunk.stages.seconds, "open_sequences": len(self._sequences), **chunk.report}
+        return pb_utils.InferenceResponse(
+            output_tensors=[
+                pb_utils.Tensor(FRAMES.name, np.ascontiguousarray(frames)),
+                pb_utils.Tensor(REPORT.name, np.array([json.dumps(report).encode()], np.object_)),
+            ]
+        )
+
+    def _read(self, request: Any) -> Chunk:
+        stages = Stages()
+        with stages.stage("read"):
+            texts = _array(request, CHUNK)
+            if texts is None:
+                raise ModelError("a request without a chunk can only end a sequence")
+            parameters = read_parameters(texts)
+            tensors = {}
+            for spec in INPUTS:
+                array = _array(request, spec) if spec is not CHUNK else None
+                if array is not None:
+                    check_tensor(parameters.index, spec, array)
+                    tensors[spec.name] = array
+        return Chunk(parameters, tensors, request.is_cancelled, stages)
+
+
+def _array(request: Any, spec: TensorSpec) -> npt.NDArray[Any] | None:
+    tensor = pb_utils.get_input_tensor_by_name(request, spec.name)
+    return None if tensor is None else tensor.as_numpy()
+
+
+def _failure(error: Any) -> Any:
+    return pb_utils.InferenceResponse(output_tensors=[], error=error)
+
+
+class FrameProcessorModel(SequenceModel):
+    """A model that maps an input video's frames to frames, with a new processor for each sequence."""
+
+    processor: ClassVar[Callable[[], FrameProcessor]]
+
+    def start(self) -> SequenceState:
+        """See `SequenceModel`."""
+        return FrameProcessing(type(self).processor())

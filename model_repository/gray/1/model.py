@@ -1,0 +1,10 @@
+"""The frames in grey."""
+
+from filmstrip.runtime.frame_processors import Gray
+from filmstrip.runtime.triton_model import FrameProcessorModel
+
+
+class TritonPythonModel(FrameProcessorModel):
+    """Gray as Triton calls it."""
+
+    processor = Gray

@@ -1,0 +1,10 @@
+"""Motion from the frame before, as colours."""
+
+from filmstrip.runtime.frame_processors import OpticalFlow
+from filmstrip.runtime.triton_model import FrameProcessorModel
+
+
+class TritonPythonModel(FrameProcessorModel):
+    """OpticalFlow as Triton calls it."""
+
+    processor = OpticalFlow

@@ -1,0 +1,10 @@
+"""The frames as they came."""
+
+from filmstrip.runtime.frame_processors import Passthrough
+from filmstrip.runtime.triton_model import FrameProcessorModel
+
+
+class TritonPythonModel(FrameProcessorModel):
+    """Passthrough as Triton calls it."""
+
+    processor = Passthrough

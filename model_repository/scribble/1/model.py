@@ -1,0 +1,10 @@
+"""Contour lines, white on black."""
+
+from filmstrip.runtime.frame_processors import Scribble
+from filmstrip.runtime.triton_model import FrameProcessorModel
+
+
+class TritonPythonModel(FrameProcessorModel):
+    """Scribble as Triton calls it."""
+
+    processor = Scribble

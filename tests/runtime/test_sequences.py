@@ -1,0 +1,242 @@
+import gc
+import threading
+import time
+import weakref
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from filmstrip.errors import SequenceLost
+from filmstrip.runtime.sequences import IdleTimer, Sequences
+
+
+class State:
+    pass
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def sequences(clock) -> Sequences[State]:
+    return Sequences(State, max_sequences=2, idle_s=10, clock=clock)
+
+
+def start(sequences: Sequences[State], id: int) -> State:
+    with sequences.use(id, start=True, end=False) as state:
+        return state
+
+
+def go_on(sequences: Sequences[State], id: int) -> State:
+    with sequences.use(id, start=False, end=False) as state:
+        return state
+
+
+def test_a_sequence_keeps_its_state(sequences):
+    first, second = start(sequences, 1), start(sequences, 2)
+    assert go_on(sequences, 1) is first
+    assert go_on(sequences, 2) is second
+
+
+def test_start_replaces(sequences):
+    first = start(sequences, 1)
+    assert start(sequences, 1) is not first
+    assert len(sequences) == 1
+
+
+def test_end_frees(sequences):
+    start(sequences, 1)
+    with sequences.use(1, start=False, end=True):
+        assert len(sequences) == 1
+    assert len(sequences) == 0
+    with pytest.raises(SequenceLost):
+        go_on(sequences, 1)
+
+
+def test_one_request_can_be_start_and_end(sequences):
+    with sequences.use(1, start=True, end=True):
+        pass
+    assert len(sequences) == 0
+
+
+def test_end_alone_frees_and_does_nothing_twice(sequences):
+    start(sequences, 1)
+    sequences.end(1)
+    sequences.end(1)
+    assert len(sequences) == 0
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_failing_chunk_frees(sequences, first):
+    start(sequences, 1)
+    with pytest.raises(RuntimeError), sequences.use(1, start=first, end=False):
+        raise RuntimeError
+    assert len(sequences) == 0
+
+
+def test_an_unknown_sequence_is_lost(sequences):
+    with pytest.raises(SequenceLost):
+        go_on(sequences, 7)
+
+
+def test_one_too_many_drops_the_longest_idle(sequences, clock):
+    start(sequences, 1)
+    clock.now += 1
+    second = start(sequences, 2)
+    clock.now += 1
+    first = go_on(sequences, 1)
+    clock.now += 1
+    start(sequences, 3)
+    assert go_on(sequences, 1) is first
+    with pytest.raises(SequenceLost):
+        go_on(sequences, 2)
+    assert second is not first
+
+
+def test_the_replaced_state_is_gone_before_the_new_one_is_made():
+    alive: list[int] = []
+    made: weakref.WeakSet[State] = weakref.WeakSet()
+
+    def make() -> State:
+        gc.collect()
+        alive.append(len(made))
+        state = State()
+        made.add(state)
+        return state
+
+    sequences = Sequences(make, max_sequences=1, idle_s=10)
+    for number in (1, 1, 2):
+        with sequences.use(number, start=True, end=False):
+            pass
+    assert alive == [0, 0, 0]
+
+
+def test_a_start_that_fails_leaves_nothing():
+    def make() -> State:
+        raise MemoryError
+
+    sequences = Sequences(make, max_sequences=1, idle_s=10)
+    with pytest.raises(MemoryError), sequences.use(1, start=True, end=False):
+        pass
+    assert len(sequences) == 0
+
+
+def test_idle_states_are_dropped(sequences, clock):
+    start(sequences, 1)
+    clock.now += 6
+    start(sequences, 2)
+    clock.now += 4.5
+    sequences.drop_idle()
+    assert len(sequences) == 1
+    go_on(sequences, 2)
+    with pytest.raises(SequenceLost):
+        go_on(sequences, 1)
+
+
+def test_a_long_chunk_is_not_idle(sequences, clock):
+    with sequences.use(1, start=True, end=False) as state:
+        clock.now += 1000
+        sequences.drop_idle()
+    clock.now += 9
+    sequences.drop_idle()
+    assert go_on(sequences, 1) is state
+
+
+def test_clear_drops_all(sequences):
+    start(sequences, 1)
+    start(sequences, 2)
+    sequences.clear()
+    assert len(sequences) == 0
+
+
+def test_the_timer_frees_while_nothing_comes():
+    sequences = Sequences(State, max_sequences=2, idle_s=0.05)
+    timer = IdleTimer(sequences, 0.01)
+    state = weakref.ref(start(sequences, 1))
+    until = time.monotonic() + 5
+    while state() is not None and time.monotonic() < until:
+        time.sleep(0.01)
+    timer.stop()
+    assert state() is None
+
+
+def test_the_timer_stops():
+    timer = IdleTimer(Sequences(State, max_sequences=1, idle_s=1), 0.01)
+    threads = [thread for thread in threading.enumerate() if thread.name == "idle-timer"]
+    timer.stop()
+    for thread in threads:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+class Model(RuleBasedStateMachine):
+    """The table against a plain dict of (state, last use)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.table = Sequences(State, max_sequences=3, idle_s=10, clock=self.clock)
+        self.known: dict[int, tuple[State, float]] = {}
+
+    ids = st.integers(1, 5)
+
+    @rule(seconds=st.integers(1, 6))
+    def wait(self, seconds):
+        self.clock.now += seconds
+
+    @rule(id=ids, end=st.booleans(), fails=st.booleans())
+    def starts(self, id, end, fails):
+        self.known.pop(id, None)
+        if len(self.known) == 3:
+            del self.known[min(self.known, key=lambda key: self.known[key][1])]
+        self._use(id, start=True, end=end, fails=fails)
+
+    @rule(id=ids, end=st.booleans(), fails=st.booleans())
+    def goes_on(self, id, end, fails):
+        if id in self.known:
+            self._use(id, start=False, end=end, fails=fails)
+        else:
+            with pytest.raises(SequenceLost):
+                self._use(id, start=False, end=end, fails=fails)
+
+    @rule(id=ids)
+    def ends(self, id):
+        self.table.end(id)
+        self.known.pop(id, None)
+
+    @rule()
+    def timer(self):
+        self.table.drop_idle()
+        self.known = {key: entry for key, entry in self.known.items() if self.clock.now - entry[1] <= 10}
+
+    @invariant()
+    def same_number(self):
+        assert len(self.table) == len(self.known)
+
+    def _use(self, id, *, start, end, fails):
+        self.clock.now += 0.001  # no two uses at the same time
+        try:
+            with self.table.use(id, start=start, end=end) as state:
+                assert start or state is self.known[id][0]
+                if fails:
+                    raise ZeroDivisionError
+        except ZeroDivisionError:
+            end = True
+        if end:
+            self.known.pop(id, None)
+        else:
+            self.known[id] = (state, self.clock.now)
+
+
+TestModel = Model.TestCase
