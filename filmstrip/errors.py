@@ -34,14 +34,16 @@ Messages are written for the client: they name the field and the value, never a 
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 
 class FilmstripError(Exception):
-    """Base of all errors that reach a client; `code` and `status` are stable."""
+    """Base of all errors that reach a client; `code` and `status` are stable, `headers` go with an HTTP answer."""
 
     code: ClassVar[str] = "error"
     status: ClassVar[int] = 500
+    headers: Mapping[str, str] = {}
 
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)

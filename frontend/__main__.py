@@ -1,6 +1,7 @@
 """`python -m frontend`: serve with hypercorn on uvloop, in one process."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -15,11 +16,11 @@ from hypercorn.asyncio import serve
 from hypercorn.config import Config
 from pydantic import ValidationError
 
-from frontend import logs
+from frontend import embedded, logs
 from frontend.app import create_app
-from frontend.embedded import EmbeddedUnsupported, find_server
-from frontend.services import Services
+from frontend.parts import Parts
 from frontend.settings import Settings
+from frontend.store import DataDirectoryTaken, Store
 
 log = logging.getLogger(__name__)
 
@@ -45,15 +46,16 @@ def main(**flags: Any) -> None:
     try:
         settings = Settings(**{name: value for name, value in flags.items() if value is not None})
         if settings.embedded:
-            find_server()
+            embedded.check(settings)
+        with contextlib.closing(Store(settings)) as store:
+            store.open()  # says now, in a line, what would stop the server while it starts
         listener = _listen(settings)
     except ValidationError as error:
         problems = (f"FILMSTRIP_{str(first['loc'][0]).upper()}: {first['msg']}" for first in error.errors())
         raise click.ClickException("; ".join(problems)) from None
-    except (EmbeddedUnsupported, OSError) as error:
+    except (embedded.EmbeddedUnsupported, DataDirectoryTaken, OSError) as error:
         raise click.ClickException(str(error)) from None
     logs.configure(settings)
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # it tells of every process that we start
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         sys.exit(runner.run(_serve(settings, listener)))
 
@@ -81,7 +83,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
     async def stop() -> None:
         """Return when the server is to stop, once its generation has."""
         nonlocal status
-        parts: Services = app.extensions["filmstrip"]
+        parts: Parts = app.extensions["filmstrip"]
         waits = [asyncio.create_task(signalled.wait())]
         if parts.embedded is not None:
             waits.append(asyncio.create_task(parts.embedded.failed.wait()))
@@ -106,7 +108,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
     return status
 
 
-def _give_up(parts: Services) -> None:
+def _give_up(parts: Parts) -> None:
     """Something holds the shutdown up: end all the same."""
     log.error("the shutdown took too long")
     if parts.embedded is not None:

@@ -22,8 +22,8 @@ from filmstrip.errors import (
 )
 from frontend.connection import BoundedBody, BoundedRequest, Connection
 from frontend.openapi import Provider
+from frontend.parts import provide, running
 from frontend.routes import api
-from frontend.services import provide, running
 from frontend.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -81,6 +81,7 @@ def _add_errors(app: Quart) -> None:
     async def ours(error: FilmstripError) -> Response:
         response = jsonify(error.body())
         response.status_code = error.status
+        response.headers.update(error.headers)
         return response
 
     @app.errorhandler(HTTPException)

@@ -57,7 +57,9 @@ def _range(request: Request, size_bytes: int, etag: str) -> tuple[int, int] | No
         return None
     span = wanted.range_for_length(size_bytes)
     if span is None:
-        raise RangeNotSatisfiable(f"the file has {size_bytes} bytes, asked for {wanted.to_header()[:80]}", "Range")
+        error = RangeNotSatisfiable(f"the file has {size_bytes} bytes, asked for {wanted.to_header()[:80]}", "Range")
+        error.headers = {"Content-Range": f"bytes */{size_bytes}"}
+        raise error
     return span
 
 

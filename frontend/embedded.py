@@ -20,7 +20,7 @@ from frontend.triton import Triton
 
 log = logging.getLogger(__name__)
 
-_POLL_S = 0.25
+_POLL_S = 0.1
 _EXIT_TIMEOUT_S = 3
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
@@ -31,6 +31,18 @@ _LAUNCHER = "import ctypes,os,sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.
 
 class EmbeddedUnsupported(RuntimeError):
     """This machine cannot run the embedded Triton."""
+
+
+def check(settings: Settings) -> None:
+    """See what would keep the embedded Triton from starting.
+
+    Raises:
+        EmbeddedUnsupported: the wheel is missing, or a model repository.
+    """
+    find_server()
+    for folder in settings.model_repository:
+        if not folder.is_dir():
+            raise EmbeddedUnsupported(f"no model repository {folder}")
 
 
 def find_server() -> Path:
@@ -74,6 +86,7 @@ class EmbeddedTriton:
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._was_ready = False
+        self.is_up = False
 
     def start(self, client: Triton) -> None:
         """Begin; `Triton.is_ready` tells when it is up, `failed` when its first start came to nothing."""
@@ -112,13 +125,14 @@ class EmbeddedTriton:
             try:
                 await self._wait_ready(process, client)
                 log.info("embedded Triton is ready")
-                self._was_ready = True
+                self._was_ready = self.is_up = True
                 pause_s = _FIRST_PAUSE_S
                 await self._watch(process, client)
             except TritonUnavailable as error:
                 log.error("%s; its log ends with:\n%s", error.message, self._log_tail())
                 if not self._was_ready:
                     self.failed.set()
+            self.is_up = False
             self.kill()
             await process.wait()
             await asyncio.sleep(pause_s)
@@ -173,17 +187,22 @@ class EmbeddedTriton:
             await asyncio.sleep(_POLL_S)
 
     async def _watch(self, process: asyncio.subprocess.Process, client: Triton) -> None:
-        """Return or raise when tritonserver must be started anew; heal models whose process died."""
+        """See to models whose process dies, until tritonserver itself ends.
+
+        Raises:
+            TritonUnavailable: tritonserver has ended, or must be ended because a model could not be loaded again.
+        """
         stubs: dict[int, str] = {}
         while process.returncode is None:
             alive = _stubs(process.pid)
-            for pid, model in stubs.items():
-                if pid not in alive and process.returncode is None and await client.lost(model):
-                    log.warning("the process of %s has died, it is loaded anew", model)
-                    try:
-                        await client.load(model)
-                    except LoadFailed:
-                        raise TritonUnavailable(f"{model} could not be loaded again") from None
+            with contextlib.suppress(TritonUnavailable):  # it died this moment
+                for model in set(stubs.values()) - set(alive.values()):
+                    await client.notice_death(model)
+                try:
+                    await client.heal()
+                except LoadFailed as error:
+                    log.warning("%s: Triton is started anew", error.message)
+                    return
             stubs = alive
             await asyncio.sleep(_POLL_S)
         raise TritonUnavailable(f"tritonserver ended with {process.returncode}")

@@ -29,6 +29,12 @@ def configure(settings: Settings) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )
+    logging.getLogger("frontend.access").addFilter(_no_probes)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
+
+
+def _no_probes(record: logging.LogRecord) -> bool:
+    """Leave out what monitors ask every few seconds."""
+    return not record.getMessage().startswith(("GET /health ", "GET /metrics "))

@@ -32,7 +32,7 @@ class PipelineLoad:
 
 
 @dataclass
-class Services:
+class Parts:
     """What the routes work with."""
 
     settings: Settings
@@ -79,22 +79,22 @@ class Services:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Services]:
+async def running(settings: Settings) -> AsyncIterator[Parts]:
     """Start everything that serves requests; end it all when the context ends."""
     store = Store(settings)
     store.open()
     try:
         embedded = EmbeddedTriton(settings, store) if settings.embedded else None
         triton = Triton(embedded.url if embedded else settings.triton_url, settings)
-        services = Services(settings, store, triton, Slot(settings, triton, store), embedded, PipelineLoad(), set())
+        parts = Parts(settings, store, triton, Slot(settings, triton, store), embedded, PipelineLoad(), set())
         async with store.expiring():
             if embedded is not None:
                 embedded.start(triton)
             try:
-                yield services
+                yield parts
             finally:
-                await services.slot.close(settings.shutdown_timeout_s)
-                for task in services.tasks:
+                await parts.slot.close(settings.shutdown_timeout_s)
+                for task in parts.tasks:
                     task.cancel()
                 if embedded is not None:
                     await embedded.stop()
@@ -103,12 +103,12 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
         store.close()
 
 
-def services() -> Services:
+def the_parts() -> Parts:
     """The parts of the app that serves the present request."""
-    found: Services = current_app.extensions[_EXTENSION]
+    found: Parts = current_app.extensions[_EXTENSION]
     return found
 
 
-def provide(app_extensions: dict[str, Any], parts: Services) -> None:
+def provide(app_extensions: dict[str, Any], parts: Parts) -> None:
     """Give an app its parts."""
     app_extensions[_EXTENSION] = parts

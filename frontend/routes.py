@@ -11,6 +11,7 @@ from frontend.connection import BoundedBody, on_close
 from frontend.download import send_file
 from frontend.media import decode_image
 from frontend.openapi import BINARY, EVENTS, JSON, content, describe, parameter
+from frontend.parts import the_parts
 from frontend.schema import (
     AssetAnswer,
     BlobAnswer,
@@ -24,7 +25,6 @@ from frontend.schema import (
     UploadAnswer,
     parse,
 )
-from frontend.services import services
 from frontend.store import Kind
 from frontend.tasks import in_thread
 from frontend.uploads import BodyReceiver, video_shape
@@ -51,7 +51,7 @@ silences. docs/api.md lists the keys of each event."""
 )
 async def generate() -> Response:
     """Generate a video, chunk by chunk, with an event after each."""
-    parts = services()
+    parts = the_parts()
     wanted = await _json_body(GenerateRequest)
     generation = await parts.slot.start(wanted)
     on_close(request).callback(parts.slot.abandon, generation)
@@ -64,7 +64,7 @@ async def generate() -> Response:
 @describe(answers={200: content(JSON, CancelAnswer)}, models=(CancelAnswer,))
 async def cancel() -> Response:
     """End the generation that runs after its current chunk."""
-    return _answer(CancelAnswer(status="cancelling" if services().slot.cancel() else "idle"))
+    return _answer(CancelAnswer(status="cancelling" if the_parts().slot.cancel() else "idle"))
 
 
 @api.post("/api/v1/generate/upload")
@@ -83,7 +83,7 @@ async def cancel() -> Response:
 async def upload() -> Response:
     """Upload an input video."""
     shape = video_shape(request.headers)
-    file = await _receiver().video(shape, services().settings.upload_bytes)
+    file = await _receiver().video(shape, the_parts().settings.upload_bytes)
     metrics.UPLOADED_BYTES.labels(file.kind).inc(file.size_bytes)
     return _answer(UploadAnswer(input_path=file.name, num_frames=shape.frames, shape=list(shape)))
 
@@ -97,7 +97,7 @@ async def upload() -> Response:
 )
 async def upload_data() -> Response:
     """Upload a blob of packed arrays."""
-    file = await _receiver().blob(Kind.BLOB, services().settings.blob_bytes)
+    file = await _receiver().blob(Kind.BLOB, the_parts().settings.blob_bytes)
     metrics.UPLOADED_BYTES.labels(file.kind).inc(file.size_bytes)
     return _answer(BlobAnswer(data_blob_path=file.name, size_bytes=file.size_bytes))
 
@@ -111,7 +111,7 @@ async def upload_data() -> Response:
 )
 async def upload_asset() -> Response:
     """Upload an image for first and last frames and references."""
-    file = await _receiver().blob(Kind.ASSET, services().settings.asset_bytes, check=decode_image)
+    file = await _receiver().blob(Kind.ASSET, the_parts().settings.asset_bytes, check=decode_image)
     metrics.UPLOADED_BYTES.labels(file.kind).inc(file.size_bytes)
     return _answer(AssetAnswer(path=file.name))
 
@@ -133,7 +133,7 @@ async def download() -> Response:
     name = request.args.get("path")
     if not name:
         raise InvalidField("path: missing", "path")
-    store = services().store
+    store = the_parts().store
     return send_file(store.find(name, Kind.OUTPUT, field="path"), request, store)
 
 
@@ -141,7 +141,7 @@ async def download() -> Response:
 @describe(answers={200: content(JSON, PipelinesAnswer)}, errors=(503,), models=(PipelinesAnswer,))
 async def pipelines() -> Response:
     """List the pipelines and what each can do."""
-    known = await services().triton.pipelines()
+    known = await the_parts().triton.pipelines()
     shown = [pipeline.facts.to_dict() | {"loaded": pipeline.loaded} for pipeline in known.values() if pipeline.facts]
     return _answer(PipelinesAnswer.model_validate({"pipelines": shown}))
 
@@ -156,7 +156,7 @@ async def pipelines() -> Response:
 async def load_pipeline() -> Response:
     """Load pipelines; generate needs this only after an unload, and does it by itself."""
     wanted = await _json_body(LoadRequest)
-    load = await services().begin_load(wanted.pipeline_ids, wanted.load_params)
+    load = await the_parts().begin_load(wanted.pipeline_ids, wanted.load_params)
     return _answer(LoadAnswer(status="loaded" if load.status == "loaded" else "loading"))
 
 
@@ -164,7 +164,7 @@ async def load_pipeline() -> Response:
 @describe(answers={200: content(JSON, PipelineStatusAnswer)}, models=(PipelineStatusAnswer,))
 async def pipeline_status() -> Response:
     """How the last load went."""
-    parts = services()
+    parts = the_parts()
     load = parts.load
     loras = parts.triton.loras(load.pipeline_id) if load.status == "loaded" and load.pipeline_id else ()
     return _answer(
@@ -184,9 +184,9 @@ async def pipeline_status() -> Response:
 )
 async def health() -> tuple[Response, int]:
     """Tell whether a generation would be accepted, or one runs."""
-    parts = services()
+    parts = the_parts()
     generating = parts.slot.current is not None
-    ready = await parts.triton.is_ready()
+    ready = (parts.embedded is None or parts.embedded.is_up) and await parts.triton.is_ready()
     status = "healthy" if ready else "starting" if parts.is_starting else "unavailable"
     return _answer(HealthAnswer(status=status, generating=generating)), 200 if ready else 503
 
@@ -199,12 +199,12 @@ async def prometheus() -> Response:
 
 
 def _receiver() -> BodyReceiver:
-    parts = services()
+    parts = the_parts()
     return BodyReceiver(parts.store, _body(), request.content_length, parts.settings.body_timeout_s)
 
 
 async def _json_body(model: type[ModelT]) -> ModelT:
-    settings = services().settings
+    settings = the_parts().settings
     if (request.content_length or 0) > settings.json_bytes:
         raise TooLarge(f"the body is over the limit of {settings.json_bytes} bytes")
     body = await _body().read(settings.json_bytes, settings.body_timeout_s)

@@ -32,22 +32,22 @@ def _a_bool(value: Any) -> Any:
     return value
 
 
-Integer = Annotated[int, BeforeValidator(_a_number)]
-Number = Annotated[float, BeforeValidator(_a_number), Field(allow_inf_nan=False)]
+# Last in each type: limits that come after a validator are missing from the JSON schema.
+NUMBER = BeforeValidator(_a_number)
 Bool = Annotated[bool, BeforeValidator(_a_bool)]
 Text = Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
-Seed = Annotated[Integer, Field(ge=0, le=MAX_SEED)]
-Share = Annotated[Number, Field(ge=0, le=1)]
-Bias = Annotated[Number, Field(gt=0, le=1)]
-ContextScale = Annotated[Number, Field(ge=0, le=2)]
-Side = Annotated[Integer, Field(ge=MIN_SIDE, le=MAX_SIDE)]
-Offset = Annotated[Integer, Field(ge=0, le=_MAX_U63)]
-Dimension = Annotated[Integer, Field(ge=1, le=2**32 - 1)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED), NUMBER]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), NUMBER]
+Bias = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), NUMBER]
+ContextScale = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False), NUMBER]
+Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE), NUMBER]
+Offset = Annotated[int, Field(ge=0, le=_MAX_U63), NUMBER]
+Dimension = Annotated[int, Field(ge=1, le=2**32 - 1), NUMBER]
 VideoDimensions = Annotated[list[Dimension], Field(min_length=4, max_length=4)]
 ArrayDimensions = Annotated[list[Dimension], Field(min_length=5, max_length=5)]
 StoredName = Annotated[str, Field(max_length=256)]
 ImageSource = Annotated[str, Field(min_length=1)]
-LoraScale = Annotated[Number, Field(ge=-100, le=100)]
+LoraScale = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False), NUMBER]
 LoraScales = dict[Annotated[str, Field(max_length=4096)], LoraScale]
 
 
@@ -58,7 +58,7 @@ def _falling(steps: list[int]) -> list[int]:
 
 
 DenoisingSteps = Annotated[
-    list[Annotated[Integer, Field(ge=1, le=1000)]],
+    list[Annotated[int, Field(ge=1, le=1000), NUMBER]],
     Field(min_length=1, max_length=1000, description="Strictly falling timesteps."),
     AfterValidator(_falling),
 ]
@@ -72,7 +72,7 @@ class WeightedPrompt(_Model):
     """A prompt and its share in the blend."""
 
     text: Text
-    weight: Number = Field(100.0, ge=0, le=100)
+    weight: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False), NUMBER] = 100.0
 
 
 def _some_weight(prompts: list[WeightedPrompt]) -> list[WeightedPrompt]:
@@ -89,12 +89,12 @@ WeightedPrompts = Annotated[
 class ChunkSpec(_Model):
     """What one chunk does otherwise than the request; only prompts stay in force for later chunks."""
 
-    chunk: Annotated[Integer, Field(ge=0, lt=MAX_FRAMES)] = Field(description="Index of the chunk, from 0.")
+    chunk: Annotated[int, Field(ge=0, lt=MAX_FRAMES), NUMBER] = Field(description="Index of the chunk, from 0.")
     text: Text | None = Field(None, description="New prompt; excludes `prompts`.")
     prompts: WeightedPrompts | None = Field(None, description="New prompts to blend; excludes `text`.")
     prompt_interpolation_method: Interpolation | None = None
     transition_target_prompts: WeightedPrompts | None = Field(None, description="Prompts to move to, chunk by chunk.")
-    transition_num_steps: Annotated[Integer, Field(ge=0, le=MAX_FRAMES)] | None = Field(
+    transition_num_steps: Annotated[int, Field(ge=0, le=MAX_FRAMES), NUMBER] | None = Field(
         None, description="Chunks that the transition takes; 0 snaps. 4 where target prompts are given."
     )
     transition_method: Interpolation | None = None
@@ -127,7 +127,7 @@ class GenerateRequest(_Model):
 
     pipeline_id: Annotated[str, Field(min_length=1, max_length=256)]
     prompt: Text | WeightedPrompts = Field(description="A text, or weighted texts to blend.")
-    num_frames: Annotated[Integer, Field(ge=1, le=MAX_FRAMES)] = 64
+    num_frames: Annotated[int, Field(ge=1, le=MAX_FRAMES), NUMBER] = 64
     height: Side | None = Field(None, description="null: the pipeline's own, or the input's.")
     width: Side | None = Field(None, description="null: the pipeline's own, or the input's.")
     seed: Seed = 42

@@ -72,6 +72,10 @@ class StoredFile:
         return self.path.parent == SHM_DIR
 
 
+class DataDirectoryTaken(RuntimeError):
+    """Another frontend uses the data directory."""
+
+
 class Draft:
     """A file being written; it is removed unless `commit` is called before its context ends."""
 
@@ -140,7 +144,7 @@ class Store:
         """Take the data directory, remove what a crash left half-written and find what is whole.
 
         Raises:
-            RuntimeError: another frontend uses the directory.
+            DataDirectoryTaken: another frontend uses the directory.
         """
         for folder in (self._root, self._partial, self._work, *(self._folder(kind) for kind in Kind)):
             folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +154,7 @@ class Store:
         except OSError:
             os.close(self._lock_fd)
             self._lock_fd = None
-            raise RuntimeError(f"another frontend uses {self._root}") from None
+            raise DataDirectoryTaken(f"another frontend uses {self._root}") from None
         for leftover in (*self._partial.iterdir(), *self._work.iterdir(), *SHM_DIR.glob(f"{self._shm_prefix}-*")):
             leftover.unlink(missing_ok=True)
         for path in self._existing():

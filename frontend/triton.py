@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 _CONTROL_TIMEOUT_S = 5.0
 _LOAD_TIMEOUT_S = 600.0
+_UNLOAD_TIMEOUT_S = 1.0
 _READY = "READY"
 
 
@@ -63,6 +65,7 @@ class Triton:
         self._relay = Relay(url)
         self._facts: dict[str, PipelineFacts] = {}
         self._sick: set[str] = set()
+        self._open_sequences: Counter[str] = Counter()
         self._loading: dict[str, asyncio.Lock] = {}
         self.on_hung: Callable[[], None] | None = None
 
@@ -135,12 +138,14 @@ class Triton:
             if states.get(name) == _READY and name not in self._sick:
                 return
             try:
-                if name in self._sick:  # never two copies in memory: unload, wait, load
+                if name in self._sick:  # not two copies in memory: unload, wait, load
                     await self._client.unload_model(name, client_timeout=_LOAD_TIMEOUT_S)
                     await self._wait_unloaded(name)
                 await self._client.load_model(name, client_timeout=_LOAD_TIMEOUT_S)
             except InferenceServerException as error:
-                log.warning("loading %s failed: %s", name, error.message())
+                log.warning("loading %s failed: %s", name, error)
+                if name in self._sick and self.on_hung is not None:
+                    self.on_hung()
                 raise LoadFailed(f"Triton could not load {name}") from None
             self._sick.discard(name)
             log.info("%s is loaded", name)
@@ -149,25 +154,33 @@ class Triton:
         """The model's process has died: it must be loaded again before the next chunk."""
         self._sick.add(name)
 
-    async def lost(self, name: str) -> bool:
-        """Whether a model whose process is gone should be there; it is then marked as sick."""
+    async def notice_death(self, name: str) -> None:
+        """A model's process is gone: unless it was unloaded, it is marked as sick."""
         if name in self._loading and self._loading[name].locked():
-            return False
-        try:
-            index = await _control(self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
-        except TritonUnavailable:
-            return False
-        is_lost = any(model.name == name and model.state == _READY for model in index.models)
-        if is_lost:
+            return
+        index = await _control(self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
+        if any(model.name == name and model.state == _READY for model in index.models):
+            log.warning("the process of %s has died", name)
             self.mark_sick(name)
-        return is_lost
+
+    async def heal(self) -> None:
+        """Load sick models anew. One that has an open sequence waits: Triton would not unload it before its END.
+
+        Raises:
+            LoadFailed: one could not be loaded.
+        """
+        for name in [name for name in self._sick if not self._open_sequences[name]]:
+            await self.load(name)
 
     async def _wait_unloaded(self, name: str) -> None:
-        while True:
-            index = await self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S)
-            if not any(model.name == name and model.state in (_READY, "UNLOADING") for model in index.models):
-                return
-            await asyncio.sleep(0.05)
+        """Wait for a model to be gone; one whose process died says UNLOADING for ever, but can be loaded again."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_UNLOAD_TIMEOUT_S):
+                while True:
+                    index = await self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S)
+                    if not any(model.name == name and model.state in (_READY, "UNLOADING") for model in index.models):
+                        return
+                    await asyncio.sleep(0.05)
 
     async def _read_facts(self, name: str) -> None:
         answer = await _control(self._client.get_model_config(name, client_timeout=_CONTROL_TIMEOUT_S))
@@ -215,10 +228,14 @@ class Triton:
     async def sequence(self, model: str) -> AsyncIterator["Sequence"]:
         """A sequence of chunks; it is ended in Triton when the context ends, however that happens."""
         sequence = Sequence(self, model)
+        self._open_sequences[model] += 1
         try:
             yield sequence
         finally:
-            await run_to_end(self._end(sequence))
+            try:
+                await run_to_end(self._end(sequence))
+            finally:
+                self._open_sequences[model] -= 1
 
     async def _end(self, sequence: "Sequence") -> None:
         if not sequence.started:

@@ -40,7 +40,7 @@ class Frontend:
                 cwd=ROOT,
             )
         try:
-            self.url = self._wait_for_log(r"listens on (http://\S+)")
+            self.url = self._wait_for_log(r"listens on (http://[\w.:\[\]]+)")
         except BaseException:
             self.stop()
             raise
@@ -59,7 +59,7 @@ class Frontend:
     @property
     def triton_url(self) -> str:
         """gRPC address of its embedded Triton."""
-        return self._wait_for_log(r"embedded Triton \(pid \d+\) starts on (\S+)")
+        return self._wait_for_log(r"embedded Triton \(pid \d+\) starts on ([\d.:]+)")
 
     @property
     def triton_pid(self) -> int:

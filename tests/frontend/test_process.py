@@ -1,0 +1,280 @@
+"""The frontend as a process: starting, stopping, and an embedded Triton that dies."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.server import MODELS, ROOT, Frames, Frontend
+
+PROBE = {"pipeline_id": "probe", "prompt": "x", "num_frames": 33}
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
+    """An embedded server that tests may hurt; it comes back by itself."""
+    frontend = Frontend(
+        tmp_path_factory.mktemp("own"),
+        "--embedded",
+        model_repository=MODELS,
+        chunk_timeout_s=3,
+        sequence_end_timeout_s=1,
+        log_format="json",
+    )
+    try:
+        frontend.wait_healthy()
+        yield frontend
+    finally:
+        assert frontend.stop() == 0
+
+
+def descendants(frontend: Frontend) -> list[psutil.Process]:
+    return psutil.Process(frontend.process.pid).children(recursive=True)
+
+
+def stubs(frontend: Frontend, model: str) -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process(frontend.triton_pid).children():
+        with contextlib.suppress(psutil.Error):
+            if any(f"/{model}/" in part for part in child.cmdline()):
+                found.append(child)
+    return found
+
+
+def eventually(condition: Callable[[], object], timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_sigterm_ends_everything_within_ten_seconds_with_a_generation_under_way(tmp_path: Path) -> None:
+    in_shm = set(Path("/dev/shm").glob("filmstrip-*"))
+    frontend = Frontend(tmp_path, "--embedded", model_repository=MODELS)
+    frontend.wait_healthy()
+    family = descendants(frontend)
+    assert any("tritonserver" in process.name() for process in family)
+    ends: list[tuple[str, dict[str, object]]] = []
+    generating = threading.Thread(
+        target=lambda: ends.extend(frontend.generate(pipeline_id="probe", prompt="!sleep 30", num_frames=9))
+    )
+    generating.start()
+    eventually(frontend.probed)
+    began = time.monotonic()
+    assert frontend.stop() == 0
+    assert time.monotonic() - began < 10
+    generating.join()
+    assert [(name, data["code"]) for name, data in ends] == [("error", "shutting_down")]
+    assert [process for process in family if process.is_running() and process.status() != "zombie"] == []
+    assert frontend.stored() == []
+    assert set(Path("/dev/shm").glob("filmstrip-*")) == in_shm
+
+
+def test_flags_win_over_settings(tmp_path: Path, server: Frontend) -> None:
+    frontend = Frontend(tmp_path, "--triton-url", server.triton_url, triton_url="127.0.0.1:1", port="1", host="::1")
+    try:
+        frontend.wait_healthy()
+        assert (tmp_path / "data" / "uploads").exists() is False
+        assert (tmp_path / "data" / "videos").is_dir()
+    finally:
+        frontend.stop()
+
+
+def test_bad_settings_and_addresses_are_one_line(tmp_path: Path) -> None:
+    def run(*flags: str, **environment: str) -> str:
+        command = [sys.executable, "-m", "frontend", "--data-dir", str(tmp_path), *flags]
+        done = subprocess.run(
+            command, env=os.environ | environment, capture_output=True, text=True, timeout=30, check=False, cwd=ROOT
+        )
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    assert "FILMSTRIP_STORE_FILES" in run(FILMSTRIP_STORE_FILES="0")
+    assert "no model repository nowhere" in run("--embedded", FILMSTRIP_MODEL_REPOSITORY="nowhere")
+    assert "port" in run("--port", "99999").lower()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert "cannot listen on" in run("--port", str(taken.getsockname()[1]))
+
+
+def test_a_data_directory_serves_one_frontend(server: Frontend, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "frontend", "--port", "0", "--data-dir", str(server.data_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=ROOT)
+    assert done.returncode == 1
+    assert "another frontend uses" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_triton_that_cannot_start_shows_its_log(tmp_path: Path) -> None:
+    frontend = Frontend(tmp_path, "--embedded", triton_start_timeout_s=1)
+    assert frontend.process.wait(30) == 1
+    assert re.search(r"not ready in 1 s; its log ends with:\n[IWE]\d+ ", frontend.log())
+
+
+def test_without_triton_the_frontend_says_so(tmp_path: Path) -> None:
+    frontend = Frontend(tmp_path, "--triton-url", "127.0.0.1:1")
+    try:
+        health = httpx.get(f"{frontend.url}/health")
+        assert health.status_code == 503
+        assert health.json()["status"] == "unavailable"
+        assert frontend.post(**PROBE).json()["error"]["code"] == "triton_unavailable"
+        assert httpx.get(f"{frontend.url}/api/v1/pipelines").status_code == 503
+        assert frontend.upload_data(b"uploads work all the same")
+    finally:
+        assert frontend.stop() == 0
+
+
+def test_hypercorn_can_serve_the_app_too(server: Frontend, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {"FILMSTRIP_DATA_DIR": str(tmp_path / "data"), "FILMSTRIP_TRITON_URL": server.triton_url}
+    hypercorn = subprocess.Popen(
+        [str(Path(sys.executable).parent / "hypercorn"), "frontend.app:create_app()", "--bind", f"127.0.0.1:{port}"],
+        env=os.environ | environment,
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+
+        def healthy() -> bool:
+            with contextlib.suppress(httpx.TransportError):
+                return httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+            return False
+
+        eventually(healthy)
+        answer = httpx.post(f"http://127.0.0.1:{port}/api/v1/generate", json=PROBE)
+        assert answer.text.rstrip().splitlines()[-2] == "event: complete"
+    finally:
+        hypercorn.terminate()
+        assert hypercorn.wait(10) == 0
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="simulates another platform")
+def test_where_the_wheel_is_missing_embedded_says_what_to_do(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['pytriton'] = None\n"
+        "import importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'pytriton' else find(name, *a)\n"
+        f"sys.argv = ['frontend', '--embedded', '--port', '0', '--data-dir', {str(tmp_path)!r}]\n"
+        "import runpy; runpy.run_module('frontend', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=ROOT)
+    assert done.returncode == 1
+    assert "Linux on x86-64 only" in done.stderr
+    assert "FILMSTRIP_TRITON_URL" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# -- An embedded Triton that dies -------------------------------------------------------------------------------
+
+
+def error_after_start(frontend: Frontend, hurt: Callable[[], None]) -> str:
+    """The code of the error event that a generation ends with when something is hurt in its first chunk."""
+    chunks = len(frontend.probed())
+    with frontend.stream(pipeline_id="probe", prompt="!sleep 30", num_frames=9) as events:
+        eventually(lambda: len(frontend.probed()) > chunks)
+        hurt()
+        began = time.monotonic()
+        name, data = list(events)[-1]
+        assert name == "error"
+        assert time.monotonic() - began < 10
+        return str(data["code"])
+
+
+def test_tritonserver_killed_in_a_chunk(own: Frontend) -> None:
+    before = own.triton_pid
+    code = error_after_start(own, lambda: os.kill(before, signal.SIGKILL))
+    assert code == "triton_unavailable"
+    eventually(lambda: own.triton_pid != before)
+    own.wait_healthy()
+    assert own.generate(**PROBE)[-1][0] == "complete"
+    assert own.stored("partial", "work") == []
+
+
+def test_tritonserver_killed_while_idle(own: Frontend) -> None:
+    before = own.triton_pid
+    os.kill(before, signal.SIGKILL)
+    eventually(lambda: own.triton_pid != before)
+    own.wait_healthy()
+    assert own.generate(**PROBE)[-1][0] == "complete"
+
+
+def test_a_model_process_that_dies_in_a_chunk(own: Frontend) -> None:
+    triton = own.triton_pid
+    events = own.generate(**PROBE, chunk_specs=[{"chunk": 1, "text": "!die"}])
+    assert [name for name, _ in events] == ["progress", "error"]
+    assert events[-1][1]["code"] == "model_died"
+    assert own.generate(**PROBE)[-1][0] == "complete"
+    assert own.triton_pid == triton
+
+
+def test_a_model_process_that_dies_while_idle_is_replaced(own: Frontend, clip: Frames) -> None:
+    path = own.upload(clip)
+    (stub,) = stubs(own, "passthrough")
+    stub.kill()
+    eventually(lambda: [process.pid for process in stubs(own, "passthrough")] not in ([], [stub.pid]))
+    made = own.make(pipeline_id="passthrough", prompt="", num_frames=12, input_path=path)
+    assert (made == clip[:12]).all()
+
+
+def test_a_model_that_hangs_past_its_deadline(own: Frontend) -> None:
+    events = own.generate(**PROBE, chunk_specs=[{"chunk": 1, "text": "!hang"}])
+    assert [name for name, _ in events] == ["progress", "error"]
+    assert events[-1][1]["code"] == "chunk_timeout"
+    eventually(lambda: httpx.get(f"{own.url}/health").status_code != 200, 5)
+    own.wait_healthy()
+    assert own.generate(**PROBE)[-1][0] == "complete"
+
+
+def test_log_lines_carry_the_generation(own: Frontend) -> None:
+    with own.stream(**PROBE) as events:
+        generation = events.answer.headers["x-generation-id"]
+        list(events)
+    lines = [line for line in own.log().splitlines() if generation in line]
+    assert any('"event": "ended: complete"' in line for line in lines)
+    assert all(f'"generation": "{generation}"' in line for line in lines)
+
+
+def test_an_unloaded_pipeline_is_loaded_by_the_request(own: Frontend) -> None:
+    import tritonclient.grpc as triton_grpc  # noqa: PLC0415
+
+    def shown() -> dict[str, bool]:
+        answer = httpx.get(f"{own.url}/api/v1/pipelines").json()
+        return {pipeline["id"]: pipeline["loaded"] for pipeline in answer["pipelines"]}
+
+    deaths = own.log().count("the process of probe has died")
+    with triton_grpc.InferenceServerClient(own.triton_url) as client:
+        client.unload_model("probe")
+        eventually(lambda: not shown()["probe"])
+        assert own.generate(**PROBE)[-1][0] == "complete"
+        client.unload_model("probe")
+        eventually(lambda: not shown()["probe"])
+    body = {"pipeline_ids": ["probe"], "load_params": {"height": 320, "anything": [1]}}
+    assert httpx.post(f"{own.url}/api/v1/pipeline/load", json=body).json() == {"status": "loading"}
+    eventually(lambda: httpx.get(f"{own.url}/api/v1/pipeline/status").json()["status"] == "loaded")
+    assert httpx.get(f"{own.url}/api/v1/pipeline/status").json() == {
+        "status": "loaded",
+        "pipeline_id": "probe",
+        "load_params": {"height": 320, "anything": [1]},
+        "loaded_lora_adapters": [{"path": "ink"}, {"path": "neon"}],
+        "error": None,
+    }
+    assert httpx.post(f"{own.url}/api/v1/pipeline/load", json=body).json() == {"status": "loaded"}
+    unknown = httpx.post(f"{own.url}/api/v1/pipeline/load", json={"pipeline_ids": ["nope"]})
+    assert unknown.status_code == 404
+    assert own.log().count("the process of probe has died") == deaths  # to unload is not to die
