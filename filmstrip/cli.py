@@ -20,11 +20,8 @@ from filmstrip.client_errors import ClientError
 from filmstrip.console import GenerationProgress, Interrupt, track
 from filmstrip.errors import FilmstripError
 from filmstrip.events import Cancelled, Complete, ErrorEvent, Event, Progress
-from filmstrip.geometry import VideoShape
+from filmstrip.geometry import MAX_FRAMES, MAX_SIDE, MIN_SIDE, VideoShape
 
-MAX_FRAMES = 10_000
-MIN_SIDE = 64
-MAX_SIDE = 2048
 DEFAULT_FPS = 16
 EXIT_INTERRUPTED = 130
 _PLACEHOLDER_PROMPT = "video"

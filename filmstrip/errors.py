@@ -16,6 +16,7 @@
     ├── TooLarge                413  too_large
     ├── RangeNotSatisfiable     416  range_not_satisfiable
     ├── InvalidField            422  invalid_field
+    ├── ClientGone              499  client_gone
     ├── InternalError           500  internal_error
     ├── ModelError              500  model_error
     │   ├── BadModelOutput      500  bad_model_output
@@ -158,6 +159,13 @@ class InvalidField(FilmstripError):
 
     code = "invalid_field"
     status = 422
+
+
+class ClientGone(FilmstripError):
+    """The client went away before its generation ended; seen in logs and metrics alone."""
+
+    code = "client_gone"
+    status = 499
 
 
 class InternalError(FilmstripError):

@@ -5,6 +5,11 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+MAX_FRAMES = 10_000
+"""Most pixel frames of one generation."""
+MIN_SIDE = 64
+MAX_SIDE = 2048
+"""Least and most height and width that a request may ask for, in pixels."""
 VIDEO_HEADER_BYTES = 20
 _VIDEO_NDIM = 4
 _U32_MAX = 2**32 - 1

@@ -61,12 +61,20 @@ def _is_set(given: GenerateRequest | ChunkSpec, name: str) -> bool:
     value: Any = getattr(given, name)
     own = type(given).model_fields[name].default
     of_request = GenerateRequest.model_fields[name].default if name in GenerateRequest.model_fields else None
-    asks_nothing = value is False and own is None
+    asks_nothing = value is False and own is None and of_request is not True
     return not asks_nothing and value not in (None, own, of_request, [], {})
 
 
-def lora_scales(given: Mapping[str, float] | None, pipeline: PipelineFacts, field: str) -> dict[str, float]:
+def lora_scales(
+    given: Mapping[str, float] | None, pipeline: PipelineFacts, field: str, at: str = ""
+) -> dict[str, float]:
     """The scales by the names under which the LoRAs were exported; a path stands for its file's name.
+
+    Args:
+        given: scales by name or path.
+        pipeline: whose LoRAs they are.
+        field: of the request, for messages.
+        at: what messages begin with.
 
     Raises:
         InvalidField: the pipeline has no LoRA of a name, or one is named twice.
@@ -78,6 +86,6 @@ def lora_scales(given: Mapping[str, float] | None, pipeline: PipelineFacts, fiel
         if name is None or name in scales:
             trouble = "names a LoRA twice" if name else "is not a LoRA of this pipeline"
             known = ", ".join(pipeline.features.loras) or "none"
-            raise InvalidField(f"{field}: {path[:80]!r} {trouble}; {pipeline.id} has: {known}", field)
+            raise InvalidField(f"{at}{field}: {path[:80]!r} {trouble}; {pipeline.id} has: {known}", field)
         scales[name] = scale
     return scales

@@ -32,7 +32,7 @@ def configure(settings: Settings) -> None:
     logging.getLogger("frontend.access").addFilter(_no_probes)
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(settings.log_level.upper())
+    root.setLevel(settings.log_level)
 
 
 def _no_probes(record: logging.LogRecord) -> bool:

@@ -4,7 +4,6 @@ import base64
 import binascii
 import io
 import re
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,17 +31,17 @@ def decode_image(source: Path | bytes) -> npt.NDArray[np.uint8]:
         BadImage: it is none of these, is damaged, or has more than `MAX_IMAGE_PIXELS` pixels.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Pillow warns of decompression bombs
-            with PillowImage.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as raw:
-                if raw.width * raw.height > MAX_IMAGE_PIXELS:
-                    raise BadImage(f"the image has {raw.width} x {raw.height} pixels, over {MAX_IMAGE_PIXELS} in all")
-                upright = ImageOps.exif_transpose(raw)
-                if upright.has_transparency_data:
-                    clear = upright.convert("RGBA")
-                    upright = PillowImage.new("RGBA", clear.size, "black")
-                    upright.alpha_composite(clear)
-                return np.asarray(upright.convert("RGB"))
+        with PillowImage.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as raw:
+            if raw.width * raw.height > MAX_IMAGE_PIXELS:
+                raise BadImage(f"the image has {raw.width} x {raw.height} pixels, over {MAX_IMAGE_PIXELS} in all")
+            upright = ImageOps.exif_transpose(raw)
+            if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip
+                upright = PillowImage.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            if upright.has_transparency_data:
+                clear = upright.convert("RGBA")
+                upright = PillowImage.new("RGBA", clear.size, "black")
+                upright.alpha_composite(clear)
+            return np.asarray(upright.convert("RGB"))
     except BadImage:
         raise
     # Pillow's decoders raise whatever they stumble over: OSError, SyntaxError, ValueError, struct.error and more.

@@ -11,7 +11,7 @@ from typing import Any
 from filmstrip.cache_policy import CacheInputs, reset_reason
 from filmstrip.contract import ChunkParameters, Mode, PipelineFacts
 from filmstrip.errors import InvalidField
-from filmstrip.geometry import VideoShape, nearest_multiples
+from filmstrip.geometry import MAX_SIDE, MIN_SIDE, VideoShape, nearest_multiples
 from frontend.arrays import (
     MODEL_CHANNELS,
     ImagePlan,
@@ -25,7 +25,7 @@ from frontend.arrays import (
 )
 from frontend.features import check_features, lora_scales
 from frontend.prompts import ChunkPrompts, StickyPrompts
-from frontend.schema import MAX_SIDE, MIN_SIDE, ChunkSpec, GenerateRequest
+from frontend.schema import ChunkSpec, GenerateRequest
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,7 @@ class _Planner:
         check_features(self.request, self.pipeline)
         self._check_processors()
         self._check_input()
+        lora_scales(self.request.lora_scales, self.pipeline, "lora_scales")
         self.size = self._size()
         chunks = tuple(self._chunks())
         self._check_indices(len(chunks))
@@ -209,7 +210,10 @@ class _Chunk:
             why = "vace_use_input_video" if self.input_is_vace else who
             raise InvalidField(f"input_path: {why} needs an input video, chunk {index} has none", "input_path")
         if self.mode not in self.pipeline.modes:
-            raise InvalidField(f"input_path: {self.pipeline.id} takes no input video", "input_path")
+            why = f"{self.pipeline.id} takes no input video"
+            if self.spec.input_video_shape is not None:
+                raise self.at.refuse("input_video_shape", why)
+            raise InvalidField(f"input_path: {why}", "input_path")
         self.has_vace_arrays = (
             self.input_is_vace or self.spec.vace_frames_shape is not None or self.spec.vace_masks_shape is not None
         )
@@ -257,7 +261,7 @@ class _Chunk:
             noise_controller=bool(self.value("noise_controller")),
             kv_cache_attention_bias=self.value("kv_cache_attention_bias"),
             denoising_steps=tuple(steps) if steps else None,
-            lora_scales=lora_scales(self.value("lora_scales"), self.pipeline, scales_field),
+            lora_scales=lora_scales(self.value("lora_scales"), self.pipeline, scales_field, f"chunk {self.index}: "),
             vace_context_scale=self.value("vace_context_scale"),
             vace_use_input_video=self.input_is_vace,
             vace_temporally_locked=self.spec.vace_temporally_locked,
@@ -270,11 +274,21 @@ class _Chunk:
             start=start,
             keep=min(count, self.request.num_frames - start),
         )
-        needed = chunk.input_bytes + len(self.planner.chain.stages) * chunk.frames.num_bytes
-        limit = self.planner.max_chunk_bytes
-        if needed > limit:
-            raise InvalidField(f"height: chunk {self.index} needs {needed} bytes, over the limit of {limit}", "height")
+        self._check_bytes(chunk)
         return chunk
+
+    def _check_bytes(self, chunk: ChunkPlan) -> None:
+        """Refuse a chunk whose arrays are too large, naming the largest of them."""
+        frames = len(self.planner.chain.stages) * chunk.frames.num_bytes
+        limit = self.planner.max_chunk_bytes
+        needed = chunk.input_bytes + frames
+        if needed > limit:
+            why = f"the arrays of the chunk take {needed} bytes, over the limit of {limit}"
+            largest = max(chunk.tensors, key=lambda tensor: tensor.num_bytes, default=None)
+            shape = f"{largest.spec.name}_shape" if largest else ""
+            if largest and largest.num_bytes > frames and getattr(self.spec, shape) is not None:
+                raise self.at.refuse(shape, why)
+            raise InvalidField(f"height: chunk {self.index}: {why}", "height")
 
     def _tensors(self, count: int) -> Iterator[TensorPlan]:
         uploads, size = self.planner.uploads, self.planner.size

@@ -41,6 +41,7 @@ class Lane:
         self.region: str | None = None
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660)
         try:
+            os.fchmod(self._fd, 0o660)  # whatever the umask: Triton's user must be able to map it
             os.posix_fallocate(self._fd, 0, num_bytes)  # a full tmpfs says so here, not by SIGBUS later
             self._mapped = mmap.mmap(self._fd, num_bytes)
         except BaseException:

@@ -186,7 +186,8 @@ async def health() -> tuple[Response, int]:
     """Tell whether a generation would be accepted, or one runs."""
     parts = the_parts()
     generating = parts.slot.current is not None
-    ready = (parts.embedded is None or parts.embedded.is_up) and await parts.triton.is_ready()
+    is_up = parts.embedded is None or parts.embedded.is_up
+    ready = generating or (not parts.slot.is_closed and is_up and await parts.triton.is_ready())
     status = "healthy" if ready else "starting" if parts.is_starting else "unavailable"
     return _answer(HealthAnswer(status=status, generating=generating)), 200 if ready else 503
 

@@ -4,15 +4,13 @@ import json
 from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from filmstrip.contract import Interpolation
 from filmstrip.errors import BadJson, InvalidField
+from filmstrip.geometry import MAX_FRAMES, MAX_SIDE, MIN_SIDE
 
-MAX_FRAMES = 10_000
 MAX_SEED = 2**63 - 1 - 2**20
-MIN_SIDE = 64
-MAX_SIDE = 2048
 MAX_PROMPT_CHARACTERS = 100_000
 MAX_PROMPTS = 64
 MAX_REF_IMAGES = 16
@@ -122,11 +120,20 @@ class ChunkSpec(_Model):
     input_video_offset: Offset | None = Field(None, description="Bytes from the start of the blob.")
 
 
+def _kind_of_prompt(value: Any) -> str:
+    return "list" if isinstance(value, list) else "text"
+
+
+PromptOrPrompts = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[WeightedPrompts, Tag("list")], Discriminator(_kind_of_prompt)
+]
+
+
 class GenerateRequest(_Model):
     """The body of POST /api/v1/generate; its values hold for every chunk that has no ChunkSpec of its own."""
 
     pipeline_id: Annotated[str, Field(min_length=1, max_length=256)]
-    prompt: Text | WeightedPrompts = Field(description="A text, or weighted texts to blend.")
+    prompt: PromptOrPrompts = Field(description="A text, or weighted texts to blend.")
     num_frames: Annotated[int, Field(ge=1, le=MAX_FRAMES), NUMBER] = 64
     height: Side | None = Field(None, description="null: the pipeline's own, or the input's.")
     width: Side | None = Field(None, description="null: the pipeline's own, or the input's.")
@@ -275,17 +282,22 @@ def parse(model: type[ModelT], body: bytes) -> ModelT:
     if errors[0]["type"] == "json_invalid":
         raise BadJson(errors[0]["msg"])
     worst = errors[0]
-    if any(_is_union_tag(part) for part in worst["loc"]):  # the branch that was meant got further, or fits the type
-        branches = (other for other in errors if other["loc"][:1] == worst["loc"][:1])
-        worst = max(branches, key=lambda other: (len(other["loc"]), isinstance(other["input"], list), other["loc"][1:]))
+    location = worst["loc"][:1] + worst["loc"][2:] if worst["loc"][:1] == ("prompt",) else worst["loc"]  # without tag
+    chunk, name = _chunk_named(location, body), _field_name(location)
     if worst["type"] == "extra_forbidden":
-        *parents, key = worst["loc"]
-        name = _field_name((*parents, _key(key)))
-        raise InvalidField(f"{name}: no such field", name)
-    name = _field_name(tuple(part for part in worst["loc"] if not _is_union_tag(part)))
+        raise InvalidField(f"{chunk}{name}: no such field", name)
     value = worst["input"]
     shown = "" if isinstance(value, dict | list) or worst["type"] == "missing" else f", got {_shown(value)}"
-    raise InvalidField(f"{name or 'body'}: {worst['msg'].removeprefix('Value error, ')}{shown}", name or None)
+    raise InvalidField(f"{chunk}{name or 'body'}: {worst['msg'].removeprefix('Value error, ')}{shown}", name or None)
+
+
+def _chunk_named(location: tuple[int | str, ...], body: bytes) -> str:
+    """What a message about a field of a ChunkSpec begins with: its chunk, where it has one."""
+    match location:
+        case ("chunk_specs", int(position), field, *_) if field != "chunk":
+            chunk = json.loads(body)["chunk_specs"][position].get("chunk")
+            return f"chunk {chunk}: " if type(chunk) is int else ""
+    return ""
 
 
 def _field_name(location: tuple[int | str, ...]) -> str:
@@ -295,13 +307,8 @@ def _field_name(location: tuple[int | str, ...]) -> str:
     return name
 
 
-def _is_union_tag(part: int | str) -> bool:
-    """Pydantic puts the branch of a union into the location: `list[...]`, `function-after[...]`, `str`."""
-    return isinstance(part, str) and (part in ("str", "constrained-str") or "[" in part)
-
-
 def _key(key: int | str) -> str:
-    text = str(key)
+    text = str(key) or "''"
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
 
 

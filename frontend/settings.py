@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -12,6 +12,9 @@ MIB = 2**20
 GIB = 2**30
 MINUTES = 60.0
 HOURS = 3600.0
+
+
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
 class LogFormat(StrEnum):
@@ -30,7 +33,9 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     data_dir: Path = Field(Path("data"), description="Folder of uploads and outputs; one frontend each.")
     log_format: LogFormat = Field(LogFormat.TEXT, description="`json` or `text` log lines.")
-    log_level: str = Field("INFO", description="Least severe level that is logged.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Least severe level that is logged."
+    )
 
     embedded: bool = Field(False, description="Start a Triton of our own on loopback.")
     triton_url: str = Field("127.0.0.1:8001", description="gRPC address of Triton when it is not embedded.")
@@ -59,7 +64,7 @@ class Settings(BaseSettings):
     chunk_bytes: int = Field(1 * GIB, gt=0, description="Most bytes of arrays that one chunk may take to Triton.")
     chunk_timeout_s: float = Field(10 * MINUTES, gt=0, description="Longest chunk before its generation fails.")
     sequence_start_timeout_s: float = Field(10.0, gt=0, description="Longest wait for a free slot in Triton.")
-    sequence_end_timeout_s: float = Field(5.0, gt=0, description="Longest wait for Triton to end a sequence.")
+    sequence_end_timeout_s: float = Field(30.0, gt=0, description="Longest wait for Triton to end a sequence.")
     keep_alive_s: float = Field(10.0, gt=0, description="Longest silence of an event stream before a comment.")
     shutdown_timeout_s: float = Field(3.0, gt=0, description="How long open requests may take at shutdown.")
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
-from filmstrip.errors import InternalError, UnknownPath
+from filmstrip.errors import DiskFull, InternalError, UnknownPath
 from frontend.arrays import Extent, ImagePlan, Source, TensorPlan
 from frontend.call import Tensor
 from frontend.media import Image
@@ -84,7 +84,10 @@ async def _shm_lane(num_bytes: int, store: Store, triton: Triton, stack: context
 
 
 async def _disk_lane(num_bytes: int, store: Store, stack: contextlib.AsyncExitStack) -> Lane:
-    lane = await in_thread(Lane, store.new_work_path(), num_bytes)
+    try:
+        lane = await in_thread(Lane, store.new_work_path(), num_bytes)
+    except OSError as error:
+        raise DiskFull(f"the server's disk has no room for the arrays of a chunk: {error.strerror}") from None
     stack.callback(lane.close)
     return lane
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import structlog
 
-from filmstrip.errors import Busy, FilmstripError, InternalError, InvalidField, ModelError, ShuttingDown
+from filmstrip.errors import Busy, ClientGone, FilmstripError, InternalError, InvalidField, ShuttingDown
 from filmstrip.events import Cancelled, Complete, ErrorEvent
 from filmstrip.geometry import VIDEO_HEADER_BYTES
 from frontend import metrics
@@ -35,7 +35,7 @@ class Slot:
         self._server = server
         self._store = store
         self._task: asyncio.Task[Complete | Cancelled] | None = None
-        self._closed = False
+        self.is_closed = False
         self.current: Generation | None = None
 
     async def start(self, request: GenerateRequest) -> Generation:
@@ -45,8 +45,7 @@ class Slot:
             Busy: another generation has the slot.
             FilmstripError: the request cannot be served; the slot is free again.
         """
-        if self._closed:
-            raise ShuttingDown("the server is stopping")
+        self._check_open()
         if self.current is not None:
             raise Busy("another generation runs")
         # Taken before anything is awaited: of two requests that come together one finds it taken.
@@ -63,6 +62,10 @@ class Slot:
         self._task.add_done_callback(functools.partial(self._ended, generation, job))
         return generation
 
+    def _check_open(self) -> None:
+        if self.is_closed:
+            raise ShuttingDown("the server is stopping")
+
     def cancel(self) -> bool:
         """End the generation after its chunk under way; False when none runs."""
         if self.current is None:
@@ -78,7 +81,7 @@ class Slot:
 
     async def close(self, timeout_s: float) -> None:
         """End the generation and accept no other."""
-        self._closed = True
+        self.is_closed = True
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task], timeout=timeout_s)
@@ -95,7 +98,7 @@ class Slot:
 
     def _last_event(self, task: asyncio.Task[Complete | Cancelled]) -> Complete | Cancelled | ErrorEvent:
         if task.cancelled():
-            gone = ShuttingDown("the server is stopping") if self._closed else ModelError("the client is gone")
+            gone = ShuttingDown("the server is stopping") if self.is_closed else ClientGone("the client is gone")
             return ErrorEvent(gone.message, gone.code)
         error = task.exception()
         if error is None:
@@ -133,6 +136,7 @@ class Slot:
             image_shapes={name: image.shape for name, image in images.items()},
         )
         plan = await in_thread(make_plan, request, chain, uploads, self._settings.chunk_bytes)
+        self._check_open()
         output = self._store.draft(Kind.OUTPUT, VIDEO_HEADER_BYTES + plan.output.num_bytes)
         return Job(plan, files, images, output)
 

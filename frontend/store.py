@@ -25,6 +25,7 @@ from typing import Self
 from filmstrip.errors import DiskFull, StorageFull, UnknownPath
 from filmstrip.geometry import VIDEO_HEADER_BYTES, VideoShape, pack_video_header, unpack_video_header
 from frontend.settings import Settings
+from frontend.tasks import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class Draft:
         self.reserved_bytes = reserved_bytes
         self.written_bytes = 0
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660)
+        os.fchmod(self.fd, 0o660)  # whatever the umask: Triton's user must be able to map it
 
     def __enter__(self) -> Self:
         return self
@@ -103,7 +105,7 @@ class Draft:
             DiskFull: the disk is full.
         """
         self._store.reserve(self, self.written_bytes + len(data))
-        await asyncio.to_thread(self._write, memoryview(data))
+        await in_thread(self._write, memoryview(data))
         self.written_bytes += len(data)
 
     def _write(self, data: memoryview) -> None:
@@ -155,19 +157,20 @@ class Store:
             os.close(self._lock_fd)
             self._lock_fd = None
             raise DataDirectoryTaken(f"another frontend uses {self._root}") from None
-        for leftover in (*self._partial.iterdir(), *self._work.iterdir(), *SHM_DIR.glob(f"{self._shm_prefix}-*")):
+        for leftover in (*self._partial.iterdir(), *self._work.iterdir(), *SHM_DIR.glob(f"{self._shm_prefix}*")):
             leftover.unlink(missing_ok=True)
         for path in self._existing():
-            name = path.name.removeprefix(self._shm_prefix)
-            found = self._inspect(path, name)
+            found = self._inspect(path, path.name)
             if found is None:
                 path.unlink(missing_ok=True)
             else:
-                self._files[name] = found
+                self._files[found.name] = found
         self.expire()
 
     def close(self) -> None:
-        """Let go of the data directory; stored files stay."""
+        """Let go of the data directory; files on disk stay, shared memory is given back."""
+        for file in [file for file in self._files.values() if file.in_shm]:
+            self._remove(file)
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
@@ -229,7 +232,7 @@ class Store:
         """
         file = self._files.get(name) if _NAME.fullmatch(name) else None
         if file is not None and file.expires_at <= time.time():
-            self._remove(file)
+            self.expire()
             file = None
         if file is not None and not self._is_whole(file):
             log.warning("%s was damaged or removed outside the server", file.name)
@@ -302,7 +305,6 @@ class Store:
     def _existing(self) -> Iterator[Path]:
         for kind in Kind:
             yield from self._folder(kind).iterdir()
-        yield from SHM_DIR.glob(f"{self._shm_prefix}[a-z]*")
 
     def _inspect(self, path: Path, name: str) -> StoredFile | None:
         """What the file at `path` is, None when it is not a whole file of ours."""

@@ -187,7 +187,7 @@ def test_every_file_that_is_named_exists(path: Path):
     for word in words:
         name = word.partition("=")[2] if word.startswith("--") else word
         in_folder = re.fullmatch(r"[\w./-]+/[\w./-]*", name) and name.split("/")[0] in FOLDERS
-        at_top = re.fullmatch(r"[A-Z]\w*(\.\w+)?", name) and name.endswith(FILES)
+        at_top = re.fullmatch(r"[A-Z]\w*(\.\w+)?", name) and (name.endswith(FILES) or "file" in name)
         assert (ROOT / name).exists() or not (in_folder or at_top), word
 
 

@@ -97,7 +97,6 @@ def test_an_aborted_download_keeps_the_file(server: Frontend, output: str, whole
 def test_a_client_that_reads_slowly_gets_it_all(server: Frontend, output: str, whole: bytes) -> None:
     address = urlsplit(server.url)
     with socket.create_connection((address.hostname, address.port)) as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.sendall(
             f"GET /api/v1/generate/download?path={output} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
         )
