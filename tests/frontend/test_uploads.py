@@ -8,12 +8,10 @@ import struct
 import time
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
 
@@ -205,29 +203,6 @@ def test_a_body_that_stops_is_answered_in_time(server: Frontend, start_frontend:
         connection.endheaders(b"some")
         assert connection.getresponse().status == 408
     assert impatient.stored() == []
-
-
-def test_uploading_two_gibibytes_takes_no_memory(server: Frontend, start_frontend: Callable[..., Frontend]) -> None:
-    """The largest blob that is allowed, exactly; the server's memory grows by less than 64 MiB."""
-    frontend = start_frontend("--triton-url", server.triton_url)
-    frontend.wait_healthy()
-    frontend.upload_data(bytes(2**20))
-    before = frontend.rss_bytes()
-    peak = 0
-    piece = bytes(2**20)
-    process = psutil.Process(frontend.process.pid)
-
-    def body() -> object:
-        nonlocal peak
-        for _ in range(2048):
-            yield piece
-            peak = max(peak, process.memory_info().rss)
-
-    answer = httpx.post(frontend.url + UPLOAD_DATA, content=body(), timeout=120)  # type: ignore[arg-type]
-    assert answer.status_code == 200, answer.text
-    assert answer.json()["size_bytes"] == 2 * 1024**3
-    Path(frontend.data_dir / "blobs" / answer.json()["data_blob_path"]).unlink()
-    assert peak - before < 64 * 2**20
 
 
 def test_a_data_url_is_base64_of_an_image(server: Frontend) -> None:
