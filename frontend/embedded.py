@@ -125,6 +125,7 @@ class EmbeddedTriton:
             try:
                 await self._wait_ready(process, client)
                 log.info("embedded Triton is ready")
+                client.mark_all_well()
                 self._was_ready = self.is_up = True
                 pause_s = _FIRST_PAUSE_S
                 await self._watch(process, client)

@@ -60,7 +60,7 @@ class Triton:
 
     def __init__(self, url: str, settings: Settings) -> None:
         self.url = url
-        self._settings = settings
+        self.settings = settings
         self._client = triton_aio.InferenceServerClient(url, channel_args=CHANNEL_ARGUMENTS)
         self._relay = Relay(url)
         self._facts: dict[str, PipelineFacts] = {}
@@ -154,6 +154,10 @@ class Triton:
         """The model's process has died: it must be loaded again before the next chunk."""
         self._sick.add(name)
 
+    def mark_all_well(self) -> None:
+        """Triton was started anew, with all its models."""
+        self._sick.clear()
+
     async def notice_death(self, name: str) -> None:
         """A model's process is gone: unless it was unloaded, it is marked as sick."""
         if name in self._loading and self._loading[name].locked():
@@ -200,7 +204,7 @@ class Triton:
     @property
     def takes_shared_memory(self) -> bool:
         """Arrays may go through shared memory, if Triton accepts it."""
-        return self._settings.shared_memory
+        return self.settings.shared_memory
 
     @contextlib.asynccontextmanager
     async def registered(self, path: Path, num_bytes: int) -> AsyncIterator[str]:
@@ -246,14 +250,15 @@ class Triton:
                 [],
                 sequence_id=sequence.id,
                 sequence_end=True,
-                client_timeout=self._settings.sequence_end_timeout_s,
+                client_timeout=self.settings.sequence_end_timeout_s,
             )
         except InferenceServerException as error:
-            if isinstance(_as_ours(error), ChunkTimeout | ModelDied):
-                log.warning("%s did not end its sequence: %s", sequence.model, error.message())
+            ours = _as_ours(error)
+            if isinstance(ours, ChunkTimeout | ModelDied):
+                log.warning("%s did not end its sequence", sequence.model)
                 self.mark_sick(sequence.model)
-                if self.on_hung is not None and isinstance(_as_ours(error), ChunkTimeout):
-                    self.on_hung()
+            if isinstance(ours, ChunkTimeout) and self.on_hung is not None:
+                self.on_hung()
 
     async def call(self, call: ChunkCall) -> ChunkAnswer:
         """Make one call, by shared memory where all its arrays lie there, else through the relay."""
@@ -288,7 +293,7 @@ class Sequence:
             BadModelOutput: the frames have another shape.
             TritonUnavailable: Triton is gone.
         """
-        settings = self._triton._settings
+        settings = self._triton.settings
         call = ChunkCall(
             model=self.model,
             sequence_id=self.id,

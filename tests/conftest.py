@@ -1,6 +1,7 @@
 """Servers for tests: the real frontend on the real Triton, started once."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,30 +28,30 @@ def triton_url(server: Frontend) -> str:
     return server.triton_url
 
 
-@pytest.fixture(scope="session")
-def grpc_server(server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
-    """A frontend with a Triton elsewhere, to which arrays go as gRPC tensors."""
-    folder = tmp_path_factory.mktemp("grpc")
-    frontend = Frontend(folder, "--triton-url", server.triton_url, shared_memory=False)
+@contextmanager
+def beside(server: Frontend, folder: Path, **settings: object) -> Iterator[Frontend]:
+    """A frontend of its own on the Triton of another."""
+    frontend = Frontend(folder, "--triton-url", server.triton_url, **settings)
     frontend.probe_log = server.probe_log
     try:
         frontend.wait_healthy()
         yield frontend
     finally:
         assert frontend.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def grpc_server(server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
+    """A frontend with a Triton elsewhere, to which arrays go as gRPC tensors."""
+    with beside(server, tmp_path_factory.mktemp("grpc"), shared_memory=False) as frontend:
+        yield frontend
 
 
 @pytest.fixture(scope="session")
 def shm_server(server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
     """A frontend that keeps uploads in shared memory, with a Triton that is not its own."""
-    folder = tmp_path_factory.mktemp("shm")
-    frontend = Frontend(folder, "--triton-url", server.triton_url, uploads_in_shm=True)
-    frontend.probe_log = server.probe_log
-    try:
-        frontend.wait_healthy()
+    with beside(server, tmp_path_factory.mktemp("shm"), uploads_in_shm=True) as frontend:
         yield frontend
-    finally:
-        assert frontend.stop() == 0
 
 
 @pytest.fixture

@@ -1,0 +1,129 @@
+"""What a pipeline does not support is refused and never ignored; what asks for nothing is taken."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from filmstrip.contract import Features, Mode, PipelineFacts
+from filmstrip.errors import InvalidField
+from frontend.features import FEATURE_OF_FIELD, check_features
+from frontend.schema import ChunkSpec, GenerateRequest
+
+PROMPTS = [{"text": "a"}]
+BARE = PipelineFacts("bare", (Mode.TEXT,), 12, 12, features=Features(frame_processor=True))
+ALL = Features(
+    frame_processor=False,
+    seed=True,
+    prompts=True,
+    noise=True,
+    cache=True,
+    denoising_steps=True,
+    vace=True,
+    loras=("ink",),
+)
+WITHOUT = {"loras": ()}  # what a feature is where it is missing; False for the others
+
+OF_REQUEST = [
+    # field, values that ask for something, values that ask for nothing
+    ("seed", [0, 41, 43], [42]),
+    ("noise_scale", [0, 0.0, 0.69, 1], [0.7]),
+    ("noise_controller", [True], [False, None]),
+    ("manage_cache", [False], [True]),
+    ("kv_cache_attention_bias", [0.5, 1.0], [None]),
+    ("denoising_steps", [[1000], [1000, 750, 500, 250]], [None]),
+    ("lora_scales", [{"ink": 0.5}, {"ink": 0}], [None, {}]),
+    ("vace_context_scale", [0, 0.5, 2], [1, 1.0]),
+    ("vace_use_input_video", [True], [False, None]),
+]
+OF_CHUNK = [
+    *OF_REQUEST[:3],
+    *OF_REQUEST[4:],
+    ("manage_cache", [], [True, None]),
+    ("reset_cache", [True], [False]),
+    ("vace_temporally_locked", [False], [True]),
+    ("vace_frames_shape", [[1, 3, 12, 64, 64]], [None]),
+    ("vace_frames_offset", [0, 1], [None]),
+    ("vace_masks_shape", [[1, 1, 12, 64, 64]], [None]),
+    ("vace_masks_offset", [0, 1], [None]),
+    ("vace_ref_images", [["asset"]], [None, []]),
+    ("first_frame_image", ["asset"], [None]),
+    ("last_frame_image", ["asset"], [None]),
+    ("transition_target_prompts", [PROMPTS], [None]),
+    ("transition_num_steps", [0, 4], [None]),
+    ("transition_method", ["linear", "slerp"], [None]),
+]
+FREE = {  # any pipeline takes these; files, images and ids are checked elsewhere
+    *("pipeline_id", "prompt", "num_frames", "height", "width", "prompt_interpolation_method"),
+    *("input_path", "data_blob_path", "pre_processor_id", "post_processor_id", "chunk_specs"),
+    *("chunk", "text", "prompts", "input_video_shape", "input_video_offset"),
+}
+
+
+def flat(rows: list[tuple[str, list[Any], list[Any]]], column: int) -> list[tuple[str, Any]]:
+    return [(row[0], value) for row in rows for value in row[column]]
+
+
+def request(chunk_specs: list[dict[str, Any]] | None = None, **fields: Any) -> GenerateRequest:
+    body = {"pipeline_id": "bare", "prompt": "a", "chunk_specs": chunk_specs, **fields}
+    return GenerateRequest.model_validate(body)
+
+
+def test_the_tables_here_miss_no_field() -> None:
+    assert {row[0] for row in (*OF_REQUEST, *OF_CHUNK)} == set(FEATURE_OF_FIELD)
+    assert GenerateRequest.model_fields.keys() - FREE <= {row[0] for row in OF_REQUEST}
+    assert ChunkSpec.model_fields.keys() - FREE <= {row[0] for row in OF_CHUNK}
+
+
+@pytest.mark.parametrize(("name", "value"), flat(OF_REQUEST, 1))
+def test_a_field_without_its_feature_is_refused(name: str, value: Any) -> None:
+    feature = FEATURE_OF_FIELD[name]
+    facts = replace(BARE, features=replace(ALL, **{feature: WITHOUT.get(feature, False)}))
+    with pytest.raises(InvalidField) as caught:
+        check_features(request(**{name: value}), facts)
+    assert caught.value.field == name
+    assert caught.value.message.startswith(f"{name}: bare does not support {feature}; its features: ")
+    shown = caught.value.message.partition("its features: ")[2].split(", ")
+    assert shown == [each for each in ALL.to_dict() if each not in (feature, "frame_processor")]
+    only = replace(Features(), **{feature: getattr(ALL, feature)})
+    check_features(request(**{name: value}), replace(BARE, features=only))
+
+
+@pytest.mark.parametrize(("name", "value"), flat(OF_CHUNK, 1))
+def test_a_field_of_a_chunk_without_its_feature_is_refused(name: str, value: Any) -> None:
+    feature = FEATURE_OF_FIELD[name]
+    facts = replace(BARE, features=replace(ALL, **{feature: WITHOUT.get(feature, False)}))
+    wanted = request([{"chunk": 0}, {"chunk": 7, name: value}])
+    with pytest.raises(InvalidField) as caught:
+        check_features(wanted, facts)
+    assert caught.value.field == f"chunk_specs[1].{name}"
+    assert caught.value.message.startswith(f"chunk 7: {name}: bare does not support {feature}; its features: ")
+    only = replace(Features(), **{feature: getattr(ALL, feature)})
+    check_features(wanted, replace(BARE, features=only))
+
+
+@pytest.mark.parametrize(("name", "value"), flat(OF_REQUEST, 2))
+def test_a_default_is_taken_by_any_pipeline(name: str, value: Any) -> None:
+    fields = {name: value}
+    check_features(request(**fields), BARE)
+
+
+@pytest.mark.parametrize(("name", "value"), flat(OF_CHUNK, 2))
+def test_a_default_of_a_chunk_is_taken_by_any_pipeline(name: str, value: Any) -> None:
+    check_features(request([{"chunk": 0, name: value}]), BARE)
+
+
+def test_a_chunk_that_does_not_manage_its_cache_is_refused() -> None:
+    with pytest.raises(InvalidField) as caught:
+        check_features(request([{"chunk": 0, "manage_cache": False}]), BARE)
+    assert caught.value.field == "chunk_specs[0].manage_cache"
+
+
+def test_prompts_may_be_given_to_any_pipeline() -> None:
+    specs = [{"chunk": 0, "text": "b"}, {"chunk": 1, "prompts": PROMPTS, "prompt_interpolation_method": "slerp"}]
+    check_features(request(specs, prompt=PROMPTS, prompt_interpolation_method="slerp"), BARE)
+
+
+def test_a_pipeline_without_features_says_so() -> None:
+    with pytest.raises(InvalidField, match=r"its features: none$"):
+        check_features(request(seed=1), replace(BARE, features=Features()))

@@ -1,0 +1,299 @@
+"""Requests as JSON: defaults, both edges of every limit, and errors that name the field and stay small."""
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from filmstrip.errors import BadJson, FilmstripError, InvalidField
+from frontend.schema import ChunkSpec, GenerateRequest, LoadRequest, parse
+
+LONG = "x" * 100_000
+SIZES = [1, 1, 1, 1, 1]
+
+DEFAULTS = {
+    "num_frames": 64,
+    "height": None,
+    "width": None,
+    "seed": 42,
+    "noise_scale": 0.7,
+    "manage_cache": True,
+    "noise_controller": None,
+    "kv_cache_attention_bias": None,
+    "prompt_interpolation_method": "linear",
+    "vace_context_scale": 1.0,
+    "vace_use_input_video": None,
+    "denoising_steps": None,
+    "lora_scales": None,
+    "input_path": None,
+    "data_blob_path": None,
+    "pre_processor_id": None,
+    "post_processor_id": None,
+    "chunk_specs": None,
+}
+NOT_NONE = {"reset_cache": False, "vace_temporally_locked": True}
+
+BOTH = [
+    # field of a request and of a chunk, values taken, values refused
+    ("seed", [0, 42, 2**63 - 1 - 2**20], [-1, 2**63 - 2**20, 2**64, 1.5]),
+    ("noise_scale", [0, 0.0, 1, 1.0], [-0.001, 1.001, -1e308]),
+    ("noise_controller", [True, False, None], [0, 1, "x"]),
+    ("manage_cache", [True, False], [0, 1, "x"]),
+    ("kv_cache_attention_bias", [1e-9, 1, 1.0, None], [0, 0.0, -0.5, 1.001]),
+    ("prompt_interpolation_method", ["linear", "slerp"], ["cubic", "LINEAR", "", 1]),
+    ("vace_context_scale", [0, 1.5, 2], [-0.001, 2.001]),
+    ("vace_use_input_video", [True, False, None], [0, 1]),
+    ("denoising_steps", [[1000], [1], [1000, 1], [3, 2, 1], None], [[], [1001], [0], [2, 2], [1, 2], [1.5], 1000]),
+    ("lora_scales", [{}, {"a": -1.5}, {"a/b.safetensors": 0, "b": 2}, None], [[], {"a": None}, {"a": "1"}, {"a": []}]),
+]
+OF_REQUEST = [
+    *BOTH,
+    ("num_frames", [1, 10_000], [0, -1, 10_001, 1.5]),
+    ("height", [64, 2048, None], [63, 2049, 0, -64]),
+    ("width", [64, 2048, None], [63, 2049, 0, 64.5]),
+    (
+        "prompt",
+        ["", "x", LONG, [{"text": "a"}], [{"text": "a", "weight": 0}, {"text": "b", "weight": 0.001}]],
+        [LONG + "x", [], [{"text": "a", "weight": 0}], [{"text": LONG + "x"}], {"text": "a"}, [[]], ["a"], 1],
+    ),
+    ("input_path", ["video-1", None], [1, "x" * 257]),
+    ("data_blob_path", ["blob-1", None], [1, "x" * 257]),
+    ("pre_processor_id", ["gray", None], ["", 1]),
+    ("post_processor_id", ["gray", None], ["", 1]),
+    ("pipeline_id", ["x"], ["", None, 1, "x" * 257]),
+    ("chunk_specs", [[], None, [{"chunk": 0}, {"chunk": 9999}]], [{}, [{"chunk": 0}] * 10_001, [None]]),
+]
+OF_CHUNK = [
+    *BOTH,
+    ("chunk", [0, 9999], [-1, 0.5, 10**4]),
+    ("text", ["", "x", LONG, None], [LONG + "x", 1, ["a"]]),
+    ("prompts", [[{"text": "a", "weight": 100}], None], [[], [{"text": "a", "weight": 0}], "a", [{"weight": 1}]]),
+    ("transition_target_prompts", [[{"text": "a"}], None], [[], [{"text": "a", "weight": -1}], "a"]),
+    ("transition_num_steps", [0, 4, 10_000, None], [-1, 1.5, 10_001]),
+    ("transition_method", ["linear", "slerp", None], ["cubic"]),
+    ("first_frame_image", ["a", None], ["", 1]),
+    ("last_frame_image", ["a", None], ["", 1]),
+    ("vace_ref_images", [[], ["a"], None], ["a", [""], [1], ["a"] * 1000]),
+    ("reset_cache", [True, False], [None, 0]),
+    ("vace_temporally_locked", [True, False], [None, 1]),
+    ("input_video_shape", [SIZES[1:], [2**32 - 1] * 4, None],
+     [[], SIZES, [0, 1, 1, 1], [1, 1, 1, -1], [2**32, 1, 1, 1]]),
+    *((f"{name}_shape", [SIZES, [2**32 - 1] * 5, None],
+       [[], SIZES[1:], [*SIZES, 1], [1, 1, 1, 1, 0], [1.5, *SIZES[1:]]])
+      for name in ("vace_frames", "vace_masks")),
+    *((f"{name}_offset", [0, 3, 2**63 - 1, None], [-1, 0.5, 2**63])
+      for name in ("vace_frames", "vace_masks", "input_video")),
+]  # fmt: skip
+
+
+def body(**fields: Any) -> bytes:
+    return json.dumps({"pipeline_id": "p", "prompt": "x"} | fields).encode()
+
+
+def chunk_body(**fields: Any) -> bytes:
+    return body(chunk_specs=[{"chunk": 1}, {"chunk": 2} | fields])
+
+
+def refusal(given: bytes, model: type[BaseModel] = GenerateRequest) -> FilmstripError:
+    with pytest.raises((InvalidField, BadJson)) as caught:
+        parse(model, given)
+    assert len(json.dumps(caught.value.body())) < 1000
+    return caught.value
+
+
+def cases(rows: list[Any], column: int) -> list[Any]:
+    return [pytest.param(row[0], value, id=f"{row[0]}-{value!s:.40}") for row in rows for value in row[column]]
+
+
+def of_wrong_kinds(rows: list[Any]) -> list[Any]:
+    """Values of kinds that a field takes none of, judged by those that it takes."""
+    wrong = []
+    for name, taken, _ in rows:
+        kinds = {type(value) for value in taken}
+        wrong += [pytest.param(name, value, id=f"{name}-{value}") for value in (float("nan"), float("inf"), 10**400)]
+        wrong += [
+            pytest.param(name, value, id=f"{name}-{value}")
+            for value in (True, "3", "true", {"a": "b"}, [["a"]])
+            if type(value) not in kinds or isinstance(value, dict | list)
+        ]
+    return wrong
+
+
+# -- Fields -------------------------------------------------------------------------------------------------
+
+
+def test_defaults_of_a_request() -> None:
+    request = parse(GenerateRequest, body())
+    assert request.model_dump() == {"pipeline_id": "p", "prompt": "x"} | DEFAULTS
+
+
+def test_defaults_of_a_chunk() -> None:
+    spec = (parse(GenerateRequest, body(chunk_specs=[{"chunk": 3}])).chunk_specs or [])[0]
+    assert spec.model_dump() == {name: NOT_NONE.get(name) for name in ChunkSpec.model_fields} | {"chunk": 3}
+
+
+def test_the_tables_here_miss_no_field() -> None:
+    assert {row[0] for row in OF_REQUEST} == set(GenerateRequest.model_fields)
+    assert {row[0] for row in OF_CHUNK} == set(ChunkSpec.model_fields)
+
+
+@pytest.mark.parametrize(("name", "value"), cases(OF_REQUEST, 1))
+def test_a_request_takes_the_edges_of_a_field(name: str, value: Any) -> None:
+    found = parse(GenerateRequest, body(**{name: value}))
+    assert found.model_dump(exclude_unset=True, mode="json")[name] == value or name in ("prompt", "chunk_specs")
+
+
+@pytest.mark.parametrize(("name", "value"), cases(OF_CHUNK, 1))
+def test_a_chunk_takes_the_edges_of_a_field(name: str, value: Any) -> None:
+    specs = parse(GenerateRequest, chunk_body(**{name: value})).chunk_specs
+    assert specs is not None
+    assert specs[1].model_dump(exclude_unset=True, mode="json")[name] == value or "prompts" in name
+
+
+@pytest.mark.parametrize(("name", "value"), [*cases(OF_REQUEST, 2), *of_wrong_kinds(OF_REQUEST)])
+def test_a_request_refuses_what_lies_outside_a_field(name: str, value: Any) -> None:
+    error = refusal(body(**{name: value}))
+    if isinstance(error, InvalidField):
+        assert error.field is not None
+        assert error.field.startswith(name)
+        assert error.message.startswith(f"{error.field}: ")
+    else:  # no number of JSON that anyone could mean
+        assert value == 10**400
+
+
+@pytest.mark.parametrize(("name", "value"), [*cases(OF_CHUNK, 2), *of_wrong_kinds(OF_CHUNK)])
+def test_a_chunk_refuses_what_lies_outside_a_field(name: str, value: Any) -> None:
+    error = refusal(chunk_body(**{name: value}))
+    if isinstance(error, InvalidField):
+        assert error.field is not None
+        assert error.field.startswith(f"chunk_specs[1].{name}")
+        assert f"{error.field}: " in error.message
+    else:
+        assert value == 10**400
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "words"),
+    [
+        (body(num_frames=0), "num_frames", "greater than or equal to 1, got 0"),
+        (body(num_frames="48"), "num_frames", "a number is wanted, got '48'"),
+        (body(noise_controller=1), "noise_controller", "true or false is wanted, got 1"),
+        (body(noise_scale=float("nan")), "noise_scale", "finite number, got nan"),
+        (body(denoising_steps=[500, 750]), "denoising_steps", "fall strictly"),
+        (body(denoising_steps=[500, True]), "denoising_steps[1]", "a number is wanted, got True"),
+        (body(prompt=[{"text": "a", "weight": 101}]), "prompt[0].weight", "100, got 101"),
+        (body(prompt=[{"text": "a"}, {"weight": 1}]), "prompt[1].text", "required"),
+        (body(prompt=[{"text": "a", "weight": 0}]), "prompt", "above 0"),
+        (body(prompt=None), "prompt", "got None"),
+        (body(lora_scales={"a": "x"}), "lora_scales.a", "a number is wanted, got 'x'"),
+        (chunk_body(prompts=[{"text": 5}]), "chunk_specs[1].prompts[0].text", "got 5"),
+        (chunk_body(vace_frames_shape=[1, 3, 0, 64, 64]), "chunk_specs[1].vace_frames_shape[2]", "got 0"),
+        (body(chunk_specs=[{"seed": 1}]), "chunk_specs[0].chunk", "required"),
+        (b"{}", "pipeline_id", "required"),
+        (b"[]", None, "body: Input should be an object"),
+        (b"null", None, "body: Input should be an object"),
+    ],
+)
+def test_messages_name_the_field_and_the_value(given: bytes, field: str | None, words: str) -> None:
+    error = refusal(given)
+    assert isinstance(error, InvalidField)
+    assert error.field == field
+    assert words in error.message
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "at"),
+    [
+        (body(numframes=1), "numframes", ""),
+        (body(**{"a[b": 1}), "a[b", ""),
+        (body(str=1), "str", ""),
+        (body(Prompt="x"), "Prompt", ""),
+        (body(**{"": 1}), "''", ""),
+        (body(prompt=[{"text": "a", "wieght": 1}]), "prompt[0].wieght", ""),
+        (chunk_body(frames=1), "chunk_specs[1].frames", "chunk 2: "),
+        (chunk_body(prompts=[{"text": "a", "wieght": 1}]), "chunk_specs[1].prompts[0].wieght", "chunk 2: "),
+    ],
+)
+def test_an_unknown_key_is_named(given: bytes, field: str, at: str) -> None:
+    error = refusal(given)
+    assert isinstance(error, InvalidField)
+    assert (error.field, error.message) == (field, f"{at}{field}: no such field")
+
+
+@pytest.mark.parametrize("path", ["str", "ink[1].safetensors"])
+def test_a_lora_whose_name_looks_like_a_union_is_named(path: str) -> None:
+    assert refusal(body(lora_scales={path: "x"})).field == f"lora_scales.{path}"
+
+
+# -- Bodies -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(b"", b" ", b"{", b"x", b"\xff", b"\xff\xfe{\x00}\x00", b"\xef\xbb\xbf" + body(), body() + b"x", body()[:-1]),
+        *(b'{"prompt": "\xc3"}', b'{"prompt": "\\ud800"}', b"{'prompt': 'x'}", b'{"prompt": "\n"}'),
+        *(b"[" * 100_000, b'{"a":' * 100_000, b'{"a":' + b"[" * 10_000 + b"]" * 10_000 + b"}", b"1" * 100_000),
+    ],
+    ids=lambda given: repr(given[:30]),
+)
+def test_what_is_not_json_is_a_bad_request(given: bytes) -> None:
+    assert isinstance(refusal(given), BadJson)
+
+
+@pytest.mark.parametrize("depth", [10, 100, 190])
+def test_deep_nesting_is_refused(depth: int) -> None:
+    deep = b"[" * depth + b"]" * depth
+    refusal(b'{"pipeline_id": "p", "prompt": ' + deep + b"}")
+    refusal(b'{"pipeline_id": "p", "prompt": "x", "surprise": ' + deep + b"}")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        body(**{LONG: 1}),
+        body(seed=LONG),
+        body(prompt=[{"text": LONG, "weight": 101}]),
+        body(prompt=LONG * 2),
+        body(lora_scales={LONG: 1}),
+        body(lora_scales={LONG[:4000]: "x"}),
+        body(seed=10**4000),
+        body(chunk_specs=[{LONG: 1}]),
+        body(prompt_interpolation_method=LONG),
+        body(pipeline_id=LONG),
+        body(denoising_steps=[LONG]),
+        body(denoising_steps=[1] * 100_000),
+        body(**{f"key{number}": number for number in range(10_000)}),
+        chunk_body(input_video_shape=[LONG] * 4),
+    ],
+    ids=range(14),
+)
+def test_big_bodies_have_small_errors(given: bytes) -> None:
+    assert isinstance(refusal(given), InvalidField)
+
+
+# -- Loading ------------------------------------------------------------------------------------------------
+
+
+def test_load_params_are_anything_that_is_json() -> None:
+    params = {"height": 320, "loras": [{"path": "x", "scale": 0.5}], "deep": {"a": None}}
+    given = parse(LoadRequest, json.dumps({"pipeline_ids": ["a", "b"], "load_params": params}).encode())
+    assert (given.pipeline_ids, given.load_params) == (["a", "b"], params)
+    assert parse(LoadRequest, b'{"pipeline_ids": ["a"]}').load_params is None
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        (b"{}", "pipeline_ids"),
+        (b'{"pipeline_ids": []}', "pipeline_ids"),
+        (b'{"pipeline_ids": "a"}', "pipeline_ids"),
+        (b'{"pipeline_ids": [""]}', "pipeline_ids[0]"),
+        (b'{"pipeline_ids": ["a"], "load_params": []}', "load_params"),
+        (b'{"pipeline_ids": ["a"], "load_params": {"x": NaN}}', "load_params"),
+        (b'{"pipeline_ids": ["a"], "params": {}}', "params"),
+    ],
+)
+def test_a_bad_load_request_is_named(given: bytes, field: str) -> None:
+    assert refusal(given, LoadRequest).field == field
