@@ -4,7 +4,17 @@ import json
 from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from filmstrip.contract import Interpolation
 from filmstrip.errors import BadJson, InvalidField
@@ -14,6 +24,7 @@ MAX_SEED = 2**63 - 1 - 2**20
 MAX_PROMPT_CHARACTERS = 100_000
 MAX_PROMPTS = 64
 MAX_REF_IMAGES = 16
+MAX_KEYS = 256
 _MAX_U63 = 2**63 - 1
 
 
@@ -27,6 +38,13 @@ def _a_number(value: Any) -> Any:
 def _a_bool(value: Any) -> Any:
     if not isinstance(value, bool):
         raise ValueError("true or false is wanted")
+    return value
+
+
+def _few(value: Any) -> Any:
+    """Checked before each entry is: a million bad ones would make a million errors."""
+    if isinstance(value, dict) and len(value) > MAX_KEYS:
+        raise ValueError(f"more than {MAX_KEYS} entries")
     return value
 
 
@@ -46,7 +64,10 @@ ArrayDimensions = Annotated[list[Dimension], Field(min_length=5, max_length=5)]
 StoredName = Annotated[str, Field(max_length=256)]
 ImageSource = Annotated[str, Field(min_length=1)]
 LoraScale = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False), NUMBER]
-LoraScales = dict[Annotated[str, Field(max_length=4096)], LoraScale]
+LoraScales = Annotated[
+    dict[Annotated[str, Field(max_length=4096)], LoraScale],
+    BeforeValidator(_few),
+]
 
 
 def _falling(steps: list[int]) -> list[int]:
@@ -64,6 +85,8 @@ DenoisingSteps = Annotated[
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    _few_keys = model_validator(mode="before")(_few)
 
 
 class WeightedPrompt(_Model):

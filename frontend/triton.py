@@ -254,9 +254,10 @@ class Triton:
             )
         except InferenceServerException as error:
             ours = _as_ours(error)
-            if isinstance(ours, ChunkTimeout | ModelDied):
-                log.warning("%s did not end its sequence", sequence.model)
-                self.mark_sick(sequence.model)
+            if sequence.model in self._sick or not isinstance(ours, ChunkTimeout | ModelDied):
+                return
+            log.warning("%s did not end its sequence", sequence.model)
+            self.mark_sick(sequence.model)
             if isinstance(ours, ChunkTimeout) and self.on_hung is not None:
                 self.on_hung()
 

@@ -22,6 +22,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
         assert frontend.stop() == 0
 
 
+@pytest.fixture(autouse=True)
+def slot_given_back(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test whose client leaves early does not hand a busy server to the next one."""
+    yield
+    for name in ("server", "grpc_server", "shm_server"):
+        if name in request.fixturenames:
+            request.getfixturevalue(name).wait_idle()
+
+
 @pytest.fixture(scope="session")
 def triton_url(server: Frontend) -> str:
     """gRPC address of a Triton that runs by itself, as far as its user can tell."""

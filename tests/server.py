@@ -1,6 +1,7 @@
 """The real frontend as a process, and what tests do with it."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -145,6 +146,12 @@ class Frontend:
         while httpx.get(f"{self.url}/health").json()["generating"]:
             assert time.monotonic() < deadline, "the slot is still taken"
             time.sleep(0.02)
+
+    def in_shm(self) -> list[str]:
+        """Names of its files in shared memory, those of Triton's own left out."""
+        prefix = f"filmstrip-{hashlib.sha256(os.fsencode(self.data_dir.resolve())).hexdigest()[:12]}-"
+        names = (file.name.removeprefix(prefix) for file in Path("/dev/shm").glob(f"{prefix}*"))
+        return sorted(name for name in names if not name.startswith("-triton-") or self.process.poll() is not None)
 
     def stored(self, *kinds: str) -> list[str]:
         """Names of all files in the store: whole ones by kind, and half-written ones."""

@@ -45,7 +45,11 @@ BOTH = [
     ("vace_context_scale", [0, 1.5, 2], [-0.001, 2.001]),
     ("vace_use_input_video", [True, False, None], [0, 1]),
     ("denoising_steps", [[1000], [1], [1000, 1], [3, 2, 1], None], [[], [1001], [0], [2, 2], [1, 2], [1.5], 1000]),
-    ("lora_scales", [{}, {"a": -1.5}, {"a/b.safetensors": 0, "b": 2}, None], [[], {"a": None}, {"a": "1"}, {"a": []}]),
+    (
+        "lora_scales",
+        [{}, {"a": -1.5}, {"x" * 4096: 0, "b": 2}, None],
+        [{"x" * 4097: 1}, [], {"a": None}, {"a": "1"}, {"a": []}],
+    ),
 ]
 OF_REQUEST = [
     *BOTH,
@@ -74,7 +78,7 @@ OF_CHUNK = [
     ("transition_method", ["linear", "slerp", None], ["cubic"]),
     ("first_frame_image", ["a", None], ["", 1]),
     ("last_frame_image", ["a", None], ["", 1]),
-    ("vace_ref_images", [[], ["a"], None], ["a", [""], [1], ["a"] * 1000]),
+    ("vace_ref_images", [[], ["a"] * 16, None], ["a", [""], [1], ["a"] * 17]),
     ("reset_cache", [True, False], [None, 0]),
     ("vace_temporally_locked", [True, False], [None, 1]),
     ("input_video_shape", [SIZES[1:], [2**32 - 1] * 4, None],
@@ -142,6 +146,14 @@ def test_the_tables_here_miss_no_field() -> None:
 def test_a_request_takes_the_edges_of_a_field(name: str, value: Any) -> None:
     found = parse(GenerateRequest, body(**{name: value}))
     assert found.model_dump(exclude_unset=True, mode="json")[name] == value or name in ("prompt", "chunk_specs")
+
+
+def test_prompts_have_weights() -> None:
+    given = [{"text": "a", "weight": 0}, {"text": "b"}]
+    read = [{"text": "a", "weight": 0.0}, {"text": "b", "weight": 100.0}]
+    assert parse(GenerateRequest, body(prompt=given)).model_dump()["prompt"] == read
+    spec = (parse(GenerateRequest, chunk_body(prompts=given, transition_target_prompts=given)).chunk_specs or [])[1]
+    assert spec.model_dump()["prompts"] == spec.model_dump()["transition_target_prompts"] == read
 
 
 @pytest.mark.parametrize(("name", "value"), cases(OF_CHUNK, 1))
@@ -297,3 +309,16 @@ def test_load_params_are_anything_that_is_json() -> None:
 )
 def test_a_bad_load_request_is_named(given: bytes, field: str) -> None:
     assert refusal(given, LoadRequest).field == field
+
+
+@pytest.mark.parametrize(
+    ("more", "name"),
+    [
+        ({str(index): 1 for index in range(300)}, "body"),
+        ({"lora_scales": {str(index): "x" for index in range(300)}}, "lora_scales"),
+        ({"chunk_specs": [{"chunk": 0} | {str(index): 1 for index in range(300)}]}, "chunk_specs[0]"),
+    ],
+)
+def test_crowds_of_keys_are_refused_before_each_is_looked_at(more: dict[str, Any], name: str) -> None:
+    error = refusal(json.dumps({"pipeline_id": "p", "prompt": "x"} | more).encode())
+    assert error.message == f"{name}: more than 256 entries"

@@ -291,8 +291,25 @@ def leftovers(store: Store, tmp_path: Path) -> list[Path]:
     return [*SHM_DIR.glob(f"{prefix}*"), *(tmp_path / "data" / "work").iterdir()]
 
 
+@pytest.fixture
+def strict_umask() -> Iterator[None]:
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("strict_umask")
+async def test_what_triton_maps_is_open_to_its_group(store: Store) -> None:
+    with store.draft(Kind.BLOB, 4) as draft:
+        await draft.append(b"data")
+        file = draft.commit()
+    async with open_lanes(1000, store, cast("Triton", Registry(2))) as lanes:
+        assert [path.stat().st_mode & 0o777 for path in (file.path, *(lane.path for lane in lanes))] == [0o660] * 3
+
+
 async def test_lanes_lie_in_shared_memory_that_triton_has(store: Store, tmp_path: Path) -> None:
     registry = Registry(2)
+    open_files = os.listdir("/proc/self/fd")
     async with open_lanes(1000, store, cast("Triton", registry)) as lanes:
         assert {lane.region for lane in lanes} == registry.registered_now.keys()
         assert len({lane.path for lane in lanes}) == 2
@@ -302,6 +319,7 @@ async def test_lanes_lie_in_shared_memory_that_triton_has(store: Store, tmp_path
             assert lane.path.read_bytes() == bytes(10) + b"abc" + bytes(987)
     assert registry.registered_now == {}
     assert leftovers(store, tmp_path) == []
+    assert os.listdir("/proc/self/fd") == open_files
 
 
 @pytest.mark.parametrize("registry", [Registry(0), Registry(1), Registry(2, takes_shared_memory=False)])
