@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo serve test lint fix bench check lock clean
+.PHONY: help setup demo serve test coverage lint fix bench check lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -27,6 +27,12 @@ serve: setup ## Serve on http://127.0.0.1:8000 with a Triton of our own
 
 test: setup ## Run every test
 	$(BIN)/python -m pytest
+
+coverage: setup ## Run every test and show which lines none of them reached
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 lint: setup ## Style and types
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -35,6 +36,11 @@ def slot_given_back(request: pytest.FixtureRequest) -> Iterator[None]:
 def triton_url(server: Frontend) -> str:
     """gRPC address of a Triton that runs by itself, as far as its user can tell."""
     return server.triton_url
+
+
+# How long an example takes says something about the machine, not about the code.
+hypothesis.settings.register_profile("filmstrip", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("filmstrip")
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""Measurements against the machine's own limits, run as `python -m benchmarks`."""

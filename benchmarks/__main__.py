@@ -1,0 +1,58 @@
+"""`python -m benchmarks`: measure the server against what the machine itself can do."""
+
+import shlex
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+from benchmarks import chunks, memory, moments, report, stalls, transfers
+from benchmarks.options import Options
+
+README = Path(__file__).with_name("README.md")
+BENCHMARKS = {
+    "transfers": ("Uploads and downloads", transfers.measure),
+    "chunks": ("Chunks", chunks.measure),
+    "stalls": ("Stalls of the event loop", stalls.measure),
+    "moments": ("First event and cancel", moments.measure),
+    "memory": ("Memory and length", memory.measure),
+}
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--only", type=click.Choice(list(BENCHMARKS)), multiple=True, help="Only this; may be given again.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="How often all is measured.")
+@click.option("--quick", is_flag=True, help="Small files and few chunks: shows that the benchmarks work.")
+@click.option("--large", is_flag=True, help="Transfers of 1 GB and a blob of 2 GiB as well.")
+@click.option("--write", is_flag=True, help="Put the results into benchmarks/README.md.")
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Disk to measure on; some GB must be free.  [default: the system's folder of temporary files]",
+)
+def main(*, only: tuple[str, ...], rounds: int, quick: bool, large: bool, write: bool, folder: Path | None) -> None:
+    """Measure the server against what the machine itself can do.
+
+    What is compared is measured in turns; the table has the medians of all rounds, and the ratios of what was
+    measured in the same round. Servers are started on loopback and ended.
+    """
+    sections = []
+    for name, (title, measure) in BENCHMARKS.items():
+        if only and name not in only:
+            continue
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="filmstrip-benchmarks-", dir=folder) as own:
+            rows = measure(Options(Path(own), rounds, quick, large))
+        sections.append((title, rows))
+        click.echo(f"\n{title}, {time.monotonic() - began:.0f} s\n\n{report.text_table(rows)}")
+    command = shlex.join(["python", "-m", "benchmarks", *(word for word in sys.argv[1:] if word != "--write")])
+    click.echo(f"\n{command}, rounds: {rounds}. {report.machine()}")
+    if write:
+        report.write(README, report.markdown(command, rounds, sections))
+        click.echo(f"Written to {README}.")
+
+
+if __name__ == "__main__":
+    main()

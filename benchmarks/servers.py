@@ -1,0 +1,185 @@
+"""Starts what is measured: frontends on one embedded Triton, one for each transport, all on loopback."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+
+import httpx
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+_SHM = Path("/dev/shm")  # noqa: S108
+_START_S = 120.0
+_STOP_S = 20.0
+_SAMPLE_S = 0.01
+
+
+class Transport(StrEnum):
+    """How a chunk's arrays reach Triton."""
+
+    LANES = "shared memory"
+    UPLOADS = "uploads in shared memory"
+    GRPC = "gRPC"
+
+
+_SETTINGS: dict[Transport, dict[str, str]] = {
+    Transport.LANES: {},
+    Transport.UPLOADS: {"FILMSTRIP_UPLOADS_IN_SHM": "1"},
+    Transport.GRPC: {"FILMSTRIP_SHARED_MEMORY": "0"},
+}
+
+
+class Process:
+    """A child whose output goes to a file; ended by its pid."""
+
+    def __init__(self, log: Path, *arguments: str, **environment: str) -> None:
+        self.log = log
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-m", *arguments],
+                cwd=ROOT,
+                env=os.environ | environment,
+                stdout=output,
+                stderr=output,
+            )
+        self.pid = self._process.pid
+
+    def wait_for(self, pattern: str) -> str:
+        """What the pattern's group matches in the output, as soon as it is there."""
+        deadline = time.monotonic() + _START_S
+        while time.monotonic() < deadline:
+            found = re.search(pattern, self.log.read_text(errors="replace"))
+            if found:
+                return found[1]
+            if self._process.poll() is not None:
+                break
+            time.sleep(0.05)
+        raise RuntimeError(f"no {pattern!r} in the output:\n{self.log.read_text(errors='replace')[-4000:]}")
+
+    def cpu_s(self) -> float:
+        """CPU seconds that it has used, without its children."""
+        times = psutil.Process(self.pid).cpu_times()
+        return float(times.user + times.system)
+
+    def stop(self) -> None:
+        """End it."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class Frontend(Process):
+    """A frontend that is healthy; with `samples` it runs within `benchmarks.stalled`."""
+
+    def __init__(
+        self, folder: Path, transport: Transport, triton_url: str | None = None, samples: Path | None = None
+    ) -> None:
+        folder.mkdir()
+        self.data_dir = folder / "data"
+        module = ["frontend"] if samples is None else ["benchmarks.stalled", str(samples)]
+        triton = ["--embedded"] if triton_url is None else ["--triton-url", triton_url]
+        address = ["--host", "127.0.0.1", "--port", "0", "--data-dir", str(self.data_dir)]
+        settings = _SETTINGS[transport] | {"FILMSTRIP_STORE_FILES": "100000", "FILMSTRIP_STORE_BYTES": str(2**50)}
+        super().__init__(folder / "frontend.log", *module, *triton, *address, **settings)
+        self.transport = transport
+        self.samples = samples
+        try:
+            self.url = self.wait_for(r"listens on (http://[\w.:]+)")
+            self._wait_healthy()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _wait_healthy(self) -> None:
+        deadline = time.monotonic() + _START_S
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx.TransportError):  # it says where it listens just before it does
+                if httpx.get(f"{self.url}/health").status_code == 200:
+                    return
+            time.sleep(0.1)
+        raise RuntimeError(f"not healthy:\n{self.log.read_text(errors='replace')[-4000:]}")
+
+    @property
+    def triton_url(self) -> str:
+        """Address of its embedded Triton."""
+        return self.wait_for(r"embedded Triton \(pid \d+\) starts on ([\d.:]+)")
+
+    def forget(self, *names: str) -> None:
+        """Remove stored files, so that a long run does not fill the disk."""
+        for name in names:
+            for path in (*self.data_dir.glob(f"*/{name}"), *_SHM.glob(f"*-{name}")):
+                path.unlink()
+            # Asking for it makes the store notice; it looks each file up before it gives it out.
+            httpx.get(f"{self.url}/api/v1/generate/download", params={"path": name})
+
+
+@contextlib.contextmanager
+def frontends(folder: Path, *transports: Transport, sampled: bool = False) -> Iterator[dict[Transport, Frontend]]:
+    """Frontends for these transports; the first starts the Triton that all use."""
+    folder.mkdir()
+    started: dict[Transport, Frontend] = {}
+    with contextlib.ExitStack() as stack:
+        for transport in transports:
+            name = transport.name.lower()
+            url = next(iter(started.values())).triton_url if started else None
+            samples = folder / f"{name}.samples" if sampled else None
+            started[transport] = Frontend(folder / name, transport, url, samples)
+            stack.callback(started[transport].stop)
+        yield started
+
+
+class Memory:
+    """The memory of a process, sampled in a thread for as long as the context is open.
+
+    Attributes:
+        before_bytes: resident at the start.
+        peak_bytes: the most that was resident.
+        own_growth_bytes: growth of what is its own: without mapped files and shared memory.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._status = Path(f"/proc/{pid}/status")
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> "Memory":
+        self.before_bytes, self._own_before = self._read()
+        self.peak_bytes, self._own_peak = self.before_bytes, self._own_before
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    @property
+    def growth_bytes(self) -> int:
+        """The peak above the start."""
+        return self.peak_bytes - self.before_bytes
+
+    @property
+    def own_growth_bytes(self) -> int:
+        """See the class."""
+        return self._own_peak - self._own_before
+
+    def _sample(self) -> None:
+        while not self._done.wait(_SAMPLE_S):
+            resident, own = self._read()
+            self.peak_bytes = max(self.peak_bytes, resident)
+            self._own_peak = max(self._own_peak, own)
+
+    def _read(self) -> tuple[int, int]:
+        found = dict(re.findall(r"(VmRSS|RssAnon):\s+(\d+) kB", self._status.read_text()))
+        return int(found["VmRSS"]) * 1024, int(found["RssAnon"]) * 1024
