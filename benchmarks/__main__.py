@@ -1,6 +1,7 @@
 """`python -m benchmarks`: measure the server against what the machine itself can do."""
 
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -38,6 +39,7 @@ def main(*, only: tuple[str, ...], rounds: int, quick: bool, large: bool, write:
     What is compared is measured in turns; the table has the medians of all rounds, and the ratios of what was
     measured in the same round. Servers are started on loopback and ended.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are ended then, too
     sections = []
     for name, (title, measure) in BENCHMARKS.items():
         if only and name not in only:

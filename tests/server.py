@@ -158,6 +158,13 @@ class Frontend:
         folders = kinds or ("videos", "blobs", "assets", "outputs", "partial", "work")
         return sorted(f"{folder}/{file.name}" for folder in folders for file in (self.data_dir / folder).iterdir())
 
+    def wait_probed(self, more_than: int, timeout_s: float = 10) -> None:
+        """Wait until the probe model has received another chunk."""
+        deadline = time.monotonic() + timeout_s
+        while len(self.probed()) <= more_than:
+            assert time.monotonic() < deadline, "no chunk reached the model"
+            time.sleep(0.02)
+
     def probed(self) -> list[dict[str, Any]]:
         """What the probe model received, one entry a chunk."""
         if not self.probe_log.exists():

@@ -222,9 +222,9 @@ async def test_of_requests_that_come_together_one_wins(server: Frontend) -> None
 
 
 def test_a_client_that_leaves_ends_its_generation(server: Frontend) -> None:
-    before = server.stored("outputs")
+    before, chunks = server.stored("outputs"), len(server.probed())
     with server.stream(pipeline_id="probe", prompt="!sleep 30", num_frames=9):
-        time.sleep(0.3)
+        server.wait_probed(chunks)
     left = time.monotonic()
     server.wait_idle()
     assert time.monotonic() - left < 3

@@ -2,7 +2,6 @@
 
 import hashlib
 
-import httpx
 import numpy as np
 import pytest
 
@@ -105,9 +104,9 @@ def test_grpc_is_said_in_the_log(grpc_server: Frontend, clip: Frames) -> None:
 
 
 def test_cancel_and_disconnect_reach_the_model_through_grpc(grpc_server: Frontend) -> None:
-    with grpc_server.stream(pipeline_id="probe", prompt="!sleep 30", num_frames=9) as events:
-        del events
-        httpx.get(grpc_server.url + "/health")
+    chunks = len(grpc_server.probed())
+    with grpc_server.stream(pipeline_id="probe", prompt="!sleep 30", num_frames=9):
+        grpc_server.wait_probed(chunks)
     grpc_server.wait_idle()
     assert grpc_server.probed()[-1]["event"] == "cancelled"
     assert grpc_server.generate(pipeline_id="probe", prompt="x", num_frames=9)[-1][0] == "complete"
