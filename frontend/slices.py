@@ -78,7 +78,7 @@ async def _shm_lane(num_bytes: int, store: Store, triton: Triton, stack: context
         lane = await in_thread(Lane, store.new_shm_path(), num_bytes)
     except OSError as error:
         raise SharedMemoryRefused(f"{num_bytes} bytes: {error.strerror}") from None
-    stack.callback(lane.close)
+    stack.push_async_callback(in_thread, lane.close)
     lane.region = await stack.enter_async_context(triton.registered(lane.path, num_bytes))
     return lane
 
@@ -88,7 +88,7 @@ async def _disk_lane(num_bytes: int, store: Store, stack: contextlib.AsyncExitSt
         lane = await in_thread(Lane, store.new_work_path(), num_bytes)
     except OSError as error:
         raise DiskFull(f"the server's disk has no room for the arrays of a chunk: {error.strerror}") from None
-    stack.callback(lane.close)
+    stack.push_async_callback(in_thread, lane.close)
     return lane
 
 

@@ -162,7 +162,6 @@ def test_hypercorn_can_serve_the_app_too(server: Frontend, tmp_path: Path) -> No
         assert hypercorn.wait(10) == 0
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="simulates another platform")
 def test_where_the_wheel_is_missing_embedded_says_what_to_do(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['pytriton'] = None\n"
