@@ -23,11 +23,29 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
         assert frontend.stop() == 0
 
 
+@pytest.fixture(scope="session")
+def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
+    """Another embedded server, which tests may hurt: it comes back by itself."""
+    frontend = Frontend(
+        tmp_path_factory.mktemp("victim"),
+        "--embedded",
+        model_repository=MODELS,
+        chunk_timeout_s=3,
+        sequence_end_timeout_s=2,
+        log_format="json",
+    )
+    try:
+        frontend.wait_healthy()
+        yield frontend
+    finally:
+        assert frontend.stop() == 0
+
+
 @pytest.fixture(autouse=True)
 def slot_given_back(request: pytest.FixtureRequest) -> Iterator[None]:
     """A test whose client leaves early does not hand a busy server to the next one."""
     yield
-    for name in ("server", "grpc_server", "shm_server"):
+    for name in ("server", "grpc_server", "shm_server", "victim"):
         if name in request.fixturenames:
             request.getfixturevalue(name).wait_idle()
 

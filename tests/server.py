@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 import psutil
+import tritonclient.grpc as triton_grpc
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = f"{ROOT / 'model_repository'}:{ROOT / 'tests' / 'models'}"
@@ -31,6 +32,7 @@ class Frontend:
         self.data_dir = folder / "data"
         self.log_path = folder / "frontend.log"
         self.probe_log = folder / "probe.jsonl"
+        self._triton_url = flags[flags.index("--triton-url") + 1] if "--triton-url" in flags else None
         environment = {f"FILMSTRIP_{name.upper()}": str(value) for name, value in settings.items()}
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
@@ -59,7 +61,9 @@ class Frontend:
 
     @property
     def triton_url(self) -> str:
-        """gRPC address of its embedded Triton."""
+        """gRPC address of its Triton."""
+        if self._triton_url is not None:
+            return self._triton_url
         return self._wait_for_log(r"embedded Triton \(pid \d+\) starts on ([\d.:]+)")
 
     @property
@@ -67,6 +71,10 @@ class Frontend:
         """Process of its newest embedded Triton."""
         self._wait_for_log(r"embedded Triton \(pid (\d+)\)")
         return int(re.findall(r"embedded Triton \(pid (\d+)\)", self.log())[-1])
+
+    def triton_client(self) -> triton_grpc.InferenceServerClient:
+        """A client of its Triton, beside the frontend."""
+        return triton_grpc.InferenceServerClient(self.triton_url)
 
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")

@@ -9,34 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import psutil
-import pytest
 
+from tests.faults.aftermath import PROBE, eventually
 from tests.server import MODELS, ROOT, Frames, Frontend
-
-PROBE = {"pipeline_id": "probe", "prompt": "x", "num_frames": 33}
-
-
-@pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
-    """An embedded server that tests may hurt; it comes back by itself."""
-    frontend = Frontend(
-        tmp_path_factory.mktemp("own"),
-        "--embedded",
-        model_repository=MODELS,
-        chunk_timeout_s=3,
-        sequence_end_timeout_s=2,
-        log_format="json",
-    )
-    try:
-        frontend.wait_healthy()
-        yield frontend
-    finally:
-        assert frontend.stop() == 0
 
 
 def descendants(frontend: Frontend) -> list[psutil.Process]:
@@ -50,13 +30,6 @@ def stubs(frontend: Frontend, model: str) -> list[psutil.Process]:
             if any(f"/{model}/" in part for part in child.cmdline()):
                 found.append(child)
     return found
-
-
-def eventually(condition: Callable[[], object], timeout_s: float = 30) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_sigterm_ends_everything_within_ten_seconds_with_a_generation_under_way(tmp_path: Path) -> None:
@@ -194,85 +167,85 @@ def error_after_start(frontend: Frontend, hurt: Callable[[], None]) -> str:
         return str(data["code"])
 
 
-def test_tritonserver_killed_in_a_chunk(own: Frontend) -> None:
-    before = own.triton_pid
-    code = error_after_start(own, lambda: os.kill(before, signal.SIGKILL))
+def test_tritonserver_killed_in_a_chunk(victim: Frontend) -> None:
+    before = victim.triton_pid
+    code = error_after_start(victim, lambda: os.kill(before, signal.SIGKILL))
     assert code == "triton_unavailable"
-    eventually(lambda: own.triton_pid != before)
-    own.wait_healthy()
-    assert own.generate(**PROBE)[-1][0] == "complete"
-    assert own.stored("partial", "work") == []
+    eventually(lambda: victim.triton_pid != before)
+    victim.wait_healthy()
+    assert victim.generate(**PROBE)[-1][0] == "complete"
+    assert victim.stored("partial", "work") == []
 
 
-def test_tritonserver_killed_while_idle(own: Frontend) -> None:
-    before = own.triton_pid
+def test_tritonserver_killed_while_idle(victim: Frontend) -> None:
+    before = victim.triton_pid
     os.kill(before, signal.SIGKILL)
-    eventually(lambda: own.triton_pid != before)
-    own.wait_healthy()
-    assert own.generate(**PROBE)[-1][0] == "complete"
+    eventually(lambda: victim.triton_pid != before)
+    victim.wait_healthy()
+    assert victim.generate(**PROBE)[-1][0] == "complete"
 
 
-def test_a_model_process_that_dies_in_a_chunk(own: Frontend) -> None:
-    triton = own.triton_pid
-    events = own.generate(**PROBE, chunk_specs=[{"chunk": 1, "text": "!die"}])
+def test_a_model_process_that_dies_in_a_chunk(victim: Frontend) -> None:
+    triton = victim.triton_pid
+    events = victim.generate(**PROBE, chunk_specs=[{"chunk": 1, "text": "!die"}])
     assert [name for name, _ in events] == ["progress", "error"]
     assert events[-1][1]["code"] == "model_died"
-    assert own.generate(**PROBE)[-1][0] == "complete"
-    assert own.triton_pid == triton
+    assert victim.generate(**PROBE)[-1][0] == "complete"
+    assert victim.triton_pid == triton
 
 
-def test_a_model_process_that_dies_while_idle_is_replaced(own: Frontend, clip: Frames) -> None:
-    path = own.upload(clip)
-    (stub,) = stubs(own, "passthrough")
+def test_a_model_process_that_dies_while_idle_is_replaced(victim: Frontend, clip: Frames) -> None:
+    path = victim.upload(clip)
+    (stub,) = stubs(victim, "passthrough")
     stub.kill()
-    eventually(lambda: [process.pid for process in stubs(own, "passthrough")] not in ([], [stub.pid]))
-    made = own.make(pipeline_id="passthrough", prompt="", num_frames=12, input_path=path)
+    eventually(lambda: [process.pid for process in stubs(victim, "passthrough")] not in ([], [stub.pid]))
+    made = victim.make(pipeline_id="passthrough", prompt="", num_frames=12, input_path=path)
     assert (made == clip[:12]).all()
 
 
-def test_a_model_that_hangs_past_its_deadline(own: Frontend) -> None:
-    events = own.generate(**PROBE, chunk_specs=[{"chunk": 1, "text": "!hang"}])
+def test_a_model_that_hangs_past_its_deadline(victim: Frontend) -> None:
+    events = victim.generate(**PROBE, chunk_specs=[{"chunk": 1, "text": "!hang"}])
     assert [name for name, _ in events] == ["progress", "error"]
     assert events[-1][1]["code"] == "chunk_timeout"
-    eventually(lambda: httpx.get(f"{own.url}/health").status_code != 200, 5)
-    own.wait_healthy()
-    assert own.generate(**PROBE)[-1][0] == "complete"
+    eventually(lambda: httpx.get(f"{victim.url}/health").status_code != 200, 5)
+    victim.wait_healthy()
+    assert victim.generate(**PROBE)[-1][0] == "complete"
 
 
-def test_log_lines_carry_the_generation(own: Frontend) -> None:
-    with own.stream(**PROBE) as events:
+def test_log_lines_carry_the_generation(victim: Frontend) -> None:
+    with victim.stream(**PROBE) as events:
         generation = events.answer.headers["x-generation-id"]
         list(events)
-    lines = [line for line in own.log().splitlines() if generation in line]
+    lines = [line for line in victim.log().splitlines() if generation in line]
     assert any('"event": "ended: complete"' in line for line in lines)
     assert all(f'"generation": "{generation}"' in line for line in lines)
 
 
-def test_an_unloaded_pipeline_is_loaded_by_the_request(own: Frontend) -> None:
+def test_an_unloaded_pipeline_is_loaded_by_the_request(victim: Frontend) -> None:
     import tritonclient.grpc as triton_grpc  # noqa: PLC0415
 
     def shown() -> dict[str, bool]:
-        answer = httpx.get(f"{own.url}/api/v1/pipelines").json()
+        answer = httpx.get(f"{victim.url}/api/v1/pipelines").json()
         return {pipeline["id"]: pipeline["loaded"] for pipeline in answer["pipelines"]}
 
-    deaths = own.log().count("the process of probe has died")
-    with triton_grpc.InferenceServerClient(own.triton_url) as client:
+    deaths = victim.log().count("the process of probe has died")
+    with triton_grpc.InferenceServerClient(victim.triton_url) as client:
         client.unload_model("probe")
         eventually(lambda: not shown()["probe"])
-        assert own.generate(**PROBE)[-1][0] == "complete"
+        assert victim.generate(**PROBE)[-1][0] == "complete"
         client.unload_model("probe")
         eventually(lambda: not shown()["probe"])
     body = {"pipeline_ids": ["probe"], "load_params": {"height": 320, "anything": [1]}}
-    assert httpx.post(f"{own.url}/api/v1/pipeline/load", json=body).json() == {"status": "loading"}
-    eventually(lambda: httpx.get(f"{own.url}/api/v1/pipeline/status").json()["status"] == "loaded")
-    assert httpx.get(f"{own.url}/api/v1/pipeline/status").json() == {
+    assert httpx.post(f"{victim.url}/api/v1/pipeline/load", json=body).json() == {"status": "loading"}
+    eventually(lambda: httpx.get(f"{victim.url}/api/v1/pipeline/status").json()["status"] == "loaded")
+    assert httpx.get(f"{victim.url}/api/v1/pipeline/status").json() == {
         "status": "loaded",
         "pipeline_id": "probe",
         "load_params": {"height": 320, "anything": [1]},
         "loaded_lora_adapters": [{"path": "ink"}, {"path": "neon"}],
         "error": None,
     }
-    assert httpx.post(f"{own.url}/api/v1/pipeline/load", json=body).json() == {"status": "loaded"}
-    unknown = httpx.post(f"{own.url}/api/v1/pipeline/load", json={"pipeline_ids": ["nope"]})
+    assert httpx.post(f"{victim.url}/api/v1/pipeline/load", json=body).json() == {"status": "loaded"}
+    unknown = httpx.post(f"{victim.url}/api/v1/pipeline/load", json={"pipeline_ids": ["nope"]})
     assert unknown.status_code == 404
-    assert own.log().count("the process of probe has died") == deaths  # to unload is not to die
+    assert victim.log().count("the process of probe has died") == deaths  # to unload is not to die
