@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import tritonclient.grpc as triton_grpc
 
+from benchmarks.servers import TRITON_SECRET
 from filmstrip.contract import CHUNK, FRAMES, INPUT_VIDEO, REPORT, ChunkParameters
+from frontend.call import SendSecret
 
 _SHM = Path("/dev/shm")  # noqa: S108
 _MESSAGE_BYTES = 2**31 - 1
@@ -61,6 +63,7 @@ def connected(url: str) -> Iterator[Any]:
         ("grpc.max_receive_message_length", _MESSAGE_BYTES),
     ]
     with closing(triton_grpc.InferenceServerClient(url, channel_args=options)) as client:
+        client.register_plugin(SendSecret(TRITON_SECRET))
         yield client
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import httpx
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
+TRITON_SECRET = secrets.token_hex(16)
 _SHM = Path("/dev/shm")  # noqa: S108
 _START_S = 120.0
 _STOP_S = 20.0
@@ -91,7 +93,11 @@ class Frontend(Process):
         module = ["frontend"] if samples is None else ["benchmarks.stalled", str(samples)]
         triton = ["--embedded"] if triton_url is None else ["--triton-url", triton_url]
         address = ["--host", "127.0.0.1", "--port", "0", "--data-dir", str(self.data_dir)]
-        settings = _SETTINGS[transport] | {"FILMSTRIP_STORE_FILES": "100000", "FILMSTRIP_STORE_BYTES": str(2**50)}
+        settings = _SETTINGS[transport] | {
+            "FILMSTRIP_STORE_FILES": "100000",
+            "FILMSTRIP_STORE_BYTES": str(2**50),
+            "FILMSTRIP_TRITON_SECRET": TRITON_SECRET,
+        }
         super().__init__(folder / "frontend.log", *module, *triton, *address, **settings)
         self.transport = transport
         self.samples = samples

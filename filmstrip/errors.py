@@ -7,6 +7,8 @@
     │   ├── EmptyBody           400  empty_body
     │   ├── BadImage            400  bad_image
     │   └── SizeMismatch        400  size_mismatch
+    ├── Unauthorized            401  unauthorized
+    ├── ForbiddenOrigin         403  forbidden_origin
     ├── NotFound                404  not_found
     │   ├── UnknownPath         404  unknown_path
     │   └── UnknownPipeline     404  unknown_pipeline
@@ -16,6 +18,7 @@
     ├── TooLarge                413  too_large
     ├── RangeNotSatisfiable     416  range_not_satisfiable
     ├── InvalidField            422  invalid_field
+    ├── HeadTooLarge            431  head_too_large
     ├── ClientGone              499  client_gone
     ├── InternalError           500  internal_error
     ├── ModelError              500  model_error
@@ -100,6 +103,21 @@ class SizeMismatch(BadRequest):
     code = "size_mismatch"
 
 
+class Unauthorized(FilmstripError):
+    """The server wants a key, and none or a wrong one was sent."""
+
+    code = "unauthorized"
+    status = 401
+    headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
+
+
+class ForbiddenOrigin(FilmstripError):
+    """A web page of another origin may not post here."""
+
+    code = "forbidden_origin"
+    status = 403
+
+
 class NotFound(FilmstripError):
     """Nothing is there."""
 
@@ -159,6 +177,13 @@ class InvalidField(FilmstripError):
 
     code = "invalid_field"
     status = 422
+
+
+class HeadTooLarge(FilmstripError):
+    """The request's line and headers are over their limit."""
+
+    code = "head_too_large"
+    status = 431
 
 
 class ClientGone(FilmstripError):

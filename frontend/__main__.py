@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ from hypercorn.asyncio import serve
 from hypercorn.config import Config
 from pydantic import ValidationError
 
-from frontend import embedded, logs
+from frontend import embedded, logs, protocol
 from frontend.app import create_app
 from frontend.parts import Parts
 from frontend.settings import Settings
@@ -64,6 +65,12 @@ def _listen(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Connections inherit these: a client that vanished without a word is noticed in bounded time.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, math.ceil(settings.client_timeout_s / 2))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, math.ceil(settings.client_timeout_s / 6))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, math.ceil(1000 * settings.client_timeout_s))
     try:
         listener.bind((settings.host, settings.port))
         listener.listen()  # before the log says so
@@ -103,6 +110,8 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
     config.errorlog = logging.getLogger("frontend.hypercorn")
     config.access_log_format = "%(m)s %(U)s %(s)s %(B)s bytes %(L)s s"
     config.include_server_header = False
+    config.h11_max_incomplete_size = protocol.HEAD_BYTES
+    protocol.install()
     host, port, *_ = listener.getsockname()
     log.info("Filmstrip listens on http://%s:%d", f"[{host}]" if ":" in host else host, port)
     await serve(app, config, shutdown_trigger=stop)

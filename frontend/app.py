@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import cast
 
 from quart import Quart, Response, jsonify, redirect, request, send_from_directory
-from quart_schema import Info, QuartSchema, hide
+from quart_cors import cors
+from quart_schema import HttpSecurityScheme, Info, QuartSchema, hide
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as WerkzeugResponse
 
@@ -20,13 +21,21 @@ from filmstrip.errors import (
     NotFound,
     RangeNotSatisfiable,
 )
+from frontend.access import Access
 from frontend.connection import BoundedBody, BoundedRequest, Connection
 from frontend.openapi import Provider
-from frontend.parts import provide, running
+from frontend.parts import provide, running, the_parts
 from frontend.routes import api
 from frontend.settings import Settings
 
 log = logging.getLogger(__name__)
+
+API_VERSION = "1"  # of the API, not of the server: nobody needs to know that from outside
+_METHODS = ("GET", "HEAD", "POST")
+_EXPOSED = (
+    *("X-Video-Frames", "X-Video-Height", "X-Video-Width", "X-Video-Channels", "X-Generation-Id"),
+    *("Accept-Ranges", "Content-Length", "Content-Range", "ETag"),
+)
 
 
 class FilmstripApp(Quart):
@@ -46,11 +55,12 @@ def create_app(settings: Settings | None = None) -> Quart:
         MAX_CONTENT_LENGTH=None,
         QUART_SCHEMA_SWAGGER_JS_URL="/docs/swagger-ui-bundle.js",
         QUART_SCHEMA_SWAGGER_CSS_URL="/docs/swagger-ui.css",
-        PROVIDE_AUTOMATIC_OPTIONS=False,
+        PROVIDE_AUTOMATIC_OPTIONS=bool(settings.cors_origins),  # the preflights of browsers
     )
     app.register_blueprint(api)
+    _add_access(app, settings)
     _add_errors(app)
-    _add_docs(app)
+    _add_docs(app, settings)
     app.json.sort_keys = False  # type: ignore[attr-defined]
     _add_parts(app, settings)
 
@@ -58,10 +68,21 @@ def create_app(settings: Settings | None = None) -> Quart:
     async def read_refused_body(response: Response) -> Response:
         """A client that still sends its body would not read the answer."""
         if isinstance(request.body, BoundedBody):
-            await request.body.discard(settings.refused_body_bytes, settings.body_timeout_s)
+            await request.body.discard(settings.refused_body_bytes, the_parts().pace)
         return response
 
     return app
+
+
+def _add_access(app: Quart, settings: Settings) -> None:
+    access = Access(settings)
+
+    @app.before_request
+    async def admit() -> None:
+        access.admit(request)
+
+    if settings.cors_origins:
+        cors(app, allow_origin=settings.cors_origins, allow_methods=_METHODS, expose_headers=_EXPOSED, max_age=600)
 
 
 def _add_parts(app: Quart, settings: Settings) -> None:
@@ -99,13 +120,15 @@ def _add_errors(app: Quart) -> None:
         return await ours(InternalError("the server failed; its log tells more"))
 
 
-def _add_docs(app: Quart) -> None:
+def _add_docs(app: Quart, settings: Settings) -> None:
     schema = QuartSchema(
         openapi_path="/openapi.json",
         swagger_ui_path="/docs",
         redoc_ui_path=None,
         scalar_ui_path=None,
-        info=Info(title="Filmstrip", version=filmstrip.__version__, description=filmstrip.__doc__),
+        info=Info(title="Filmstrip", version=API_VERSION, description=filmstrip.__doc__),
+        security_schemes={"key": HttpSecurityScheme(scheme="bearer")} if settings.api_keys else None,
+        security=[{"key": []}] if settings.api_keys else None,
     )
     schema.openapi_provider_class = Provider
     schema.init_app(app)

@@ -7,6 +7,7 @@ receiving side waits once a body holds `HIGH_WATER_BYTES`, which in turn lets hy
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import cast
 
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
@@ -18,6 +19,19 @@ from filmstrip.errors import SlowBody, TooLarge
 
 HIGH_WATER_BYTES = 2 * 2**20
 _EXIT_STACK = "filmstrip.exit_stack"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How slow a client may be with its body.
+
+    Attributes:
+        pause_s: longest pause; also how long nobody looks at the average.
+        bytes_per_s: least average after that.
+    """
+
+    pause_s: float
+    bytes_per_s: int
 
 
 class BoundedBody(Body):
@@ -61,41 +75,49 @@ class BoundedBody(Body):
         self._drained.set()
         return data
 
-    async def pieces(self, timeout_s: float) -> AsyncIterator[bytes]:
+    async def pieces(self, pace: Pace) -> AsyncIterator[bytes]:
         """The body piece by piece.
 
         Raises:
-            SlowBody: nothing came for `timeout_s` seconds.
+            SlowBody: it came slower than `pace`.
         """
+        clock = asyncio.get_running_loop().time
+        waited_s = 0.0  # for the client; what is done with a piece is not its time
+        received = 0
         while True:
+            began = clock()
             try:
-                async with asyncio.timeout(timeout_s):
+                async with asyncio.timeout(pace.pause_s):
                     piece = await anext(self)
             except StopAsyncIteration:
                 return
             except TimeoutError:
-                raise SlowBody(f"the request body stopped for {timeout_s:g} s") from None
+                raise SlowBody(f"the request body stopped for {pace.pause_s:g} s") from None
+            waited_s += clock() - began
+            received += len(piece)
+            if waited_s > pace.pause_s and received < pace.bytes_per_s * waited_s:
+                raise SlowBody(f"the request body comes slower than {pace.bytes_per_s} bytes a second")
             yield piece
 
-    async def read(self, limit_bytes: int, timeout_s: float) -> bytes:
+    async def read(self, limit_bytes: int, pace: Pace) -> bytes:
         """The whole body.
 
         Raises:
             TooLarge: it has more than `limit_bytes`.
-            SlowBody: nothing came for `timeout_s` seconds.
+            SlowBody: it came slower than `pace`.
         """
         data = bytearray()
-        async for piece in self.pieces(timeout_s):
+        async for piece in self.pieces(pace):
             data += piece
             if len(data) > limit_bytes:
                 raise TooLarge(f"the body is over the limit of {limit_bytes} bytes")
         return bytes(data)
 
-    async def discard(self, limit_bytes: int, timeout_s: float) -> None:
+    async def discard(self, limit_bytes: int, pace: Pace) -> None:
         """Read up to `limit_bytes` of what is left and throw it away, so that the client can read the answer."""
         left = limit_bytes
         try:
-            async for piece in self.pieces(timeout_s):
+            async for piece in self.pieces(pace):
                 left -= len(piece)
                 if left < 0:
                     break

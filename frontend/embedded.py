@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from filmstrip.errors import LoadFailed, TritonUnavailable
+from frontend.call import SECRET_NAME, SECRET_VARIABLE
 from frontend.settings import Settings
 from frontend.store import SHM_DIR, Store
 from frontend.triton import Triton
@@ -25,6 +27,8 @@ _EXIT_TIMEOUT_S = 3
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
 _STUB = "triton_python_backend_stub"
+_RESTRICTED = "health,metadata,inference,shared-memory,model-config,model-repository,statistics,trace,logging"
+_PRIVATE = ("FILMSTRIP_API_KEYS", SECRET_VARIABLE)
 # Ends Triton with us, however we end; it becomes tritonserver by exec.
 _LAUNCHER = "import ctypes,os,sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
 
@@ -82,6 +86,7 @@ class EmbeddedTriton:
         self._shm_prefix = store.shm_name("triton")
         self.log_path = self._folder / "triton.log"
         self.url = f"127.0.0.1:{free_port()}"
+        self.secret = settings.triton_secret or secrets.token_hex(16)
         self.failed = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -154,11 +159,12 @@ class EmbeddedTriton:
                 *("--model-control-mode=explicit", "--load-model=*"),
                 *("--exit-on-error=false", "--strict-readiness=false"),
                 *("--allow-http=false", "--allow-metrics=false"),
+                f"--grpc-restricted-protocol={_RESTRICTED}:{SECRET_NAME}={self.secret}",
                 *("--grpc-address=127.0.0.1", f"--grpc-port={self.url.rpartition(':')[2]}"),
                 f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
                 f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
                 f"--backend-config=python,shm-default-byte-size={64 * 2**20}",
-                env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"},
+                env=_environment(),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=log_file,
@@ -227,6 +233,12 @@ def _stubs(server_pid: int) -> dict[int, str]:
                 if child.status() != psutil.STATUS_ZOMBIE and command and Path(command[0]).name == _STUB:
                     found[child.pid] = Path(command[1]).parent.parent.name
     return found
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without what the models need not know; the stub finds its packages through the python3 it sees first."""
+    kept = {name: value for name, value in os.environ.items() if name not in _PRIVATE}
+    return kept | {"PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
 
 
 def _python_version() -> str:

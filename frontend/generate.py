@@ -46,8 +46,9 @@ class Job:
 class Generation:
     """One generation, from the moment its request takes the slot to its last event."""
 
-    def __init__(self, id: str) -> None:
+    def __init__(self, id: str, client: str = "") -> None:
         self.id = id
+        self.client = client
         self.events = EventLog()
         self.cancel_requested = False
 

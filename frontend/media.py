@@ -62,15 +62,15 @@ class Image:
     decode: Callable[[], npt.NDArray[np.uint8]]
 
 
-def resolve_image(source: str, field: str, store: Store) -> Image:
-    """The image that a field of a request names; call it in a thread.
+def resolve_image(source: str, field: str, store: Store, owner: str = "") -> Image:
+    """The image that a field of a request names, of those that belong to `owner`; call it in a thread.
 
     Raises:
         UnknownPath: it names an asset that is not here.
         InvalidField: it is a data URL that holds no image.
     """
     if not source.lower().startswith("data:"):
-        path = store.find(source, Kind.ASSET, field=field).path
+        path = store.find(source, Kind.ASSET, owner=owner, field=field).path
         return _checked(lambda: decode_image(path), field)
     head = _DATA_URL.match(source)
     if head is None:

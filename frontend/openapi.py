@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from quart_schema.openapi import OpenAPIProvider
 from werkzeug.routing.rules import Rule
 
+from frontend.access import needs_key
 from frontend.schema import ErrorAnswer
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -18,6 +19,8 @@ EVENTS = "text/event-stream"
 _OPERATION = "_filmstrip_operation"
 _MEANINGS = {
     400: "The request cannot be understood.",
+    401: "No key, or a wrong one.",
+    403: "Pages of this origin may not post here.",
     404: "Nothing of this name is here, or it has expired.",
     408: "The body stopped arriving.",
     409: "Another generation runs.",
@@ -57,7 +60,7 @@ def describe(
 ) -> Callable[[F], F]:
     """Document a route; `models` are those that its bodies name."""
     responses = {str(status): {"description": "", **answer} for status, answer in answers.items()}
-    responses |= {str(status): content(JSON, ErrorAnswer, _MEANINGS[status]) for status in errors}
+    responses |= {str(status): _refusal(status) for status in errors}
     operation: dict[str, Any] = {"responses": responses, "parameters": list(parameters)}
     if body is not None:
         operation["requestBody"] = {"required": True, **body}
@@ -76,15 +79,25 @@ class Provider(OpenAPIProvider):
         """The paths and components of one route."""
         paths, components = super().build_paths(rule)
         operation, models = getattr(self._app.view_functions[rule.endpoint], _OPERATION, ({}, ()))
-        for methods in paths.values():
-            for described in methods.values():
+        for path, methods in paths.items():
+            for method, described in methods.items():
                 described.update(operation)
+                described["responses"] |= {str(status): _refusal(status) for status in _by_access(path, method)}
                 described["description"] = re.sub(r"\n?(Raises|Args):\n(.|\n)*", "", described["description"]).strip()
         for model in models:
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             components |= schema.pop("$defs", {})
             components[model.__name__] = schema
         return paths, components
+
+
+def _refusal(status: int) -> dict[str, Any]:
+    return content(JSON, ErrorAnswer, _MEANINGS[status])
+
+
+def _by_access(path: str, method: str) -> list[int]:
+    """Statuses that `frontend.access` answers with, on every route alike."""
+    return [401] * needs_key(path) + [403] * (method == "post")
 
 
 def _first_line(model: type[BaseModel] | None) -> str:

@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from quart import current_app
 
 from filmstrip.errors import FilmstripError, UnknownPipeline
+from frontend.connection import Pace
 from frontend.embedded import EmbeddedTriton
 from frontend.settings import Settings
 from frontend.slot import Slot
@@ -40,16 +41,27 @@ class Parts:
     triton: Triton
     slot: Slot
     embedded: EmbeddedTriton | None
-    load: PipelineLoad
-    tasks: set[asyncio.Task[None]]
+    loads: dict[str, PipelineLoad] = field(default_factory=dict)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
     def is_starting(self) -> bool:
         """Triton is ours and on its way up."""
         return self.embedded is not None and not self.embedded.failed.is_set()
 
-    async def begin_load(self, pipeline_ids: list[str], load_params: dict[str, Any] | None) -> PipelineLoad:
-        """Load pipelines in the background, where they aren't yet; `load` tells how it goes.
+    @property
+    def pace(self) -> Pace:
+        """How slow a client may be."""
+        return Pace(self.settings.body_timeout_s, self.settings.body_bytes_per_s)
+
+    def load_of(self, client: str) -> PipelineLoad:
+        """What a client asked to load last."""
+        return self.loads.get(client, PipelineLoad())
+
+    async def begin_load(
+        self, client: str, pipeline_ids: list[str], load_params: dict[str, Any] | None
+    ) -> PipelineLoad:
+        """Load pipelines in the background, where they aren't yet; `load_of` tells how it goes.
 
         Raises:
             UnknownPipeline: the repository has none of such a name.
@@ -60,14 +72,14 @@ class Parts:
         if unknown:
             there = ", ".join(known) or "none"
             raise UnknownPipeline(f"pipeline_ids: no pipeline {unknown[0]!r}; there are: {there}", "pipeline_ids")
-        self.load = PipelineLoad("loading", pipeline_ids[0], load_params)
+        load = self.loads[client] = PipelineLoad("loading", pipeline_ids[0], load_params)
         if all(known[name].loaded for name in pipeline_ids):
-            self.load.status = "loaded"
-            return self.load
-        task = asyncio.create_task(self._load(self.load, pipeline_ids), name="load pipelines")
+            load.status = "loaded"
+            return load
+        task = asyncio.create_task(self._load(load, pipeline_ids), name="load pipelines")
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
-        return self.load
+        return load
 
     async def _load(self, load: PipelineLoad, pipeline_ids: list[str]) -> None:
         try:
@@ -85,8 +97,9 @@ async def running(settings: Settings) -> AsyncIterator[Parts]:
     store.open()
     try:
         embedded = EmbeddedTriton(settings, store) if settings.embedded else None
-        triton = Triton(embedded.url if embedded else settings.triton_url, settings)
-        parts = Parts(settings, store, triton, Slot(settings, triton, store), embedded, PipelineLoad(), set())
+        url, secret = (embedded.url, embedded.secret) if embedded else (settings.triton_url, settings.triton_secret)
+        triton = Triton(url, settings, secret)
+        parts = Parts(settings, store, triton, Slot(settings, triton, store), embedded)
         async with store.expiring():
             if embedded is not None:
                 embedded.start(triton)

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import itertools
 import json
+import os
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from typing import Any, cast
 import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
-from frontend.call import CHANNEL_ARGUMENTS, ChunkAnswer, ChunkCall, call_model
+from frontend.call import SECRET_VARIABLE, ChunkAnswer, ChunkCall, call_model, connect
 
 _LINE_BYTES = 64 * 2**20
 
@@ -30,8 +31,9 @@ class RelayDied(Exception):
 class Relay:
     """The frontend's side: starts the process when it is first needed, and again when it has died."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, secret: str = "") -> None:
         self._url = url
+        self._secret = secret
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -76,6 +78,7 @@ class Relay:
                 self._process = await asyncio.create_subprocess_exec(
                     sys.executable,
                     *("-m", "frontend.relay", self._url),
+                    env=os.environ | {SECRET_VARIABLE: self._secret},  # not where every user of the machine reads it
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,
                     limit=_LINE_BYTES,
@@ -104,10 +107,10 @@ class Relay:
 # -- The process --------------------------------------------------------------------------------------------
 
 
-async def _serve(url: str) -> None:
+async def _serve(url: str, secret: str) -> None:
     """Answer calls until stdin ends, which it does when the frontend is gone."""
     running: dict[int, asyncio.Task[None]] = {}
-    async with triton_aio.InferenceServerClient(url, channel_args=CHANNEL_ARGUMENTS) as client:
+    async with connect(url, secret) as client:
         async for message in _lines():
             number = message["number"]
             if "call" in message:
@@ -145,4 +148,4 @@ async def _lines() -> AsyncIterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(sys.argv[1]))
+    asyncio.run(_serve(sys.argv[1], os.environ.get(SECRET_VARIABLE, "")))

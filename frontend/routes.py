@@ -7,6 +7,7 @@ from quart import Blueprint, Response, jsonify, request
 
 from filmstrip.errors import InvalidField, TooLarge
 from frontend import metrics
+from frontend.access import client_of_request
 from frontend.connection import BoundedBody, on_close
 from frontend.download import send_file
 from frontend.media import decode_image
@@ -53,7 +54,7 @@ async def generate() -> Response:
     """Generate a video, chunk by chunk, with an event after each."""
     parts = the_parts()
     wanted = await _json_body(GenerateRequest)
-    generation = await parts.slot.start(wanted)
+    generation = await parts.slot.start(wanted, client_of_request())
     on_close(request).callback(parts.slot.abandon, generation)
     response = Response(generation.events.follow(parts.settings.keep_alive_s), content_type=EVENTS)
     response.headers.update({"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "X-Generation-Id": generation.id})
@@ -63,8 +64,9 @@ async def generate() -> Response:
 @api.post("/api/v1/generate/cancel")
 @describe(answers={200: content(JSON, CancelAnswer)}, models=(CancelAnswer,))
 async def cancel() -> Response:
-    """End the generation that runs after its current chunk."""
-    return _answer(CancelAnswer(status="cancelling" if the_parts().slot.cancel() else "idle"))
+    """End the client's generation after its current chunk."""
+    is_running = the_parts().slot.cancel(client_of_request())
+    return _answer(CancelAnswer(status="cancelling" if is_running else "idle"))
 
 
 @api.post("/api/v1/generate/upload")
@@ -134,7 +136,7 @@ async def download() -> Response:
     if not name:
         raise InvalidField("path: missing", "path")
     store = the_parts().store
-    return send_file(store.find(name, Kind.OUTPUT, field="path"), request, store)
+    return send_file(store.find(name, Kind.OUTPUT, owner=client_of_request(), field="path"), request, store)
 
 
 @api.get("/api/v1/pipelines")
@@ -156,16 +158,16 @@ async def pipelines() -> Response:
 async def load_pipeline() -> Response:
     """Load pipelines; generate needs this only after an unload, and does it by itself."""
     wanted = await _json_body(LoadRequest)
-    load = await the_parts().begin_load(wanted.pipeline_ids, wanted.load_params)
+    load = await the_parts().begin_load(client_of_request(), wanted.pipeline_ids, wanted.load_params)
     return _answer(LoadAnswer(status="loaded" if load.status == "loaded" else "loading"))
 
 
 @api.get("/api/v1/pipeline/status")
 @describe(answers={200: content(JSON, PipelineStatusAnswer)}, models=(PipelineStatusAnswer,))
 async def pipeline_status() -> Response:
-    """How the last load went."""
+    """How the client's last load went."""
     parts = the_parts()
-    load = parts.load
+    load = parts.load_of(client_of_request())
     loras = parts.triton.loras(load.pipeline_id) if load.status == "loaded" and load.pipeline_id else ()
     return _answer(
         PipelineStatusAnswer(
@@ -201,14 +203,15 @@ async def prometheus() -> Response:
 
 def _receiver() -> BodyReceiver:
     parts = the_parts()
-    return BodyReceiver(parts.store, _body(), request.content_length, parts.settings.body_timeout_s)
+    return BodyReceiver(parts.store, client_of_request(), _body(), request.content_length, parts.pace)
 
 
 async def _json_body(model: type[ModelT]) -> ModelT:
-    settings = the_parts().settings
-    if (request.content_length or 0) > settings.json_bytes:
-        raise TooLarge(f"the body is over the limit of {settings.json_bytes} bytes")
-    body = await _body().read(settings.json_bytes, settings.body_timeout_s)
+    parts = the_parts()
+    limit = parts.settings.json_bytes
+    if (request.content_length or 0) > limit:
+        raise TooLarge(f"the body is over the limit of {limit} bytes")
+    body = await _body().read(limit, parts.pace)
     return await in_thread(parse, model, body)
 
 

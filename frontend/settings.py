@@ -1,8 +1,10 @@
 """Every setting, its default and what it means; read once from the environment (`FILMSTRIP_*`)."""
 
+import hashlib
+import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -13,6 +15,7 @@ GIB = 2**30
 MINUTES = 60.0
 HOURS = 3600.0
 
+_CLIENT = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
@@ -24,6 +27,16 @@ class LogFormat(StrEnum):
     TEXT = "text"
 
 
+class ApiKey(NamedTuple):
+    """A client's name, under which its files are kept, and a key of it."""
+
+    client: str
+    key: str
+
+    def __repr__(self) -> str:  # a key does not belong in a log
+        return f"ApiKey({self.client})"
+
+
 class Settings(BaseSettings):
     """The settings of one frontend; docs/operations.md lists them, and a test holds it to that."""
 
@@ -31,12 +44,21 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field(
+        (), description="Keys that clients must send, each `client:key` or a key alone, separated by commas."
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins whose web pages may use the API, separated by commas, or `*`."
+    )
     data_dir: Path = Field(Path("data"), description="Folder of uploads and outputs; one frontend each.")
     log_format: LogFormat = Field(LogFormat.TEXT, description="`json` or `text` log lines.")
     log_level: LogLevel = Field("INFO", description="`DEBUG`, `INFO`, `WARNING` or `ERROR`: the least that is logged.")
 
     embedded: bool = Field(False, description="Start a Triton of our own on loopback.")
     triton_url: str = Field("127.0.0.1:8001", description="gRPC address of Triton when it is not embedded.")
+    triton_secret: str = Field(
+        "", repr=False, description="Secret of Triton's restricted protocols; the embedded one makes its own."
+    )
     model_repository: Annotated[tuple[Path, ...], NoDecode] = Field(
         (Path(__file__).resolve().parent.parent / "model_repository",),
         description="Model folders of the embedded Triton, separated by `:`.",
@@ -54,6 +76,11 @@ class Settings(BaseSettings):
     refused_body_bytes: int = Field(64 * MIB, ge=0, description="What is read of a refused body before closing.")
     body_timeout_s: float = Field(60.0, gt=0, description="Longest pause within a request body.")
 
+    body_bytes_per_s: int = Field(4 * KIB, ge=0, description="Least average rate of a request body, after that time.")
+    client_timeout_s: float = Field(
+        2 * MINUTES, gt=0, description="How long a client may take in nothing of what is sent."
+    )
+
     store_bytes: int = Field(32 * GIB, gt=0, description="Most bytes of all stored files together.")
     store_disk_share: float = Field(0.8, gt=0, le=1, description="Most of the free disk that stored files may take.")
     store_files: int = Field(1000, gt=0, description="Most stored files.")
@@ -70,3 +97,26 @@ class Settings(BaseSettings):
     @classmethod
     def _split_paths(cls, value: object) -> object:
         return tuple(Path(part) for part in value.split(":") if part) if isinstance(value, str) else value
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        return tuple(_parts(value)) if isinstance(value, str) else value
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        return tuple(_api_key(part) for part in _parts(value)) if isinstance(value, str) else value
+
+
+def _parts(value: str) -> list[str]:
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _api_key(text: str) -> ApiKey:
+    client, colon, key = text.partition(":")
+    if not colon:  # a client of its own, whose name does not tell the key
+        return ApiKey(f"key-{hashlib.sha256(text.encode()).hexdigest()[:16]}", text)
+    if not _CLIENT.fullmatch(client) or not key:
+        raise ValueError("each is client:key or a key; a client's name has letters, digits, - and _, at most 32")
+    return ApiKey(client, key)

@@ -38,8 +38,8 @@ class Slot:
         self.is_closed = False
         self.current: Generation | None = None
 
-    async def start(self, request: GenerateRequest) -> Generation:
-        """Take the slot, check the request and begin.
+    async def start(self, request: GenerateRequest, client: str = "") -> Generation:
+        """Take the slot for a client, check the request and begin.
 
         Raises:
             Busy: another generation has the slot.
@@ -49,11 +49,11 @@ class Slot:
         if self.current is not None:
             raise Busy("another generation runs")
         # Taken before anything is awaited: of two requests that come together one finds it taken.
-        generation = self.current = Generation(secrets.token_hex(8))
+        generation = self.current = Generation(secrets.token_hex(8), client)
         metrics.SLOT_IN_USE.set(1)
         structlog.contextvars.bind_contextvars(generation=generation.id)
         try:
-            job = await self._checked(request)
+            job = await self._checked(request, client)
         except BaseException:
             self._free()
             raise
@@ -66,9 +66,9 @@ class Slot:
         if self.is_closed:
             raise ShuttingDown("the server is stopping")
 
-    def cancel(self) -> bool:
-        """End the generation after its chunk under way; False when none runs."""
-        if self.current is None:
+    def cancel(self, client: str = "") -> bool:
+        """End a client's generation after its chunk under way; False when none of it runs."""
+        if self.current is None or self.current.client != client:
             return False
         self.current.cancel()
         return True
@@ -115,7 +115,7 @@ class Slot:
 
     # -- What is checked before the stream starts -------------------------------------------------------
 
-    async def _checked(self, request: GenerateRequest) -> Job:
+    async def _checked(self, request: GenerateRequest, client: str) -> Job:
         names = ("pipeline_id", "pre_processor_id", "post_processor_id")
         facts = await self._server.facts(**{name: getattr(request, name) for name in names})
         chain = Chain(facts["pipeline_id"], facts.get("pre_processor_id"), facts.get("post_processor_id"))
@@ -123,13 +123,13 @@ class Slot:
         for source, kind in ((Source.INPUT, Kind.VIDEO), (Source.BLOB, Kind.BLOB)):
             name = getattr(request, source)
             if name is not None:
-                files[source] = self._store.find(name, kind, field=source)
+                files[source] = self._store.find(name, kind, owner=client, field=source)
         images: dict[str, Image] = {}
         for field, name in _image_fields(request):
             if name not in images:
                 if len(images) == MAX_IMAGES:
                     raise InvalidField(f"{field}: more than {MAX_IMAGES} images", field)
-                images[name] = await in_thread(resolve_image, name, field, self._store)
+                images[name] = await in_thread(resolve_image, name, field, self._store, client)
         uploads = Uploads(
             input_shape=files[Source.INPUT].shape if Source.INPUT in files else None,
             blob_bytes=files[Source.BLOB].size_bytes if Source.BLOB in files else None,
@@ -137,7 +137,7 @@ class Slot:
         )
         plan = await in_thread(make_plan, request, chain, uploads, self._settings.chunk_bytes)
         self._check_open()
-        output = self._store.draft(Kind.OUTPUT, VIDEO_HEADER_BYTES + plan.output.num_bytes)
+        output = self._store.draft(Kind.OUTPUT, VIDEO_HEADER_BYTES + plan.output.num_bytes, owner=client)
         return Job(plan, files, images, output)
 
 

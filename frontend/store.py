@@ -44,7 +44,8 @@ class Kind(StrEnum):
 
 _HAS_HEADER = (Kind.VIDEO, Kind.OUTPUT)
 _MAY_LIE_IN_SHM = (Kind.VIDEO, Kind.BLOB)
-_NAME = re.compile(r"(video|blob|asset|output)-[0-9a-f]{32}")
+_NAME = re.compile(r"(?:video|blob|asset|output)-[0-9a-f]{32}")
+_FILE_NAME = re.compile(rf"({_NAME.pattern})(?:@([A-Za-z0-9_-]+))?")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class StoredFile:
     Attributes:
         name: what clients call it.
         kind: what it is.
+        owner: the client that it belongs to, empty where the server has no keys.
         path: where it lies.
         size_bytes: of the file, header included.
         shape: of the video behind the header, None for blobs and assets.
@@ -62,6 +64,7 @@ class StoredFile:
 
     name: str
     kind: Kind
+    owner: str
     path: Path
     size_bytes: int
     shape: VideoShape | None
@@ -80,9 +83,10 @@ class DataDirectoryTaken(RuntimeError):
 class Draft:
     """A file being written; it is removed unless `commit` is called before its context ends."""
 
-    def __init__(self, store: "Store", kind: Kind, path: Path, reserved_bytes: int) -> None:
+    def __init__(self, store: "Store", kind: Kind, owner: str, path: Path, reserved_bytes: int) -> None:
         self._store = store
         self.kind = kind
+        self.owner = owner
         self.path = path
         self.reserved_bytes = reserved_bytes
         self.written_bytes = 0
@@ -160,7 +164,7 @@ class Store:
         for leftover in (*self._partial.iterdir(), *self._work.iterdir(), *SHM_DIR.glob(f"{self._shm_prefix}*")):
             leftover.unlink(missing_ok=True)
         for path in self._existing():
-            found = self._inspect(path, path.name)
+            found = self._inspect(path)
             if found is None:
                 path.unlink(missing_ok=True)
             else:
@@ -224,11 +228,11 @@ class Store:
 
     # -- Reading ----------------------------------------------------------------------------------------
 
-    def find(self, name: str, *kinds: Kind, field: str | None = None) -> StoredFile:
+    def find(self, name: str, *kinds: Kind, owner: str = "", field: str | None = None) -> StoredFile:
         """The stored file of this name.
 
         Raises:
-            UnknownPath: no such file, it has expired, it is of another kind, or it was damaged.
+            UnknownPath: no such file, it has expired, it is of another kind or another's, or it was damaged.
         """
         file = self._files.get(name) if _NAME.fullmatch(name) else None
         if file is not None and file.expires_at <= time.time():
@@ -238,7 +242,7 @@ class Store:
             log.warning("%s was damaged or removed outside the server", file.name)
             self._remove(file)
             file = None
-        if file is None or file.kind not in kinds:
+        if file is None or file.kind not in kinds or file.owner != owner:
             wanted = " or ".join(kinds)
             shown = name if len(name) <= 80 else name[:80] + "..."
             raise UnknownPath(f"{field or 'path'}: no {wanted} {shown!r} here; it may have expired", field)
@@ -253,7 +257,7 @@ class Store:
 
     # -- Writing ----------------------------------------------------------------------------------------
 
-    def draft(self, kind: Kind, expected_bytes: int = 0) -> Draft:
+    def draft(self, kind: Kind, expected_bytes: int = 0, *, owner: str = "") -> Draft:
         """Begin a file of about `expected_bytes`.
 
         Raises:
@@ -265,7 +269,7 @@ class Store:
         if kind in _MAY_LIE_IN_SHM and expected_bytes and self._fits_in_shm(expected_bytes):
             path = self.new_shm_path()
         self._check(expected_bytes)
-        draft = Draft(self, kind, path, expected_bytes)
+        draft = Draft(self, kind, owner, path, expected_bytes)
         self._drafts.add(draft)
         return draft
 
@@ -278,12 +282,13 @@ class Store:
     def adopt(self, draft: Draft) -> StoredFile:
         """Name a draft."""
         name = f"{draft.kind}-{secrets.token_hex(16)}"
+        file_name = f"{name}@{draft.owner}" if draft.owner else name
         in_shm = draft.path.parent == SHM_DIR
-        path = SHM_DIR / f"{self._shm_prefix}{name}" if in_shm else self._folder(draft.kind) / name
+        path = SHM_DIR / f"{self._shm_prefix}{file_name}" if in_shm else self._folder(draft.kind) / file_name
         os.rename(draft.path, path)
         self._drafts.discard(draft)
         os.close(draft.fd)
-        file = self._inspect(path, name)
+        file = self._inspect(path)
         if file is None:
             path.unlink(missing_ok=True)
             raise RuntimeError("a draft was committed that is not whole")
@@ -306,10 +311,12 @@ class Store:
         for kind in Kind:
             yield from self._folder(kind).iterdir()
 
-    def _inspect(self, path: Path, name: str) -> StoredFile | None:
+    def _inspect(self, path: Path) -> StoredFile | None:
         """What the file at `path` is, None when it is not a whole file of ours."""
-        if not _NAME.fullmatch(name):
+        named = _FILE_NAME.fullmatch(path.name.removeprefix(self._shm_prefix))
+        if named is None:
             return None
+        name, owner = named[1], named[2] or ""
         kind = Kind(name.partition("-")[0])
         stat = path.stat()
         shape = None
@@ -321,7 +328,7 @@ class Store:
                     return None
             if stat.st_size != VIDEO_HEADER_BYTES + shape.num_bytes:
                 return None
-        return StoredFile(name, kind, path, stat.st_size, shape, stat.st_mtime + self._settings.store_ttl_s)
+        return StoredFile(name, kind, owner, path, stat.st_size, shape, stat.st_mtime + self._settings.store_ttl_s)
 
     def _remove(self, file: StoredFile) -> None:
         self._files.pop(file.name, None)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 from filmstrip.contract import ChunkParameters, PipelineFacts
@@ -27,7 +26,7 @@ from filmstrip.errors import (
     from_wire,
 )
 from filmstrip.geometry import VideoShape
-from frontend.call import CHANNEL_ARGUMENTS, ChunkAnswer, ChunkCall, Tensor, call_model, parameters_json
+from frontend.call import ChunkAnswer, ChunkCall, Tensor, call_model, connect, parameters_json
 from frontend.regions import SharedMemoryRefused, Slice
 from frontend.relay import Relay, RelayDied
 from frontend.settings import Settings
@@ -40,6 +39,7 @@ _CONTROL_TIMEOUT_S = 5.0
 _LOAD_TIMEOUT_S = 600.0
 _UNLOAD_TIMEOUT_S = 1.0
 _READY = "READY"
+_RESTRICTED = "protocol is restricted"
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class Pipeline:
 class Triton:
     """One Triton server; its calls raise only errors of `filmstrip.errors`."""
 
-    def __init__(self, url: str, settings: Settings) -> None:
+    def __init__(self, url: str, settings: Settings, secret: str = "") -> None:
         self.url = url
         self.settings = settings
-        self._client = triton_aio.InferenceServerClient(url, channel_args=CHANNEL_ARGUMENTS)
-        self._relay = Relay(url)
+        self._client = connect(url, secret)
+        self._relay = Relay(url, secret)
         self._facts: dict[str, PipelineFacts] = {}
         self._sick: set[str] = set()
         self._open_sequences: Counter[str] = Counter()
@@ -80,7 +80,9 @@ class Triton:
         """Whether it answers and says that it is ready."""
         try:
             return bool(await self._client.is_server_ready(client_timeout=_CONTROL_TIMEOUT_S))
-        except InferenceServerException:
+        except InferenceServerException as error:
+            if _RESTRICTED in str(error.message()):
+                log.error("Triton wants a secret that FILMSTRIP_TRITON_SECRET does not give")
             return False
 
     async def pipelines(self) -> dict[str, Pipeline]:

@@ -8,7 +8,7 @@ from werkzeug.datastructures import Headers
 
 from filmstrip.errors import BadHeader, EmptyBody, SizeMismatch, TooLarge
 from filmstrip.geometry import VideoShape, header_holds, pack_video_header
-from frontend.connection import BoundedBody
+from frontend.connection import BoundedBody, Pace
 from frontend.store import Draft, Kind, Store, StoredFile
 from frontend.tasks import in_thread
 
@@ -39,13 +39,14 @@ def _count(headers: Headers, name: str, default: str | None = None) -> int:
 
 
 class BodyReceiver:
-    """Takes one request body into the store."""
+    """Takes one request body into the store, where it belongs to `owner`."""
 
-    def __init__(self, store: Store, body: BoundedBody, content_length: int | None, timeout_s: float) -> None:
+    def __init__(self, store: Store, owner: str, body: BoundedBody, content_length: int | None, pace: Pace) -> None:
         self._store = store
+        self._owner = owner
         self._body = body
         self._content_length = content_length
-        self._timeout_s = timeout_s
+        self._pace = pace
 
     async def video(self, shape: VideoShape, limit_bytes: int) -> StoredFile:
         """Store a video of exactly this shape.
@@ -59,7 +60,7 @@ class BodyReceiver:
         if self._content_length is not None and self._content_length != shape.num_bytes:
             raise _mismatch(shape, str(self._content_length))
         header = pack_video_header(shape)
-        with self._store.draft(Kind.VIDEO, len(header) + shape.num_bytes) as draft:
+        with self._store.draft(Kind.VIDEO, len(header) + shape.num_bytes, owner=self._owner) as draft:
             await draft.append(header)
             received = await self._receive(draft, shape.num_bytes)
             if received is None:
@@ -78,7 +79,7 @@ class BodyReceiver:
         too_large = TooLarge(f"the body is over the limit of {limit_bytes} bytes")
         if self._content_length is not None and self._content_length > limit_bytes:
             raise too_large
-        with self._store.draft(kind, self._content_length or 0) as draft:
+        with self._store.draft(kind, self._content_length or 0, owner=self._owner) as draft:
             received = await self._receive(draft, limit_bytes)
             if received is None:
                 raise too_large
@@ -90,7 +91,7 @@ class BodyReceiver:
     async def _receive(self, draft: Draft, limit_bytes: int) -> int | None:
         """Append the body to the draft; the bytes received, None when they are over the limit."""
         received = 0
-        async for piece in self._body.pieces(self._timeout_s):
+        async for piece in self._body.pieces(self._pace):
             received += len(piece)
             if received > limit_bytes:
                 return None

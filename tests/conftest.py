@@ -50,12 +50,6 @@ def slot_given_back(request: pytest.FixtureRequest) -> Iterator[None]:
             request.getfixturevalue(name).wait_idle()
 
 
-@pytest.fixture(scope="session")
-def triton_url(server: Frontend) -> str:
-    """gRPC address of a Triton that runs by itself, as far as its user can tell."""
-    return server.triton_url
-
-
 # How long an example takes says something about the machine, not about the code.
 hypothesis.settings.register_profile("filmstrip", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("filmstrip")

@@ -19,8 +19,11 @@ import numpy.typing as npt
 import psutil
 import tritonclient.grpc as triton_grpc
 
+from frontend.call import SendSecret
+
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = f"{ROOT / 'model_repository'}:{ROOT / 'tests' / 'models'}"
+TRITON_SECRET = "only-the-tests-know"
 Frames = npt.NDArray[np.uint8]
 
 
@@ -33,6 +36,7 @@ class Frontend:
         self.log_path = folder / "frontend.log"
         self.probe_log = folder / "probe.jsonl"
         self._triton_url = flags[flags.index("--triton-url") + 1] if "--triton-url" in flags else None
+        settings.setdefault("triton_secret", TRITON_SECRET)
         environment = {f"FILMSTRIP_{name.upper()}": str(value) for name, value in settings.items()}
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
@@ -74,7 +78,9 @@ class Frontend:
 
     def triton_client(self) -> triton_grpc.InferenceServerClient:
         """A client of its Triton, beside the frontend."""
-        return triton_grpc.InferenceServerClient(self.triton_url)
+        client = triton_grpc.InferenceServerClient(self.triton_url)
+        client.register_plugin(SendSecret(TRITON_SECRET))
+        return client
 
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")

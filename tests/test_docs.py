@@ -69,6 +69,8 @@ def code_lines(text: str) -> list[str]:
 
 def shown(name: str, default: object) -> str:
     """A setting's default as the table gives it."""
+    if default in ("", ()):
+        return ""
     if name == "model_repository":
         return "`model_repository`"  # beside the package, wherever that is
     if name.endswith("_bytes"):

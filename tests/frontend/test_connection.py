@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from quart import Quart, Response, request
 
 from filmstrip.errors import SlowBody, TooLarge
-from frontend.connection import HIGH_WATER_BYTES, BoundedBody, BoundedRequest, Connection, on_close
+from frontend.connection import HIGH_WATER_BYTES, BoundedBody, BoundedRequest, Connection, Pace, on_close
 
-LONG_S = 60.0
+LONG = Pace(60.0, 0)
 FULL = bytes(HIGH_WATER_BYTES)
 
 
@@ -42,7 +42,7 @@ def test_bytes_come_out_in_the_order_in_which_they_went_in(pieces: list[bytes]) 
     async def through() -> bytes:
         given_body = body()
         task = feeding(given_body, *pieces)
-        data = await given_body.read(10_000, LONG_S)
+        data = await given_body.read(10_000, LONG)
         await task
         return data
 
@@ -53,7 +53,7 @@ async def test_pieces_that_come_while_someone_reads_are_read_in_order() -> None:
     given_body = body()
     sent = [bytes([number % 256]) * (number * 1000) for number in range(1, 90)]
     task = feeding(given_body, *sent)
-    assert b"".join([piece async for piece in given_body.pieces(LONG_S)]) == b"".join(sent)
+    assert b"".join([piece async for piece in given_body.pieces(LONG)]) == b"".join(sent)
     await task
 
 
@@ -91,7 +91,7 @@ async def test_a_body_never_holds_more_than_the_mark_and_one_piece() -> None:
 
     task = asyncio.create_task(feed())
     read = 0
-    async for piece in given_body.pieces(LONG_S):
+    async for piece in given_body.pieces(LONG):
         read += len(piece)
         await asyncio.sleep(0)
         assert fed - read < HIGH_WATER_BYTES + 100_000
@@ -102,7 +102,7 @@ async def test_a_body_never_holds_more_than_the_mark_and_one_piece() -> None:
 async def test_an_empty_body_ends_at_once() -> None:
     given_body = body()
     given_body.set_complete()
-    assert await given_body.read(0, LONG_S) == b""
+    assert await given_body.read(0, LONG) == b""
 
 
 # -- Limits -------------------------------------------------------------------------------------------------
@@ -112,25 +112,25 @@ async def test_reading_has_a_limit_that_is_exact() -> None:
     for pieces in ([b"12345"], [b"1", b"2345"]):
         given_body = body()
         await feeding(given_body, *pieces)
-        assert await given_body.read(5, LONG_S) == b"12345"
+        assert await given_body.read(5, LONG) == b"12345"
         given_body = body()
         await feeding(given_body, *pieces)
         with pytest.raises(TooLarge, match="4 bytes"):
-            await given_body.read(4, LONG_S)
+            await given_body.read(4, LONG)
 
 
 async def test_reading_stops_at_the_limit_though_more_would_come() -> None:
     given_body = body()
     await feeding(given_body, b"12345", end=False)
     with pytest.raises(TooLarge):
-        await asyncio.wait_for(given_body.read(4, LONG_S), 5)
+        await asyncio.wait_for(given_body.read(4, LONG), 5)
 
 
 async def test_a_body_that_stops_is_too_slow() -> None:
     given_body = body()
     await feeding(given_body, b"some", end=False)
     with pytest.raises(SlowBody, match=r"0\.02 s"):
-        await given_body.read(100, 0.02)
+        await given_body.read(100, Pace(0.02, 0))
 
 
 async def test_a_long_body_is_not_slow_while_it_keeps_coming() -> None:
@@ -143,8 +143,34 @@ async def test_a_long_body_is_not_slow_while_it_keeps_coming() -> None:
         given_body.set_complete()
 
     task = asyncio.create_task(feed())
-    assert await given_body.read(100, 0.15) == b"x" * 10
+    assert await given_body.read(100, Pace(0.15, 0)) == b"x" * 10
     await task
+
+
+async def test_a_body_that_trickles_is_too_slow_after_a_while() -> None:
+    given_body = body()
+
+    async def feed() -> None:
+        while True:
+            await asyncio.sleep(0.01)
+            await given_body.feed(b"x")
+
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        feeding_slowly = group.create_task(feed())
+        with pytest.raises(SlowBody, match="slower than 1000 bytes a second"):
+            await given_body.read(10_000, Pace(0.1, 1000))
+        feeding_slowly.cancel()
+
+
+async def test_what_is_done_with_a_piece_is_not_the_clients_time() -> None:
+    given_body = body()
+    task = feeding(given_body, *[b"x" * 1000] * 10)
+    received = 0
+    async for piece in given_body.pieces(Pace(0.05, 100_000)):
+        received += len(piece)
+        await asyncio.sleep(0.02)
+    await task
+    assert received == 10_000
 
 
 # -- Discarding ---------------------------------------------------------------------------------------------
@@ -153,14 +179,14 @@ async def test_a_long_body_is_not_slow_while_it_keeps_coming() -> None:
 async def test_discarding_reads_to_the_end() -> None:
     given_body = body()
     task = feeding(given_body, FULL, FULL, b"rest")
-    await given_body.discard(2 * HIGH_WATER_BYTES + 4, LONG_S)
+    await given_body.discard(2 * HIGH_WATER_BYTES + 4, LONG)
     assert task.done()
 
 
 async def test_discarding_stops_at_its_limit_and_lets_every_feed_go() -> None:
     given_body = body()
     task = feeding(given_body, FULL, FULL, FULL, FULL, end=False)
-    await asyncio.wait_for(given_body.discard(HIGH_WATER_BYTES, LONG_S), 5)
+    await asyncio.wait_for(given_body.discard(HIGH_WATER_BYTES, LONG), 5)
     assert not await is_blocked(task)
     task = feeding(given_body, FULL, FULL, end=False)
     assert not await is_blocked(task)
@@ -169,23 +195,23 @@ async def test_discarding_stops_at_its_limit_and_lets_every_feed_go() -> None:
 async def test_discarding_gives_up_on_a_slow_body_and_lets_its_feed_go() -> None:
     given_body = body()
     await feeding(given_body, b"some", end=False)
-    await asyncio.wait_for(given_body.discard(1000, 0.01), 5)
+    await asyncio.wait_for(given_body.discard(1000, Pace(0.01, 0)), 5)
     assert not await is_blocked(feeding(given_body, FULL, FULL, end=False))
 
 
 async def test_what_comes_after_a_discard_is_not_kept() -> None:
     given_body = body()
-    await given_body.discard(1000, 0.01)
+    await given_body.discard(1000, Pace(0.01, 0))
     await given_body.feed(FULL)
     given_body.set_complete()
-    assert await given_body.read(0, LONG_S) == b""
+    assert await given_body.read(0, LONG) == b""
 
 
 async def test_discarding_a_body_that_was_read_ends_at_once() -> None:
     given_body = body()
     await feeding(given_body, b"all")
-    assert await given_body.read(3, LONG_S) == b"all"
-    await asyncio.wait_for(given_body.discard(0, LONG_S), 5)
+    assert await given_body.read(3, LONG) == b"all"
+    await asyncio.wait_for(given_body.discard(0, LONG), 5)
 
 
 # -- Connections --------------------------------------------------------------------------------------------
@@ -206,7 +232,7 @@ def app_that_tells(ended: list[str]) -> Quart:
         if how == "wait":
             await asyncio.Event().wait()
         assert isinstance(request.body, BoundedBody)
-        return Response(await request.body.read(100, LONG_S))
+        return Response(await request.body.read(100, LONG))
 
     return app
 

@@ -16,7 +16,7 @@ import httpx
 import psutil
 
 from tests.faults.aftermath import PROBE, eventually
-from tests.server import MODELS, ROOT, Frames, Frontend
+from tests.server import MODELS, ROOT, TRITON_SECRET, Frames, Frontend
 
 
 def descendants(frontend: Frontend) -> list[psutil.Process]:
@@ -113,7 +113,11 @@ def test_hypercorn_can_serve_the_app_too(server: Frontend, tmp_path: Path) -> No
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {"FILMSTRIP_DATA_DIR": str(tmp_path / "data"), "FILMSTRIP_TRITON_URL": server.triton_url}
+    environment = {
+        "FILMSTRIP_DATA_DIR": str(tmp_path / "data"),
+        "FILMSTRIP_TRITON_URL": server.triton_url,
+        "FILMSTRIP_TRITON_SECRET": TRITON_SECRET,
+    }
     hypercorn = subprocess.Popen(
         [str(Path(sys.executable).parent / "hypercorn"), "frontend.app:create_app()", "--bind", f"127.0.0.1:{port}"],
         env=os.environ | environment,
@@ -222,14 +226,12 @@ def test_log_lines_carry_the_generation(victim: Frontend) -> None:
 
 
 def test_an_unloaded_pipeline_is_loaded_by_the_request(victim: Frontend) -> None:
-    import tritonclient.grpc as triton_grpc  # noqa: PLC0415
-
     def shown() -> dict[str, bool]:
         answer = httpx.get(f"{victim.url}/api/v1/pipelines").json()
         return {pipeline["id"]: pipeline["loaded"] for pipeline in answer["pipelines"]}
 
     deaths = victim.log().count("the process of probe has died")
-    with triton_grpc.InferenceServerClient(victim.triton_url) as client:
+    with victim.triton_client() as client:
         client.unload_model("probe")
         eventually(lambda: not shown()["probe"])
         assert victim.generate(**PROBE)[-1][0] == "complete"

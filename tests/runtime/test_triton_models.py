@@ -15,6 +15,7 @@ from tritonclient import grpc
 from filmstrip.contract import CHUNK, FRAMES, INPUTS, REPORT, ChunkParameters, Mode, Prompt
 from filmstrip.errors import BadModelOutput, FilmstripError, InvalidField, ModelError, SequenceLost, from_wire
 from filmstrip.runtime.frame_processors import Gray, OpticalFlow, Passthrough, Scribble, resize
+from tests.server import Frontend
 
 PROCESSORS = {"passthrough": Passthrough, "gray": Gray, "scribble": Scribble, "optical-flow": OpticalFlow}
 _DTYPES = {spec.name: spec.dtype for spec in INPUTS}
@@ -68,8 +69,8 @@ class Sequence:
 
 
 @pytest.fixture
-def client(triton_url) -> Iterator[grpc.InferenceServerClient]:
-    with grpc.InferenceServerClient(triton_url) as client:
+def client(server: Frontend) -> Iterator[grpc.InferenceServerClient]:
+    with server.triton_client() as client:
         yield client
 
 

@@ -1,0 +1,141 @@
+"""What is no HTTP, and what stays silent, over plain sockets."""
+
+import ctypes
+import json
+import socket
+import struct
+import time
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
+
+from frontend.protocol import HEAD_BYTES
+from tests.conftest import beside
+from tests.faults.aftermath import PROBE, harmless
+from tests.server import Frontend
+
+SO_ATTACH_FILTER = 26
+
+
+def connect(frontend: Frontend) -> socket.socket:
+    address = urlsplit(frontend.url)
+    return socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=15)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    data = b""
+    while part := connection.recv(65536):
+        data += part
+    return data
+
+
+def ask(frontend: Frontend, request: bytes) -> tuple[int, dict[str, object]]:
+    with closing(connect(frontend)) as connection:
+        connection.sendall(request)
+        head, _, body = read_all(connection).partition(b"\r\n\r\n")
+    assert b"server:" not in head.lower()
+    assert b"content-type: application/json" in head
+    answer = json.loads(body)
+    assert answer["detail"] == answer["error"]["message"]
+    return int(head.split()[1]), answer["error"]
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"\r\n\r\nnonsense\r\n\r\n",
+        b"GET /health HTTP/1.1\r\n\r\n",  # no host
+        b"GET /health HTTP/1.1\r\nHost: x\r\nNo colon\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: x\r\nX-\x00: y\r\n\r\n",
+        b"POST /api/v1/generate HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST /api/v1/generate HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"POST /api/v1/generate HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100) + b"\r\n\r\n",  # TLS
+    ],
+)
+def test_what_is_no_http_is_refused_in_the_one_shape(server: Frontend, request_bytes: bytes) -> None:
+    status, error = ask(server, request_bytes)
+    assert (status, error["code"]) == (400, "bad_request")
+
+
+def test_a_head_that_is_too_large_is_refused(server: Frontend) -> None:
+    """One that is a little too large may still pass: what has arrived in one piece is not measured."""
+    head = b"GET /health HTTP/1.1\r\nHost: x\r\n"
+    status, error = ask(server, head + b"X-Long: " + b"y" * 8 * HEAD_BYTES + b"\r\n\r\n")
+    assert (status, error["code"]) == (431, "head_too_large")
+    many = b"".join(b"X-%d: y\r\n" % number for number in range(30_000))
+    assert ask(server, head + many + b"\r\n")[0] == 431
+
+
+def test_a_head_that_does_not_come_is_not_waited_for(server: Frontend) -> None:
+    with closing(connect(server)) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+        began = time.monotonic()
+        assert read_all(connection) == b""
+        assert time.monotonic() - began < 10
+
+
+def test_a_client_that_vanished_ends_its_generation(server: Frontend, tmp_path: Path) -> None:
+    """A filter on the client's socket drops all that comes: as after a cut cable, nothing is acknowledged."""
+    with beside(server, tmp_path, keep_alive_s=0.2, client_timeout_s=2) as frontend, harmless(frontend):
+        body = json.dumps(PROBE | {"prompt": "!sleep 60"}).encode()
+        head = f"POST /api/v1/generate HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        chunks = len(frontend.probed())
+        with closing(connect(frontend)) as connection:
+            connection.sendall(head.encode() + body)
+            frontend.wait_probed(chunks)
+            _drop_everything(connection)
+            frontend.wait_idle(timeout_s=20)
+        assert frontend.probed()[-1]["event"] == "cancelled"
+
+
+def _drop_everything(connection: socket.socket) -> None:
+    program = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF: of each packet keep 0 bytes
+    connection.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", 1, ctypes.addressof(program)))
+
+
+# -- Triton's side --------------------------------------------------------------------------------------------
+
+
+def test_the_embedded_triton_serves_nobody_else(server: Frontend) -> None:
+    with grpc.InferenceServerClient(server.triton_url) as stranger:
+        for call in (
+            stranger.is_server_ready,
+            stranger.get_model_repository_index,
+            stranger.get_system_shared_memory_status,
+            lambda: stranger.unload_model("probe"),
+            lambda: stranger.infer("probe", [], sequence_id=1, sequence_end=True),
+            lambda: stranger.register_system_shared_memory("x", "/x", 1),
+        ):
+            with pytest.raises(InferenceServerException, match="restricted"):
+                call()
+
+
+def test_a_frontend_without_the_secret_says_what_is_missing(server: Frontend, tmp_path: Path) -> None:
+    frontend = Frontend(tmp_path, "--triton-url", server.triton_url, triton_secret="wrong")
+    try:
+        assert httpx.get(f"{frontend.url}/health").json()["status"] == "unavailable"
+        assert "FILMSTRIP_TRITON_SECRET" in frontend.log()
+        assert frontend.post(**PROBE).status_code == 503
+    finally:
+        assert frontend.stop() == 0
+
+
+def test_the_secret_goes_through_the_relay_too(server: Frontend, grpc_server: Frontend) -> None:
+    assert grpc_server.make(**PROBE).shape == (33, 64, 96, 3)
+    command = f"frontend.relay {server.triton_url}"
+    relays = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if _has(path, command)]
+    assert relays
+    assert not any(b"only-the-tests-know" in relay for relay in relays)
+
+
+def _has(path: Path, command: str) -> bool:
+    try:
+        return command in path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return False
