@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo serve test coverage lint fix bench check lock clean
+.PHONY: help setup demo serve test coverage lint fix bench audit check lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -46,7 +46,10 @@ fix: setup ## Mend what ruff can mend
 bench: setup ## Measure against the machine's limits
 	$(BIN)/python -m benchmarks
 
-check: lint test ## Everything that CI runs
+audit: setup ## Known vulnerabilities of the pinned packages, where the database can be reached
+	$(BIN)/python -m tests.audit
+
+check: lint test audit ## Everything that CI runs, and audit
 
 lock: setup ## Pin again after a change of pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \

@@ -18,11 +18,13 @@ from filmstrip.errors import LoadFailed, TritonUnavailable
 from frontend.call import SECRET_NAME, SECRET_VARIABLE
 from frontend.settings import Settings
 from frontend.store import SHM_DIR, Store
+from frontend.tasks import in_thread
 from frontend.triton import Triton
 
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
+_WATCH_S = 0.5
 _EXIT_TIMEOUT_S = 3
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
@@ -200,8 +202,9 @@ class EmbeddedTriton:
             TritonUnavailable: tritonserver has ended, or must be ended because a model could not be loaded again.
         """
         stubs: dict[int, str] = {}
-        while process.returncode is None:
-            alive = _stubs(process.pid)
+        ended = asyncio.ensure_future(process.wait())
+        while not ended.done():
+            alive = await in_thread(_stubs, process.pid)
             with contextlib.suppress(TritonUnavailable):  # it died this moment
                 for model in set(stubs.values()) - set(alive.values()):
                     await client.notice_death(model)
@@ -211,7 +214,7 @@ class EmbeddedTriton:
                     log.warning("%s: Triton is started anew", error.message)
                     return
             stubs = alive
-            await asyncio.sleep(_POLL_S)
+            await asyncio.wait([ended], timeout=_WATCH_S)
         raise TritonUnavailable(f"tritonserver ended with {process.returncode}")
 
     def _log_tail(self) -> str:

@@ -25,6 +25,8 @@ from frontend.tasks import in_thread, run_to_end
 
 log = logging.getLogger(__name__)
 
+_LANES = 2
+
 
 @dataclass(frozen=True)
 class Job:
@@ -68,7 +70,8 @@ class Generation:
             async with contextlib.AsyncExitStack() as stack:
                 layout = LaneLayout.of(plan)
                 uploads = await stack.enter_async_context(open_uploads(job.uploads, store, server))
-                lanes = await stack.enter_async_context(open_lanes(layout.num_bytes, store, server))
+                num_lanes = min(_LANES, len(plan.chunks))
+                lanes = await stack.enter_async_context(open_lanes(layout.num_bytes, num_lanes, store, server))
                 sequences = [await stack.enter_async_context(server.sequence(stage.id)) for stage in plan.chain.stages]
                 await job.output.append(bytes(VIDEO_HEADER_BYTES))
                 strip = _Strip(job, layout, uploads, lanes, sequences)
@@ -106,8 +109,7 @@ class Generation:
 class _Strip:
     """The chunks of one generation on their way.
 
-    While one is with the model, the next is prepared and the one before is written. Even and odd chunks take
-    turns in the two lanes.
+    While one is with the model, the next is prepared and the one before is written. Chunks take turns in the lanes.
     """
 
     def __init__(
@@ -115,7 +117,7 @@ class _Strip:
         job: Job,
         layout: LaneLayout,
         uploads: Mapping[Source, OpenUpload],
-        lanes: tuple[Lane, Lane],
+        lanes: Sequence[Lane],
         sequences: Sequence[triton.Sequence],
     ) -> None:
         self.plan = job.plan
@@ -186,7 +188,7 @@ class _Strip:
         await self._job.output.append(view)
 
     def _lane(self, index: int) -> Lane:
-        return self._lanes[index % 2]
+        return self._lanes[index % _LANES]
 
 
 async def _settled(*tasks: asyncio.Task[Any]) -> None:

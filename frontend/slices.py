@@ -1,10 +1,12 @@
 """A chunk's arrays: found in the uploads, copied into a lane only where they are not already in one piece."""
 
+import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from filmstrip.errors import DiskFull, InternalError, UnknownPath
 from frontend.arrays import Extent, ImagePlan, Source, TensorPlan
@@ -51,7 +53,7 @@ async def open_uploads(
             region = None
             if file.in_shm:
                 try:
-                    region = await stack.enter_async_context(triton.registered(file.path, file.size_bytes))
+                    (region,) = await stack.enter_async_context(triton.registered(file.size_bytes, file.path))
                 except SharedMemoryRefused as refusal:
                     log.warning("%s is copied chunk by chunk: %s", file.name, refusal)
             opened[source] = OpenUpload(file, fd, region)
@@ -59,37 +61,53 @@ async def open_uploads(
 
 
 @contextlib.asynccontextmanager
-async def open_lanes(num_bytes: int, store: Store, triton: Triton) -> AsyncIterator[tuple[Lane, Lane]]:
-    """Two lanes of this size: in shared memory that Triton maps, or else on disk, with arrays sent by gRPC."""
+async def open_lanes(num_bytes: int, num_lanes: int, store: Store, triton: Triton) -> AsyncIterator[Sequence[Lane]]:
+    """Lanes of this size: in shared memory that Triton maps, or else on disk, with arrays sent by gRPC."""
     async with contextlib.AsyncExitStack() as stack:
         try:
-            lanes = (await _shm_lane(num_bytes, store, triton, stack), await _shm_lane(num_bytes, store, triton, stack))
+            lanes = await _shm_lanes(num_bytes, num_lanes, store, triton, stack)
         except SharedMemoryRefused as refusal:
             log.warning("arrays go to Triton as gRPC tensors: %s", refusal)
             await stack.aclose()
-            lanes = (await _disk_lane(num_bytes, store, stack), await _disk_lane(num_bytes, store, stack))
+            lanes = await _disk_lanes(num_bytes, num_lanes, store, stack)
         yield lanes
 
 
-async def _shm_lane(num_bytes: int, store: Store, triton: Triton, stack: contextlib.AsyncExitStack) -> Lane:
+async def _shm_lanes(
+    num_bytes: int, num_lanes: int, store: Store, triton: Triton, stack: contextlib.AsyncExitStack
+) -> Sequence[Lane]:
     if not triton.takes_shared_memory:
         raise SharedMemoryRefused("switched off")
     try:
-        lane = await in_thread(Lane, store.new_shm_path(), num_bytes)
+        lanes = await _made(num_bytes, [store.new_shm_path() for _ in range(num_lanes)], stack)
     except OSError as error:
-        raise SharedMemoryRefused(f"{num_bytes} bytes: {error.strerror}") from None
-    stack.push_async_callback(in_thread, lane.close)
-    lane.region = await stack.enter_async_context(triton.registered(lane.path, num_bytes))
-    return lane
+        raise SharedMemoryRefused(f"{num_lanes} x {num_bytes} bytes: {error.strerror}") from None
+    regions = await stack.enter_async_context(triton.registered(num_bytes, *(lane.path for lane in lanes)))
+    for lane, region in zip(lanes, regions, strict=True):
+        lane.region = region
+    return lanes
 
 
-async def _disk_lane(num_bytes: int, store: Store, stack: contextlib.AsyncExitStack) -> Lane:
+async def _disk_lanes(num_bytes: int, num_lanes: int, store: Store, stack: contextlib.AsyncExitStack) -> Sequence[Lane]:
     try:
-        lane = await in_thread(Lane, store.new_work_path(), num_bytes)
+        return await _made(num_bytes, [store.new_work_path() for _ in range(num_lanes)], stack)
     except OSError as error:
         raise DiskFull(f"the server's disk has no room for the arrays of a chunk: {error.strerror}") from None
-    stack.push_async_callback(in_thread, lane.close)
-    return lane
+
+
+async def _made(num_bytes: int, paths: list[Path], stack: contextlib.AsyncExitStack) -> Sequence[Lane]:
+    """All lanes at once: most of it is the kernel clearing memory. What was made is closed with the stack."""
+    made = await asyncio.gather(*(in_thread(Lane, path, num_bytes) for path in paths), return_exceptions=True)
+    lanes = [lane for lane in made if isinstance(lane, Lane)]
+    stack.push_async_callback(_close_all, lanes)
+    for failure in made:
+        if isinstance(failure, BaseException):
+            raise failure
+    return lanes
+
+
+async def _close_all(lanes: Sequence[Lane]) -> None:
+    await asyncio.gather(*(in_thread(lane.close) for lane in lanes))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from typing import Self
 from filmstrip.errors import DiskFull, StorageFull, UnknownPath
 from filmstrip.geometry import VIDEO_HEADER_BYTES, VideoShape, pack_video_header, unpack_video_header
 from frontend.settings import Settings
-from frontend.tasks import in_thread
+from frontend.tasks import close_in_thread, in_thread
 
 log = logging.getLogger(__name__)
 
@@ -299,8 +299,8 @@ class Store:
         """Remove a draft, unless it has been named."""
         if draft in self._drafts:
             self._drafts.discard(draft)
-            os.close(draft.fd)
             draft.path.unlink(missing_ok=True)
+            close_in_thread(draft.fd)
 
     # -- Within -----------------------------------------------------------------------------------------
 
@@ -332,7 +332,10 @@ class Store:
 
     def _remove(self, file: StoredFile) -> None:
         self._files.pop(file.name, None)
-        file.path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+            file.path.unlink(missing_ok=True)
+            close_in_thread(fd)
 
     def _check(self, more_bytes: int) -> None:
         stored = sum(file.size_bytes for file in self._files.values())

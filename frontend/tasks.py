@@ -1,6 +1,7 @@
 """Work that must not be left half-done when its task is cancelled."""
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 
@@ -27,3 +28,11 @@ async def run_to_end(work: Coroutine[Any, Any, T]) -> T:
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run `call` in a thread and wait until it is done, cancelled or not: what it uses may be freed after that."""
     return await run_to_end(asyncio.to_thread(call, *args, **kwargs))
+
+
+def close_in_thread(fd: int) -> None:
+    """Close a file whose name is gone: what it held goes with it, which takes a while for gigabytes."""
+    try:
+        asyncio.get_running_loop().run_in_executor(None, os.close, fd)
+    except RuntimeError:  # no loop runs that it could hold up
+        os.close(fd)

@@ -91,14 +91,18 @@ class Triton:
         Raises:
             TritonUnavailable: it does not answer.
         """
-        index = await _control(self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
-        loaded = {model.name: model.state == _READY and model.name not in self._sick for model in index.models}
+        loaded = await self._index()
         await asyncio.gather(*(self._read_facts(name) for name, is_loaded in loaded.items() if is_loaded))
         return {
             name: Pipeline(self._facts.get(name), loaded[name])
             for name in sorted(loaded)
             if name in self._facts or not loaded[name]
         }
+
+    async def _index(self) -> dict[str, bool]:
+        """All models of the repository, and whether each is loaded."""
+        index = await _control(self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
+        return {model.name: model.state == _READY and model.name not in self._sick for model in index.models}
 
     def loras(self, name: str) -> tuple[str, ...]:
         """The LoRAs of a pipeline that was loaded."""
@@ -112,20 +116,18 @@ class Triton:
             LoadFailed: one could not be loaded.
             TritonUnavailable: Triton does not answer.
         """
-        known = await self.pipelines()
-        found = {}
-        for field, name in names.items():
-            if name is None:
-                continue
-            if name in known and not known[name].loaded:
+        wanted = {field: name for field, name in names.items() if name is not None}
+        loaded = await self._index()
+        for name in wanted.values():
+            if loaded.get(name) is False:
                 await self.load(name)
-                known = await self.pipelines()
-            facts = known[name].facts if name in known else None
-            if facts is None:
-                there = ", ".join(known) or "none"
+                loaded = await self._index()
+        await asyncio.gather(*(self._read_facts(name) for name in set(wanted.values()) if loaded.get(name)))
+        for field, name in wanted.items():
+            if name not in loaded or name not in self._facts:
+                there = ", ".join(await self.pipelines()) or "none"
                 raise UnknownPipeline(f"{field}: no pipeline {name[:80]!r}; there are: {there}", field)
-            found[field] = facts
-        return found
+        return {field: self._facts[name] for field, name in wanted.items()}
 
     async def load(self, name: str) -> None:
         """Load a model that isn't, or whose process has died; returns when it is ready.
@@ -209,24 +211,33 @@ class Triton:
         return self.settings.shared_memory
 
     @contextlib.asynccontextmanager
-    async def registered(self, path: Path, num_bytes: int) -> AsyncIterator[str]:
-        """Let Triton map a file of /dev/shm; the value is the region's name.
+    async def registered(self, num_bytes: int, *paths: Path) -> AsyncIterator[tuple[str, ...]]:
+        """Let Triton map files of /dev/shm, each of this size; the value is the regions' names.
 
         Raises:
             SharedMemoryRefused: Triton doesn't, or is on another host.
         """
-        name = f"{path.name}-{secrets.token_hex(4)}"
+        names = {f"{path.name}-{secrets.token_hex(4)}": path for path in paths}
+        registering = (self._register(name, path, num_bytes) for name, path in names.items())
+        try:
+            for refusal in await asyncio.gather(*registering, return_exceptions=True):
+                if refusal is not None:
+                    raise refusal
+            yield tuple(names)
+        finally:
+            await asyncio.gather(*map(self._unregister, names))
+
+    async def _register(self, name: str, path: Path, num_bytes: int) -> None:
         try:
             await self._client.register_system_shared_memory(
                 name, f"/{path.name}", num_bytes, client_timeout=_CONTROL_TIMEOUT_S
             )
         except InferenceServerException as error:
             raise SharedMemoryRefused(error.message()) from None
-        try:
-            yield name
-        finally:
-            with contextlib.suppress(InferenceServerException):
-                await self._client.unregister_system_shared_memory(name, client_timeout=_CONTROL_TIMEOUT_S)
+
+    async def _unregister(self, name: str) -> None:
+        with contextlib.suppress(InferenceServerException):  # it is not there, or Triton isn't
+            await self._client.unregister_system_shared_memory(name, client_timeout=_CONTROL_TIMEOUT_S)
 
     # -- Sequences --------------------------------------------------------------------------------------
 

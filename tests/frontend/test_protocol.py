@@ -139,3 +139,10 @@ def _has(path: Path, command: str) -> bool:
         return command in path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return False
+
+
+def test_models_are_not_told_keys_and_secrets(server: Frontend) -> None:
+    environment = Path(f"/proc/{server.triton_pid}/environ").read_bytes()
+    assert b"PATH=" in environment
+    assert b"FILMSTRIP_API_KEYS" not in environment
+    assert b"FILMSTRIP_TRITON_SECRET" not in environment

@@ -266,13 +266,15 @@ class Registry:
         self.registered_now: dict[str, tuple[Path, int]] = {}
 
     @asynccontextmanager
-    async def registered(self, path: Path, num_bytes: int) -> AsyncIterator[str]:
-        if not self.takes:
+    async def registered(self, num_bytes: int, *paths: Path) -> AsyncIterator[tuple[str, ...]]:
+        if self.takes < len(paths):
             raise SharedMemoryRefused("full")
-        self.takes -= 1
-        self.registered_now[path.name] = (path, num_bytes)
-        yield path.name
-        del self.registered_now[path.name]
+        self.takes -= len(paths)
+        for path in paths:
+            self.registered_now[path.name] = (path, num_bytes)
+        yield tuple(path.name for path in paths)
+        for path in paths:
+            del self.registered_now[path.name]
 
 
 @pytest.fixture
@@ -303,14 +305,14 @@ async def test_what_triton_maps_is_open_to_its_group(store: Store) -> None:
     with store.draft(Kind.BLOB, 4) as draft:
         await draft.append(b"data")
         file = draft.commit()
-    async with open_lanes(1000, store, cast("Triton", Registry(2))) as lanes:
+    async with open_lanes(1000, 2, store, cast("Triton", Registry(2))) as lanes:
         assert [path.stat().st_mode & 0o777 for path in (file.path, *(lane.path for lane in lanes))] == [0o660] * 3
 
 
 async def test_lanes_lie_in_shared_memory_that_triton_has(store: Store, tmp_path: Path) -> None:
     registry = Registry(2)
     open_files = os.listdir("/proc/self/fd")
-    async with open_lanes(1000, store, cast("Triton", registry)) as lanes:
+    async with open_lanes(1000, 2, store, cast("Triton", registry)) as lanes:
         assert {lane.region for lane in lanes} == registry.registered_now.keys()
         assert len({lane.path for lane in lanes}) == 2
         for lane in lanes:
@@ -324,7 +326,7 @@ async def test_lanes_lie_in_shared_memory_that_triton_has(store: Store, tmp_path
 
 @pytest.mark.parametrize("registry", [Registry(0), Registry(1), Registry(2, takes_shared_memory=False)])
 async def test_lanes_lie_on_disk_where_triton_takes_none(store: Store, tmp_path: Path, registry: Registry) -> None:
-    async with open_lanes(1000, store, cast("Triton", registry)) as lanes:
+    async with open_lanes(1000, 2, store, cast("Triton", registry)) as lanes:
         assert registry.registered_now == {}
         assert [lane.region for lane in lanes] == [None, None]
         assert sorted(leftovers(store, tmp_path)) == sorted(lane.path for lane in lanes)
@@ -335,7 +337,7 @@ async def test_lanes_lie_on_disk_where_triton_takes_none(store: Store, tmp_path:
 
 async def test_lanes_that_find_no_room_anywhere_leave_nothing(store: Store, tmp_path: Path) -> None:
     with pytest.raises(DiskFull):
-        async with open_lanes(2**60, store, cast("Triton", Registry(2))):
+        async with open_lanes(2**60, 2, store, cast("Triton", Registry(2))):
             pass
     assert leftovers(store, tmp_path) == []
 
@@ -355,11 +357,11 @@ async def test_uploads_are_held_open_and_registered_where_they_lie_in_shared_mem
         store.expire()
         assert os.pread(upload.fd, 10, 0) == b"data"
         assert file.path.exists()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(upload.fd)
     store.expire()
     assert not file.path.exists()
     assert registry.registered_now == {}
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(upload.fd)
 
 
 async def test_an_upload_that_is_gone_is_named(store: Store) -> None:
