@@ -5,6 +5,7 @@ receiving side waits once a body holds `HIGH_WATER_BYTES`, which in turn lets hy
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from quart.wrappers.request import Body
 from filmstrip.errors import SlowBody, TooLarge
 
 HIGH_WATER_BYTES = 2 * 2**20
+_PIECE_OVERHEAD_BYTES = 64  # of an object and its place in the queue: a body may come byte by byte
 _EXIT_STACK = "filmstrip.exit_stack"
 
 
@@ -39,7 +41,7 @@ class BoundedBody(Body):
 
     def __init__(self, expected_content_length: int | None, max_content_length: int | None) -> None:
         super().__init__(expected_content_length, max_content_length)
-        self._pieces: list[bytes] = []
+        self._pieces: deque[bytes] = deque()
         self._held_bytes = 0
         self._received_all = False
         self._discarding = False
@@ -51,7 +53,7 @@ class BoundedBody(Body):
         if self._discarding:
             return
         self._pieces.append(piece)
-        self._held_bytes += len(piece)
+        self._held_bytes += len(piece) + _PIECE_OVERHEAD_BYTES
         self._changed.set()
         while self._held_bytes >= HIGH_WATER_BYTES and not self._discarding:
             self._drained.clear()
@@ -63,17 +65,21 @@ class BoundedBody(Body):
         self._changed.set()
 
     async def __anext__(self) -> bytes:
-        """All bytes held at the moment, waiting for some."""
+        """The next piece, as it came."""
+        await self._arrival()
+        if not self._pieces:
+            raise StopAsyncIteration
+        piece = self._pieces.popleft()
+        self._held_bytes -= len(piece) + _PIECE_OVERHEAD_BYTES
+        if self._held_bytes < HIGH_WATER_BYTES:
+            self._drained.set()
+        return piece
+
+    async def _arrival(self) -> None:
+        """Wait until there is a piece, or the end."""
         while not self._pieces and not self._received_all:
             self._changed.clear()
             await self._changed.wait()
-        if not self._pieces:
-            raise StopAsyncIteration
-        data = b"".join(self._pieces)
-        self._pieces.clear()
-        self._held_bytes = 0
-        self._drained.set()
-        return data
 
     async def pieces(self, pace: Pace) -> AsyncIterator[bytes]:
         """The body piece by piece.
@@ -85,18 +91,21 @@ class BoundedBody(Body):
         waited_s = 0.0  # for the client; what is done with a piece is not its time
         received = 0
         while True:
-            began = clock()
+            if not self._pieces and not self._received_all:
+                began = clock()
+                try:
+                    async with asyncio.timeout(pace.pause_s):
+                        await self._arrival()
+                except TimeoutError:
+                    raise SlowBody(f"the request body stopped for {pace.pause_s:g} s") from None
+                waited_s += clock() - began
+                if waited_s > pace.pause_s and received < pace.bytes_per_s * waited_s:
+                    raise SlowBody(f"the request body comes slower than {pace.bytes_per_s} bytes a second")
             try:
-                async with asyncio.timeout(pace.pause_s):
-                    piece = await anext(self)
+                piece = await anext(self)
             except StopAsyncIteration:
                 return
-            except TimeoutError:
-                raise SlowBody(f"the request body stopped for {pace.pause_s:g} s") from None
-            waited_s += clock() - began
             received += len(piece)
-            if waited_s > pace.pause_s and received < pace.bytes_per_s * waited_s:
-                raise SlowBody(f"the request body comes slower than {pace.bytes_per_s} bytes a second")
             yield piece
 
     async def read(self, limit_bytes: int, pace: Pace) -> bytes:

@@ -8,11 +8,13 @@ import json
 
 import h11
 import hypercorn.protocol
+from hypercorn.asyncio import tcp_server
 from hypercorn.protocol.h11 import H11Protocol
 
 from filmstrip.errors import BadRequest, FilmstripError, HeadTooLarge
 
 HEAD_BYTES = 32 * 1024
+READ_BYTES = 256 * 1024  # as much as uvloop reads from a socket at once; hypercorn's own are 64 KiB
 
 
 class Protocol(H11Protocol):
@@ -35,5 +37,6 @@ class Protocol(H11Protocol):
 
 
 def install() -> None:
-    """Let hypercorn use it for every connection from now on."""
+    """Let hypercorn use it for every connection from now on, and read in larger pieces."""
     hypercorn.protocol.H11Protocol = Protocol  # type: ignore[attr-defined]
+    tcp_server.MAX_RECV = READ_BYTES

@@ -9,13 +9,14 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import logging
 import os
 import re
 import secrets
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 SHM_DIR = Path("/dev/shm")  # noqa: S108  POSIX shared memory, where Triton looks its keys up
 _SWEEP_S = 60.0
+_MAX_PARTS = os.sysconf("SC_IOV_MAX")
 
 
 class Kind(StrEnum):
@@ -101,21 +103,27 @@ class Draft:
     ) -> None:
         self._store.drop(self)
 
-    async def append(self, data: bytes | memoryview) -> None:
+    async def append(self, *parts: bytes | memoryview) -> None:
         """Append bytes, written in a thread.
 
         Raises:
             StorageFull: the stored files would go over their limits.
             DiskFull: the disk is full.
         """
-        self._store.reserve(self, self.written_bytes + len(data))
-        await in_thread(self._write, memoryview(data))
-        self.written_bytes += len(data)
+        num_bytes = sum(map(len, parts))
+        self._store.reserve(self, self.written_bytes + num_bytes)
+        await in_thread(self._write, parts)
+        self.written_bytes += num_bytes
 
-    def _write(self, data: memoryview) -> None:
+    def _write(self, parts: Sequence[bytes | memoryview]) -> None:
+        left = deque(memoryview(part) for part in parts)
         try:
-            while data:
-                data = data[os.write(self.fd, data) :]
+            while left:
+                written = os.writev(self.fd, list(itertools.islice(left, _MAX_PARTS)))
+                while left and written >= len(left[0]):
+                    written -= len(left.popleft())
+                if left:
+                    left[0] = left[0][written:]
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskFull("the server's disk is full") from error

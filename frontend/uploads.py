@@ -14,6 +14,8 @@ from frontend.tasks import in_thread
 
 _DIGITS = re.compile(r"[0-9]{1,10}", re.ASCII)
 CHANNELS = (1, 3, 4)
+_BATCH_BYTES = 2**20  # written at once: going to a thread and back has its price
+_BATCH_PIECES = 1024
 
 
 def video_shape(headers: Headers) -> VideoShape:
@@ -91,11 +93,18 @@ class BodyReceiver:
     async def _receive(self, draft: Draft, limit_bytes: int) -> int | None:
         """Append the body to the draft; the bytes received, None when they are over the limit."""
         received = 0
+        batch: list[bytes] = []
+        batch_bytes = 0
         async for piece in self._body.pieces(self._pace):
             received += len(piece)
             if received > limit_bytes:
                 return None
-            await draft.append(piece)
+            batch.append(piece)
+            batch_bytes += len(piece)
+            if batch_bytes >= _BATCH_BYTES or len(batch) == _BATCH_PIECES:
+                await draft.append(*batch)
+                batch, batch_bytes = [], 0
+        await draft.append(*batch)
         return received
 
 

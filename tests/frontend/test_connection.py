@@ -59,12 +59,18 @@ async def test_pieces_that_come_while_someone_reads_are_read_in_order() -> None:
 
 async def test_feeding_goes_on_below_the_high_water_mark_and_stops_at_it() -> None:
     given_body = body()
-    task = feeding(given_body, FULL[:-1], end=False)
+    task = feeding(given_body, FULL[:-200], end=False)
     assert not await is_blocked(task)
-    task = feeding(given_body, b"x", end=False)
+    task = feeding(given_body, b"x" * 200, end=False)
     assert await is_blocked(task)
-    assert await anext(given_body) == FULL[:-1] + b"x"
+    assert await anext(given_body) == FULL[:-200]
     assert not await is_blocked(task)
+
+
+async def test_many_small_pieces_count_for_the_memory_they_take() -> None:
+    given_body = body()
+    task = feeding(given_body, *[b"xy"] * 100_000, end=False)
+    assert await is_blocked(task)
 
 
 async def test_feeding_stops_again_after_it_was_let_go() -> None:
