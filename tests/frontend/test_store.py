@@ -15,6 +15,7 @@ from filmstrip.errors import StorageFull, UnknownPath
 from filmstrip.geometry import VIDEO_HEADER_BYTES, VideoShape, pack_video_header
 from frontend.settings import Settings
 from frontend.store import SHM_DIR, Draft, Kind, Store, StoredFile
+from tests.faults.aftermath import eventually
 
 SHAPE = VideoShape(2, 3, 5)
 VIDEO = pack_video_header(SHAPE) + bytes(range(90))
@@ -105,9 +106,7 @@ async def test_a_draft_that_ends_in_an_exception_is_removed(
             await draft.append(bytes(100))
             raise error
         assert on_disk(tmp_path) == []
-        async with asyncio.timeout(5):
-            while Path(f"/proc/self/fd/{draft.fd}").exists():  # a thread closes it
-                await asyncio.sleep(0.01)
+        eventually(lambda: str(draft.fd) not in os.listdir("/proc/self/fd"))
 
 
 async def test_a_committed_file_survives_an_exception_after_it(open_store: OpenStore) -> None:
