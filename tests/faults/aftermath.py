@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -80,6 +82,15 @@ def eventually(condition: Callable[[], object], timeout_s: float = 30) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.02)
+
+
+def held_open(folder: Path) -> list[str]:
+    """Files of a folder that this process has open, also those whose name is gone."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return [path for path in found if path.startswith(str(folder))]
 
 
 def is_generating(frontend: Frontend) -> bool:
