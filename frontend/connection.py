@@ -146,11 +146,27 @@ class BoundedRequest(Request):
 class Connection(ASGIHTTPConnection):
     """One request and its answer; what was bound with `on_close` runs when the connection is done, however."""
 
+    _handler: asyncio.Task[None] | None = None
+
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """Serve the request."""
         async with AsyncExitStack() as stack:
             cast("dict[str, object]", self.scope)[_EXIT_STACK] = stack
-            await super().__call__(receive, send)
+            try:
+                await super().__call__(receive, send)
+            finally:
+                await self._end_handler()
+
+    async def handle_request(self, request: Request, send: ASGISendCallable) -> None:
+        """Answer the request."""
+        self._handler = asyncio.current_task()
+        await super().handle_request(request, send)
+
+    async def _end_handler(self) -> None:
+        """Quart's handler runs on when the connection's own task is cancelled, as at a shutdown."""
+        if self._handler is not None:
+            self._handler.cancel()
+            await asyncio.wait([self._handler])
 
     async def handle_messages(self, request: Request, receive: ASGIReceiveCallable) -> None:
         """Feed the body until the client is gone."""

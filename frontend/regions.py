@@ -34,19 +34,21 @@ class Slice:
 
 
 class Lane:
-    """A file of fixed size, mapped into memory."""
+    """A file of fixed size, mapped into memory; it takes up nothing before `open` and after `close`."""
 
     def __init__(self, path: Path, num_bytes: int) -> None:
         self.path = path
         self.region: str | None = None
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660)
-        try:
-            os.fchmod(self._fd, 0o660)  # whatever the umask: Triton's user must be able to map it
-            os.posix_fallocate(self._fd, 0, num_bytes)  # a full tmpfs says so here, not by SIGBUS later
-            self._mapped = mmap.mmap(self._fd, num_bytes)
-        except BaseException:
-            self._unlink()
-            raise
+        self._num_bytes = num_bytes
+        self._fd: int | None = None
+        self._mapped: mmap.mmap | None = None
+
+    def open(self) -> None:
+        """Make the file."""
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660)
+        os.fchmod(self._fd, 0o660)  # whatever the umask: Triton's user must be able to map it
+        os.posix_fallocate(self._fd, 0, self._num_bytes)  # a full tmpfs says so here, not by SIGBUS later
+        self._mapped = mmap.mmap(self._fd, self._num_bytes)
 
     def slice(self, offset: int, num_bytes: int) -> Slice:
         """Name some of its bytes."""
@@ -54,14 +56,16 @@ class Lane:
 
     def view(self, part: Slice) -> memoryview:
         """Those bytes themselves."""
+        assert self._mapped is not None
         return memoryview(self._mapped)[part.offset : part.offset + part.num_bytes]
 
     def close(self) -> None:
         """Remove the file; its memory goes when Triton unmaps it and no view is left. It is never truncated."""
-        self._unlink()
-        with contextlib.suppress(BufferError):
-            self._mapped.close()
-
-    def _unlink(self) -> None:
+        if self._fd is None:
+            return
         os.close(self._fd)
+        self._fd = None
         self.path.unlink(missing_ok=True)
+        if self._mapped is not None:
+            with contextlib.suppress(BufferError):
+                self._mapped.close()

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,18 +96,18 @@ async def _disk_lanes(num_bytes: int, num_lanes: int, store: Store, stack: conte
 
 
 async def _made(num_bytes: int, paths: list[Path], stack: contextlib.AsyncExitStack) -> Sequence[Lane]:
-    """All lanes at once: most of it is the kernel clearing memory. What was made is closed with the stack."""
-    made = await asyncio.gather(*(in_thread(Lane, path, num_bytes) for path in paths), return_exceptions=True)
-    lanes = [lane for lane in made if isinstance(lane, Lane)]
-    stack.push_async_callback(_close_all, lanes)
-    for failure in made:
-        if isinstance(failure, BaseException):
-            raise failure
+    """All lanes at once: most of it is the kernel clearing memory."""
+    lanes = [Lane(path, num_bytes) for path in paths]
+    stack.push_async_callback(_each, [lane.close for lane in lanes])  # first: what is cancelled is made all the same
+    await _each([lane.open for lane in lanes])
     return lanes
 
 
-async def _close_all(lanes: Sequence[Lane]) -> None:
-    await asyncio.gather(*(in_thread(lane.close) for lane in lanes))
+async def _each(calls: Sequence[Callable[[], None]]) -> None:
+    """Make all calls in threads; returns, or raises the first error, when all are done."""
+    for failure in await asyncio.gather(*map(in_thread, calls), return_exceptions=True):
+        if failure is not None:
+            raise failure
 
 
 @dataclass(frozen=True)

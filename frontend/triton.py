@@ -225,19 +225,21 @@ class Triton:
                     raise refusal
             yield tuple(names)
         finally:
-            await asyncio.gather(*map(self._unregister, names))
+            await run_to_end(self._unregister(*names))
 
     async def _register(self, name: str, path: Path, num_bytes: int) -> None:
-        try:
-            await self._client.register_system_shared_memory(
-                name, f"/{path.name}", num_bytes, client_timeout=_CONTROL_TIMEOUT_S
-            )
+        register = self._client.register_system_shared_memory
+        try:  # to its end: Triton may carry out a call that was cancelled, and that after we have undone it
+            await run_to_end(register(name, f"/{path.name}", num_bytes, client_timeout=_CONTROL_TIMEOUT_S))
         except InferenceServerException as error:
             raise SharedMemoryRefused(error.message()) from None
 
-    async def _unregister(self, name: str) -> None:
-        with contextlib.suppress(InferenceServerException):  # it is not there, or Triton isn't
-            await self._client.unregister_system_shared_memory(name, client_timeout=_CONTROL_TIMEOUT_S)
+    async def _unregister(self, *names: str) -> None:
+        unregister = self._client.unregister_system_shared_memory
+        calls = (unregister(name, client_timeout=_CONTROL_TIMEOUT_S) for name in names)
+        for failure in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(failure, BaseException) and not isinstance(failure, InferenceServerException):
+                raise failure  # one of Triton's: the region is not there, or Triton isn't
 
     # -- Sequences --------------------------------------------------------------------------------------
 

@@ -73,7 +73,7 @@ def open_sequences(frontend: Frontend, model: str) -> int:
         )
     report = answer.as_numpy(contract.REPORT.name)
     assert report is not None
-    return int(json.loads(report[0])["open_sequences"])
+    return int(json.loads(report[0])["open_sequences"])  # its own has ended when it counts
 
 
 def eventually(condition: Callable[[], object], timeout_s: float = 30) -> None:

@@ -92,6 +92,7 @@ def uploads(tmp_path: Path) -> Iterator[Open]:
 def lane(tmp_path: Path) -> Iterator[Lane]:
     """A lane that Triton has registered."""
     made = Lane(tmp_path / "lane", 100_000)
+    made.open()
     made.region = "lane"
     yield made
     made.close()

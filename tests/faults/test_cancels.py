@@ -1,0 +1,193 @@
+"""POST /generate/cancel at every moment of a generation: what is answered, how the stream ends, what stays."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.conftest import beside
+from tests.faults.aftermath import PROBE, harmless
+from tests.faults.probe_video import probe_video
+from tests.server import Frontend
+
+ROUNDS = 20
+LONG_ROUNDS = 10  # of a second each, so that a busy machine finds the chunk still under way
+NEXT = {"pipeline_id": "probe", "prompt": "x", "num_frames": 9}
+Event = tuple[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def frontend(server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
+    with beside(server, tmp_path_factory.mktemp("cancels")) as frontend:
+        yield frontend
+
+
+def sleeping(chunk: int, seconds: float) -> dict[str, Any]:
+    """Five chunks of 9, 12, 12, 12 and 12 frames, one of which takes its time."""
+    specs = [{"chunk": chunk, "text": f"!sleep {seconds}"}, {"chunk": chunk + 1, "text": "x"}]
+    return PROBE | {"num_frames": 57, "chunk_specs": specs[: 5 - chunk]}
+
+
+def check_end(frontend: Frontend, events: list[Event], seed: int, total_chunks: int) -> None:
+    """The stream ended in `cancelled` and tells the truth; its video, if there is one, is right and then removed."""
+    assert [name for name, _ in events] == ["progress"] * (len(events) - 1) + ["cancelled"]
+    progress, (_, end) = [data for _, data in events[:-1]], events[-1]
+    num_frames = sum(data["frames"] for data in progress)
+    told = {"chunk": len(progress), "total_chunks": total_chunks, "frames_completed": num_frames}
+    if num_frames:
+        told |= {"output_path": end["output_path"], "video_shape": [num_frames, 64, 96, 3]}
+    assert end == told
+    if num_frames:
+        assert np.array_equal(take(frontend, end), probe_video(num_frames, seed))
+
+
+def take(frontend: Frontend, end: dict[str, Any]) -> Any:
+    """Download the video and remove it."""
+    video = frontend.download(end["output_path"])
+    (frontend.data_dir / "outputs" / end["output_path"]).unlink()
+    return video
+
+
+def check_complete(frontend: Frontend, events: list[Event], seed: int, num_frames: int) -> None:
+    name, end = events[-1]
+    assert name == "complete"
+    assert end["num_frames"] == sum(data["frames"] for _, data in events[:-1]) == num_frames
+    assert np.array_equal(take(frontend, end), probe_video(num_frames, seed))
+
+
+# -- When nothing runs --------------------------------------------------------------------------------------------
+
+
+def test_before_a_generation_it_is_idle_and_the_next_one_does_not_feel_it(frontend: Frontend) -> None:
+    with harmless(frontend):
+        for seed in range(ROUNDS):
+            assert frontend.cancel() == "idle"
+            check_complete(frontend, frontend.generate(**PROBE, seed=seed), seed, 33)
+
+
+def test_after_the_last_event_it_is_idle_and_the_next_one_does_not_feel_it(frontend: Frontend) -> None:
+    with harmless(frontend):
+        for seed in range(ROUNDS):
+            events = []
+            with frontend.stream(**NEXT, seed=seed) as stream:
+                for event in stream:
+                    events.append(event)
+                    if event[0] == "complete":
+                        assert frontend.cancel() == "idle"
+            check_complete(frontend, events, seed, 9)
+
+
+# -- Together with the request ------------------------------------------------------------------------------------
+
+
+async def test_together_with_the_request_it_is_idle_or_heard_never_lost(frontend: Frontend) -> None:
+    """Sent from 0 to 10 ms behind the request, which takes at least half a second before its last chunk."""
+    answers = set()
+    with harmless(frontend):
+        async with httpx.AsyncClient(base_url=frontend.url, timeout=60) as client:
+            for seed in range(ROUNDS):
+                request = sleeping(3, 0.5) | {"seed": seed}
+                (events, _), (answer, soon) = await asyncio.gather(
+                    timed(generated(client, request)), timed(cancelled(client, 0.0005 * seed))
+                )
+                answers.add(answer)
+                if answer == "idle":
+                    await asyncio.to_thread(check_complete, frontend, events, seed, 57)
+                elif soon < 0.4 or events[-1][0] == "cancelled":  # else the last chunk may have been under way
+                    await asyncio.to_thread(check_end, frontend, events, seed, 5)
+                else:
+                    await asyncio.to_thread(check_complete, frontend, events, seed, 57)
+    assert "cancelling" in answers
+
+
+async def generated(client: httpx.AsyncClient, request: dict[str, Any]) -> list[Event]:
+    answer = await client.post("/api/v1/generate", json=request)
+    assert answer.status_code == 200, answer.text
+    parts = [text.splitlines() for text in answer.text.split("\n\n") if text and not text.startswith(":")]
+    return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for _, name, data in parts]
+
+
+async def cancelled(client: httpx.AsyncClient, delay_s: float) -> str:
+    await asyncio.sleep(delay_s)
+    return str((await client.post("/api/v1/generate/cancel")).json()["status"])
+
+
+async def timed(work: Any) -> tuple[Any, float]:
+    """What it gives, and the seconds that it took."""
+    began = time.monotonic()
+    return await work, time.monotonic() - began
+
+
+# -- In a generation ----------------------------------------------------------------------------------------------
+
+
+def test_in_a_chunk_that_one_is_finished_and_kept_and_the_slot_taken_until_then(frontend: Frontend) -> None:
+    with harmless(frontend):
+        for seed in range(LONG_ROUNDS):
+            chunks = len(frontend.probed())
+            events = []
+            with frontend.stream(**sleeping(1, 1), seed=seed) as stream:
+                frontend.wait_probed(chunks + 1)
+                assert frontend.cancel() == "cancelling"
+                refused = frontend.post(**NEXT)
+                for event in stream:
+                    events.append(event)
+                    if event[0] == "cancelled":  # the slot is free at once
+                        check_complete(frontend, frontend.generate(**NEXT, seed=seed), seed, 9)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (409, "busy")
+            assert [event[0] for event in events] == ["progress", "progress", "cancelled"]
+            check_end(frontend, events, seed, 5)
+            assert len(frontend.probed()) == chunks + 3  # two of this one, and one of the next
+
+
+def test_between_chunks_as_soon_as_one_is_told(frontend: Frontend) -> None:
+    with harmless(frontend):
+        for seed in range(ROUNDS):
+            events = []
+            with frontend.stream(**PROBE | {"num_frames": 3000}, seed=seed) as stream:
+                for event in stream:
+                    events.append(event)
+                    if len(events) == 1 + seed:
+                        assert frontend.cancel() == "cancelling"
+            assert len(events) > 1 + seed
+            check_end(frontend, events, seed, 251)
+
+
+def test_in_the_last_chunk_the_video_is_complete(frontend: Frontend) -> None:
+    with harmless(frontend):
+        for seed in range(LONG_ROUNDS):
+            chunks = len(frontend.probed())
+            with frontend.stream(**sleeping(4, 1), seed=seed) as stream:
+                frontend.wait_probed(chunks + 4)
+                assert frontend.cancel() == "cancelling"
+                events = list(stream)
+            assert [event[0] for event in events] == ["progress"] * 5 + ["complete"]
+            assert events[-1][1]["num_chunks"] == 5
+            check_complete(frontend, events, seed, 57)
+
+
+def test_twice_in_a_row_and_from_several_clients_there_is_one_end(frontend: Frontend) -> None:
+    with harmless(frontend), ThreadPoolExecutor(5) as pool:
+        for seed in range(LONG_ROUNDS):
+            chunks = len(frontend.probed())
+            together = threading.Barrier(5)
+
+            def cancel(together: threading.Barrier = together) -> list[str]:
+                together.wait(10)
+                return [frontend.cancel(), frontend.cancel()]
+
+            with frontend.stream(**sleeping(1, 1), seed=seed) as stream:
+                frontend.wait_probed(chunks + 1)
+                asked = [pool.submit(cancel) for _ in range(5)]
+                events = list(stream)
+            answers = [answer.result() for answer in asked]
+            assert [first for first, _ in answers] == ["cancelling"] * 5
+            assert [event[0] for event in events] == ["progress", "progress", "cancelled"]
+            check_end(frontend, events, seed, 5)

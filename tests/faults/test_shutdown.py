@@ -1,0 +1,189 @@
+"""SIGTERM and SIGINT while clients are in the middle of something: it ends in time, cleanly, and nothing is lost."""
+
+import contextlib
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.faults.aftermath import (
+    MODELS_WITH_STATE,
+    PROBE,
+    assert_serves,
+    eventually,
+    is_generating,
+    noise,
+    open_sequences,
+)
+from tests.faults.probe_video import probe_video
+from tests.faults.raw_client import DOWNLOAD, GENERATE, RawClient
+from tests.server import Frontend
+
+SLEEPER = {"pipeline_id": "probe", "prompt": "!sleep 60", "num_frames": 9}
+SHUTDOWN_S = 2.0  # what open requests may take
+SLACK_S = 3.0
+VIDEO = noise(200)
+VIDEO_HEADERS = {
+    "X-Video-Frames": "200",
+    "X-Video-Height": "64",
+    "X-Video-Width": "96",
+    "Content-Length": str(VIDEO.nbytes),
+}
+
+
+@pytest.fixture
+def frontend(server: Frontend, tmp_path: Path) -> Iterator[Frontend]:
+    """A frontend on the Triton of another; the test ends it."""
+    frontend = Frontend(tmp_path, "--triton-url", server.triton_url, shutdown_timeout_s=SHUTDOWN_S)
+    frontend.probe_log = server.probe_log
+    try:
+        frontend.wait_healthy()
+        yield frontend
+    finally:
+        frontend.stop()
+
+
+@contextlib.contextmanager
+def ending(frontend: Frontend, server: Frontend, within_s: float, number: int = signal.SIGTERM) -> Iterator[None]:
+    """Send the signal, do the block, and find that the frontend has ended cleanly within the time."""
+    began = time.monotonic()
+    frontend.process.send_signal(number)
+    yield
+    assert frontend.process.wait(20) == 0, frontend.log()[-2000:]
+    assert time.monotonic() - began < within_s
+    assert "Traceback" not in frontend.log()
+    assert "[error" not in frontend.log()
+    assert frontend.stored("partial", "work") == []
+    assert frontend.in_shm() == []
+    assert {model: open_sequences(server, model) for model in MODELS_WITH_STATE} == dict.fromkeys(MODELS_WITH_STATE, 0)
+    assert_serves(server)  # Triton goes on for others
+
+
+def wait_closing(frontend: Frontend) -> None:
+    """Wait until it takes no connections any more."""
+
+    def refused() -> bool:
+        address = httpx.URL(frontend.url)
+        try:
+            socket.create_connection((address.host, address.port or 0), timeout=5).close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    eventually(refused, 5)
+
+
+# -- In a generation ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_in_a_generation_its_last_event_says_so(frontend: Frontend, server: Frontend, number: int) -> None:
+    chunks = len(frontend.probed())
+    with RawClient(frontend.url) as client:
+        client.post_json(GENERATE, PROBE | {"chunk_specs": [{"chunk": 1, "text": "!sleep 60"}]})
+        stream = client.read_events()
+        assert next(stream).name == "progress"
+        frontend.wait_probed(chunks + 1)
+        with ending(frontend, server, SHUTDOWN_S + SLACK_S, number):
+            (last,) = stream
+        assert (last.id, last.name, last.data["code"]) == (2, "error", "shutting_down")
+    assert server.probed()[chunks + 2]["event"] == "cancelled"
+    assert frontend.stored() == []
+
+
+def test_signalled_again_and_again(frontend: Frontend, server: Frontend) -> None:
+    chunks = len(frontend.probed())
+    with RawClient(frontend.url) as client:
+        client.post_json(GENERATE, SLEEPER)
+        client.read_head()
+        frontend.wait_probed(chunks)
+        with ending(frontend, server, SHUTDOWN_S + SLACK_S):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+                frontend.process.send_signal(number)
+            (last,) = client.read_events()
+            assert last.data["code"] == "shutting_down"
+
+
+def test_with_a_reader_of_events_that_has_stopped(frontend: Frontend, server: Frontend) -> None:
+    specs = [{"chunk": number, "reset_cache": True} for number in range(1112)]
+    with RawClient(frontend.url, narrow=True) as client:
+        client.post_json(GENERATE, PROBE | {"num_frames": 10_000, "chunk_specs": specs})
+        client.read_head()
+        eventually(lambda: is_generating(frontend))
+        frontend.wait_idle(40)
+        assert f"POST {GENERATE} 200" not in frontend.log()  # it is still being sent
+        with ending(frontend, server, SHUTDOWN_S + SLACK_S):
+            pass
+
+
+def test_a_request_that_becomes_whole_meanwhile_is_refused(frontend: Frontend, server: Frontend) -> None:
+    with RawClient(frontend.url) as client:
+        end = client.post_json(GENERATE, PROBE, keep_back=1)
+        assert not is_generating(frontend)
+        with ending(frontend, server, SHUTDOWN_S + SLACK_S):
+            wait_closing(frontend)
+            client.send(end)
+            status, answer = client.read_json()
+        assert (status, answer["error"]["code"]) == (503, "shutting_down")
+
+
+# -- In an upload -------------------------------------------------------------------------------------------------
+
+
+def test_in_an_upload_that_stalls(frontend: Frontend, server: Frontend) -> None:
+    with RawClient(frontend.url) as client:
+        client.send_head("POST", "/api/v1/generate/upload", VIDEO_HEADERS)
+        client.send(VIDEO.tobytes()[:2_000_000])
+        eventually(lambda: frontend.stored("partial"))
+        with ending(frontend, server, SHUTDOWN_S + SLACK_S):
+            assert not client.read_to_end().startswith(b"HTTP/1.1 2")
+    assert frontend.stored() == []
+
+
+def test_in_an_upload_that_is_done_in_time(frontend: Frontend, server: Frontend) -> None:
+    with RawClient(frontend.url) as client:
+        client.send_head("POST", "/api/v1/generate/upload", VIDEO_HEADERS)
+        client.send(VIDEO.tobytes()[:2_000_000])
+        eventually(lambda: frontend.stored("partial"))
+        with ending(frontend, server, SHUTDOWN_S + SLACK_S):
+            wait_closing(frontend)
+            client.send(VIDEO.tobytes()[2_000_000:])
+            status, answer = client.read_json()
+            assert status == 200
+    stored = (frontend.data_dir / "videos" / answer["input_path"]).read_bytes()
+    assert stored[20:] == VIDEO.tobytes()
+
+
+# -- In a download ------------------------------------------------------------------------------------------------
+
+
+def test_in_a_download_by_a_reader_that_has_stopped(frontend: Frontend, server: Frontend, tmp_path: Path) -> None:
+    output = frontend.generate(**PROBE | {"num_frames": 60}, height=320, width=576)[-1][1]["output_path"]
+    with RawClient(frontend.url, narrow=True) as client:
+        client.send_head("GET", f"{DOWNLOAD}?path={output}")
+        assert len(client.read_head().read(100_000)) == 100_000
+        with ending(frontend, server, SHUTDOWN_S + SLACK_S):
+            pass
+    again = Frontend(tmp_path, "--triton-url", server.triton_url)
+    try:
+        assert np.array_equal(again.download(output), probe_video(60, height=320, width=576))
+    finally:
+        assert again.stop() == 0
+
+
+# -- With nothing under way ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_with_idle_connections_it_ends_at_once(frontend: Frontend, server: Frontend, number: int) -> None:
+    with RawClient(frontend.url) as silent, RawClient(frontend.url) as used:
+        used.send_head("GET", "/health")
+        assert used.read_json()[0] == 200
+        with ending(frontend, server, SHUTDOWN_S, number):
+            assert used.read_to_end() == b""
+            assert silent.read_to_end() == b""
