@@ -187,3 +187,24 @@ def test_with_idle_connections_it_ends_at_once(frontend: Frontend, server: Front
         with ending(frontend, server, SHUTDOWN_S, number):
             assert used.read_to_end() == b""
             assert silent.read_to_end() == b""
+
+
+def test_after_a_client_that_left_with_a_second_request_behind_its_stream(server: Frontend, tmp_path: Path) -> None:
+    """Its connection is over: at a shutdown nothing of it is left to be waited for."""
+    frontend = Frontend(
+        tmp_path, "--triton-url", server.triton_url, shutdown_timeout_s=2 * SHUTDOWN_S, keep_alive_s=0.2
+    )
+    frontend.probe_log = server.probe_log
+    try:
+        frontend.wait_healthy()
+        chunks = len(frontend.probed())
+        with RawClient(frontend.url) as client:
+            client.post_json(GENERATE, SLEEPER)
+            client.read_head()
+            client.post_json(GENERATE, SLEEPER)
+            frontend.wait_probed(chunks)
+        frontend.wait_idle()
+        with ending(frontend, server, SHUTDOWN_S):
+            pass
+    finally:
+        frontend.stop()
