@@ -1,13 +1,18 @@
-"""What hypercorn answers to requests that never reach the application, in the API's one shape of errors.
+"""HTTP/1.1 as we speak it: refusals of what never reaches the application have the API's one shape of errors.
 
 A head that is no HTTP, or is too large, is refused by hypercorn itself, with a bare status. It has no seam for
 that, so `install` puts a class of ours in the place of its HTTP/1.1 protocol. hypercorn is pinned for that.
+
+Nothing else is spoken. HTTP allows to pass over an offer to upgrade. Of hypercorn's other protocols, WebSocket ends
+in a 500 where no route is one, and HTTP/2 loses the connection when a client resets a stream.
 """
 
 import json
+from urllib.parse import unquote, urlsplit
 
 import h11
 import hypercorn.protocol
+from hypercorn.events import Closed
 from hypercorn.protocol.h11 import H11Protocol
 
 from filmstrip.errors import BadRequest, FilmstripError, HeadTooLarge
@@ -16,7 +21,22 @@ HEAD_BYTES = 32 * 1024
 
 
 class Protocol(H11Protocol):
-    """hypercorn's protocol with answers that clients can read."""
+    """hypercorn's protocol with answers that clients can read, and no other protocol behind it."""
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """No HTTP/2."""
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        if not _has_path(request.target):
+            await self._send_error_response(BadRequest.status)
+            await self.send(Closed())
+            return
+        headers = [(name, value) for name, value in request.headers if name != b"upgrade"]  # no WebSocket
+        await super()._create_stream(
+            h11.Request(
+                method=request.method, target=request.target, headers=headers, http_version=request.http_version
+            )
+        )
 
     async def _send_error_response(self, status_code: int) -> None:
         error: FilmstripError = BadRequest("this is no HTTP request")
@@ -32,6 +52,15 @@ class Protocol(H11Protocol):
         await self._send_h11_event(h11.Response(status_code=error.status, headers=headers))
         await self._send_h11_event(h11.Data(data=body))
         await self._send_h11_event(h11.EndOfMessage())
+
+
+def _has_path(target: bytes) -> bool:
+    """Whether a request's target is a path or a whole URL: Quart falls over others. hypercorn unquotes it first."""
+    path = unquote(target.partition(b"?")[0].decode("ascii"))
+    try:
+        return path.startswith("/") or urlsplit(path).scheme in ("http", "https")
+    except ValueError:
+        return False
 
 
 def install() -> None:
