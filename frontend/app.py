@@ -108,7 +108,7 @@ def _add_errors(app: Quart) -> None:
     @app.errorhandler(HTTPException)
     async def http(error: HTTPException) -> Response:
         kind = {404: NotFound, 405: MethodNotAllowed, 416: RangeNotSatisfiable}.get(error.code or 500, BadRequest)
-        response = await ours(kind(f"{request.method} {request.path[:200]}: {error.name}"))
+        response = await ours(kind(f"{request.method[:20]} {request.path[:80]}: {error.name}"))
         if error.code is not None:
             response.status_code = error.code
         response.headers.update({name: value for name, value in error.get_headers() if name == "Allow"})
