@@ -26,6 +26,7 @@ MAX_PROMPTS = 64
 MAX_REF_IMAGES = 16
 MAX_KEYS = 256
 MAX_PIPELINES = 256
+MAX_LOAD_PARAMS_CHARACTERS = 64 * 1024
 _MAX_U63 = 2**63 - 1
 
 
@@ -179,7 +180,8 @@ class GenerateRequest(_Model):
 
 
 def _json(value: dict[str, Any] | None) -> dict[str, Any] | None:
-    json.dumps(value, allow_nan=False)
+    if len(json.dumps(value, allow_nan=False)) > MAX_LOAD_PARAMS_CHARACTERS:
+        raise ValueError(f"more than {MAX_LOAD_PARAMS_CHARACTERS} characters of JSON")
     return value
 
 
