@@ -116,7 +116,7 @@ def _add_errors(app: Quart) -> None:
 
     @app.errorhandler(Exception)
     async def unexpected(error: Exception) -> Response:
-        log.error("%s %s failed", request.method, request.path, exc_info=error)
+        log.error("%s %a failed", request.method, request.path, exc_info=error)
         return await ours(InternalError("the server failed; its log tells more"))
 
 
