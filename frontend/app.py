@@ -31,6 +31,7 @@ from frontend.settings import Settings
 log = logging.getLogger(__name__)
 
 API_VERSION = "1"  # of the API, not of the server: nobody needs to know that from outside
+_REFUSED_PAUSE_S = 2.0  # a client that sends nothing for so long waits for its answer
 _METHODS = ("GET", "HEAD", "POST")
 _EXPOSED = (
     *("X-Video-Frames", "X-Video-Height", "X-Video-Width", "X-Video-Channels", "X-Generation-Id"),
@@ -68,7 +69,7 @@ def create_app(settings: Settings | None = None) -> Quart:
     async def read_refused_body(response: Response) -> Response:
         """A client that still sends its body would not read the answer."""
         if isinstance(request.body, BoundedBody):
-            await request.body.discard(settings.refused_body_bytes, the_parts().pace)
+            await request.body.discard(settings.refused_body_bytes, the_parts().pace.at_most(_REFUSED_PAUSE_S))
         return response
 
     return app

@@ -7,8 +7,8 @@ receiving side waits once a body holds `HIGH_WATER_BYTES`, which in turn lets hy
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import Self, cast
 
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
 from quart import Request
@@ -32,6 +32,10 @@ class Pace:
 
     pause_s: float
     bytes_per_s: int
+
+    def at_most(self, pause_s: float) -> Self:
+        """The same with no longer pauses than this."""
+        return replace(self, pause_s=min(self.pause_s, pause_s))
 
 
 class BoundedBody(Body):
