@@ -27,7 +27,9 @@ class Protocol(H11Protocol):
         """No HTTP/2."""
 
     async def _create_stream(self, request: h11.Request) -> None:
-        if not _has_path(request.target):
+        if not _has_path(request.target) or not all(
+            _is_host(value) for name, value in request.headers if name == b"host"
+        ):
             await self._send_error_response(BadRequest.status)
             await self.send(Closed())
             return
@@ -61,6 +63,15 @@ def _has_path(target: bytes) -> bool:
         return path.startswith("/") or urlsplit(path).scheme in ("http", "https")
     except ValueError:
         return False
+
+
+def _is_host(value: bytes) -> bool:
+    """Whether a host has no label that is too long: werkzeug raises over it where no handler of errors is."""
+    try:
+        value.decode("latin1").lower().partition(":")[0].encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def install() -> None:
