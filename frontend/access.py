@@ -57,8 +57,17 @@ class Access:
         origin = request.headers.get("Origin")
         if origin is None or "*" in self._origins or origin in self._origins:
             return
-        if origin == "null" or urlsplit(origin).netloc != request.host:
+        host = _host(origin)
+        if not host or host != request.host:
             raise ForbiddenOrigin("pages of this origin may not post here; FILMSTRIP_CORS_ORIGINS would allow it")
+
+
+def _host(origin: str) -> str:
+    """Host and port of an origin, empty where it has none, such as `null`."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
 
 def client_of_request() -> str:

@@ -31,6 +31,7 @@ from frontend.settings import Settings
 log = logging.getLogger(__name__)
 
 API_VERSION = "1"  # of the API, not of the server: nobody needs to know that from outside
+_REFUSED_PAUSE_S = 2.0  # a client that sends nothing for so long waits for its answer
 _METHODS = ("GET", "HEAD", "POST")
 _EXPOSED = (
     *("X-Video-Frames", "X-Video-Height", "X-Video-Width", "X-Video-Channels", "X-Generation-Id"),
@@ -68,7 +69,7 @@ def create_app(settings: Settings | None = None) -> Quart:
     async def read_refused_body(response: Response) -> Response:
         """A client that still sends its body would not read the answer."""
         if isinstance(request.body, BoundedBody):
-            await request.body.discard(settings.refused_body_bytes, the_parts().pace)
+            await request.body.discard(settings.refused_body_bytes, the_parts().pace.at_most(_REFUSED_PAUSE_S))
         return response
 
     return app
@@ -108,7 +109,7 @@ def _add_errors(app: Quart) -> None:
     @app.errorhandler(HTTPException)
     async def http(error: HTTPException) -> Response:
         kind = {404: NotFound, 405: MethodNotAllowed, 416: RangeNotSatisfiable}.get(error.code or 500, BadRequest)
-        response = await ours(kind(f"{request.method} {request.path[:200]}: {error.name}"))
+        response = await ours(kind(f"{request.method[:20]} {request.path[:80]}: {error.name}"))
         if error.code is not None:
             response.status_code = error.code
         response.headers.update({name: value for name, value in error.get_headers() if name == "Allow"})
@@ -116,7 +117,7 @@ def _add_errors(app: Quart) -> None:
 
     @app.errorhandler(Exception)
     async def unexpected(error: Exception) -> Response:
-        log.error("%s %s failed", request.method, request.path, exc_info=error)
+        log.error("%s %a failed", request.method, request.path, exc_info=error)
         return await ours(InternalError("the server failed; its log tells more"))
 
 

@@ -8,8 +8,8 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import Self, cast
 
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
 from quart import Request
@@ -34,6 +34,10 @@ class Pace:
 
     pause_s: float
     bytes_per_s: int
+
+    def at_most(self, pause_s: float) -> Self:
+        """The same with no longer pauses than this."""
+        return replace(self, pause_s=min(self.pause_s, pause_s))
 
 
 class BoundedBody(Body):

@@ -55,7 +55,8 @@ def _range(request: Request, size_bytes: int, etag: str) -> tuple[int, int] | No
         return None
     if request.headers.get("If-Range", etag) != etag:
         return None
-    span = wanted.range_for_length(size_bytes)
+    first, _ = wanted.ranges[0]
+    span = wanted.range_for_length(size_bytes) if first >= -size_bytes else (0, size_bytes)
     if span is None:
         error = RangeNotSatisfiable(f"the file has {size_bytes} bytes, asked for {wanted.to_header()[:80]}", "Range")
         error.headers = {"Content-Range": f"bytes */{size_bytes}"}

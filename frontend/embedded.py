@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
 _WATCH_S = 0.5
+_DEAD_S = 5.0  # how long Triton may take to bury a model's process
 _EXIT_TIMEOUT_S = 3
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
@@ -202,9 +203,11 @@ class EmbeddedTriton:
             TritonUnavailable: tritonserver has ended, or must be ended because a model could not be loaded again.
         """
         stubs: dict[int, str] = {}
+        dead_since = None
+        now = asyncio.get_running_loop().time
         ended = asyncio.ensure_future(process.wait())
         while not ended.done():
-            alive = await in_thread(_stubs, process.pid)
+            alive, num_dead = await in_thread(_stubs, process.pid)
             with contextlib.suppress(TritonUnavailable):  # it died this moment
                 for model in set(stubs.values()) - set(alive.values()):
                     await client.notice_death(model)
@@ -214,6 +217,10 @@ class EmbeddedTriton:
                     log.warning("%s: Triton is started anew", error.message)
                     return
             stubs = alive
+            dead_since = (dead_since or now()) if num_dead else None
+            if dead_since is not None and now() - dead_since > _DEAD_S and not client.has_open_sequences:
+                log.warning("Triton holds on to the memory of a model that died: it is started anew")
+                return
             await asyncio.wait([ended], timeout=_WATCH_S)
         raise TritonUnavailable(f"tritonserver ended with {process.returncode}")
 
@@ -226,16 +233,20 @@ class EmbeddedTriton:
             leftover.unlink(missing_ok=True)
 
 
-def _stubs(server_pid: int) -> dict[int, str]:
-    """The models' processes by pid: the second argument of a stub is its model.py."""
+def _stubs(server_pid: int) -> tuple[dict[int, str], int]:
+    """The models' processes by pid, and the number of dead ones; the second argument of a stub is its model.py."""
     found = {}
+    num_dead = 0
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process(server_pid).children():
             with contextlib.suppress(psutil.Error):
+                if child.status() == psutil.STATUS_ZOMBIE:
+                    num_dead += 1
+                    continue
                 command = child.cmdline()
-                if child.status() != psutil.STATUS_ZOMBIE and command and Path(command[0]).name == _STUB:
+                if command and Path(command[0]).name == _STUB:
                     found[child.pid] = Path(command[1]).parent.parent.name
-    return found
+    return found, num_dead
 
 
 def _environment() -> dict[str, str]:

@@ -30,6 +30,7 @@ def configure(settings: Settings) -> None:
         )
     )
     logging.getLogger("frontend.access").addFilter(_no_probes)
+    logging.getLogger("frontend.access").addFilter(_on_one_line)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)
@@ -38,3 +39,10 @@ def configure(settings: Settings) -> None:
 def _no_probes(record: logging.LogRecord) -> bool:
     """Leave out what monitors ask every few seconds."""
     return not record.getMessage().startswith(("GET /health ", "GET /metrics "))
+
+
+def _on_one_line(record: logging.LogRecord) -> bool:
+    """Show what an address holds beside printable characters: a line end in it would forge a line of the log."""
+    record.msg = "".join(letter if letter.isprintable() else ascii(letter).strip("'") for letter in record.getMessage())
+    record.args = ()
+    return True

@@ -71,7 +71,7 @@ class Parts:
         unknown = [name for name in pipeline_ids if name not in known]
         if unknown:
             there = ", ".join(known) or "none"
-            raise UnknownPipeline(f"pipeline_ids: no pipeline {unknown[0]!r}; there are: {there}", "pipeline_ids")
+            raise UnknownPipeline(f"pipeline_ids: no pipeline {unknown[0][:80]!r}; there are: {there}", "pipeline_ids")
         load = self.loads[client] = PipelineLoad("loading", pipeline_ids[0], load_params)
         if all(known[name].loaded for name in pipeline_ids):
             load.status = "loaded"

@@ -1,7 +1,9 @@
 """hypercorn's part of a connection, where it must do otherwise than hypercorn does.
 
-- A head that is no HTTP, or is too large, never reaches the application: hypercorn answers with a bare status. Here
-  it gets the API's one shape of errors.
+- A head that is no HTTP, is too large or names no path never reaches the application, or makes it fall over: hypercorn
+  answers with a bare status. Here it gets the API's one shape of errors.
+- HTTP/1.1 is spoken and nothing else. HTTP allows to pass over an offer to upgrade. Of hypercorn's other protocols,
+  WebSocket ends in a 500 where no route is one, and HTTP/2 loses the connection when a client resets a stream.
 - A client that sends a second request behind a running stream and then goes away leaves a task that waits for ever.
 - At a shutdown hypercorn waits for clients that have stopped reading. Here they are cut off.
 
@@ -11,6 +13,7 @@ one minor version for that.
 
 import asyncio
 import json
+from urllib.parse import unquote, urlsplit
 
 import h11
 import hypercorn.asyncio.run
@@ -48,6 +51,23 @@ class Protocol(H11Protocol):
             self.connection = _NothingMore()
             await self.can_read.set()
 
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """No HTTP/2."""
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        if not _has_path(request.target) or not all(
+            _is_host(value) for name, value in request.headers if name == b"host"
+        ):
+            await self._send_error_response(BadRequest.status)
+            await self.send(Closed())
+            return
+        headers = [(name, value) for name, value in request.headers if name != b"upgrade"]  # no WebSocket
+        await super()._create_stream(
+            h11.Request(
+                method=request.method, target=request.target, headers=headers, http_version=request.http_version
+            )
+        )
+
     async def _send_error_response(self, status_code: int) -> None:
         error: FilmstripError = BadRequest("this is no HTTP request")
         if status_code == HeadTooLarge.status:
@@ -80,6 +100,24 @@ class Server(tcp_server.TCPServer):
         if task is not None and task.cancelling():
             self.writer.transport.abort()
         await super()._close()
+
+
+def _has_path(target: bytes) -> bool:
+    """Whether a request's target is a path or a whole URL: Quart falls over others. hypercorn unquotes it first."""
+    path = unquote(target.partition(b"?")[0].decode("ascii"))
+    try:
+        return path.startswith("/") or urlsplit(path).scheme in ("http", "https")
+    except ValueError:
+        return False
+
+
+def _is_host(value: bytes) -> bool:
+    """Whether a host has no label that is too long: werkzeug raises over it where no handler of errors is."""
+    try:
+        value.decode("latin1").lower().partition(":")[0].encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def install() -> None:

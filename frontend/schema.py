@@ -25,6 +25,8 @@ MAX_PROMPT_CHARACTERS = 100_000
 MAX_PROMPTS = 64
 MAX_REF_IMAGES = 16
 MAX_KEYS = 256
+MAX_PIPELINES = 256
+MAX_LOAD_PARAMS_CHARACTERS = 64 * 1024
 _MAX_U63 = 2**63 - 1
 
 
@@ -178,14 +180,17 @@ class GenerateRequest(_Model):
 
 
 def _json(value: dict[str, Any] | None) -> dict[str, Any] | None:
-    json.dumps(value, allow_nan=False)
+    if len(json.dumps(value, allow_nan=False)) > MAX_LOAD_PARAMS_CHARACTERS:
+        raise ValueError(f"more than {MAX_LOAD_PARAMS_CHARACTERS} characters of JSON")
     return value
 
 
 class LoadRequest(_Model):
     """The body of POST /api/v1/pipeline/load."""
 
-    pipeline_ids: Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(min_length=1)]
+    pipeline_ids: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=256)]], Field(min_length=1, max_length=MAX_PIPELINES)
+    ]
     load_params: Annotated[dict[str, Any] | None, AfterValidator(_json)] = None
 
 

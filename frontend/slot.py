@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import math
 import secrets
 from collections.abc import Iterator
 
@@ -25,6 +26,7 @@ from frontend.triton import Triton
 log = logging.getLogger(__name__)
 
 MAX_IMAGES = 256
+MAX_IMAGE_BYTES = 512 * 2**20  # decoded; each image is decoded twice, and the slot is taken meanwhile
 
 
 class Slot:
@@ -130,6 +132,8 @@ class Slot:
                 if len(images) == MAX_IMAGES:
                     raise InvalidField(f"{field}: more than {MAX_IMAGES} images", field)
                 images[name] = await in_thread(resolve_image, name, field, self._store, client)
+                if sum(math.prod(image.shape) for image in images.values()) > MAX_IMAGE_BYTES:
+                    raise InvalidField(f"{field}: the request's images have more than {MAX_IMAGE_BYTES} bytes", field)
         uploads = Uploads(
             input_shape=files[Source.INPUT].shape if Source.INPUT in files else None,
             blob_bytes=files[Source.BLOB].size_bytes if Source.BLOB in files else None,

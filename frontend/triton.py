@@ -256,6 +256,11 @@ class Triton:
             finally:
                 self._open_sequences[model] -= 1
 
+    @property
+    def has_open_sequences(self) -> bool:
+        """A generation is at work."""
+        return any(self._open_sequences.values())
+
     async def _end(self, sequence: "Sequence") -> None:
         if not sequence.started:
             return

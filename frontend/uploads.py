@@ -32,7 +32,8 @@ def video_shape(headers: Headers) -> VideoShape:
 
 
 def _count(headers: Headers, name: str, default: str | None = None) -> int:
-    text = headers.get(name, default)
+    given = headers.getlist(name)
+    text = ", ".join(given) if given else default  # given twice they are no number: which one would it be?
     if text is None:
         raise BadHeader(f"{name} is missing", name)
     if not _DIGITS.fullmatch(text) or not header_holds(int(text)):

@@ -1,0 +1,131 @@
+"""Thousands of random requests, made from the server's own description: none of them hurts it."""
+
+import statistics
+from collections import Counter
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given
+from hypothesis import strategies as st
+from schemathesis import Case, GenerationMode
+
+from tests.conftest import beside
+from tests.faults.aftermath import assert_serves, eventually
+from tests.faults.wire import GENERATE, LONGEST_S, Answer, refusal, tracebacks
+from tests.server import Frontend
+
+POSITIVE = {
+    "POST /api/v1/generate": 400,
+    "POST /api/v1/generate/cancel": 1,  # there is but one such request, as there is of each other with a 1
+    "POST /api/v1/generate/upload": 200,
+    "POST /api/v1/generate/upload-data": 150,
+    "POST /api/v1/assets": 100,
+    "GET /api/v1/generate/download": 150,
+    "GET /api/v1/pipelines": 1,
+    "POST /api/v1/pipeline/load": 150,
+    "GET /api/v1/pipeline/status": 1,
+    "GET /health": 1,
+    "GET /metrics": 1,
+}
+NEGATIVE = {
+    "POST /api/v1/generate": 300,
+    "POST /api/v1/generate/upload": 150,
+    "GET /api/v1/generate/download": 250,
+    "POST /api/v1/pipeline/load": 250,
+}
+
+
+class Visitor:
+    """Sends cases and looks at each answer."""
+
+    def __init__(self, frontend: Frontend) -> None:
+        self.frontend = frontend
+        self.statuses: dict[str, Counter[int]] = {}
+        self.seconds: list[float] = []
+
+    def send(self, case: Case) -> None:
+        with requests.Session() as session:
+            answer = case.call(session=session, timeout=60)
+        seconds = float(answer.elapsed)
+        assert seconds < LONGEST_S, case.body
+        self.seconds.append(seconds)
+        self.statuses.setdefault(case.operation.label, Counter())[answer.status_code] += 1
+        if answer.status_code != 200:
+            headers = {name.lower(): values[0] for name, values in answer.headers.items()}
+            refusal(self.frontend, Answer(answer.status_code, headers, answer.content, seconds))
+        elif case.path == GENERATE:  # to the last event, which is no error: nothing here makes a model fail
+            assert answer.content.decode().rstrip().splitlines()[-2] == "event: complete"
+
+
+@pytest.fixture
+def visitor(server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visitor]:
+    """A visitor of a frontend of its own, as its store fills; nothing half-done lies about after the visit."""
+    with beside(server, tmp_path_factory.mktemp("visited")) as frontend:
+        yield Visitor(frontend)
+        frontend.wait_idle()
+        eventually(lambda: not frontend.stored("partial", "work"))
+        assert tracebacks(frontend) == 0
+        assert_serves(frontend)
+
+
+def visit(visitor: Visitor, mode: GenerationMode, wanted: dict[str, int]) -> int:
+    """Send as many random requests to each operation as are wanted; how many they were."""
+    schema = schemathesis.openapi.from_url(f"{visitor.frontend.url}/openapi.json")
+    operations = {found.ok().label: found.ok() for found in schema.get_all_operations()}
+    assert set(wanted) == set(operations) or mode is GenerationMode.NEGATIVE
+    for label, num_examples in wanted.items():
+
+        @hypothesis.settings(
+            max_examples=num_examples,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+            phases=[Phase.generate],
+        )
+        @given(case=operations[label].as_strategy(generation_mode=mode), likely=st.booleans())
+        def send(case: Case, *, likely: bool) -> None:
+            if mode is GenerationMode.POSITIVE and case.path == GENERATE:
+                make_possible(case.body, likely=likely)
+            visitor.send(case)
+
+        send()
+    return len(visitor.seconds)
+
+
+def make_possible(body: dict[str, object], *, likely: bool) -> None:
+    """Bring a request closer to what the probe model makes, in little time; if likely, without names of no file."""
+    body["pipeline_id"] = "probe"
+    body["num_frames"] = min(int(str(body.get("num_frames", 64)).partition(".")[0]), 30)
+    body["width"] = body["height"] = None
+    specs = body.get("chunk_specs") or []
+    assert isinstance(specs, list)
+    for spec in specs:
+        spec["chunk"] = int(spec["chunk"]) % 3
+    if likely:
+        made_up = ("input_path", "data_blob_path", "pre_processor_id", "post_processor_id", "lora_scales")
+        body["chunk_specs"] = specs[:1]
+        for given_ in (body, *specs[:1]):
+            for name in [name for name in given_ if name in made_up or "_image" in name or "_shape" in name]:
+                del given_[name]
+            for name in [name for name in given_ if "_offset" in name or "transition" in name or name == "text"]:
+                del given_[name]
+        body.pop("vace_use_input_video", None)
+
+
+def test_eleven_hundred_requests_that_follow_the_description(visitor: Visitor) -> None:
+    assert visit(visitor, GenerationMode.POSITIVE, POSITIVE) > 1100
+    assert statistics.median(visitor.seconds) < 1
+    generated = visitor.statuses["POST /api/v1/generate"]
+    assert generated[200] >= 20, generated  # some come through
+    assert generated[422] >= 20, generated  # others get as far as the plan
+    assert visitor.statuses["POST /api/v1/generate/upload-data"][200] >= 50
+
+
+def test_nine_hundred_requests_that_break_the_description(visitor: Visitor) -> None:
+    assert visit(visitor, GenerationMode.NEGATIVE, NEGATIVE) >= 900
+    assert statistics.median(visitor.seconds) < 1
+    generated = visitor.statuses["POST /api/v1/generate"]
+    assert set(generated) <= {400, 413, 422}, generated
