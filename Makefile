@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo serve test coverage lint fix bench audit check lock clean
+.PHONY: help setup demo serve test coverage lint fix bench soak audit check lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -45,6 +45,9 @@ fix: setup ## Mend what ruff can mend
 
 bench: setup ## Measure against the machine's limits
 	$(BIN)/python -m benchmarks
+
+soak: setup ## Half an hour of random traffic and faults, then a verdict
+	$(BIN)/python -m benchmarks.soak
 
 audit: setup ## Known vulnerabilities of the pinned packages, where the database can be reached
 	$(BIN)/python -m tests.audit

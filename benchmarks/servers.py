@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 
@@ -51,6 +51,7 @@ class Process:
                 env=os.environ | environment,
                 stdout=output,
                 stderr=output,
+                start_new_session=True,  # Ctrl-C reaches us alone, and we end it in our own time
             )
         self.pid = self._process.pid
 
@@ -86,7 +87,12 @@ class Frontend(Process):
     """A frontend that is healthy; with `samples` it runs within `benchmarks.stalled`."""
 
     def __init__(
-        self, folder: Path, transport: Transport, triton_url: str | None = None, samples: Path | None = None
+        self,
+        folder: Path,
+        transport: Transport,
+        triton_url: str | None = None,
+        samples: Path | None = None,
+        own_settings: Mapping[str, str] | None = None,
     ) -> None:
         folder.mkdir()
         self.data_dir = folder / "data"
@@ -98,7 +104,7 @@ class Frontend(Process):
             "FILMSTRIP_STORE_BYTES": str(2**50),
             "FILMSTRIP_TRITON_SECRET": TRITON_SECRET,
         }
-        super().__init__(folder / "frontend.log", *module, *triton, *address, **settings)
+        super().__init__(folder / "frontend.log", *module, *triton, *address, **(settings | dict(own_settings or {})))
         self.transport = transport
         self.samples = samples
         try:
@@ -156,7 +162,7 @@ class Memory:
     """
 
     def __init__(self, pid: int) -> None:
-        self._status = Path(f"/proc/{pid}/status")
+        self._pid = pid
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
@@ -187,5 +193,10 @@ class Memory:
             self._own_peak = max(self._own_peak, own)
 
     def _read(self) -> tuple[int, int]:
-        found = dict(re.findall(r"(VmRSS|RssAnon):\s+(\d+) kB", self._status.read_text()))
-        return int(found["VmRSS"]) * 1024, int(found["RssAnon"]) * 1024
+        return memory_of(self._pid)
+
+
+def memory_of(pid: int) -> tuple[int, int]:
+    """Bytes of a process that are resident, and those of them that are its own: no mapped files, no shared memory."""
+    found = dict(re.findall(r"(VmRSS|RssAnon):\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text()))
+    return int(found["VmRSS"]) * 1024, int(found["RssAnon"]) * 1024
