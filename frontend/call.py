@@ -11,9 +11,11 @@ import numpy as np
 import tritonclient.grpc as triton_grpc
 import tritonclient.grpc.aio as triton_aio
 from tritonclient.grpc import InferenceServerClientPlugin
+from tritonclient.utils import InferenceServerException
 
 from filmstrip import contract
 from filmstrip.contract import ChunkParameters, TensorSpec
+from filmstrip.errors import UnknownPath
 from frontend.regions import Slice
 
 GRPC_MESSAGE_BYTES = 2**31 - 1
@@ -145,8 +147,17 @@ async def call_model(client: triton_aio.InferenceServerClient, call: ChunkCall) 
     shape = tuple(int(side) for side in output.shape) if output is not None else ()
     if call.frames.region is None and output is not None:
         _write(call.frames, result.as_numpy(contract.FRAMES.name))
-    report = result.as_numpy(contract.REPORT.name)
-    return ChunkAnswer(shape, json.loads(report[0]) if report is not None and report.size else {})
+    return ChunkAnswer(shape, _report(result.as_numpy(contract.REPORT.name)))
+
+
+def _report(raw: Any) -> dict[str, Any]:
+    try:
+        report = json.loads(raw[0]) if raw is not None and raw.size else {}
+    except ValueError:
+        report = None
+    if not isinstance(report, dict):
+        raise InferenceServerException("the model's report is no JSON object")
+    return report
 
 
 def _input(tensor: Tensor) -> triton_grpc.InferInput:
@@ -156,6 +167,8 @@ def _input(tensor: Tensor) -> triton_grpc.InferInput:
         given.set_shared_memory(place.region, place.num_bytes, place.offset)
     else:
         raw = np.fromfile(place.path, np.uint8, place.num_bytes, offset=place.offset)
+        if raw.nbytes != place.num_bytes:
+            raise InferenceServerException(UnknownPath(f"{tensor.name}: its upload was truncated").to_wire())
         spec = next(spec for spec in contract.INPUTS if spec.name == tensor.name)
         given.set_data_from_numpy(raw.view(contract.numpy_dtype(spec)).reshape(tensor.shape))
     return given

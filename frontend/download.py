@@ -9,7 +9,8 @@ from filmstrip.errors import RangeNotSatisfiable
 from filmstrip.geometry import VideoShape
 from frontend import metrics
 from frontend.connection import on_close
-from frontend.store import Store, StoredFile
+from frontend.store import Store
+from frontend.stored import StoredFile
 from frontend.tasks import in_thread
 
 _PIECE_BYTES = 2**20

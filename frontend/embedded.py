@@ -12,24 +12,21 @@ import socket
 import sys
 from pathlib import Path
 
-import psutil
-
-from filmstrip.errors import LoadFailed, TritonUnavailable
+from filmstrip.errors import TritonUnavailable
 from frontend.call import SECRET_NAME, SECRET_VARIABLE
 from frontend.settings import Settings
-from frontend.store import SHM_DIR, Store
-from frontend.tasks import in_thread
+from frontend.store import Store
+from frontend.stored import SHM_DIR
 from frontend.triton import Triton
+from frontend.watch import STUB, ModelWatch, MustRestart
 
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
 _WATCH_S = 0.5
-_DEAD_S = 5.0  # how long Triton may take to bury a model's process
 _EXIT_TIMEOUT_S = 3
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
-_STUB = "triton_python_backend_stub"
 _RESTRICTED = "health,metadata,inference,shared-memory,model-config,model-repository,statistics,trace,logging"
 _PRIVATE = ("FILMSTRIP_API_KEYS", SECRET_VARIABLE)
 # Ends Triton with us, however we end; it becomes tritonserver by exec.
@@ -66,7 +63,7 @@ def find_server() -> Path:
             "--embedded needs the nvidia-pytriton wheel, which exists for Linux on x86-64 only: install "
             "filmstrip[embedded] there, or start a Triton container elsewhere and set FILMSTRIP_TRITON_URL"
         )
-    stub = server / "python_backend_stubs" / _python_version() / _STUB
+    stub = server / "python_backend_stubs" / _python_version() / STUB
     if not stub.is_file():
         raise EmbeddedUnsupported(f"the embedded Triton has no Python backend for Python {_python_version()}")
     return server
@@ -179,7 +176,7 @@ class EmbeddedTriton:
         source = self._server / "backends" / "python"
         target = self._folder / "backends" / "python"
         target.mkdir(parents=True, exist_ok=True)
-        stub = self._server / "python_backend_stubs" / _python_version() / _STUB
+        stub = self._server / "python_backend_stubs" / _python_version() / STUB
         for file in (*source.iterdir(), stub):
             if file.is_file():
                 link = target / file.name
@@ -200,28 +197,17 @@ class EmbeddedTriton:
         """See to models whose process dies, until tritonserver itself ends.
 
         Raises:
-            TritonUnavailable: tritonserver has ended, or must be ended because a model could not be loaded again.
+            TritonUnavailable: tritonserver has ended, or must be ended.
         """
-        stubs: dict[int, str] = {}
-        dead_since = None
-        now = asyncio.get_running_loop().time
         ended = asyncio.ensure_future(process.wait())
-        while not ended.done():
-            alive, num_dead = await in_thread(_stubs, process.pid)
-            with contextlib.suppress(TritonUnavailable):  # it died this moment
-                for model in set(stubs.values()) - set(alive.values()):
-                    await client.notice_death(model)
+        async with ModelWatch(process.pid, client) as models:
+            while not ended.done():
                 try:
-                    await client.heal()
-                except LoadFailed as error:
-                    log.warning("%s: Triton is started anew", error.message)
+                    await models.look()
+                except MustRestart as reason:
+                    log.warning("%s: Triton is started anew", reason)
                     return
-            stubs = alive
-            dead_since = (dead_since or now()) if num_dead else None
-            if dead_since is not None and now() - dead_since > _DEAD_S and not client.has_open_sequences:
-                log.warning("Triton holds on to the memory of a model that died: it is started anew")
-                return
-            await asyncio.wait([ended], timeout=_WATCH_S)
+                await asyncio.wait([ended], timeout=_WATCH_S)
         raise TritonUnavailable(f"tritonserver ended with {process.returncode}")
 
     def _log_tail(self) -> str:
@@ -231,22 +217,6 @@ class EmbeddedTriton:
     def _remove_shm(self) -> None:
         for leftover in SHM_DIR.glob(f"{self._shm_prefix}*"):
             leftover.unlink(missing_ok=True)
-
-
-def _stubs(server_pid: int) -> tuple[dict[int, str], int]:
-    """The models' processes by pid, and the number of dead ones; the second argument of a stub is its model.py."""
-    found = {}
-    num_dead = 0
-    with contextlib.suppress(psutil.Error):
-        for child in psutil.Process(server_pid).children():
-            with contextlib.suppress(psutil.Error):
-                if child.status() == psutil.STATUS_ZOMBIE:
-                    num_dead += 1
-                    continue
-                command = child.cmdline()
-                if command and Path(command[0]).name == _STUB:
-                    found[child.pid] = Path(command[1]).parent.parent.name
-    return found, num_dead
 
 
 def _environment() -> dict[str, str]:

@@ -20,7 +20,8 @@ from frontend.media import Image
 from frontend.plan import ChunkPlan, Plan
 from frontend.regions import Lane
 from frontend.slices import LaneLayout, OpenUpload, gather, open_lanes, open_uploads
-from frontend.store import Draft, Store, StoredFile
+from frontend.store import Draft, Store
+from frontend.stored import StoredFile
 from frontend.tasks import in_thread, run_to_end
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,8 @@ from PIL import Image as PillowImage
 from PIL import ImageOps
 
 from filmstrip.errors import BadImage, InvalidField
-from frontend.store import Kind, Store
+from frontend.store import Store
+from frontend.stored import Kind
 
 MAX_IMAGE_PIXELS = 4096 * 4096
 _FORMATS = ("PNG", "JPEG", "WEBP")

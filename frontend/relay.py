@@ -22,6 +22,7 @@ from tritonclient.utils import InferenceServerException
 from frontend.call import SECRET_VARIABLE, ChunkAnswer, ChunkCall, call_model, connect
 
 _LINE_BYTES = 64 * 2**20
+_GRACE_S = 1.0
 
 
 class RelayDied(Exception):
@@ -53,7 +54,12 @@ class Relay:
         self._waiting[number] = answer
         try:
             self._send(process, {"number": number, "call": call.to_json()})
-            raw = await answer
+            async with asyncio.timeout(call.timeout_s + _GRACE_S):  # the relay itself keeps to timeout_s
+                raw = await answer
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            raise InferenceServerException("the relay hangs", "StatusCode.DEADLINE_EXCEEDED") from None
         except asyncio.CancelledError:
             self._send(process, {"number": number})
             raise
@@ -135,6 +141,8 @@ async def _answer(client: triton_aio.InferenceServerClient, number: int, call: C
         answer = {"error": error.message(), "status": error.status()}
     except OSError as error:  # a file of the store was removed under our hands
         answer = {"error": f"relay: {error.strerror}", "status": None}
+    except ValueError as error:  # an answer of no sense: somebody waits all the same
+        answer = {"error": f"relay: {error}", "status": None}
     sys.stdout.write(json.dumps({"number": number, **answer}) + "\n")
     sys.stdout.flush()
 

@@ -26,7 +26,7 @@ from frontend.schema import (
     UploadAnswer,
     parse,
 )
-from frontend.store import Kind
+from frontend.stored import Kind
 from frontend.tasks import in_thread
 from frontend.uploads import BodyReceiver, video_shape
 

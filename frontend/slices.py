@@ -14,7 +14,8 @@ from frontend.call import Tensor
 from frontend.media import Image
 from frontend.plan import ChunkPlan, Plan
 from frontend.regions import Lane, SharedMemoryRefused, Slice
-from frontend.store import Store, StoredFile
+from frontend.store import Store
+from frontend.stored import StoredFile
 from frontend.tasks import in_thread
 from frontend.triton import Triton
 
@@ -164,7 +165,10 @@ def _in_place(array: TensorPlan, lane: Lane, uploads: Mapping[Source, OpenUpload
     upload = uploads[extent.source]
     if upload.region is None and lane.region is not None:
         return None
-    return Slice(upload.file.path, upload.region, extent.offset, extent.num_bytes)
+    if os.fstat(upload.fd).st_size < upload.file.size_bytes:  # mapped by Triton, it would be killed by SIGBUS
+        raise UnknownPath(f"{extent.source}: {upload.file.name} was truncated", str(extent.source))
+    path = Path(f"/proc/{os.getpid()}/fd/{upload.fd}")  # for the relay, even when the file was deleted
+    return Slice(path, upload.region, extent.offset, extent.num_bytes)
 
 
 def _read(extents: tuple[Extent, ...], target: memoryview, uploads: Mapping[Source, OpenUpload]) -> None:

@@ -19,7 +19,8 @@ from frontend.media import Image, resolve_image
 from frontend.plan import Chain, make_plan
 from frontend.schema import GenerateRequest
 from frontend.settings import Settings
-from frontend.store import Kind, Store
+from frontend.store import Store
+from frontend.stored import Kind
 from frontend.tasks import in_thread
 from frontend.triton import Triton
 

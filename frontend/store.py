@@ -12,70 +12,27 @@ import hashlib
 import itertools
 import logging
 import os
-import re
 import secrets
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from filmstrip.errors import DiskFull, StorageFull, UnknownPath
-from filmstrip.geometry import VIDEO_HEADER_BYTES, VideoShape, pack_video_header, unpack_video_header
+from filmstrip.geometry import VideoShape, pack_video_header
 from frontend.settings import Settings
+from frontend.stored import SHM_DIR, Kind, StoredFile, file_name, is_name
 from frontend.tasks import close_in_thread, in_thread
 
 log = logging.getLogger(__name__)
 
-SHM_DIR = Path("/dev/shm")  # noqa: S108  POSIX shared memory, where Triton looks its keys up
 _SWEEP_S = 60.0
 _MAX_PARTS = os.sysconf("SC_IOV_MAX")
 
 
-class Kind(StrEnum):
-    """What a stored file is."""
-
-    VIDEO = "video"
-    BLOB = "blob"
-    ASSET = "asset"
-    OUTPUT = "output"
-
-
-_HAS_HEADER = (Kind.VIDEO, Kind.OUTPUT)
 _MAY_LIE_IN_SHM = (Kind.VIDEO, Kind.BLOB)
-_NAME = re.compile(r"(?:video|blob|asset|output)-[0-9a-f]{32}")
-_FILE_NAME = re.compile(rf"({_NAME.pattern})(?:@([A-Za-z0-9_-]+))?")
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """A whole file of the store.
-
-    Attributes:
-        name: what clients call it.
-        kind: what it is.
-        owner: the client that it belongs to, empty where the server has no keys.
-        path: where it lies.
-        size_bytes: of the file, header included.
-        shape: of the video behind the header, None for blobs and assets.
-        expires_at: seconds of the Unix clock.
-    """
-
-    name: str
-    kind: Kind
-    owner: str
-    path: Path
-    size_bytes: int
-    shape: VideoShape | None
-    expires_at: float
-
-    @property
-    def in_shm(self) -> bool:
-        """The file lies in shared memory."""
-        return self.path.parent == SHM_DIR
 
 
 class DataDirectoryTaken(RuntimeError):
@@ -160,8 +117,7 @@ class Store:
         Raises:
             DataDirectoryTaken: another frontend uses the directory.
         """
-        for folder in (self._root, self._partial, self._work, *(self._folder(kind) for kind in Kind)):
-            folder.mkdir(parents=True, exist_ok=True)
+        self._make_folders()
         self._lock_fd = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -170,11 +126,11 @@ class Store:
             self._lock_fd = None
             raise DataDirectoryTaken(f"another frontend uses {self._root}") from None
         for leftover in (*self._partial.iterdir(), *self._work.iterdir(), *SHM_DIR.glob(f"{self._shm_prefix}*")):
-            leftover.unlink(missing_ok=True)
+            _unlink(leftover)
         for path in self._existing():
             found = self._inspect(path)
             if found is None:
-                path.unlink(missing_ok=True)
+                _unlink(path)
             else:
                 self._files[found.name] = found
         self.expire()
@@ -242,11 +198,11 @@ class Store:
         Raises:
             UnknownPath: no such file, it has expired, it is of another kind or another's, or it was damaged.
         """
-        file = self._files.get(name) if _NAME.fullmatch(name) else None
+        file = self._files.get(name) if is_name(name) else None
         if file is not None and file.expires_at <= time.time():
             self.expire()
             file = None
-        if file is not None and not self._is_whole(file):
+        if file is not None and not file.is_whole():
             log.warning("%s was damaged or removed outside the server", file.name)
             self._remove(file)
             file = None
@@ -255,13 +211,6 @@ class Store:
             shown = name if len(name) <= 80 else name[:80] + "..."
             raise UnknownPath(f"{field or 'path'}: no {wanted} {shown!r} here; it may have expired", field)
         return file
-
-    @staticmethod
-    def _is_whole(file: StoredFile) -> bool:
-        try:
-            return file.path.stat().st_size == file.size_bytes
-        except OSError:
-            return False
 
     # -- Writing ----------------------------------------------------------------------------------------
 
@@ -276,8 +225,12 @@ class Store:
         path = self._partial / secrets.token_hex(16)
         if kind in _MAY_LIE_IN_SHM and expected_bytes and self._fits_in_shm(expected_bytes):
             path = self.new_shm_path()
+        self._make_folders()
         self._check(expected_bytes)
-        draft = Draft(self, kind, owner, path, expected_bytes)
+        try:
+            draft = Draft(self, kind, owner, path, expected_bytes)
+        except OSError as error:
+            raise DiskFull("the server's disk takes no other file") from error
         self._drafts.add(draft)
         return draft
 
@@ -290,10 +243,13 @@ class Store:
     def adopt(self, draft: Draft) -> StoredFile:
         """Name a draft."""
         name = f"{draft.kind}-{secrets.token_hex(16)}"
-        file_name = f"{name}@{draft.owner}" if draft.owner else name
+        called = file_name(name, draft.owner)
         in_shm = draft.path.parent == SHM_DIR
-        path = SHM_DIR / f"{self._shm_prefix}{file_name}" if in_shm else self._folder(draft.kind) / file_name
-        os.rename(draft.path, path)
+        path = SHM_DIR / f"{self._shm_prefix}{called}" if in_shm else self._folder(draft.kind) / called
+        try:
+            os.rename(draft.path, path)
+        except FileNotFoundError:
+            raise DiskFull("the file was removed while it was written") from None
         self._drafts.discard(draft)
         os.close(draft.fd)
         file = self._inspect(path)
@@ -315,28 +271,17 @@ class Store:
     def _folder(self, kind: Kind) -> Path:
         return self._root / f"{kind}s"
 
+    def _make_folders(self) -> None:
+        """Make them, also anew when somebody has removed them under us."""
+        for folder in (self._root, self._partial, self._work, *(self._folder(kind) for kind in Kind)):
+            folder.mkdir(parents=True, exist_ok=True)
+
     def _existing(self) -> Iterator[Path]:
         for kind in Kind:
             yield from self._folder(kind).iterdir()
 
     def _inspect(self, path: Path) -> StoredFile | None:
-        """What the file at `path` is, None when it is not a whole file of ours."""
-        named = _FILE_NAME.fullmatch(path.name.removeprefix(self._shm_prefix))
-        if named is None:
-            return None
-        name, owner = named[1], named[2] or ""
-        kind = Kind(name.partition("-")[0])
-        stat = path.stat()
-        shape = None
-        if kind in _HAS_HEADER:
-            with path.open("rb") as file:
-                try:
-                    shape = unpack_video_header(file.read(VIDEO_HEADER_BYTES))
-                except ValueError:
-                    return None
-            if stat.st_size != VIDEO_HEADER_BYTES + shape.num_bytes:
-                return None
-        return StoredFile(name, kind, owner, path, stat.st_size, shape, stat.st_mtime + self._settings.store_ttl_s)
+        return StoredFile.inspect(path, self._shm_prefix, self._settings.store_ttl_s)
 
     def _remove(self, file: StoredFile) -> None:
         self._files.pop(file.name, None)
@@ -369,3 +314,11 @@ class Store:
         return (
             held + num_bytes <= self._settings.shm_upload_bytes and num_bytes <= self._settings.store_disk_share * free
         )
+
+
+def _unlink(path: Path) -> None:
+    """Remove a leftover; a folder in its place, such as lost+found, is not ours."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s stays: %s", path, error.strerror)

@@ -154,6 +154,10 @@ class Triton:
             self._sick.discard(name)
             log.info("%s is loaded", name)
 
+    def loading(self) -> set[str]:
+        """Models that are being loaded at the moment."""
+        return {name for name, lock in self._loading.items() if lock.locked()}
+
     def mark_sick(self, name: str) -> None:
         """The model's process has died: it must be loaded again before the next chunk."""
         self._sick.add(name)
@@ -164,7 +168,7 @@ class Triton:
 
     async def notice_death(self, name: str) -> None:
         """A model's process is gone: unless it was unloaded, it is marked as sick."""
-        if name in self._loading and self._loading[name].locked():
+        if name in self.loading():
             return
         index = await _control(self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
         if any(model.name == name and model.state == _READY for model in index.models):
@@ -360,6 +364,7 @@ def _as_ours(error: InferenceServerException) -> FilmstripError:
     causes: tuple[tuple[bool, FilmstripError], ...] = (
         ("must specify the START flag" in text, SequenceLost("Triton has lost the generation's state")),
         ("timeout of the corresponding sequence" in text, TritonUnavailable("Triton has no free place for a sequence")),
+        ("unknown model" in text, TritonUnavailable("the model is being loaded anew")),
         ("Stub process" in text, ModelDied("the model's process has died")),
         ("DEADLINE_EXCEEDED" in status, ChunkTimeout("Triton did not answer in time")),
         ("UNAVAILABLE" in status or "CANCELLED" in status, TritonUnavailable("Triton does not answer")),

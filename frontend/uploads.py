@@ -9,7 +9,8 @@ from werkzeug.datastructures import Headers
 from filmstrip.errors import BadHeader, EmptyBody, SizeMismatch, TooLarge
 from filmstrip.geometry import VideoShape, header_holds, pack_video_header
 from frontend.connection import BoundedBody, Pace
-from frontend.store import Draft, Kind, Store, StoredFile
+from frontend.store import Draft, Store
+from frontend.stored import Kind, StoredFile
 from frontend.tasks import in_thread
 
 _DIGITS = re.compile(r"[0-9]{1,10}", re.ASCII)

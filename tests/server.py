@@ -30,7 +30,7 @@ Frames = npt.NDArray[np.uint8]
 class Frontend:
     """One `python -m frontend` and its files."""
 
-    def __init__(self, folder: Path, *flags: str, **settings: object) -> None:
+    def __init__(self, folder: Path, *flags: str, launcher: tuple[str, ...] = (), **settings: object) -> None:
         self.folder = folder
         self.data_dir = folder / "data"
         self.log_path = folder / "frontend.log"
@@ -40,7 +40,7 @@ class Frontend:
         environment = {f"FILMSTRIP_{name.upper()}": str(value) for name, value in settings.items()}
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "frontend", "--port", "0", "--data-dir", str(self.data_dir), *flags],
+                [*launcher, sys.executable, "-m", "frontend", "--port", "0", "--data-dir", str(self.data_dir), *flags],
                 env=os.environ | {"FILMSTRIP_PROBE_LOG": str(self.probe_log)} | environment,
                 stdout=log,
                 stderr=log,

@@ -41,6 +41,7 @@ def harmless(frontend: Frontend, *, inputs: int = 0, outputs: int = 0, timeout_s
     assert sum(name.startswith("outputs/") for name in new) == outputs, new
     assert len(new) == inputs + outputs, new
     eventually(lambda: frontend.in_shm() == shm, timeout_s)
+    eventually(lambda: all_loaded(frontend), timeout_s)  # a model whose process died is loaded anew
     assert {model: open_sequences(frontend, model) for model in MODELS_WITH_STATE} == dict.fromkeys(
         MODELS_WITH_STATE, 0
     )
@@ -73,7 +74,13 @@ def open_sequences(frontend: Frontend, model: str) -> int:
         )
     report = answer.as_numpy(contract.REPORT.name)
     assert report is not None
-    return int(json.loads(report[0])["open_sequences"])  # its own has ended when it counts
+    return int(json.loads(report[0])["open_sequences"])  # its own has ended by then
+
+
+def all_loaded(frontend: Frontend) -> bool:
+    """Whether chunks can be sent to every model."""
+    answer = httpx.get(f"{frontend.url}/api/v1/pipelines")
+    return answer.status_code == 200 and all(pipeline["loaded"] for pipeline in answer.json()["pipelines"])
 
 
 def eventually(condition: Callable[[], object], timeout_s: float = 30) -> None:

@@ -22,7 +22,8 @@ from PIL import Image as PillowImage
 from filmstrip.errors import BadImage, InvalidField, UnknownPath
 from frontend.media import MAX_IMAGE_PIXELS, decode_image, resolve_image
 from frontend.settings import Settings
-from frontend.store import Kind, Store
+from frontend.store import Store
+from frontend.stored import Kind
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 PHOTO = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)

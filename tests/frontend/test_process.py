@@ -1,42 +1,27 @@
-"""The frontend as a process: starting, stopping, and an embedded Triton that dies."""
+"""The frontend as a process: starting, stopping, and loading."""
 
 import contextlib
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
-import psutil
 
 from tests.faults.aftermath import PROBE, eventually
-from tests.server import MODELS, ROOT, TRITON_SECRET, Frames, Frontend
-
-
-def descendants(frontend: Frontend) -> list[psutil.Process]:
-    return psutil.Process(frontend.process.pid).children(recursive=True)
-
-
-def stubs(frontend: Frontend, model: str) -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process(frontend.triton_pid).children():
-        with contextlib.suppress(psutil.Error):
-            if any(f"/{model}/" in part for part in child.cmdline()):
-                found.append(child)
-    return found
+from tests.faults.processes import family, is_running
+from tests.server import MODELS, ROOT, TRITON_SECRET, Frontend
 
 
 def test_sigterm_ends_everything_within_ten_seconds_with_a_generation_under_way(tmp_path: Path) -> None:
     frontend = Frontend(tmp_path, "--embedded", model_repository=MODELS)
     frontend.wait_healthy()
-    family = descendants(frontend)
-    assert any("tritonserver" in process.name() for process in family)
+    started = family(frontend)
+    assert any("tritonserver" in process.name() for process in started)
     ends: list[tuple[str, dict[str, object]]] = []
     generating = threading.Thread(
         target=lambda: ends.extend(frontend.generate(pipeline_id="probe", prompt="!sleep 30", num_frames=9))
@@ -48,7 +33,7 @@ def test_sigterm_ends_everything_within_ten_seconds_with_a_generation_under_way(
     assert time.monotonic() - began < 10
     generating.join()
     assert [(name, data["code"]) for name, data in ends] == [("error", "shutting_down")]
-    assert [process for process in family if process.is_running() and process.status() != "zombie"] == []
+    assert [process for process in started if is_running(process)] == []
     assert frontend.stored() == []
     assert frontend.in_shm() == []
 
@@ -94,19 +79,6 @@ def test_a_triton_that_cannot_start_shows_its_log(tmp_path: Path) -> None:
     frontend = Frontend(tmp_path, "--embedded", triton_start_timeout_s=1)
     assert frontend.process.wait(30) == 1
     assert re.search(r"not ready in 1 s; its log ends with:\n[IWE]\d+ ", frontend.log())
-
-
-def test_without_triton_the_frontend_says_so(tmp_path: Path) -> None:
-    frontend = Frontend(tmp_path, "--triton-url", "127.0.0.1:1")
-    try:
-        health = httpx.get(f"{frontend.url}/health")
-        assert health.status_code == 503
-        assert health.json()["status"] == "unavailable"
-        assert frontend.post(**PROBE).json()["error"]["code"] == "triton_unavailable"
-        assert httpx.get(f"{frontend.url}/api/v1/pipelines").status_code == 503
-        assert frontend.upload_data(b"uploads work all the same")
-    finally:
-        assert frontend.stop() == 0
 
 
 def test_hypercorn_can_serve_the_app_too(server: Frontend, tmp_path: Path) -> None:
@@ -155,65 +127,7 @@ def test_where_the_wheel_is_missing_embedded_says_what_to_do(tmp_path: Path) -> 
     assert "Traceback" not in done.stderr
 
 
-# -- An embedded Triton that dies -------------------------------------------------------------------------------
-
-
-def error_after_start(frontend: Frontend, hurt: Callable[[], None]) -> str:
-    """The code of the error event that a generation ends with when something is hurt in its first chunk."""
-    chunks = len(frontend.probed())
-    with frontend.stream(pipeline_id="probe", prompt="!sleep 30", num_frames=9) as events:
-        eventually(lambda: len(frontend.probed()) > chunks)
-        hurt()
-        began = time.monotonic()
-        name, data = list(events)[-1]
-        assert name == "error"
-        assert time.monotonic() - began < 10
-        return str(data["code"])
-
-
-def test_tritonserver_killed_in_a_chunk(victim: Frontend) -> None:
-    before = victim.triton_pid
-    code = error_after_start(victim, lambda: os.kill(before, signal.SIGKILL))
-    assert code == "triton_unavailable"
-    eventually(lambda: victim.triton_pid != before)
-    victim.wait_healthy()
-    assert victim.generate(**PROBE)[-1][0] == "complete"
-    assert victim.stored("partial", "work") == []
-
-
-def test_tritonserver_killed_while_idle(victim: Frontend) -> None:
-    before = victim.triton_pid
-    os.kill(before, signal.SIGKILL)
-    eventually(lambda: victim.triton_pid != before)
-    victim.wait_healthy()
-    assert victim.generate(**PROBE)[-1][0] == "complete"
-
-
-def test_a_model_process_that_dies_in_a_chunk(victim: Frontend) -> None:
-    triton = victim.triton_pid
-    events = victim.generate(**PROBE, chunk_specs=[{"chunk": 1, "text": "!die"}])
-    assert [name for name, _ in events] == ["progress", "error"]
-    assert events[-1][1]["code"] == "model_died"
-    assert victim.generate(**PROBE)[-1][0] == "complete"
-    assert victim.triton_pid == triton
-
-
-def test_a_model_process_that_dies_while_idle_is_replaced(victim: Frontend, clip: Frames) -> None:
-    path = victim.upload(clip)
-    (stub,) = stubs(victim, "passthrough")
-    stub.kill()
-    eventually(lambda: [process.pid for process in stubs(victim, "passthrough")] not in ([], [stub.pid]))
-    made = victim.make(pipeline_id="passthrough", prompt="", num_frames=12, input_path=path)
-    assert (made == clip[:12]).all()
-
-
-def test_a_model_that_hangs_past_its_deadline(victim: Frontend) -> None:
-    events = victim.generate(**PROBE, chunk_specs=[{"chunk": 1, "text": "!hang"}])
-    assert [name for name, _ in events] == ["progress", "error"]
-    assert events[-1][1]["code"] == "chunk_timeout"
-    eventually(lambda: httpx.get(f"{victim.url}/health").status_code != 200, 5)
-    victim.wait_healthy()
-    assert victim.generate(**PROBE)[-1][0] == "complete"
+# -- An embedded Triton -----------------------------------------------------------------------------------------
 
 
 def test_log_lines_carry_the_generation(victim: Frontend) -> None:

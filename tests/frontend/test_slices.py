@@ -26,7 +26,8 @@ from frontend.regions import Lane, SharedMemoryRefused, Slice
 from frontend.schema import GenerateRequest
 from frontend.settings import Settings
 from frontend.slices import LaneLayout, OpenUpload, gather, open_lanes, open_uploads
-from frontend.store import SHM_DIR, Kind, Store, StoredFile
+from frontend.store import Store
+from frontend.stored import SHM_DIR, Kind, StoredFile
 from frontend.triton import Triton
 
 FACTS = PipelineFacts(

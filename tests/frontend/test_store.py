@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from filmstrip.errors import StorageFull, UnknownPath
 from filmstrip.geometry import VIDEO_HEADER_BYTES, VideoShape, pack_video_header
 from frontend.settings import Settings
-from frontend.store import SHM_DIR, Draft, Kind, Store, StoredFile
+from frontend.store import Draft, Store
+from frontend.stored import SHM_DIR, Kind, StoredFile
 from tests.faults.aftermath import eventually, held_open
 
 SHAPE = VideoShape(2, 3, 5)

@@ -1,0 +1,95 @@
+"""What a stored file is: its kind, its name, its owner, and whether it is whole."""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from stat import S_ISREG
+
+from filmstrip.geometry import VIDEO_HEADER_BYTES, VideoShape, unpack_video_header
+
+SHM_DIR = Path("/dev/shm")  # noqa: S108  POSIX shared memory, where Triton looks its keys up
+
+
+class Kind(StrEnum):
+    """What a stored file is."""
+
+    VIDEO = "video"
+    BLOB = "blob"
+    ASSET = "asset"
+    OUTPUT = "output"
+
+
+_HAS_HEADER = (Kind.VIDEO, Kind.OUTPUT)
+_NAME = re.compile(r"(?:video|blob|asset|output)-[0-9a-f]{32}")
+_FILE_NAME = re.compile(rf"({_NAME.pattern})(?:@([A-Za-z0-9_-]+))?")
+
+
+def is_name(text: str) -> bool:
+    """Whether it looks like a name that a store gives."""
+    return _NAME.fullmatch(text) is not None
+
+
+def file_name(name: str, owner: str) -> str:
+    """What a file is called on disk."""
+    return f"{name}@{owner}" if owner else name
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A whole file of the store.
+
+    Attributes:
+        name: what clients call it.
+        kind: what it is.
+        owner: the client that it belongs to, empty where the server has no keys.
+        path: where it lies.
+        size_bytes: of the file, header included.
+        shape: of the video behind the header, None for blobs and assets.
+        expires_at: seconds of the Unix clock.
+    """
+
+    name: str
+    kind: Kind
+    owner: str
+    path: Path
+    size_bytes: int
+    shape: VideoShape | None
+    expires_at: float
+
+    @classmethod
+    def inspect(cls, path: Path, shm_prefix: str, ttl_s: float) -> "StoredFile | None":
+        """What the file at `path` is, None when it is not a whole file of a store.
+
+        Args:
+            path: on disk, or in shared memory.
+            shm_prefix: what names in shared memory begin with.
+            ttl_s: how long files live from their last change.
+        """
+        named = _FILE_NAME.fullmatch(path.name.removeprefix(shm_prefix))
+        stat = path.lstat()
+        if named is None or not S_ISREG(stat.st_mode):
+            return None
+        kind = Kind(named[1].partition("-")[0])
+        shape = None
+        if kind in _HAS_HEADER:
+            with path.open("rb") as file:
+                try:
+                    shape = unpack_video_header(file.read(VIDEO_HEADER_BYTES))
+                except ValueError:
+                    return None
+            if stat.st_size != VIDEO_HEADER_BYTES + shape.num_bytes:
+                return None
+        return cls(named[1], kind, named[2] or "", path, stat.st_size, shape, stat.st_mtime + ttl_s)
+
+    @property
+    def in_shm(self) -> bool:
+        """The file lies in shared memory."""
+        return self.path.parent == SHM_DIR
+
+    def is_whole(self) -> bool:
+        """It is still there, as it was."""
+        try:
+            return self.path.stat().st_size == self.size_bytes
+        except OSError:
+            return False

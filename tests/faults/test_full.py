@@ -1,0 +1,240 @@
+"""Disk or shared memory are full: a refusal or an error with its code, or another way; nothing else is hurt."""
+
+import hashlib
+import io
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.faults.aftermath import eventually, harmless, noise
+from tests.faults.mounts import filled, mounted_frontend, seen_by
+from tests.faults.processes import chunk_under_way, error_of
+from tests.server import ROOT, Frontend
+
+MIB = 2**20
+SHM = Path("/dev/shm")
+
+
+@pytest.fixture(scope="module")
+def small_disk(victim: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
+    """A frontend whose data directory is a disk of 16 MiB, all of which it may fill."""
+    folder = tmp_path_factory.mktemp("small-disk")
+    disk = {folder / "data": f"size={16 * MIB}"}
+    with mounted_frontend(
+        folder, "--triton-url", victim.triton_url, mounts=disk, store_disk_share=1, store_bytes=2**40
+    ) as frontend:
+        frontend.probe_log = victim.probe_log
+        yield frontend
+
+
+def hashes(frontend: Frontend) -> dict[str, str]:
+    """What is stored, by name."""
+    return {name: hashlib.sha256((frontend.data_dir / name).read_bytes()).hexdigest() for name in frontend.stored()}
+
+
+def image(num_pixels: int) -> bytes:
+    """A PNG of about three bytes a pixel."""
+    file = io.BytesIO()
+    side = int(num_pixels**0.5)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+BODIES = {
+    "upload": noise(100).tobytes(),
+    "upload-data": noise(100).tobytes(),
+    "asset": image(500_000),
+}
+ADDRESSES = {"upload": "generate/upload", "upload-data": "generate/upload-data", "asset": "assets"}
+SHAPE = "X-Video-Frames: 100\r\nX-Video-Height: 64\r\nX-Video-Width: 96\r\n"
+
+
+def upload_meeting_a_full_disk(frontend: Frontend, what: str, full: Path) -> httpx.Response:
+    """Send half a body, fill the disk, send the rest."""
+    address, body = urlsplit(frontend.url), BODIES[what]
+    head = f"POST /api/v1/{ADDRESSES[what]} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{SHAPE}"
+    with socket.create_connection((str(address.hostname), address.port or 0), timeout=10) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[: len(body) // 2])
+        partial = frontend.data_dir / "partial"
+        eventually(lambda: sum(draft.stat().st_size for draft in partial.iterdir()) >= len(body) // 2)
+        with filled(full):
+            connection.sendall(body[len(body) // 2 :])
+            answer = b""
+            while piece := connection.recv(MIB):
+                answer += piece
+    status, _, rest = answer.partition(b"\r\n")
+    return httpx.Response(int(status.split()[1]), content=rest.partition(b"\r\n\r\n")[2])
+
+
+def assert_refused(answer: httpx.Response, code: str) -> None:
+    assert answer.status_code == 507, answer.text
+    assert answer.json()["error"]["code"] == code
+    assert "/" not in answer.json()["detail"]
+
+
+# -- The disk ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", BODIES)
+def test_the_disk_fills_up_in_an_upload(small_disk: Frontend, what: str) -> None:
+    small_disk.upload_data(b"of another client")
+    before = hashes(small_disk)
+    with harmless(small_disk):
+        assert_refused(upload_meeting_a_full_disk(small_disk, what, small_disk.data_dir), "disk_full")
+        assert hashes(small_disk) == before
+    assert small_disk.upload_data(BODIES["upload-data"])
+
+
+def test_on_a_full_disk_uploads_are_refused_before_they_are_read(small_disk: Frontend) -> None:
+    before = hashes(small_disk)
+    with harmless(small_disk):
+        with filled(small_disk.data_dir):
+            for content in (bytes(MIB), iter([bytes(MIB)])):  # with and without a length
+                answer = httpx.post(f"{small_disk.url}/api/v1/generate/upload-data", content=content)
+                assert_refused(answer, "storage_full")
+            assert_refused(small_disk.post(pipeline_id="probe", prompt="x"), "storage_full")
+        assert hashes(small_disk) == before
+
+
+def test_the_disk_fills_up_in_a_generation(small_disk: Frontend) -> None:
+    before = hashes(small_disk)
+    with harmless(small_disk), chunk_under_way(small_disk, 1, "!sleep 0.5") as events:
+        with filled(small_disk.data_dir):
+            assert error_of(events) == "disk_full"
+        assert hashes(small_disk) == before
+
+
+def test_finished_videos_can_be_had_from_a_full_disk(small_disk: Frontend) -> None:
+    with harmless(small_disk, outputs=1):
+        _, data = small_disk.generate(pipeline_id="probe", prompt="x", num_frames=33)[-1]
+        with filled(small_disk.data_dir):
+            assert small_disk.download(data["output_path"]).shape == (33, 64, 96, 3)
+
+
+def test_no_room_for_the_arrays_of_a_chunk(victim: Frontend, tmp_path: Path) -> None:
+    """By gRPC the lanes lie on disk."""
+    disk = {tmp_path / "data": f"size={16 * MIB}"}
+    settings = {"shared_memory": False, "store_disk_share": 1}
+    output_bytes = 9 * 64 * 96 * 3
+    with (
+        mounted_frontend(tmp_path, "--triton-url", victim.triton_url, mounts=disk, **settings) as frontend,
+        harmless(frontend),
+        filled(frontend.data_dir, leave_bytes=2 * output_bytes),  # two lanes take more
+    ):
+        assert error_of(frontend.generate(pipeline_id="probe", prompt="x", num_frames=9)) == "disk_full"
+
+
+def test_no_room_for_another_file(victim: Frontend, tmp_path: Path) -> None:
+    """A disk can run out of files before it runs out of bytes."""
+    disk = {tmp_path / "data": f"size={16 * MIB},nr_inodes=32"}
+    with mounted_frontend(tmp_path, "--triton-url", victim.triton_url, mounts=disk, store_disk_share=1) as frontend:
+        stray = [frontend.data_dir / f"stray-{number}" for number in range(32)]
+        with pytest.raises(OSError, match="No space"):  # noqa: PT012
+            for path in stray:
+                path.touch()
+        assert_refused(httpx.post(f"{frontend.url}/api/v1/generate/upload-data", content=b"x"), "disk_full")
+        assert_refused(frontend.post(pipeline_id="probe", prompt="x", num_frames=9), "disk_full")
+        for path in stray:
+            path.unlink(missing_ok=True)
+        with harmless(frontend, inputs=1):
+            frontend.upload_data(b"x")
+
+
+def test_the_share_of_the_free_disk(victim: Frontend, tmp_path: Path) -> None:
+    """The limits in bytes and files are in test_uploads.py; this one needs a disk of a known size."""
+    disk = {tmp_path / "data": f"size={16 * MIB}"}
+    with (
+        mounted_frontend(tmp_path, "--triton-url", victim.triton_url, mounts=disk, store_disk_share=0.5) as frontend,
+        harmless(frontend, inputs=1),
+    ):
+        address = f"{frontend.url}/api/v1/generate/upload-data"
+        assert_refused(httpx.post(address, content=bytes(9 * MIB)), "storage_full")
+        frontend.upload_data(bytes(4 * MIB))  # counts once, not in what is free too
+        assert_refused(httpx.post(address, content=bytes(5 * MIB)), "storage_full")
+        big = {"pipeline_id": "probe", "prompt": "x", "num_frames": 64, "height": 256, "width": 256}  # 12 MiB
+        assert_refused(frontend.post(**big), "storage_full")
+
+
+# -- Shared memory ----------------------------------------------------------------------------------------------
+
+
+def test_no_room_for_lanes_beside_the_models(tmp_path: Path) -> None:
+    """An embedded Triton whose /dev/shm has room for its model's 64 MiB, and not much more."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "passthrough").symlink_to(ROOT / "model_repository" / "passthrough")
+    shm = {SHM: f"size={80 * MIB}"}
+    with mounted_frontend(
+        tmp_path, "--embedded", mounts=shm, model_repository=tmp_path / "models", log_level="INFO"
+    ) as frontend:
+        for side, by_grpc in ((64, False), (512, True)):
+            video = noise(25, side, side)
+            path = frontend.upload(video)
+            made = frontend.make(pipeline_id="passthrough", prompt="", num_frames=25, input_path=path)
+            assert np.array_equal(made, video)
+            assert ("arrays go to Triton as gRPC tensors" in frontend.log()) == by_grpc
+        assert "No space left on device" in frontend.log()
+        assert frontend.stored("partial", "work") == []
+        assert not list(seen_by(frontend, SHM).glob("*-tmp-*"))
+
+
+@pytest.fixture(scope="module")
+def apart(victim: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
+    """A frontend whose /dev/shm is not its Triton's, as in two containers; it has 16 MiB."""
+    folder = tmp_path_factory.mktemp("apart")
+    shm = {SHM: f"size={16 * MIB}"}
+    with mounted_frontend(folder, "--triton-url", victim.triton_url, mounts=shm, uploads_in_shm=True) as frontend:
+        frontend.probe_log = victim.probe_log
+        yield frontend
+
+
+def test_shared_memory_that_is_not_tritons_is_refused_and_not_used(apart: Frontend) -> None:
+    video = noise(30)
+    with harmless(apart, outputs=1):
+        path = apart.upload(video)
+        assert (seen_by(apart, SHM) / next(iter(files_of(apart)))).stat().st_size == 20 + video.nbytes
+        made = apart.make(pipeline_id="passthrough", prompt="", num_frames=70, input_path=path)
+        assert np.array_equal(made, video[np.arange(70) % 30])
+    assert "is copied chunk by chunk" in apart.log()
+    assert "arrays go to Triton as gRPC tensors" in apart.log()
+    assert len(files_of(apart)) == 1  # the upload
+
+
+def files_of(frontend: Frontend) -> list[str]:
+    return [path.name for path in seen_by(frontend, SHM).glob("filmstrip-*")]
+
+
+def test_uploads_go_to_disk_when_shared_memory_is_full(apart: Frontend) -> None:
+    video = noise(31)
+    before = files_of(apart)
+    with harmless(apart, inputs=1, outputs=1), filled(seen_by(apart, SHM)):
+        path = apart.upload(video)
+        assert (apart.data_dir / "videos" / path).is_file()
+        made = apart.make(pipeline_id="passthrough", prompt="", num_frames=31, input_path=path)
+        assert np.array_equal(made, video)
+    assert files_of(apart) == before
+
+
+def test_shared_memory_fills_up_in_an_upload(apart: Frontend) -> None:
+    before = files_of(apart)
+    with harmless(apart):
+        address, body = urlsplit(apart.url), BODIES["upload"]
+        with socket.create_connection((str(address.hostname), address.port or 0), timeout=10) as connection:
+            head = "POST /api/v1/generate/upload-data HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[: MIB // 2])
+            eventually(lambda: set(files_of(apart)) - set(before))
+            (new,) = set(files_of(apart)) - set(before)
+            eventually(lambda: (seen_by(apart, SHM) / new).stat().st_size == MIB // 2)
+            with filled(seen_by(apart, SHM)):
+                connection.sendall(body[MIB // 2 :])
+                answer = b""
+                while piece := connection.recv(MIB):
+                    answer += piece
+        assert b" 507 " in answer.split(b"\r\n")[0]
+        assert b"disk_full" in answer
+    assert files_of(apart) == before

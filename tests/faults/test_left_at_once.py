@@ -1,0 +1,27 @@
+"""A client that leaves while its generation is only being set up leaves nothing either."""
+
+import json
+import socket
+import time
+from urllib.parse import urlsplit
+
+from tests.faults.aftermath import harmless
+from tests.server import Frontend
+
+
+def test_a_client_leaves_before_the_first_chunk(victim: Frontend) -> None:
+    address = urlsplit(victim.url)
+    body = json.dumps({"pipeline_id": "probe", "prompt": "x", "num_frames": 9}).encode()
+    head = f"POST /api/v1/generate HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    before, outputs = victim.in_shm(), victim.stored("outputs")
+    for number in range(200):
+        with socket.create_connection((str(address.hostname), address.port or 0)) as connection:
+            connection.sendall(head + body)
+            time.sleep(0.002 + number * 0.0001)  # not a wait: where in the set-up it leaves
+        victim.wait_idle()
+    assert victim.in_shm() == before
+    with victim.triton_client() as client:
+        assert not client.get_system_shared_memory_status().regions
+    assert len(victim.stored("outputs")) - len(outputs) < 200  # most left in time
+    with harmless(victim):
+        pass

@@ -1,0 +1,173 @@
+"""The frontend is killed: what it started ends by itself, and the next one on its data directory cleans up."""
+
+import hashlib
+import os
+import socket
+import struct
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+from tests.faults.aftermath import PROBE, assert_serves, eventually, harmless, noise
+from tests.faults.processes import LONGEST_S, chunk_under_way, family, is_running, relays
+from tests.server import MODELS, Frontend
+
+SHM = Path("/dev/shm")
+
+
+def in_shm(frontend: Frontend) -> list[str]:
+    """Every file in shared memory that is the frontend's or its Triton's."""
+    prefix = f"filmstrip-{hashlib.sha256(os.fsencode(frontend.data_dir.resolve())).hexdigest()[:12]}-"
+    return sorted(path.name.removeprefix(prefix) for path in SHM.glob(f"{prefix}*"))
+
+
+def half_an_upload(frontend: Frontend) -> socket.socket:
+    """A connection on which the second half of an upload is still to come."""
+    address = urlsplit(frontend.url)
+    connection = socket.create_connection((str(address.hostname), address.port or 0), timeout=10)
+    connection.sendall(b"POST /api/v1/generate/upload-data HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    connection.sendall(b"186a0\r\n" + bytes(100_000) + b"\r\n")
+    partial = frontend.data_dir / "partial"
+    eventually(lambda: any(draft.stat().st_size == 100_000 for draft in partial.iterdir()))
+    return connection
+
+
+def kill_the_frontend(frontend: Frontend) -> list[psutil.Process]:
+    """End it as nothing can prepare for; the processes that it leaves behind."""
+    left = family(frontend)
+    frontend.process.kill()
+    frontend.process.wait(10)
+    return left
+
+
+@pytest.mark.parametrize("shared_memory", [True, False])
+def test_all_processes_end_and_the_next_start_cleans_up(tmp_path: Path, *, shared_memory: bool) -> None:
+    settings = {"model_repository": MODELS, "uploads_in_shm": shared_memory, "shared_memory": shared_memory}
+    first = Frontend(tmp_path, "--embedded", **settings)
+    left: list[psutil.Process] = []
+    try:
+        first.wait_healthy()
+        video = noise(33)
+        output = first.generate(**PROBE)[-1][1]["output_path"]
+        made = first.download(output)
+        input_path, blob = first.upload(video), first.upload_data(b"kept" * 1000)
+        with half_an_upload(first), pytest.raises(httpx.TransportError):  # noqa: PT012, SIM117
+            with chunk_under_way(first, 1, "!hang", input_path=input_path) as events:
+                assert bool(relays(first)) == (not shared_memory)
+                assert len(first.stored("partial")) == 2
+                assert bool(first.stored("work")) == (not shared_memory)
+                assert any(name.startswith("-tmp-") for name in in_shm(first)) == shared_memory
+                left = kill_the_frontend(first)
+                list(events)
+        names = {Path(process.cmdline()[0]).name for process in left if is_running(process)}
+        eventually(lambda: not any(is_running(process) for process in left), LONGEST_S)
+        assert names <= {"tritonserver", "triton_python_backend_stub", Path(psutil.Process().exe()).name, "python"}
+    finally:
+        for process in [process for process in left if is_running(process)]:
+            process.kill()
+        first.stop()
+    assert first.stored("partial")
+    assert in_shm(first)  # a crash gives nothing back by itself
+
+    second = Frontend(tmp_path, "--embedded", **settings)
+    try:
+        assert second.stored("partial", "work") == []
+        assert [name for name in in_shm(second) if not name.startswith("-triton-")] == []
+        second.wait_healthy()
+        assert np.array_equal(second.download(output), made)
+        wanted = {"pipeline_id": "passthrough", "prompt": "", "num_frames": 33}
+        if shared_memory:  # uploads lay in memory: they are gone, and the client is told so
+            for field, name in (("input_path", input_path), ("data_blob_path", blob)):
+                assert second.post(**wanted | {field: name}).json()["error"]["code"] == "unknown_path"
+        else:
+            assert np.array_equal(second.make(**wanted, input_path=input_path), video)
+            assert second.stored("blobs") == [f"blobs/{blob}"]
+        with harmless(second):
+            pass
+    finally:
+        assert second.stop() == 0
+    assert in_shm(second) == []
+
+
+def test_killed_while_its_triton_starts(tmp_path: Path) -> None:
+    frontend = Frontend(tmp_path, "--embedded", model_repository=MODELS)
+    try:
+        triton = psutil.Process(frontend.triton_pid)
+        eventually(lambda: triton.name() == "tritonserver" and triton.children())
+        left = kill_the_frontend(frontend)
+        eventually(lambda: not any(is_running(process) for process in left), LONGEST_S)
+    finally:
+        frontend.stop()
+        for name in in_shm(frontend):
+            next(SHM.glob(f"filmstrip-*{name}")).unlink()
+
+
+def test_files_keep_their_names_and_age_and_damaged_ones_go(victim: Frontend, tmp_path: Path) -> None:
+    flags = ("--triton-url", victim.triton_url)
+    first = Frontend(tmp_path, *flags, store_ttl_s=1000)
+    first.wait_healthy()
+    outputs = [first.generate(**PROBE)[-1][1]["output_path"] for _ in range(4)]
+    blobs = [first.upload_data(b"x"), first.upload_data(b"y")]
+    kill_the_frontend(first)
+    folder = first.data_dir / "outputs"
+    whole, truncated, emptied, longer = outputs
+    os.truncate(folder / truncated, 1000)
+    os.truncate(folder / emptied, 0)
+    with (folder / longer).open("ab") as file:
+        file.write(b"x")
+    for name, age_s in ((f"outputs/{whole}", 900), (f"blobs/{blobs[0]}", 900), (f"blobs/{blobs[1]}", 1100)):
+        os.utime(first.data_dir / name, (time.time() - age_s,) * 2)
+
+    second = Frontend(tmp_path, *flags, store_ttl_s=1000)
+    try:
+        second.wait_healthy()
+        assert second.stored() == sorted([f"outputs/{whole}", f"blobs/{blobs[0]}"])
+        assert (folder / whole).stat().st_mtime == pytest.approx(time.time() - 900, abs=30)
+        assert second.download(whole).shape == (33, 64, 96, 3)
+        for name in (truncated, emptied, longer):
+            answer = httpx.get(f"{second.url}/api/v1/generate/download", params={"path": name})
+            assert answer.json()["error"]["code"] == "unknown_path"
+    finally:
+        assert second.stop() == 0
+    third = Frontend(tmp_path, *flags, store_ttl_s=800)  # the time left is counted from the file, not from the start
+    try:
+        assert third.stored() == []
+    finally:
+        third.stop()
+
+
+STRAYS = {
+    "a file": lambda path: path.write_bytes(b"x"),
+    "a link to nowhere": lambda path: path.symlink_to("/nowhere"),
+    "a link to a file of the system": lambda path: path.symlink_to("/etc/passwd"),
+    "a folder": lambda path: path.mkdir(),
+    "a folder with files": lambda path: (path.mkdir(), (path / "inside").touch()),
+    "a pipe": os.mkfifo,
+}
+
+
+@pytest.mark.parametrize("kind", STRAYS)
+@pytest.mark.parametrize("name", ["lost+found", f"video-{'1' * 32}"])  # under no name of ours, or one that looks so
+def test_the_start_survives_stray_things(victim: Frontend, tmp_path: Path, name: str, kind: str) -> None:
+    for folder in ("videos", "outputs", "partial", "work"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        STRAYS[kind](tmp_path / "data" / folder / name)
+    (tmp_path / "data" / "notes.txt").write_text("not in a folder of the store")
+    kept = tmp_path / "data" / "outputs" / f"output-{'2' * 32}"
+    kept.write_bytes(struct.pack("<5I", 4, 1, 2, 2, 3) + bytes(12))
+    frontend = Frontend(tmp_path, "--triton-url", victim.triton_url)
+    try:
+        frontend.wait_healthy()
+        frontend.probe_log = victim.probe_log
+        assert frontend.download(kept.name).shape == (1, 2, 2, 3)
+        assert frontend.post(**PROBE | {"input_path": name}).json()["error"]["code"] == "unknown_path"
+        assert (tmp_path / "data" / "notes.txt").is_file()
+        assert Path("/etc/passwd").is_file()
+        assert_serves(frontend)
+    finally:
+        assert frontend.stop() == 0

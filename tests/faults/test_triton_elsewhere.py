@@ -1,0 +1,180 @@
+"""A Triton that is not the frontend's own comes late, goes and comes back; the relay to it dies."""
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from frontend.embedded import free_port
+from tests.conftest import beside
+from tests.faults.aftermath import PROBE, eventually, harmless, is_generating
+from tests.faults.processes import chunk_under_way, error_of, is_running, relays
+from tests.server import Frontend
+
+
+@contextlib.contextmanager
+def triton_on(port: int, like: Frontend, log_path: Path, probe_log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A tritonserver on a port, started as another one was; it is ended with SIGTERM."""
+    running = psutil.Process(like.triton_pid)
+    prefix = f"filmstrip-test-{port}-"
+    instead = {
+        "--grpc-port=": f"--grpc-port={port}",
+        "--backend-config=python,shm-region-prefix-name=": f"--backend-config=python,shm-region-prefix-name={prefix}",
+    }
+    command = [next((new for old, new in instead.items() if flag.startswith(old)), flag) for flag in running.cmdline()]
+    assert set(instead.values()) <= set(command)
+    with log_path.open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            env=running.environ() | {"FILMSTRIP_PROBE_LOG": str(probe_log)},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        yield process
+        process.terminate()
+        process.wait(20)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
+        for left in Path("/dev/shm").glob(f"{prefix}*"):
+            left.unlink(missing_ok=True)
+
+
+def status(frontend: Frontend) -> tuple[int, str]:
+    answer = httpx.get(f"{frontend.url}/health", timeout=10)
+    return answer.status_code, str(answer.json()["status"])
+
+
+def assert_works_without_triton(frontend: Frontend) -> None:
+    assert status(frontend) == (503, "unavailable")
+    refused = frontend.post(**PROBE)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "triton_unavailable")
+    assert httpx.get(f"{frontend.url}/api/v1/pipelines").status_code == 503
+    assert frontend.upload_data(b"uploads work all the same")
+    assert not is_generating(frontend)
+
+
+@pytest.mark.parametrize("shared_memory", [True, False])
+def test_triton_comes_late_and_comes_back(
+    victim: Frontend, start_frontend: Callable[..., Frontend], tmp_path: Path, *, shared_memory: bool
+) -> None:
+    port = free_port()
+    frontend = start_frontend("--triton-url", f"127.0.0.1:{port}", shared_memory=shared_memory)
+    assert_works_without_triton(frontend)
+    for blow in (signal.SIGTERM, signal.SIGKILL):
+        with triton_on(port, victim, tmp_path / "triton.log", frontend.probe_log) as triton:
+            frontend.wait_healthy()
+            with harmless(frontend):
+                pass
+            if blow == signal.SIGKILL:
+                with chunk_under_way(frontend, 1) as events:
+                    triton.kill()
+                    assert error_of(events) == "triton_unavailable"
+        assert_works_without_triton(frontend)
+        assert frontend.stored("partial", "work") == []
+    with triton_on(port, victim, tmp_path / "triton.log", frontend.probe_log):
+        frontend.wait_healthy()
+        with harmless(frontend):
+            pass
+    assert "Traceback" not in frontend.log()
+
+
+def test_triton_is_replaced_between_two_chunks(
+    victim: Frontend, start_frontend: Callable[..., Frontend], tmp_path: Path
+) -> None:
+    """The frontend sleeps through it: it finds another Triton, which knows neither the sequence nor its memory."""
+    port = free_port()
+    frontend = start_frontend("--triton-url", f"127.0.0.1:{port}")
+    process = psutil.Process(frontend.process.pid)
+    try:
+        with triton_on(port, victim, tmp_path / "triton.log", frontend.probe_log) as triton:
+            frontend.wait_healthy()
+            with frontend.stream(**PROBE | {"num_frames": 9 + 12 * 400}) as events:
+                assert next(iter(events))[0] == "progress"
+                process.suspend()
+                triton.kill()
+                triton.wait(10)
+                with triton_on(port, victim, tmp_path / "triton.log", frontend.probe_log):
+                    eventually(lambda: is_ready(frontend))
+                    process.resume()
+                    assert error_of(events) in {"triton_unavailable", "sequence_lost"}
+                    with harmless(frontend):
+                        pass
+    finally:
+        process.resume()
+
+
+def is_ready(frontend: Frontend) -> bool:
+    with contextlib.suppress(Exception), frontend.triton_client() as client:
+        return bool(client.is_server_ready(client_timeout=2))
+    return False
+
+
+# -- The relay --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def by_grpc(victim: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
+    """A frontend whose arrays a relay carries."""
+    settings = {"shared_memory": False, "chunk_timeout_s": 3, "sequence_end_timeout_s": 2}
+    with beside(victim, tmp_path_factory.mktemp("by-grpc"), **settings) as frontend:
+        with harmless(frontend):
+            pass
+        yield frontend
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_the_relay_is_killed_in_a_chunk(by_grpc: Frontend, index: int) -> None:
+    with harmless(by_grpc), chunk_under_way(by_grpc, index) as events:
+        (relay,) = relays(by_grpc)
+        relay.kill()
+        assert error_of(events) == "triton_unavailable"
+    assert [process.pid for process in relays(by_grpc)] != [relay.pid]
+
+
+@pytest.mark.parametrize("num_progress", [1, 7])
+def test_the_relay_is_killed_between_chunks(by_grpc: Frontend, num_progress: int) -> None:
+    """A new one may take the next chunk: Triton still has the sequence. A chunk in it is lost."""
+    request = PROBE | {"num_frames": 9 + 12 * 200}
+    before = set(by_grpc.stored("outputs"))
+    with by_grpc.stream(**request) as events:
+        for number, _ in enumerate(events, 1):
+            if number == num_progress:
+                relays(by_grpc)[0].kill()
+                break
+        name, data = list(events)[-1]
+    if name == "error":
+        assert data["code"] == "triton_unavailable"
+        assert set(by_grpc.stored("outputs")) == before
+    else:
+        assert name == "complete"
+    with harmless(by_grpc):
+        pass
+
+
+def test_the_relay_is_killed_while_idle(by_grpc: Frontend) -> None:
+    with harmless(by_grpc):
+        (relay,) = relays(by_grpc)
+        relay.kill()
+        eventually(lambda: not is_running(relay))
+
+
+def test_the_relay_stands_still_in_a_chunk(by_grpc: Frontend) -> None:
+    with chunk_under_way(by_grpc) as events:
+        (relay,) = relays(by_grpc)
+        relay.suspend()
+        try:
+            eventually(lambda: not is_generating(by_grpc), 9)
+            assert error_of(events) == "chunk_timeout"
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                relay.resume()
