@@ -36,6 +36,11 @@ class OpenUpload:
     fd: int
     region: str | None
 
+    @property
+    def path(self) -> Path:
+        """Leads processes of this machine to the file, also when its name is gone."""
+        return Path(f"/proc/{os.getpid()}/fd/{self.fd}")
+
 
 @contextlib.asynccontextmanager
 async def open_uploads(
@@ -167,8 +172,7 @@ def _in_place(array: TensorPlan, lane: Lane, uploads: Mapping[Source, OpenUpload
         return None
     if os.fstat(upload.fd).st_size < upload.file.size_bytes:  # mapped by Triton, it would be killed by SIGBUS
         raise UnknownPath(f"{extent.source}: {upload.file.name} was truncated", str(extent.source))
-    path = Path(f"/proc/{os.getpid()}/fd/{upload.fd}")  # for the relay, even when the file was deleted
-    return Slice(path, upload.region, extent.offset, extent.num_bytes)
+    return Slice(upload.path, upload.region, extent.offset, extent.num_bytes)
 
 
 def _read(extents: tuple[Extent, ...], target: memoryview, uploads: Mapping[Source, OpenUpload]) -> None:

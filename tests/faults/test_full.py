@@ -47,22 +47,22 @@ def image(num_pixels: int) -> bytes:
 
 
 BODIES = {
-    "upload": noise(100).tobytes(),
-    "upload-data": noise(100).tobytes(),
-    "asset": image(500_000),
+    "upload": noise(200).tobytes(),
+    "upload-data": noise(200).tobytes(),
+    "asset": image(1_200_000),
 }
 ADDRESSES = {"upload": "generate/upload", "upload-data": "generate/upload-data", "asset": "assets"}
-SHAPE = "X-Video-Frames: 100\r\nX-Video-Height: 64\r\nX-Video-Width: 96\r\n"
+SHAPE = "X-Video-Frames: 200\r\nX-Video-Height: 64\r\nX-Video-Width: 96\r\n"
 
 
 def upload_meeting_a_full_disk(frontend: Frontend, what: str, full: Path) -> httpx.Response:
-    """Send half a body, fill the disk, send the rest."""
+    """Send half a body, fill the disk when a part of it is written, send the rest."""
     address, body = urlsplit(frontend.url), BODIES[what]
     head = f"POST /api/v1/{ADDRESSES[what]} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{SHAPE}"
     with socket.create_connection((str(address.hostname), address.port or 0), timeout=10) as connection:
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[: len(body) // 2])
         partial = frontend.data_dir / "partial"
-        eventually(lambda: sum(draft.stat().st_size for draft in partial.iterdir()) >= len(body) // 2)
+        eventually(lambda: sum(draft.stat().st_size for draft in partial.iterdir()) >= MIB)
         with filled(full):
             connection.sendall(body[len(body) // 2 :])
             answer = b""
@@ -226,12 +226,12 @@ def test_shared_memory_fills_up_in_an_upload(apart: Frontend) -> None:
         address, body = urlsplit(apart.url), BODIES["upload"]
         with socket.create_connection((str(address.hostname), address.port or 0), timeout=10) as connection:
             head = "POST /api/v1/generate/upload-data HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
-            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[: MIB // 2])
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[: 3 * MIB // 2])
             eventually(lambda: set(files_of(apart)) - set(before))
             (new,) = set(files_of(apart)) - set(before)
-            eventually(lambda: (seen_by(apart, SHM) / new).stat().st_size == MIB // 2)
+            eventually(lambda: (seen_by(apart, SHM) / new).stat().st_size >= MIB)
             with filled(seen_by(apart, SHM)):
-                connection.sendall(body[MIB // 2 :])
+                connection.sendall(body[3 * MIB // 2 :])
                 answer = b""
                 while piece := connection.recv(MIB):
                     answer += piece

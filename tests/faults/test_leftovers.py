@@ -18,6 +18,7 @@ from tests.faults.processes import LONGEST_S, chunk_under_way, family, is_runnin
 from tests.server import MODELS, Frontend
 
 SHM = Path("/dev/shm")
+SENT_BYTES = 2_000_000  # a body goes to disk a MiB at a time
 
 
 def in_shm(frontend: Frontend) -> list[str]:
@@ -31,9 +32,9 @@ def half_an_upload(frontend: Frontend) -> socket.socket:
     address = urlsplit(frontend.url)
     connection = socket.create_connection((str(address.hostname), address.port or 0), timeout=10)
     connection.sendall(b"POST /api/v1/generate/upload-data HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
-    connection.sendall(b"186a0\r\n" + bytes(100_000) + b"\r\n")
+    connection.sendall(b"%x\r\n" % SENT_BYTES + bytes(SENT_BYTES) + b"\r\n")
     partial = frontend.data_dir / "partial"
-    eventually(lambda: any(draft.stat().st_size == 100_000 for draft in partial.iterdir()))
+    eventually(lambda: any(draft.stat().st_size >= 2**20 for draft in partial.iterdir()))
     return connection
 
 

@@ -180,9 +180,9 @@ def test_an_array_in_one_piece_stays_where_triton_has_the_upload(lane: Lane, upl
     plan = make(24, [{"chunk": 1, **array("vace_frames", 5, 1, 3, 12, 2, 2)}], num_input=40)
     files = uploads(40, "shm")
     found = gather(plan.chunks[1], lane, files, {})
-    video = files[Source.INPUT].file.path
+    video = files[Source.INPUT].path
     assert found["input_video"].place == Slice(video, "shm video", VIDEO_HEADER_BYTES + 12 * 12, 12 * 12)
-    assert found["vace_frames"].place == Slice(files[Source.BLOB].file.path, "shm blob", 5, 12 * 48)
+    assert found["vace_frames"].place == Slice(files[Source.BLOB].path, "shm blob", 5, 12 * 48)
     assert same(found["input_video"], VIDEO[12:24])
     assert same(found["vace_frames"], floats(5, 1, 3, 12, 2, 2))
 
@@ -203,8 +203,8 @@ def test_nothing_in_one_piece_is_copied_into_a_lane_on_disk(lane: Lane, uploads:
     files = uploads(40)
     plan = make(24, [{"chunk": 1, **array("vace_masks", 1, 1, 1, 13, 2, 2)}], num_input=40)
     found = gather(plan.chunks[1], lane, files, {})
-    assert found["input_video"].place == Slice(files[Source.INPUT].file.path, None, VIDEO_HEADER_BYTES + 144, 144)
-    assert found["vace_masks"].place.path == files[Source.BLOB].file.path
+    assert found["input_video"].place == Slice(files[Source.INPUT].path, None, VIDEO_HEADER_BYTES + 144, 144)
+    assert found["vace_masks"].place.path == files[Source.BLOB].path
     looped = gather(make(12, num_input=5).chunks[0], lane, uploads(5), {})
     assert looped["input_video"].place == Slice(lane.path, None, 0, 144)
 

@@ -44,8 +44,7 @@ def open_store(tmp_path: Path) -> Iterator[OpenStore]:
 
 def in_shm(store: Store) -> list[Path]:
     """Every file in shared memory that is the store's, whole or temporary."""
-    prefix = store.shm_name("x").removesuffix("-x-")
-    return sorted(path for path in SHM_DIR.iterdir() if path.name.startswith(prefix))
+    return sorted(SHM_DIR.glob(store.shm_name("x").removesuffix("-x-") + "*"))
 
 
 def on_disk(tmp_path: Path) -> list[str]:
