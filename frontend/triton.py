@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -66,6 +67,7 @@ class Triton:
         self._facts: dict[str, PipelineFacts] = {}
         self._sick: set[str] = set()
         self._open_sequences: Counter[str] = Counter()
+        self._last_sequence_at = time.monotonic()
         self._loading: dict[str, asyncio.Lock] = {}
         self.on_hung: Callable[[], None] | None = None
 
@@ -259,11 +261,12 @@ class Triton:
                 await run_to_end(self._end(sequence))
             finally:
                 self._open_sequences[model] -= 1
+                self._last_sequence_at = time.monotonic()
 
     @property
-    def has_open_sequences(self) -> bool:
-        """A generation is at work."""
-        return any(self._open_sequences.values())
+    def quiet_s(self) -> float:
+        """Seconds since the last generation, 0 while one is at work."""
+        return 0.0 if any(self._open_sequences.values()) else time.monotonic() - self._last_sequence_at
 
     async def _end(self, sequence: "Sequence") -> None:
         if not sequence.started:

@@ -13,7 +13,8 @@ from frontend.tasks import in_thread
 from frontend.triton import Triton
 
 STUB = "triton_python_backend_stub"
-_BURIED_S = 5.0  # how long Triton may hold on to a process that has died
+_QUIET_S = 30.0  # without a generation: a good moment for a new start
+_MOST_DEAD = 16  # no more of them are put up with until then: each keeps its shared memory, 64 MiB
 _STUBLESS_LOAD_S = 5.0  # how long a model may be loading without a process
 
 
@@ -30,7 +31,6 @@ class ModelWatch:
         self._stubs: dict[int, str] = {}
         self._healing: asyncio.Task[None] | None = None
         self._stubless_since: dict[str, float] = {}
-        self._dead_since: float | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -54,8 +54,7 @@ class ModelWatch:
         self._stubless_since = {model: self._stubless_since.get(model, now) for model in loading}
         if any(now - since > _STUBLESS_LOAD_S for since in self._stubless_since.values()):
             raise MustRestart("a model's process died while it was loaded")
-        self._dead_since = (self._dead_since or now) if num_dead else None
-        if self._dead_since is not None and now - self._dead_since > _BURIED_S and not self._client.has_open_sequences:
+        if num_dead and self._client.quiet_s > (_QUIET_S if num_dead <= _MOST_DEAD else 0):
             raise MustRestart("Triton holds on to the memory of a model that died")
         with contextlib.suppress(TritonUnavailable):  # it died this moment
             for model in set(self._stubs.values()) - set(alive.values()):
@@ -81,7 +80,7 @@ def _stubs(server_pid: int) -> tuple[dict[int, str], int]:
         for child in psutil.Process(server_pid).children():
             with contextlib.suppress(psutil.Error):
                 if child.status() == psutil.STATUS_ZOMBIE:
-                    num_dead += 1
+                    num_dead += 1  # of one that died in a chunk, Triton never lets go
                     continue
                 command = child.cmdline()
                 if command and Path(command[0]).name == STUB:
