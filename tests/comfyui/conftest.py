@@ -42,4 +42,3 @@ def names_of_this_test(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(PIPELINE_NAMES, name, value)
     monkeypatch.setenv("FILMSTRIP_SERVER", "http://127.0.0.1:9")  # discard: nothing listens there
     monkeypatch.delenv("FILMSTRIP_TOKEN", raising=False)
-

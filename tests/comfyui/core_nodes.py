@@ -79,4 +79,6 @@ class SaveImage:
         return {"ui": {"images": array_of(images)}}
 
 
-CORE_NODES: dict[str, Any] = {cls.__name__: cls for cls in (LoadImage, ImageScale, RepeatImageBatch, ImageInvert, SaveImage)}
+CORE_NODES: dict[str, Any] = {
+    cls.__name__: cls for cls in (LoadImage, ImageScale, RepeatImageBatch, ImageInvert, SaveImage)
+}

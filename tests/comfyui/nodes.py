@@ -27,7 +27,14 @@ def generate(of: Pipeline, **inputs: Any) -> tuple[Any, int, dict[str, Any]]:
 
 
 def generate_video(of: Pipeline, **inputs: Any) -> dict[str, Any]:
-    told = {"prompt": "a cat", "num_frames": 33, "seed": 42, "fps": 16.0, "filename_prefix": "video/Filmstrip", **inputs}
+    told = {
+        "prompt": "a cat",
+        "num_frames": 33,
+        "seed": 42,
+        "fps": 16.0,
+        "filename_prefix": "video/Filmstrip",
+        **inputs,
+    }
     return FilmstripGenerateVideo().generate(pipeline=of, unique_id=NODE_ID, **told)
 
 

@@ -79,7 +79,9 @@ def test_manage_cache_reaches_the_plan(server: Frontend, comfy: Comfy):
     before = len(server.probed())
     images = comfy.tensor(ramp(24))
     for manage_cache in (True, False):
-        generate(pipeline(server), num_frames=24, images=images, manage_cache=manage_cache, chunk_specs=schedule("1: a dog"))
+        generate(
+            pipeline(server), num_frames=24, images=images, manage_cache=manage_cache, chunk_specs=schedule("1: a dog")
+        )
     assert [told["parameters"]["reset"] for told in told_to(server, before)] == [True, True, True, False]
 
 
@@ -171,7 +173,12 @@ def test_batches_are_cut_by_the_servers_chunk_size(server: Frontend, comfy: Comf
 def test_a_chunks_own_control_wins_over_the_batch(server: Frontend, comfy: Comfy):
     before = len(server.probed())
     specs = chunk_spec(1, vace_frames=comfy.tensor(np.ones((12, 64, 96, 3), np.float32)))
-    generate(pipeline(server), num_frames=24, vace_frames=comfy.tensor(np.zeros((24, 64, 96, 3), np.float32)), chunk_specs=specs)
+    generate(
+        pipeline(server),
+        num_frames=24,
+        vace_frames=comfy.tensor(np.zeros((24, 64, 96, 3), np.float32)),
+        chunk_specs=specs,
+    )
     first, second = (entry["tensors"]["vace_frames"]["sha256"] for entry in told_to(server, before))
     assert first == digest(np.full((1, 3, 12, 64, 96), -1, np.float32))
     assert second == digest(np.ones((1, 3, 12, 64, 96), np.float32))

@@ -84,7 +84,7 @@ def test_nothing_is_left_of_a_file_that_could_not_be_made(tmp_path: Path):
         video_file.write(str(tmp_path / "empty.mp4"), iter(()), 16)
     assert not list(tmp_path.iterdir())
     with pytest.raises(FilmstripError, match="cannot be written"):
-        video_file.write(str(tmp_path / "nowhere" / "x.mp4"), breaks(), 16)
+        video_file.write(str(tmp_path / "nowhere" / "x.mp4"), iter([np.zeros((64, 64, 3), np.uint8)]), 16)
 
 
 def test_a_prefix_that_leads_out_is_refused(server: Frontend, comfy: Comfy):

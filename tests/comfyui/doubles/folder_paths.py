@@ -15,7 +15,7 @@ def get_save_image_path(
 ) -> tuple[str, str, int, str, str]:
     full = Path(output_dir, filename_prefix)
     if ".." in full.parts:
-        raise Exception("**** ERROR: Saving image outside the output folder is not allowed.\n full_output_folder: /x")  # noqa: TRY002
+        raise Exception("**** ERROR: Saving image outside the output folder is not allowed.\n full_output_folder: /x")
     full.parent.mkdir(parents=True, exist_ok=True)
     counter = 1 + len(list(full.parent.glob(f"{full.name}_*")))
     subfolder = str(full.parent.relative_to(output_dir))
