@@ -60,10 +60,12 @@ class Made:
     Attributes:
         output_path: what to download.
         report: JSON of what happened.
+        summary: the same in a line.
     """
 
     output_path: str
     report: str
+    summary: str
 
 
 def generate(order: Order, client: Client, display: Display) -> Made:
@@ -84,17 +86,19 @@ def generate(order: Order, client: Client, display: Display) -> Made:
         # Not a shorter video instead: ComfyUI would keep it as this node's result.
         frames = last.data["frames_completed"]
         raise FilmstripError(f"the generation was cancelled by someone else, after {frames} frames", "cancelled")
+    generate_s = time.monotonic() - posted - waited_s
     report = {
         **last.data,
         "status": last.name,
         "server": order.pipeline.server.url,
         "upload_s": round(posted - started, 3),
         "busy_s": round(waited_s, 3),
-        "generate_s": round(time.monotonic() - posted - waited_s, 3),
+        "generate_s": round(generate_s, 3),
         "chunks": chunks,
         "request": request,
     }
-    return Made(str(last.data["output_path"]), json.dumps(report, indent=1, ensure_ascii=False))
+    summary = f"{last.data['num_frames']} frames in {last.data['num_chunks']} chunks, {generate_s:.1f} s"
+    return Made(str(last.data["output_path"]), json.dumps(report, indent=1, ensure_ascii=False), summary)
 
 
 def num_frames_of(order: Order) -> int:

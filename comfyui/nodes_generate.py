@@ -11,8 +11,8 @@ from . import lines, video_file, widgets
 from .client import Client, Shape
 from .errors import FilmstripError
 from .frames import Floats, Pixels, to_floats
-from .generation import Made, Order, Pipeline, generate
-from .host import Display, as_video, check_interrupted, output_file, to_tensor
+from .generation import Order, Pipeline, generate
+from .host import Display, OutputFile, as_video, check_interrupted, output_file, to_tensor
 from .nodes_chunks import arrays_of
 from .specs import Specs
 
@@ -178,6 +178,7 @@ class FilmstripGenerate(_Generator):
         display.text("downloading")
         frames, last = client.download(made.output_path, _into_floats)
         display.picture(last)
+        display.text(made.summary)
         return to_tensor(frames), len(frames), made.report
 
 
@@ -222,14 +223,15 @@ class FilmstripGenerateVideo(_Generator):
         """
         display = Display(unique_id)
         client = Client(pipeline.server, check_interrupted)
-        made: Made = generate(_order(pipeline, prompt, num_frames, seed, **others), client, display)
+        made = generate(_order(pipeline, prompt, num_frames, seed, **others), client, display)
         display.text("downloading and encoding")
 
-        def encode(shape: Shape, frames: Iterator[Pixels]) -> tuple[Any, int]:
+        def encode(shape: Shape, frames: Iterator[Pixels]) -> tuple[OutputFile, int]:
             file = output_file(filename_prefix, shape[1], shape[2], ".mp4")
             return file, video_file.write(file.path, frames, fps)
 
         file, count = client.download(made.output_path, encode)
+        display.text(f"{made.summary}: {file.filename}")
         return {"ui": file.shown(), "result": (as_video(file.path), file.path, count, made.report)}
 
 

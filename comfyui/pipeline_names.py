@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from dataclasses import replace
 
 from .client import Client
 from .connection import Server, make_server
@@ -65,8 +66,9 @@ class PipelineNames:
 
     def _ask(self) -> None:
         try:
-            server = self._server or make_server(url_from_environment(), token_from_environment(), _ASK_TIMEOUT_S)
-            names = tuple(Client(server, poll=_nothing).pipelines())
+            server = self._server or make_server(url_from_environment(), token_from_environment())
+            impatient = replace(server, timeout_s=min(server.timeout_s, _ASK_TIMEOUT_S))
+            names = tuple(Client(impatient, poll=_nothing).pipelines())
         except FilmstripError:
             return  # it is down: the list stays as it was
         with self._lock:

@@ -1,20 +1,52 @@
 """A real ComfyUI as a process, and its HTTP API."""
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import BytesMessage, Request, TextMessage
 
 from tests.server import ROOT
 
 START_S = 100
 PACK_FOLDER = "comfyui-filmstrip"
+
+
+class Page:
+    """The websocket of ComfyUI's page."""
+
+    def __init__(self, connection: socket.socket, name: str) -> None:
+        self._connection = connection
+        self._websocket = WSConnection(ConnectionType.CLIENT)
+        host, port = connection.getpeername()
+        connection.sendall(self._websocket.send(Request(host=f"{host}:{port}", target=f"/ws?clientId={name}")))
+
+    def messages(self) -> Iterator[dict[str, Any] | bytes]:
+        """What comes: JSON messages as dicts, others as they are."""
+        text, raw = "", b""
+        while data := self._connection.recv(2**16):
+            self._websocket.receive_data(data)
+            for event in self._websocket.events():
+                if isinstance(event, TextMessage):
+                    text += event.data
+                    if event.message_finished:
+                        yield json.loads(text)
+                        text = ""
+                elif isinstance(event, BytesMessage):
+                    raw += event.data
+                    if event.message_finished:
+                        yield raw
+                        raw = b""
 
 
 class RealComfyUI:
@@ -67,9 +99,9 @@ class RealComfyUI:
         info: dict[str, Any] = httpx.get(f"{self.url}/object_info", timeout=60).json()
         return info
 
-    def queue(self, graph: dict[str, Any]) -> str:
-        """Queue a workflow in API format; gives its id."""
-        answer = httpx.post(f"{self.url}/prompt", json={"prompt": graph}, timeout=60)
+    def queue(self, graph: dict[str, Any], page: str = "") -> str:
+        """Queue a workflow in API format, for a page that listens; gives its id."""
+        answer = httpx.post(f"{self.url}/prompt", json={"prompt": graph, "client_id": page}, timeout=60)
         assert answer.status_code == 200, answer.text
         return str(answer.json()["prompt_id"])
 
@@ -102,6 +134,12 @@ class RealComfyUI:
         messages = dict(self.wait(self.queue(graph))["status"]["messages"])
         error: dict[str, Any] = messages["execution_error"]
         return error
+
+    @contextmanager
+    def page(self, name: str) -> Iterator["Page"]:
+        """Listen as ComfyUI's page does."""
+        with socket.create_connection(("127.0.0.1", int(self.url.rpartition(":")[2])), timeout=30) as connection:
+            yield Page(connection, name)
 
     def interrupt(self) -> None:
         """Press stop."""

@@ -43,6 +43,7 @@ def test_text_makes_the_probes_pattern(server: Frontend, comfy: Comfy):
     assert kind == "JPEG"
     assert np.array_equal(np.asarray(picture), np.rint(array_of(images)[-1] * 255))
     assert any("chunk 3 of 3" in text for text in comfy.texts)
+    assert comfy.texts[-1].startswith("33 frames in 3 chunks, ")
 
 
 def test_every_field_of_the_generation_reaches_the_model(server: Frontend, comfy: Comfy):

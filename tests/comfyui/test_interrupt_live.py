@@ -1,5 +1,6 @@
 """The stop button, busy servers, and everything that goes wrong: against the real server."""
 
+import itertools
 import socket
 import threading
 import time
@@ -7,8 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from comfyui.client import Client
+from comfyui.connection import make_server
 from comfyui.errors import FilmstripError
 from comfyui.nodes_server import FilmstripServer
 from tests.comfyui.host import Comfy, array_of, ramp
@@ -70,6 +74,18 @@ def test_stop_while_waiting_does_not_cancel_the_generation_of_another(server: Fr
         waits = lambda: any("busy" in text for text in comfy.texts)  # noqa: E731
         with pressed_stop(comfy, waits), pytest.raises(comfy.interrupted):
             generate(pipeline(server), wait_when_busy_s=60)
+        assert [name for name, _ in events][-1] == "complete"
+    assert num_cancels(server) == asked
+
+
+def test_stop_before_the_answer_cancels_nobody(server: Frontend):
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    asked = num_cancels(server)
+    with server.stream(pipeline_id="probe", prompt="!sleep 0.5", num_frames=9) as events:
+        with pytest.raises(KeyboardInterrupt):  # at the first look, which is before any answer
+            Client(make_server(server.url), stop).generate({"pipeline_id": "probe", "prompt": "x"}, lambda _: None)
         assert [name for name, _ in events][-1] == "complete"
     assert num_cancels(server) == asked
 
@@ -182,6 +198,55 @@ def test_stop_ends_any_wait(comfy: Comfy):
         with pytest.raises(comfy.interrupted):
             pipeline(f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize("call", ["upload", "download"])
+def test_stop_ends_a_transfer_that_stands_still(call: str):
+    """Against a server that takes a request's head, and sends that of an answer, but moves no bytes of a video."""
+    accepted: list[socket.socket] = []
+
+    def answer() -> None:
+        connection, _ = stalled.accept()
+        accepted.append(connection)
+        connection.recv(2**12)
+        if call == "download":
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+
+    polled = itertools.count()
+
+    def stop() -> None:
+        if next(polled) == 5:
+            raise KeyboardInterrupt
+
+    with socket.create_server(("127.0.0.1", 0)) as stalled:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        client = Client(make_server(f"http://127.0.0.1:{stalled.getsockname()[1]}"), stop)
+        frame = np.zeros((1024, 1024, 3), np.uint8).data
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            if call == "upload":
+                client.upload((50, 1024, 1024, 3), [frame] * 50)
+            else:
+                client.download("output-x", lambda _, frames: list(frames))
+        assert time.monotonic() - started < 2
+        thread.join(10)
+        accepted[0].close()
+
+
+def test_images_that_are_no_numbers_are_named(server: Frontend, comfy: Comfy):
+    broken = ramp(3)
+    broken[1, 5, 5] = np.nan
+    with harmless(server), pytest.raises(FilmstripError, match="NaN"):
+        generate(pipeline(server, "passthrough"), images=comfy.tensor(broken), num_frames=0)
+    with harmless(server), pytest.raises(FilmstripError, match="vace_frames") as caught:
+        generate(pipeline(server), vace_frames=comfy.tensor(broken), num_frames=9)
+    assert caught.value.code == "invalid_field"
+
+
+def test_https_to_a_server_without_is_a_readable_error(server: Frontend, comfy: Comfy):
+    with pytest.raises(FilmstripError, match="no secure connection to the Filmstrip server at https://"):
+        pipeline(server.url.replace("http:", "https:"))
 
 
 def test_another_kind_of_server_is_named(comfy: Comfy):

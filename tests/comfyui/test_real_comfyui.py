@@ -3,9 +3,11 @@
 ComfyUI is GPL and no part of this repository; without it these tests are skipped.
 """
 
+import itertools
 import os
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import av
 import numpy as np
@@ -18,6 +20,10 @@ from tests.comfyui.host import workflow
 from tests.comfyui.real_comfyui import RealComfyUI
 from tests.faults.aftermath import eventually, is_generating
 from tests.server import Frontend
+
+# ComfyUI's numbers of binary messages.
+TEXT = (3).to_bytes(4, "big")
+PREVIEWS = ((1).to_bytes(4, "big"), (4).to_bytes(4, "big"))
 
 pytestmark = [
     pytest.mark.skipif("COMFYUI_DIR" not in os.environ, reason="COMFYUI_DIR names no ComfyUI"),
@@ -95,6 +101,29 @@ def test_a_second_run_without_changes_makes_nothing_anew(real: RealComfyUI, serv
     assert len(server.probed()) == before
     real.run(workflow("video_to_video", server, prompt="twice"))
     assert len(server.probed()) > before
+
+
+def test_the_page_shows_chunks_texts_and_the_last_frame(real: RealComfyUI, server: Frontend):
+    with real.page("tests") as page:
+        messages = page.messages()
+        next(messages)  # the page is known from here on
+        queued = real.queue(workflow("video_to_video", server, prompt="shown"), page="tests")
+        seen = list(itertools.takewhile(lambda message: not has_ended(message, queued), messages))
+    told = [message["data"] for message in seen if isinstance(message, dict) and message["type"] == "progress"]
+    assert [(data["value"], data["max"]) for data in told if data["node"] == "7"] == [(1, 2), (2, 2), (2, 2)]
+    texts = [message for message in seen if isinstance(message, bytes) and message[:4] == TEXT]
+    assert any(b"chunk 2 of 2" in text for text in texts)
+    assert b"24 frames in 2 chunks" in texts[-1]
+    pictures = [message for message in seen if isinstance(message, bytes) and message[:4] in PREVIEWS]
+    assert any(b"\xff\xd8\xff" in picture for picture in pictures), "a JPEG"
+
+
+def has_ended(message: dict[str, Any] | bytes, prompt_id: str) -> bool:
+    return (
+        isinstance(message, dict)
+        and message["type"] == "executing"
+        and message["data"] == {"node": None, "prompt_id": prompt_id}
+    )
 
 
 def test_stop_cancels_on_the_server_within_a_second(real: RealComfyUI, server: Frontend):
