@@ -62,7 +62,7 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-# Not comfyui: ComfyUI loads that folder under any name, so its imports are relative; tests/comfyui/test_pack.py has its rules.
+# Not comfyui: ComfyUI loads it under any name, so its imports are relative. tests/comfyui/test_pack.py has its rules.
 MODULES = {module_name(path): path for path in sources("filmstrip", "frontend", "demo", "export", "benchmarks")}
 
 

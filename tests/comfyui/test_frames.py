@@ -140,11 +140,11 @@ def test_later_specs_win_value_by_value():
         [
             ChunkSpec(1, {"text": "a cat", "seed": 1}, {"input_video": one, "vace_frames": one}),
             ChunkSpec(0, {"text": "a fish"}),
-            ChunkSpec(1, {"prompts": [{"text": "a dog", "weight": 100}]}, {"vace_frames": two}),
+            ChunkSpec(1, {"seed": 2, "prompts": [{"text": "a dog", "weight": 100}]}, {"vace_frames": two}),
         ]
     )
     assert merged[0].fields == {"text": "a fish"}
-    assert merged[1].fields == {"seed": 1, "prompts": [{"text": "a dog", "weight": 100}]}
+    assert merged[1].fields == {"seed": 2, "prompts": [{"text": "a dog", "weight": 100}]}
     assert merged[1].arrays["input_video"] is one
     assert merged[1].arrays["vace_frames"] is two
 

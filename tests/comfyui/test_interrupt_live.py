@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from comfyui import generation
 from comfyui.client import Client
 from comfyui.connection import make_server
 from comfyui.errors import FilmstripError
@@ -68,12 +69,16 @@ def test_stop_raises_at_once_and_frees_the_slot(server: Frontend, comfy: Comfy):
     assert num_cancels(server) == asked + 1
 
 
-def test_stop_while_waiting_does_not_cancel_the_generation_of_another(server: Frontend, comfy: Comfy):
+def test_stop_while_waiting_does_not_cancel_the_generation_of_another(
+    server: Frontend, comfy: Comfy, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(generation, "BUSY_RETRY_S", 30)  # so that it is the waiting that ends
     asked = num_cancels(server)
     with server.stream(pipeline_id="probe", prompt="!sleep 0.5", num_frames=33) as events:
         waits = lambda: any("busy" in text for text in comfy.texts)  # noqa: E731
-        with pressed_stop(comfy, waits), pytest.raises(comfy.interrupted):
+        with pressed_stop(comfy, waits) as moments, pytest.raises(comfy.interrupted):
             generate(pipeline(server), wait_when_busy_s=60)
+        assert time.monotonic() - moments[0] < 1
         assert [name for name, _ in events][-1] == "complete"
     assert num_cancels(server) == asked
 
@@ -173,6 +178,7 @@ def test_a_server_that_dies_under_way_is_a_readable_error(comfy: Comfy, start_fr
     def kill() -> None:
         eventually(frontend.probed)
         frontend.process.kill()
+        frontend.process.wait(10)
 
     thread = threading.Thread(target=kill)
     thread.start()
@@ -224,11 +230,12 @@ def test_stop_ends_a_transfer_that_stands_still(call: str):
         client = Client(make_server(f"http://127.0.0.1:{stalled.getsockname()[1]}"), stop)
         frame = np.zeros((1024, 1024, 3), np.uint8).data
         started = time.monotonic()
+        calls = {
+            "upload": lambda: client.upload((50, 1024, 1024, 3), [frame] * 50),
+            "download": lambda: client.download("output-x", lambda _, frames: list(frames)),
+        }
         with pytest.raises(KeyboardInterrupt):
-            if call == "upload":
-                client.upload((50, 1024, 1024, 3), [frame] * 50)
-            else:
-                client.download("output-x", lambda _, frames: list(frames))
+            calls[call]()
         assert time.monotonic() - started < 2
         thread.join(10)
         accepted[0].close()
@@ -239,7 +246,7 @@ def test_images_that_are_no_numbers_are_named(server: Frontend, comfy: Comfy):
     broken[1, 5, 5] = np.nan
     with harmless(server), pytest.raises(FilmstripError, match="NaN"):
         generate(pipeline(server, "passthrough"), images=comfy.tensor(broken), num_frames=0)
-    with harmless(server), pytest.raises(FilmstripError, match="vace_frames") as caught:
+    with harmless(server, inputs=1), pytest.raises(FilmstripError, match="vace_frames") as caught:
         generate(pipeline(server), vace_frames=comfy.tensor(broken), num_frames=9)
     assert caught.value.code == "invalid_field"
 

@@ -75,7 +75,7 @@ def test_odd_sizes_repeat_the_last_row_and_column(tmp_path: Path, size: tuple[in
 
 def test_nothing_is_left_of_a_file_that_could_not_be_made(tmp_path: Path):
     def breaks():
-        yield np.zeros((64, 64, 3), np.uint8)
+        yield from np.zeros((100, 64, 64, 3), np.uint8)  # more than the encoder looks ahead: the file is begun
         raise FilmstripError("the download broke off")
 
     with pytest.raises(FilmstripError, match="broke off"):
