@@ -167,7 +167,5 @@ def _follow(
             if waited_s >= order.wait_when_busy_s:
                 waited = f" It was asked for {waited_s:.0f} s: see wait_when_busy_s." if order.wait_when_busy_s else ""
                 raise FilmstripError(f"the server is busy: {error}.{waited}", "busy") from None
-        display.text(
-            f"the server is busy with another generation; trying again for {order.wait_when_busy_s - waited_s:.0f} s"
-        )
+        display.text(f"the server is busy with another generation; waiting up to {order.wait_when_busy_s:g} s")
         sleep_polling(min(BUSY_RETRY_S, max(order.wait_when_busy_s - waited_s, 0.1)), check_interrupted)

@@ -37,9 +37,13 @@ class Display:
     def __init__(self, node_id: str | None) -> None:
         self._node_id = node_id
         self._bar: Any = None
+        self._shown = ""
 
     def text(self, message: str) -> None:
-        """Show a line of text under the node, and in ComfyUI's log."""
+        """Show a line of text under the node, and in ComfyUI's log; once, if it is the one that is shown."""
+        if message == self._shown:
+            return
+        self._shown = message
         log.info("Filmstrip: %s", message)
         from server import PromptServer
 

@@ -86,6 +86,16 @@ def test_manage_cache_reaches_the_plan(server: Frontend, comfy: Comfy):
     assert [told["parameters"]["reset"] for told in told_to(server, before)] == [True, True, True, False]
 
 
+def test_what_a_chunk_says_wins_over_the_generation(server: Frontend, comfy: Comfy):
+    before = len(server.probed())
+    images = comfy.tensor(ramp(36))
+    specs = chunk_spec(1, text="a dog", manage_cache="off", chunk_specs=chunk_spec(2, vace_use_input_video="on"))
+    generate(pipeline(server), num_frames=36, images=images, chunk_specs=specs)
+    told = [entry["parameters"] for entry in told_to(server, before)]
+    assert [entry["reset"] for entry in told] == [True, False, True]
+    assert [entry["mode"] for entry in told] == ["video", "video", "text"]
+
+
 def test_the_input_video_as_control(server: Frontend, comfy: Comfy):
     before = len(server.probed())
     generate(pipeline(server), num_frames=12, images=comfy.tensor(ramp(12)), vace_use_input_video="on")
@@ -112,10 +122,11 @@ def test_every_field_of_a_chunk_reaches_the_model(server: Frontend, comfy: Comfy
         vace_context_scale=0,
         vace_temporally_locked=False,
     )
-    specs = chunk_spec(2, chunk_specs=specs, prompts="1: x\n2: y", reset_cache=True, vace_use_input_video="off")
+    specs = chunk_spec(2, chunk_specs=specs, prompts="1: x\n2: y", reset_cache=True)
     generate(pipeline(server), num_frames=27, noise_controller="on", chunk_specs=specs)
     first, second, third = (entry["parameters"] for entry in told_to(server, before))
     assert first["prompts"] == [["a fish", 100]]
+    assert (first["prompt_interpolation_method"], second["prompt_interpolation_method"]) == ("slerp", "linear")
     assert first["transition"]["target"] == [["a bird", 40], ["a horse", 100]]
     assert first["transition"]["method"] == "slerp"
     assert first["transition"]["num_steps"] == 3

@@ -101,6 +101,7 @@ def test_the_registry_is_told_the_version_and_no_requirements():
     assert told["project"]["name"] == "comfyui-filmstrip"
     assert told["project"]["version"] == comfyui.__version__
     assert told["project"]["dependencies"] == []
+    assert (PACK / "LICENSE").read_text() == (ROOT / "LICENSE").read_text(), "the folder goes alone"
     assert set(told["tool"]["comfy"]) >= {"PublisherId", "DisplayName"}
     wanted = [line for line in (PACK / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
     assert wanted == []
