@@ -48,7 +48,7 @@ class Client:
     def pipelines(self) -> dict[str, dict[str, Any]]:
         """What each pipeline is and can do, by its id."""
         answer = self._json("GET", "/api/v1/pipelines")
-        return self._read(answer, lambda: {str(facts["id"]): dict(facts) for facts in answer["pipelines"]})
+        return self._read(answer, lambda: {str(facts["id"]): _read_facts(facts) for facts in answer["pipelines"]})
 
     def pipeline(self, id: str) -> dict[str, Any]:
         """What one pipeline is and can do.
@@ -189,6 +189,13 @@ def _events(response: http.client.HTTPResponse) -> Iterator[Event]:
     reader = EventReader()
     while data := response.read1(_READ_BYTES):
         yield from reader.feed(data)
+
+
+def _read_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    size = facts["chunk_size"]
+    if not isinstance(size, int) or size < 1:
+        raise ValueError("no chunk size")
+    return {**facts, "features": dict(facts["features"])}
 
 
 def _read_header(raw: bytes) -> Shape:

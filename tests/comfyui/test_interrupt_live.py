@@ -256,18 +256,32 @@ def test_https_to_a_server_without_is_a_readable_error(server: Frontend, comfy: 
         pipeline(server.url.replace("http:", "https:"))
 
 
-def test_another_kind_of_server_is_named(comfy: Comfy):
+@pytest.mark.parametrize(
+    ("head", "body", "message"),
+    [
+        ("404 Not Found", "not here\n", r"is no Filmstrip server.*404, 'not here'"),
+        ("200 OK", "<html>", r"is no Filmstrip server: it answered b'<html>'"),
+        (
+            "200 OK",
+            '{"pipelines": [{"id": "x", "features": {}}]}',
+            r"is no Filmstrip server: it answered \{'pipelines'",
+        ),
+        ("500 Oops", '{"error": {"code": "internal_error", "message": "a fault", "field": "seed"}}', "^seed: a fault$"),
+    ],
+)
+def test_another_kind_of_server_is_named(head: str, body: str, message: str):
     def answer() -> None:
         connection, _ = other.accept()
         with connection:
             connection.recv(2**16)
-            connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\nnot here\n")
+            connection.sendall(f"HTTP/1.1 {head}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
 
     with socket.create_server(("127.0.0.1", 0)) as other:
         thread = threading.Thread(target=answer)
         thread.start()
-        with pytest.raises(FilmstripError, match=r"is no Filmstrip server.*404, 'not here'"):
-            pipeline(f"http://127.0.0.1:{other.getsockname()[1]}")
+        client = Client(make_server(f"http://127.0.0.1:{other.getsockname()[1]}"), lambda: None)
+        with pytest.raises(FilmstripError, match=message):
+            client.pipelines()
         thread.join(10)
 
 

@@ -1,5 +1,6 @@
 """Generate to Video against the real server: a file as it should be, in little memory."""
 
+import sys
 import threading
 from pathlib import Path
 
@@ -93,9 +94,21 @@ def test_a_prefix_that_leads_out_is_refused(server: Frontend, comfy: Comfy):
 
 
 def test_without_pyav_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(FilmstripError, match="pip install av"):
         video_file.write(str(tmp_path / "x.mp4"), iter(()), 16)
+
+
+def test_an_older_comfyui_has_the_path_for_a_video_and_the_log_for_texts(
+    server: Frontend, comfy: Comfy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setitem(sys.modules, "comfy_api.input_impl", None)
+    monkeypatch.delattr(comfy.server.PromptServer, "send_progress_text")
+    caplog.set_level("INFO")
+    video, path, count, _ = generate_video(pipeline(server), num_frames=9)["result"]
+    assert video == path
+    assert count == 9
+    assert "Filmstrip: chunk 1 of 1" in caplog.text
 
 
 def test_it_is_an_output_node():
