@@ -23,8 +23,15 @@ from frontend.schema import ChunkSpec, GenerateRequest
 from frontend.settings import GIB, MIB, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
-MARKDOWN = sorted((*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "demo").glob("*.md")))
-FOLDERS = ("filmstrip", "frontend", "model_repository", "demo", "tests", "docs", ".ci")
+MARKDOWN = sorted(
+    (
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "demo").glob("*.md"),
+        *(ROOT / "comfyui").glob("*.md"),
+    )
+)
+FOLDERS = ("filmstrip", "frontend", "model_repository", "demo", "comfyui", "tests", "docs", ".ci")
 FILES = (".md", ".py", ".toml", ".lock", ".pbtxt", ".svg", ".triton", "Makefile", "LICENSE")
 EVENTS = {"progress": Progress, "complete": Complete, "cancelled": Cancelled, "error": ErrorEvent}
 

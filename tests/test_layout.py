@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("filmstrip", "frontend", "model_repository", "demo", "export", "benchmarks", "tests")
+FOLDERS = ("filmstrip", "frontend", "model_repository", "demo", "export", "benchmarks", "comfyui", "tests")
 MAX_LINES = 400
 BAD_NAMES = {"core", "common", "utils", "util", "managers", "manager", "services", "service", "base", "helpers", "misc"}
 
@@ -64,6 +64,7 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+# Not comfyui: ComfyUI loads it under any name, so its imports are relative. tests/comfyui/test_pack.py has its rules.
 MODULES = {module_name(path): path for path in sources("filmstrip", "frontend", "demo", "export", "benchmarks")}
 
 
@@ -161,4 +162,6 @@ def test_models_are_thin():
 @pytest.mark.parametrize("path", sources(*FOLDERS), ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_are_short_and_named_for_what_they_hold(path: Path):
     assert len(path.read_text().splitlines()) <= MAX_LINES
+    if path.is_relative_to(ROOT / "tests" / "comfyui" / "doubles"):
+        return  # their names are those of ComfyUI's modules
     assert not BAD_NAMES & {part.removesuffix(".py").strip("_") for part in path.relative_to(ROOT).parts}

@@ -1,0 +1,126 @@
+"""The boundary to ComfyUI: interrupt, progress, messages, files, tensors. Nothing else here imports ComfyUI or torch.
+
+Imported where it is used: the pack's other modules, and their tests, need no ComfyUI.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .errors import FilmstripError
+from .frames import Floats, Pixels
+
+PREVIEW_SIDE = 512
+
+log = logging.getLogger("filmstrip")
+
+
+def check_interrupted() -> None:
+    """Raise ComfyUI's own interrupt exception when the user has pressed stop."""
+    from comfy import model_management
+
+    model_management.throw_exception_if_processing_interrupted()
+
+
+class Display:
+    """Shows on a node what happens: a bar, a line of text, a picture. Only from ComfyUI's own thread.
+
+    Args:
+        node_id: ComfyUI's, from the hidden input `unique_id`; None where there is none.
+    """
+
+    def __init__(self, node_id: str | None) -> None:
+        self._node_id = node_id
+        self._bar: Any = None
+        self._shown = ""
+
+    def text(self, message: str) -> None:
+        """Show a line of text under the node, and in ComfyUI's log; once, if it is the one that is shown."""
+        if message == self._shown:
+            return
+        self._shown = message
+        log.info("Filmstrip: %s", message)
+        from server import PromptServer
+
+        # It came to ComfyUI in 2025; before that the log must do.
+        send = getattr(getattr(PromptServer, "instance", None), "send_progress_text", None)
+        if send is not None and self._node_id is not None:
+            send(message, self._node_id)
+
+    def chunks(self, done: int, total: int) -> None:
+        """Move the bar."""
+        from comfy.utils import ProgressBar
+
+        if self._bar is None:
+            self._bar = ProgressBar(total)
+        self._bar.update_absolute(done, total)
+
+    def picture(self, frame: Pixels) -> None:
+        """Show a frame under the node, beside a full bar."""
+        from PIL import Image
+
+        if self._bar is not None:
+            image = Image.fromarray(np.ascontiguousarray(frame))
+            self._bar.update_absolute(self._bar.total, self._bar.total, ("JPEG", image, PREVIEW_SIDE))
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A file of ComfyUI's output directory, as its page asks for it."""
+
+    path: str
+    filename: str
+    subfolder: str
+
+    def shown(self) -> dict[str, Any]:
+        """What a node returns as `ui`, so that the page plays the video: as ComfyUI's own Save Video does."""
+        return {
+            "images": [{"filename": self.filename, "subfolder": self.subfolder, "type": "output"}],
+            "animated": (True,),
+        }
+
+
+def output_file(prefix: str, height: int, width: int, suffix: str) -> OutputFile:
+    """The next free name for a prefix in the output directory.
+
+    Raises:
+        FilmstripError: the prefix leads out of that directory, or it cannot be written to.
+    """
+    import folder_paths
+
+    try:
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+            prefix, folder_paths.get_output_directory(), width, height
+        )
+    except Exception as error:  # noqa: BLE001 - ComfyUI raises a bare Exception for a prefix that leads out
+        reason = str(error).partition("\n")[0].strip("* ")
+        raise FilmstripError(f"filename_prefix: {prefix!r} cannot be used: {reason}") from None
+    filename = f"{name}_{counter:05}_{suffix}"
+    return OutputFile(os.path.join(folder, filename), filename, subfolder)
+
+
+def as_video(path: str) -> Any:
+    """A file as ComfyUI's VIDEO; its path where this ComfyUI is too old to have one."""
+    try:
+        from comfy_api.input_impl import VideoFromFile
+    except ImportError:
+        return path
+    return VideoFromFile(path)
+
+
+def to_array(tensor: Any) -> Floats:
+    """A tensor as an array; it stays where it is, unless it lies on a GPU or isn't float32."""
+    array: Floats = tensor.detach().cpu().float().numpy()
+    return array
+
+
+def to_tensor(array: Floats) -> Any:
+    """An array as a tensor of the same memory."""
+    import torch
+
+    return torch.from_numpy(array)

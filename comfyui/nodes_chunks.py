@@ -1,0 +1,214 @@
+"""The nodes Chunk Spec and Prompt Schedule: what single chunks do otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import lines, widgets
+from .errors import FilmstripError
+from .frames import Floats, check_images, check_masks
+from .host import to_array
+from .specs import ChunkSpec, Specs
+
+MAX_CHUNK = 9999
+MAX_REFERENCES = 16
+_CHAIN = widgets.socket(
+    "FILMSTRIP_CHUNK_SPECS", "Specs of other chunks, or of this one: where both speak, this node wins."
+)
+
+
+class FilmstripChunkSpec:
+    """One chunk's own values, added to those of other chunks."""
+
+    CATEGORY = "Filmstrip"
+    DESCRIPTION = (
+        "What one chunk does otherwise than the whole generation. Chain several, one for each chunk. Values hold for "
+        "that chunk alone; prompts stay in force until another comes."
+    )
+    RETURN_TYPES = ("FILMSTRIP_CHUNK_SPECS",)
+    RETURN_NAMES = ("chunk_specs",)
+    OUTPUT_TOOLTIPS = ("For another Chunk Spec, a Prompt Schedule or a Generate node.",)
+    FUNCTION = "add"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's interface
+        return {
+            "required": {"chunk": widgets.integer(0, 0, MAX_CHUNK, "Which chunk, from 0.")},
+            "optional": {
+                "chunk_specs": _CHAIN,
+                "text": widgets.text("A new prompt, from this chunk on. Empty: none.", prompts=True),
+                "prompts": widgets.text(f"New prompts to blend, instead of text. {widgets.WEIGHTED_PROMPTS}"),
+                "prompt_interpolation_method": widgets.choice(widgets.METHOD, "How this chunk's prompts are blended."),
+                "transition_target_prompts": widgets.text(
+                    f"Prompts to move to, chunk by chunk, from this one on. {widgets.WEIGHTED_PROMPTS}"
+                ),
+                "transition_num_steps": widgets.integer(
+                    -1, -1, 10_000, "Chunks that the transition takes. -1: the server's own, 4. 0: at once."
+                ),
+                "transition_method": widgets.choice(widgets.METHOD, "The way from the one prompt to the other."),
+                "chunk_seed": widgets.integer(-1, -1, widgets.MAX_SEED, "This chunk's seed. -1: the generation's."),
+                "noise_scale": widgets.number(
+                    -1, -1, 1, 0.01, "Share of noise in this chunk, video to video only. Below 0: the generation's."
+                ),
+                "noise_controller": widgets.choice(widgets.SWITCH, "The input's motion sets the noise scale."),
+                "kv_cache_attention_bias": widgets.number(
+                    -1, -1, 1, 0.01, "Weight of what was made before, above 0. Below 0: the generation's."
+                ),
+                "reset_cache": ("BOOLEAN", {"default": False, "tooltip": "Start afresh at this chunk: a cut."}),
+                "manage_cache": widgets.choice(widgets.SWITCH, "A change of parameters may reset the cache."),
+                "denoising_steps": widgets.DENOISING_STEPS,
+                "lora_scales": widgets.LORA_SCALES,
+                "vace_context_scale": widgets.number(
+                    -1, -1, 2, 0.01, "Strength of the control in this chunk. Below 0: the generation's."
+                ),
+                "vace_use_input_video": widgets.choice(
+                    widgets.SWITCH, "The input video conditions the frames and is not their source."
+                ),
+                "vace_temporally_locked": (
+                    "BOOLEAN",
+                    {
+                        "default": True,
+                        "tooltip": "On: VACE frames and masks of another length than the chunk are trimmed, or padded "
+                        "with their last. Off: resampled.",
+                    },
+                ),
+                "first_frame_image": widgets.socket("IMAGE", "The chunk's first frame."),
+                "last_frame_image": widgets.socket("IMAGE", "The chunk's last frame."),
+                "vace_ref_images": widgets.socket("IMAGE", f"References, at most {MAX_REFERENCES}."),
+                "vace_frames": widgets.socket("IMAGE", "This chunk's control frames, of the generation's size."),
+                "vace_masks": widgets.socket("MASK", "Above 0.5 is made, the rest is kept. Of the generation's size."),
+                "input_video": widgets.socket("IMAGE", "This chunk's own input video."),
+            },
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(  # noqa: D102 - ComfyUI's interface
+        cls,
+        prompts: str | None = None,
+        transition_target_prompts: str | None = None,
+        denoising_steps: str | None = None,
+        lora_scales: str | None = None,
+    ) -> bool | str:
+        return (
+            lines.complaint(lines.weighted_prompts, prompts)
+            or lines.complaint(lines.weighted_prompts, transition_target_prompts)
+            or lines.complaint(lines.denoising_steps, denoising_steps)
+            or lines.complaint(lines.lora_scales, lora_scales)
+            or True
+        )
+
+    def add(
+        self,
+        *,
+        chunk: int,
+        chunk_specs: Specs = (),
+        text: str = "",
+        prompts: str = "",
+        prompt_interpolation_method: str = widgets.AS_IS,
+        transition_target_prompts: str = "",
+        transition_num_steps: int = -1,
+        transition_method: str = widgets.AS_IS,
+        chunk_seed: int = -1,
+        noise_scale: float = -1,
+        noise_controller: str = widgets.AS_IS,
+        kv_cache_attention_bias: float = -1,
+        reset_cache: bool = False,
+        manage_cache: str = widgets.AS_IS,
+        denoising_steps: str = "",
+        lora_scales: str = "",
+        vace_context_scale: float = -1,
+        vace_use_input_video: str = widgets.AS_IS,
+        vace_temporally_locked: bool = True,
+        **pictures: Any,
+    ) -> tuple[Specs]:
+        """Add this chunk's spec.
+
+        Raises:
+            FilmstripError: a text or a picture is not of the form that it must have.
+        """
+        fields = widgets.given(
+            text=text.strip() or None,
+            prompts=widgets.prompts(prompts),
+            prompt_interpolation_method=widgets.method(prompt_interpolation_method),
+            transition_target_prompts=widgets.prompts(transition_target_prompts),
+            transition_num_steps=widgets.unless_negative(transition_num_steps),
+            transition_method=widgets.method(transition_method),
+            seed=widgets.unless_negative(chunk_seed),
+            noise_scale=widgets.unless_negative(noise_scale),
+            noise_controller=widgets.switch(noise_controller),
+            kv_cache_attention_bias=widgets.unless_negative(kv_cache_attention_bias),
+            reset_cache=reset_cache or None,
+            manage_cache=widgets.switch(manage_cache),
+            denoising_steps=widgets.steps(denoising_steps),
+            lora_scales=widgets.scales(lora_scales),
+            vace_context_scale=widgets.unless_negative(vace_context_scale),
+            vace_use_input_video=widgets.switch(vace_use_input_video),
+            vace_temporally_locked=None if vace_temporally_locked else False,
+        )
+        return ((*chunk_specs, ChunkSpec(chunk, fields, arrays_of(pictures))),)
+
+
+class FilmstripPromptSchedule:
+    """Prompts for many chunks, in one text."""
+
+    CATEGORY = "Filmstrip"
+    DESCRIPTION = "Prompts by the chunk from which each holds, a line each: '0: a cat', '4: a dog'."
+    RETURN_TYPES = ("FILMSTRIP_CHUNK_SPECS",)
+    RETURN_NAMES = ("chunk_specs",)
+    OUTPUT_TOOLTIPS = ("For a Chunk Spec or a Generate node.",)
+    FUNCTION = "add"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's interface
+        tooltip = (
+            "A prompt a line, after the chunk from which on it holds, from 0. A line that begins with # is a comment."
+        )
+        return {
+            "required": {"schedule": widgets.text(tooltip, default="0: a cat\n4: a dog")},
+            "optional": {"chunk_specs": _CHAIN},
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, schedule: str | None = None) -> bool | str:  # noqa: D102 - ComfyUI's interface
+        return lines.complaint(lines.schedule, schedule) or True
+
+    def add(self, schedule: str, chunk_specs: Specs = ()) -> tuple[Specs]:
+        """Add the schedule's specs.
+
+        Raises:
+            FilmstripError: a line is not like `4: a dog`.
+        """
+        specs = (ChunkSpec(chunk, {"text": prompt}) for chunk, prompt in sorted(lines.schedule(schedule).items()))
+        return ((*chunk_specs, *specs),)
+
+
+def arrays_of(pictures: dict[str, Any]) -> dict[str, Floats]:
+    """IMAGE and MASK tensors as arrays, checked; those that are None are left out.
+
+    Raises:
+        FilmstripError: one has another shape than its kind.
+    """
+    arrays: dict[str, Floats] = {}
+    for name, tensor in pictures.items():
+        if tensor is None:
+            continue
+        array = arrays[name] = to_array(tensor)
+        if name == "vace_masks":
+            check_masks(name, array)
+        else:
+            check_images(name, array)
+        if name in ("first_frame_image", "last_frame_image") and len(array) != 1:
+            raise FilmstripError(f"{name}: needs one image, got {len(array)}")
+        if name == "vace_ref_images" and len(array) > MAX_REFERENCES:
+            raise FilmstripError(f"{name}: at most {MAX_REFERENCES} images, got {len(array)}")
+    return arrays
+
+
+NODE_CLASS_MAPPINGS: dict[str, type] = {
+    "FilmstripChunkSpec": FilmstripChunkSpec,
+    "FilmstripPromptSchedule": FilmstripPromptSchedule,
+}
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "FilmstripChunkSpec": "Filmstrip Chunk Spec",
+    "FilmstripPromptSchedule": "Filmstrip Prompt Schedule",
+}

@@ -1,0 +1,255 @@
+"""The nodes Generate and Generate to Video: the work itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from . import lines, video_file, widgets
+from .client import Client, Shape
+from .errors import FilmstripError
+from .frames import Floats, Pixels, to_floats
+from .generation import Order, Pipeline, generate
+from .host import Display, OutputFile, as_video, check_interrupted, output_file, to_tensor
+from .nodes_chunks import arrays_of
+from .specs import Specs
+
+MAX_FRAMES = 10_000
+_SIDE = "0: the pipeline's own, else the input's. Else 64 to 2048, by the pipeline's granularity."
+
+
+def _inputs(**required: widgets.Widget) -> dict[str, Any]:
+    return {
+        "required": {
+            "pipeline": widgets.socket("FILMSTRIP_PIPELINE", "What makes the frames."),
+            "prompt": widgets.text("Frame processors don't look at it.", prompts=True),
+            "num_frames": widgets.integer(
+                0,
+                0,
+                MAX_FRAMES,
+                "Exactly as many come back. 0: as many as there are images, else VACE frames or masks, else 64.",
+            ),
+            "seed": (
+                "INT",
+                {
+                    "default": 42,
+                    "min": 0,
+                    "max": widgets.MAX_SEED,
+                    "control_after_generate": True,
+                    "tooltip": "Not sent to a pipeline that has no use for seeds.",
+                },
+            ),
+            **required,
+        },
+        "optional": {
+            "images": widgets.socket("IMAGE", "The input video, for video to video and for frame processors."),
+            "chunk_specs": widgets.socket("FILMSTRIP_CHUNK_SPECS", "What single chunks do otherwise."),
+            "pre_processor": widgets.socket("FILMSTRIP_PIPELINE", "A frame processor for the input video."),
+            "post_processor": widgets.socket("FILMSTRIP_PIPELINE", "A frame processor for the frames made."),
+            "vace_frames": widgets.socket(
+                "IMAGE",
+                "Control frames of the whole video, of the generation's size; cut into chunks here. One holds for all.",
+            ),
+            "vace_masks": widgets.socket(
+                "MASK", "Above 0.5 is made, the rest is kept; cut into chunks here. One holds for all frames."
+            ),
+            "weighted_prompts": widgets.text(f"Prompts to blend, instead of prompt. {widgets.WEIGHTED_PROMPTS}"),
+            "prompt_interpolation_method": widgets.choice(widgets.METHOD, "How several prompts are blended."),
+            "width": widgets.integer(0, 0, 2048, _SIDE, step=16),
+            "height": widgets.integer(0, 0, 2048, _SIDE, step=16),
+            "noise_scale": widgets.number(0.7, 0, 1, 0.01, "Share of noise, video to video only."),
+            "noise_controller": widgets.choice(widgets.SWITCH, "The input's motion sets the noise scale."),
+            "manage_cache": ("BOOLEAN", {"default": True, "tooltip": "A change of parameters may reset the cache."}),
+            "kv_cache_attention_bias": widgets.number(1, 0.01, 1, 0.01, "Weight of what was made before."),
+            "vace_context_scale": widgets.number(1, 0, 2, 0.01, "Strength of the control."),
+            "vace_use_input_video": widgets.choice(
+                widgets.SWITCH, "The input video conditions the frames and is not their source."
+            ),
+            "denoising_steps": widgets.DENOISING_STEPS,
+            "lora_scales": widgets.LORA_SCALES,
+            "wait_when_busy_s": widgets.number(
+                300, 0, 86_400, 1, "A server makes one video at a time. How long to wait for its turn, in seconds."
+            ),
+        },
+        "hidden": {"unique_id": "UNIQUE_ID"},
+    }
+
+
+class _Generator:
+    """What both nodes have in common: their widgets, and the way to the last event."""
+
+    CATEGORY = "Filmstrip"
+
+    @classmethod
+    def VALIDATE_INPUTS(
+        cls, weighted_prompts: str | None = None, denoising_steps: str | None = None, lora_scales: str | None = None
+    ) -> bool | str:
+        return (
+            lines.complaint(lines.weighted_prompts, weighted_prompts)
+            or lines.complaint(lines.denoising_steps, denoising_steps)
+            or lines.complaint(lines.lora_scales, lora_scales)
+            or True
+        )
+
+
+def _order(
+    pipeline: Pipeline,
+    prompt: str,
+    num_frames: int,
+    seed: int,
+    *,
+    images: Any = None,
+    chunk_specs: Specs = (),
+    pre_processor: Pipeline | None = None,
+    post_processor: Pipeline | None = None,
+    vace_frames: Any = None,
+    vace_masks: Any = None,
+    weighted_prompts: str = "",
+    prompt_interpolation_method: str = widgets.AS_IS,
+    width: int = 0,
+    height: int = 0,
+    noise_scale: float = 0.7,
+    noise_controller: str = widgets.AS_IS,
+    manage_cache: bool = True,
+    kv_cache_attention_bias: float = 1,
+    vace_context_scale: float = 1,
+    vace_use_input_video: str = widgets.AS_IS,
+    denoising_steps: str = "",
+    lora_scales: str = "",
+    wait_when_busy_s: float = 300,
+) -> Order:
+    for name, other in (("pre_processor", pre_processor), ("post_processor", post_processor)):
+        if other is not None and other.server.url != pipeline.server.url:
+            raise FilmstripError(f"{name}: is of {other.server.url}, the pipeline of {pipeline.server.url}")
+    fields = widgets.given(
+        prompt=widgets.prompts(weighted_prompts) or prompt,
+        seed=seed,
+        width=width or None,
+        height=height or None,
+        noise_scale=noise_scale,
+        noise_controller=widgets.switch(noise_controller),
+        manage_cache=manage_cache,
+        kv_cache_attention_bias=None if kv_cache_attention_bias == 1 else kv_cache_attention_bias,  # 1 is what null is
+        prompt_interpolation_method=widgets.method(prompt_interpolation_method),
+        vace_context_scale=vace_context_scale,
+        vace_use_input_video=widgets.switch(vace_use_input_video),
+        denoising_steps=widgets.steps(denoising_steps),
+        lora_scales=widgets.scales(lora_scales),
+        pre_processor_id=pre_processor.id if pre_processor else None,
+        post_processor_id=post_processor.id if post_processor else None,
+    )
+    arrays = arrays_of({"images": images, "vace_frames": vace_frames, "vace_masks": vace_masks})
+    return Order(pipeline, fields, num_frames, arrays.pop("images", None), arrays, chunk_specs, wait_when_busy_s)
+
+
+class FilmstripGenerate(_Generator):
+    """A video as images."""
+
+    DESCRIPTION = (
+        "Makes a video on the server, chunk by chunk, and gives its frames. Stop cancels on the server. "
+        "For long videos take Generate to Video: images are float32, 12 bytes a pixel."
+    )
+    RETURN_TYPES = ("IMAGE", "INT", "STRING")
+    RETURN_NAMES = ("images", "frame_count", "report")
+    OUTPUT_TOOLTIPS = (
+        "The frames.",
+        "Their number.",
+        "What happened, as JSON: times, chunks, the request as it was sent.",
+    )
+    FUNCTION = "generate"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's interface
+        return _inputs()
+
+    def generate(
+        self, pipeline: Pipeline, prompt: str, num_frames: int, seed: int, unique_id: str | None = None, **others: Any
+    ) -> tuple[Any, int, str]:
+        """Generate, and fetch the frames.
+
+        Raises:
+            FilmstripError: it failed; the message says why.
+        """
+        display = Display(unique_id)
+        client = Client(pipeline.server, check_interrupted)
+        made = generate(_order(pipeline, prompt, num_frames, seed, **others), client, display)
+        display.text("downloading")
+        frames, last = client.download(made.output_path, _into_floats)
+        display.picture(last)
+        display.text(made.summary)
+        return to_tensor(frames), len(frames), made.report
+
+
+class FilmstripGenerateVideo(_Generator):
+    """A video as a file."""
+
+    DESCRIPTION = (
+        "Makes a video on the server, chunk by chunk, and writes it as an MP4 into ComfyUI's output "
+        "directory while it is fetched: no more than a frame of it lies in memory."
+    )
+    RETURN_TYPES = ("VIDEO", "STRING", "INT", "STRING")
+    RETURN_NAMES = ("video", "path", "frame_count", "report")
+    OUTPUT_TOOLTIPS = ("The video.", "Its file.", "Number of its frames.", "What happened, as JSON.")
+    FUNCTION = "generate"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's interface
+        return _inputs(
+            fps=widgets.number(16, 1, 120, 0.01, "Frames a second."),
+            filename_prefix=widgets.text(
+                "Of the file in ComfyUI's output directory.", default="video/Filmstrip", lines=False
+            ),
+        )
+
+    def generate(
+        self,
+        pipeline: Pipeline,
+        prompt: str,
+        num_frames: int,
+        seed: int,
+        *,
+        fps: float,
+        filename_prefix: str,
+        unique_id: str | None = None,
+        **others: Any,
+    ) -> dict[str, Any]:
+        """Generate, and write the file.
+
+        Raises:
+            FilmstripError: it failed; the message says why.
+        """
+        display = Display(unique_id)
+        client = Client(pipeline.server, check_interrupted)
+        made = generate(_order(pipeline, prompt, num_frames, seed, **others), client, display)
+        display.text("downloading and encoding")
+
+        def encode(shape: Shape, frames: Iterator[Pixels]) -> tuple[OutputFile, int]:
+            file = output_file(filename_prefix, shape[1], shape[2], ".mp4")
+            return file, video_file.write(file.path, frames, fps)
+
+        file, count = client.download(made.output_path, encode)
+        display.text(f"{made.summary}: {file.filename}")
+        return {"ui": file.shown(), "result": (as_video(file.path), file.path, count, made.report)}
+
+
+def _into_floats(shape: Shape, frames: Iterator[Pixels]) -> tuple[Floats, Pixels]:
+    """All frames as an IMAGE, and the last one as it came."""
+    images = np.empty(shape, np.float32)
+    last = np.empty(shape[1:], np.uint8)
+    for index, frame in enumerate(frames):
+        to_floats(frame, out=images[index])
+        last = frame
+    return images, last
+
+
+NODE_CLASS_MAPPINGS: dict[str, type] = {
+    "FilmstripGenerate": FilmstripGenerate,
+    "FilmstripGenerateVideo": FilmstripGenerateVideo,
+}
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "FilmstripGenerate": "Filmstrip Generate",
+    "FilmstripGenerateVideo": "Filmstrip Generate to Video",
+}

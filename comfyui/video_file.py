@@ -1,0 +1,69 @@
+"""An MP4 from frames as they come: H.264, yuv420p, BT.709, which every browser and player shows."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from .errors import FilmstripError
+from .frames import Pixels
+
+_MAX_FPS_DENOMINATOR = 100_000
+_BT709 = 1  # FFmpeg's number of it in each of its colour enumerations
+_CRF = "18"
+
+
+def write(path: str, frames: Iterable[Pixels], fps: float) -> int:
+    """Encode frames, uint8 [H, W, 3] in RGB; gives their number. One frame is in memory at a time.
+
+    yuv420p has one colour sample for 2x2 pixels: frames of odd height or width repeat their last row or column. The
+    file has its name when it is whole; nothing is left when it could not be made.
+
+    Raises:
+        FilmstripError: PyAV is missing, or the file cannot be written.
+    """
+    try:
+        import av
+    except ImportError:
+        raise FilmstripError("PyAV is missing in ComfyUI's Python: pip install av") from None
+    part = f"{path}.part"
+    try:
+        with av.open(part, "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            num_frames = _encode(av, container, frames, Fraction(fps).limit_denominator(_MAX_FPS_DENOMINATOR))
+        os.replace(part, path)
+    except (av.FFmpegError, OSError) as error:
+        raise FilmstripError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(OSError):  # it has its name now, or could never be made
+            os.remove(part)
+    return num_frames
+
+
+def _encode(av: Any, container: Any, frames: Iterable[Pixels], fps: Fraction) -> int:
+    reformatter = av.video.reformatter.VideoReformatter()
+    stream, num_frames = None, 0
+    for frame in frames:
+        height, width, _ = frame.shape
+        even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        if stream is None:
+            stream = container.add_stream("libx264", rate=fps, options={"crf": _CRF})
+            stream.height, stream.width, _ = even.shape
+            stream.pix_fmt = "yuv420p"
+            context = stream.codec_context
+            context.time_base = 1 / fps
+            context.colorspace = context.color_primaries = context.color_trc = _BT709
+        rgb = av.VideoFrame.from_ndarray(even, format="rgb24")
+        picture = reformatter.reformat(rgb, format="yuv420p", dst_colorspace=av.video.reformatter.Colorspace.ITU709)
+        picture.pts = num_frames
+        picture.time_base = 1 / fps
+        container.mux(stream.encode(picture))
+        num_frames += 1
+    if stream is None:
+        raise FilmstripError("a video needs a frame")
+    container.mux(stream.encode(None))
+    return num_frames

@@ -1,0 +1,1 @@
+"""Stands for ComfyUI's package of this name."""
