@@ -1,13 +1,10 @@
 """What is no HTTP, and what stays silent, over plain sockets."""
 
 import ctypes
-import json
 import socket
 import struct
 import time
-from contextlib import closing
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -17,32 +14,11 @@ from tritonclient.utils import InferenceServerException
 from frontend.protocol import HEAD_BYTES
 from tests.conftest import beside
 from tests.faults.aftermath import PROBE, harmless
+from tests.faults.raw_client import GENERATE, RawClient
+from tests.faults.wire import ask, refusal
 from tests.server import Frontend
 
 SO_ATTACH_FILTER = 26
-
-
-def connect(frontend: Frontend) -> socket.socket:
-    address = urlsplit(frontend.url)
-    return socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=15)
-
-
-def read_all(connection: socket.socket) -> bytes:
-    data = b""
-    while part := connection.recv(65536):
-        data += part
-    return data
-
-
-def ask(frontend: Frontend, request: bytes) -> tuple[int, dict[str, object]]:
-    with closing(connect(frontend)) as connection:
-        connection.sendall(request)
-        head, _, body = read_all(connection).partition(b"\r\n\r\n")
-    assert b"server:" not in head.lower()
-    assert b"content-type: application/json" in head
-    answer = json.loads(body)
-    assert answer["detail"] == answer["error"]["message"]
-    return int(head.split()[1]), answer["error"]
 
 
 @pytest.mark.parametrize(
@@ -59,37 +35,34 @@ def ask(frontend: Frontend, request: bytes) -> tuple[int, dict[str, object]]:
     ],
 )
 def test_what_is_no_http_is_refused_in_the_one_shape(server: Frontend, request_bytes: bytes) -> None:
-    status, error = ask(server, request_bytes)
-    assert (status, error["code"]) == (400, "bad_request")
+    assert refusal(server, ask(server, request_bytes))["code"] == "bad_request"
 
 
 def test_a_head_that_is_too_large_is_refused(server: Frontend) -> None:
     """One that is a little too large may still pass: what has arrived in one piece is not measured."""
     head = b"GET /health HTTP/1.1\r\nHost: x\r\n"
-    status, error = ask(server, head + b"X-Long: " + b"y" * 8 * HEAD_BYTES + b"\r\n\r\n")
-    assert (status, error["code"]) == (431, "head_too_large")
+    long = ask(server, head + b"X-Long: " + b"y" * 8 * HEAD_BYTES + b"\r\n\r\n")
+    assert refusal(server, long)["code"] == "head_too_large"
     many = b"".join(b"X-%d: y\r\n" % number for number in range(30_000))
-    assert ask(server, head + many + b"\r\n")[0] == 431
+    assert refusal(server, ask(server, head + many + b"\r\n"))["code"] == "head_too_large"
 
 
 def test_a_head_that_does_not_come_is_not_waited_for(server: Frontend) -> None:
-    with closing(connect(server)) as connection:
-        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+    with RawClient(server.url) as client:
+        client.send(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: ")
         began = time.monotonic()
-        assert read_all(connection) == b""
+        assert client.read_to_end() == b""
         assert time.monotonic() - began < 10
 
 
 def test_a_client_that_vanished_ends_its_generation(server: Frontend, tmp_path: Path) -> None:
     """A filter on the client's socket drops all that comes: as after a cut cable, nothing is acknowledged."""
     with beside(server, tmp_path, keep_alive_s=0.2, client_timeout_s=2) as frontend, harmless(frontend):
-        body = json.dumps(PROBE | {"prompt": "!sleep 60"}).encode()
-        head = f"POST /api/v1/generate HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
         chunks = len(frontend.probed())
-        with closing(connect(frontend)) as connection:
-            connection.sendall(head.encode() + body)
+        with RawClient(frontend.url) as client:
+            client.post_json(GENERATE, PROBE | {"prompt": "!sleep 60"})
             frontend.wait_probed(chunks)
-            _drop_everything(connection)
+            _drop_everything(client.socket)
             frontend.wait_idle(timeout_s=20)
         assert frontend.probed()[-1]["event"] == "cancelled"
 
