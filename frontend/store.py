@@ -22,6 +22,7 @@ from typing import Self
 
 from filmstrip.errors import DiskFull, StorageFull, UnknownPath
 from filmstrip.geometry import VideoShape, pack_video_header
+from frontend.disk import give_back, set_aside
 from frontend.settings import Settings
 from frontend.stored import SHM_DIR, Kind, StoredFile, file_name, is_name
 from frontend.tasks import close_in_thread, in_thread
@@ -30,8 +31,6 @@ log = logging.getLogger(__name__)
 
 _SWEEP_S = 60.0
 _MAX_PARTS = os.sysconf("SC_IOV_MAX")
-
-
 _MAY_LIE_IN_SHM = (Kind.VIDEO, Kind.BLOB)
 
 
@@ -49,6 +48,7 @@ class Draft:
         self.path = path
         self.reserved_bytes = reserved_bytes
         self.written_bytes = 0
+        self.aside_bytes = 0
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660)
         os.fchmod(self.fd, 0o660)  # whatever the umask: Triton's user must be able to map it
 
@@ -75,6 +75,8 @@ class Draft:
     def _write(self, parts: Sequence[bytes | memoryview]) -> None:
         left = deque(memoryview(part) for part in parts)
         try:
+            if self.written_bytes == 0 and self.reserved_bytes and self.path.parent != SHM_DIR:
+                self.aside_bytes = self.reserved_bytes if set_aside(self.fd, self.reserved_bytes) else 0
             while left:
                 written = os.writev(self.fd, list(itertools.islice(left, _MAX_PARTS)))
                 while left and written >= len(left[0]):
@@ -243,6 +245,8 @@ class Store:
     def adopt(self, draft: Draft) -> StoredFile:
         """Name a draft."""
         name = f"{draft.kind}-{secrets.token_hex(16)}"
+        if draft.aside_bytes > draft.written_bytes:
+            give_back(draft.fd, draft.written_bytes, draft.aside_bytes)
         called = file_name(name, draft.owner)
         in_shm = draft.path.parent == SHM_DIR
         path = SHM_DIR / f"{self._shm_prefix}{called}" if in_shm else self._folder(draft.kind) / called
@@ -293,7 +297,7 @@ class Store:
     def _check(self, more_bytes: int) -> None:
         stored = sum(file.size_bytes for file in self._files.values())
         reserved = sum(draft.reserved_bytes for draft in self._drafts)
-        written = sum(draft.written_bytes for draft in self._drafts)
+        written = sum(max(draft.written_bytes, draft.aside_bytes) for draft in self._drafts)
         disk = os.statvfs(self._root)
         share = self._settings.store_disk_share * (disk.f_bavail * disk.f_frsize + stored + written)
         limit = min(self._settings.store_bytes, int(share))

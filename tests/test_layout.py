@@ -37,6 +37,7 @@ FRONTEND_ORDER = (
     "call",
     "relay",
     "triton",
+    "disk",
     "stored",
     "store",
     "media",

@@ -55,16 +55,21 @@ ADDRESSES = {"upload": "generate/upload", "upload-data": "generate/upload-data",
 SHAPE = "X-Video-Frames: 200\r\nX-Video-Height: 64\r\nX-Video-Width: 96\r\n"
 
 
-def upload_meeting_a_full_disk(frontend: Frontend, what: str, full: Path) -> httpx.Response:
+def upload_meeting_a_full_disk(frontend: Frontend, what: str, full: Path, *, chunked: bool) -> httpx.Response:
     """Send half a body, fill the disk when a part of it is written, send the rest."""
+
+    def framed(part: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(part), part) if chunked else part
+
     address, body = urlsplit(frontend.url), BODIES[what]
     head = f"POST /api/v1/{ADDRESSES[what]} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{SHAPE}"
     with socket.create_connection((str(address.hostname), address.port or 0), timeout=10) as connection:
-        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[: len(body) // 2])
+        framing = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}"
+        connection.sendall(f"{head}{framing}\r\n\r\n".encode() + framed(body[: len(body) // 2]))
         partial = frontend.data_dir / "partial"
         eventually(lambda: sum(draft.stat().st_size for draft in partial.iterdir()) >= MIB)
         with filled(full):
-            connection.sendall(body[len(body) // 2 :])
+            connection.sendall(framed(body[len(body) // 2 :]) + b"0\r\n\r\n" * chunked)
             answer = b""
             while piece := connection.recv(MIB):
                 answer += piece
@@ -81,14 +86,24 @@ def assert_refused(answer: httpx.Response, code: str) -> None:
 # -- The disk ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", BODIES)
-def test_the_disk_fills_up_in_an_upload(small_disk: Frontend, what: str) -> None:
+@pytest.mark.parametrize("what", ["upload-data", "asset"])
+def test_the_disk_fills_up_in_an_upload_of_unknown_size(small_disk: Frontend, what: str) -> None:
     small_disk.upload_data(b"of another client")
     before = hashes(small_disk)
     with harmless(small_disk):
-        assert_refused(upload_meeting_a_full_disk(small_disk, what, small_disk.data_dir), "disk_full")
+        answer = upload_meeting_a_full_disk(small_disk, what, small_disk.data_dir, chunked=True)
+        assert_refused(answer, "storage_full")
         assert hashes(small_disk) == before
     assert small_disk.upload_data(BODIES["upload-data"])
+
+
+@pytest.mark.parametrize("what", BODIES)
+def test_an_upload_of_known_size_has_its_room_from_the_start(small_disk: Frontend, what: str) -> None:
+    with harmless(small_disk, inputs=1):
+        answer = upload_meeting_a_full_disk(small_disk, what, small_disk.data_dir, chunked=False)
+        assert answer.status_code == 200, answer.text
+    for name in small_disk.stored("videos", "blobs", "assets"):
+        (small_disk.data_dir / name).unlink()
 
 
 def test_on_a_full_disk_uploads_are_refused_before_they_are_read(small_disk: Frontend) -> None:
@@ -102,12 +117,12 @@ def test_on_a_full_disk_uploads_are_refused_before_they_are_read(small_disk: Fro
         assert hashes(small_disk) == before
 
 
-def test_the_disk_fills_up_in_a_generation(small_disk: Frontend) -> None:
-    before = hashes(small_disk)
-    with harmless(small_disk), chunk_under_way(small_disk, 1, "!sleep 0.5") as events:
+def test_a_generation_has_its_room_from_the_start(small_disk: Frontend) -> None:
+    with harmless(small_disk, outputs=1), chunk_under_way(small_disk, 1, "!sleep 0.5") as events:
         with filled(small_disk.data_dir):
-            assert error_of(events) == "disk_full"
-        assert hashes(small_disk) == before
+            *_, (name, data) = list(events)
+            assert name == "complete", data
+        assert small_disk.download(data["output_path"]).shape == (33, 64, 96, 3)
 
 
 def test_finished_videos_can_be_had_from_a_full_disk(small_disk: Frontend) -> None:
