@@ -125,9 +125,9 @@ class EmbeddedTriton:
     async def _supervise(self, client: Triton) -> None:
         pause_s = _FIRST_PAUSE_S
         while True:
-            self._process = process = await self._spawn()
-            log.info("embedded Triton (pid %d) starts on %s", process.pid, self.url)
             try:
+                self._process = process = await self._spawn()
+                log.info("embedded Triton (pid %d) starts on %s", process.pid, self.url)
                 await self._wait_ready(process, client)
                 log.info("embedded Triton is ready")
                 client.mark_all_well()
@@ -138,9 +138,14 @@ class EmbeddedTriton:
                 log.error("%s; its log ends with:\n%s", error.message, self._log_tail())
                 if not self._was_ready:
                     self.failed.set()
+            except OSError as error:  # no room for its log, perhaps: there may be some later
+                log.error("the embedded Triton cannot be started: %s", error)
+                if not self._was_ready:
+                    self.failed.set()
             self.is_up = False
             self.kill()
-            await process.wait()
+            if self._process is not None:
+                await self._process.wait()
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
