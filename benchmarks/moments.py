@@ -60,6 +60,7 @@ class _Moments:
 
     def cancel(self) -> None:
         """A generation of slow chunks, cancelled somewhere within its third."""
+        began = time.monotonic()
         sent: list[tuple[float, float]] = []
         progress: list[Arrival] = []
         for event in self._generate(_SLOW_MODEL, 8):
@@ -76,7 +77,10 @@ class _Moments:
         left, answered = sent[0]
         self._cancel_ms.append(1000 * (event.at - left))
         self._chunk_ms.append(1000 * progress[1].data["latency"])
-        self._chunks_after.append(sum(event.at > answered for event in progress))
+        assert self._server.samples is not None
+        # By the server's own clock: an event may have been on its way to us when the cancel was answered.
+        ends = stalled.answers(self._server.samples, began, event.at)
+        self._chunks_after.append(sum(end > answered for end in ends))
         self._server.forget(str(event.data["output_path"]))
 
     def _generate(self, model: str, num_chunks: int) -> Iterator[Arrival]:
