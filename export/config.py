@@ -152,7 +152,7 @@ class CheckpointConfig:
 
     # What Wan's own config.json does not say.
     text_dim: int = key(_positive, "text_dim", default=4096)
-    patch_size: tuple[int, ...] = key(_list_of(_positive), "patch_size", default=(1, 2, 2))
+    patch_size: tuple[int, int, int] = key(_list_of(_positive), "patch_size", default=(1, 2, 2))
     rope_theta: float = key(_real, "rope_theta", default=10000.0)
     rope_positions: str = key(_one_of(*ROPE_POSITIONS), "rope_positions", default="absolute")
     lora_alpha: float | None = key(_real, "lora_alpha", default=None)

@@ -109,6 +109,6 @@ class TimedNetwork(nn.Module):
     def embed_time(self, timesteps: Tensor, lora_scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The embedding [B, T, C] and its six projections [B, T, 6, C] of float32 timesteps [B, T]."""
         angles = timesteps.unsqueeze(-1) * self.frequencies
-        waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.time_projection[1].weight.dtype)
+        waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(next(self.parameters()).dtype)
         embedding = self.time_embedding(waves, lora_scales)
         return embedding, self.time_projection[1](F.silu(embedding), lora_scales).unflatten(-1, (6, -1))

@@ -4,6 +4,8 @@ It has no cache and sees the chunk alone. A graph of its own, so that a chunk wi
 Source: the VACE paper.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -71,9 +73,10 @@ class VaceBranch(TimedNetwork):
         num_reference_tokens = x.shape[1] - noisy.shape[1]
         noisy = F.pad(noisy, (0, 0, num_reference_tokens, 0))
 
-        x = self.vace_blocks[0].before_proj(x, lora_scales) + noisy
+        blocks = cast("list[VaceBlock]", list(self.vace_blocks))
+        x = blocks[0].before_proj(x, lora_scales) + noisy
         hints = []
-        for index, block in enumerate(self.vace_blocks):
+        for index, block in enumerate(blocks):
             x, _, _ = block(x, modulation, (text_k[index], text_v[index]), rope, lora_scales=lora_scales)
             hints.append(block.after_proj(x, lora_scales)[:, num_reference_tokens:])
         return torch.stack(hints) * scale.reshape(-1, 1, 1, 1)

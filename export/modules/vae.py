@@ -33,15 +33,9 @@ class Stream:
         return joined
 
 
-class CausalConv(nn.Conv3d):
-    """A convolution over a frame and the two before it."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, kernel_size=3, padding=(0, 1, 1))
-
-    def forward(self, x: Tensor, stream: Stream) -> Tensor:
-        """[B, C, F, H, W] to the same number of frames."""
-        return super().forward(stream.extend(x))
+def causal_conv(in_channels: int, out_channels: int) -> nn.Conv3d:
+    """A convolution over a frame and the two before it: to be given what `Stream.extend` makes."""
+    return nn.Conv3d(in_channels, out_channels, kernel_size=3, padding=(0, 1, 1))
 
 
 class ChannelNorm(nn.Module):
@@ -65,17 +59,17 @@ class ResidualBlock(nn.Module):
         self.residual = nn.ModuleDict(
             {
                 "0": ChannelNorm(in_channels, 3),
-                "2": CausalConv(in_channels, out_channels),
+                "2": causal_conv(in_channels, out_channels),
                 "3": ChannelNorm(out_channels, 3),
-                "6": CausalConv(out_channels, out_channels),
+                "6": causal_conv(out_channels, out_channels),
             }
         )
         self.shortcut = nn.Conv3d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
         """[B, in, F, H, W] to [B, out, F, H, W]."""
-        h = self.residual["2"](F.silu(self.residual["0"](x)), stream)
-        h = self.residual["6"](F.silu(self.residual["3"](h)), stream)
+        h = self.residual["2"](stream.extend(F.silu(self.residual["0"](x))))
+        h = self.residual["6"](stream.extend(F.silu(self.residual["3"](h))))
         return self.shortcut(x) + h
 
 
@@ -154,14 +148,14 @@ def _middle(dim: int) -> nn.ModuleList:
 
 
 def _head(in_channels: int, out_channels: int) -> nn.ModuleDict:
-    return nn.ModuleDict({"0": ChannelNorm(in_channels, 3), "2": CausalConv(in_channels, out_channels)})
+    return nn.ModuleDict({"0": ChannelNorm(in_channels, 3), "2": causal_conv(in_channels, out_channels)})
 
 
 class _EncoderBody(nn.Module):
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
         dims = [config.dim * factor for factor in (1, *config.dim_mult)]
-        self.conv1 = CausalConv(3, dims[0])
+        self.conv1 = causal_conv(3, dims[0])
         layers: list[nn.Module] = []
         for stage, (dim, out) in enumerate(pairwise(dims)):
             layers += [ResidualBlock(dim if at == 0 else out, out) for at in range(config.num_res_blocks)]
@@ -172,10 +166,10 @@ class _EncoderBody(nn.Module):
         self.head = _head(dims[-1], config.z_dim * 2)
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
-        x = self.conv1(x, stream)
+        x = self.conv1(stream.extend(x))
         for layer in (*self.downsamples, *self.middle):
             x = layer(x, stream)
-        return self.head["2"](F.silu(self.head["0"](x)), stream)
+        return self.head["2"](stream.extend(F.silu(self.head["0"](x))))
 
 
 class _DecoderBody(nn.Module):
@@ -183,7 +177,7 @@ class _DecoderBody(nn.Module):
         super().__init__()
         dims = [config.dim * factor for factor in (config.dim_mult[-1], *config.dim_mult[::-1])]
         temporal = config.temporal_downsample[::-1]
-        self.conv1 = CausalConv(config.z_dim, dims[0])
+        self.conv1 = causal_conv(config.z_dim, dims[0])
         self.middle = _middle(dims[0])
         layers: list[nn.Module] = []
         for stage, (dim, out) in enumerate(pairwise(dims)):
@@ -196,10 +190,10 @@ class _DecoderBody(nn.Module):
         self.head = _head(dims[-1], 3)
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
-        x = self.conv1(x, stream)
+        x = self.conv1(stream.extend(x))
         for layer in (*self.middle, *self.upsamples):
             x = layer(x, stream)
-        return self.head["2"](F.silu(self.head["0"](x)), stream)
+        return self.head["2"](stream.extend(F.silu(self.head["0"](x))))
 
 
 class _Vae(nn.Module):
