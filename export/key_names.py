@@ -2,7 +2,7 @@
 
 import re
 
-_PREFIXES = ("model.", "diffusion_model.", "transformer.", "base_model.model.", "_fsdp_wrapped_module.")
+_PREFIXES = ("model.", "diffusion_model.", "transformer.", "base_model.model.")
 
 # diffusers' names, whole dotted parts. Those that stand alone at the top come first.
 _FROM_DIFFUSERS = tuple(

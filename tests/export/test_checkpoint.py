@@ -1,5 +1,6 @@
 """Weights from files: every form of names and of files gives the same module; what does not fit is named."""
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,14 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed: see docs/export.md")
 
 from export.checkpoint import Weights, fill, read_weights, wan_names
+from export.config import parse_config
 from export.errors import BadCheckpoint
 from export.modules.text_kv import TextKv
 from export.modules.transformer import CausalTransformer
-from tests.export.configs import tiny
+from export.modules.vace import VaceBranch
+from export.modules.vae import VaeDecoder, VaeEncoder
+from export.vae_key_names import wan_vae_names
+from tests.export.configs import LONGLIVE, tiny
 from tests.export.networks import transformer
 
 CONFIG = tiny()
@@ -39,7 +44,9 @@ DIFFUSERS = {
 }
 
 
-@pytest.mark.parametrize("prefix", ["", "model.", "diffusion_model.", "model.diffusion_model."])
+@pytest.mark.parametrize(
+    "prefix", ["", "model.", "diffusion_model.", "transformer.", "base_model.model.", "model.diffusion_model."]
+)
 def test_names_of_every_form_become_wans(prefix: str):
     value = torch.zeros(1)
     theirs = {prefix + name: value for name in DIFFUSERS}
@@ -50,6 +57,26 @@ def test_names_of_every_form_become_wans(prefix: str):
 def test_two_names_of_one_weight_are_refused():
     with pytest.raises(BadCheckpoint, match=r"both head\.head\.weight"):
         wan_names({"proj_out.weight": torch.zeros(1), "model.head.head.weight": torch.zeros(1)})
+
+
+def test_our_names_are_those_that_diffusers_knows_as_wans():
+    """By diffusers' own conversion of Wan's releases, and back by ours."""
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: see docs/export.md")
+    convert = importlib.import_module("diffusers.loaders.single_file_utils")
+    vae = parse_config(LONGLIVE).vae
+    with torch.device("meta"):
+        transformers = CausalTransformer(CONFIG), TextKv(CONFIG), VaceBranch(CONFIG), TextKv(CONFIG, vace=True)
+        vaes = VaeEncoder(vae), VaeDecoder(vae)
+        vace = diffusers.WanVACETransformer3DModel(num_layers=CONFIG.num_layers, vace_layers=list(CONFIG.vace_layers))
+        their_vae = diffusers.AutoencoderKLWan()
+    for modules, model, to_theirs, to_ours in (
+        (transformers, vace, convert.convert_wan_transformer_to_diffusers, wan_names),
+        (vaes, their_vae, convert.convert_wan_vae_to_diffusers, lambda weights: wan_vae_names(weights, vae)),
+    ):
+        weights = dict(pair for module in modules for pair in module.named_parameters())
+        theirs = to_theirs(dict(weights))
+        assert theirs.keys() == model.state_dict().keys()
+        assert to_ours(theirs).keys() == weights.keys()
 
 
 def as_safetensors(weights: Weights, folder: Path) -> Path:
@@ -65,6 +92,11 @@ def as_pt(weights: Weights, folder: Path) -> Path:
 def as_nested_pth(weights: Weights, folder: Path) -> Path:
     torch.save({"generator": {f"model.{name}": value for name, value in weights.items()}, "step": 3}, folder / "w.pth")
     return folder / "w.pth"
+
+
+def as_state_dict(weights: Weights, folder: Path) -> Path:
+    torch.save({"state_dict": {f"model.{name}": value for name, value in weights.items()}}, folder / "w.pt")
+    return folder / "w.pt"
 
 
 def as_diffusers(weights: Weights, folder: Path) -> Path:
@@ -84,7 +116,7 @@ def as_diffusers(weights: Weights, folder: Path) -> Path:
     return as_safetensors({names[name]: value for name, value in weights.items()}, folder)
 
 
-@pytest.mark.parametrize("form", [as_safetensors, as_pt, as_nested_pth, as_diffusers])
+@pytest.mark.parametrize("form", [as_safetensors, as_pt, as_nested_pth, as_state_dict, as_diffusers])
 def test_each_form_loads_to_the_same_module(form: Callable[[Weights, Path], Path], tmp_path: Path):
     network, text_kv, weights = transformer(CONFIG)
     loaded, loaded_kv = CausalTransformer(CONFIG), TextKv(CONFIG)
@@ -147,3 +179,16 @@ def test_a_file_of_something_else_is_named(tmp_path: Path, content: object, mess
     torch.save(content, tmp_path / "w.pt")
     with pytest.raises(BadCheckpoint, match=message):
         read_weights(tmp_path / "w.pt")
+
+
+def test_the_networks_of_the_real_size_have_the_weights_of_diffusers():
+    """Names and shapes of Wan2.1-T2V-1.3B, without memory for them."""
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: see docs/export.md")
+    config = parse_config(LONGLIVE)
+    with torch.device("meta"):
+        theirs = diffusers.WanTransformer3DModel(num_attention_heads=12, ffn_dim=8960, num_layers=30)
+        ours, text_kv = CausalTransformer(config), TextKv(config)
+        weights = wan_names(theirs.state_dict())
+        fill(weights, ours, text_kv)
+    assert len(weights) == 825
+    assert sum(value.numel() for value in weights.values()) == 1_418_996_800
