@@ -95,20 +95,18 @@ class TimedNetwork(nn.Module):
     A class to inherit from, so that the weights have the names that they have in Wan's checkpoints.
     """
 
-    frequencies: Tensor
-
     def __init__(self, dim: int, freq_dim: int) -> None:
         super().__init__()
         self.time_embedding = Mlp(freq_dim, dim, dim, nn.SiLU())
         self.time_projection = nn.Sequential(nn.SiLU(), Linear(dim, dim * 6))
         half = freq_dim // 2
-        frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
-        # Not a part of any checkpoint, and float32 whatever the weights are: timesteps go up to 1000.
-        self.register_buffer("frequencies", frequencies.float(), persistent=False)
+        # Numbers, not a buffer: `.to(torch.bfloat16)` would round them, and timesteps go up to 1000.
+        self._frequencies = [10000.0 ** (-index / half) for index in range(half)]
 
     def embed_time(self, timesteps: Tensor, lora_scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The embedding [B, T, C] and its six projections [B, T, 6, C] of float32 timesteps [B, T]."""
-        angles = timesteps.unsqueeze(-1) * self.frequencies
+        frequencies = torch.tensor(self._frequencies, dtype=torch.float32, device=timesteps.device)
+        angles = timesteps.unsqueeze(-1) * frequencies
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(next(self.parameters()).dtype)
         embedding = self.time_embedding(waves, lora_scales)
         return embedding, self.time_projection[1](F.silu(embedding), lora_scales).unflatten(-1, (6, -1))

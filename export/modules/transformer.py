@@ -158,6 +158,7 @@ class CausalTransformer(TimedNetwork):
         past_k: Tensor | None = None,
         past_v: Tensor | None = None,
         past_bias: Tensor | None = None,
+        own_bias: Tensor | None = None,
         hints: Tensor | None = None,
         lora_scales: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,6 +174,8 @@ class CausalTransformer(TimedNetwork):
             past_v: cached values, the same.
             past_bias: added to the attention scores of cached tokens, [P]: 0 for one that is simply seen, log(b) to
                 weaken or strengthen it (`kv_cache_attention_bias` outside the sink), -inf for an empty place.
+            own_bias: the same for the chunk's own tokens, [L]: -inf for those that are not seen, in a recache of more
+                frames than the window has room for.
             hints: what VACE adds to the outputs of its layers, [vace_layers, B, L, C].
             lora_scales: one scale an adapter, [A].
 
@@ -184,11 +187,13 @@ class CausalTransformer(TimedNetwork):
         embedding, modulation = self.embed_time(timesteps, lora_scales)
         x = self.patch_embedding(latents).flatten(2).transpose(1, 2)  # [B, L, C]
 
-        # One row of scores for all heads and queries: the cached tokens' bias, and nothing on the chunk's own.
+        # One row for all heads and queries: the biases of the cached tokens, then of the chunk's own.
         score_bias = None
-        if past_bias is not None:
-            own = past_bias.new_zeros(x.shape[1])
-            score_bias = torch.cat([past_bias, own]).to(x.dtype).expand(1, 1, x.shape[1], -1)
+        if past_bias is not None or own_bias is not None:
+            num_past = 0 if past_k is None else past_k.shape[3]
+            past_bias = x.new_zeros(num_past) if past_bias is None else past_bias.to(x.dtype)
+            own_bias = x.new_zeros(x.shape[1]) if own_bias is None else own_bias.to(x.dtype)
+            score_bias = torch.cat([past_bias, own_bias]).expand(1, 1, x.shape[1], -1)
 
         keys, values = [], []
         for layer, block in enumerate(self.blocks):

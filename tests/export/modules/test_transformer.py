@@ -188,6 +188,46 @@ def test_empty_places_of_a_cache_are_not_seen_and_its_order_does_not_matter():
     torch.testing.assert_close(with_cache(order=torch.arange(17, -1, -1)), with_cache(), atol=2e-6, rtol=0)
 
 
+def test_a_recache_sees_the_sink_and_the_latest_of_its_own_frames():
+    """Twelve frames beside a sink of three, of which the last nine fit in the window, without a causal mask."""
+    config = tiny()
+    ours, text_kv, _ = transformer(config)
+    latents, text = normal(1, 4, 15, HEIGHT, WIDTH), text_kv(normal(1, 6, 20, seed=1))
+    timesteps = torch.zeros(1, 15)
+    frame = torch.arange(15).repeat_interleave(TOKENS)
+    is_sink = frame < config.sink
+    seen = torch.where(is_sink[:, None], is_sink[None, :], is_sink[None, :] | (frame >= 6)[None, :])
+    once = one_pass(ours, latents, timesteps, text, rope(config, 0, 15), seen)
+
+    _, k, v = ours(latents[:, :, :3], timesteps[:, :3], *text, rope(config, 0, 3))
+    bias = torch.zeros(12 * TOKENS)
+    bias[: 3 * TOKENS] = float("-inf")
+    velocity, _, _ = ours(latents[:, :, 3:], timesteps[:, 3:], *text, rope(config, 3, 12), k, v, own_bias=bias)
+    torch.testing.assert_close(velocity, once[:, :, 3:], atol=5e-6, rtol=0)
+    free, _, _ = ours(latents[:, :, 3:], timesteps[:, 3:], *text, rope(config, 3, 12), k, v)
+    assert (free - velocity).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_to_itself_and_near_float32(dtype: torch.dtype):
+    """Timesteps and RoPE tables stay float32."""
+    config = tiny()
+    ours, text_kv, _ = transformer(config)
+    latents, text = normal(1, 4, 3, HEIGHT, WIDTH), normal(1, 6, 20, seed=1)
+    given = torch.full((1, 3), 937.5), rope(config, 0, 3)
+
+    def run() -> tuple[Tensor, ...]:
+        kind = next(ours.parameters()).dtype
+        return ours(latents.to(kind), given[0], *text_kv(text.to(kind)), given[1], own_bias=torch.zeros(18))
+
+    expected = run()[0]
+    ours.to(dtype)
+    text_kv.to(dtype)
+    got = run()
+    assert {tensor.dtype for tensor in got} == {dtype}
+    assert (got[0].float() - expected).norm() < 0.03 * expected.norm()
+
+
 def test_hints_are_added_to_the_outputs_of_their_layers():
     config = tiny()
     ours, text_kv, _ = transformer(config)
