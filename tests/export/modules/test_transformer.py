@@ -210,7 +210,6 @@ def test_a_recache_sees_the_sink_and_the_latest_of_its_own_frames():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_keeps_to_itself_and_near_float32(dtype: torch.dtype):
-    """Timesteps and RoPE tables stay float32."""
     config = tiny()
     ours, text_kv, _ = transformer(config)
     latents, text = normal(1, 4, 3, HEIGHT, WIDTH), normal(1, 6, 20, seed=1)
@@ -226,6 +225,16 @@ def test_half_precision_keeps_to_itself_and_near_float32(dtype: torch.dtype):
     got = run()
     assert {tensor.dtype for tensor in got} == {dtype}
     assert (got[0].float() - expected).norm() < 0.03 * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_timesteps_do_not_lose_digits_in_half_precision(dtype: torch.dtype):
+    """A frequency rounded to bfloat16 puts timestep 937.5 a radian off."""
+    ours, _, _ = transformer(tiny())
+    timesteps = torch.tensor([[937.5, 833.33, 625.0]])
+    expected, _ = ours.embed_time(timesteps)
+    got, _ = ours.to(dtype).embed_time(timesteps)
+    assert (got.float() - expected).norm() < 0.01 * expected.norm()
 
 
 def test_hints_are_added_to_the_outputs_of_their_layers():
