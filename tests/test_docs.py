@@ -11,6 +11,7 @@ import click
 import pytest
 from pydantic_core import PydanticUndefined
 
+from export.config import CheckpointConfig, VaeConfig
 from filmstrip.cli import main as filmstrip_command
 from filmstrip.contract import Features
 from filmstrip.errors import ERRORS
@@ -31,7 +32,7 @@ MARKDOWN = sorted(
         *(ROOT / "comfyui").glob("*.md"),
     )
 )
-FOLDERS = ("filmstrip", "frontend", "model_repository", "demo", "comfyui", "tests", "docs", ".ci")
+FOLDERS = ("filmstrip", "frontend", "model_repository", "demo", "comfyui", "export", "tests", "docs", ".ci")
 FILES = (".md", ".py", ".toml", ".lock", ".pbtxt", ".svg", ".triton", "Makefile", "LICENSE")
 EVENTS = {"progress": Progress, "complete": Complete, "cancelled": Cancelled, "error": ErrorEvent}
 
@@ -152,6 +153,24 @@ def test_every_metric_is_in_the_table_with_its_meaning():
     metrics = {metric.name + ("_total" if metric.type == "counter" else ""): metric for metric in REGISTRY.collect()}
     table = {row[0]: row[2] for row in rows(section(operations, "## Metrics"))}
     assert table == {f"`{name}`": metric.documentation for name, metric in metrics.items()}
+
+
+def test_every_key_of_a_checkpoints_configuration_is_in_the_table():
+    table = {row[0]: row[1] for row in rows(section((ROOT / "docs" / "export.md").read_text(), "## config.json"))}
+    keys = [("", field) for field in fields(CheckpointConfig) if field.name != "vae"]
+    keys += [("vae.", field) for field in fields(VaeConfig)]
+    expected = {}
+    for prefix, field in keys:
+        name = " or ".join(f"`{prefix}{name}`" for name in field.metadata["names"])
+        if field.default is MISSING:
+            expected[name] = "required"
+        elif field.name in ("latents_mean", "latents_std"):
+            expected[name] = "Wan2.1's"
+        elif isinstance(field.default, tuple):
+            expected[name] = str(list(field.default)).lower() if field.default else "none"
+        else:
+            expected[name] = str(field.default).lower()
+    assert table == expected
 
 
 def test_every_pipeline_is_in_the_readme():

@@ -1,0 +1,1 @@
+"""The networks in plain PyTorch, one file each."""

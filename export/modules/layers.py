@@ -1,0 +1,112 @@
+"""What the transformer, its VACE branch and the text's keys and values are made of.
+
+Weights of linear layers are stored [in, out] and used as `x @ w`: so they keep their names in an ONNX graph.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Linear(nn.Module):
+    """x @ w + b, and beside it the branches of any number of LoRAs, each times a scale given at run time.
+
+    The adapters lie side by side in one pair of matrices: `lora_a` [in, R] and `lora_b` [R, out], R being the sum of
+    their ranks, alpha / rank multiplied into `lora_b`. `lora_index` [R] says to which adapter a column belongs.
+    """
+
+    lora_a: Tensor | None
+    lora_b: Tensor | None
+    lora_index: Tensor | None
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(in_features, out_features))
+        self.bias = nn.Parameter(torch.zeros(out_features))
+        for name in ("lora_a", "lora_b", "lora_index"):
+            self.register_buffer(name, None)
+
+    def forward(self, x: Tensor, lora_scales: Tensor | None = None) -> Tensor:
+        """[..., in] to [..., out]; `lora_scales` has one number an adapter."""
+        y = x @ self.weight + self.bias
+        if lora_scales is None or self.lora_a is None or self.lora_b is None or self.lora_index is None:
+            return y
+        return y + (x @ self.lora_a * lora_scales[self.lora_index]) @ self.lora_b
+
+
+class Mlp(nn.Sequential):
+    """Two linear layers with an activation between them, named 0 and 2 as in Wan's checkpoints."""
+
+    def __init__(self, in_features: int, hidden: int, out_features: int, activation: nn.Module) -> None:
+        super().__init__(Linear(in_features, hidden), activation, Linear(hidden, out_features))
+
+    def forward(self, x: Tensor, lora_scales: Tensor | None = None) -> Tensor:
+        """[..., in] to [..., out]."""
+        return self[2](self[1](self[0](x, lora_scales)), lora_scales)
+
+
+class RmsNorm(nn.Module):
+    """Root mean square norm over the last axis: all heads together."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., dim] to the same; the mean is taken in float32."""
+        x32 = x.float()
+        return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
+
+
+def layer_norm(x: Tensor, eps: float) -> Tensor:
+    """Layer norm without weights, in float32."""
+    return F.layer_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype)
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """[B, L, N * D] to [B, N, L, D]."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """[B, N, L, D] to [B, L, N * D]."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Shift and scale the tokens of each latent frame: x [B, L, C], shift and scale [B, T, C]."""
+    return (_by_frame(x, shift) * (1 + scale.unsqueeze(2)) + shift.unsqueeze(2)).flatten(1, 2)
+
+
+def gate(x: Tensor, by: Tensor) -> Tensor:
+    """Multiply the tokens of each latent frame: x [B, L, C], by [B, T, C]."""
+    return (_by_frame(x, by) * by.unsqueeze(2)).flatten(1, 2)
+
+
+def _by_frame(x: Tensor, frames: Tensor) -> Tensor:
+    """[B, T * S, C] to [B, T, S, C]."""
+    return x.reshape(frames.shape[0], frames.shape[1], -1, frames.shape[2])
+
+
+class TimedNetwork(nn.Module):
+    """A network that timesteps modulate, one set of vectors a latent frame.
+
+    A class to inherit from, so that the weights have the names that they have in Wan's checkpoints.
+    """
+
+    def __init__(self, dim: int, freq_dim: int) -> None:
+        super().__init__()
+        self.time_embedding = Mlp(freq_dim, dim, dim, nn.SiLU())
+        self.time_projection = nn.Sequential(nn.SiLU(), Linear(dim, dim * 6))
+        half = freq_dim // 2
+        # Numbers, not a buffer: `.to(torch.bfloat16)` would round them, and timesteps go up to 1000.
+        self._frequencies = [10000.0 ** (-index / half) for index in range(half)]
+
+    def embed_time(self, timesteps: Tensor, lora_scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The embedding [B, T, C] and its six projections [B, T, 6, C] of float32 timesteps [B, T]."""
+        frequencies = torch.tensor(self._frequencies, dtype=torch.float32, device=timesteps.device)
+        angles = timesteps.unsqueeze(-1) * frequencies
+        waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(next(self.parameters()).dtype)
+        embedding = self.time_embedding(waves, lora_scales)
+        return embedding, self.time_projection[1](F.silu(embedding), lora_scales).unflatten(-1, (6, -1))

@@ -1,0 +1,211 @@
+"""Wan's transformer made causal: it denoises a few latent frames that see the keys and values of earlier ones.
+
+Source: the Wan2.1 technical report for the network, CausVid and Self-Forcing for the cache.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export.config import CheckpointConfig
+from export.modules.layers import (
+    Linear,
+    Mlp,
+    RmsNorm,
+    TimedNetwork,
+    gate,
+    join_heads,
+    layer_norm,
+    modulate,
+    split_heads,
+)
+from export.modules.rope import rotate
+
+
+class Rope(NamedTuple):
+    """Tables of a chunk's tokens, [L, D / 2]; where keys are cached before it, also the cached ones', [P, D / 2]."""
+
+    cos: Tensor
+    sin: Tensor
+    past_cos: Tensor | None = None
+    past_sin: Tensor | None = None
+
+
+class SelfAttention(nn.Module):
+    """Attention of the chunk's tokens to each other and to the cached ones."""
+
+    def __init__(self, config: CheckpointConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.cache_before_rope = config.rope_positions == "window"
+        self.q, self.k, self.v, self.o = (Linear(config.dim, config.dim) for _ in range(4))
+        self.norm_q = RmsNorm(config.dim, config.eps)
+        self.norm_k = RmsNorm(config.dim, config.eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: Rope,
+        past: tuple[Tensor, Tensor] | None,
+        score_bias: Tensor | None,
+        lora_scales: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The tokens' update [B, L, C], and their keys and values [B, N, L, D] as they are to be cached."""
+        q = split_heads(self.norm_q(self.q(x, lora_scales)), self.num_heads)
+        k = split_heads(self.norm_k(self.k(x, lora_scales)), self.num_heads)
+        v = split_heads(self.v(x, lora_scales), self.num_heads)
+        q = rotate(q, rope.cos, rope.sin)
+        rotated = rotate(k, rope.cos, rope.sin)
+        new_k, new_v = k if self.cache_before_rope else rotated, v
+        if past is not None:
+            past_k, past_v = past
+            if rope.past_cos is not None and rope.past_sin is not None:
+                past_k = rotate(past_k, rope.past_cos, rope.past_sin)
+            rotated = torch.cat([past_k, rotated], dim=2)
+            v = torch.cat([past_v, v], dim=2)
+        attended = F.scaled_dot_product_attention(q, rotated, v, attn_mask=score_bias)
+        return self.o(join_heads(attended), lora_scales), new_k, new_v
+
+
+class CrossAttention(nn.Module):
+    """Attention to the text, whose keys and values come ready: see `export.modules.text_kv`."""
+
+    def __init__(self, config: CheckpointConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.q, self.o = (Linear(config.dim, config.dim) for _ in range(2))
+        self.norm_q = RmsNorm(config.dim, config.eps)
+
+    def forward(self, x: Tensor, text_k: Tensor, text_v: Tensor, lora_scales: Tensor | None) -> Tensor:
+        """Tokens [B, L, C], text_k and text_v [B, N, Lt, D], to the tokens' update [B, L, C]."""
+        q = split_heads(self.norm_q(self.q(x, lora_scales)), self.num_heads)
+        return self.o(join_heads(F.scaled_dot_product_attention(q, text_k, text_v)), lora_scales)
+
+
+class Block(nn.Module):
+    """One layer: self-attention, cross-attention, feed-forward; the first and last modulated by the timestep."""
+
+    def __init__(self, config: CheckpointConfig) -> None:
+        super().__init__()
+        self.eps = config.eps
+        self.modulation = nn.Parameter(torch.zeros(1, 6, config.dim))
+        self.self_attn = SelfAttention(config)
+        self.norm3 = nn.LayerNorm(config.dim, eps=config.eps)
+        self.cross_attn = CrossAttention(config)
+        self.ffn = Mlp(config.dim, config.ffn_dim, config.dim, nn.GELU(approximate="tanh"))
+
+    def forward(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        text: tuple[Tensor, Tensor],
+        rope: Rope,
+        past: tuple[Tensor, Tensor] | None = None,
+        score_bias: Tensor | None = None,
+        lora_scales: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens [B, L, C] and their frames' modulation [B, T, 6, C] to tokens, keys and values."""
+        shift, scale, gate_attn, shift_ffn, scale_ffn, gate_ffn = (modulation + self.modulation).unbind(2)
+        update, k, v = self.self_attn(
+            modulate(layer_norm(x, self.eps), shift, scale), rope, past, score_bias, lora_scales
+        )
+        x = x + gate(update, gate_attn)
+        x = x + self.cross_attn(self.norm3(x), *text, lora_scales)
+        update = self.ffn(modulate(layer_norm(x, self.eps), shift_ffn, scale_ffn), lora_scales)
+        return x + gate(update, gate_ffn), k, v
+
+
+class Head(nn.Module):
+    """Tokens to the numbers of their patches."""
+
+    def __init__(self, config: CheckpointConfig) -> None:
+        super().__init__()
+        self.eps = config.eps
+        rows, columns = config.patch_size[1:]
+        self.head = Linear(config.dim, rows * columns * config.out_channels)
+        self.modulation = nn.Parameter(torch.zeros(1, 2, config.dim))
+
+    def forward(self, x: Tensor, embedding: Tensor, lora_scales: Tensor | None) -> Tensor:
+        """Tokens [B, L, C] and the time embedding [B, T, C] to [B, L, patch]."""
+        shift, scale = (embedding.unsqueeze(2) + self.modulation).unbind(2)
+        return self.head(modulate(layer_norm(x, self.eps), shift, scale), lora_scales)
+
+
+class CausalTransformer(TimedNetwork):
+    """The velocity (noise - x0) of a chunk's latents, and the keys and values that the next chunks may see.
+
+    Module and parameter names are those of Wan's checkpoints. Its keys and values of the text are left to `TextKv`.
+    """
+
+    def __init__(self, config: CheckpointConfig) -> None:
+        super().__init__(config.dim, config.freq_dim)
+        self.patch_size = config.patch_size
+        self.hint_of_layer = {layer: hint for hint, layer in enumerate(config.vace_layers)}
+        patch = config.patch_size
+        self.patch_embedding = nn.Conv3d(config.in_channels, config.dim, kernel_size=patch, stride=patch)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.head = Head(config)
+
+    def forward(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text_k: Tensor,
+        text_v: Tensor,
+        rope: Rope,
+        past_k: Tensor | None = None,
+        past_v: Tensor | None = None,
+        past_bias: Tensor | None = None,
+        own_bias: Tensor | None = None,
+        hints: Tensor | None = None,
+        lora_scales: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Predict a chunk once.
+
+        Args:
+            latents: [B, C, T, H, W].
+            timesteps: float32 [B, T], 0 to 1000.
+            text_k: the text's keys, [layers, B, N, Lt, D].
+            text_v: the text's values, the same.
+            rope: the tables of `rope_tables`.
+            past_k: cached keys, [layers, B, N, P, D], in any order; P may be 0.
+            past_v: cached values, the same.
+            past_bias: added to the attention scores of cached tokens, [P]: 0 for one that is simply seen, log(b) to
+                weaken or strengthen it (`kv_cache_attention_bias` outside the sink), -inf for an empty place.
+            own_bias: the same for the chunk's own tokens, [L]: -inf for those that are not seen, in a recache of more
+                frames than the window has room for.
+            hints: what VACE adds to the outputs of its layers, [vace_layers, B, L, C].
+            lora_scales: one scale an adapter, [A].
+
+        Returns:
+            The velocity [B, C, T, H, W]; the chunk's keys and values, each [layers, B, N, L, D].
+        """
+        batch, _, num_frames, height, width = latents.shape
+        _, patch_h, patch_w = self.patch_size
+        embedding, modulation = self.embed_time(timesteps, lora_scales)
+        x = self.patch_embedding(latents).flatten(2).transpose(1, 2)  # [B, L, C]
+
+        # One row for all heads and queries: the biases of the cached tokens, then of the chunk's own.
+        score_bias = None
+        if past_bias is not None or own_bias is not None:
+            num_past = 0 if past_k is None else past_k.shape[3]
+            past_bias = x.new_zeros(num_past) if past_bias is None else past_bias.to(x.dtype)
+            own_bias = x.new_zeros(x.shape[1]) if own_bias is None else own_bias.to(x.dtype)
+            score_bias = torch.cat([past_bias, own_bias]).expand(1, 1, x.shape[1], -1)
+
+        keys, values = [], []
+        for layer, block in enumerate(self.blocks):
+            past = None if past_k is None or past_v is None else (past_k[layer], past_v[layer])
+            text = (text_k[layer], text_v[layer])
+            x, k, v = block(x, modulation, text, rope, past, score_bias, lora_scales)
+            if hints is not None and layer in self.hint_of_layer:
+                x = x + hints[self.hint_of_layer[layer]]
+            keys.append(k)
+            values.append(v)
+
+        patches = self.head(x, embedding, lora_scales)
+        patches = patches.reshape(batch, num_frames, height // patch_h, width // patch_w, patch_h, patch_w, -1)
+        velocity = patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(batch, -1, num_frames, height, width)
+        return velocity, torch.stack(keys), torch.stack(values)

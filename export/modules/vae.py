@@ -1,0 +1,254 @@
+"""Wan2.1's video autoencoder: 8x in space, 4x in time, made to run chunk by chunk.
+
+Its convolutions see only the past, two frames of it: these are the feature caches, given in and out. The first pass of
+a video has none ('first'); later ones take those of the pass before ('next'). The first latent frame is one pixel
+frame, each later one four. `lightvae` is the same network with fewer channels.
+
+Source: the Wan2.1 technical report.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export.config import VaeConfig
+
+
+class Stream:
+    """The feature caches of one pass, in the order of its convolutions: those of the pass before, and the new ones."""
+
+    def __init__(self, caches: Sequence[Tensor] | None) -> None:
+        self.is_first = caches is None
+        self.after: list[Tensor] = []
+        self._before = iter(caches or ())
+
+    def extend(self, x: Tensor, num_frames: int = 2) -> Tensor:
+        """Put the frames before it in front of x, [B, C, F, H, W]: zeros in the first pass."""
+        zeros = x.new_zeros(*x.shape[:2], num_frames, *x.shape[3:])
+        joined = torch.cat([zeros if self.is_first else next(self._before), x], dim=2)
+        self.after.append(joined[:, :, -num_frames:])
+        return joined
+
+
+def causal_conv(in_channels: int, out_channels: int) -> nn.Conv3d:
+    """A convolution over a frame and the two before it: to be given what `Stream.extend` makes."""
+    return nn.Conv3d(in_channels, out_channels, kernel_size=3, padding=(0, 1, 1))
+
+
+class ChannelNorm(nn.Module):
+    """Root mean square norm over the channels, axis 1."""
+
+    def __init__(self, dim: int, num_dims: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim, *(1,) * num_dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, ...] to the same; computed in float32."""
+        return (F.normalize(x.float(), dim=1) * x.shape[1] ** 0.5).to(x.dtype) * self.gamma
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions and a way around them."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        # The numbers are the parts' places in Wan's checkpoints.
+        self.residual = nn.ModuleDict(
+            {
+                "0": ChannelNorm(in_channels, 3),
+                "2": causal_conv(in_channels, out_channels),
+                "3": ChannelNorm(out_channels, 3),
+                "6": causal_conv(out_channels, out_channels),
+            }
+        )
+        self.shortcut = nn.Conv3d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        """[B, in, F, H, W] to [B, out, F, H, W]."""
+        h = self.residual["2"](stream.extend(F.silu(self.residual["0"](x))))
+        h = self.residual["6"](stream.extend(F.silu(self.residual["3"](h))))
+        return self.shortcut(x) + h
+
+
+class FrameAttention(nn.Module):
+    """Attention of the pixels of each frame to each other, with one head."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(dim, 2)
+        self.to_qkv = nn.Conv2d(dim, dim * 3, 1)
+        self.proj = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor, _stream: Stream) -> Tensor:
+        """[B, C, F, H, W] to the same."""
+        frames = _fold_time(x)  # [B * F, C, H, W]
+        q, k, v = self.to_qkv(self.norm(frames)).flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, dim=-1)
+        attended = F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2)
+        return x + _unfold_time(self.proj(attended.reshape(frames.shape)), x.shape[0])
+
+
+class Downsample(nn.Module):
+    """Half of height and width and, if temporal, of the frames but the video's first."""
+
+    def __init__(self, dim: int, *, temporal: bool) -> None:
+        super().__init__()
+        self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(dim, dim, 3, stride=2))
+        self.time_conv = nn.Conv3d(dim, dim, (3, 1, 1), stride=(2, 1, 1)) if temporal else None
+
+    def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        """[B, C, F, H, W] to [B, C, F', H / 2, W / 2]; F' is 1 + (F - 1) / 2 in the first pass, F / 2 later."""
+        x = _unfold_time(self.resample(_fold_time(x)), x.shape[0])
+        if self.time_conv is None:
+            return x
+        joined = stream.extend(x, num_frames=1)
+        if not stream.is_first:
+            return self.time_conv(joined)
+        # The video's first frame stays as it is, and is the one before the next two.
+        return torch.cat([x[:, :, :1], self.time_conv(x)], dim=2) if x.shape[2] > 1 else x
+
+
+class Upsample(nn.Module):
+    """Twice the height and width, half the channels and, if temporal, twice the frames but the video's first."""
+
+    def __init__(self, dim: int, *, temporal: bool) -> None:
+        super().__init__()
+        self.resample = nn.Sequential(
+            nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(dim, dim // 2, 3, padding=1)
+        )
+        self.time_conv = nn.Conv3d(dim, dim * 2, (3, 1, 1)) if temporal else None
+
+    def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        """[B, C, F, H, W] to [B, C / 2, F', 2 H, 2 W]; F' is 2 F - 1 in the first pass, 2 F later."""
+        if self.time_conv is not None:
+            # The video's first frame is not doubled, and the convolution never sees it.
+            alone, rest = (x[:, :, :1], x[:, :, 1:]) if stream.is_first else (x[:, :, :0], x)
+            joined = stream.extend(rest)
+            if rest.shape[2] > 0:
+                pairs = self.time_conv(joined).unflatten(1, (2, -1))  # [B, 2, C, F, H, W]
+                rest = pairs.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
+            x = torch.cat([alone, rest], dim=2)
+        return _unfold_time(self.resample(_fold_time(x)), x.shape[0])
+
+
+def _fold_time(x: Tensor) -> Tensor:
+    """[B, C, F, H, W] to [B * F, C, H, W]."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def _unfold_time(x: Tensor, batch: int) -> Tensor:
+    """[B * F, C, H, W] to [B, C, F, H, W]."""
+    return x.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
+def _middle(dim: int) -> nn.ModuleList:
+    return nn.ModuleList([ResidualBlock(dim, dim), FrameAttention(dim), ResidualBlock(dim, dim)])
+
+
+def _head(in_channels: int, out_channels: int) -> nn.ModuleDict:
+    return nn.ModuleDict({"0": ChannelNorm(in_channels, 3), "2": causal_conv(in_channels, out_channels)})
+
+
+class _EncoderBody(nn.Module):
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__()
+        dims = [config.dim * factor for factor in (1, *config.dim_mult)]
+        self.conv1 = causal_conv(3, dims[0])
+        layers: list[nn.Module] = []
+        for stage, (dim, out) in enumerate(pairwise(dims)):
+            layers += [ResidualBlock(dim if at == 0 else out, out) for at in range(config.num_res_blocks)]
+            if stage < len(config.temporal_downsample):
+                layers.append(Downsample(out, temporal=config.temporal_downsample[stage]))
+        self.downsamples = nn.ModuleList(layers)
+        self.middle = _middle(dims[-1])
+        self.head = _head(dims[-1], config.z_dim * 2)
+
+    def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        x = self.conv1(stream.extend(x))
+        for layer in (*self.downsamples, *self.middle):
+            x = layer(x, stream)
+        return self.head["2"](stream.extend(F.silu(self.head["0"](x))))
+
+
+class _DecoderBody(nn.Module):
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__()
+        dims = [config.dim * factor for factor in (config.dim_mult[-1], *config.dim_mult[::-1])]
+        temporal = config.temporal_downsample[::-1]
+        self.conv1 = causal_conv(config.z_dim, dims[0])
+        self.middle = _middle(dims[0])
+        layers: list[nn.Module] = []
+        for stage, (dim, out) in enumerate(pairwise(dims)):
+            # Each upsampling but the last stage's has halved the channels.
+            first = dim if stage == 0 else dim // 2
+            layers += [ResidualBlock(first if at == 0 else out, out) for at in range(config.num_res_blocks + 1)]
+            if stage < len(temporal):
+                layers.append(Upsample(out, temporal=temporal[stage]))
+        self.upsamples = nn.ModuleList(layers)
+        self.head = _head(dims[-1], 3)
+
+    def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        x = self.conv1(stream.extend(x))
+        for layer in (*self.middle, *self.upsamples):
+            x = layer(x, stream)
+        return self.head["2"](stream.extend(F.silu(self.head["0"](x))))
+
+
+class _Vae(nn.Module):
+    """The latents' scale: per-channel mean and standard deviation, of the configuration and of no checkpoint."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__()
+        for name, values in (("mean", config.latents_mean), ("std", config.latents_std)):
+            self.register_buffer(name, torch.tensor(values).reshape(1, -1, 1, 1, 1), persistent=False)
+
+
+class VaeEncoder(_Vae):
+    """Pixels to normalised latents: the mean of what the encoder finds likely."""
+
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__(config)
+        self.encoder = _EncoderBody(config)
+        self.conv1 = nn.Conv3d(config.z_dim * 2, config.z_dim * 2, 1)
+
+    def forward(self, pixels: Tensor, caches: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Encode the next frames of a video.
+
+        Args:
+            pixels: in -1..1, [B, 3, F, H, W]; F is 1 + 4 k in the first pass, 4 k later.
+            caches: those that the pass before gave, None in the first.
+
+        Returns:
+            Latents [B, z_dim, T, H / 8, W / 8], T being k + 1 in the first pass, k later; and the new caches.
+        """
+        stream = Stream(caches)
+        mean, _ = self.conv1(self.encoder(pixels, stream)).chunk(2, dim=1)
+        return (mean - self.mean) / self.std, stream.after
+
+
+class VaeDecoder(_Vae):
+    """Normalised latents to pixels."""
+
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__(config)
+        self.conv2 = nn.Conv3d(config.z_dim, config.z_dim, 1)
+        self.decoder = _DecoderBody(config)
+
+    def forward(self, latents: Tensor, caches: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Decode the next latent frames of a video.
+
+        Args:
+            latents: [B, z_dim, T, H, W].
+            caches: those that the pass before gave, None in the first.
+
+        Returns:
+            Pixels in -1..1, [B, 3, F, 8 H, 8 W], F being 4 T - 3 in the first pass, 4 T later; and the new caches.
+        """
+        stream = Stream(caches)
+        pixels = self.decoder(self.conv2(latents * self.std + self.mean), stream)
+        return pixels.clamp(-1, 1), stream.after
