@@ -4,8 +4,9 @@ PIP_TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TORCH_READY := $(VENV)/.ready-torch
 
-.PHONY: help setup demo serve test coverage lint fix bench soak audit check lock clean
+.PHONY: help setup torch demo serve test coverage lint fix bench soak audit check lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -13,14 +14,19 @@ help: ## Show this list
 
 setup: $(READY) ## Make .venv with everything that the lock names
 
-$(READY): requirements.lock requirements-torch.txt pyproject.toml
+$(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13) and "Filmstrip needs Python 3.11 or 3.12; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_TORCH)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-torch.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(READY)
+
+torch: $(TORCH_READY) ## PyTorch and what the networks and their tests need, beside the set-up
+
+$(TORCH_READY): requirements-torch.txt $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-torch.txt
+	@touch $(TORCH_READY)
 
 demo: setup ## Start Triton and the frontend, generate a video, say where it is
 	$(BIN)/python -m demo
@@ -28,16 +34,16 @@ demo: setup ## Start Triton and the frontend, generate a video, say where it is
 serve: setup ## Serve on http://127.0.0.1:8000 with a Triton of our own
 	$(BIN)/python -m frontend --embedded
 
-test: setup ## Run every test
+test: torch ## Run every test
 	$(BIN)/python -m pytest
 
-coverage: setup ## Run every test and show which lines none of them reached
+coverage: torch ## Run every test and show which lines none of them reached
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-lint: setup ## Style and types
+lint: torch ## Style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
