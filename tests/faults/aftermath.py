@@ -16,6 +16,16 @@ from filmstrip.contract import ChunkParameters, Mode
 from tests.server import Frames, Frontend
 
 PROBE = {"pipeline_id": "probe", "prompt": "x", "num_frames": 33}
+# A stream of this, with a comment in each millisecond of silence, is more than any kernel keeps for a narrow RawClient
+# that does not read: the server's writes stall.
+NUM_LONG_CHUNKS = 10_000 // 9 + 1
+LONG = {
+    "pipeline_id": "probe",
+    "prompt": "!sleep 0.01",
+    "num_frames": 10_000,
+    "chunk_specs": [{"chunk": number, "reset_cache": True} for number in range(NUM_LONG_CHUNKS)],
+}
+CHATTY_S = 0.001
 MODELS_WITH_STATE = ("probe", "passthrough")
 
 

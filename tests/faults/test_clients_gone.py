@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.conftest import beside
-from tests.faults.aftermath import PROBE, eventually, harmless, is_generating, noise
+from tests.faults.aftermath import CHATTY_S, LONG, NUM_LONG_CHUNKS, PROBE, eventually, harmless, is_generating, noise
 from tests.faults.probe_video import probe_video
 from tests.faults.raw_client import DOWNLOAD, GENERATE, RawClient
 from tests.server import Frontend
@@ -270,23 +270,23 @@ def quick(frontend: Frontend, turn: threading.Lock) -> None:
         assert time.monotonic() - began < QUICK_S
 
 
-def test_a_reader_that_stops_for_a_minute_and_bodies_of_1_kb_a_second_hold_nobody_up(frontend: Frontend) -> None:
-    num_chunks = 10_000 // 9 + 1
-    long = PROBE | {"num_frames": 10_000, "chunk_specs": [{"chunk": k, "reset_cache": True} for k in range(num_chunks)]}
-    log_bytes = len(frontend.log())
+def test_a_reader_that_stops_for_a_minute_and_bodies_of_1_kb_a_second_hold_nobody_up(
+    server: Frontend, tmp_path: Path
+) -> None:
     with (
+        beside(server, tmp_path, keep_alive_s=CHATTY_S) as frontend,
         harmless(frontend, inputs=ROUNDS + 1, outputs=ROUNDS + 2),
         RawClient(frontend.url, narrow=True) as reader,
         ThreadPoolExecutor() as pool,
     ):
         turn = threading.Lock()
         slow = [pool.submit(trickled_upload, frontend)]
-        reader.post_json(GENERATE, long)
+        reader.post_json(GENERATE, LONG)
         assert reader.read_head().status == 200
         stopped = time.monotonic()
         eventually(lambda: is_generating(frontend))
         frontend.wait_idle(40)
-        assert f"POST {GENERATE} 200" not in frontend.log()[log_bytes:]  # its answer is stuck: nobody reads
+        assert f"POST {GENERATE} 200" not in frontend.log()  # its answer is stuck: nobody reads
         slow.append(pool.submit(trickled_request, frontend, turn))
         for number in range(ROUNDS):
             quick(frontend, turn)
@@ -295,6 +295,6 @@ def test_a_reader_that_stops_for_a_minute_and_bodies_of_1_kb_a_second_hold_nobod
             work.result(MINUTE_S)
         assert time.monotonic() - stopped >= MINUTE_S
         events = list(reader.read_events())
-    assert [event.id for event in events] == list(range(1, num_chunks + 2))
-    assert [event.data["chunk"] for event in events[:-1]] == list(range(1, num_chunks + 1))
+    assert [event.id for event in events] == list(range(1, NUM_LONG_CHUNKS + 2))
+    assert [event.data["chunk"] for event in events[:-1]] == list(range(1, NUM_LONG_CHUNKS + 1))
     assert (events[-1].name, events[-1].data["num_frames"]) == ("complete", 10_000)

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from tests.faults.aftermath import (
+    CHATTY_S,
+    LONG,
     MODELS_WITH_STATE,
     PROBE,
     assert_serves,
@@ -39,7 +41,8 @@ VIDEO_HEADERS = {
 @pytest.fixture
 def frontend(server: Frontend, tmp_path: Path) -> Iterator[Frontend]:
     """A frontend on the Triton of another; the test ends it."""
-    frontend = Frontend(tmp_path, "--triton-url", server.triton_url, shutdown_timeout_s=SHUTDOWN_S)
+    settings = {"shutdown_timeout_s": SHUTDOWN_S, "keep_alive_s": CHATTY_S}
+    frontend = Frontend(tmp_path, "--triton-url", server.triton_url, **settings)
     frontend.probe_log = server.probe_log
     try:
         frontend.wait_healthy()
@@ -110,9 +113,8 @@ def test_signalled_again_and_again(frontend: Frontend, server: Frontend) -> None
 
 
 def test_with_a_reader_of_events_that_has_stopped(frontend: Frontend, server: Frontend) -> None:
-    specs = [{"chunk": number, "reset_cache": True} for number in range(1112)]
     with RawClient(frontend.url, narrow=True) as client:
-        client.post_json(GENERATE, PROBE | {"num_frames": 10_000, "chunk_specs": specs})
+        client.post_json(GENERATE, LONG)
         client.read_head()
         eventually(lambda: is_generating(frontend))
         frontend.wait_idle(40)
