@@ -76,6 +76,8 @@ def wait_closing(frontend: Frontend) -> None:
             socket.create_connection((address.host, address.port or 0), timeout=5).close()
         except ConnectionRefusedError:
             return True
+        except ConnectionResetError:
+            pass  # it stood in the queue of the listener that was closed just then
         return False
 
     eventually(refused, 5)
