@@ -1,0 +1,235 @@
+"""The graphs that a checkpoint becomes, as declared specs: the one list that all of the export follows."""
+
+import copy
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from export.checkpoint_folder import Networks
+from export.config import CheckpointConfig
+from export.errors import BadConfig
+from export.graphs import TextKvGraph, TransformerGraph, VaceGraph, VaeGraph
+from export.modules.layers import Linear
+from export.modules.text_kv import TextKv
+from export.modules.vace import VaceBranch
+from export.spec import Axis, GraphSpec, Grid, Output, Port, Precision, Range, Shape, Size
+
+# Largest errors as shares of an output's largest value.
+_EXACT = {Precision.FP32: 1e-4, Precision.FP16: 2e-2, Precision.BF16: 1e-1}
+
+MAX_REFERENCES = 4
+"""Reference images of a chunk that the VACE branch is made for."""
+
+
+def graph_specs(networks: Networks, num_loras: int) -> tuple[GraphSpec, ...]:
+    """All graphs of a checkpoint, its LoRAs attached to the networks before."""
+    return tuple(_graph_specs(networks, num_loras))
+
+
+def grid_of(config: CheckpointConfig, size: Size) -> Grid:
+    """Rows and columns of tokens at a size.
+
+    Raises:
+        BadConfig: the size is no multiple of a token's.
+    """
+    units = [config.vae.spatial_factor * patch for patch in config.patch_size[1:]]
+    if any(side < unit or side % unit for side, unit in zip(size, units, strict=True)):
+        raise BadConfig(f"size {size} must be a multiple of {units[0]}x{units[1]}")
+    return Grid(size.height // units[0], size.width // units[1])
+
+
+def _ones(shape: tuple[int, ...], _generator: torch.Generator) -> Tensor:
+    return torch.ones(shape)
+
+
+def _zeros(shape: tuple[int, ...], _generator: torch.Generator) -> Tensor:
+    return torch.zeros(shape)
+
+
+def _halves(shape: tuple[int, ...], _generator: torch.Generator) -> Tensor:
+    return torch.full(shape, 0.5)
+
+
+def _timesteps(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=generator) * 1000
+
+
+def _sines(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=generator) * 2 - 1
+
+
+class _Declared:
+    """Shapes that several graphs share."""
+
+    def __init__(self, config: CheckpointConfig, num_loras: int) -> None:
+        self.config = config
+        _, patch_h, patch_w = config.patch_size
+        self.rows, self.cols = Axis("rows", patch_h), Axis("cols", patch_w)
+        self.num_loras = num_loras
+
+    def lora_scales(self, network: nn.Module) -> tuple[Port, ...]:
+        """An input of those networks alone that have a branch: TensorRT takes an unused one for a mistake."""
+        has_branch = any(isinstance(layer, Linear) and layer.lora_a is not None for layer in network.modules())
+        return (Port("lora_scales", (self.num_loras,), sample=_halves),) if has_branch else ()
+
+    def latents(self, frames: int | Axis, channels: int, name: str = "latents") -> Port:
+        return Port(name, (1, channels, frames, self.rows, self.cols))
+
+    def tables(self, frames: Axis) -> tuple[Port, Port]:
+        shape = (frames, Axis("rows"), Axis("cols"), self.config.head_dim // 2)
+        return Port("rope_cos", shape, sample=_sines), Port("rope_sin", shape, sample=_sines)
+
+    def text(self, num_layers: int) -> tuple[Port, Port]:
+        config = self.config
+        shape = (num_layers, 1, config.num_heads, config.text_len, config.head_dim)
+        return Port("text_k", shape, None), Port("text_v", shape, None)
+
+
+def _graph_specs(networks: Networks, num_loras: int) -> Iterator[GraphSpec]:
+    config = networks.config
+    declared = _Declared(config, num_loras)
+    yield _text_kv("text_kv", networks.text_kv, declared)
+    yield _transformer(networks, declared)
+    if networks.vace is not None and networks.vace_text_kv is not None:
+        yield _text_kv("vace_text_kv", networks.vace_text_kv, declared)
+        yield _vace(networks.vace, declared)
+    yield from _vae(networks, declared)
+
+
+def _text_kv(name: str, network: TextKv, declared: _Declared) -> GraphSpec:
+    config = declared.config
+    return GraphSpec(
+        name,
+        TextKvGraph(network),
+        (Port("embeddings", (1, config.text_len, config.text_dim)), *declared.lora_scales(network)),
+        (Output("text_k", None), Output("text_v", None)),
+        axes={},
+        points=({},),
+        tolerances=_EXACT,
+    )
+
+
+def _transformer(networks: Networks, declared: _Declared) -> GraphSpec:
+    config = declared.config
+    chunk, window = config.latent_frames_per_chunk, config.window
+    frames, past = Axis("frames"), Axis("past")
+    cached = (config.num_layers, 1, config.num_heads, past, config.head_dim)
+    optional: list[Port] = []
+    if config.rope_positions == "window":
+        table = (past, config.head_dim // 2)
+        optional += [Port("past_cos", table, sample=_sines), Port("past_sin", table, sample=_sines)]
+    if config.vace_layers:
+        shape = (len(config.vace_layers), 1, frames, Axis("rows"), Axis("cols"), config.dim)
+        optional.append(Port("hints", shape, None))
+    return GraphSpec(
+        "transformer",
+        TransformerGraph(networks.transformer),
+        (
+            declared.latents(frames, config.in_channels),
+            Port("timesteps", (1, frames), sample=_timesteps),
+            *declared.text(config.num_layers),
+            *declared.tables(frames),
+            Port("past_k", cached, None),
+            Port("past_v", cached, None),
+            Port("past_bias", (past,), sample=_zeros),
+            Port("own_bias", (frames,), sample=_zeros),
+            *optional,
+            *declared.lora_scales(networks.transformer),
+        ),
+        (Output("velocity"), Output("new_k", None), Output("new_v", None)),
+        axes={"frames": Range(1, chunk, window), "past": Range(0, window - chunk, window, per_frame=True)},
+        points=(
+            {"frames": chunk, "past": 0},
+            {"frames": chunk + 1, "past": 0},
+            {"frames": chunk, "past": chunk},
+            {"frames": chunk, "past": window - chunk},
+            {"frames": window, "past": config.sink},
+            {"frames": chunk, "past": window},
+        ),
+        tolerances=_EXACT,
+    )
+
+
+def _vace(network: VaceBranch, declared: _Declared) -> GraphSpec:
+    config = declared.config
+    chunk = config.latent_frames_per_chunk
+    frames, context = Axis("frames"), Axis("context_frames")
+    return GraphSpec(
+        "vace",
+        VaceGraph(network),
+        (
+            declared.latents(frames, config.in_channels),
+            Port("timesteps", (1, context), sample=_timesteps),
+            declared.latents(context, config.vace_in_channels, "context"),
+            *declared.text(len(config.vace_layers)),
+            *declared.tables(context),
+            Port("scale", (1,), sample=_ones),
+            *declared.lora_scales(network),
+        ),
+        (Output("hints", None),),
+        axes={
+            "frames": Range(1, chunk, chunk + 1),
+            "context_frames": Range(1, chunk, chunk + 1 + MAX_REFERENCES),
+        },
+        points=(
+            {"frames": chunk, "context_frames": chunk},
+            {"frames": chunk + 1, "context_frames": chunk + 1},
+            {"frames": chunk, "context_frames": chunk + 2},
+        ),
+        tolerances=_EXACT,
+    )
+
+
+def _vae(networks: Networks, declared: _Declared) -> Iterator[GraphSpec]:
+    config = declared.config
+    chunk, factor = config.latent_frames_per_chunk, config.vae.temporal_factor
+    pixel_rows, pixel_cols = (
+        Axis(axis.name, axis.factor * config.vae.spatial_factor) for axis in (declared.rows, declared.cols)
+    )
+
+    def pixels(frames: int) -> Port:
+        return Port("pixels", (1, 3, frames, pixel_rows, pixel_cols), sample=_sines)
+
+    if networks.vace is not None:
+        yield _vae_graph("vae_encoder_image", networks.vae_encoder, pixels(1), keeps=False)
+    yield _vae_graph("vae_encoder_first", networks.vae_encoder, pixels(1 + factor * chunk))
+    yield _vae_graph("vae_encoder_next", networks.vae_encoder, pixels(factor * chunk), goes_on=True)
+
+    latents = declared.latents(Axis("frames"), config.vae.z_dim)
+    either = {"frames": Range(chunk, chunk, chunk + 1)}
+    yield _vae_graph("vae_decoder_first", networks.vae_decoder, latents, axes=either)
+    latents = declared.latents(chunk, config.vae.z_dim)
+    yield _vae_graph("vae_decoder_next", networks.vae_decoder, latents, goes_on=True)
+
+
+def _vae_graph(
+    name: str,
+    network: nn.Module,
+    port: Port,
+    *,
+    axes: Mapping[str, Range] | None = None,
+    goes_on: bool = False,
+    keeps: bool = True,
+) -> GraphSpec:
+    axes = axes or {}
+    caches = _cache_shapes(network, port)
+    before = (Port(f"cache_{index}", shape, None) for index, shape in enumerate(caches)) if goes_on else ()
+    after = (Output(f"new_cache_{index}", None) for index in range(len(caches))) if keeps else ()
+    return GraphSpec(
+        name,
+        VaeGraph(network, port.name, keeps=keeps),
+        (port, *before),
+        (Output("latents" if port.name == "pixels" else "pixels"), *after),
+        axes=axes,
+        points=tuple({axis: reach[index] for axis, reach in axes.items()} for index in ((0, 2) if axes else (0,))),
+        tolerances=_EXACT,
+    )
+
+
+def _cache_shapes(network: nn.Module, port: Port) -> list[Shape]:
+    """The feature caches of a network, found by a run without numbers at the size of one token."""
+    values = {"rows": 1, "cols": 1, "frames": 2}
+    on_meta = copy.deepcopy(network).to("meta")
+    _, caches = on_meta(torch.empty(port.at(values), device="meta"))
+    return [(*cache.shape[:3], Axis("rows", cache.shape[3]), Axis("cols", cache.shape[4])) for cache in caches]
