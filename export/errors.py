@@ -2,7 +2,9 @@
 
 ExportError
 ├── BadConfig          config.json lacks a key, or holds a value that no network can be built from
-└── BadCheckpoint      the weights are not those of the network
+├── BadCheckpoint      the weights are not those of the network
+├── UnusedInput        a graph or an engine does nothing with one of its inputs
+└── ToleranceExceeded  an engine's outputs differ from its module's by more than its spec allows
 """
 
 
@@ -16,3 +18,11 @@ class BadConfig(ExportError):
 
 class BadCheckpoint(ExportError):
     """Weights are missing, unexpected or of another shape than the network's."""
+
+
+class UnusedInput(ExportError):
+    """A graph or an engine does nothing with one of its inputs: somewhere a part of the network was lost."""
+
+
+class ToleranceExceeded(ExportError):
+    """An engine's outputs differ from its module's by more than its spec allows."""
