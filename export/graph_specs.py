@@ -13,7 +13,7 @@ from export.graphs import TextKvGraph, TransformerGraph, VaceGraph, VaeGraph
 from export.modules.layers import Linear
 from export.modules.text_kv import TextKv
 from export.modules.vace import VaceBranch
-from export.spec import Axis, GraphSpec, Grid, Output, Port, Precision, Range, Shape, Size
+from export.spec import Axis, GraphSpec, Grid, Output, Part, Port, Precision, Range, Shape, Size
 
 # Largest errors as shares of an output's largest value.
 _EXACT = {Precision.FP32: 1e-4, Precision.FP16: 2e-2, Precision.BF16: 1e-1}
@@ -101,6 +101,7 @@ def _text_kv(name: str, network: TextKv, declared: _Declared) -> GraphSpec:
     config = declared.config
     return GraphSpec(
         name,
+        Part.TRANSFORMER,
         TextKvGraph(network),
         (Port("embeddings", (1, config.text_len, config.text_dim)), *declared.lora_scales(network)),
         (Output("text_k", None), Output("text_v", None)),
@@ -124,6 +125,7 @@ def _transformer(networks: Networks, declared: _Declared) -> GraphSpec:
         optional.append(Port("hints", shape, None))
     return GraphSpec(
         "transformer",
+        Part.TRANSFORMER,
         TransformerGraph(networks.transformer),
         (
             declared.latents(frames, config.in_channels),
@@ -157,6 +159,7 @@ def _vace(network: VaceBranch, declared: _Declared) -> GraphSpec:
     frames, context = Axis("frames"), Axis("context_frames")
     return GraphSpec(
         "vace",
+        Part.TRANSFORMER,
         VaceGraph(network),
         (
             declared.latents(frames, config.in_channels),
@@ -218,6 +221,7 @@ def _vae_graph(
     after = (Output(f"new_cache_{index}", None) for index in range(len(caches))) if keeps else ()
     return GraphSpec(
         name,
+        Part.VAE,
         VaeGraph(network, port.name, keeps=keeps),
         (port, *before),
         (Output("latents" if port.name == "pixels" else "pixels"), *after),

@@ -29,6 +29,14 @@ class Precision(StrEnum):
         return {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}[self]
 
 
+class Part(StrEnum):
+    """Which weights of a checkpoint's folder a graph is made of."""
+
+    TRANSFORMER = "transformer"
+    VAE = "vae"
+    TEXT_ENCODER = "text_encoder"
+
+
 class Size(NamedTuple):
     """Height and width of a video, in pixels."""
 
@@ -118,6 +126,7 @@ class GraphSpec:
 
     Attributes:
         name: of its files.
+        part: where its weights come from.
         module: in float32; its `forward` takes the inputs by name.
         inputs: in the order of the engine.
         outputs: likewise.
@@ -127,6 +136,7 @@ class GraphSpec:
     """
 
     name: str
+    part: Part
     module: nn.Module
     inputs: tuple[Port, ...]
     outputs: tuple[Output, ...]
