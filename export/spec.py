@@ -111,10 +111,16 @@ class Port:
 
 
 class Output(NamedTuple):
-    """An output of a graph; `dtype` as of a `Port`."""
+    """An output of a graph: `shape` with -1 where a length varies, `dtype` as of a `Port`."""
 
     name: str
+    shape: tuple[int, ...]
     dtype: torch.dtype | None = torch.float32
+
+
+def varying(shape: Shape) -> tuple[int, ...]:
+    """A shape with -1 where a length varies."""
+    return tuple(length if isinstance(length, int) else -1 for length in shape)
 
 
 Tolerances = Mapping[Precision, float]
