@@ -5,23 +5,30 @@ config.json     export.config
 lora/           adapters that belong to it and are merged (LongLive's lora.pt)
 vace/           optional: of these files only what begins with `vace_`
 vae/            the VAE
+text_encoder/   optional: UMT5's encoder, its config.json and tokenizer.json
+tokenizer/      optional: tokenizer.json, where it does not lie in text_encoder/
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from export.checkpoint import Weights, fill, read_weights, wan_names
-from export.config import CheckpointConfig, load_config
+from export.config import CheckpointConfig, load_config, load_text_encoder_config
 from export.errors import BadCheckpoint
 from export.lora_files import read_adapter
 from export.modules.layers import Linear
 from export.modules.lora import merge
+from export.modules.text_encoder import TextEncoder
 from export.modules.text_kv import TextKv
 from export.modules.transformer import CausalTransformer
 from export.modules.vace import VaceBranch
 from export.modules.vae import VaeDecoder, VaeEncoder
+from export.text_encoder_key_names import wan_text_encoder_names
 from export.vae_key_names import wan_vae_names
 
 _ENDINGS = (".safetensors", ".pt", ".pth")
@@ -29,7 +36,11 @@ _ENDINGS = (".safetensors", ".pt", ".pth")
 
 @dataclass(frozen=True)
 class Networks:
-    """All networks of a checkpoint but the text encoder; those of VACE are None where it has no VACE layers."""
+    """All networks of a checkpoint.
+
+    Those of VACE are None where it has no VACE layers, the text encoder where it has no folder for it. All are in
+    float32, but for a text encoder whose file is in bfloat16.
+    """
 
     config: CheckpointConfig
     transformer: CausalTransformer
@@ -38,13 +49,14 @@ class Networks:
     vace_text_kv: TextKv | None
     vae_encoder: VaeEncoder
     vae_decoder: VaeDecoder
+    text_encoder: TextEncoder | None
 
 
 def load_networks(folder: Path) -> Networks:
     """Read a checkpoint's folder.
 
     Raises:
-        BadConfig: its config.json is missing or wrong.
+        BadConfig: its config.json is missing or wrong, or that of its text encoder is wrong.
         BadCheckpoint: weights are missing, unexpected or misshapen.
     """
     config = load_config(folder)
@@ -57,6 +69,7 @@ def load_networks(folder: Path) -> Networks:
         TextKv(config, vace=True).eval() if config.vace_layers else None,
         VaeEncoder(config.vae).eval(),
         VaeDecoder(config.vae).eval(),
+        _load_text_encoder(folder / "text_encoder", config) if (folder / "text_encoder").is_dir() else None,
     )
     parts: list[nn.Module] = [networks.transformer, networks.text_kv]
     if networks.vace is not None and networks.vace_text_kv is not None:
@@ -74,6 +87,44 @@ def load_networks(folder: Path) -> Networks:
 
     fill(wan_vae_names(_read_all(folder / "vae"), config.vae), networks.vae_encoder, networks.vae_decoder)
     return networks
+
+
+def find_tokenizer(folder: Path) -> Path:
+    """The tokenizer.json of a checkpoint's folder, from `text_encoder/` or `tokenizer/`.
+
+    Raises:
+        BadCheckpoint: there is none; the message says where one comes from.
+    """
+    for path in (folder / "text_encoder" / "tokenizer.json", folder / "tokenizer" / "tokenizer.json"):
+        if path.is_file():
+            return path
+    raise BadCheckpoint(
+        f"{folder} has no tokenizer.json in text_encoder or tokenizer: copy that of the encoder's release, Wan's from "
+        "google/umt5-xxl, or have transformers make it of a spiece.model: "
+        "T5Tokenizer.from_pretrained(folder).save_pretrained(folder), with sentencepiece installed"
+    )
+
+
+def _load_text_encoder(folder: Path, config: CheckpointConfig) -> TextEncoder:
+    encoder_config = load_text_encoder_config(folder, text_dim=config.text_dim)
+    weights = wan_text_encoder_names(_read_all(folder))
+    # UMT5-XXL has 5.7 billion parameters: left in bfloat16 they take 11 GiB, not 21.
+    in_bfloat16 = all(value.dtype == torch.bfloat16 for value in weights.values())
+    with _default_type(torch.bfloat16 if in_bfloat16 else torch.float32):
+        encoder = TextEncoder(encoder_config, config.text_len).eval()
+    fill(weights, encoder)
+    return encoder
+
+
+@contextmanager
+def _default_type(dtype: torch.dtype) -> Iterator[None]:
+    """Parameters that a `with` block makes are of this type from the start, never in memory as another."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ import click
 import pytest
 from pydantic_core import PydanticUndefined
 
-from export.config import CheckpointConfig, VaeConfig
+from export.config import UMT5_XXL, CheckpointConfig, TextEncoderConfig, VaeConfig
 from filmstrip.cli import main as filmstrip_command
 from filmstrip.contract import Features
 from filmstrip.errors import ERRORS
@@ -170,6 +170,16 @@ def test_every_key_of_a_checkpoints_configuration_is_in_the_table():
             expected[name] = str(list(field.default)).lower() if field.default else "none"
         else:
             expected[name] = str(field.default).lower()
+    assert table == expected
+
+
+def test_every_key_of_a_text_encoders_configuration_is_in_the_table():
+    table = {row[0]: row[1:3] for row in rows(section((ROOT / "docs" / "export.md").read_text(), "## Text encoder"))}
+    expected = {}
+    for field in fields(TextEncoderConfig):
+        (name,) = field.metadata["names"]
+        default = "required" if field.default is MISSING else str(field.default)
+        expected[f"`{name}`"] = [default, str(UMT5_XXL.get(name, default))]
     assert table == expected
 
 
