@@ -28,6 +28,7 @@ from export.modules.text_kv import TextKv
 from export.modules.transformer import CausalTransformer
 from export.modules.vace import VaceBranch
 from export.modules.vae import VaeDecoder, VaeEncoder
+from export.spec import Part
 from export.text_encoder_key_names import wan_text_encoder_names
 from export.vae_key_names import wan_vae_names
 
@@ -87,6 +88,20 @@ def load_networks(folder: Path) -> Networks:
 
     fill(wan_vae_names(_read_all(folder / "vae"), config.vae), networks.vae_encoder, networks.vae_decoder)
     return networks
+
+
+def weight_files(folder: Path) -> dict[Part, list[Path]]:
+    """The files of a checkpoint's folder that each part of its networks is made of, `config.json` among them."""
+    folders = {
+        Part.TRANSFORMER: (folder, folder / "lora", folder / "vace"),
+        Part.VAE: (folder / "vae",),
+        Part.TEXT_ENCODER: (folder / "text_encoder",),
+    }
+    configs = [folder / "config.json", folder / "text_encoder" / "config.json"]
+    return {
+        part: [path for path in configs if path.is_file()] + [file for one in places for file in _weight_files(one)]
+        for part, places in folders.items()
+    }
 
 
 def find_tokenizer(folder: Path) -> Path:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from export.checkpoint_folder import Networks
 from export.config import CheckpointConfig
 from export.errors import BadConfig
-from export.graphs import TextKvGraph, TransformerGraph, VaceGraph, VaeGraph
+from export.graphs import TextEncoderGraph, TextKvGraph, TransformerGraph, VaceGraph, VaeGraph
 from export.modules.layers import Linear
+from export.modules.text_encoder import TextEncoder
 from export.modules.text_kv import TextKv
 from export.modules.vace import VaceBranch
 from export.spec import Axis, GraphSpec, Grid, Output, Part, Port, Precision, Range, Size, varying
@@ -93,12 +94,34 @@ class _Declared:
 def _graph_specs(networks: Networks, num_loras: int) -> Iterator[GraphSpec]:
     config = networks.config
     declared = _Declared(config, num_loras)
+    if networks.text_encoder is not None:
+        yield _text_encoder(networks.text_encoder, config)
     yield _text_kv("text_kv", networks.text_kv, config.num_layers, declared)
     yield _transformer(networks, declared)
     if networks.vace is not None and networks.vace_text_kv is not None:
         yield _text_kv("vace_text_kv", networks.vace_text_kv, len(config.vace_layers), declared)
         yield _vace(networks.vace, declared)
     yield from _vae(networks, declared)
+
+
+def _text_encoder(network: TextEncoder, config: CheckpointConfig) -> GraphSpec:
+    def ids(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return torch.randint(len(network.token_embedding.weight), shape, generator=generator)
+
+    def mask(shape: tuple[int, ...], _generator: torch.Generator) -> Tensor:
+        return (torch.arange(shape[1]) <= shape[1] // 2).long().expand(shape)
+
+    shape = (1, config.text_len)
+    return GraphSpec(
+        "text_encoder",
+        Part.TEXT_ENCODER,
+        TextEncoderGraph(network.float()),
+        (Port("ids", shape, torch.int64, ids), Port("mask", shape, torch.int64, mask)),
+        (Output("embeddings", (1, config.text_len, config.text_dim)),),
+        axes={},
+        points=({},),
+        tolerances=_EXACT,
+    )
 
 
 def _text_kv(name: str, network: TextKv, num_layers: int, declared: _Declared) -> GraphSpec:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from export.modules.text_encoder import TextEncoder
 from export.modules.text_kv import TextKv
 from export.modules.transformer import CausalTransformer, Rope
 from export.modules.vace import VaceBranch
@@ -108,6 +109,18 @@ class TextKvGraph(nn.Module):
         dtype = _dtype(self.network)
         scales = None if lora_scales is None else lora_scales.to(dtype)
         return self.network(embeddings.to(dtype), scales)
+
+
+class TextEncoderGraph(nn.Module):
+    """See `TextEncoder`."""
+
+    def __init__(self, network: TextEncoder) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *, ids: Tensor, mask: Tensor) -> tuple[Tensor]:
+        """The embeddings in float32."""
+        return (self.network(ids, mask).float(),)
 
 
 class VaeGraph(nn.Module):
