@@ -4,7 +4,7 @@ config.json     export.config
 *.pt ...        the transformer; several files are its parts
 lora/           adapters that belong to it and are merged (LongLive's lora.pt)
 vace/           optional: of these files only what begins with `vace_`
-vae/            the VAE
+vae/            the VAE, or the tiny autoencoder in its place
 """
 
 from dataclasses import dataclass
@@ -13,18 +13,23 @@ from pathlib import Path
 from torch import nn
 
 from export.checkpoint import Weights, fill, read_weights, wan_names
-from export.config import CheckpointConfig, load_config
+from export.config import CheckpointConfig, TaeConfig, VaeConfig, load_config
 from export.errors import BadCheckpoint
 from export.lora_files import read_adapter
 from export.modules.layers import Linear
 from export.modules.lora import merge
+from export.modules.tae import TaeDecoder, TaeEncoder
 from export.modules.text_kv import TextKv
 from export.modules.transformer import CausalTransformer
 from export.modules.vace import VaceBranch
 from export.modules.vae import VaeDecoder, VaeEncoder
+from export.tae_weights import tae_weights
 from export.vae_key_names import wan_vae_names
 
 _ENDINGS = (".safetensors", ".pt", ".pth")
+
+Autoencoder = tuple[VaeEncoder, VaeDecoder] | tuple[TaeEncoder, TaeDecoder]
+"""What makes latents of pixels and pixels of latents; all are called in the same way."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,8 @@ class Networks:
     text_kv: TextKv
     vace: VaceBranch | None
     vace_text_kv: TextKv | None
-    vae_encoder: VaeEncoder
-    vae_decoder: VaeDecoder
+    vae_encoder: VaeEncoder | TaeEncoder
+    vae_decoder: VaeDecoder | TaeDecoder
 
 
 def load_networks(folder: Path) -> Networks:
@@ -55,8 +60,7 @@ def load_networks(folder: Path) -> Networks:
         TextKv(config).eval(),
         VaceBranch(config).eval() if config.vace_layers else None,
         TextKv(config, vace=True).eval() if config.vace_layers else None,
-        VaeEncoder(config.vae).eval(),
-        VaeDecoder(config.vae).eval(),
+        *load_autoencoder(folder / "vae", config.vae),
     )
     parts: list[nn.Module] = [networks.transformer, networks.text_kv]
     if networks.vace is not None and networks.vace_text_kv is not None:
@@ -71,9 +75,23 @@ def load_networks(folder: Path) -> Networks:
     for path in _weight_files(folder / "lora"):
         adapter = read_adapter(path.stem, read_weights(path), layers, default_alpha=config.lora_alpha)
         merge(adapter, *parts)
-
-    fill(wan_vae_names(_read_all(folder / "vae"), config.vae), networks.vae_encoder, networks.vae_decoder)
     return networks
+
+
+def load_autoencoder(folder: Path, config: VaeConfig) -> Autoencoder:
+    """Read the autoencoder that `config.type` names from a folder of its own.
+
+    Raises:
+        BadCheckpoint: weights are missing, unexpected or misshapen.
+    """
+    weights = _read_all(folder)
+    if isinstance(config, TaeConfig):
+        tae = TaeEncoder(config).eval(), TaeDecoder(config).eval()
+        fill(tae_weights(weights, tae[1]), *tae)
+        return tae
+    vae = VaeEncoder(config).eval(), VaeDecoder(config).eval()
+    fill(wan_vae_names(weights, config), *vae)
+    return vae
 
 
 def _weight_files(folder: Path) -> list[Path]:
