@@ -10,8 +10,7 @@ from export.modules.tae import TaeDecoder, TimeGrow
 def tae_weights(weights: Mapping[str, Tensor], decoder: TaeDecoder) -> dict[str, Tensor]:
     """The same weights, where a stage that keeps the number of frames has weights that would double it.
 
-    TAEHV's releases are such: all stages were trained to double, and of two frames of a stage that doesn't, the later
-    one is meant.
+    Some of TAEHV's releases are such: the later one of the two frames is meant, as TAEHV's own code has it.
     """
     fitting = dict(weights)
     for place, layer in enumerate(decoder.decoder):
