@@ -4,7 +4,7 @@ config.json     export.config
 *.pt ...        the transformer; several files are its parts
 lora/           adapters that belong to it and are merged (LongLive's lora.pt)
 vace/           optional: of these files only what begins with `vace_`
-vae/            the VAE
+vae/            the VAE, or the tiny autoencoder in its place
 text_encoder/   optional: UMT5's encoder, its config.json and tokenizer.json
 tokenizer/      optional: tokenizer.json, where it does not lie in text_encoder/
 """
@@ -18,21 +18,26 @@ import torch
 from torch import nn
 
 from export.checkpoint import Weights, fill, read_weights, wan_names
-from export.config import CheckpointConfig, load_config, load_text_encoder_config
+from export.config import CheckpointConfig, TaeConfig, VaeConfig, load_config, load_text_encoder_config
 from export.errors import BadCheckpoint
 from export.lora_files import read_adapter
 from export.modules.layers import Linear
 from export.modules.lora import merge
+from export.modules.tae import TaeDecoder, TaeEncoder
 from export.modules.text_encoder import TextEncoder
 from export.modules.text_kv import TextKv
 from export.modules.transformer import CausalTransformer
 from export.modules.vace import VaceBranch
 from export.modules.vae import VaeDecoder, VaeEncoder
 from export.spec import Part
+from export.tae_weights import tae_weights
 from export.text_encoder_key_names import wan_text_encoder_names
 from export.vae_key_names import wan_vae_names
 
 _ENDINGS = (".safetensors", ".pt", ".pth")
+
+Autoencoder = tuple[VaeEncoder, VaeDecoder] | tuple[TaeEncoder, TaeDecoder]
+"""What makes latents of pixels and pixels of latents; all are called in the same way."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,8 @@ class Networks:
     text_kv: TextKv
     vace: VaceBranch | None
     vace_text_kv: TextKv | None
-    vae_encoder: VaeEncoder
-    vae_decoder: VaeDecoder
+    vae_encoder: VaeEncoder | TaeEncoder
+    vae_decoder: VaeDecoder | TaeDecoder
     text_encoder: TextEncoder | None
 
 
@@ -62,14 +67,15 @@ def load_networks(folder: Path) -> Networks:
     """
     config = load_config(folder)
     weights = wan_names(_read_all(folder))
+    vae_encoder, vae_decoder = load_autoencoder(folder / "vae", config.vae)
     networks = Networks(
         config,
         CausalTransformer(config).eval(),
         TextKv(config).eval(),
         VaceBranch(config).eval() if config.vace_layers else None,
         TextKv(config, vace=True).eval() if config.vace_layers else None,
-        VaeEncoder(config.vae).eval(),
-        VaeDecoder(config.vae).eval(),
+        vae_encoder,
+        vae_decoder,
         _load_text_encoder(folder / "text_encoder", config) if (folder / "text_encoder").is_dir() else None,
     )
     parts: list[nn.Module] = [networks.transformer, networks.text_kv]
@@ -85,8 +91,6 @@ def load_networks(folder: Path) -> Networks:
     for path in _weight_files(folder / "lora"):
         adapter = read_adapter(path.stem, read_weights(path), layers, default_alpha=config.lora_alpha)
         merge(adapter, *parts)
-
-    fill(wan_vae_names(_read_all(folder / "vae"), config.vae), networks.vae_encoder, networks.vae_decoder)
     return networks
 
 
@@ -140,6 +144,22 @@ def _default_type(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def load_autoencoder(folder: Path, config: VaeConfig) -> Autoencoder:
+    """Read the autoencoder that `config.type` names from a folder of its own.
+
+    Raises:
+        BadCheckpoint: weights are missing, unexpected or misshapen.
+    """
+    weights = _read_all(folder)
+    if isinstance(config, TaeConfig):
+        tae = TaeEncoder(config).eval(), TaeDecoder(config).eval()
+        fill(tae_weights(weights, tae[1]), *tae)
+        return tae
+    vae = VaeEncoder(config).eval(), VaeDecoder(config).eval()
+    fill(wan_vae_names(weights, config), *vae)
+    return vae
 
 
 def _weight_files(folder: Path) -> list[Path]:

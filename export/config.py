@@ -24,7 +24,8 @@ WAN_LATENTS_STD = (
 )
 
 ROPE_POSITIONS = ("absolute", "window")
-VAE_TYPES = ("wan", "lightvae")
+VAE_TYPES = ("wan", "lightvae", "tae", "lighttae")
+ACTIVATIONS = ("relu", "silu")
 # Wan's configurations carry these; only one value of each is a network that we have.
 FIXED = {"model_type": ("t2v", "vace"), "qk_norm": (True,), "cross_attn_norm": (True,)}
 IGNORED = {"_class_name", "_diffusers_version", "window_size"}
@@ -137,8 +138,8 @@ class VaeConfig:
         if len(self.dim_mult) != len(self.temporal_downsample) + 1:
             raise BadConfig("vae.dim_mult must have one entry more than vae.temporal_downsample")
         for name in ("latents_mean", "latents_std"):
-            if len(getattr(self, name)) != self.z_dim:
-                raise BadConfig(f"vae.{name} must have vae.z_dim = {self.z_dim} entries")
+            if len(getattr(self, name)) not in (1, self.z_dim):
+                raise BadConfig(f"vae.{name} must have one entry, or vae.z_dim = {self.z_dim} entries")
 
     @property
     def spatial_factor(self) -> int:
@@ -149,6 +150,31 @@ class VaeConfig:
     def temporal_factor(self) -> int:
         """Pixel frames of one latent frame, the first apart."""
         return int(2 ** sum(self.temporal_downsample))
+
+
+@dataclass(frozen=True)
+class TaeConfig(VaeConfig):
+    """A tiny autoencoder: `dim` channels everywhere in its encoder, those of `dim_mult` in its decoder."""
+
+    type: str = key(_one_of("tae"), "type", default="tae")
+    dim: int = key(_positive, "base_dim", "dim", default=64)
+    dim_mult: tuple[int, ...] = key(_list_of(_positive), "dim_mult", default=(1, 1, 2, 4))
+    num_res_blocks: int = key(_positive, "num_res_blocks", default=3)
+    temporal_downsample: tuple[bool, ...] = key(
+        _list_of(_bool), "temporal_downsample", "temperal_downsample", default=(True, True, False)
+    )
+    latents_mean: tuple[float, ...] = key(_list_of(_number), "latents_mean", default=(0.0,))
+    latents_std: tuple[float, ...] = key(_list_of(_real), "latents_std", default=(1.0,))
+    activation: str = key(_one_of(*ACTIVATIONS), "activation", default="relu")
+
+
+@dataclass(frozen=True)
+class LightTaeConfig(TaeConfig):
+    """A tiny autoencoder for the latents of Wan2.1's VAE before they are normalised."""
+
+    type: str = key(_one_of("lighttae"), "type", default="lighttae")
+    latents_mean: tuple[float, ...] = key(_list_of(_number), "latents_mean", default=WAN_LATENTS_MEAN)
+    latents_std: tuple[float, ...] = key(_list_of(_real), "latents_std", default=WAN_LATENTS_STD)
 
 
 @dataclass(frozen=True)
@@ -278,8 +304,13 @@ def parse_config(values: Mapping[str, Any]) -> CheckpointConfig:
     vae_values = rest.pop("vae", {})
     if not isinstance(vae_values, dict):
         raise BadConfig("vae must be a JSON object")
-    vae = VaeConfig(**_read_fields(VaeConfig, vae_values, prefix="vae."))
-    return CheckpointConfig(**_read_fields(CheckpointConfig, rest), vae=vae)
+    return CheckpointConfig(**_read_fields(CheckpointConfig, rest), vae=_parse_vae(vae_values))
+
+
+def _parse_vae(values: Mapping[str, Any]) -> VaeConfig:
+    vae_type = values.get("type")
+    config = TaeConfig if vae_type == "tae" else LightTaeConfig if vae_type == "lighttae" else VaeConfig
+    return config(**_read_fields(config, values, prefix="vae."))
 
 
 def parse_text_encoder_config(values: Mapping[str, Any]) -> TextEncoderConfig:

@@ -14,7 +14,7 @@ from export.modules.layers import Linear
 from export.modules.text_encoder import TextEncoder
 from export.modules.text_kv import TextKv
 from export.modules.vace import VaceBranch
-from export.spec import Axis, GraphSpec, Grid, Output, Part, Port, Precision, Range, Size, varying
+from export.spec import Axis, GraphSpec, Grid, Output, Part, Port, Precision, Range, Shape, Size, varying
 
 # Largest errors as shares of an output's largest value.
 _EXACT = {Precision.FP32: 1e-4, Precision.FP16: 2e-2, Precision.BF16: 1e-1}
@@ -249,7 +249,7 @@ def _vae_graph(
     made, *kept = _shapes_made(network, port)
     frames = -1 if axes else made[2]
     # Rows and columns of a video of one token are the factors of the axes.
-    caches = [(*shape[:-2], Axis("rows", shape[-2]), Axis("cols", shape[-1])) for shape in kept]
+    caches: list[Shape] = [(*shape[:-2], Axis("rows", shape[-2]), Axis("cols", shape[-1])) for shape in kept]
     before = (Port(f"cache_{index}", shape, None) for index, shape in enumerate(caches)) if goes_on else ()
     after = (Output(f"new_cache_{index}", varying(shape), None) for index, shape in enumerate(caches))
     return GraphSpec(
