@@ -161,7 +161,6 @@ def _transformer(networks: Networks, declared: _Declared) -> GraphSpec:
             Port("past_k", cached, None),
             Port("past_v", cached, None),
             Port("past_bias", (past,), sample=_zeros),
-            Port("own_bias", (frames,), sample=_zeros),
             *optional,
             *declared.lora_scales(networks.transformer),
         ),

@@ -17,10 +17,7 @@ from export.modules.vace import VaceBranch
 
 
 class TransformerGraph(nn.Module):
-    """See `CausalTransformer`; tables are [T, rows, cols, D / 2], own_bias [T].
-
-    Hints come as `VaceGraph` makes them.
-    """
+    """See `CausalTransformer`; tables are [T, rows, cols, D / 2], hints as `VaceGraph` makes them."""
 
     def __init__(self, network: CausalTransformer) -> None:
         super().__init__()
@@ -38,7 +35,6 @@ class TransformerGraph(nn.Module):
         past_k: Tensor,
         past_v: Tensor,
         past_bias: Tensor,
-        own_bias: Tensor,
         past_cos: Tensor | None = None,
         past_sin: Tensor | None = None,
         hints: Tensor | None = None,
@@ -55,9 +51,8 @@ class TransformerGraph(nn.Module):
             past_k,
             past_v,
             past_bias,
-            own_bias[:, None, None].expand(rope_cos.shape[:3]).flatten(),
-            None if hints is None else hints.flatten(2, 4),
-            None if lora_scales is None else lora_scales.to(dtype),
+            hints=None if hints is None else hints.flatten(2, 4),
+            lora_scales=None if lora_scales is None else lora_scales.to(dtype),
         )
         return velocity.float(), k, v
 
