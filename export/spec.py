@@ -2,6 +2,9 @@
 
 A graph is made once for all sizes of the video. Rows and columns of tokens are axes of it like any other, and an
 engine has one profile a size: so all sizes share one engine's weights.
+
+A graph that changes so that the runtime must change with it needs a new `SPEC_VERSION`, in
+`filmstrip.runtime.engines.sidecar`.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,9 +14,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-
-SPEC_VERSION = 1
-"""Goes up when a graph changes so that the runtime must change with it: a name, a shape, a meaning."""
 
 
 class Precision(StrEnum):
