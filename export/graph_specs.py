@@ -17,7 +17,7 @@ from export.modules.vace import VaceBranch
 from export.spec import Axis, GraphSpec, Grid, Output, Part, Port, Precision, Range, Shape, Size, varying
 
 # Largest errors as shares of an output's largest value.
-_EXACT = {Precision.FP32: 1e-4, Precision.FP16: 2e-2, Precision.BF16: 1e-1}
+TOLERANCES = {Precision.FP32: 1e-4, Precision.FP16: 2e-2, Precision.BF16: 1e-1}
 
 MAX_REFERENCES = 4
 """Reference images of a chunk that the VACE branch is made for."""
@@ -120,7 +120,7 @@ def _text_encoder(network: TextEncoder, config: CheckpointConfig) -> GraphSpec:
         (Output("embeddings", (1, config.text_len, config.text_dim)),),
         axes={},
         points=({},),
-        tolerances=_EXACT,
+        tolerances=TOLERANCES,
     )
 
 
@@ -134,7 +134,7 @@ def _text_kv(name: str, network: TextKv, num_layers: int, declared: _Declared) -
         tuple(Output(port.name, varying(port.shape), None) for port in declared.text(num_layers)),
         axes={},
         points=({},),
-        tolerances=_EXACT,
+        tolerances=TOLERANCES,
     )
 
 
@@ -178,7 +178,7 @@ def _transformer(networks: Networks, declared: _Declared) -> GraphSpec:
             {"frames": window, "past": config.sink},
             {"frames": chunk, "past": window},
         ),
-        tolerances=_EXACT,
+        tolerances=TOLERANCES,
     )
 
 
@@ -209,7 +209,7 @@ def _vace(network: VaceBranch, declared: _Declared) -> GraphSpec:
             {"frames": chunk + 1, "context_frames": chunk + 1},
             {"frames": chunk, "context_frames": chunk + 2},
         ),
-        tolerances=_EXACT,
+        tolerances=TOLERANCES,
     )
 
 
@@ -262,7 +262,7 @@ def _vae_graph(
         ),
         axes=axes,
         points=tuple({axis: reach[index] for axis, reach in axes.items()} for index in ((0, 2) if axes else (0,))),
-        tolerances=_EXACT,
+        tolerances=TOLERANCES,
     )
 
 

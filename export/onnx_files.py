@@ -55,7 +55,7 @@ def to_program(spec: GraphSpec, precision: Precision) -> torch.onnx.ONNXProgram:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what torch's exporter says of itself: of its deprecations, torchvision's absence, axes of one length."""
+    """Keep back what torch's exporter says of itself: deprecations, torchvision's absence, axes of one length."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     before = logger.level
     logger.setLevel(logging.ERROR)
