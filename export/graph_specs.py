@@ -245,7 +245,7 @@ def _vae_graph(
     keeps: bool = True,
 ) -> GraphSpec:
     axes = axes or {}
-    made, *kept = _shapes_made(network, port)
+    made, *kept = _shapes_made(network, port, goes_on=goes_on)
     frames = -1 if axes else made[2]
     # Rows and columns of a video of one token are the factors of the axes.
     caches: list[Shape] = [(*shape[:-2], Axis("rows", shape[-2]), Axis("cols", shape[-1])) for shape in kept]
@@ -266,8 +266,11 @@ def _vae_graph(
     )
 
 
-def _shapes_made(network: nn.Module, port: Port) -> list[tuple[int, ...]]:
-    """Shapes of what a first pass makes and of its feature caches, by a run without numbers at a size of one token."""
+def _shapes_made(network: nn.Module, port: Port, *, goes_on: bool) -> list[tuple[int, ...]]:
+    """Shapes of what a pass makes and of its feature caches, by a run without numbers at a size of one token."""
     on_meta = copy.deepcopy(network).to("meta")
-    made, caches = on_meta(torch.empty(port.at({"rows": 1, "cols": 1, "frames": 2}), device="meta"))
+    x = torch.empty(port.at({"rows": 1, "cols": 1, "frames": 2}), device="meta")
+    made, caches = on_meta(x)
+    if goes_on:
+        made, caches = on_meta(x, caches)
     return [made.shape, *(cache.shape for cache in caches)]
