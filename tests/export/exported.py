@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.export.checkpoints import write_checkpoint, write_lora
 from tests.server import ROOT
 
-SIZES = ("32x48", "64x64")
+SIZES = ("64x64", "64x96")
 LORAS = ("ink", "neon")
 
 

@@ -65,7 +65,7 @@ def test_every_network_becomes_an_engine_that_the_runtime_loads_with_its_pipelin
     version = tiny_repository / "tiny" / "1"
     config = PipelineConfig.read(version)
     assert config.loras == LORAS
-    assert config.sizes == ((32, 48), (64, 64))
+    assert config.sizes == ((64, 64), (64, 96))
     loaded = load_engines(
         version / "engines",
         device=torch.device("cpu"),
