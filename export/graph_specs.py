@@ -15,12 +15,10 @@ from export.modules.text_encoder import TextEncoder
 from export.modules.text_kv import TextKv
 from export.modules.vace import VaceBranch
 from export.spec import Axis, GraphSpec, Grid, Output, Part, Port, Precision, Range, Shape, Size, varying
+from filmstrip.runtime.pipeline_config import MAX_REFERENCES
 
 # Largest errors as shares of an output's largest value.
 TOLERANCES = {Precision.FP32: 1e-4, Precision.FP16: 2e-2, Precision.BF16: 1e-1}
-
-MAX_REFERENCES = 4
-"""Reference images of a chunk that the VACE branch is made for."""
 
 
 def graph_specs(networks: Networks, num_loras: int) -> tuple[GraphSpec, ...]:
