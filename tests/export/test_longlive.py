@@ -22,6 +22,8 @@ from tests.export.configs import TINY
 from tests.export.exported import LORAS, SIZES
 from tests.export.networks import normal
 
+pytestmark = pytest.mark.timeout(600)  # the first of them waits for the export
+
 GRAPHS = {
     *("text_encoder", "text_kv", "transformer", "vace_text_kv", "vace"),
     *("vae_encoder_image", "vae_encoder_first", "vae_encoder_next", "vae_decoder_first", "vae_decoder_next"),

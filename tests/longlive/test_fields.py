@@ -8,9 +8,12 @@ import pytest
 from tests.longlive.making import CHUNK, FIRST, changed_chunks, floats, half_mask, make, picture, video
 from tests.server import Frames, Frontend
 
+pytestmark = pytest.mark.timeout(600)  # the first of them waits for the export
+
 ALL = [0, 1, 2, 3]
 BLEND = [{"text": "a red circle", "weight": 50}, {"text": "blue square moving left", "weight": 50}]
 OTHER = "blue square moving left"
+TARGET = [{"text": OTHER, "weight": 100}]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,6 @@ def from_video(longlive: Frontend, source: Frames) -> Frames:
         ({"prompt": OTHER}, {}, ALL),
         ({"prompt": BLEND}, {}, ALL),
         ({"denoising_steps": [1000, 500]}, {}, ALL),
-        # The pipeline's own, but for fractions: 937.5 and 833.33 are nearest to the same sigmas.
         ({"kv_cache_attention_bias": 0.2}, {}, [2, 3]),  # chunk 1 sees the sink alone
         ({"lora_scales": {"ink": 1.0}}, {}, ALL),
         ({"lora_scales": {"ink": 0.0, "neon": 0.0}}, {}, []),
@@ -55,11 +57,11 @@ def from_video(longlive: Frontend, source: Frames) -> Frames:
         ({}, {2: {"prompts": BLEND}}, [2, 3]),
         ({}, {2: {"kv_cache_attention_bias": 0.2}}, [2, 3]),
         ({}, {2: {"lora_scales": {"neon": 0.7}}}, [2, 3]),
-        ({}, {1: {"transition_target_prompts": [{"text": OTHER, "weight": 100}]}}, [2, 3]),  # its first step is 0
-        ({}, {1: {"transition_target_prompts": [{"text": OTHER, "weight": 100}], "transition_num_steps": 0}}, [1, 2, 3]),
+        ({}, {1: {"transition_target_prompts": TARGET}}, [2, 3]),  # its first step is 0
+        ({}, {1: {"transition_target_prompts": TARGET, "transition_num_steps": 0}}, [1, 2, 3]),
         ({}, {2: {"noise_scale": 0.1}}, []),
     ],
-)  # fmt: skip
+)
 def test_in_text_mode(
     longlive: Frontend, text: Frames, request_: dict[str, Any], chunks: dict[int, dict[str, Any]], changed: list[int]
 ):
@@ -67,10 +69,11 @@ def test_in_text_mode(
 
 
 def test_two_prompts_are_blended_by_weight_and_method(longlive: Frontend, text: Frames):
-    made = [
-        make(longlive, prompt=[{"text": "a red circle", "weight": share}, {"text": OTHER, "weight": 100 - share}], prompt_interpolation_method=method)
-        for share, method in ((100, "linear"), (50, "linear"), (20, "linear"), (50, "slerp"))
-    ]  # fmt: skip
+    def blended(share: int, method: str) -> Frames:
+        prompt = [{"text": "a red circle", "weight": share}, {"text": OTHER, "weight": 100 - share}]
+        return make(longlive, prompt=prompt, prompt_interpolation_method=method)
+
+    made = [blended(100, "linear"), blended(50, "linear"), blended(20, "linear"), blended(50, "slerp")]
     assert changed_chunks(text, made[0]) == []
     for index, one in enumerate(made):
         for other in made[index + 1 :]:
@@ -79,11 +82,8 @@ def test_two_prompts_are_blended_by_weight_and_method(longlive: Frontend, text: 
 
 def test_a_transition_ends_where_its_target_begins(longlive: Frontend):
     """Of two steps: the second is the target itself, and what follows stays with it."""
-    target = [{"text": OTHER, "weight": 100}]
-    moved = make(
-        longlive,
-        {1: {"transition_target_prompts": target, "transition_num_steps": 2}, 2: {"reset_cache": True}, 3: {"seed": 7}},
-    )
+    move = {"transition_target_prompts": TARGET, "transition_num_steps": 2}
+    moved = make(longlive, {1: move, 2: {"reset_cache": True}, 3: {"seed": 7}})
     set_ = make(longlive, {2: {"text": OTHER, "reset_cache": True}, 3: {"seed": 7}})
     assert np.array_equal(moved[FIRST + CHUNK :], set_[FIRST + CHUNK :])
 
