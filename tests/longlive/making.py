@@ -32,7 +32,7 @@ def video(num_frames: int, seed: int = 0, height: int = HEIGHT, width: int = WID
 
 def floats(frames: Frames) -> np.ndarray:
     """VACE frames [1, 3, F, H, W] in -1..1 of a video."""
-    return (frames.transpose(3, 0, 1, 2)[None] / 127.5 - 1).astype("<f4")
+    return frames.transpose(3, 0, 1, 2)[None].astype("<f4") / np.float32(127.5) - np.float32(1)
 
 
 def half_mask(num_frames: int) -> np.ndarray:

@@ -105,7 +105,8 @@ def test_a_reset_begins_anew_with_a_short_chunk(longlive: Frontend, text: Frames
         ({"noise_scale": 0.4}, {}, ALL),
         ({"noise_controller": True}, {}, ALL),
         ({"noise_controller": False}, {}, []),
-        ({"denoising_steps": [500, 250]}, {}, ALL),
+        ({"denoising_steps": [400]}, {}, ALL),  # 700, by the noise scale, then those of the list below it
+        ({"denoising_steps": [900, 500, 250]}, {}, []),
         ({"denoising_steps": [1000, 750, 500, 250]}, {}, []),  # the pipeline's own in video mode
         ({"kv_cache_attention_bias": 0.2}, {}, [1, 2, 3]),  # the first chunk has a latent frame beyond the sink
         ({}, {1: {"noise_scale": 0.4}}, [1, 2, 3]),
