@@ -2,7 +2,11 @@
 
 ExportError
 ├── BadConfig          config.json lacks a key, or holds a value that no network can be built from
-└── BadCheckpoint      the weights are not those of the network
+├── BadCheckpoint      the weights are not those of the network
+├── BadOptions         an engine is asked for that the library can't build
+├── BuilderMissing     the library is not installed
+└── BuildFailed        an ONNX file can't be parsed or built
+    └── UnusedInput    it was built, but an input has no effect
 """
 
 
@@ -16,3 +20,19 @@ class BadConfig(ExportError):
 
 class BadCheckpoint(ExportError):
     """Weights are missing, unexpected or of another shape than the network's."""
+
+
+class BadOptions(ExportError):
+    """An engine is asked for that the library can't build."""
+
+
+class BuilderMissing(ExportError):
+    """The library that builds engines is not installed."""
+
+
+class BuildFailed(ExportError):
+    """An ONNX file can't be parsed or built, or is not that of its spec; the library's own words are quoted."""
+
+
+class UnusedInput(BuildFailed):
+    """The library builds an engine that ignores an input: the graph has one too many, or it can't read an operator."""

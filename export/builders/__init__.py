@@ -1,0 +1,1 @@
+"""From an ONNX file to an engine, with TensorRT-RTX or TensorRT."""

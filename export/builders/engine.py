@@ -1,0 +1,174 @@
+"""An engine from an ONNX file: parsed, compared with its spec, built for every size at once."""
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from export.builders.library import Message, listen, load_library, monitor
+from export.builders.options import RTX_TARGETS, Builder, BuildOptions
+from export.builders.progress import BuildProgress, Progress
+from export.errors import BuildFailed, UnusedInput
+from export.spec import GraphSpec, Grid, Precision
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine, not yet in a file.
+
+    Attributes:
+        plan: its bytes.
+        grids: of its profiles, in their order; none where no shape depends on the size of the video.
+        builder_version: of the library, which is also the version that must run it.
+        seconds: parsing and building took.
+    """
+
+    plan: memoryview
+    grids: tuple[Grid, ...]
+    builder_version: str
+    seconds: float
+
+    def write(self, path: Path) -> None:
+        """Put it into a file, whole or not at all."""
+        part = path.with_name(path.name + ".part")
+        try:
+            part.write_bytes(self.plan)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def build_engine(
+    onnx: Path,
+    spec: GraphSpec,
+    grids: Sequence[Grid],
+    options: BuildOptions,
+    progress: Progress | None = None,
+) -> BuiltEngine:
+    """Build a graph's engine with one profile a size.
+
+    Args:
+        onnx: the graph's file, its weights beside it.
+        spec: what the graph was made from.
+        grids: rows and columns of tokens at each size.
+        options: the library and what it builds for.
+        progress: is told how far the build is.
+
+    Raises:
+        BuilderMissing: the library is not installed.
+        BuildFailed: it can't read the file or build the engine, or the file is not that of the spec.
+        UnusedInput: an input of the graph has no effect.
+    """
+    began = time.monotonic()
+    library = load_library(options.builder)
+    messages: list[Message] = []
+    logger = listen(library, messages)
+    builder = library.Builder(logger)
+    if builder is None:
+        raise BuildFailed(_told(f"{options.builder} can't start", messages))
+    network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    _parse(library, network, logger, onnx, messages)
+    _check_ports(library, network, spec, options.precision)
+
+    config = builder.create_builder_config()
+    _configure(library, config, options)
+    progress_monitor = monitor(library, BuildProgress(progress or (lambda _phase, _share: None)))
+    config.progress_monitor = progress_monitor
+    sizes = tuple(grids) if spec.has_size else ()
+    for grid in sizes or grids[:1]:
+        _add_profile(builder, config, spec, grid)
+
+    plan = builder.build_serialized_network(network, config)
+    _refuse_unused(spec.name, messages)  # first: it may be the reason of the failure
+    if plan is None:
+        raise BuildFailed(_told(f"{spec.name} was not built", messages))
+    if options.timing_cache is not None:
+        _keep_timings(config, options.timing_cache)
+    return BuiltEngine(memoryview(plan), sizes, library.__version__, time.monotonic() - began)
+
+
+def _parse(library: Any, network: Any, logger: Any, onnx: Path, messages: Sequence[Message]) -> None:
+    parser = library.OnnxParser(network, logger)
+    if parser.parse_from_file(str(onnx)):
+        return
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    where = [f"node {e.node_name() or e.node()} ({e.node_operator()}): {e.desc()}" for e in errors]
+    raise BuildFailed(f"{onnx.name} can't be parsed: {'; '.join(where) or _told('', messages)}")
+
+
+def _check_ports(library: Any, network: Any, spec: GraphSpec, precision: Precision) -> None:
+    """Names and types must be the spec's: who runs the engine knows nothing else of it."""
+    found = {
+        "inputs": [network.get_input(index) for index in range(network.num_inputs)],
+        "outputs": [network.get_output(index) for index in range(network.num_outputs)],
+    }
+    for kind, ports in (("inputs", spec.inputs), ("outputs", spec.outputs)):
+        expected = {port.name: _type_of(library, port.dtype or precision.dtype) for port in ports}
+        have = {tensor.name: tensor.dtype for tensor in found[kind]}
+        if have != expected:
+            differ = sorted(name for name in have.keys() | expected if have.get(name) != expected.get(name))
+            raise BuildFailed(
+                f"{spec.name}: {kind} differ from the spec's at {', '.join(differ)}: "
+                f"the file has {_types(have, differ)}, the spec {_types(expected, differ)}"
+            )
+
+
+def _type_of(library: Any, dtype: torch.dtype) -> Any:
+    types = library.DataType
+    return {torch.float32: types.FLOAT, torch.bfloat16: types.BF16, torch.float16: types.HALF}[dtype]
+
+
+def _types(have: dict[str, Any], names: Sequence[str]) -> str:
+    return ", ".join(str(have[name].name) if name in have else "none" for name in names)
+
+
+def _configure(library: Any, config: Any, options: BuildOptions) -> None:
+    if options.builder is Builder.RTX:
+        config.num_compute_capabilities = len(options.targets)
+        for index, target in enumerate(options.targets):
+            capability = getattr(library.ComputeCapability, RTX_TARGETS[target])
+            if not config.set_compute_capability(capability, index):
+                raise BuildFailed(f"TensorRT-RTX {library.__version__} refuses the target {target}")
+    if options.workspace_gib is not None:
+        config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, int(options.workspace_gib * _GIB))
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.timing_cache is not None:
+        kept = b""
+        with suppress(FileNotFoundError):
+            kept = options.timing_cache.read_bytes()
+        # Without ignore_mismatch, timings of another GPU or version are refused, not used.
+        if not config.set_timing_cache(config.create_timing_cache(kept), ignore_mismatch=False):
+            raise BuildFailed(f"{options.timing_cache} is of another GPU or version: remove it or name another file")
+
+
+def _add_profile(builder: Any, config: Any, spec: GraphSpec, grid: Grid) -> None:
+    profile = builder.create_optimization_profile()
+    for name, (shortest, usual, longest) in spec.profile(grid).items():
+        profile.set_shape(name, shortest, usual, longest)
+    if config.add_optimization_profile(profile) < 0:
+        raise BuildFailed(f"{spec.name}: the profile of {grid.rows}x{grid.cols} tokens is refused")
+
+
+def _refuse_unused(name: str, messages: Sequence[Message]) -> None:
+    unused = [message.text for message in messages if message.tells_of_unused]
+    if unused:
+        raise UnusedInput(f"{name}: the engine would ignore an input: {'; '.join(unused)}")
+
+
+def _keep_timings(config: Any, path: Path) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(config.get_timing_cache().serialize())
+    part.replace(path)
+
+
+def _told(what: str, messages: Sequence[Message]) -> str:
+    """A failure, with what the library said about it."""
+    errors = [message.text for message in messages if message.is_error]
+    return f"{what}: {'; '.join(errors) or 'no reason was given'}"
