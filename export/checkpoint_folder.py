@@ -4,59 +4,79 @@ config.json     export.config
 *.pt ...        the transformer; several files are its parts
 lora/           adapters that belong to it and are merged (LongLive's lora.pt)
 vace/           optional: of these files only what begins with `vace_`
-vae/            the VAE
+vae/            the VAE, or the tiny autoencoder in its place
+text_encoder/   optional: UMT5's encoder, its config.json and tokenizer.json
+tokenizer/      optional: tokenizer.json, where it does not lie in text_encoder/
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from export.checkpoint import Weights, fill, read_weights, wan_names
-from export.config import CheckpointConfig, load_config
+from export.config import CheckpointConfig, TaeConfig, VaeConfig, load_config, load_text_encoder_config
 from export.errors import BadCheckpoint
 from export.lora_files import read_adapter
 from export.modules.layers import Linear
 from export.modules.lora import merge
+from export.modules.tae import TaeDecoder, TaeEncoder
+from export.modules.text_encoder import TextEncoder
 from export.modules.text_kv import TextKv
 from export.modules.transformer import CausalTransformer
 from export.modules.vace import VaceBranch
 from export.modules.vae import VaeDecoder, VaeEncoder
+from export.spec import Part
+from export.tae_weights import tae_weights
+from export.text_encoder_key_names import wan_text_encoder_names
 from export.vae_key_names import wan_vae_names
 
 _ENDINGS = (".safetensors", ".pt", ".pth")
 
+Autoencoder = tuple[VaeEncoder, VaeDecoder] | tuple[TaeEncoder, TaeDecoder]
+"""What makes latents of pixels and pixels of latents; all are called in the same way."""
+
 
 @dataclass(frozen=True)
 class Networks:
-    """All networks of a checkpoint but the text encoder; those of VACE are None where it has no VACE layers."""
+    """All networks of a checkpoint.
+
+    Those of VACE are None where it has no VACE layers, the text encoder where it has no folder for it. All are in
+    float32, but for a text encoder whose file is in bfloat16.
+    """
 
     config: CheckpointConfig
     transformer: CausalTransformer
     text_kv: TextKv
     vace: VaceBranch | None
     vace_text_kv: TextKv | None
-    vae_encoder: VaeEncoder
-    vae_decoder: VaeDecoder
+    vae_encoder: VaeEncoder | TaeEncoder
+    vae_decoder: VaeDecoder | TaeDecoder
+    text_encoder: TextEncoder | None
 
 
 def load_networks(folder: Path) -> Networks:
     """Read a checkpoint's folder.
 
     Raises:
-        BadConfig: its config.json is missing or wrong.
+        BadConfig: its config.json is missing or wrong, or that of its text encoder is wrong.
         BadCheckpoint: weights are missing, unexpected or misshapen.
     """
     config = load_config(folder)
     weights = wan_names(_read_all(folder))
+    vae_encoder, vae_decoder = load_autoencoder(folder / "vae", config.vae)
     networks = Networks(
         config,
         CausalTransformer(config).eval(),
         TextKv(config).eval(),
         VaceBranch(config).eval() if config.vace_layers else None,
         TextKv(config, vace=True).eval() if config.vace_layers else None,
-        VaeEncoder(config.vae).eval(),
-        VaeDecoder(config.vae).eval(),
+        vae_encoder,
+        vae_decoder,
+        _load_text_encoder(folder / "text_encoder", config) if (folder / "text_encoder").is_dir() else None,
     )
     parts: list[nn.Module] = [networks.transformer, networks.text_kv]
     if networks.vace is not None and networks.vace_text_kv is not None:
@@ -71,9 +91,75 @@ def load_networks(folder: Path) -> Networks:
     for path in _weight_files(folder / "lora"):
         adapter = read_adapter(path.stem, read_weights(path), layers, default_alpha=config.lora_alpha)
         merge(adapter, *parts)
-
-    fill(wan_vae_names(_read_all(folder / "vae"), config.vae), networks.vae_encoder, networks.vae_decoder)
     return networks
+
+
+def weight_files(folder: Path) -> dict[Part, list[Path]]:
+    """The files of a checkpoint's folder that each part of its networks is made of, `config.json` among them."""
+    folders = {
+        Part.TRANSFORMER: (folder, folder / "lora", folder / "vace"),
+        Part.VAE: (folder / "vae",),
+        Part.TEXT_ENCODER: (folder / "text_encoder",),
+    }
+    configs = [folder / "config.json", folder / "text_encoder" / "config.json"]
+    return {
+        part: [path for path in configs if path.is_file()] + [file for one in places for file in _weight_files(one)]
+        for part, places in folders.items()
+    }
+
+
+def find_tokenizer(folder: Path) -> Path:
+    """The tokenizer.json of a checkpoint's folder, from `text_encoder/` or `tokenizer/`.
+
+    Raises:
+        BadCheckpoint: there is none; the message says where one comes from.
+    """
+    for path in (folder / "text_encoder" / "tokenizer.json", folder / "tokenizer" / "tokenizer.json"):
+        if path.is_file():
+            return path
+    raise BadCheckpoint(
+        f"{folder} has no tokenizer.json in text_encoder or tokenizer: copy that of the encoder's release, Wan's from "
+        "google/umt5-xxl, or have transformers make it of a spiece.model: "
+        "T5Tokenizer.from_pretrained(folder).save_pretrained(folder), with sentencepiece installed"
+    )
+
+
+def _load_text_encoder(folder: Path, config: CheckpointConfig) -> TextEncoder:
+    encoder_config = load_text_encoder_config(folder, text_dim=config.text_dim)
+    weights = wan_text_encoder_names(_read_all(folder))
+    # UMT5-XXL has 5.7 billion parameters: left in bfloat16 they take 11 GiB, not 21.
+    in_bfloat16 = all(value.dtype == torch.bfloat16 for value in weights.values())
+    with _default_type(torch.bfloat16 if in_bfloat16 else torch.float32):
+        encoder = TextEncoder(encoder_config, config.text_len).eval()
+    fill(weights, encoder)
+    return encoder
+
+
+@contextmanager
+def _default_type(dtype: torch.dtype) -> Iterator[None]:
+    """Parameters that a `with` block makes are of this type from the start, never in memory as another."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def load_autoencoder(folder: Path, config: VaeConfig) -> Autoencoder:
+    """Read the autoencoder that `config.type` names from a folder of its own.
+
+    Raises:
+        BadCheckpoint: weights are missing, unexpected or misshapen.
+    """
+    weights = _read_all(folder)
+    if isinstance(config, TaeConfig):
+        tae = TaeEncoder(config).eval(), TaeDecoder(config).eval()
+        fill(tae_weights(weights, tae[1]), *tae)
+        return tae
+    vae = VaeEncoder(config).eval(), VaeDecoder(config).eval()
+    fill(wan_vae_names(weights, config), *vae)
+    return vae
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -24,10 +24,35 @@ WAN_LATENTS_STD = (
 )
 
 ROPE_POSITIONS = ("absolute", "window")
-VAE_TYPES = ("wan", "lightvae")
+VAE_TYPES = ("wan", "lightvae", "tae", "lighttae")
+ACTIVATIONS = ("relu", "silu")
 # Wan's configurations carry these; only one value of each is a network that we have.
 FIXED = {"model_type": ("t2v", "vace"), "qk_norm": (True,), "cross_attn_norm": (True,)}
 IGNORED = {"_class_name", "_diffusers_version", "window_size"}
+# The same of the text encoder's, which transformers writes: only this network, and keys that do not change its numbers.
+TEXT_ENCODER_FIXED = {
+    "model_type": ("umt5",),
+    "feed_forward_proj": ("gated-gelu",),
+    "dense_act_fn": ("gelu_new",),
+    "is_gated_act": (True,),
+    "is_decoder": (False,),
+}
+TEXT_ENCODER_IGNORED = {
+    *("_name_or_path", "architectures", "transformers_version", "tokenizer_class", "torch_dtype", "dtype"),
+    *("num_decoder_layers", "decoder_start_token_id", "scale_decoder_outputs", "is_encoder_decoder", "use_cache"),
+    *("pad_token_id", "eos_token_id", "dropout_rate", "classifier_dropout", "initializer_factor"),
+    *("tie_word_embeddings", "output_past", "output_attentions", "output_hidden_states", "return_dict"),
+    *("scalable_attention", "chunk_size_feed_forward", "problem_type", "id2label", "label2id"),
+}
+# The sizes of UMT5-XXL, which Wan's release names nowhere but in its code.
+UMT5_XXL = {
+    "vocab_size": 256384,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+}
 
 
 def _positive(value: Any) -> int:
@@ -113,8 +138,8 @@ class VaeConfig:
         if len(self.dim_mult) != len(self.temporal_downsample) + 1:
             raise BadConfig("vae.dim_mult must have one entry more than vae.temporal_downsample")
         for name in ("latents_mean", "latents_std"):
-            if len(getattr(self, name)) != self.z_dim:
-                raise BadConfig(f"vae.{name} must have vae.z_dim = {self.z_dim} entries")
+            if len(getattr(self, name)) not in (1, self.z_dim):
+                raise BadConfig(f"vae.{name} must have one entry, or vae.z_dim = {self.z_dim} entries")
 
     @property
     def spatial_factor(self) -> int:
@@ -125,6 +150,31 @@ class VaeConfig:
     def temporal_factor(self) -> int:
         """Pixel frames of one latent frame, the first apart."""
         return int(2 ** sum(self.temporal_downsample))
+
+
+@dataclass(frozen=True)
+class TaeConfig(VaeConfig):
+    """A tiny autoencoder: `dim` channels everywhere in its encoder, those of `dim_mult` in its decoder."""
+
+    type: str = key(_one_of("tae"), "type", default="tae")
+    dim: int = key(_positive, "base_dim", "dim", default=64)
+    dim_mult: tuple[int, ...] = key(_list_of(_positive), "dim_mult", default=(1, 1, 2, 4))
+    num_res_blocks: int = key(_positive, "num_res_blocks", default=3)
+    temporal_downsample: tuple[bool, ...] = key(
+        _list_of(_bool), "temporal_downsample", "temperal_downsample", default=(True, True, False)
+    )
+    latents_mean: tuple[float, ...] = key(_list_of(_number), "latents_mean", default=(0.0,))
+    latents_std: tuple[float, ...] = key(_list_of(_real), "latents_std", default=(1.0,))
+    activation: str = key(_one_of(*ACTIVATIONS), "activation", default="relu")
+
+
+@dataclass(frozen=True)
+class LightTaeConfig(TaeConfig):
+    """A tiny autoencoder for the latents of Wan2.1's VAE before they are normalised."""
+
+    type: str = key(_one_of("lighttae"), "type", default="lighttae")
+    latents_mean: tuple[float, ...] = key(_list_of(_number), "latents_mean", default=WAN_LATENTS_MEAN)
+    latents_std: tuple[float, ...] = key(_list_of(_real), "latents_std", default=WAN_LATENTS_STD)
 
 
 @dataclass(frozen=True)
@@ -155,6 +205,7 @@ class CheckpointConfig:
     patch_size: tuple[int, int, int] = key(_list_of(_positive), "patch_size", default=(1, 2, 2))
     rope_theta: float = key(_real, "rope_theta", default=10000.0)
     rope_positions: str = key(_one_of(*ROPE_POSITIONS), "rope_positions", default="absolute")
+    video_step_offset: int = key(_count, "video_step_offset", default=0)
     lora_alpha: float | None = key(_real, "lora_alpha", default=None)
     vace_layers: tuple[int, ...] = key(_list_of(_count), "vace_layers", default=())
     vace_in_channels: int = key(_positive, "vace_in_dim", default=96)
@@ -188,20 +239,59 @@ class CheckpointConfig:
         return self.dim // self.num_heads
 
 
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """UMT5's encoder, read from the keys that transformers uses for it."""
+
+    vocab_size: int = key(_positive, "vocab_size")
+    dim: int = key(_positive, "d_model")
+    head_dim: int = key(_positive, "d_kv")
+    ffn_dim: int = key(_positive, "d_ff")
+    num_layers: int = key(_positive, "num_layers")
+    num_heads: int = key(_positive, "num_heads")
+    num_buckets: int = key(_positive, "relative_attention_num_buckets", default=32)
+    max_distance: int = key(_positive, "relative_attention_max_distance", default=128)
+    eps: float = key(_real, "layer_norm_epsilon", default=1e-6)
+
+    def __post_init__(self) -> None:
+        if self.num_buckets % 2 or self.num_buckets < 4:
+            raise BadConfig(f"relative_attention_num_buckets = {self.num_buckets} must be even, and 4 or more")
+        if self.max_distance <= self.num_buckets // 4:
+            raise BadConfig(
+                f"relative_attention_max_distance = {self.max_distance} must be above a quarter of "
+                f"relative_attention_num_buckets = {self.num_buckets}"
+            )
+
+
 def load_config(folder: Path) -> CheckpointConfig:
     """Read the `config.json` of a checkpoint's folder.
 
     Raises:
         BadConfig: there is none, it is not a JSON object, or `parse_config` refuses it.
     """
+    return parse_config(_read_object(folder / "config.json"))
+
+
+def load_text_encoder_config(folder: Path, *, text_dim: int) -> TextEncoderConfig:
+    """Read the `config.json` of the text encoder's folder; without one it is UMT5-XXL, which Wan uses.
+
+    Args:
+        folder: the text encoder's, `text_encoder` in a checkpoint's.
+        text_dim: numbers of a token that the checkpoint's transformer takes.
+
+    Raises:
+        BadConfig: it is not a JSON object, `parse_text_encoder_config` refuses it, or `d_model` is not `text_dim`.
+    """
     path = folder / "config.json"
+    values = _read_object(path) if path.exists() else UMT5_XXL
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise BadConfig(f"{path} can't be read as JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise BadConfig(f"{path} must hold a JSON object")
-    return parse_config(values)
+        config = parse_text_encoder_config(values)
+    except BadConfig as error:
+        raise BadConfig(f"{folder.name}: {error}") from None
+    if config.dim != text_dim:
+        hint = "" if path.exists() else "; without a config.json it is UMT5-XXL"
+        raise BadConfig(f"{folder.name}: d_model = {config.dim} must be the transformer's text_dim = {text_dim}{hint}")
+    return config
 
 
 def parse_config(values: Mapping[str, Any]) -> CheckpointConfig:
@@ -210,15 +300,45 @@ def parse_config(values: Mapping[str, Any]) -> CheckpointConfig:
     Raises:
         BadConfig: a key is missing, unknown, given twice or holds a bad value; the message names it.
     """
-    rest = {name: value for name, value in values.items() if name not in IGNORED}
-    for name, allowed in FIXED.items():
-        if name in rest and rest.pop(name) not in allowed:
-            raise BadConfig(f"{name} must be one of {', '.join(map(str, allowed))}, got {values[name]!r}")
+    rest = _told(values, FIXED, IGNORED)
     vae_values = rest.pop("vae", {})
     if not isinstance(vae_values, dict):
         raise BadConfig("vae must be a JSON object")
-    vae = VaeConfig(**_read_fields(VaeConfig, vae_values, prefix="vae."))
-    return CheckpointConfig(**_read_fields(CheckpointConfig, rest), vae=vae)
+    return CheckpointConfig(**_read_fields(CheckpointConfig, rest), vae=_parse_vae(vae_values))
+
+
+def _parse_vae(values: Mapping[str, Any]) -> VaeConfig:
+    vae_type = values.get("type")
+    config = TaeConfig if vae_type == "tae" else LightTaeConfig if vae_type == "lighttae" else VaeConfig
+    return config(**_read_fields(config, values, prefix="vae."))
+
+
+def parse_text_encoder_config(values: Mapping[str, Any]) -> TextEncoderConfig:
+    """Read the text encoder's configuration from the keys of its `config.json`.
+
+    Raises:
+        BadConfig: as `parse_config`; another network than UMT5 with gated GELU is one, too.
+    """
+    return TextEncoderConfig(**_read_fields(TextEncoderConfig, _told(values, TEXT_ENCODER_FIXED, TEXT_ENCODER_IGNORED)))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BadConfig(f"{path} can't be read as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise BadConfig(f"{path} must hold a JSON object")
+    return values
+
+
+def _told(values: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]], ignored: set[str]) -> dict[str, Any]:
+    """The keys that say something, those that may have one value only checked and left out."""
+    rest = {name: value for name, value in values.items() if name not in ignored}
+    for name, allowed in fixed.items():
+        if name in rest and rest.pop(name) not in allowed:
+            raise BadConfig(f"{name} must be one of {', '.join(map(str, allowed))}, got {values[name]!r}")
+    return rest
 
 
 def _read_fields(config: type[Any], values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,8 +5,9 @@ ExportError
 ├── BadCheckpoint      the weights are not those of the network
 ├── BadOptions         an engine is asked for that the library can't build
 ├── BuilderMissing     the library is not installed
-└── BuildFailed        an ONNX file can't be parsed or built
-    └── UnusedInput    it was built, but an input has no effect
+├── BuildFailed        an ONNX file can't be parsed or built
+│   └── UnusedInput    an input has no effect
+└── ToleranceExceeded  an engine's outputs differ from its module's by more than its spec allows
 """
 
 
@@ -35,4 +36,8 @@ class BuildFailed(ExportError):
 
 
 class UnusedInput(BuildFailed):
-    """The library builds an engine that ignores an input: the graph has one too many, or it can't read an operator."""
+    """A graph or an engine ignores an input: a part of the network was lost, or an operator can't be read."""
+
+
+class ToleranceExceeded(ExportError):
+    """An engine's outputs differ from its module's by more than its spec allows."""

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from export.checkpoint_folder import Networks
 from export.config import CheckpointConfig
 from export.errors import BadConfig
-from export.graphs import TextKvGraph, TransformerGraph, VaceGraph, VaeGraph
+from export.graphs import TextEncoderGraph, TextKvGraph, TransformerGraph, VaceGraph, VaeGraph
 from export.modules.layers import Linear
+from export.modules.text_encoder import TextEncoder
 from export.modules.text_kv import TextKv
 from export.modules.vace import VaceBranch
-from export.spec import Axis, GraphSpec, Grid, Output, Port, Precision, Range, Shape, Size
+from export.spec import Axis, GraphSpec, Grid, Output, Part, Port, Precision, Range, Shape, Size, varying
 
 # Largest errors as shares of an output's largest value.
 _EXACT = {Precision.FP32: 1e-4, Precision.FP16: 2e-2, Precision.BF16: 1e-1}
@@ -80,6 +81,10 @@ class _Declared:
         shape = (frames, Axis("rows"), Axis("cols"), self.config.head_dim // 2)
         return Port("rope_cos", shape, sample=_sines), Port("rope_sin", shape, sample=_sines)
 
+    def hints(self, frames: Axis) -> Port:
+        shape = (len(self.config.vace_layers), 1, frames, Axis("rows"), Axis("cols"), self.config.dim)
+        return Port("hints", shape, None)
+
     def text(self, num_layers: int) -> tuple[Port, Port]:
         config = self.config
         shape = (num_layers, 1, config.num_heads, config.text_len, config.head_dim)
@@ -89,21 +94,44 @@ class _Declared:
 def _graph_specs(networks: Networks, num_loras: int) -> Iterator[GraphSpec]:
     config = networks.config
     declared = _Declared(config, num_loras)
-    yield _text_kv("text_kv", networks.text_kv, declared)
+    if networks.text_encoder is not None:
+        yield _text_encoder(networks.text_encoder, config)
+    yield _text_kv("text_kv", networks.text_kv, config.num_layers, declared)
     yield _transformer(networks, declared)
     if networks.vace is not None and networks.vace_text_kv is not None:
-        yield _text_kv("vace_text_kv", networks.vace_text_kv, declared)
+        yield _text_kv("vace_text_kv", networks.vace_text_kv, len(config.vace_layers), declared)
         yield _vace(networks.vace, declared)
     yield from _vae(networks, declared)
 
 
-def _text_kv(name: str, network: TextKv, declared: _Declared) -> GraphSpec:
+def _text_encoder(network: TextEncoder, config: CheckpointConfig) -> GraphSpec:
+    def ids(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return torch.randint(len(network.token_embedding.weight), shape, generator=generator)
+
+    def mask(shape: tuple[int, ...], _generator: torch.Generator) -> Tensor:
+        return (torch.arange(shape[1]) <= shape[1] // 2).long().expand(shape)
+
+    shape = (1, config.text_len)
+    return GraphSpec(
+        "text_encoder",
+        Part.TEXT_ENCODER,
+        TextEncoderGraph(network.float()),
+        (Port("ids", shape, torch.int64, ids), Port("mask", shape, torch.int64, mask)),
+        (Output("embeddings", (1, config.text_len, config.text_dim)),),
+        axes={},
+        points=({},),
+        tolerances=_EXACT,
+    )
+
+
+def _text_kv(name: str, network: TextKv, num_layers: int, declared: _Declared) -> GraphSpec:
     config = declared.config
     return GraphSpec(
         name,
+        Part.TRANSFORMER,
         TextKvGraph(network),
         (Port("embeddings", (1, config.text_len, config.text_dim)), *declared.lora_scales(network)),
-        (Output("text_k", None), Output("text_v", None)),
+        tuple(Output(port.name, varying(port.shape), None) for port in declared.text(num_layers)),
         axes={},
         points=({},),
         tolerances=_EXACT,
@@ -120,10 +148,10 @@ def _transformer(networks: Networks, declared: _Declared) -> GraphSpec:
         table = (past, config.head_dim // 2)
         optional += [Port("past_cos", table, sample=_sines), Port("past_sin", table, sample=_sines)]
     if config.vace_layers:
-        shape = (len(config.vace_layers), 1, frames, Axis("rows"), Axis("cols"), config.dim)
-        optional.append(Port("hints", shape, None))
+        optional.append(declared.hints(frames))
     return GraphSpec(
         "transformer",
+        Part.TRANSFORMER,
         TransformerGraph(networks.transformer),
         (
             declared.latents(frames, config.in_channels),
@@ -133,11 +161,14 @@ def _transformer(networks: Networks, declared: _Declared) -> GraphSpec:
             Port("past_k", cached, None),
             Port("past_v", cached, None),
             Port("past_bias", (past,), sample=_zeros),
-            Port("own_bias", (frames,), sample=_zeros),
             *optional,
             *declared.lora_scales(networks.transformer),
         ),
-        (Output("velocity"), Output("new_k", None), Output("new_v", None)),
+        (
+            Output("velocity", varying(declared.latents(frames, config.out_channels).shape)),
+            Output("new_k", varying(cached), None),
+            Output("new_v", varying(cached), None),
+        ),
         axes={"frames": Range(1, chunk, window), "past": Range(0, window - chunk, window, per_frame=True)},
         points=(
             {"frames": chunk, "past": 0},
@@ -157,6 +188,7 @@ def _vace(network: VaceBranch, declared: _Declared) -> GraphSpec:
     frames, context = Axis("frames"), Axis("context_frames")
     return GraphSpec(
         "vace",
+        Part.TRANSFORMER,
         VaceGraph(network),
         (
             declared.latents(frames, config.in_channels),
@@ -167,7 +199,7 @@ def _vace(network: VaceBranch, declared: _Declared) -> GraphSpec:
             Port("scale", (1,), sample=_ones),
             *declared.lora_scales(network),
         ),
-        (Output("hints", None),),
+        (Output("hints", varying(declared.hints(frames).shape), None),),
         axes={
             "frames": Range(1, chunk, chunk + 1),
             "context_frames": Range(1, chunk, chunk + 1 + MAX_REFERENCES),
@@ -213,23 +245,29 @@ def _vae_graph(
     keeps: bool = True,
 ) -> GraphSpec:
     axes = axes or {}
-    caches = _cache_shapes(network, port)
+    made, *kept = _shapes_made(network, port)
+    frames = -1 if axes else made[2]
+    # Rows and columns of a video of one token are the factors of the axes.
+    caches: list[Shape] = [(*shape[:-2], Axis("rows", shape[-2]), Axis("cols", shape[-1])) for shape in kept]
     before = (Port(f"cache_{index}", shape, None) for index, shape in enumerate(caches)) if goes_on else ()
-    after = (Output(f"new_cache_{index}", None) for index in range(len(caches))) if keeps else ()
+    after = (Output(f"new_cache_{index}", varying(shape), None) for index, shape in enumerate(caches))
     return GraphSpec(
         name,
+        Part.VAE,
         VaeGraph(network, port.name, keeps=keeps),
         (port, *before),
-        (Output("latents" if port.name == "pixels" else "pixels"), *after),
+        (
+            Output("latents" if port.name == "pixels" else "pixels", (*made[:2], frames, -1, -1)),
+            *(after if keeps else ()),
+        ),
         axes=axes,
         points=tuple({axis: reach[index] for axis, reach in axes.items()} for index in ((0, 2) if axes else (0,))),
         tolerances=_EXACT,
     )
 
 
-def _cache_shapes(network: nn.Module, port: Port) -> list[Shape]:
-    """The feature caches of a network, found by a run without numbers at the size of one token."""
-    values = {"rows": 1, "cols": 1, "frames": 2}
+def _shapes_made(network: nn.Module, port: Port) -> list[tuple[int, ...]]:
+    """Shapes of what a first pass makes and of its feature caches, by a run without numbers at a size of one token."""
     on_meta = copy.deepcopy(network).to("meta")
-    _, caches = on_meta(torch.empty(port.at(values), device="meta"))
-    return [(*cache.shape[:3], Axis("rows", cache.shape[3]), Axis("cols", cache.shape[4])) for cache in caches]
+    made, caches = on_meta(torch.empty(port.at({"rows": 1, "cols": 1, "frames": 2}), device="meta"))
+    return [made.shape, *(cache.shape for cache in caches)]

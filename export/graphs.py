@@ -10,16 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from export.modules.text_encoder import TextEncoder
 from export.modules.text_kv import TextKv
 from export.modules.transformer import CausalTransformer, Rope
 from export.modules.vace import VaceBranch
 
 
 class TransformerGraph(nn.Module):
-    """See `CausalTransformer`; tables are [T, rows, cols, D / 2], own_bias [T].
-
-    Hints come as `VaceGraph` makes them.
-    """
+    """See `CausalTransformer`; tables are [T, rows, cols, D / 2], hints as `VaceGraph` makes them."""
 
     def __init__(self, network: CausalTransformer) -> None:
         super().__init__()
@@ -37,7 +35,6 @@ class TransformerGraph(nn.Module):
         past_k: Tensor,
         past_v: Tensor,
         past_bias: Tensor,
-        own_bias: Tensor,
         past_cos: Tensor | None = None,
         past_sin: Tensor | None = None,
         hints: Tensor | None = None,
@@ -54,9 +51,8 @@ class TransformerGraph(nn.Module):
             past_k,
             past_v,
             past_bias,
-            own_bias[:, None, None].expand(rope_cos.shape[:3]).flatten(),
-            None if hints is None else hints.flatten(2, 4),
-            None if lora_scales is None else lora_scales.to(dtype),
+            hints=None if hints is None else hints.flatten(2, 4),
+            lora_scales=None if lora_scales is None else lora_scales.to(dtype),
         )
         return velocity.float(), k, v
 
@@ -108,6 +104,18 @@ class TextKvGraph(nn.Module):
         dtype = _dtype(self.network)
         scales = None if lora_scales is None else lora_scales.to(dtype)
         return self.network(embeddings.to(dtype), scales)
+
+
+class TextEncoderGraph(nn.Module):
+    """See `TextEncoder`."""
+
+    def __init__(self, network: TextEncoder) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *, ids: Tensor, mask: Tensor) -> tuple[Tensor]:
+        """The embeddings in float32."""
+        return (self.network(ids, mask).float(),)
 
 
 class VaeGraph(nn.Module):

@@ -2,11 +2,14 @@
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch.export import Dim
 
+from export.errors import UnusedInput
 from export.graphs import Positional
 from export.spec import Axis, GraphSpec, Grid, Precision
 
@@ -54,3 +57,29 @@ def _least(spec: GraphSpec, name: str) -> int:
 def _dim(dims: Mapping[str, Any], length: Axis) -> Any:
     dim = dims[length.name]
     return dim if length.factor == 1 else length.factor * dim
+
+
+def write_onnx(spec: GraphSpec, precision: Precision, path: Path) -> list[Path]:
+    """Translate a graph to an ONNX file, with its weights in another beside it; returns both.
+
+    Raises:
+        UnusedInput: the graph does nothing with an input: the translation has lost a part of the network.
+    """
+    program = to_program(spec, precision)
+    program.save(path, external_data=True)
+    check_inputs(path, spec)
+    return sorted(path.parent.glob(f"{path.name}*"))
+
+
+def check_inputs(path: Path, spec: GraphSpec) -> None:
+    """Hold an ONNX file's inputs and outputs against their declaration.
+
+    Raises:
+        UnusedInput: an input is missing, or nothing in the graph reads it.
+    """
+    graph = onnx.load(path, load_external_data=False).graph
+    read = {name for node in graph.node for name in node.input}
+    there = {one.name for one in graph.input}
+    unused = [port.name for port in spec.inputs if port.name not in there & read]
+    if unused:
+        raise UnusedInput(f"{spec.name} does nothing with {', '.join(unused)}: see export/PITFALLS.md")

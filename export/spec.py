@@ -2,6 +2,9 @@
 
 A graph is made once for all sizes of the video. Rows and columns of tokens are axes of it like any other, and an
 engine has one profile a size: so all sizes share one engine's weights.
+
+A graph that changes so that the runtime must change with it needs a new `SPEC_VERSION`, in
+`filmstrip.runtime.engines.sidecar`.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,9 +14,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-
-SPEC_VERSION = 1
-"""Goes up when a graph changes so that the runtime must change with it: a name, a shape, a meaning."""
 
 
 class Precision(StrEnum):
@@ -27,6 +27,14 @@ class Precision(StrEnum):
     def dtype(self) -> torch.dtype:
         """Of the weights, and of tensors that stay within the engines."""
         return {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}[self]
+
+
+class Part(StrEnum):
+    """Which weights of a checkpoint's folder a graph is made of."""
+
+    TRANSFORMER = "transformer"
+    VAE = "vae"
+    TEXT_ENCODER = "text_encoder"
 
 
 class Size(NamedTuple):
@@ -103,10 +111,16 @@ class Port:
 
 
 class Output(NamedTuple):
-    """An output of a graph; `dtype` as of a `Port`."""
+    """An output of a graph: `shape` with -1 where a length varies, `dtype` as of a `Port`."""
 
     name: str
+    shape: tuple[int, ...]
     dtype: torch.dtype | None = torch.float32
+
+
+def varying(shape: Shape) -> tuple[int, ...]:
+    """A shape with -1 where a length varies."""
+    return tuple(length if isinstance(length, int) else -1 for length in shape)
 
 
 Tolerances = Mapping[Precision, float]
@@ -118,6 +132,7 @@ class GraphSpec:
 
     Attributes:
         name: of its files.
+        part: where its weights come from.
         module: in float32; its `forward` takes the inputs by name.
         inputs: in the order of the engine.
         outputs: likewise.
@@ -127,6 +142,7 @@ class GraphSpec:
     """
 
     name: str
+    part: Part
     module: nn.Module
     inputs: tuple[Port, ...]
     outputs: tuple[Output, ...]

@@ -242,6 +242,7 @@ class PipelineFacts:
         granularity: height and width must be multiples of it.
         height: native height in pixels, None for a pipeline that keeps its input's size.
         width: likewise.
+        sizes: [height, width] pairs that it was made for; none where any multiple of the granularity will do.
         latent_frames: latent frames of a chunk that goes on from another, None without latents.
         features: see `Features`.
         defaults: the pipeline's own defaults, for display (`denoising_steps`, for example).
@@ -254,6 +255,7 @@ class PipelineFacts:
     granularity: int = 1
     height: int | None = None
     width: int | None = None
+    sizes: tuple[tuple[int, int], ...] = ()
     latent_frames: int | None = None
     features: Features = field(default_factory=Features)
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -273,13 +275,15 @@ class PipelineFacts:
             raw = {name: json.loads(parameters[name]) for name in parameters.keys() & _PARAMETERS}
             raw["features"] = _features(raw.get("features", {}))
             raw["modes"] = tuple(Mode(mode) for mode in raw["modes"])
+            raw["sizes"] = tuple((height, width) for height, width in raw.get("sizes", []))
             raw.setdefault("first_chunk_size", raw["chunk_size"])
             facts = cls(id=id, **raw)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"config.pbtxt of {id}: {error}") from error
         counts = (facts.chunk_size, facts.first_chunk_size, facts.granularity)
         optional = (facts.height, facts.width, facts.latent_frames)
-        if not facts.modes or not all(_is_count(count) for count in (*counts, *(n for n in optional if n is not None))):
+        given = (*counts, *(n for n in optional if n is not None), *(side for size in facts.sizes for side in size))
+        if not facts.modes or not all(_is_count(count) for count in given):
             raise ValueError(f"config.pbtxt of {id}: modes and positive whole numbers are wanted, got {facts}")
         return facts
 

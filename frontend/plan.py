@@ -148,7 +148,14 @@ class _Planner:
                     f"{field}: {side} is not a multiple of {self.pipeline.granularity}, try {good}", field
                 )
             sides.append(side)
-        return sides[0], sides[1]
+        size = sides[0], sides[1]
+        if self.pipeline.sizes and size not in self.pipeline.sizes:
+            known = ", ".join(f"{height}x{width}" for height, width in self.pipeline.sizes)
+            field = "width" if given[0] is None and given[1] is not None else "height"
+            raise InvalidField(
+                f"{field}: {self.pipeline.id} makes no {size[0]}x{size[1]}, it was exported for {known}", field
+            )
+        return size
 
     def _input_size(self) -> tuple[int | None, int | None]:
         """Height and width of the whole-video input, else of the first video that a chunk has of its own."""

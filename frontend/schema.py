@@ -266,6 +266,7 @@ class PipelineAnswer(BaseModel):
     granularity: int
     height: int | None
     width: int | None
+    sizes: list[tuple[int, int]]
     features: FeaturesAnswer
     defaults: dict[str, Any]
     loaded: bool

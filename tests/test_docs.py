@@ -11,7 +11,16 @@ import click
 import pytest
 from pydantic_core import PydanticUndefined
 
-from export.config import CheckpointConfig, VaeConfig
+from export.config import (
+    UMT5_XXL,
+    WAN_LATENTS_MEAN,
+    WAN_LATENTS_STD,
+    CheckpointConfig,
+    LightTaeConfig,
+    TaeConfig,
+    TextEncoderConfig,
+    VaeConfig,
+)
 from filmstrip.cli import main as filmstrip_command
 from filmstrip.contract import Features
 from filmstrip.errors import ERRORS
@@ -155,21 +164,39 @@ def test_every_metric_is_in_the_table_with_its_meaning():
     assert table == {f"`{name}`": metric.documentation for name, metric in metrics.items()}
 
 
-def test_every_key_of_a_checkpoints_configuration_is_in_the_table():
-    table = {row[0]: row[1] for row in rows(section((ROOT / "docs" / "export.md").read_text(), "## config.json"))}
-    keys = [("", field) for field in fields(CheckpointConfig) if field.name != "vae"]
-    keys += [("vae.", field) for field in fields(VaeConfig)]
+def configuration_rows(prefix: str, config: type[CheckpointConfig | VaeConfig]) -> dict[str, str]:
+    """The names of a configuration's keys and their defaults, as the table gives them."""
     expected = {}
-    for prefix, field in keys:
-        name = " or ".join(f"`{prefix}{name}`" for name in field.metadata["names"])
+    for field in fields(config):
+        name = " or ".join(f"`{prefix}{name}`" for name in field.metadata.get("names", ()))
         if field.default is MISSING:
             expected[name] = "required"
-        elif field.name in ("latents_mean", "latents_std"):
+        elif field.default in (WAN_LATENTS_MEAN, WAN_LATENTS_STD):
             expected[name] = "Wan2.1's"
         elif isinstance(field.default, tuple):
             expected[name] = str(list(field.default)).lower() if field.default else "none"
         else:
             expected[name] = str(field.default).lower()
+    expected.pop("", None)  # `vae`, whose keys have rows of their own
+    return expected
+
+
+def test_every_key_of_a_checkpoints_configuration_is_in_the_table():
+    text = section((ROOT / "docs" / "export.md").read_text(), "## config.json")
+    table = {row[0]: row[1] for row in rows(text.partition("\n### ")[0])}
+    assert table == configuration_rows("", CheckpointConfig) | configuration_rows("vae.", VaeConfig)
+    table = {row[0]: row[1:3] for row in rows(section(text, "### Tiny autoencoders"))}
+    tae, light = configuration_rows("vae.", TaeConfig), configuration_rows("vae.", LightTaeConfig)
+    assert table == {name: [tae[name], light[name]] for name in tae}
+
+
+def test_every_key_of_a_text_encoders_configuration_is_in_the_table():
+    table = {row[0]: row[1:3] for row in rows(section((ROOT / "docs" / "export.md").read_text(), "## Text encoder"))}
+    expected = {}
+    for field in fields(TextEncoderConfig):
+        (name,) = field.metadata["names"]
+        default = "required" if field.default is MISSING else str(field.default)
+        expected[f"`{name}`"] = [default, str(UMT5_XXL.get(name, default))]
     assert table == expected
 
 

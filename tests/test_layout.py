@@ -14,8 +14,13 @@ BAD_NAMES = {"core", "common", "utils", "util", "managers", "manager", "services
 
 PURE = {
     f"filmstrip.{name}"
-    for name in ("contract", "geometry", "cache_policy", "errors", "client_errors", "events", "packing")
+    for name in (
+        *("contract", "geometry", "cache_policy", "errors", "client_errors", "events", "packing"),
+        *(f"runtime.engines.{name}" for name in ("errors", "sidecar", "checks")),
+    )
 }
+
+GRAPH_RUNNERS = ("onnxruntime", "tensorrt", "tensorrt_rtx")
 
 FRONTEND_ORDER = (
     # Lowest first: a module imports only from those above its own line.
@@ -132,6 +137,11 @@ def test_the_runtime_knows_nothing_of_http():
     assert not breaches(of("filmstrip.runtime"), "filmstrip.client", "filmstrip.async_client", "filmstrip.calls")
 
 
+def test_what_runs_graphs_stays_behind_the_engines():
+    others = [module for module in of("filmstrip") if not is_within(module, "filmstrip.runtime.engines")]
+    assert not breaches(others, *GRAPH_RUNNERS)
+
+
 def test_one_file_knows_tritons_python_api():
     files = sources("filmstrip", "frontend", "model_repository", "demo", "export", "benchmarks")
     who = [str(path.relative_to(ROOT)) for path in files if "triton_python_backend_utils" in imports(path)]
@@ -139,7 +149,7 @@ def test_one_file_knows_tritons_python_api():
 
 
 def test_the_frontend_runs_no_models():
-    assert not breaches(of("frontend"), "torch", "cv2", "onnxruntime", "tensorrt", "filmstrip.runtime", "demo", "tests")
+    assert not breaches(of("frontend"), "torch", "cv2", *GRAPH_RUNNERS, "filmstrip.runtime", "demo", "tests")
 
 
 def test_every_frontend_module_has_its_place():

@@ -9,26 +9,29 @@ from torch import Tensor, nn
 
 
 class Linear(nn.Module):
-    """x @ w + b, and beside it the branches of any number of LoRAs, each times a scale given at run time.
+    """x @ w + b, or without b, and beside it the branches of any number of LoRAs, each times a scale given at run time.
 
     The adapters lie side by side in one pair of matrices: `lora_a` [in, R] and `lora_b` [R, out], R being the sum of
     their ranks, alpha / rank multiplied into `lora_b`. `lora_index` [R] says to which adapter a column belongs.
     """
 
+    bias: nn.Parameter | None
     lora_a: Tensor | None
     lora_b: Tensor | None
     lora_index: Tensor | None
 
-    def __init__(self, in_features: int, out_features: int) -> None:
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(in_features, out_features))
-        self.bias = nn.Parameter(torch.zeros(out_features))
+        self.register_parameter("bias", nn.Parameter(torch.zeros(out_features)) if bias else None)
         for name in ("lora_a", "lora_b", "lora_index"):
             self.register_buffer(name, None)
 
     def forward(self, x: Tensor, lora_scales: Tensor | None = None) -> Tensor:
         """[..., in] to [..., out]; `lora_scales` has one number an adapter."""
-        y = x @ self.weight + self.bias
+        y = x @ self.weight
+        if self.bias is not None:
+            y = y + self.bias
         if lora_scales is None or self.lora_a is None or self.lora_b is None or self.lora_index is None:
             return y
         return y + (x @ self.lora_a * lora_scales[self.lora_index]) @ self.lora_b

@@ -84,10 +84,10 @@ class FrameAttention(nn.Module):
 
     def forward(self, x: Tensor, _stream: Stream) -> Tensor:
         """[B, C, F, H, W] to the same."""
-        frames = _fold_time(x)  # [B * F, C, H, W]
+        frames = fold_time(x)  # [B * F, C, H, W]
         q, k, v = self.to_qkv(self.norm(frames)).flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, dim=-1)
         attended = F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2)
-        return x + _unfold_time(self.proj(attended.reshape(frames.shape)), x.shape[0])
+        return x + unfold_time(self.proj(attended.reshape(frames.shape)), x.shape[0])
 
 
 class Downsample(nn.Module):
@@ -100,7 +100,7 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
         """[B, C, F, H, W] to [B, C, F', H / 2, W / 2]; F' is 1 + (F - 1) / 2 in the first pass, F / 2 later."""
-        x = _unfold_time(self.resample(_fold_time(x)), x.shape[0])
+        x = unfold_time(self.resample(fold_time(x)), x.shape[0])
         if self.time_conv is None:
             return x
         joined = stream.extend(x, num_frames=1)
@@ -130,15 +130,15 @@ class Upsample(nn.Module):
                 pairs = self.time_conv(joined).unflatten(1, (2, -1))  # [B, 2, C, F, H, W]
                 rest = pairs.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
             x = torch.cat([alone, rest], dim=2)
-        return _unfold_time(self.resample(_fold_time(x)), x.shape[0])
+        return unfold_time(self.resample(fold_time(x)), x.shape[0])
 
 
-def _fold_time(x: Tensor) -> Tensor:
+def fold_time(x: Tensor) -> Tensor:
     """[B, C, F, H, W] to [B * F, C, H, W]."""
     return x.transpose(1, 2).flatten(0, 1)
 
 
-def _unfold_time(x: Tensor, batch: int) -> Tensor:
+def unfold_time(x: Tensor, batch: int) -> Tensor:
     """[B * F, C, H, W] to [B, C, F, H, W]."""
     return x.unflatten(0, (batch, -1)).transpose(1, 2)
 
@@ -196,7 +196,7 @@ class _DecoderBody(nn.Module):
         return self.head["2"](stream.extend(F.silu(self.head["0"](x))))
 
 
-class _Vae(nn.Module):
+class ScaledLatents(nn.Module):
     """The latents' scale: per-channel mean and standard deviation, of the configuration and of no checkpoint."""
 
     mean: Tensor
@@ -208,7 +208,7 @@ class _Vae(nn.Module):
             self.register_buffer(name, torch.tensor(values).reshape(1, -1, 1, 1, 1), persistent=False)
 
 
-class VaeEncoder(_Vae):
+class VaeEncoder(ScaledLatents):
     """Pixels to normalised latents: the mean of what the encoder finds likely."""
 
     def __init__(self, config: VaeConfig) -> None:
@@ -231,7 +231,7 @@ class VaeEncoder(_Vae):
         return (mean - self.mean) / self.std, stream.after
 
 
-class VaeDecoder(_Vae):
+class VaeDecoder(ScaledLatents):
     """Normalised latents to pixels."""
 
     def __init__(self, config: VaeConfig) -> None:

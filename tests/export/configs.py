@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from export.config import CheckpointConfig, parse_config
+from export.config import CheckpointConfig, TextEncoderConfig, parse_config, parse_text_encoder_config
 
 STEPS = {"text_steps": [1000, 937.5, 833.33, 625], "video_steps": [1000, 750, 500, 250]}
 WAN_1_3B = {
@@ -47,8 +47,22 @@ TINY = {
     "vace_layers": [0, 2],
     "vae": {"base_dim": 8, "z_dim": 4, "latents_mean": [0.1, -0.2, 0.3, 0.4], "latents_std": [1.5, 2.0, 0.5, 1.0]},
 }
+TINY_TEXT_ENCODER = {
+    "model_type": "umt5",
+    "vocab_size": 50,
+    "d_model": 20,  # the text_dim of TINY
+    "d_kv": 8,  # two heads of 8, not of 20 / 2: UMT5's may have any size
+    "d_ff": 32,
+    "num_layers": 3,
+    "num_heads": 2,
+}
 
 
 def tiny(**changed: Any) -> CheckpointConfig:
     """A network of some 100 000 parameters."""
     return parse_config({**TINY, **changed})
+
+
+def tiny_text_encoder(**changed: Any) -> TextEncoderConfig:
+    """An encoder of some 10 000 parameters."""
+    return parse_text_encoder_config({**TINY_TEXT_ENCODER, **changed})

@@ -9,7 +9,9 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 
 from export.checkpoint import Weights
 from export.checkpoint_folder import load_networks
+from export.config import TaeConfig, parse_config
 from export.errors import BadCheckpoint, BadConfig
+from export.modules.tae import TaeDecoder, TaeEncoder
 from export.modules.text_kv import TextKv
 from export.modules.transformer import CausalTransformer
 from export.modules.vace import VaceBranch
@@ -61,6 +63,53 @@ def test_longlives_base_lora_vace_and_vae_are_loaded(folder: Path):
     assert torch.equal(networks.vace_text_kv.text_embedding[0].weight, networks.text_kv.text_embedding[0].weight)
     vae = random_weights(networks.vae_encoder, networks.vae_decoder)
     assert torch.equal(networks.vae_decoder.decoder.conv1.weight, vae["decoder.conv1.weight"])
+
+
+def tiny_autoencoder(folder: Path, kind: str) -> Weights:
+    """Put one in place of the VAE: all but its weights, which are to be saved in `vae/tae.pth`."""
+    tae = {"type": kind, "dim": 4, "z_dim": 4, "num_res_blocks": 1, "latents_mean": [0], "latents_std": [1]}
+    values = {**TINY, "vae": tae}
+    (folder / "config.json").write_text(json.dumps(values))
+    (folder / "vae" / "Wan2.1_VAE.pth").unlink()
+    config = parse_config(values).vae
+    assert isinstance(config, TaeConfig)
+    return random_weights(TaeEncoder(config), TaeDecoder(config))
+
+
+@pytest.mark.parametrize("kind", ["tae", "lighttae"])
+def test_a_tiny_autoencoder_is_loaded_as_released_and_as_trained(folder: Path, kind: str):
+    weights = tiny_autoencoder(folder, kind)
+    # As released: the first stage's weights would double its frames, and the later ones of two are meant.
+    doubled = {"decoder.5.conv.weight": torch.cat([normal(16, 16, 1, 1), weights["decoder.5.conv.weight"]])}
+    for saved in ({**weights, **doubled}, weights):
+        torch.save({name: value.half() for name, value in saved.items()}, folder / "vae" / "tae.pth")
+        networks = load_networks(folder)
+        assert isinstance(networks.vae_encoder, TaeEncoder)
+        assert isinstance(networks.vae_decoder, TaeDecoder)
+        parts = (networks.vae_encoder, networks.vae_decoder)
+        loaded = {name: value for part in parts for name, value in part.named_parameters()}
+        assert loaded.keys() == weights.keys()
+        assert all(torch.equal(value, weights[name].half().float()) for name, value in loaded.items())
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"encoder.3.weight": None}, r"missing: encoder\.3\.weight"),
+        ({"decoder.99.weight": torch.ones(1)}, r"unexpected: decoder\.99\.weight"),
+        (
+            {"decoder.5.conv.weight": torch.ones(48, 16, 1, 1)},
+            r"decoder\.5\.conv\.weight is \[48, 16, 1, 1\], not \[16,",
+        ),
+        # A stage that doubles its frames needs weights for two, and no more.
+        ({"decoder.9.conv.weight": torch.ones(32, 8, 1, 1)}, r"decoder\.9\.conv\.weight is \[32, 8, 1, 1\], not \[16,"),
+    ],
+)
+def test_weights_that_are_no_tiny_autoencoders_are_named(folder: Path, changed: dict[str, object], message: str):
+    weights = tiny_autoencoder(folder, "tae") | changed
+    torch.save({name: value for name, value in weights.items() if value is not None}, folder / "vae" / "tae.pth")
+    with pytest.raises(BadCheckpoint, match=message):
+        load_networks(folder)
 
 
 def test_without_vace_layers_there_is_no_branch(folder: Path):

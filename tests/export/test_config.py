@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from export.config import load_config, parse_config
+from export.config import (
+    WAN_LATENTS_MEAN,
+    WAN_LATENTS_STD,
+    LightTaeConfig,
+    TaeConfig,
+    load_config,
+    parse_config,
+)
 from export.errors import BadConfig
 from tests.export.configs import LONGLIVE, REWARD_FORCING, SELF_FORCING
 
@@ -31,6 +38,21 @@ def test_the_other_pipelines_of_the_family_differ_by_configuration_alone():
 def test_lightvae_is_the_vae_with_fewer_channels():
     config = parse_config({**LONGLIVE, "vae": {"type": "lightvae", "base_dim": 24}})
     assert replace(config.vae, type="wan", dim=96) == parse_config(LONGLIVE).vae
+
+
+def test_a_tiny_autoencoder_has_defaults_of_its_own():
+    tae, lighttae = (parse_config({**LONGLIVE, "vae": {"type": name}}).vae for name in ("tae", "lighttae"))
+    assert isinstance(tae, TaeConfig)
+    assert (tae.type, tae.dim, tae.z_dim, tae.dim_mult, tae.activation) == ("tae", 64, 16, (1, 1, 2, 4), "relu")
+    assert (tae.spatial_factor, tae.temporal_factor, tae.temporal_downsample) == (8, 4, (True, True, False))
+    # The transformer's latents are TAEHV's own; lighttae makes them as they are before Wan normalises them.
+    assert (tae.latents_mean, tae.latents_std) == ((0,), (1,))
+    assert (lighttae.latents_mean, lighttae.latents_std) == (WAN_LATENTS_MEAN, WAN_LATENTS_STD)
+    assert lighttae == LightTaeConfig(dim=tae.dim)
+    ours = {"type": "tae", "dim": 16, "z_dim": 2, "num_res_blocks": 1, "activation": "silu", "latents_std": [2, 3]}
+    assert parse_config({**LONGLIVE, "vae": ours}).vae == TaeConfig(
+        dim=16, z_dim=2, num_res_blocks=1, activation="silu", latents_std=(2, 3)
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,7 +88,12 @@ def test_a_missing_key_is_named(missing: str):
         ({"sink_sise": 3}, "unknown keys: sink_sise"),
         ({"vae": {"type": "huge"}}, "^vae.type must be one of wan, lightvae"),
         ({"vae": {"depth": 3}}, "unknown keys: vae.depth"),
-        ({"vae": {"latents_std": [1.0]}}, "^vae.latents_std must have"),
+        ({"vae": {"type": ["tae"]}}, "^vae.type must be one of wan, lightvae, tae, lighttae"),
+        ({"vae": {"activation": "silu"}}, "unknown keys: vae.activation"),
+        ({"vae": {"type": "tae", "activation": "gelu"}}, "^vae.activation must be one of relu, silu"),
+        ({"vae": {"type": "tae", "dim_mult": [1, 2]}}, "^vae.dim_mult must have"),
+        ({"vae": {"type": "lighttae", "z_dim": 4}}, "^vae.latents_mean must have one entry, or vae.z_dim = 4 entries"),
+        ({"vae": {"latents_std": [1.0, 2.0]}}, "^vae.latents_std must have one entry, or vae.z_dim = 16 entries"),
         ({"vae": {"dim_mult": [1, 2]}}, "^vae.dim_mult must have"),
         ({"vae": 3}, "^vae must be a JSON object"),
     ],

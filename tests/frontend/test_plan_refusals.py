@@ -233,6 +233,17 @@ def test_sides_on_the_granularity_are_taken(value: int) -> None:
     assert make(height=value, width=value, num_frames=1).output == (1, value, value, 3)
 
 
+@pytest.mark.parametrize(
+    ("given", "field"), [({"height": 64}, "height"), ({"width": 64}, "width"), ({"height": 64, "width": 64}, "height")]
+)
+def test_a_size_that_a_pipeline_was_not_exported_for_is_refused(given: dict[str, int], field: str) -> None:
+    chain = Chain(replace(LONGLIVE, sizes=((320, 576), (480, 832))))
+    error = refusal(chain=chain, **given)
+    assert error.field == field
+    assert "320x576, 480x832" in error.message
+    assert make(chain=chain, height=480, width=832, num_frames=1).output == (1, 480, 832, 3)
+
+
 def test_the_inputs_size_must_fit_a_pipeline_without_a_size_of_its_own() -> None:
     sizeless = replace(LONGLIVE, height=None, width=None)
     uploads = Uploads(VideoShape(3, 320, 100, 3))

@@ -35,6 +35,7 @@ def test_pipelines_say_what_they_are(server: Frontend) -> None:
         "granularity": 1,
         "height": None,
         "width": None,
+        "sizes": [],
         "features": {"frame_processor": True, **nothing, "loras": []},
         "defaults": {},
         "loaded": True,

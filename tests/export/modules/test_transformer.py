@@ -10,11 +10,11 @@ from torch import Tensor
 
 from export.checkpoint import fill, wan_names
 from export.config import CheckpointConfig
-from export.modules.rope import rope_tables
 from export.modules.text_kv import TextKv
-from export.modules.transformer import CausalTransformer, Rope
+from export.modules.transformer import CausalTransformer
 from tests.export.configs import tiny
 from tests.export.networks import HEIGHT, TOKENS, WIDTH, normal, rope, transformer
+from tests.export.references import block_causal_bias, chunk_by_chunk, one_pass
 
 NUM_CHUNKS = 8
 
@@ -72,58 +72,6 @@ def test_each_latent_frame_has_its_own_timestep():
     assert (other - expected).abs().max() > 1e-3
 
 
-def chunk_by_chunk(
-    config: CheckpointConfig, ours: CausalTransformer, latents: Tensor, timesteps: Tensor, text: tuple[Tensor, Tensor]
-) -> Tensor:
-    """Velocities of chunks that see the cache: the sink and as many of the latest frames as the window has room for."""
-    size = config.latent_frames_per_chunk
-    k = v = torch.zeros(config.num_layers, 1, config.num_heads, 0, config.head_dim)
-    kept: list[int] = []
-    velocities = []
-    for first in range(0, latents.shape[2], size):
-        if config.rope_positions == "window":
-            # The frames of the cache and the chunk, numbered as they stand in the window.
-            grid = (HEIGHT // 2, WIDTH // 2)
-            past = rope_tables(config.head_dim, torch.arange(len(kept)), *grid)
-            own = rope_tables(config.head_dim, torch.arange(len(kept), len(kept) + size), *grid)
-            tables = Rope(*own, *past)
-        else:
-            tables = rope(config, first, size)
-        chunk = slice(first, first + size)
-        velocity, new_k, new_v = ours(latents[:, :, chunk], timesteps[:, chunk], *text, tables, k, v)
-        velocities.append(velocity)
-        k, v = torch.cat([k, new_k], dim=3), torch.cat([v, new_v], dim=3)
-        kept += range(first, first + size)
-        room = config.window - size
-        drop = max(0, len(kept) - room)
-        stay = [*range(min(config.sink, len(kept))), *range(config.sink + drop, len(kept))]
-        tokens = torch.tensor([frame * TOKENS + token for frame in stay for token in range(TOKENS)])
-        k, v, kept = k[:, :, :, tokens], v[:, :, :, tokens], [kept[frame] for frame in stay]
-    return torch.cat(velocities, dim=2)
-
-
-def block_causal_mask(config: CheckpointConfig, num_frames: int) -> Tensor:
-    """Which token sees which: own chunk, sink, and the latest frames that fit in the window; [L, L], true is seen."""
-    frame = torch.arange(num_frames).repeat_interleave(TOKENS)
-    chunk_start = frame // config.latent_frames_per_chunk * config.latent_frames_per_chunk
-    end = chunk_start[:, None] + config.latent_frames_per_chunk
-    recent = frame[None, :] >= end - (config.window - config.sink)
-    return (frame[None, :] < end) & (recent | (frame[None, :] < config.sink))
-
-
-def one_pass(
-    ours: CausalTransformer, latents: Tensor, timesteps: Tensor, text: tuple[Tensor, Tensor], tables: Rope, mask: Tensor
-) -> Tensor:
-    """Velocities of all latent frames at once, each token seeing what the mask says."""
-    bias = torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
-    embedding, modulation = ours.embed_time(timesteps)
-    x = ours.patch_embedding(latents).flatten(2).transpose(1, 2)
-    for layer, block in enumerate(ours.blocks):
-        x, _, _ = block(x, modulation, (text[0][layer], text[1][layer]), tables, None, bias)
-    patches = ours.head(x, embedding, None).reshape(1, latents.shape[2], HEIGHT // 2, WIDTH // 2, 2, 2, -1)
-    return patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(latents.shape)
-
-
 @pytest.mark.parametrize(("window", "sink"), [(12, 3), (9, 3), (6, 0)])
 def test_chunk_by_chunk_equals_one_pass_under_the_block_causal_mask(window: int, sink: int):
     config = tiny(local_attn_size=window, sink_size=sink)
@@ -131,9 +79,9 @@ def test_chunk_by_chunk_equals_one_pass_under_the_block_causal_mask(window: int,
     num_frames = NUM_CHUNKS * 3
     latents, text = normal(1, 4, num_frames, HEIGHT, WIDTH), text_kv(normal(1, 6, 20, seed=1))
     timesteps = normal(1, num_frames, seed=2).abs() * 300
-    mask = block_causal_mask(config, num_frames)
-    once = one_pass(ours, latents, timesteps, text, rope(config, 0, num_frames), mask)
-    streamed = chunk_by_chunk(config, ours, latents, timesteps, text)
+    bias = block_causal_bias(config, [3] * NUM_CHUNKS)
+    once = one_pass(ours, latents, timesteps, text, rope(config, 0, num_frames), bias)
+    streamed = chunk_by_chunk(config, ours, latents, timesteps, text, [3] * NUM_CHUNKS)
     torch.testing.assert_close(streamed, once, atol=5e-6, rtol=0)
     # The mask matters: without it the last chunk is another one.
     free, _, _ = ours(latents, timesteps, *text, rope(config, 0, num_frames))
@@ -148,8 +96,8 @@ def test_positions_in_the_window_equal_absolute_ones_until_a_frame_leaves():
     fill(weights, other, TextKv(relative))
     latents, text = normal(1, 4, 24, HEIGHT, WIDTH), text_kv(normal(1, 6, 20, seed=1))
     timesteps = torch.full((1, 24), 500.0)
-    expected = chunk_by_chunk(absolute, ours, latents, timesteps, text)
-    got = chunk_by_chunk(relative, other, latents, timesteps, text)
+    expected = chunk_by_chunk(absolute, ours, latents, timesteps, text, [3] * 8)
+    got = chunk_by_chunk(relative, other, latents, timesteps, text, [3] * 8)
     torch.testing.assert_close(got[:, :, :12], expected[:, :, :12], atol=5e-6, rtol=0)
     assert (got[:, :, 12:] - expected[:, :, 12:]).abs().max() > 1e-4
 
@@ -197,7 +145,8 @@ def test_a_recache_sees_the_sink_and_the_latest_of_its_own_frames():
     frame = torch.arange(15).repeat_interleave(TOKENS)
     is_sink = frame < config.sink
     seen = torch.where(is_sink[:, None], is_sink[None, :], is_sink[None, :] | (frame >= 6)[None, :])
-    once = one_pass(ours, latents, timesteps, text, rope(config, 0, 15), seen)
+    hidden = torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))
+    once = one_pass(ours, latents, timesteps, text, rope(config, 0, 15), hidden)
 
     _, k, v = ours(latents[:, :, :3], timesteps[:, :3], *text, rope(config, 0, 3))
     bias = torch.zeros(12 * TOKENS)

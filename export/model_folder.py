@@ -1,0 +1,168 @@
+"""A folder of Triton's model repository: so that a new checkpoint or pipeline id needs no code.
+
+NAME/config.pbtxt         what Triton and the frontend read: tensors, sequence batching, the pipeline's facts
+NAME/1/model.py           thin: names a class of filmstrip.runtime
+NAME/1/pipeline.json      what the runtime reads: filmstrip.runtime.pipeline_config
+NAME/1/tokenizer.json     where the checkpoint has a text encoder
+NAME/1/engines/           engines, and a sidecar for each
+"""
+
+import json
+import re
+import textwrap
+from dataclasses import asdict
+from pathlib import Path
+
+from export.config import CheckpointConfig
+from export.errors import BadConfig
+from export.spec import Size
+from filmstrip.contract import INPUTS, OUTPUTS, Features, Mode, PipelineFacts, TensorSpec
+from filmstrip.runtime.pipeline_config import FILE_NAME, PipelineConfig
+
+IDLE_S = 900
+"""A sequence is let go after this long without a chunk: longer than any chunk takes, warm-up included."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def check_name(id: str) -> str:
+    """A pipeline's id, which is its folder's and its Triton model's name.
+
+    Raises:
+        BadConfig: it has other characters than letters, digits, '.', '_' and '-'.
+    """
+    if not _NAME.fullmatch(id):
+        raise BadConfig(f"{id!r} is no pipeline id: use letters, digits, '.', '_' and '-', at most 100")
+    return id
+
+
+def pipeline_config(config: CheckpointConfig, sizes: tuple[Size, ...], loras: tuple[str, ...]) -> PipelineConfig:
+    """What the runtime must know of a checkpoint.
+
+    Raises:
+        BadConfig: the VACE branch takes other channels than the runtime makes.
+    """
+    vace_channels = 2 * config.vae.z_dim + config.vae.spatial_factor**2
+    if config.vace_layers and config.vace_in_channels != vace_channels:
+        raise BadConfig(f"vace_in_dim = {config.vace_in_channels} must be 2 vae.z_dim + {vace_channels - 2 * config.vae.z_dim} = {vace_channels}")
+    return PipelineConfig(
+        latent_frames_per_chunk=config.latent_frames_per_chunk,
+        window=config.window,
+        sink=config.sink,
+        timestep_shift=config.timestep_shift,
+        text_steps=config.text_steps,
+        video_steps=config.video_steps,
+        video_step_offset=config.video_step_offset,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        head_dim=config.head_dim,
+        patch_size=config.patch_size,
+        text_len=config.text_len,
+        text_dim=config.text_dim,
+        latent_channels=config.in_channels,
+        num_vace_layers=len(config.vace_layers),
+        vace_channels=config.vace_in_channels,
+        rope_theta=config.rope_theta,
+        rope_positions=config.rope_positions,
+        spatial_factor=config.vae.spatial_factor,
+        temporal_factor=config.vae.temporal_factor,
+        sizes=tuple((size.height, size.width) for size in sizes),
+        loras=loras,
+    )
+
+
+def pipeline_facts(id: str, config: PipelineConfig) -> PipelineFacts:
+    """What the pipeline says of itself; its own size is the first that it was exported for."""
+    height, width = config.sizes[0]
+    return PipelineFacts(
+        id=id,
+        modes=(Mode.TEXT, Mode.VIDEO),
+        chunk_size=config.chunk_size,
+        first_chunk_size=config.first_chunk_size,
+        granularity=config.granularity,
+        height=height,
+        width=width,
+        sizes=config.sizes,
+        latent_frames=config.latent_frames_per_chunk,
+        features=Features(
+            seed=True,
+            prompts=True,
+            noise=True,
+            cache=True,
+            denoising_steps=True,
+            vace=config.num_vace_layers > 0,
+            loras=config.loras,
+        ),
+        defaults={
+            "denoising_steps": {"text": config.text_steps, "video": config.video_steps},
+            "window_latent_frames": config.window,
+            "sink_latent_frames": config.sink,
+        },
+    )
+
+
+def write_model_folder(folder: Path, config: PipelineConfig, *, on_gpu: bool) -> None:
+    """Write everything of a model's folder but its engines and tokenizer; `folder` is named after the pipeline."""
+    version = folder / "1"
+    version.mkdir(parents=True, exist_ok=True)
+    (version / FILE_NAME).write_text(config.to_json())
+    (version / "model.py").write_text(_model_text(folder.name))
+    # The last: without it Triton sees no model here.
+    (folder / "config.pbtxt").write_text(config_text(pipeline_facts(folder.name, config), on_gpu=on_gpu))
+
+
+def config_text(facts: PipelineFacts, *, on_gpu: bool) -> str:
+    """A `config.pbtxt`: one sequence at a time, one chunk a request."""
+    tensors = [_tensor("input", spec) for spec in INPUTS] + [_tensor("output", spec) for spec in OUTPUTS]
+    kind = "KIND_GPU" if on_gpu else "KIND_CPU"
+    values = {name: value for name, value in asdict(facts).items() if name != "id"}
+    values["features"] = facts.features.to_dict()
+    parameters = [
+        f"parameters {{ key: {_quoted(name)} value {{ string_value: {_quoted(json.dumps(value))} }} }}"
+        for name, value in values.items()
+    ]
+    return "\n".join(
+        [
+            f"name: {_quoted(facts.id)}",
+            'backend: "python"',
+            "max_batch_size: 0",
+            "",
+            *tensors,
+            "",
+            "# One sequence: its caches fill the device.",
+            "sequence_batching {",
+            f"  max_sequence_idle_microseconds: {IDLE_S * 1_000_000}",
+            "  direct {}",
+            "}",
+            "",
+            f"instance_group [ {{ kind: {kind} count: 1 }} ]",
+            "",
+            "# What the pipeline says of itself: filmstrip.contract.PipelineFacts, each value as JSON.",
+            *parameters,
+            "",
+        ]
+    )
+
+
+def _tensor(kind: str, spec: TensorSpec) -> str:
+    dims = ", ".join(map(str, spec.dims))
+    optional = " optional: true" if kind == "input" else ""
+    return f"{kind} {{ name: {_quoted(spec.name)} data_type: {spec.config_dtype} dims: [ {dims} ]{optional} }}"
+
+
+def _quoted(text: str) -> str:
+    """A string of protobuf's text format; JSON's escapes are among its own."""
+    return json.dumps(text)
+
+
+def _model_text(id: str) -> str:
+    return textwrap.dedent(
+        f'''\
+        """{id}, as `python -m export longlive` wrote it: export it again rather than change it here."""
+
+        from filmstrip.runtime.longlive_model import LongLiveModel
+
+
+        class TritonPythonModel(LongLiveModel):
+            """Its chunks as Triton asks for them."""
+        '''
+    )

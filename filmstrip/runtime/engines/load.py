@@ -1,0 +1,113 @@
+"""Engines of a model's folder, checked and opened all at once, so that what is wrong with one fails the load."""
+
+import importlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from filmstrip.runtime.engines import tensorrt
+from filmstrip.runtime.engines.checks import Machine, check, check_together
+from filmstrip.runtime.engines.engine import Engine
+from filmstrip.runtime.engines.errors import BadEngine, ForeignEngine
+from filmstrip.runtime.engines.sidecar import Builder, Sidecar, how_to_export
+
+SUFFIXES = (".onnx", ".engine")
+_MODULES = {Builder.ONNX_RUNTIME: "onnxruntime", **tensorrt.MODULES}
+
+
+@dataclass(frozen=True)
+class EngineFolder:
+    """The engines of one model.
+
+    Attributes:
+        engines: by the name of the graph.
+        sidecars: what is known of each.
+    """
+
+    engines: Mapping[str, Engine]
+    sidecars: Mapping[str, Sidecar]
+
+    def __getitem__(self, graph: str) -> Engine:
+        return self.engines[graph]
+
+
+def load_engines(
+    folder: Path,
+    *,
+    device: torch.device,
+    num_threads: int,
+    graphs: Collection[str],
+    loras: Sequence[str] = (),
+    sizes: Collection[str] = (),
+    cuda_graphs: bool = False,
+) -> EngineFolder:
+    """Check and open every engine of a folder.
+
+    Args:
+        folder: such as `model_repository/longlive/1/engines`.
+        device: the CPU or a GPU.
+        num_threads: for each engine on the CPU.
+        graphs: names of those that must be there.
+        loras: names in the order that the pipeline gives their scales in.
+        sizes: that the pipeline offers: "320x576".
+        cuda_graphs: see `TensorRtEngine`.
+
+    Raises:
+        BadEngine: one of them can't be used, or they don't belong together.
+    """
+    machine = machine_of(device)
+    sidecars = {path: check(path, machine) for path in _paths(folder)}
+    if not sidecars:
+        raise BadEngine(f"{folder} holds no engines. {how_to_export(folder / 'any')}")
+    check_together(sidecars, graphs=graphs, loras=loras, sizes=sizes)
+    return EngineFolder(
+        {one.graph: _open(path, one, device, num_threads, cuda_graphs) for path, one in sidecars.items()},
+        {one.graph: one for one in sidecars.values()},
+    )
+
+
+def load_engine(path: Path, *, device: torch.device, num_threads: int, cuda_graphs: bool = False) -> Engine:
+    """Check and open one engine; arguments and errors as of `load_engines`."""
+    return _open(path, check(path, machine_of(device)), device, num_threads, cuda_graphs)
+
+
+def machine_of(device: torch.device) -> Machine:
+    """What this machine's engines must be made for.
+
+    Raises:
+        ForeignEngine: the device is a GPU, and there is none.
+    """
+    if device.type != "cuda":
+        return Machine("cpu", installed_version)
+    if not torch.cuda.is_available():
+        raise ForeignEngine("the model wants an NVIDIA GPU, and PyTorch sees none: check nvidia-smi and the driver")
+    major, minor = torch.cuda.get_device_capability(device)
+    return Machine(f"sm{major}{minor}", installed_version)
+
+
+def installed_version(builder: Builder) -> str | None:
+    """The version of a builder's library, None where it can't be imported."""
+    try:
+        return str(importlib.import_module(_MODULES[builder]).__version__)
+    except (ImportError, OSError):  # the second where a library that it needs is missing
+        return None
+
+
+def _paths(folder: Path) -> Iterator[Path]:
+    """Engines and those that only a sidecar is left of."""
+    if not folder.is_dir():
+        return
+    engines = {path for path in folder.iterdir() if path.suffix in SUFFIXES}
+    orphans = {path.with_suffix("") for path in folder.glob("*.json") if path.with_suffix("").suffix in SUFFIXES}
+    yield from sorted(engines | orphans)
+
+
+def _open(path: Path, sidecar: Sidecar, device: torch.device, num_threads: int, cuda_graphs: bool) -> Engine:
+    if sidecar.builder is not Builder.ONNX_RUNTIME:
+        return tensorrt.TensorRtEngine(path, sidecar, device, cuda_graphs=cuda_graphs)
+    # Machines with GPUs need not have it.
+    from filmstrip.runtime.engines.onnx_runtime import OnnxRuntimeEngine  # noqa: PLC0415
+
+    return OnnxRuntimeEngine(path, sidecar, num_threads=num_threads)

@@ -1,0 +1,199 @@
+"""Graphs on an NVIDIA GPU, by TensorRT or TensorRT for RTX, whose Python modules differ little more than in name.
+
+Not run yet: no GPU was there when this was written. Reading a file that is no engine, and choosing a profile, are
+tested; the calls follow TensorRT's documentation.
+"""
+
+import importlib
+import mmap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from filmstrip.runtime.engines.engine import Signature
+from filmstrip.runtime.engines.errors import BadEngine, ForeignEngine
+from filmstrip.runtime.engines.sidecar import Builder, Profile, Shape, Sidecar, how_to_export
+
+MODULES = {Builder.TENSORRT: "tensorrt", Builder.TENSORRT_RTX: "tensorrt_rtx"}
+_ALIGNMENT = 256  # bytes, of every address that TensorRT is given
+
+
+class TensorRtEngine:
+    """An `Engine` on a GPU.
+
+    Args:
+        path: the engine's file.
+        sidecar: of that file.
+        device: the GPU.
+        cuda_graphs: replay a run as one launch where its shapes and addresses are those of the run before. TensorRT
+            for RTX sees to it by itself.
+
+    Raises:
+        ForeignEngine: there is no GPU.
+        BadEngine: TensorRT can't load it.
+    """
+
+    def __init__(self, path: Path, sidecar: Sidecar, device: torch.device, *, cuda_graphs: bool = False) -> None:
+        if not torch.cuda.is_available():
+            raise ForeignEngine(f"{path} needs an NVIDIA GPU, and PyTorch sees none: check nvidia-smi and the driver")
+        trt = importlib.import_module(MODULES[sidecar.builder])
+        is_rtx = sidecar.builder is Builder.TENSORRT_RTX
+        self._device = device
+        with torch.cuda.device(device):
+            self._engine = load_plan(trt, path, sidecar)
+            self._context = _rtx_context(trt, self._engine, cuda_graphs) if is_rtx else _context(self._engine)
+        if self._engine.num_optimization_profiles != max(1, len(sidecar.profiles)):
+            raise BadEngine(f"{path} has other profiles than its sidecar. {how_to_export(path, sidecar)}")
+        self._graph = sidecar.graph
+        self._signature = Signature(sidecar, device, alignment=_ALIGNMENT)
+        self._profiles = tuple(sidecar.profiles.values())
+        self._profile = 0
+        self._shapes: dict[str, Shape] = {}
+        # What is empty has no address, and TensorRT wants one for each.
+        self._nowhere = torch.empty(_ALIGNMENT * len(sidecar.inputs), dtype=torch.uint8, device=device)
+        self._replays = _Replays(self._context) if cuda_graphs and not is_rtx else None
+
+    @property
+    def device(self) -> torch.device:
+        """See `Engine`."""
+        return self._device
+
+    def dtype(self, name: str) -> torch.dtype:
+        """See `Engine`."""
+        return self._signature.dtype(name)
+
+    def run(self, inputs: Mapping[str, Tensor], into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """See `Engine`."""
+        feeds = self._signature.feeds(inputs)
+        buffers = into or {}
+        self._signature.check_buffers(feeds, buffers)
+        with torch.cuda.device(self._device):
+            stream = torch.cuda.current_stream()
+            # 1. Shapes.
+            self._set_shapes({name: tuple(feed.shape) for name, feed in feeds.items()}, stream)
+            # 2. Addresses.
+            outputs = {name: self._output(name, buffers.get(name)) for name in self._signature.outputs}
+            addresses = self._addresses(feeds) | {name: output.data_ptr() for name, output in outputs.items()}
+            for name, address in addresses.items():
+                self._must(self._context.set_tensor_address(name, address), f"the address of {name}")
+            # 3. Work. Memory of this stream is not used again before it is done, so nothing must be kept alive.
+            if self._replays is None:
+                started = self._context.execute_async_v3(stream.cuda_stream)
+            else:
+                started = self._replays.execute((*self._shapes.items(), *addresses.items()), stream)
+            self._must(started, "a run")
+        return outputs
+
+    def _set_shapes(self, shapes: dict[str, Shape], stream: torch.cuda.Stream) -> None:
+        if shapes == self._shapes:
+            return
+        self._shapes = {}
+        profile = pick_profile(self._profiles, shapes, self._profile, self._graph)
+        if profile != self._profile:
+            changed = self._context.set_optimization_profile_async(profile, stream.cuda_stream)
+            self._must(changed, f"profile {profile}")
+            self._profile = profile
+        for name, shape in shapes.items():
+            self._must(self._context.set_input_shape(name, shape), f"shape {list(shape)} of {name}")
+        unknown = self._context.infer_shapes()
+        self._must(not unknown, f"the shapes without {', '.join(unknown)}")
+        self._shapes = shapes
+
+    def _output(self, name: str, buffer: Tensor | None) -> Tensor:
+        shape = tuple(self._context.get_tensor_shape(name))
+        if buffer is None:
+            return torch.empty(shape, dtype=self.dtype(name), device=self._device)
+        self._signature.check_shape(name, buffer, shape)
+        return buffer
+
+    def _addresses(self, feeds: Mapping[str, Tensor]) -> dict[str, int]:
+        nowhere = self._nowhere.data_ptr()
+        return {
+            name: feed.data_ptr() if feed.numel() else nowhere + place * _ALIGNMENT
+            for place, (name, feed) in enumerate(feeds.items())
+        }
+
+    def _must(self, done: bool, what: str) -> None:
+        if not done:
+            raise RuntimeError(f"{self._graph}: TensorRT refused {what}; its log says why")
+
+
+def pick_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape], current: int, graph: str) -> int:
+    """The profile that shapes fit in: the current one if it is among them, since a change costs time.
+
+    Args:
+        profiles: in the engine's order; none for an engine without sizes.
+        shapes: of all inputs.
+        current: the profile in use.
+        graph: for the error.
+
+    Raises:
+        ValueError: they fit in none.
+    """
+    order = sorted(range(len(profiles)), key=lambda index: index != current)
+    for index in order:
+        if all(profiles[index][name].holds(shape) for name, shape in shapes.items()):
+            return index
+    if not profiles:
+        return 0
+    given = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+    raise ValueError(f"{graph} was made for no size that these shapes fit: {given}")
+
+
+def load_plan(trt: Any, path: Path, sidecar: Sidecar) -> Any:
+    """The engine in a file.
+
+    Raises:
+        BadEngine: TensorRT can't read it.
+    """
+    runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+        engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise BadEngine(f"{sidecar.builder} cannot load {path}; its log says why. {how_to_export(path, sidecar)}")
+    return engine
+
+
+def _context(engine: Any) -> Any:
+    return engine.create_execution_context()
+
+
+def _rtx_context(trt: Any, engine: Any, cuda_graphs: bool) -> Any:
+    config = engine.create_runtime_config()
+    if cuda_graphs:
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    return engine.create_execution_context(config)
+
+
+class _Replays:
+    """A CUDA graph of the last run, replayed while nothing changes.
+
+    Only one: to run other shapes changes what the context keeps on the GPU, which an older graph would read.
+    """
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._key: Any = None
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def execute(self, key: Any, stream: torch.cuda.Stream) -> bool:
+        """Run, where `key` stands for all shapes and addresses; whether TensorRT took it."""
+        # The default stream can't be captured. The first run after a change has work to do that must not be.
+        if key != self._key or stream == torch.cuda.default_stream():
+            self._key, self._graph = key, None
+            return bool(self._context.execute_async_v3(stream.cuda_stream))
+        if self._graph is None:
+            graph = torch.cuda.CUDAGraph()
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                captured = bool(self._context.execute_async_v3(stream.cuda_stream))
+            finally:
+                graph.capture_end()
+            if not captured:
+                return False
+            self._graph = graph
+        self._graph.replay()
+        return True

@@ -1,0 +1,97 @@
+"""Between arrays of the contract and pixels as networks take them: float32 [1, 3, F, H, W] in -1..1.
+
+Arrays are copied: those that come with a chunk last no longer than it.
+"""
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from filmstrip.errors import ModelError
+from filmstrip.runtime.frame_processors import Frames
+
+_WHITE = 255
+
+
+# -- Frames -------------------------------------------------------------------------------------------------
+
+
+def to_pixels(frames: Frames) -> Tensor:
+    """Frames [F, H, W, 3] uint8 as pixels: 0 becomes -1 and 255 becomes 1."""
+    return torch.tensor(frames).permute(3, 0, 1, 2).unsqueeze(0).float() / 127.5 - 1
+
+
+def to_frames(pixels: Tensor) -> Frames:
+    """Pixels on any device as frames [F, H, W, 3] uint8, to the nearest; what lies outside -1..1 is cut off."""
+    levels = ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return np.ascontiguousarray(levels[0].permute(1, 2, 3, 0).cpu().numpy())
+
+
+def resample(pixels: Tensor, num_frames: int) -> Tensor:
+    """Another number of frames, [..., F, H, W] to [..., num_frames, H, W]: each new one is the old one at its time.
+
+    So 12 become 13 by having the first one twice, and then new frame i + 1 is old frame i.
+    """
+    old = pixels.shape[-3]
+    return pixels[..., [index * old // num_frames for index in range(num_frames)], :, :]
+
+
+def double_first(pixels: Tensor) -> Tensor:
+    """12 frames as the 13 that a first chunk of video is encoded from, [..., F, H, W] to [..., F + 1, H, W]."""
+    return resample(pixels, pixels.shape[-3] + 1)
+
+
+def drop_doubled(pixels: Tensor) -> Tensor:
+    """The 12 frames that 13 were made from by `double_first`."""
+    return pixels[..., 1:, :, :]
+
+
+# -- Images -------------------------------------------------------------------------------------------------
+
+
+def split_images(joined: npt.NDArray[np.uint8], shapes: Sequence[tuple[int, ...]]) -> list[Frames]:
+    """The images [H, W, 3] of the VACE_REF_IMAGES tensor.
+
+    Raises:
+        ModelError: the shapes do not fit the bytes; the frontend is at fault.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    if sum(sizes) != joined.size:
+        raise ModelError(f"ref_image_shapes are of {sum(sizes)} bytes, vace_ref_images has {joined.size}")
+    parts = np.split(joined, np.cumsum(sizes)[:-1])
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def fill(image: Frames, height: int, width: int) -> Frames:
+    """An image [h, w, 3] that covers a whole frame [H, W, 3]: scaled, the middle of its longer side kept."""
+    # Cut before scaling: a long thin image would be immense for a moment.
+    kept_height = min(image.shape[0], max(1, round(image.shape[1] * height / width)))
+    kept_width = min(image.shape[1], max(1, round(image.shape[0] * width / height)))
+    top, left = (image.shape[0] - kept_height) // 2, (image.shape[1] - kept_width) // 2
+    return _scale(image[top : top + kept_height, left : left + kept_width], height, width)
+
+
+def fit(image: Frames, height: int, width: int) -> Frames:
+    """An image [h, w, 3] that is whole within a frame [H, W, 3]: scaled, in the middle of a white ground.
+
+    Source:
+        VACE's pipeline in diffusers, which prepares references so.
+    """
+    scale = min(height / image.shape[0], width / image.shape[1])
+    scaled_height, scaled_width = (max(1, int(side * scale + 1e-6)) for side in image.shape[:2])
+    top, left = (height - scaled_height) // 2, (width - scaled_width) // 2
+    frame = np.full((height, width, 3), _WHITE, np.uint8)
+    frame[top : top + scaled_height, left : left + scaled_width] = _scale(image, scaled_height, scaled_width)
+    return frame
+
+
+def _scale(image: Frames, height: int, width: int) -> Frames:
+    """Another size: bilinear where a side grows, the mean of the pixels that fall together where both shrink."""
+    shrinks = height <= image.shape[0] and width <= image.shape[1]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)

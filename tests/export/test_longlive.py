@@ -1,0 +1,37 @@
+"""`python -m export longlive`, from a checkpoint on disk to a model's folder that the runtime loads."""
+
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: see docs/export.md")
+
+from click.testing import CliRunner, Result
+
+import export.longlive
+from export.command import main
+from export.config import parse_config
+from export.errors import ToleranceExceeded
+from export.graph_specs import graph_specs
+from export.spec import Precision
+from filmstrip.runtime.engines.load import load_engines
+from filmstrip.runtime.pipeline_config import PipelineConfig
+from tests.export.checkpoints import WHOLE, WORDS, write_checkpoint, write_lora
+
+ALL = {
+    *("text_encoder", "text_kv", "transformer", "vace_text_kv", "vace"),
+    *("vae_encoder_image", "vae_encoder_first", "vae_encoder_next", "vae_decoder_first", "vae_decoder_next"),
+}
+SMALL = {"vace_layers": [], "vae": {**WHOLE["vae"], "type": "tae", "base_dim": 8, "latents_mean": 0, "latents_std": 1}}
+
+
+def run(checkpoint: Path, repository: Path, *more: str) -> Result:
+    """Give the command in this process."""
+    given = ["--checkpoint", str(checkpoint), "--id", "tiny", "--size", "32x48", "--repository", str(repository)]
+    return CliRunner().invoke(main, ["longlive", *given, *more])

@@ -1,0 +1,257 @@
+import math
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from filmstrip.runtime.frame_window import FrameWindow
+from filmstrip.runtime.kv_cache import CleanLatents, KvCache
+
+LAYERS, BATCH, HEADS, TOKENS, DIM = 2, 1, 3, 2, 4
+
+
+def kv_cache(window: FrameWindow, dtype: torch.dtype = torch.float32, device: str = "cpu") -> KvCache:
+    sizes = {"num_layers": LAYERS, "num_heads": HEADS, "head_dim": DIM, "tokens_per_frame": TOKENS, "batch": BATCH}
+    return KvCache(window, **sizes, dtype=dtype, device=device)
+
+
+def frames(first_value: int, count: int) -> Tensor:
+    """[layers, B, N, L, D] of numbers that occur nowhere else: a frame of value x has x.0 to x.99."""
+    inside = torch.arange(LAYERS * BATCH * HEADS * TOKENS * DIM) / 100
+    one = inside.reshape(LAYERS, BATCH, HEADS, TOKENS, DIM)
+    return torch.cat([one + value for value in range(first_value, first_value + count)], dim=3)
+
+
+class ListModel(RuleBasedStateMachine):
+    """The cache beside two plain lists, of the sink's frames and of the others, that hold each frame's value."""
+
+    @initialize(sink=st.integers(0, 3), ring=st.integers(0, 6), size=st.integers(1, 4))
+    def start(self, sink: int, ring: int, size: int) -> None:
+        self.window = FrameWindow(sink + ring + size, sink, size)
+        self.cache = kv_cache(self.window)
+        self.ring = ring
+        self.next_value = 1
+        self._clear()
+
+    def _clear(self) -> None:
+        self.sink: list[int] = []
+        self.others: list[int] = []
+        self.made = 0
+
+    def _values(self, count: int) -> list[int]:
+        self.next_value += count
+        return [*range(self.next_value - count, self.next_value)]
+
+    @rule(data=st.data())
+    def append(self, data: st.DataObject) -> None:
+        count = data.draw(st.integers(1, self.window.size))
+        values = self._values(count)
+        new = frames(values[0], count)
+        self.cache.write(self.cache.plan_chunk(count), new, -new)
+        for value in values:
+            if len(self.sink) < self.window.sink:
+                self.sink.append(value)
+            else:
+                self.others = [*self.others, value][-self.ring :] if self.ring else []
+        self.made += count
+
+    @precondition(lambda self: self.made > 0)
+    @rule()
+    def recache(self) -> None:
+        count = min(self.made, self.window.size)
+        values = self._values(count)
+        plan = self.cache.plan_recache()
+        new = frames(values[0], count)[:, :, :, -plan.num_frames * TOKENS :]
+        self.cache.write(plan, new, -new)
+        if self.made <= self.window.size:
+            self.sink = values[: len(self.sink)]
+        if self.others:
+            self.others = values[-len(self.others) :]
+
+    @rule()
+    def reset(self) -> None:
+        self.cache.reset()
+        self._clear()
+
+    def _seen(self, bias: Tensor) -> dict[int, float]:
+        """The values of the slots that are seen, whole and in one piece, and their biases."""
+        seen = {}
+        for slot in range(self.window.capacity):
+            tokens = slice(slot * TOKENS, (slot + 1) * TOKENS)
+            (one,) = set(bias[tokens].tolist())
+            if one > -math.inf:
+                value = int(self.cache.k[0, 0, 0, tokens][0, 0])
+                assert torch.equal(self.cache.k[:, :, :, tokens], frames(value, 1))
+                assert torch.equal(self.cache.v[:, :, :, tokens], -frames(value, 1))
+                seen[value] = one
+        return seen
+
+    @rule(data=st.data(), factor=st.sampled_from([None, 1.0, 0.25]))
+    def a_chunk_sees_the_same(self, data: st.DataObject, factor: float | None) -> None:
+        count = data.draw(st.integers(1, self.window.size))
+        room = max(0, self.window.size - count - self.window.sink)
+        others = self.others[-room:] if room else []
+        expected = dict.fromkeys(self.sink, 0.0) | dict.fromkeys(others, math.log(factor or 1.0))
+        assert self._seen(self.cache.bias(self.cache.plan_chunk(count), factor)) == pytest.approx(expected)
+
+    @invariant()
+    def the_same_is_held(self) -> None:
+        assert self.cache.num_frames == self.made
+        usual = self.cache.plan_chunk(self.window.latent_frames_per_chunk)
+        assert self._seen(self.cache.bias(usual)) == dict.fromkeys([*self.sink, *self.others], 0.0)
+
+    @precondition(lambda self: self.made > 0)
+    @rule()
+    def a_recache_sees_the_sink_once_frames_have_left_the_window(self) -> None:
+        expected = self.sink if self.made > self.window.size else []
+        bias = self.cache.bias(self.cache.plan_recache(), 0.25)
+        assert self._seen(bias) == dict.fromkeys(expected, 0.0)
+
+
+TestListModel = ListModel.TestCase
+TestListModel.settings = settings(stateful_step_count=30)
+
+
+def test_the_sizes_of_longlive():
+    cache = KvCache(
+        FrameWindow(12, 3, 3),
+        num_layers=30,
+        num_heads=12,
+        head_dim=128,
+        tokens_per_frame=1560,
+        dtype=torch.bfloat16,
+        device="meta",
+    )
+    assert cache.k.shape == cache.v.shape == (30, 1, 12, 9 * 1560, 128)
+    assert cache.k.dtype == cache.v.dtype == torch.bfloat16
+    bias = cache.bias(cache.plan_chunk(3))
+    assert (bias.shape, bias.dtype) == ((9 * 1560,), torch.float32)
+
+
+def test_the_buffers_stay_where_they_are_and_the_bias_is_made_once():
+    cache = kv_cache(FrameWindow(5, 1, 2))
+    where = cache.k.data_ptr(), cache.v.data_ptr()
+    for _ in range(4):
+        plan = cache.plan_chunk(2)
+        bias = cache.bias(plan, 0.5)
+        assert cache.bias(cache.plan_chunk(2), 0.5) is bias
+        assert cache.bias(plan, 0.5) is bias
+        cache.write(plan, frames(1, 2), frames(1, 2))
+    assert (cache.k.data_ptr(), cache.v.data_ptr()) == where
+
+
+def test_a_reset_leaves_nothing_of_what_went_wrong():
+    """A bias of -inf hides no NaN: 0 times it is NaN."""
+    cache = kv_cache(FrameWindow(5, 1, 2))
+    cache.write(cache.plan_chunk(2), frames(1, 2) * math.nan, frames(1, 2) * math.inf)
+    cache.reset()
+    assert cache.k.isfinite().all()
+    assert cache.v.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("k", "v"),
+    [
+        (frames(5, 1), frames(5, 2)),
+        (frames(5, 2), frames(5, 3)),
+        (frames(5, 2), frames(5, 2)[:1]),
+        (frames(5, 2), frames(5, 2).to("meta")),
+    ],
+)
+def test_keys_and_values_that_do_not_fit_are_refused_and_nothing_is_written(k: Tensor, v: Tensor):
+    cache = kv_cache(FrameWindow(5, 1, 2))
+    cache.write(cache.plan_chunk(2), frames(1, 2), frames(1, 2))
+    before = cache.k.clone(), cache.v.clone()
+    with pytest.raises(ValueError, match=r"must be \[2, 1, 3, 4, 4\] on cpu, got"):
+        cache.write(cache.plan_chunk(2), k, v)
+    assert torch.equal(cache.k, before[0])
+    assert torch.equal(cache.v, before[1])
+    assert cache.num_frames == 2
+
+
+def test_a_plan_of_another_time_is_refused():
+    cache = kv_cache(FrameWindow(5, 1, 2))
+    for count in (2, 2):
+        cache.write(cache.plan_chunk(count), frames(1, count), frames(1, count))
+    chunk, recache = cache.plan_chunk(2), cache.plan_recache()
+    assert recache is not None
+    cache.write(cache.plan_chunk(3), frames(1, 3), frames(1, 3))
+    for stale, count in ((chunk, 2), (recache, 4)):
+        with pytest.raises(ValueError, match="don't follow on 7 cached ones: plan anew"):
+            cache.write(stale, frames(1, count), frames(1, count))
+
+
+class _StaysOnDevice(TorchDispatchMode):
+    """Refuses what would wait for a device: reading a number of it, or a copy to or from the host."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = torch.utils._pytree.tree_leaves((args, kwargs))
+        result = func(*args, **(kwargs or {}))
+        devices = {str(leaf.device) for leaf in (*given, result) if isinstance(leaf, Tensor)}
+        assert devices <= {"meta"}, f"{func} touches {devices}"
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_nothing_waits_for_the_device(dtype: torch.dtype):
+    """On the meta device, which has no numbers to read; a copy from the host would show in the dispatched calls."""
+    cache = kv_cache(FrameWindow(12, 3, 3), dtype, "meta")
+    new = {count: frames(1, count).to("meta", dtype) for count in range(1, 13)}
+    with _StaysOnDevice():
+        for count in (4, 3, 3, 3, 3):
+            plan = cache.plan_chunk(count)
+            cache.bias(plan, 0.5)
+            cache.write(plan, new[count], new[count])
+            recache = cache.plan_recache()
+            cache.bias(recache)
+            cache.write(recache, new[recache.num_frames], new[recache.num_frames])
+        cache.reset()
+    with pytest.raises(AssertionError, match="cpu"), _StaysOnDevice():
+        new[1].copy_(frames(1, 1))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_nothing_waits_for_a_gpu(dtype: torch.dtype):
+    cache = kv_cache(FrameWindow(12, 3, 3), dtype, "cuda")
+    new = frames(1, 3).to("cuda", dtype)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            plan = cache.plan_chunk(3)
+            cache.bias(plan, 0.5)
+            cache.write(plan, new, new)
+        cache.reset()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def latents(first: int, count: int) -> Tensor:
+    """[1, 2, T, 2, 3], each frame filled with its number."""
+    return torch.arange(first, first + count).float()[None, None, :, None, None].expand(1, 2, count, 2, 3).clone()
+
+
+def test_the_latest_clean_latents_are_kept():
+    clean = CleanLatents(FrameWindow(12, 3, 3))
+    made = 0
+    for count in (4, 3, 3, 3, 3):
+        chunk = latents(made, count)
+        clean.append(chunk)
+        chunk.fill_(-1)  # whoever made it may use its memory again
+        made += count
+        kept = min(made, 12)
+        assert torch.equal(clean.latest(kept), latents(made - kept, kept))
+        assert torch.equal(clean.latest(1), latents(made - 1, 1))
+        with pytest.raises(ValueError, match=f"{kept + 1} latent frames asked for, {kept} kept"):
+            clean.latest(kept + 1)
+    clean.reset()
+    with pytest.raises(ValueError, match="1 latent frames asked for, 0 kept"):
+        clean.latest(1)
+    clean.append(latents(7, 3))
+    assert torch.equal(clean.latest(3), latents(7, 3))
