@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from export.builders.library import Message, listen, load_library, monitor
-from export.builders.options import RTX_TARGETS, Builder, BuildOptions
+from export.builders.options import RTX_TARGETS, BuildOptions
 from export.builders.progress import BuildProgress, Progress
 from export.errors import BuildFailed, UnusedInput
 from export.spec import GraphSpec, Grid, Precision
+from filmstrip.runtime.engines.sidecar import Builder
 
 _GIB = 1 << 30
 
@@ -129,7 +130,7 @@ def _types(have: dict[str, Any], names: Sequence[str]) -> str:
 
 
 def _configure(library: Any, config: Any, options: BuildOptions) -> None:
-    if options.builder is Builder.RTX:
+    if options.builder is Builder.TENSORRT_RTX:
         config.num_compute_capabilities = len(options.targets)
         for index, target in enumerate(options.targets):
             capability = getattr(library.ComputeCapability, RTX_TARGETS[target])

@@ -7,12 +7,12 @@ import importlib
 import re
 from typing import Any, NamedTuple
 
-from export.builders.options import Builder
 from export.builders.progress import BuildProgress
 from export.errors import BuilderMissing
+from filmstrip.runtime.engines.sidecar import Builder
 
 _MODULES = {
-    Builder.RTX: ("tensorrt_rtx", "pip install tensorrt-rtx"),
+    Builder.TENSORRT_RTX: ("tensorrt_rtx", "pip install tensorrt-rtx"),
     Builder.TENSORRT: ("tensorrt", "pip install tensorrt, on a machine with an NVIDIA GPU"),
 }
 # "Unused Input: x"; "Input Tensor x is unused or used only at compile-time". A parser that does not know an
