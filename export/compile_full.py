@@ -9,33 +9,18 @@ from rich.table import Table
 
 from export.builders.options import RTX_TARGETS
 from export.errors import ExportError
-from export.full_size import JOBS, SIZES, Entry, Order, compile_jobs
-from export.spec import Size
+from export.full_size import JOBS, Entry, Order, compile_jobs
 
 _TARGETS = Order().targets
 _MIB = 1 << 20
 
 
-class _SizeType(click.ParamType):
-    name = "HxW"
-
-    def convert(self, value: str | Size, param: click.Parameter | None, ctx: click.Context | None) -> Size:
-        """Height and width of such as 320x576."""
-        if isinstance(value, Size):
-            return value
-        height, _, width = value.partition("x")
-        if not (height.isdecimal() and width.isdecimal()):
-            self.fail(f"{value} must be height x width, as 320x576", param, ctx)
-        return Size(int(height), int(width))
-
-
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/compile-full.json"), show_default=True)
 @click.option("--graph", "graphs", multiple=True, type=click.Choice([job.label for job in JOBS]), help="default: all")
-@click.option("--size", "sizes", multiple=True, type=_SizeType(), default=SIZES, show_default=True)
 @click.option("--target", "targets", multiple=True, type=click.Choice(list(RTX_TARGETS)), default=_TARGETS)
 @click.option("--fresh", is_flag=True, help="compile again what the file has already")
-def main(out: Path, graphs: tuple[str, ...], sizes: tuple[Size, ...], targets: tuple[str, ...], fresh: bool) -> None:
+def main(out: Path, graphs: tuple[str, ...], targets: tuple[str, ...], fresh: bool) -> None:
     """Compile LongLive at full size, without its weights, for GPUs that need not be here.
 
     It takes a quarter of an hour on two cores and 7 GiB of memory. Run again after a stop, it goes on.
@@ -46,7 +31,7 @@ def main(out: Path, graphs: tuple[str, ...], sizes: tuple[Size, ...], targets: t
     began = time.monotonic()
     jobs = tuple(job for job in JOBS if not graphs or job.label in graphs)
     try:
-        entries = compile_jobs(Order(sizes=sizes, targets=targets), jobs, out, console.print)
+        entries = compile_jobs(Order(targets=targets), jobs, out, console.print)
     except ExportError as error:
         raise click.ClickException(str(error)) from error
     console.print(table(entries))

@@ -6,13 +6,11 @@ has a process of its own, whose peak of memory is then the graph's.
 
 import hashlib
 import json
-import logging
 import multiprocessing
 import resource
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -139,9 +137,6 @@ def compile_job(order: Order, job: Job, noise: Path, made_from: str) -> list[Ent
     Raises:
         BuildFailed: it does not compile.
     """
-    # The exporter tells of operators of torchvision, which is not installed, and of its own deprecated calls.
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
     began = time.monotonic()
     config = order.config if job.vace else replace(order.config, vace_layers=())
     spec = next(spec for spec in graph_specs(weightless_networks(config), num_loras=0) if spec.name == job.graph)

@@ -1,7 +1,10 @@
 """From a graph's spec to ONNX."""
 
 import copy
-from collections.abc import Mapping
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,7 @@ def to_program(spec: GraphSpec, precision: Precision) -> torch.onnx.ONNXProgram:
         {place: _dim(dims, length) for place, length in enumerate(port.shape) if isinstance(length, Axis)}
         for port in spec.inputs
     )
-    with torch.no_grad():
+    with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             graph,
             tuple(inputs),
@@ -64,6 +67,21 @@ def _without_values(module: nn.Module) -> nn.Module:
                 is_parameter = isinstance(value, nn.Parameter)
                 setattr(part, name, nn.Parameter(zeros, requires_grad=False) if is_parameter else zeros)
     return module
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what torch's exporter says of itself: of deprecations, torchvision's absence, axes of one length."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=".*The axis name.*", category=UserWarning)
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def _least(spec: GraphSpec, name: str) -> int:

@@ -27,7 +27,7 @@ LORA_LAYER = "blocks.1.ffn.2"
 
 
 def write_checkpoint(folder: Path, **changed: Any) -> CheckpointConfig:
-    """Write a checkpoint with all parts that its configuration, `WHOLE` but for the changes, has; the same each time."""
+    """Write a checkpoint with all parts that its configuration has: `WHOLE`, but for the changes."""
     values = {**WHOLE, **changed}
     config = parse_config(values)
     for name in ("vae", "text_encoder"):

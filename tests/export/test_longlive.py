@@ -1,10 +1,5 @@
 """`python -m export longlive`, from a checkpoint on disk to a model's folder that the runtime loads."""
 
-import re
-import shutil
-import subprocess
-import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,15 +9,8 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: see doc
 
 from click.testing import CliRunner, Result
 
-import export.longlive
 from export.command import main
-from export.config import parse_config
-from export.errors import ToleranceExceeded
-from export.graph_specs import graph_specs
-from export.spec import Precision
-from filmstrip.runtime.engines.load import load_engines
-from filmstrip.runtime.pipeline_config import PipelineConfig
-from tests.export.checkpoints import WHOLE, WORDS, write_checkpoint, write_lora
+from tests.export.checkpoints import WHOLE
 
 ALL = {
     *("text_encoder", "text_kv", "transformer", "vace_text_kv", "vace"),
