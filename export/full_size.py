@@ -77,6 +77,15 @@ class Order:
     sizes: tuple[Size, ...] = SIZES
     targets: tuple[str, ...] = ("sm80", "sm86", "sm89", "sm120")
 
+    @property
+    def options(self) -> BuildOptions:
+        """How its engines are built.
+
+        Raises:
+            BadOptions: a target is unknown, or has no bfloat16.
+        """
+        return BuildOptions(Builder.TENSORRT_RTX, Precision.BF16, self.targets)
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -111,7 +120,8 @@ def compile_jobs(order: Order, jobs: tuple[Job, ...], results: Path, tell: Tell)
     Entries that the file has already are kept where they are made from the same code by the same order.
 
     Raises:
-        ExportError: a graph does not compile; the others' results stay.
+        BadOptions: a target is unknown, or has no bfloat16.
+        BuildFailed: a graph does not compile, or its process was killed; the results of those before it stay.
     """
     made_from = _made_from(order)
     done = [entry for entry in read_entries(results) if entry.made_from == made_from]
@@ -123,8 +133,6 @@ def compile_jobs(order: Order, jobs: tuple[Job, ...], results: Path, tell: Tell)
                 tell(f"{job.label} ({number} of {len(jobs)}): done before")
                 continue
             tell(f"{job.label} ({number} of {len(jobs)})")
-            if not noise.exists():
-                write_noise(noise)
             done += _in_own_process(order, job, noise, made_from)
             _write_entries(results, done)
     labels = [job.label for job in jobs]
@@ -144,8 +152,7 @@ def compile_job(order: Order, job: Job, noise: Path, made_from: str) -> list[Ent
     write_weightless_onnx(spec, onnx, noise)
     _say(job, f"translated in {time.monotonic() - began:.0f} s")
     grids = [grid_of(config, size) for size in order.sizes]
-    options = BuildOptions(Builder.TENSORRT_RTX, Precision.BF16, order.targets)
-    engine = build_engine(onnx, spec, grids, options, _tenths(job))
+    engine = build_engine(onnx, spec, grids, order.options, _tenths(job))
     onnx.unlink()
     _say(job, f"compiled in {engine.seconds:.0f} s: {len(engine.plan) / _MIB:.0f} MiB")
     sizes = [str(size) for size in order.sizes] if spec.has_size else ["any"]
@@ -171,6 +178,8 @@ def read_entries(results: Path) -> list[Entry]:
 
 
 def _in_own_process(order: Order, job: Job, noise: Path, made_from: str) -> list[Entry]:
+    if not noise.exists():
+        write_noise(noise)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(compile_job, order, job, noise, made_from).result()
@@ -186,7 +195,7 @@ def _write_entries(results: Path, entries: list[Entry]) -> None:
 
 def _made_from(order: Order) -> str:
     """A hash of the order, of the libraries' versions and of the code that makes and builds graphs."""
-    digest = hashlib.sha256(repr(order).encode())
+    digest = hashlib.sha256(f"{order} {order.options}".encode())
     for library in ("torch", "onnxscript", "tensorrt-rtx"):
         digest.update(f"{library} {version(library)}\n".encode())
     for path in _sources():

@@ -13,7 +13,7 @@ from export.builders.library import Log, listen, load_library, monitor
 from export.builders.options import RTX_TARGETS, BuildOptions
 from export.builders.progress import BuildProgress, Progress
 from export.errors import BuildFailed, UnusedInput
-from export.spec import GraphSpec, Grid, Precision
+from export.spec import GraphSpec, Grid, Part, Precision
 from filmstrip.runtime.engines.sidecar import Builder
 
 _GIB = 1 << 30
@@ -76,11 +76,15 @@ def build_engine(
     network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(library, network, logger, onnx, log)
     _check_ports(library, network, spec, options.precision)
-    _let_decompose(library, network, options.precision)
+    if spec.part is not Part.TRANSFORMER or options.precision is Precision.FP32:
+        # There are no kernels in float32, nor for the VAE's one head of 384 numbers, nor for the text encoder's biases.
+        # The transformer's attention must have one: the scores of all its tokens would fill the memory.
+        _let_decompose(library, network)
 
     config = builder.create_builder_config()
     _configure(library, config, options)
-    progress_monitor = monitor(library, BuildProgress(progress or (lambda _phase, _share: None)))
+    build_progress = BuildProgress(progress or (lambda _phase, _share: None))
+    progress_monitor = monitor(library, build_progress)  # a name of its own: it must live as long as `config`
     config.progress_monitor = progress_monitor
     sizes = tuple(grids) if spec.has_size else ()
     for grid in sizes or grids[:1]:
@@ -93,6 +97,7 @@ def build_engine(
         raise BuildFailed(f"{spec.name} was not built: {log.errors()}")
     if options.timing_cache is not None:
         _keep_timings(config, options.timing_cache)
+    build_progress.complete()
     return BuiltEngine(
         memoryview(plan), sizes, tuple(log.activation_bytes), library.__version__, time.monotonic() - began
     )
@@ -138,17 +143,10 @@ def _types(have: dict[str, Any], names: Sequence[str]) -> str:
     return ", ".join(str(have[name].name) if name in have else "none" for name in names)
 
 
-def _let_decompose(library: Any, network: Any, precision: Precision) -> None:
-    """Let attention run as separate operations where there is no kernel for it: in float32, and with one head.
-
-    One head is the VAE's: 384 numbers, over the pixels of one frame. The transformer's must have a kernel, or the
-    scores of all its tokens would fill the memory.
-    """
+def _let_decompose(library: Any, network: Any) -> None:
+    """Let attention run as separate operations where the library has no kernel that does it at once."""
     for layer in (network.get_layer(index) for index in range(network.num_layers)):
-        if layer.type != library.LayerType.ATTENTION_INPUT:
-            continue
-        num_heads = layer.get_input(0).shape[1]  # of [B, N, L, D]
-        if precision is Precision.FP32 or num_heads == 1:
+        if layer.type == library.LayerType.ATTENTION_INPUT:
             layer.__class__ = library.IAttentionInputLayer  # `get_layer` gives all layers as the same class
             layer.attention.decomposable = True
 
