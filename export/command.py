@@ -75,6 +75,7 @@ def main() -> None:
     required=True,
     multiple=True,
     type=_SizeType(),
+    metavar="HxW",
     help="Height and width of the video in pixels; may be given again. Each is a profile of the same engines, so that "
     "a further size costs no memory for weights. The first is the pipeline's own.",
 )
@@ -108,6 +109,7 @@ def main() -> None:
     "loras",
     multiple=True,
     type=_LoraType(),
+    metavar="NAME=FILE",
     help="A LoRA that requests may scale by this name (lora_scales), from chunk to chunk; may be given again. With "
     "other LoRAs than last time only the graphs that they change are made again.",
 )
@@ -180,7 +182,7 @@ def _build_options(given: Mapping[str, Any]) -> BuildOptions | None:
 
 
 def _tell(console: Console, order: Order, exported: Exported) -> None:
-    made = f"{len(exported.made)} engines made, {len(exported.kept)} kept"
+    made = f"engines made: {len(exported.made)}, kept: {len(exported.kept)}"
     console.print(f"[green]{order.id}[/] is in {exported.folder}: {made}.")
     if exported.not_run:
         console.print("The engines were not run: this machine has no GPU. Their graphs were, in float32 on the CPU.")

@@ -71,7 +71,7 @@ def _without_values(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what torch's exporter says of itself: of deprecations, torchvision's absence, axes of one length."""
+    """Keep back what torch's exporter says of itself: deprecations, torchvision's absence, axes of one length."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,15 +1,15 @@
 """The text that a chunk is made under: prompts blended by weight, and moves from one blend to another."""
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Generic, TypeAlias, TypeVar
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
 from filmstrip.contract import ChunkParameters, Interpolation, Prompt, Transition
+from filmstrip.runtime.recent import Recent
 
 Encode: TypeAlias = Callable[[str], Tensor]
 """A text encoder: a prompt to its embedding [1, Lt, C], zeros after its last token."""
@@ -17,9 +17,6 @@ Encode: TypeAlias = Callable[[str], Tensor]
 # Sine of the angle between two tokens, of one direction or opposite ones, below which no plane to turn in is to be
 # made out. At 0.03 straight and turned differ by a ten-thousandth; opposite tokens of unlike length grow by 1 / sine.
 _NEARLY_PARALLEL = 0.03
-
-Key = TypeVar("Key", bound=Hashable)
-Value = TypeVar("Value")
 
 
 # -- Embeddings ---------------------------------------------------------------------------------------------
@@ -77,8 +74,8 @@ class PromptBlend:
     _MAX_BLENDS = 4  # those of the prompts in force and of the target, and room for both to change
 
     def __init__(self, max_encoded: int = 16) -> None:
-        self._encoded: _Recent[str, Tensor] = _Recent(max_encoded)
-        self._blends: _Recent[tuple[tuple[Prompt, ...], Interpolation], Tensor] = _Recent(self._MAX_BLENDS)
+        self._encoded: Recent[str, Tensor] = Recent(max_encoded)
+        self._blends: Recent[tuple[tuple[Prompt, ...], Interpolation], Tensor] = Recent(self._MAX_BLENDS)
         self.reset()
 
     def reset(self) -> None:
@@ -131,19 +128,3 @@ class PromptBlend:
         heard = [prompt for prompt in prompts if prompt.weight > 0]
         encoded = [self._encoded.get(prompt.text, partial(encode, prompt.text)) for prompt in heard]
         return encoded[0] if len(heard) == 1 else blend(encoded, [prompt.weight for prompt in heard], method)
-
-
-class _Recent(Generic[Key, Value]):
-    """Values by key, made when they are missing; those used last are kept."""
-
-    def __init__(self, max_values: int) -> None:
-        self._max_values = max_values
-        self._values: OrderedDict[Key, Value] = OrderedDict()
-
-    def get(self, key: Key, make: Callable[[], Value]) -> Value:
-        if key not in self._values:
-            self._values[key] = make()
-        self._values.move_to_end(key)
-        while len(self._values) > self._max_values:
-            self._values.popitem(last=False)
-        return self._values[key]

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from filmstrip.runtime.schedule import renoise
+from filmstrip.runtime.upload import upload
 
 
 class ChunkNoise:
@@ -36,7 +37,7 @@ class ChunkNoise:
     def draw(self) -> Tensor:
         """The next noise, normally distributed."""
         noise = torch.randn(self._shape, generator=self._generator, dtype=torch.float32)
-        return noise.to(self._device, self._dtype)
+        return upload(noise, self._device, self._dtype)
 
 
 def initial_latents(noise: Tensor, source: Tensor | None, noise_scale: float) -> Tensor:

@@ -8,6 +8,9 @@ from typing import Any, Self
 
 FILE_NAME = "pipeline.json"
 
+MAX_REFERENCES = 4
+"""Reference images of a chunk that the engines of the VACE branch are made for."""
+
 
 @dataclass(frozen=True)
 class PipelineConfig:

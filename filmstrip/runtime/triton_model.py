@@ -15,7 +15,7 @@ import numpy.typing as npt
 import triton_python_backend_utils as pb_utils  # half of its names come later: use them in functions only
 
 from filmstrip.contract import CHUNK, FRAMES, INPUTS, REPORT, TensorSpec
-from filmstrip.errors import FilmstripError, ModelError
+from filmstrip.errors import FilmstripError, LoadFailed, ModelError
 from filmstrip.runtime.chunks import (
     Cancelled,
     Chunk,
@@ -42,7 +42,11 @@ class SequenceModel(ABC):
         """The state of a new sequence; the one that it replaces is gone by then."""
 
     def load(self, args: dict[str, str]) -> None:  # noqa: B027 - most have nothing to load
-        """Get ready to start sequences; `args` are those that Triton gives to `initialize`."""
+        """Get ready to start sequences; `args` are those that Triton gives to `initialize`.
+
+        Raises:
+            LoadFailed: the model's folder can't be used; its sentence is what Triton logs and answers.
+        """
 
     # -- What Triton calls ----------------------------------------------------------------------------------
 
@@ -53,7 +57,10 @@ class SequenceModel(ABC):
         # Triton counts from a request's arrival and we from its end, so that ours never is the first to let go.
         idle_s = int(batching["max_sequence_idle_microseconds"]) / _SECOND
         slots = int(batching.get("oldest", {}).get("max_candidate_sequences", 1))
-        self.load(args)
+        try:
+            self.load(args)
+        except LoadFailed as error:
+            raise pb_utils.TritonModelException(error.message) from None
         self._sequences = Sequences(self.start, max_sequences=slots, idle_s=idle_s)
         self._timer = IdleTimer(self._sequences, min(idle_s, _IDLE_CHECK_S))
 

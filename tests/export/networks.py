@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from export.checkpoint import Weights, fill
 from export.config import CheckpointConfig
 from export.modules.layers import Linear
-from export.modules.rope import rope_tables
 from export.modules.text_kv import TextKv
 from export.modules.transformer import CausalTransformer, Rope
+from filmstrip.runtime.rope_tables import rope_tables
 
 HEIGHT, WIDTH = 4, 6  # of the latents: 2 x 3 tokens a latent frame
 TOKENS = 6

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from export.config import CheckpointConfig
-from export.modules.rope import rope_tables
 from export.modules.transformer import CausalTransformer, Rope
+from filmstrip.runtime.rope_tables import rope_tables
 from tests.export.networks import HEIGHT, TOKENS, WIDTH
 
 Text = tuple[Tensor, Tensor]

@@ -1,0 +1,28 @@
+"""The Triton model of every pipeline of the LongLive family: what its folder holds makes the difference."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from filmstrip.runtime.chunks import SequenceState
+from filmstrip.runtime.longlive_folder import load_longlive
+from filmstrip.runtime.triton_model import SequenceModel
+
+
+class LongLiveModel(SequenceModel):
+    """Chunks by the engines of the model's own folder, on the device of its instance."""
+
+    def load(self, args: dict[str, str]) -> None:
+        """See `SequenceModel`; raises LoadFailed."""
+        on_gpu = args["model_instance_kind"] == "GPU"
+        device = torch.device(f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu")
+        # What PyTorch does beside the engines is small; its threads would take the engines' cores.
+        torch.set_num_threads(1)
+        num_threads = len(os.sched_getaffinity(0))
+        folder = Path(args["model_repository"]) / args["model_version"]
+        self._pipeline = load_longlive(folder, device=device, num_threads=num_threads)
+
+    def start(self) -> SequenceState:
+        """See `SequenceModel`."""
+        return self._pipeline.start()
