@@ -2,21 +2,18 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from export.builders.configuration import configure, keep_timings
 from export.builders.library import Log, listen, load_library, monitor
-from export.builders.options import RTX_TARGETS, BuildOptions
+from export.builders.options import BuildOptions
 from export.builders.progress import BuildProgress, Progress
 from export.errors import BuildFailed, UnusedInput
 from export.spec import GraphSpec, Grid, Part, Precision
-from filmstrip.runtime.engines.sidecar import Builder
-
-_GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -77,12 +74,12 @@ def build_engine(
     _parse(library, network, logger, onnx, log)
     _check_ports(library, network, spec, options.precision)
     if spec.part is not Part.TRANSFORMER or options.precision is Precision.FP32:
-        # There are no kernels in float32, nor for the VAE's one head of 384 numbers, nor for the text encoder's biases.
-        # The transformer's attention must have one: the scores of all its tokens would fill the memory.
+        # No kernel computes in float32, or has room for the VAE's one head of 384 numbers. The transformer's attention
+        # must have a kernel: the scores of all its tokens would fill the memory.
         _let_decompose(library, network)
 
     config = builder.create_builder_config()
-    _configure(library, config, options)
+    configure(library, config, options)
     build_progress = BuildProgress(progress or (lambda _phase, _share: None))
     progress_monitor = monitor(library, build_progress)  # a name of its own: it must live as long as `config`
     config.progress_monitor = progress_monitor
@@ -96,7 +93,7 @@ def build_engine(
     if plan is None:
         raise BuildFailed(f"{spec.name} was not built: {log.errors()}")
     if options.timing_cache is not None:
-        _keep_timings(config, options.timing_cache)
+        keep_timings(config, options.timing_cache)
     build_progress.complete()
     return BuiltEngine(
         memoryview(plan), sizes, tuple(log.activation_bytes), library.__version__, time.monotonic() - began
@@ -151,35 +148,9 @@ def _let_decompose(library: Any, network: Any) -> None:
             layer.attention.decomposable = True
 
 
-def _configure(library: Any, config: Any, options: BuildOptions) -> None:
-    if options.builder is Builder.TENSORRT_RTX:
-        config.num_compute_capabilities = len(options.targets)
-        for index, target in enumerate(options.targets):
-            capability = getattr(library.ComputeCapability, RTX_TARGETS[target])
-            if not config.set_compute_capability(capability, index):
-                raise BuildFailed(f"TensorRT-RTX {library.__version__} refuses the target {target}")
-    if options.workspace_gib is not None:
-        config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, int(options.workspace_gib * _GIB))
-    if options.optimization_level is not None:
-        config.builder_optimization_level = options.optimization_level
-    if options.timing_cache is not None:
-        kept = b""
-        with suppress(FileNotFoundError):
-            kept = options.timing_cache.read_bytes()
-        # Without ignore_mismatch, timings of another GPU or version are refused, not used.
-        if not config.set_timing_cache(config.create_timing_cache(kept), ignore_mismatch=False):
-            raise BuildFailed(f"{options.timing_cache} is of another GPU or version: remove it or name another file")
-
-
 def _add_profile(builder: Any, config: Any, spec: GraphSpec, grid: Grid) -> None:
     profile = builder.create_optimization_profile()
     for name, (shortest, usual, longest) in spec.profile(grid).items():
         profile.set_shape(name, shortest, usual, longest)
     if config.add_optimization_profile(profile) < 0:
         raise BuildFailed(f"{spec.name}: the profile of {grid.rows}x{grid.cols} tokens is refused")
-
-
-def _keep_timings(config: Any, path: Path) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(config.get_timing_cache().serialize())
-    part.replace(path)
