@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TORCH_READY := $(VENV)/.ready-torch
 
-.PHONY: help setup torch demo serve test coverage lint fix bench soak audit check lock clean
+.PHONY: help setup torch demo serve test coverage lint fix bench soak compile-full audit check lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(READY) ## Make .venv with everything that the lock names
 
@@ -57,6 +57,9 @@ bench: setup ## Measure against the machine's limits
 
 soak: setup ## Half an hour of random traffic and faults, then a verdict
 	$(BIN)/python -m benchmarks.soak
+
+compile-full: torch ## Every graph of LongLive at full size, without weights, compiled for GPUs that are not here
+	$(BIN)/python -m export.compile_full
 
 audit: setup ## Known vulnerabilities of the pinned packages, where the database can be reached
 	$(BIN)/python -m tests.audit
