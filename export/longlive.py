@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from export.modules.layers import Linear
 from export.modules.lora import attach
 from export.onnx_files import write_onnx
 from export.origin import Make, Origin, is_up_to_date, sidecar_of
-from export.spec import GraphSpec, Grid, Precision, Size
+from export.spec import GraphSpec, Grid, Part, Precision, Size
 from export.verify import Comparison, check, compare
 from filmstrip.runtime.engines.load import installed_version, load_engine, machine_of
 from filmstrip.runtime.engines.sidecar import Builder, EngineFile, sidecar_path, write
@@ -156,30 +156,37 @@ class _Exporter:
         self.watcher.graphs([spec.name for spec in specs])
         made, kept = [], []
         for spec in specs:
-            engine = self.engines / self._file_name(spec, self.make)
-            if not self.order.fresh and is_up_to_date(engine, sidecar_of(spec, self.make, self.origin, {})):
+            make = self._make_of(spec)
+            engine = self.engines / _file_name(spec, make)
+            if not self.order.fresh and is_up_to_date(engine, sidecar_of(spec, make, self.origin, {})):
                 kept.append(spec.name)
             else:
                 with tempfile.TemporaryDirectory(prefix=".making-", dir=self.engines) as folder:
-                    self._put_in_place(self._made(spec, Path(folder)), engine)
+                    self._put_in_place(self._made(spec, make, Path(folder)), engine)
                 made.append(spec.name)
             self.watcher.done()
-        self._remove_others({self._file_name(spec, self.make) for spec in specs})
+        self._remove_others({_file_name(spec, self.make) for spec in specs})
         return tuple(made), tuple(kept)
 
-    def _made(self, spec: GraphSpec, folder: Path) -> Path:
+    def _make_of(self, spec: GraphSpec) -> Make:
+        """How one graph's engine is made: the text encoder's numbers are too large for float16."""
+        if spec.part is Part.TEXT_ENCODER and self.make.precision is Precision.FP16:
+            return replace(self.make, precision=Precision.BF16)
+        return self.make
+
+    def _made(self, spec: GraphSpec, make: Make, folder: Path) -> Path:
         """A graph's engine, new in a folder of its own, and verified."""
         if self.order.tensorrt is None:
-            engine = self._onnx(spec, folder, self.make)
-            self._verify(spec, engine, self.make)
+            engine = self._onnx(spec, folder, make)
+            self._verify(spec, engine, make)
             return engine
         if self.order.verify:
             # The graph in float32, on the CPU: whatever runs it later, it is the right one.
             with tempfile.TemporaryDirectory(dir=folder) as for_cpu:
                 self._verify(spec, self._onnx(spec, Path(for_cpu), self.make_for_cpu), self.make_for_cpu)
-        engine = self._tensorrt(spec, folder, self.order.tensorrt)
+        engine = self._tensorrt(spec, make, folder, replace(self.order.tensorrt, precision=make.precision))
         if self.runs_here:
-            self._verify(spec, engine, self.make)
+            self._verify(spec, engine, make)
         return engine
 
     def _onnx(self, spec: GraphSpec, folder: Path, make: Make) -> Path:
@@ -189,17 +196,17 @@ class _Exporter:
         self._write_sidecar(spec, make, path, write_onnx(spec, make.precision, path))
         return path
 
-    def _tensorrt(self, spec: GraphSpec, folder: Path, options: BuildOptions) -> Path:
+    def _tensorrt(self, spec: GraphSpec, make: Make, folder: Path, options: BuildOptions) -> Path:
         """A graph as a TensorRT engine with its sidecar."""
         with tempfile.TemporaryDirectory(dir=folder) as for_parser:
-            self.watcher.begin(spec.name, f"translating to ONNX, {self.make.precision}")
+            self.watcher.begin(spec.name, f"translating to ONNX, {make.precision}")
             onnx = Path(for_parser) / f"{spec.name}.onnx"
-            write_onnx(spec, self.make.precision, onnx)
-            self.watcher.begin(spec.name, f"building for {self.make.target}")
-            built = build_engine(onnx, spec, list(self.make.sizes.values()), options, self.watcher.progress)
+            write_onnx(spec, make.precision, onnx)
+            self.watcher.begin(spec.name, f"building for {make.target}")
+            built = build_engine(onnx, spec, list(make.sizes.values()), options, self.watcher.progress)
         path = folder / f"{spec.name}.engine"
         built.write(path)
-        self._write_sidecar(spec, self.make, path, [path])
+        self._write_sidecar(spec, make, path, [path])
         return path
 
     def _write_sidecar(self, spec: GraphSpec, make: Make, engine: Path, files: Sequence[Path]) -> None:
@@ -241,9 +248,9 @@ class _Exporter:
             if not any(path.name == name or path.name.startswith(f"{name}.") for name in names):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    @staticmethod
-    def _file_name(spec: GraphSpec, make: Make) -> str:
-        return f"{spec.name}.{'onnx' if make.builder is Builder.ONNX_RUNTIME else 'engine'}"
+
+def _file_name(spec: GraphSpec, make: Make) -> str:
+    return f"{spec.name}.{'onnx' if make.builder is Builder.ONNX_RUNTIME else 'engine'}"
 
 
 def _version(builder: Builder) -> str:

@@ -13,6 +13,7 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: see doc
 from click.testing import CliRunner, Result
 
 from export.command import main
+from filmstrip.runtime.engines.errors import BadEngine
 from filmstrip.runtime.engines.load import load_engines
 from filmstrip.runtime.engines.sidecar import read
 from filmstrip.runtime.pipeline_config import PipelineConfig
@@ -113,6 +114,25 @@ def test_the_text_encoder_and_its_tokenizer_agree_through_the_runtime(tiny_repos
     assert embeddings.shape == (1, 8, TINY["text_dim"])
     assert embeddings[0, :4].abs().sum() > 0
     assert not embeddings[0, 4:].any()
+
+
+def test_engines_of_tensorrt_rtx_are_built_ahead_of_time_without_a_gpu(small: Path):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: see docs/export.md")
+    options = ["--builder", "tensorrt-rtx", "--target", "sm89,sm120", "--precision", "fp16", "--no-verify"]
+    done = run(small, *options, id="rtx")
+    assert done.exit_code == 0, done.output
+    assert "The engines were not run" in done.output
+    engines = small / "repository" / "rtx" / "1" / "engines"
+    sidecars = {path.stem: read(path) for path in engines.glob("*.engine")}
+    assert sidecars.keys() == GRAPHS - {"vace", "vace_text_kv", "vae_encoder_image"}
+    assert {(one.builder, one.target) for one in sidecars.values()} == {("tensorrt-rtx", "sm89,sm120")}
+    # T5's sums are too large for float16.
+    assert {name: one.precision for name, one in sidecars.items() if one.precision != "fp16"} == {
+        "text_encoder": "bf16"
+    }
+    assert "KIND_GPU" in (engines.parent.parent / "config.pbtxt").read_text()
+    with pytest.raises(BadEngine, match=r"was made for a GPU of compute capability 8\.9 or 12\.0"):
+        load_engines(engines, device=torch.device("cpu"), num_threads=1, graphs=GRAPHS)
 
 
 # -- Again ----------------------------------------------------------------------------------------------------------
