@@ -221,11 +221,9 @@ class LongLiveSequence:
             return
         for spec in _OF_VACE:
             if spec.name in chunk.tensors:
-                raise invalid(chunk.parameters.index, spec, "needs a VACE branch, which this pipeline has not")
+                raise invalid(chunk.parameters.index, spec, _NO_VACE)
         if chunk.parameters.vace_use_input_video:
-            raise invalid(
-                chunk.parameters.index, INPUT_VIDEO, "cannot be VACE frames: this pipeline has no such branch"
-            )
+            raise invalid(chunk.parameters.index, INPUT_VIDEO, f"as VACE frames {_NO_VACE}")
 
     def _caches_for(self, told: ChunkParameters) -> _Caches:
         """The caches that the chunk goes on with: empty ones where it starts afresh."""
