@@ -1,4 +1,4 @@
-"""`python -m tests.audit`: known vulnerabilities of the packages that the lock names.
+"""`python -m tests.audit`: known vulnerabilities of the packages that the locks name.
 
 pip-audit runs in an environment of its own, so that its dependencies stay out of ours. It asks a public database;
 where that cannot be reached the run says so and is no failure.
@@ -9,7 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-LOCK = Path(__file__).resolve().parent.parent / "requirements.lock"
+ROOT = Path(__file__).resolve().parent.parent
+LOCKS = (ROOT / "requirements.lock", ROOT / "deploy" / "frontend.lock", ROOT / "deploy" / "triton.lock")
 PIP_AUDIT = "pip-audit==2.10.1"
 TIMEOUT_S = 300
 
@@ -18,8 +19,7 @@ def main() -> int:
     """The exit status: 1 where something is known to be vulnerable."""
     command = [str(Path(sys.executable).with_name("uv")), "tool", "run", "--from", PIP_AUDIT, "pip-audit"]
     options = [
-        "--requirement",
-        str(LOCK),
+        *(f"--requirement={lock}" for lock in LOCKS),
         "--no-deps",
         "--disable-pip",
         "--format",
