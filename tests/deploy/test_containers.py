@@ -151,7 +151,8 @@ def test_images_copy_what_exists_and_docker_may_see(name: str) -> None:
     assert f"-r deploy/{name}.lock" in "".join(instructions(name, "RUN"))
 
 
-def test_the_frontends_image_is_light() -> None:
+def test_the_frontends_image_is_light_and_audited() -> None:
+    assert pins(requirements["frontend.lock"]).items() <= pins((ROOT / "requirements.lock").read_text()).items()
     assert not pins(requirements["frontend.lock"]).keys() & {"torch", "opencv-python-headless", "nvidia-pytriton"}
 
 
