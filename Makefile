@@ -69,6 +69,12 @@ check: lint test audit ## Everything that CI runs, and audit
 lock: setup ## Pin again after a change of pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--extra frontend --extra embedded --extra runtime --extra dev pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes \
+		--constraint requirements.lock --extra frontend pyproject.toml -o deploy/frontend.lock
+	# The lock serves every Python and so has an ml-dtypes that onnx finds too old.
+	sed '/^ml-dtypes==/,/^    # via/d' requirements.lock | $(BIN)/uv pip compile --quiet --generate-hashes \
+		--python-version 3.12 --python-platform x86_64-manylinux_2_35 --no-annotate \
+		--constraint - --constraint requirements-torch.txt --extra triton pyproject.toml -o deploy/triton.lock
 
 clean: ## Remove what setup, demo and tests made
 	rm -rf $(VENV) out data .pytest_cache .mypy_cache .ruff_cache .hypothesis
