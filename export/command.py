@@ -113,6 +113,12 @@ def main() -> None:
     help="A LoRA that requests may scale by this name (lora_scales), from chunk to chunk; may be given again. With "
     "other LoRAs than last time only the graphs that they change are made again.",
 )
+@click.option(
+    "--text-encoder-on-cpu",
+    is_flag=True,
+    help="Beside a GPU's engines, let the CPU encode the prompts: UMT5-XXL takes 11 GiB of a GPU, or tens of seconds "
+    "of a CPU for each new prompt.",
+)
 @click.option("--workspace", type=float, metavar="GIB", help="Most memory that a tactic of TensorRT may take.")
 @click.option("--optimization-level", type=click.IntRange(0, 5), help="How long TensorRT looks for fast tactics.")
 @click.option(
@@ -152,6 +158,7 @@ def _order(id_: str, loras: Sequence[tuple[str, Path]], **given: Any) -> Order:
         repository=given["repository"],
         loras=dict(loras),
         tensorrt=_build_options(given),
+        text_encoder_on_cpu=given["text_encoder_on_cpu"],
         verify=not given["no_verify"],
         fresh=given["fresh"],
         num_threads=given["threads"],

@@ -20,6 +20,8 @@ from filmstrip.runtime.pipeline_config import MAX_REFERENCES
 # Largest errors as shares of an output's largest value.
 TOLERANCES = {Precision.FP32: 1e-4, Precision.FP16: 2e-2, Precision.BF16: 1e-1}
 
+_USUAL_TOKENS = 64  # a long sentence
+
 
 def graph_specs(networks: Networks, num_loras: int) -> tuple[GraphSpec, ...]:
     """All graphs of a checkpoint, its LoRAs attached to the networks before."""
@@ -106,18 +108,15 @@ def _text_encoder(network: TextEncoder, config: CheckpointConfig) -> GraphSpec:
     def ids(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         return torch.randint(len(network.token_embedding.weight), shape, generator=generator)
 
-    def mask(shape: tuple[int, ...], _generator: torch.Generator) -> Tensor:
-        return (torch.arange(shape[1]) <= shape[1] // 2).long().expand(shape)
-
-    shape = (1, config.text_len)
+    longest = config.text_len
     return GraphSpec(
         "text_encoder",
         Part.TEXT_ENCODER,
         TextEncoderGraph(network.float()),
-        (Port("ids", shape, torch.int64, ids), Port("mask", shape, torch.int64, mask)),
-        (Output("embeddings", (1, config.text_len, config.text_dim)),),
-        axes={},
-        points=({},),
+        (Port("ids", (1, Axis("tokens")), torch.int64, ids),),
+        (Output("embeddings", (1, -1, config.text_dim)),),
+        axes={"tokens": Range(1, min(_USUAL_TOKENS, longest), longest)},
+        points=tuple({"tokens": tokens} for tokens in (1, longest // 2, longest)),
         tolerances=TOLERANCES,
     )
 

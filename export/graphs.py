@@ -107,15 +107,15 @@ class TextKvGraph(nn.Module):
 
 
 class TextEncoderGraph(nn.Module):
-    """See `TextEncoder`."""
+    """See `TextEncoder`: a prompt's own tokens alone, whose embeddings do not depend on padding."""
 
     def __init__(self, network: TextEncoder) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, *, ids: Tensor, mask: Tensor) -> tuple[Tensor]:
-        """The embeddings in float32."""
-        return (self.network(ids, mask).float(),)
+    def forward(self, *, ids: Tensor) -> tuple[Tensor]:
+        """The embeddings of ids [1, Lt] in float32."""
+        return (self.network(ids, torch.ones_like(ids)).float(),)
 
 
 class VaeGraph(nn.Module):

@@ -39,6 +39,7 @@ class Order:
         repository: Triton's model repository, in which the folder `id` is written.
         loras: files by name, in the order of the scales.
         tensorrt: how TensorRT builds the engines; None for ONNX Runtime, on the CPU and in float32.
+        text_encoder_on_cpu: the text encoder runs on the CPU, whatever the others do.
         verify: compare the engines with the modules before they are put in place.
         fresh: make engines again that are there and up to date.
         num_threads: of ONNX Runtime, while engines are compared.
@@ -50,6 +51,7 @@ class Order:
     repository: Path
     loras: Mapping[str, Path] = field(default_factory=dict)
     tensorrt: BuildOptions | None = None
+    text_encoder_on_cpu: bool = False
     verify: bool = True
     fresh: bool = False
     num_threads: int = 1
@@ -165,18 +167,22 @@ class _Exporter:
                     self._put_in_place(self._made(spec, make, Path(folder)), engine)
                 made.append(spec.name)
             self.watcher.done()
-        self._remove_others({_file_name(spec, self.make) for spec in specs})
+        self._remove_others({_file_name(spec, self._make_of(spec)) for spec in specs})
         return tuple(made), tuple(kept)
 
     def _make_of(self, spec: GraphSpec) -> Make:
-        """How one graph's engine is made: the text encoder's numbers are too large for float16."""
-        if spec.part is Part.TEXT_ENCODER and self.make.precision is Precision.FP16:
-            return replace(self.make, precision=Precision.BF16)
-        return self.make
+        """How one graph's engine is made."""
+        if spec.part is not Part.TEXT_ENCODER:
+            return self.make
+        if self.order.text_encoder_on_cpu:
+            return self.make_for_cpu
+        # Its numbers are too large for float16.
+        is_half = self.make.precision is Precision.FP16
+        return replace(self.make, precision=Precision.BF16) if is_half else self.make
 
     def _made(self, spec: GraphSpec, make: Make, folder: Path) -> Path:
         """A graph's engine, new in a folder of its own, and verified."""
-        if self.order.tensorrt is None:
+        if self.order.tensorrt is None or make is self.make_for_cpu:
             engine = self._onnx(spec, folder, make)
             self._verify(spec, engine, make)
             return engine

@@ -70,7 +70,7 @@ def build_engine(
     log = Log()
     logger = listen(library, log)
     builder = library.Builder(logger)
-    network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    network = builder.create_network(_strongly_typed(library))
     _parse(library, network, logger, onnx, log)
     _check_ports(library, network, spec, options.precision)
     if spec.part is not Part.TRANSFORMER or options.precision is Precision.FP32:
@@ -98,6 +98,12 @@ def build_engine(
     return BuiltEngine(
         memoryview(plan), sizes, tuple(log.activation_bytes), library.__version__, time.monotonic() - began
     )
+
+
+def _strongly_typed(library: Any) -> int:
+    """Flags of a network whose types are the file's; releases that know no other kind have no flag for it."""
+    flag = getattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
 
 
 def _parse(library: Any, network: Any, logger: Any, onnx: Path, log: Log) -> None:

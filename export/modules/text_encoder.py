@@ -95,7 +95,7 @@ class TextEncoder(nn.Module):
 
     Args:
         config: the encoder's sizes.
-        text_len: tokens of a prompt, padding included; the length of every input.
+        text_len: most tokens of a prompt, padding included.
     """
 
     buckets: Tensor
@@ -112,9 +112,10 @@ class TextEncoder(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Ids [B, Lt] and mask [B, Lt], both int64 and the mask 1 at a token, to [B, Lt, text_dim]."""
         is_padding = mask == 0
+        length = ids.shape[1]
         x = self.token_embedding(ids)  # [B, Lt, C]
         for block in self.blocks:
-            x = block(x, self.buckets, is_padding[:, None, None, :])
+            x = block(x, self.buckets[:length, :length], is_padding[:, None, None, :])
         return self.norm(x).masked_fill(is_padding.unsqueeze(-1), 0)
 
 

@@ -60,7 +60,7 @@ class LongLive:
 
     Args:
         config: its numbers.
-        engines: by the name of the graph: those of `graph_names`, all on one device.
+        engines: by the name of the graph: those of `graph_names`, on one device but for the text encoder's.
         tokenize: prompts to token ids.
     """
 
@@ -68,7 +68,7 @@ class LongLive:
         self.config = config
         self.engines = engines
         self.device = engines["transformer"].device
-        self.encode_prompt = PromptEncoder(tokenize, engines["text_encoder"])
+        self.encode_prompt = PromptEncoder(tokenize, engines["text_encoder"], self.device)
         self.sigmas = SigmaTable(config.timestep_shift)
         # Engines should not be queued on the default stream: see `Engine`.
         new_stream: Callable[..., Any] = torch.cuda.Stream

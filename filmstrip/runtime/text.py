@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from filmstrip.runtime.engines.engine import Engine
 from filmstrip.runtime.loras import LoraScales, follows_loras
@@ -22,13 +23,15 @@ class PromptEncoder:
 
     Args:
         tokenize: see `Tokenize`.
-        engine: `text_encoder`.
+        engine: `text_encoder`, on the CPU or on the device.
+        device: where embeddings are wanted.
         max_encoded: embeddings that are kept; one of Wan's takes 8 MiB.
     """
 
-    def __init__(self, tokenize: Tokenize, engine: Engine, max_encoded: int = 16) -> None:
+    def __init__(self, tokenize: Tokenize, engine: Engine, device: torch.device, max_encoded: int = 16) -> None:
         self._tokenize = tokenize
         self._engine = engine
+        self._device = device
         self._encoded: Recent[str, Tensor] = Recent(max_encoded)
 
     def __call__(self, prompt: str) -> Tensor:
@@ -36,8 +39,11 @@ class PromptEncoder:
         return self._encoded.get(prompt, partial(self._encode, prompt))
 
     def _encode(self, prompt: str) -> Tensor:
-        ids, mask = (upload(torch.from_numpy(array), self._engine.device) for array in self._tokenize(prompt))
-        return self._engine.run({"ids": ids, "mask": mask})["embeddings"]
+        ids, mask = self._tokenize(prompt)
+        own = torch.from_numpy(ids[:, : int(mask.sum())])  # padding would cost as much as the prompt's own tokens
+        embedding = self._engine.run({"ids": upload(own, self._engine.device)})["embeddings"]
+        padded = pad(embedding, (0, 0, 0, ids.shape[1] - own.shape[1]))
+        return upload(padded, self._device) if padded.device.type == "cpu" else padded
 
 
 class TextKeys:

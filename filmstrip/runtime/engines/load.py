@@ -11,7 +11,7 @@ from filmstrip.runtime.engines import tensorrt
 from filmstrip.runtime.engines.checks import Machine, check, check_together
 from filmstrip.runtime.engines.engine import Engine
 from filmstrip.runtime.engines.errors import BadEngine, ForeignEngine
-from filmstrip.runtime.engines.sidecar import Builder, Sidecar, how_to_export
+from filmstrip.runtime.engines.sidecar import Builder, Sidecar, how_to_export, read
 
 SUFFIXES = (".onnx", ".engine")
 _MODULES = {Builder.ONNX_RUNTIME: "onnxruntime", **tensorrt.MODULES}
@@ -47,7 +47,7 @@ def load_engines(
 
     Args:
         folder: such as `model_repository/longlive/1/engines`.
-        device: the CPU or a GPU.
+        device: the CPU or a GPU; a text encoder that was made for the CPU runs there beside a GPU's other engines.
         num_threads: for each engine on the CPU.
         graphs: names of those that must be there.
         loras: names in the order that the pipeline gives their scales in.
@@ -57,15 +57,22 @@ def load_engines(
     Raises:
         BadEngine: one of them can't be used, or they don't belong together.
     """
-    machine = machine_of(device)
-    sidecars = {path: check(path, machine) for path in _paths(folder)}
+    sidecars = {path: check(path, machine_of(_device_for(read(path), device))) for path in _paths(folder)}
     if not sidecars:
         raise BadEngine(f"{folder} holds no engines. {how_to_export(folder / 'any')}")
     check_together(sidecars, graphs=graphs, loras=loras, sizes=sizes)
     return EngineFolder(
-        {one.graph: _open(path, one, device, num_threads, cuda_graphs) for path, one in sidecars.items()},
+        {
+            one.graph: _open(path, one, _device_for(one, device), num_threads, cuda_graphs)
+            for path, one in sidecars.items()
+        },
         {one.graph: one for one in sidecars.values()},
     )
+
+
+def _device_for(sidecar: Sidecar, device: torch.device) -> torch.device:
+    on_cpu = sidecar.graph == "text_encoder" and sidecar.target == "cpu"
+    return torch.device("cpu") if on_cpu else device
 
 
 def load_engine(path: Path, *, device: torch.device, num_threads: int, cuda_graphs: bool = False) -> Engine:
