@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TORCH_READY := $(VENV)/.ready-torch
 
-.PHONY: help setup torch demo serve test coverage lint fix bench soak audit check lock clean
+.PHONY: help setup torch demo serve test coverage lint fix bench soak compile-full audit check lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(READY) ## Make .venv with everything that the lock names
 
@@ -58,6 +58,9 @@ bench: setup ## Measure against the machine's limits
 soak: setup ## Half an hour of random traffic and faults, then a verdict
 	$(BIN)/python -m benchmarks.soak
 
+compile-full: torch ## Every graph of LongLive at full size, without weights, compiled for GPUs that are not here
+	$(BIN)/python -m export.compile_full
+
 audit: setup ## Known vulnerabilities of the pinned packages, where the database can be reached
 	$(BIN)/python -m tests.audit
 
@@ -66,6 +69,12 @@ check: lint test audit ## Everything that CI runs, and audit
 lock: setup ## Pin again after a change of pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--extra frontend --extra embedded --extra runtime --extra dev pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes \
+		--constraint requirements.lock --extra frontend pyproject.toml -o deploy/frontend.lock
+	# The lock serves every Python and so has an ml-dtypes that onnx finds too old.
+	sed '/^ml-dtypes==/,/^    # via/d' requirements.lock | $(BIN)/uv pip compile --quiet --generate-hashes \
+		--python-version 3.12 --python-platform x86_64-manylinux_2_35 --no-annotate \
+		--constraint - --constraint requirements-torch.txt --extra triton pyproject.toml -o deploy/triton.lock
 
 clean: ## Remove what setup, demo and tests made
 	rm -rf $(VENV) out data .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,7 +3,10 @@
 ExportError
 ├── BadConfig          config.json lacks a key, or holds a value that no network can be built from
 ├── BadCheckpoint      the weights are not those of the network
-├── UnusedInput        a graph or an engine does nothing with one of its inputs
+├── BadOptions         an engine is asked for that the library can't build
+├── BuilderMissing     the library is not installed
+├── BuildFailed        an ONNX file can't be parsed or built
+│   └── UnusedInput    an input has no effect
 └── ToleranceExceeded  an engine's outputs differ from its module's by more than its spec allows
 """
 
@@ -20,8 +23,20 @@ class BadCheckpoint(ExportError):
     """Weights are missing, unexpected or of another shape than the network's."""
 
 
-class UnusedInput(ExportError):
-    """A graph or an engine does nothing with one of its inputs: somewhere a part of the network was lost."""
+class BadOptions(ExportError):
+    """An engine is asked for that the library can't build."""
+
+
+class BuilderMissing(ExportError):
+    """The library that builds engines is not installed."""
+
+
+class BuildFailed(ExportError):
+    """An ONNX file can't be parsed or built, or is not that of its spec; the library's own words are quoted."""
+
+
+class UnusedInput(BuildFailed):
+    """A graph or an engine ignores an input: a part of the network was lost, or an operator can't be read."""
 
 
 class ToleranceExceeded(ExportError):

@@ -18,7 +18,7 @@ from export.spec import Axis, GraphSpec, Grid, Output, Part, Port, Precision, Ra
 from filmstrip.runtime.pipeline_config import MAX_REFERENCES
 
 # Largest errors as shares of an output's largest value.
-_EXACT = {Precision.FP32: 1e-4, Precision.FP16: 2e-2, Precision.BF16: 1e-1}
+TOLERANCES = {Precision.FP32: 1e-4, Precision.FP16: 2e-2, Precision.BF16: 1e-1}
 
 
 def graph_specs(networks: Networks, num_loras: int) -> tuple[GraphSpec, ...]:
@@ -118,7 +118,7 @@ def _text_encoder(network: TextEncoder, config: CheckpointConfig) -> GraphSpec:
         (Output("embeddings", (1, config.text_len, config.text_dim)),),
         axes={},
         points=({},),
-        tolerances=_EXACT,
+        tolerances=TOLERANCES,
     )
 
 
@@ -132,7 +132,7 @@ def _text_kv(name: str, network: TextKv, num_layers: int, declared: _Declared) -
         tuple(Output(port.name, varying(port.shape), None) for port in declared.text(num_layers)),
         axes={},
         points=({},),
-        tolerances=_EXACT,
+        tolerances=TOLERANCES,
     )
 
 
@@ -176,7 +176,7 @@ def _transformer(networks: Networks, declared: _Declared) -> GraphSpec:
             {"frames": window, "past": config.sink},
             {"frames": chunk, "past": window},
         ),
-        tolerances=_EXACT,
+        tolerances=TOLERANCES,
     )
 
 
@@ -207,7 +207,7 @@ def _vace(network: VaceBranch, declared: _Declared) -> GraphSpec:
             {"frames": chunk + 1, "context_frames": chunk + 1},
             {"frames": chunk, "context_frames": chunk + 2},
         ),
-        tolerances=_EXACT,
+        tolerances=TOLERANCES,
     )
 
 
@@ -243,7 +243,7 @@ def _vae_graph(
     keeps: bool = True,
 ) -> GraphSpec:
     axes = axes or {}
-    made, *kept = _shapes_made(network, port)
+    made, *kept = _shapes_made(network, port, goes_on=goes_on)
     frames = -1 if axes else made[2]
     # Rows and columns of a video of one token are the factors of the axes.
     caches: list[Shape] = [(*shape[:-2], Axis("rows", shape[-2]), Axis("cols", shape[-1])) for shape in kept]
@@ -260,12 +260,15 @@ def _vae_graph(
         ),
         axes=axes,
         points=tuple({axis: reach[index] for axis, reach in axes.items()} for index in ((0, 2) if axes else (0,))),
-        tolerances=_EXACT,
+        tolerances=TOLERANCES,
     )
 
 
-def _shapes_made(network: nn.Module, port: Port) -> list[tuple[int, ...]]:
-    """Shapes of what a first pass makes and of its feature caches, by a run without numbers at a size of one token."""
+def _shapes_made(network: nn.Module, port: Port, *, goes_on: bool) -> list[tuple[int, ...]]:
+    """Shapes of what a pass makes and of its feature caches, by a run without numbers at a size of one token."""
     on_meta = copy.deepcopy(network).to("meta")
-    made, caches = on_meta(torch.empty(port.at({"rows": 1, "cols": 1, "frames": 2}), device="meta"))
+    x = torch.empty(port.at({"rows": 1, "cols": 1, "frames": 2}), device="meta")
+    made, caches = on_meta(x)
+    if goes_on:
+        made, caches = on_meta(x, caches)
     return [made.shape, *(cache.shape for cache in caches)]

@@ -41,9 +41,12 @@ def pipeline_config(config: CheckpointConfig, sizes: tuple[Size, ...], loras: tu
     Raises:
         BadConfig: the VACE branch takes other channels than the runtime makes.
     """
-    vace_channels = 2 * config.vae.z_dim + config.vae.spatial_factor**2
+    mask_channels = config.vae.spatial_factor**2
+    vace_channels = 2 * config.vae.z_dim + mask_channels
     if config.vace_layers and config.vace_in_channels != vace_channels:
-        raise BadConfig(f"vace_in_dim = {config.vace_in_channels} must be 2 vae.z_dim + {vace_channels - 2 * config.vae.z_dim} = {vace_channels}")
+        raise BadConfig(
+            f"vace_in_dim = {config.vace_in_channels} must be 2 * vae.z_dim + {mask_channels} = {vace_channels}"
+        )
     return PipelineConfig(
         latent_frames_per_chunk=config.latent_frames_per_chunk,
         window=config.window,

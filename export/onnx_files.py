@@ -1,12 +1,16 @@
 """From a graph's spec to ONNX."""
 
 import copy
-from collections.abc import Mapping
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
+from torch import nn
 from torch.export import Dim
 
 from export.errors import UnusedInput
@@ -20,8 +24,12 @@ _LONGEST = 65536
 
 
 def to_program(spec: GraphSpec, precision: Precision) -> torch.onnx.ONNXProgram:
-    """Trace a graph and translate it; its weights are those of the spec's module, in the given precision."""
-    graph = Positional(copy.deepcopy(spec.module).to(precision.dtype), [port.name for port in spec.inputs]).eval()
+    """Trace a graph and translate it; its weights are those of the spec's module, in the given precision.
+
+    Weights on the meta device have no values, and take no memory here: see `export.weightless`.
+    """
+    module = _without_values(copy.deepcopy(spec.module).to(precision.dtype))
+    graph = Positional(module, [port.name for port in spec.inputs]).eval()
     # Lengths of 0 and 1 would be taken for constants.
     point = {name: max(2, reach.usual) for name, reach in spec.axes.items()}
     values = spec.values(_TRACED, point)
@@ -34,7 +42,7 @@ def to_program(spec: GraphSpec, precision: Precision) -> torch.onnx.ONNXProgram:
         {place: _dim(dims, length) for place, length in enumerate(port.shape) if isinstance(length, Axis)}
         for port in spec.inputs
     )
-    with torch.no_grad():
+    with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             graph,
             tuple(inputs),
@@ -48,6 +56,32 @@ def to_program(spec: GraphSpec, precision: Precision) -> torch.onnx.ONNXProgram:
         )
     assert program is not None
     return program
+
+
+def _without_values(module: nn.Module) -> nn.Module:
+    """Zeros that take no memory in place of weights on the meta device: tracing looks at their shapes alone."""
+    for part in module.modules():
+        for name, value in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
+            if value.is_meta:
+                zeros = torch.zeros((), dtype=value.dtype).expand(value.shape)
+                is_parameter = isinstance(value, nn.Parameter)
+                setattr(part, name, nn.Parameter(zeros, requires_grad=False) if is_parameter else zeros)
+    return module
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what torch's exporter says of itself: deprecations, torchvision's absence, axes of one length."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=".*The axis name.*", category=UserWarning)
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def _least(spec: GraphSpec, name: str) -> int:

@@ -96,7 +96,9 @@ def check(comparisons: Sequence[Comparison]) -> None:
 
 def table(comparisons: Sequence[Comparison]) -> Table:
     """The worst comparison of each graph and runner."""
-    shown = Table("graph", "runner", "worst output", "where", "error", "tolerance", title="Engines against modules")
+    shown = Table(title="Engines against modules")
+    for heading in ("graph", "runner", "worst output", "where", "error", "tolerance"):
+        shown.add_column(heading, no_wrap=heading != "where")
     groups: dict[tuple[str, str], list[Comparison]] = {}
     for one in comparisons:
         groups.setdefault((one.graph, one.runner), []).append(one)

@@ -16,6 +16,7 @@ from tritonclient.utils import InferenceServerException
 from filmstrip import contract
 from filmstrip.contract import ChunkParameters, TensorSpec
 from filmstrip.errors import UnknownPath
+from filmstrip.triton_server import SECRET_HEADER
 from frontend.regions import Slice
 
 GRPC_MESSAGE_BYTES = 2**31 - 1
@@ -27,7 +28,6 @@ CHANNEL_ARGUMENTS = [  # given at all, they replace every default of tritonclien
 ]
 
 
-SECRET_NAME = "filmstrip"  # noqa: S105  of the header, as Triton is told it; on the wire it has a prefix
 SECRET_VARIABLE = "FILMSTRIP_TRITON_SECRET"  # noqa: S105
 
 
@@ -39,7 +39,7 @@ class SendSecret(InferenceServerClientPlugin):  # type: ignore[misc]
 
     def __call__(self, request: Any) -> None:
         """See tritonclient."""
-        request.headers[f"triton-grpc-protocol-{SECRET_NAME}"] = self._secret
+        request.headers[SECRET_HEADER] = self._secret
 
 
 def connect(url: str, secret: str) -> triton_aio.InferenceServerClient:

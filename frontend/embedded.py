@@ -12,8 +12,9 @@ import socket
 import sys
 from pathlib import Path
 
+from filmstrip import triton_server
 from filmstrip.errors import TritonUnavailable
-from frontend.call import SECRET_NAME, SECRET_VARIABLE
+from frontend.call import SECRET_VARIABLE
 from frontend.settings import Settings
 from frontend.store import Store
 from frontend.stored import SHM_DIR
@@ -27,7 +28,6 @@ _WATCH_S = 0.5
 _EXIT_TIMEOUT_S = 3
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
-_RESTRICTED = "health,metadata,inference,shared-memory,model-config,model-repository,statistics,trace,logging"
 _PRIVATE = ("FILMSTRIP_API_KEYS", SECRET_VARIABLE)
 # Ends Triton with us, however we end; it becomes tritonserver by exec.
 _LAUNCHER = "import ctypes,os,sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
@@ -67,6 +67,19 @@ def find_server() -> Path:
     if not stub.is_file():
         raise EmbeddedUnsupported(f"the embedded Triton has no Python backend for Python {_python_version()}")
     return server
+
+
+def link_backends(server: Path, folder: Path) -> Path:
+    """Make a backends folder of our own: the stub must lie beside the library, and a copy of it would not start."""
+    target = folder / "python"
+    target.mkdir(parents=True, exist_ok=True)
+    stub = server / "python_backend_stubs" / _python_version() / STUB
+    for file in (*(server / "backends" / "python").iterdir(), stub):
+        if file.is_file():
+            link = target / file.name
+            link.unlink(missing_ok=True)
+            link.symlink_to(file)
+    return folder
 
 
 def free_port() -> int:
@@ -152,42 +165,29 @@ class EmbeddedTriton:
     async def _spawn(self) -> asyncio.subprocess.Process:
         self._remove_shm()
         self._folder.mkdir(parents=True, exist_ok=True)
-        backends = self._link_backends()
+        backends = link_backends(self._server, self._folder / "backends")
+        address, _, port = self.url.rpartition(":")
         with contextlib.suppress(FileNotFoundError):
             self.log_path.replace(self.log_path.with_suffix(".log.1"))
         with self.log_path.open("wb") as log_file:
             return await asyncio.create_subprocess_exec(
                 sys.executable,
                 *("-c", _LAUNCHER, str(self._server / "bin" / "tritonserver")),
-                *(f"--model-repository={folder}" for folder in self._settings.model_repository),
-                f"--backend-directory={backends}",
-                *("--model-control-mode=explicit", "--load-model=*"),
-                *("--exit-on-error=false", "--strict-readiness=false"),
-                *("--allow-http=false", "--allow-metrics=false"),
-                f"--grpc-restricted-protocol={_RESTRICTED}:{SECRET_NAME}={self.secret}",
-                *("--grpc-address=127.0.0.1", f"--grpc-port={self.url.rpartition(':')[2]}"),
-                f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
-                f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
-                f"--backend-config=python,shm-default-byte-size={64 * 2**20}",
+                *triton_server.flags(
+                    self._settings.model_repository,
+                    address=address,
+                    port=int(port),
+                    secret=self.secret,
+                    shm_prefix=self._shm_prefix,
+                    exit_timeout_s=_EXIT_TIMEOUT_S,
+                    backends=backends,
+                ),
                 env=_environment(),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=log_file,
                 start_new_session=True,
             )
-
-    def _link_backends(self) -> Path:
-        """A backends folder of our own: the stub must lie beside the library, and a copy of it would not start."""
-        source = self._server / "backends" / "python"
-        target = self._folder / "backends" / "python"
-        target.mkdir(parents=True, exist_ok=True)
-        stub = self._server / "python_backend_stubs" / _python_version() / STUB
-        for file in (*source.iterdir(), stub):
-            if file.is_file():
-                link = target / file.name
-                link.unlink(missing_ok=True)
-                link.symlink_to(file)
-        return target.parent
 
     async def _wait_ready(self, process: asyncio.subprocess.Process, client: Triton) -> None:
         deadline = asyncio.get_running_loop().time() + self._settings.triton_start_timeout_s

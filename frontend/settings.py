@@ -1,4 +1,4 @@
-"""Every setting, its default and what it means; read once from the environment (`FILMSTRIP_*`)."""
+"""Every setting, its default and what it means; read once from the environment (`FILMSTRIP_*`) and from secrets."""
 
 import hashlib
 import re
@@ -7,13 +7,22 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
 
 KIB = 2**10
 MIB = 2**20
 GIB = 2**30
 MINUTES = 60.0
 HOURS = 3600.0
+
+SECRETS_DIR = Path("/run/secrets")
+"""Where container engines put secrets, a file each: `filmstrip_api_keys` is `FILMSTRIP_API_KEYS`."""
 
 _CLIENT = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
@@ -92,6 +101,20 @@ class Settings(BaseSettings):
     sequence_end_timeout_s: float = Field(30.0, gt=0, description="Longest wait for Triton to end a sequence.")
     keep_alive_s: float = Field(10.0, gt=0, description="Longest silence of an event stream before a comment.")
     shutdown_timeout_s: float = Field(3.0, gt=0, description="How long open requests may take at shutdown.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags win over the environment, and that over secrets; see pydantic-settings."""
+        if not SECRETS_DIR.is_dir():  # the source would warn
+            return init_settings, env_settings
+        return init_settings, env_settings, SecretsSettingsSource(settings_cls, secrets_dir=SECRETS_DIR)
 
     @field_validator("model_repository", mode="before")
     @classmethod

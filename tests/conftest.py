@@ -41,6 +41,16 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
         assert frontend.stop() == 0
 
 
+@pytest.fixture(scope="session")
+def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository with the pipeline `tiny`, exported by the command from a checkpoint with all parts."""
+    pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: see docs/export.md")
+    from tests.export.exported import export_tiny  # noqa: PLC0415 - it imports torch
+
+    return export_tiny(tmp_path_factory.mktemp("exported"))
+
+
 @pytest.fixture(autouse=True)
 def slot_given_back(request: pytest.FixtureRequest) -> Iterator[None]:
     """A test whose client leaves early does not hand a busy server to the next one."""

@@ -219,9 +219,9 @@ def test_every_promise_of_security_names_tests_that_exist():
 
 @documents
 def test_every_make_target_exists(path: Path):
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     text = path.read_text()
-    named = re.findall(r"^make ([a-z]+)", "\n".join(code_lines(text)), re.MULTILINE)
+    named = re.findall(r"^make ([a-z-]+)", "\n".join(code_lines(text)), re.MULTILINE)
     named += [words.split()[1] for words in quoted(text) if words.startswith("make ")]
     assert set(named) <= set(targets)
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("filmstrip", "frontend", "model_repository", "demo", "export", "benchmarks", "comfyui", "tests")
+FOLDERS = ("filmstrip", "frontend", "model_repository", "demo", "deploy", "export", "benchmarks", "comfyui", "tests")
 MAX_LINES = 400
 BAD_NAMES = {"core", "common", "utils", "util", "managers", "manager", "services", "service", "base", "helpers", "misc"}
 
 PURE = {
     f"filmstrip.{name}"
     for name in (
-        *("contract", "geometry", "cache_policy", "errors", "client_errors", "events", "packing"),
+        *("contract", "geometry", "cache_policy", "errors", "client_errors", "events", "packing", "triton_server"),
         *(f"runtime.engines.{name}" for name in ("errors", "sidecar", "checks")),
     )
 }
@@ -71,7 +71,9 @@ def module_name(path: Path) -> str:
 
 
 # Not comfyui: ComfyUI loads it under any name, so its imports are relative. tests/comfyui/test_pack.py has its rules.
-MODULES = {module_name(path): path for path in sources("filmstrip", "frontend", "demo", "export", "benchmarks")}
+MODULES = {
+    module_name(path): path for path in sources("filmstrip", "frontend", "demo", "deploy", "export", "benchmarks")
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -2,20 +2,18 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from export.builders.library import Message, listen, load_library, monitor
-from export.builders.options import RTX_TARGETS, Builder, BuildOptions
+from export.builders.configuration import configure, keep_timings
+from export.builders.library import Log, listen, load_library, monitor
+from export.builders.options import BuildOptions
 from export.builders.progress import BuildProgress, Progress
 from export.errors import BuildFailed, UnusedInput
-from export.spec import GraphSpec, Grid, Precision
-
-_GIB = 1 << 30
+from export.spec import GraphSpec, Grid, Part, Precision
 
 
 @dataclass(frozen=True)
@@ -25,12 +23,14 @@ class BuiltEngine:
     Attributes:
         plan: its bytes.
         grids: of its profiles, in their order; none where no shape depends on the size of the video.
+        activation_bytes: GPU memory that tensors and scratch space take beside the weights, for each profile.
         builder_version: of the library, which is also the version that must run it.
         seconds: parsing and building took.
     """
 
     plan: memoryview
     grids: tuple[Grid, ...]
+    activation_bytes: tuple[int, ...]
     builder_version: str
     seconds: float
 
@@ -67,39 +67,46 @@ def build_engine(
     """
     began = time.monotonic()
     library = load_library(options.builder)
-    messages: list[Message] = []
-    logger = listen(library, messages)
+    log = Log()
+    logger = listen(library, log)
     builder = library.Builder(logger)
-    if builder is None:
-        raise BuildFailed(_told(f"{options.builder} can't start", messages))
     network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    _parse(library, network, logger, onnx, messages)
+    _parse(library, network, logger, onnx, log)
     _check_ports(library, network, spec, options.precision)
+    if spec.part is not Part.TRANSFORMER or options.precision is Precision.FP32:
+        # No kernel computes in float32, or has room for the VAE's one head of 384 numbers. The transformer's attention
+        # must have a kernel: the scores of all its tokens would fill the memory.
+        _let_decompose(library, network)
 
     config = builder.create_builder_config()
-    _configure(library, config, options)
-    progress_monitor = monitor(library, BuildProgress(progress or (lambda _phase, _share: None)))
+    configure(library, config, options)
+    build_progress = BuildProgress(progress or (lambda _phase, _share: None))
+    progress_monitor = monitor(library, build_progress)  # a name of its own: it must live as long as `config`
     config.progress_monitor = progress_monitor
     sizes = tuple(grids) if spec.has_size else ()
     for grid in sizes or grids[:1]:
         _add_profile(builder, config, spec, grid)
 
     plan = builder.build_serialized_network(network, config)
-    _refuse_unused(spec.name, messages)  # first: it may be the reason of the failure
+    if unused := log.unused():  # first: it may be the reason of a failure
+        raise UnusedInput(f"{spec.name}: the engine would ignore an input: {'; '.join(unused)}")
     if plan is None:
-        raise BuildFailed(_told(f"{spec.name} was not built", messages))
+        raise BuildFailed(f"{spec.name} was not built: {log.errors()}")
     if options.timing_cache is not None:
-        _keep_timings(config, options.timing_cache)
-    return BuiltEngine(memoryview(plan), sizes, library.__version__, time.monotonic() - began)
+        keep_timings(config, options.timing_cache)
+    build_progress.complete()
+    return BuiltEngine(
+        memoryview(plan), sizes, tuple(log.activation_bytes), library.__version__, time.monotonic() - began
+    )
 
 
-def _parse(library: Any, network: Any, logger: Any, onnx: Path, messages: Sequence[Message]) -> None:
+def _parse(library: Any, network: Any, logger: Any, onnx: Path, log: Log) -> None:
     parser = library.OnnxParser(network, logger)
     if parser.parse_from_file(str(onnx)):
         return
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     where = [f"node {e.node_name() or e.node()} ({e.node_operator()}): {e.desc()}" for e in errors]
-    raise BuildFailed(f"{onnx.name} can't be parsed: {'; '.join(where) or _told('', messages)}")
+    raise BuildFailed(f"{onnx.name} can't be parsed: {'; '.join(where) or log.errors()}")
 
 
 def _check_ports(library: Any, network: Any, spec: GraphSpec, precision: Precision) -> None:
@@ -121,31 +128,24 @@ def _check_ports(library: Any, network: Any, spec: GraphSpec, precision: Precisi
 
 def _type_of(library: Any, dtype: torch.dtype) -> Any:
     types = library.DataType
-    return {torch.float32: types.FLOAT, torch.bfloat16: types.BF16, torch.float16: types.HALF}[dtype]
+    return {
+        torch.float32: types.FLOAT,
+        torch.bfloat16: types.BF16,
+        torch.float16: types.HALF,
+        torch.int64: types.INT64,
+    }[dtype]
 
 
 def _types(have: dict[str, Any], names: Sequence[str]) -> str:
     return ", ".join(str(have[name].name) if name in have else "none" for name in names)
 
 
-def _configure(library: Any, config: Any, options: BuildOptions) -> None:
-    if options.builder is Builder.RTX:
-        config.num_compute_capabilities = len(options.targets)
-        for index, target in enumerate(options.targets):
-            capability = getattr(library.ComputeCapability, RTX_TARGETS[target])
-            if not config.set_compute_capability(capability, index):
-                raise BuildFailed(f"TensorRT-RTX {library.__version__} refuses the target {target}")
-    if options.workspace_gib is not None:
-        config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, int(options.workspace_gib * _GIB))
-    if options.optimization_level is not None:
-        config.builder_optimization_level = options.optimization_level
-    if options.timing_cache is not None:
-        kept = b""
-        with suppress(FileNotFoundError):
-            kept = options.timing_cache.read_bytes()
-        # Without ignore_mismatch, timings of another GPU or version are refused, not used.
-        if not config.set_timing_cache(config.create_timing_cache(kept), ignore_mismatch=False):
-            raise BuildFailed(f"{options.timing_cache} is of another GPU or version: remove it or name another file")
+def _let_decompose(library: Any, network: Any) -> None:
+    """Let attention run as separate operations where the library has no kernel that does it at once."""
+    for layer in (network.get_layer(index) for index in range(network.num_layers)):
+        if layer.type == library.LayerType.ATTENTION_INPUT:
+            layer.__class__ = library.IAttentionInputLayer  # `get_layer` gives all layers as the same class
+            layer.attention.decomposable = True
 
 
 def _add_profile(builder: Any, config: Any, spec: GraphSpec, grid: Grid) -> None:
@@ -154,21 +154,3 @@ def _add_profile(builder: Any, config: Any, spec: GraphSpec, grid: Grid) -> None
         profile.set_shape(name, shortest, usual, longest)
     if config.add_optimization_profile(profile) < 0:
         raise BuildFailed(f"{spec.name}: the profile of {grid.rows}x{grid.cols} tokens is refused")
-
-
-def _refuse_unused(name: str, messages: Sequence[Message]) -> None:
-    unused = [message.text for message in messages if message.tells_of_unused]
-    if unused:
-        raise UnusedInput(f"{name}: the engine would ignore an input: {'; '.join(unused)}")
-
-
-def _keep_timings(config: Any, path: Path) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(config.get_timing_cache().serialize())
-    part.replace(path)
-
-
-def _told(what: str, messages: Sequence[Message]) -> str:
-    """A failure, with what the library said about it."""
-    errors = [message.text for message in messages if message.is_error]
-    return f"{what}: {'; '.join(errors) or 'no reason was given'}"

@@ -5,19 +5,21 @@ TensorRT was not run here: there is no GPU. Everything below was run with Tensor
 
 import importlib
 import re
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from export.builders.options import Builder
 from export.builders.progress import BuildProgress
 from export.errors import BuilderMissing
+from filmstrip.runtime.engines.sidecar import Builder
 
 _MODULES = {
-    Builder.RTX: ("tensorrt_rtx", "pip install tensorrt-rtx"),
+    Builder.TENSORRT_RTX: ("tensorrt_rtx", "pip install tensorrt-rtx"),
     Builder.TENSORRT: ("tensorrt", "pip install tensorrt, on a machine with an NVIDIA GPU"),
 }
 # "Unused Input: x"; "Input Tensor x is unused or used only at compile-time". A parser that does not know an
 # operator's optional input says no more than this, and builds an engine that ignores it.
 _UNUSED = re.compile(r"\bunused (input|weight)|\b(input|weight)s?\b.*\bunused\b", re.IGNORECASE)
+_ACTIVATION = re.compile(r"Total Activation Memory: (\d+) bytes")
 
 
 def load_library(builder: Builder) -> Any:
@@ -39,14 +41,30 @@ class Message(NamedTuple):
     is_error: bool
     text: str
 
-    @property
-    def tells_of_unused(self) -> bool:
-        """Whether an input or a weight of the graph has no effect."""
-        return _UNUSED.search(self.text) is not None
+
+@dataclass
+class Log:
+    """What a library said during a build.
+
+    Attributes:
+        messages: its warnings and errors.
+        activation_bytes: GPU memory that a profile's tensors and scratch space take, profile by profile.
+    """
+
+    messages: list[Message] = field(default_factory=list)
+    activation_bytes: list[int] = field(default_factory=list)
+
+    def unused(self) -> list[str]:
+        """Messages that tell of an input or a weight that has no effect."""
+        return [message.text for message in self.messages if _UNUSED.search(message.text)]
+
+    def errors(self) -> str:
+        """Its errors in one line."""
+        return "; ".join(one.text for one in self.messages if one.is_error) or "no reason was given"
 
 
-def listen(library: Any, messages: list[Message]) -> Any:
-    """A logger for a builder that keeps its warnings and errors."""
+def listen(library: Any, log: Log) -> Any:
+    """A logger for a builder."""
 
     class Listener(library.ILogger):
         def __init__(self) -> None:
@@ -55,7 +73,9 @@ def listen(library: Any, messages: list[Message]) -> Any:
         def log(self, severity: Any, text: str) -> None:
             level = library.ILogger
             if severity in (level.INTERNAL_ERROR, level.ERROR, level.WARNING):
-                messages.append(Message(severity != level.WARNING, text))
+                log.messages.append(Message(severity != level.WARNING, text))
+            elif size := _ACTIVATION.match(text):
+                log.activation_bytes.append(int(size[1]))
 
     return Listener()
 

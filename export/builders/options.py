@@ -2,22 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 
 from export.errors import BadOptions
 from export.spec import Precision
-
-
-class Builder(StrEnum):
-    """The library that builds."""
-
-    RTX = "tensorrt-rtx"
-    """Ahead of time, without a GPU, for the consumer and workstation cards of `RTX_TARGETS`."""
-    TENSORRT = "tensorrt"
-    """On the GPU that the engine is for, and for no other kind of GPU."""
-
+from filmstrip.runtime.engines.sidecar import Builder
 
 RTX_TARGETS: Mapping[str, str] = MappingProxyType(
     {"sm75": "SM75", "sm80": "SM80", "sm86": "SM86", "sm89": "SM89", "sm120": "SM120"}
@@ -55,7 +45,7 @@ class BuildOptions:
             raise BadOptions(f"a workspace of {self.workspace_gib} GiB must be more than 0")
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise BadOptions(f"optimisation level {self.optimization_level} must be 0 to 5")
-        if self.builder is Builder.RTX:
+        if self.builder is Builder.TENSORRT_RTX:
             self._check_rtx()
         elif self.targets:
             raise BadOptions("TensorRT builds for the GPU that it runs on: leave the target out")

@@ -48,3 +48,7 @@ class BuildProgress:
         """A phase has ended, its steps done or not; its name may come again."""
         with self._lock:
             self._phases.pop(name, None)
+
+    def complete(self) -> None:
+        """The build has succeeded: phases may end before all their steps are told of."""
+        self._tell("done", 1.0)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from export.config import CheckpointConfig, parse_config, parse_text_encoder_config
+from export.config import CheckpointConfig, TaeConfig, parse_config, parse_text_encoder_config
+from export.modules.tae import TaeDecoder, TaeEncoder
 from export.modules.text_encoder import TextEncoder
 from export.modules.text_kv import TextKv
 from export.modules.transformer import CausalTransformer
@@ -27,7 +28,7 @@ LORA_LAYER = "blocks.1.ffn.2"
 
 
 def write_checkpoint(folder: Path, **changed: Any) -> CheckpointConfig:
-    """Write a checkpoint with all parts that its configuration, `WHOLE` but for the changes, has; the same each time."""
+    """Write a checkpoint with all parts that its configuration has: `WHOLE`, but for the changes."""
     values = {**WHOLE, **changed}
     config = parse_config(values)
     for name in ("vae", "text_encoder"):
@@ -37,7 +38,9 @@ def write_checkpoint(folder: Path, **changed: Any) -> CheckpointConfig:
     if config.vace_layers:
         parts += [VaceBranch(config), TextKv(config, vace=True)]
     torch.save({"generator": random_weights(*parts)}, folder / "base.pt")
-    torch.save(random_weights(VaeEncoder(config.vae), VaeDecoder(config.vae), seed=1), folder / "vae" / "vae.pth")
+    is_tiny = isinstance(config.vae, TaeConfig)
+    autoencoder = (TaeEncoder, TaeDecoder) if is_tiny else (VaeEncoder, VaeDecoder)
+    torch.save(random_weights(*(one(config.vae) for one in autoencoder), seed=1), folder / "vae" / "vae.pth")
 
     encoder = {**TINY_TEXT_ENCODER, "vocab_size": len(WORDS)}
     (folder / "text_encoder" / "config.json").write_text(json.dumps(encoder))

@@ -57,12 +57,15 @@ def check_together(
     first, example = next(iter(engines.items()))
     again = how_to_export(first, example)
     paths: dict[str, Path] = {}
+    hashes: dict[str, str] = {}
     for engine, sidecar in engines.items():
         if sidecar.graph in paths:
             raise MixedEngines(f"{engine} and {paths[sidecar.graph].name} are the same graph: remove one of them")
         paths[sidecar.graph] = engine
-        if sidecar.checkpoint != example.checkpoint:
-            raise MixedEngines(f"{engine} and {first.name} were made of different checkpoints. {again}")
+        # Each engine names the files that it was made of, and only those.
+        others = [name for name, sha256 in sidecar.checkpoint.items() if hashes.setdefault(name, sha256) != sha256]
+        if others:
+            raise MixedEngines(f"{engine} was made of another {others[0]} than others of its folder. {again}")
         _check_pipeline(engine, sidecar, loras, sizes)
     lacking = sorted(set(graphs) - paths.keys())
     if lacking:
@@ -87,7 +90,7 @@ def takes_loras(sidecar: Sidecar) -> bool:
 
 def _check_machine(engine: Path, sidecar: Sidecar, machine: Machine) -> None:
     again = how_to_export(engine, sidecar)
-    if sidecar.target != machine.target:
+    if machine.target not in sidecar.target.split(","):
         raise ForeignEngine(
             f"{engine} was made for {_described(sidecar.target)}, this is {_described(machine.target)}. {again}"
         )
@@ -119,7 +122,8 @@ def _check_files(engine: Path, sidecar: Sidecar) -> None:
 def _described(target: str) -> str:
     if not target.startswith("sm"):
         return f"the {target.upper()}"
-    return f"a GPU of compute capability {target[2:-1]}.{target[-1:]}"
+    capabilities = " or ".join(f"{one[2:-1]}.{one[-1:]}" for one in target.split(","))
+    return f"a GPU of compute capability {capabilities}"
 
 
 def _listed(loras: Sequence[str]) -> str:

@@ -130,4 +130,5 @@ def _sharing(feeds: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> str | N
 def _spans(feeds: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> Iterator[tuple[int, int, str, bool]]:
     for tensors, written in ((feeds, False), (into, True)):
         for name, tensor in tensors.items():
-            yield tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes, name, written
+            if tensor.nbytes:
+                yield tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes, name, written

@@ -92,11 +92,12 @@ class Sidecar:
         builder: what made it.
         builder_version: of the builder's library.
         precision: what it computes in: fp32, bf16 or fp16.
-        target: cpu, or the GPU's compute capability: sm89 is 8.9.
+        target: cpu, or the compute capabilities of GPUs, separated by commas: sm89 is 8.9.
         profiles: by size, in the engine's order: "320x576" is 320 high. None for a graph that has no size.
         inputs: in the engine's order.
         outputs: likewise.
-        checkpoint: SHA-256 of the checkpoint's files, by name.
+        checkpoint: SHA-256 of the files that it was made of, by their path in the checkpoint's folder; LoRAs' by
+            `--lora` and their name.
         loras: names, in the order of the input `lora_scales`.
         files: the engine's file and those beside it that hold its weights, by name.
     """

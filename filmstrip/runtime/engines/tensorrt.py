@@ -41,6 +41,8 @@ class TensorRtEngine:
             raise ForeignEngine(f"{path} needs an NVIDIA GPU, and PyTorch sees none: check nvidia-smi and the driver")
         trt = importlib.import_module(MODULES[sidecar.builder])
         is_rtx = sidecar.builder is Builder.TENSORRT_RTX
+        # With its index, as the device of a tensor has it.
+        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
         self._device = device
         with torch.cuda.device(device):
             self._engine = load_plan(trt, path, sidecar)

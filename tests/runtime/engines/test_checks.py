@@ -132,7 +132,7 @@ def decoder(**changed: Any) -> dict[Path, Any]:
         (
             decoder(checkpoint={"longlive_base.pt": "cd" * 32}),
             LORAS,
-            "vae_decoder.engine and transformer.engine were made of different checkpoints",
+            "vae_decoder.engine was made of another longlive_base.pt than others of its folder",
         ),
         (
             decoder(profiles={"320x576": {}}),

@@ -155,6 +155,7 @@ BAD_CALLS: dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]] = {
     "sums: sum is torch.float16, wanted torch.float32": (TINY_SUMS, {"sum": LONG.half()}),
     "the memory for sum is not contiguous": (TINY_SUMS, {"sum": torch.ones(4, 3).T}),
     "sums: y would be overwritten": ({**TINY_SUMS, "y": LONG[:3]}, {"sum": LONG[2:5]}),
+    "sums: x would be overwritten": ({**TINY_SUMS, "x": LONG[2:5]}, {"sum": LONG[:3]}),
     "sums: (joined|sum) would be overwritten": (TINY_SUMS, {"joined": LONG[:5], "sum": LONG[3:]}),
 }
 

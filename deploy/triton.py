@@ -1,0 +1,131 @@
+"""`python -m deploy.triton`: start tritonserver with the flags that Filmstrip needs, and ask whether it is ready."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import tritonclient.grpc as triton_grpc
+from tritonclient.utils import InferenceServerException
+
+from filmstrip import triton_server
+
+SHM_DIR = Path("/dev/shm")  # noqa: S108
+SHM_PREFIX = "filmstrip-triton-"
+EXIT_TIMEOUT_S = 5
+
+_secret_file = click.option(
+    "--secret-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File with the secret that all calls must carry.  [default: none is asked for]",
+)
+_port = click.option("--port", type=int, default=8001, show_default=True, help="Of gRPC.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Triton for Filmstrip."""
+
+
+@main.command()
+@click.option(
+    "--models",
+    "repositories",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    multiple=True,
+    default=[Path("model_repository")],
+    show_default=True,
+    help="Folder of models; several may be given.",
+)
+@click.option(
+    "--load",
+    "models",
+    multiple=True,
+    default=triton_server.ALL_MODELS,
+    show_default=True,
+    help="Model to load at the start; several may be given. Others are loaded when they are asked for.",
+)
+@click.option("--address", default="127.0.0.1", show_default=True, help="To listen on.")
+@_port
+@click.option("--metrics-port", type=int, help="Of Triton's own metrics.  [default: none]")
+@_secret_file
+@click.option("--server", default="tritonserver", show_default=True, help="The tritonserver binary.")
+@click.option("--backends", type=click.Path(exists=True, path_type=Path), help="Its backends.  [default: its own]")
+@click.option("--shm-prefix", default=SHM_PREFIX, show_default=True, help="Own to each Triton of a machine.")
+def start(
+    *,
+    repositories: tuple[Path, ...],
+    models: tuple[str, ...],
+    address: str,
+    port: int,
+    metrics_port: int | None,
+    secret_file: Path | None,
+    server: str,
+    backends: Path | None,
+    shm_prefix: str,
+) -> None:
+    """Become tritonserver."""
+    binary = shutil.which(server)
+    if binary is None:
+        raise click.ClickException(f"there is no {server}: give --server, or run this in Triton's container")
+    flags = triton_server.flags(
+        repositories,
+        address=address,
+        port=port,
+        shm_prefix=shm_prefix,
+        exit_timeout_s=EXIT_TIMEOUT_S,
+        secret=_read_secret(secret_file),
+        models=models,
+        metrics_port=metrics_port,
+        backends=backends,
+    )
+    # Clients that carry the secret may have their memory mapped. Before 26.04 there is no such flag, and any may.
+    if "--allow-client-shm" in _help(binary):
+        flags.append("--allow-client-shm=true")
+    for left in SHM_DIR.glob(f"{shm_prefix}*"):  # by a Triton that was killed
+        left.unlink(missing_ok=True)
+    sys.stdout.flush()
+    # The models find their packages through the python3 that comes first: ours.
+    path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
+    os.execve(binary, [binary, *flags], os.environ | {"PATH": path})  # noqa: S606
+
+
+@main.command()
+@_port
+@_secret_file
+def health(*, port: int, secret_file: Path | None) -> None:
+    """Exit with 0 if the Triton on this machine is ready, else with 1."""
+    secret = _read_secret(secret_file)
+    headers = {triton_server.SECRET_HEADER: secret} if secret else None
+    try:
+        with triton_grpc.InferenceServerClient(f"127.0.0.1:{port}") as client:
+            is_ready = client.is_server_ready(headers, client_timeout=5)
+    except InferenceServerException as error:
+        raise click.ClickException(str(error.message())) from None
+    if not is_ready:
+        raise click.ClickException("not ready")
+
+
+def _read_secret(file: Path | None) -> str:
+    """The secret, or nothing where no file is given.
+
+    Raises:
+        click.ClickException: the file is empty: whoever gives one does not mean that anybody may call.
+    """
+    if file is None:
+        return ""
+    secret = file.read_text().strip()
+    if not secret:
+        raise click.ClickException(f"{file} is empty")
+    return secret
+
+
+def _help(binary: str) -> str:
+    done = subprocess.run([binary, "--help"], capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+    return done.stdout + done.stderr
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""From a checkpoint's folder to a model's: each graph translated, built, verified, and only then put in its place."""
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from export.builders.engine import build_engine
+from export.builders.options import BuildOptions
+from export.checkpoint import read_weights
+from export.checkpoint_folder import Networks, find_tokenizer, load_networks
+from export.errors import BadConfig
+from export.graph_specs import graph_specs, grid_of
+from export.lora_files import read_adapter
+from export.model_folder import check_name, pipeline_config, write_model_folder
+from export.modules.layers import Linear
+from export.modules.lora import attach
+from export.onnx_files import write_onnx
+from export.origin import Make, Origin, is_up_to_date, sidecar_of
+from export.spec import GraphSpec, Grid, Part, Precision, Size
+from export.verify import Comparison, check, compare
+from filmstrip.runtime.engines.load import installed_version, load_engine, machine_of
+from filmstrip.runtime.engines.sidecar import Builder, EngineFile, sidecar_path, write
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be exported.
+
+    Attributes:
+        checkpoint: its folder.
+        id: of the pipeline.
+        sizes: of the video, the first of them the pipeline's own.
+        repository: Triton's model repository, in which the folder `id` is written.
+        loras: files by name, in the order of the scales.
+        tensorrt: how TensorRT builds the engines; None for ONNX Runtime, on the CPU and in float32.
+        verify: compare the engines with the modules before they are put in place.
+        fresh: make engines again that are there and up to date.
+        num_threads: of ONNX Runtime, while engines are compared.
+    """
+
+    checkpoint: Path
+    id: str
+    sizes: tuple[Size, ...]
+    repository: Path
+    loras: Mapping[str, Path] = field(default_factory=dict)
+    tensorrt: BuildOptions | None = None
+    verify: bool = True
+    fresh: bool = False
+    num_threads: int = 1
+
+
+class Watcher(Protocol):
+    """Is told how an export goes on."""
+
+    def graphs(self, names: Sequence[str]) -> None:
+        """The graphs that there are to make."""
+
+    def begin(self, graph: str, step: str) -> None:
+        """A step of a graph has begun."""
+
+    def progress(self, phase: str, share: float) -> None:
+        """How far a long step is, 0 to 1."""
+
+    def compared(self, comparisons: Sequence[Comparison]) -> None:
+        """A graph was compared with its module."""
+
+    def done(self) -> None:
+        """A graph's engine is in its place."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export has made.
+
+    Attributes:
+        folder: of the model.
+        made: graphs whose engines are new.
+        kept: graphs whose engines were there and up to date.
+        not_run: whether the engines are for a device that this machine does not have: only their graphs were verified.
+    """
+
+    folder: Path
+    made: tuple[str, ...]
+    kept: tuple[str, ...]
+    not_run: bool
+
+
+def export_longlive(order: Order, watcher: Watcher) -> Exported:
+    """Export a checkpoint of the LongLive family; what is up to date is kept, so that it can go on after a stop.
+
+    Raises:
+        ExportError: the checkpoint, the order or an engine is wrong. An engine that was there is as it was then.
+    """
+    check_name(order.id)
+    if not order.sizes:
+        raise BadConfig("no size is given: HEIGHTxWIDTH in pixels")
+    networks = load_networks(order.checkpoint)
+    attach_loras(networks, order.loras)
+    grids = {size: grid_of(networks.config, size) for size in order.sizes}
+    tokenizer = None if networks.text_encoder is None else find_tokenizer(order.checkpoint)
+
+    version = order.repository / order.id / "1"
+    (version / "engines").mkdir(parents=True, exist_ok=True)
+    exporter = _Exporter(order, version / "engines", grids, watcher)
+    made, kept = exporter.export(graph_specs(networks, len(order.loras)))
+
+    if tokenizer is not None:
+        shutil.copyfile(tokenizer, version / "tokenizer.json")
+    config = pipeline_config(networks.config, order.sizes, tuple(order.loras))
+    write_model_folder(version.parent, config, on_gpu=order.tensorrt is not None)
+    return Exported(version.parent, made, kept, not exporter.runs_here)
+
+
+def attach_loras(networks: Networks, loras: Mapping[str, Path]) -> None:
+    """Put LoRAs beside the weights of all networks that they change.
+
+    Raises:
+        BadCheckpoint: a file can't be read or fits no network.
+    """
+    parts: list[nn.Module] = [
+        part
+        for part in (networks.transformer, networks.text_kv, networks.vace, networks.vace_text_kv)
+        if part is not None
+    ]
+    layers = [name for part in parts for name, layer in part.named_modules() if isinstance(layer, Linear)]
+    attach([read_adapter(name, read_weights(path), layers) for name, path in loras.items()], *parts)
+
+
+class _Exporter:
+    def __init__(self, order: Order, engines: Path, grids: Mapping[Size, Grid], watcher: Watcher) -> None:
+        self.order = order
+        self.engines = engines
+        self.watcher = watcher
+        on_cpu = Builder.ONNX_RUNTIME
+        self.make_for_cpu = Make(on_cpu, _version(on_cpu), Precision.FP32, "cpu", grids)
+        self.make = self.make_for_cpu
+        if order.tensorrt is not None:
+            options = order.tensorrt
+            target = ",".join(options.targets) or machine_of(torch.device("cuda")).target
+            self.make = Make(options.builder, _version(options.builder), options.precision, target, grids)
+        self.origin = Origin.of(order.checkpoint, order.loras)
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether this machine can run the engines."""
+        return self.order.tensorrt is None or torch.cuda.is_available()
+
+    def export(self, specs: Sequence[GraphSpec]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Make what is not there; the names of what was made and of what was kept."""
+        self.watcher.graphs([spec.name for spec in specs])
+        made, kept = [], []
+        for spec in specs:
+            make = self._make_of(spec)
+            engine = self.engines / _file_name(spec, make)
+            if not self.order.fresh and is_up_to_date(engine, sidecar_of(spec, make, self.origin, {})):
+                kept.append(spec.name)
+            else:
+                with tempfile.TemporaryDirectory(prefix=".making-", dir=self.engines) as folder:
+                    self._put_in_place(self._made(spec, make, Path(folder)), engine)
+                made.append(spec.name)
+            self.watcher.done()
+        self._remove_others({_file_name(spec, self.make) for spec in specs})
+        return tuple(made), tuple(kept)
+
+    def _make_of(self, spec: GraphSpec) -> Make:
+        """How one graph's engine is made: the text encoder's numbers are too large for float16."""
+        if spec.part is Part.TEXT_ENCODER and self.make.precision is Precision.FP16:
+            return replace(self.make, precision=Precision.BF16)
+        return self.make
+
+    def _made(self, spec: GraphSpec, make: Make, folder: Path) -> Path:
+        """A graph's engine, new in a folder of its own, and verified."""
+        if self.order.tensorrt is None:
+            engine = self._onnx(spec, folder, make)
+            self._verify(spec, engine, make)
+            return engine
+        if self.order.verify:
+            # The graph in float32, on the CPU: whatever runs it later, it is the right one.
+            with tempfile.TemporaryDirectory(dir=folder) as for_cpu:
+                self._verify(spec, self._onnx(spec, Path(for_cpu), self.make_for_cpu), self.make_for_cpu)
+        engine = self._tensorrt(spec, make, folder, replace(self.order.tensorrt, precision=make.precision))
+        if self.runs_here:
+            self._verify(spec, engine, make)
+        return engine
+
+    def _onnx(self, spec: GraphSpec, folder: Path, make: Make) -> Path:
+        """A graph as an ONNX file with its sidecar."""
+        self.watcher.begin(spec.name, f"translating to ONNX, {make.precision}")
+        path = folder / f"{spec.name}.onnx"
+        self._write_sidecar(spec, make, path, write_onnx(spec, make.precision, path))
+        return path
+
+    def _tensorrt(self, spec: GraphSpec, make: Make, folder: Path, options: BuildOptions) -> Path:
+        """A graph as a TensorRT engine with its sidecar."""
+        with tempfile.TemporaryDirectory(dir=folder) as for_parser:
+            self.watcher.begin(spec.name, f"translating to ONNX, {make.precision}")
+            onnx = Path(for_parser) / f"{spec.name}.onnx"
+            write_onnx(spec, make.precision, onnx)
+            self.watcher.begin(spec.name, f"building for {make.target}")
+            built = build_engine(onnx, spec, list(make.sizes.values()), options, self.watcher.progress)
+        path = folder / f"{spec.name}.engine"
+        built.write(path)
+        self._write_sidecar(spec, make, path, [path])
+        return path
+
+    def _write_sidecar(self, spec: GraphSpec, make: Make, engine: Path, files: Sequence[Path]) -> None:
+        hashed = {path.name: EngineFile.of(path) for path in files}
+        write(engine, sidecar_of(spec, make, self.origin, hashed))
+
+    def _verify(self, spec: GraphSpec, engine: Path, make: Make) -> None:
+        """Compare an engine with its module, as the runtime will load it.
+
+        Raises:
+            ToleranceExceeded: an output is too far off.
+        """
+        if not self.order.verify:
+            return
+        device = torch.device("cpu" if make.target == "cpu" else "cuda")
+        self.watcher.begin(spec.name, f"verifying on {device.type}")
+        loaded = load_engine(engine, device=device, num_threads=self.order.num_threads)
+
+        def run(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            outputs = loaded.run({name: value.to(device) for name, value in inputs.items()})
+            return {name: value.cpu() for name, value in outputs.items()}
+
+        comparisons = list(compare(spec, make.sizes, make.precision, make.builder.value, run))
+        self.watcher.compared(comparisons)
+        check(comparisons)
+
+    def _put_in_place(self, made: Path, engine: Path) -> None:
+        """Move an engine and all that belongs to it; its sidecar last, without which it counts for nothing."""
+        old, new = sidecar_path(engine), sidecar_path(made)
+        old.unlink(missing_ok=True)
+        for path in made.parent.iterdir():
+            if path.is_file() and path != new:
+                path.replace(engine.parent / path.name)
+        new.replace(old)
+
+    def _remove_others(self, names: set[str]) -> None:
+        """Remove engines of another export, which the runtime would refuse beside these."""
+        for path in self.engines.iterdir():
+            if not any(path.name == name or path.name.startswith(f"{name}.") for name in names):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _file_name(spec: GraphSpec, make: Make) -> str:
+    return f"{spec.name}.{'onnx' if make.builder is Builder.ONNX_RUNTIME else 'engine'}"
+
+
+def _version(builder: Builder) -> str:
+    """The version of a builder's library.
+
+    Raises:
+        BadConfig: it is not installed.
+    """
+    version = installed_version(builder)
+    if version is None:
+        raise BadConfig(f"{builder} is not installed: pip install {builder}")
+    return version

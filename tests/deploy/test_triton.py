@@ -1,0 +1,114 @@
+"""`python -m deploy.triton` against the tritonserver of the wheel: as the container does it, without the container."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from filmstrip import triton_server
+from frontend.embedded import find_server, free_port, link_backends
+from tests.faults.aftermath import eventually
+from tests.server import MODELS, ROOT, TRITON_SECRET, Frames, Frontend
+
+# What `tritonserver --help` says, before 26.04 and since.
+OLD_HELP = "--exit-timeout-secs <integer>"
+NEW_HELP = f"{OLD_HELP} --allow-client-shm <boolean>"
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "deploy.triton", *words]
+
+
+def ask_health(port: int, *flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command("health", f"--port={port}", *flags), cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+@contextlib.contextmanager
+def triton(folder: Path, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The wheel's tritonserver, started by the command of the container."""
+    server = find_server()
+    backends = link_backends(server, folder / "backends")
+    own = (f"--server={server / 'bin' / 'tritonserver'}", f"--backends={backends}")
+    with (folder / "triton.log").open("wb") as log:
+        process = subprocess.Popen(
+            command("start", *own, *flags), cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
+
+
+def test_a_frontend_generates_through_it_with_the_secret(tmp_path: Path, clip: Frames) -> None:
+    port, metrics_port = free_port(), free_port()
+    prefix = f"filmstrip-test-{port}-"
+    secret = tmp_path / "secret"
+    secret.write_text(f"{TRITON_SECRET}\n")
+    stale = Path("/dev/shm") / f"{prefix}stale"
+    stale.touch()
+    chosen = [f"--models={folder}" for folder in MODELS.split(":")]
+    chosen += ["--load=passthrough", "--load=gray", f"--secret-file={secret}", f"--shm-prefix={prefix}"]
+    with triton(tmp_path, *chosen, f"--port={port}", f"--metrics-port={metrics_port}") as process:
+        eventually(lambda: ask_health(port, f"--secret-file={secret}").returncode == 0, 30)
+        assert not stale.exists()
+        stranger = ask_health(port)
+        assert (stranger.returncode, "restricted" in stranger.stderr) == (1, True)
+        metrics = httpx.get(f"http://127.0.0.1:{metrics_port}/metrics").text
+        frontend = Frontend(tmp_path, "--triton-url", f"127.0.0.1:{port}")
+        try:
+            frontend.wait_healthy()
+            with frontend.triton_client() as client:
+                assert [client.is_model_ready(name) for name in ("passthrough", "gray", "scribble", "probe")] == [
+                    *(True, True),
+                    *(False, False),
+                ]
+            path = frontend.upload(clip)
+            made = frontend.make(pipeline_id="passthrough", prompt="", input_path=path, num_frames=30)
+            assert np.array_equal(made, clip)
+            assert "gRPC tensors" not in frontend.log()
+        finally:
+            assert frontend.stop() == 0
+        process.terminate()
+        assert process.wait(20) == 0
+        assert ask_health(port, f"--secret-file={secret}").returncode == 1
+    assert 'nv_inference_request_success{model="passthrough"' in metrics
+    assert not list(Path("/dev/shm").glob(f"{prefix}*"))
+
+
+@pytest.mark.parametrize(("says", "is_given"), [(OLD_HELP, False), (NEW_HELP, True)])
+def test_client_shared_memory_is_allowed_where_triton_asks_for_it(tmp_path: Path, says: str, *, is_given: bool) -> None:
+    """A stand-in that prints its flags: no Triton since 26.04 is to be had here."""
+    server = tmp_path / "tritonserver"
+    server.write_text(f'#!/bin/sh\n[ "$1" = --help ] && echo "{says}" >&2 && exit 1\nprintf "%s\\n" "$@"\n')
+    server.chmod(0o755)
+    words = command("start", f"--server={server}", "--shm-prefix=filmstrip-test-none-", "--models=/tmp", "--load=a")
+    got = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    common = triton_server.flags(
+        [Path("/tmp")],
+        address="127.0.0.1",
+        port=8001,
+        shm_prefix="filmstrip-test-none-",
+        exit_timeout_s=5,
+        models=("a",),
+    )
+    assert got == common + ["--allow-client-shm=true"] * is_given
+    assert not any("restricted" in flag for flag in got)
+
+
+def test_an_empty_secret_file_opens_nothing(tmp_path: Path) -> None:
+    (tmp_path / "secret").touch()
+    words = command("start", "--server=true", f"--secret-file={tmp_path / 'secret'}")
+    refused = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "secret is empty" in refused.stderr

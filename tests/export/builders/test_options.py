@@ -1,0 +1,49 @@
+"""What can be asked of a builder."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
+
+from export.builders.options import RTX_TARGETS, BuildOptions
+from export.errors import BadOptions
+from export.spec import Precision
+from filmstrip.runtime.engines.sidecar import Builder
+
+RTX, TENSORRT = Builder.TENSORRT_RTX, Builder.TENSORRT
+BF16, FP16 = Precision.BF16, Precision.FP16
+
+
+@pytest.mark.parametrize(
+    ("builder", "precision", "given"),
+    [
+        (RTX, BF16, {"targets": ("sm80", "sm86", "sm89", "sm120")}),
+        (RTX, FP16, {"targets": tuple(RTX_TARGETS)}),
+        (TENSORRT, BF16, {"timing_cache": Path("timings"), "workspace_gib": 4.0, "optimization_level": 5}),
+    ],
+)
+def test_these_can_be_built(builder: Builder, precision: Precision, given: dict[str, Any]):
+    assert BuildOptions(builder, precision, **given).precision is precision
+
+
+@pytest.mark.parametrize(
+    ("builder", "precision", "given", "message"),
+    [
+        (RTX, BF16, {}, "needs a target: one or more of sm75, sm80"),
+        (RTX, BF16, {"targets": ("sm70",)}, "sm70 must be one of sm75, sm80, sm86, sm89, sm120"),
+        (RTX, BF16, {"targets": ("SM89",)}, "SM89 must be one of"),
+        (RTX, BF16, {"targets": ("sm89", "sm90")}, r"sm90.*--builder tensorrt\b"),
+        (RTX, FP16, {"targets": ("sm100",)}, r"sm100.*--builder tensorrt\b"),
+        (RTX, BF16, {"targets": ("sm75", "sm86")}, "has no bf16: use fp16"),
+        (RTX, BF16, {"targets": ("sm86", "sm86")}, "named twice"),
+        (RTX, BF16, {"targets": ("sm86",), "timing_cache": Path("timings")}, "no timing cache"),
+        (TENSORRT, BF16, {"targets": ("sm90",)}, "the GPU that it runs on"),
+        (TENSORRT, BF16, {"workspace_gib": 0.0}, "more than 0"),
+        (TENSORRT, BF16, {"optimization_level": 6}, "0 to 5"),
+    ],
+)
+def test_these_can_not(builder: Builder, precision: Precision, given: dict[str, Any], message: str):
+    with pytest.raises(BadOptions, match=message):
+        BuildOptions(builder, precision, **given)
