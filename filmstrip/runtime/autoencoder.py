@@ -67,10 +67,10 @@ class StreamingEncoder:
     def __call__(self, pixels: Tensor) -> Tensor:
         """Encode the next pixels of a sequence.
 
-        F + 1 frames begin a video. F frames go on from those before; where there are none, as when conditioning begins
-        in the midst of a generation, they begin one with their first frame twice, whose latent frame of that one frame
-        is dropped. Fewer begin a video too: the engine takes no fewer, so the last one is repeated and what is made of
-        the repeats dropped, and with it the caches, which have seen them.
+        F + 1 frames begin a video, after a reset. F frames go on from those before; where there are none, as when
+        conditioning begins in the midst of a generation, they begin one with their first frame twice, whose latent
+        frame of that one frame is dropped. Fewer begin a video too: the engine takes no fewer, so the last one is
+        repeated and what is made of the repeats dropped, and with it the caches, which have seen them.
 
         Args:
             pixels: [1, 3, 1 + k * temporal_factor, H, W] up to F + 1 frames, or F of them.
@@ -81,7 +81,6 @@ class StreamingEncoder:
         num_frames = pixels.shape[2]
         if num_frames == self._chunk_size:
             return self._stream(pixels) if self._stream.has_begun else self._stream(double_first(pixels))[:, :, 1:]
-        self.reset()
         if num_frames > self._chunk_size:
             return self._stream(pixels)
         repeats = pixels[:, :, -1:].expand(-1, -1, self._chunk_size + 1 - num_frames, -1, -1)

@@ -181,8 +181,8 @@ class LongLiveSequence:
             source, noise_scale = self._source(chunk, caches)
             if caches.vace is not None:
                 conditions = replace(conditions, context=caches.vace.context(chunk, num_latent_frames))
-        # 5. Under a new text, what is remembered is made anew.
-        if is_new_text and told.mode is Mode.TEXT and not told.reset:
+        # 5. Under a new text, what is remembered is made anew: nothing where the chunk starts afresh.
+        if is_new_text and told.mode is Mode.TEXT:
             with stage("cache"):
                 caches.generator.recache(conditions.inputs)
         # 6. Noise, of the seed and the chunk's place alone; in video mode a share of it.

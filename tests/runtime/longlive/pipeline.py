@@ -20,14 +20,16 @@ from filmstrip.runtime.chunks import Chunk
 from filmstrip.runtime.longlive import LongLive, LongLiveSequence
 from filmstrip.runtime.tokenizer import Tokenizer
 from tests.export.checkpoints import write_checkpoint
-from tests.export.configs import TINY
 from tests.export.networks import normal
 
 HEIGHT, WIDTH = 32, 48  # pixels: 2 x 3 tokens a latent frame
 SIZES = (Size(HEIGHT, WIDTH), Size(16, 16))
 CPU = torch.device("cpu")
 LORAS = ("ink", "oil")
-_LORA_LAYERS = {"ink": "blocks.1.ffn.2", "oil": "blocks.0.cross_attn.k"}
+_LORA_LAYERS = {
+    "ink": ("blocks.1.ffn.2", "vace_blocks.1.ffn.0"),
+    "oil": ("blocks.0.cross_attn.k", "vace_blocks.0.cross_attn.v"),
+}
 
 
 class ModuleEngine:
@@ -91,7 +93,8 @@ class Tiny:
         self.networks: Networks = load_networks(folder)
         self.loras = LORAS if loras else ()
         if loras:
-            attach([_adapter(name, seed) for seed, name in enumerate(LORAS)], *self._parts())
+            parts = self._parts()
+            attach([_adapter(name, seed, parts) for seed, name in enumerate(LORAS)], *parts)
         self.specs = graph_specs(self.networks, len(self.loras))
         self.tokenize = Tokenizer(folder / "text_encoder", self.config.text_len)
 
@@ -110,11 +113,15 @@ class Tiny:
         return [part for part in parts if part is not None]
 
 
-def _adapter(name: str, seed: int) -> Adapter:
-    layer = _LORA_LAYERS[name]
-    width = TINY["ffn_dim"] if "ffn" in layer else TINY["dim"]
-    part = LowRank(normal(2, width, seed=seed), normal(TINY["dim"], 2, seed=seed + 10), 0.5)
-    return Adapter(name, {layer: part})
+def _adapter(name: str, seed: int, modules: list[torch.nn.Module]) -> Adapter:
+    """Of those of its layers that the modules have."""
+    weights = {key: value for module in modules for key, value in module.state_dict().items()}
+    layers = [layer for layer in _LORA_LAYERS[name] if f"{layer}.weight" in weights]
+    parts = {}
+    for layer in layers:
+        width, out = weights[f"{layer}.weight"].shape
+        parts[layer] = LowRank(normal(2, width, seed=seed), normal(out, 2, seed=seed + 10), 0.5)
+    return Adapter(name, parts)
 
 
 def run(sequence: LongLiveSequence, chunks: list[Chunk]) -> list[np.ndarray]:

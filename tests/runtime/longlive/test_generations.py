@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 
 from filmstrip.contract import Interpolation, Mode, Prompt, Transition
 from filmstrip.errors import InvalidField, ModelError
-from filmstrip.runtime.chunks import Cancelled
+from filmstrip.runtime.chunks import Cancelled, Chunk
 from filmstrip.runtime.longlive import graph_names
 from tests.export.checkpoints import WHOLE
 from tests.runtime.longlive.pipeline import (
@@ -59,17 +59,16 @@ def test_text_mode_with_new_prompts_early_and_late(which: str, request):
 
 
 def test_a_transition_is_recached_at_each_step(tiny: Tiny):
-    ours = tiny.frames([chunk(0), *(chunk(1 + step, **moves(step)) for step in range(3)), chunk(4, **told(BLUE))])
+    """At the first one too, where the text is still the same: its frames then have seen each other."""
+    steps = [chunk(2 + step, **moves(step)) for step in range(3)]
+    ours = tiny.frames([chunk(0), chunk(1), *steps, chunk(5, **told(BLUE))])
     slow = Reference(tiny)
     red, blue = slow.embedding(RED), slow.embedding(BLUE)
-    for embedding, recache in [
-        (red, False),
-        (red, True),
-        (between(red, blue, 0.5), True),
-        (blue, True),
-        (blue, False),
-    ]:
-        slow.chunk(embedding, recache=recache)
+    for embedding in (red, red):
+        slow.chunk(embedding)
+    for embedding in (red, between(red, blue, 0.5), blue):
+        slow.chunk(embedding, recache=True)
+    slow.chunk(blue)
     assert_same(ours, slow.frames())
 
 
@@ -87,13 +86,16 @@ def test_a_reset_starts_the_video_afresh_but_not_the_noise(tiny: Tiny):
     assert_same(ours[2:], slow.frames())
 
 
-def test_video_mode_keeps_each_frame_in_its_place(tiny: Tiny):
-    frames = video(36)
-    ours = tiny.frames([video_chunk(index, frames, noise_scale=0.6) for index in range(3)])
+def test_video_mode_keeps_each_frame_in_its_place_and_is_never_recached(tiny: Tiny):
+    frames, prompts = video(36), [RED, RED, BLUE]
+    ours = tiny.frames(
+        [video_chunk(index, frames, noise_scale=0.6, **told(prompt)) for index, prompt in enumerate(prompts)]
+    )
     slow = Reference(tiny)
     source = slow.encode(to_pixels(np.concatenate([frames[:1], frames])))
-    for part in source.split([4, 3, 3], dim=2):
-        slow.chunk(slow.embedding(RED), num_latents=part.shape[2], source=part, noise_scale=0.6, steps=(600, 500, 250))
+    for part, prompt in zip(source.split([4, 3, 3], dim=2), prompts, strict=True):
+        same = {"num_latents": part.shape[2], "noise_scale": 0.6, "steps": (600, 500, 250)}
+        slow.chunk(slow.embedding(prompt), source=part, **same)
     assert_same(ours, slow.frames()[1:])
 
 
@@ -138,6 +140,10 @@ def test_the_motion_into_a_short_chunk_counts(tmp_path):
         return tiny.frames([first, again(last, **told)])[1]
 
     np.testing.assert_array_equal(second(noise_controller=True), second(noise_scale=0.9 * 0.6 + 0.1 * 0.5))
+    afresh = {"reset": True}
+    np.testing.assert_array_equal(
+        second(noise_controller=True, **afresh), second(noise_scale=0.9 * 0.8 + 0.1 * 0.5, **afresh)
+    )
 
 
 def test_the_bias_weakens_cached_tokens_outside_the_sink(tiny: Tiny):
@@ -188,6 +194,25 @@ def test_a_request_gives_the_same_bytes_whatever_ran_before(tiny: Tiny):
         run(pipeline.start(), other)
         for ours, theirs in zip(run(pipeline.start(), request), first, strict=True):
             np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_a_chunk_that_starts_afresh_knows_nothing_of_those_before(tiny: Tiny, mode: Mode):
+    """It is cut out of the midst of a transition that cut another short; only its noise knows its place."""
+    frames, masks = video(36), np.ones((1, 1, 12, HEIGHT, WIDTH), np.float32)
+
+    def one(index: int, **more: Any) -> Chunk:
+        tensors = {"input_video": frames[12 * index :][:12], "vace_masks": masks}
+        return chunk(index, tensors, mode=mode, **more)
+
+    green = (Prompt("a square"),)
+    history = [one(0), one(1, **moves(0)), one(2, **moves(1))]
+    there = [Transition(green, 3, step, Interpolation.LINEAR) for step in range(2)]
+    history.append(again(one(2), index=3, transition=there[0]))
+    afresh = again(one(1), index=4, transition=there[1], reset=True)
+    *_, ours = tiny.frames([*history, afresh])
+    (alone,) = tiny.frames([again(afresh, seed=42 + 4 + 3 * 3)])
+    np.testing.assert_array_equal(ours, alone)
 
 
 @pytest.mark.parametrize("asked", range(5))
