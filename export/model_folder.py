@@ -17,7 +17,7 @@ from export.config import CheckpointConfig
 from export.errors import BadConfig
 from export.spec import Size
 from filmstrip.contract import INPUTS, OUTPUTS, Features, Mode, PipelineFacts, TensorSpec
-from filmstrip.runtime.pipeline_config import FILE_NAME, PipelineConfig
+from filmstrip.runtime.pipeline_config import FILE_NAME, MAX_REFERENCES, PipelineConfig
 
 IDLE_S = 900
 """A sequence is let go after this long without a chunk: longer than any chunk takes, warm-up included."""
@@ -85,6 +85,7 @@ def pipeline_facts(id: str, config: PipelineConfig) -> PipelineFacts:
         height=height,
         width=width,
         sizes=config.sizes,
+        max_references=MAX_REFERENCES if config.num_vace_layers else None,
         latent_frames=config.latent_frames_per_chunk,
         features=Features(
             seed=True,

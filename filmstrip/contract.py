@@ -243,6 +243,7 @@ class PipelineFacts:
         height: native height in pixels, None for a pipeline that keeps its input's size.
         width: likewise.
         sizes: [height, width] pairs that it was made for; none where any multiple of the granularity will do.
+        max_references: reference images of one chunk at most, None where the contract's own limit is the only one.
         latent_frames: latent frames of a chunk that goes on from another, None without latents.
         features: see `Features`.
         defaults: the pipeline's own defaults, for display (`denoising_steps`, for example).
@@ -256,6 +257,7 @@ class PipelineFacts:
     height: int | None = None
     width: int | None = None
     sizes: tuple[tuple[int, int], ...] = ()
+    max_references: int | None = None
     latent_frames: int | None = None
     features: Features = field(default_factory=Features)
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -281,7 +283,7 @@ class PipelineFacts:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"config.pbtxt of {id}: {error}") from error
         counts = (facts.chunk_size, facts.first_chunk_size, facts.granularity)
-        optional = (facts.height, facts.width, facts.latent_frames)
+        optional = (facts.height, facts.width, facts.latent_frames, facts.max_references)
         given = (*counts, *(n for n in optional if n is not None), *(side for size in facts.sizes for side in size))
         if not facts.modes or not all(_is_count(count) for count in given):
             raise ValueError(f"config.pbtxt of {id}: modes and positive whole numbers are wanted, got {facts}")

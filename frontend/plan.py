@@ -312,6 +312,9 @@ class _Chunk:
         spec = self.spec
         if spec.text is not None and spec.prompts is not None:
             raise self.at.refuse("prompts", "text and prompts exclude each other")
+        most = self.pipeline.max_references
+        if most is not None and len(spec.vace_ref_images or ()) > most:
+            raise self.at.refuse("vace_ref_images", f"{self.pipeline.id} takes {most} images at most")
         if spec.transition_target_prompts is None:
             for name in ("transition_num_steps", "transition_method"):
                 if getattr(spec, name) is not None:

@@ -267,6 +267,7 @@ class PipelineAnswer(BaseModel):
     height: int | None
     width: int | None
     sizes: list[tuple[int, int]]
+    max_references: int | None
     features: FeaturesAnswer
     defaults: dict[str, Any]
     loaded: bool

@@ -144,7 +144,7 @@ class _Conditions:
 class LongLiveSequence:
     """A sequence's state: see `filmstrip.runtime.chunks.SequenceState`.
 
-    On a GPU all work is queued, and from the first pass of the transformer to the finished frames nothing waits for it.
+    On a GPU all work is queued: the host is a step ahead, so that the GPU never waits for it.
     """
 
     def __init__(self, pipeline: LongLive) -> None:
@@ -164,7 +164,11 @@ class LongLiveSequence:
             ModelError: it does not start afresh where it must; the frontend is at fault.
         """
         with self._pipeline.at_work(chunk):
-            return self._make(chunk)
+            frames = self._make(chunk)
+        seconds, num_steps = chunk.stages.seconds, chunk.report["denoise_steps"]
+        if num_steps:
+            seconds["denoise_step"] = seconds["denoise"] / num_steps
+        return frames
 
     def _make(self, chunk: Chunk) -> Frames:
         told, stage = chunk.parameters, chunk.stages.stage
@@ -192,6 +196,7 @@ class LongLiveSequence:
         config = self._config
         own_steps = config.text_steps if told.mode is Mode.TEXT else config.video_steps
         steps = chunk_steps(told.mode, told.denoising_steps or own_steps, noise_scale, config.video_step_offset)
+        chunk.report["denoise_steps"] = len(steps)
         # 8. Denoise; the cache is read only.
         plan = caches.generator.plan(num_latent_frames)
         latents = denoise(

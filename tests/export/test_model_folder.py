@@ -74,10 +74,15 @@ def test_the_runtime_reads_what_was_written_and_another_pipeline_needs_a_configu
 
 @pytest.mark.parametrize("change", [{"colour": 1}, {"window": ...}])
 def test_a_configuration_of_another_version_is_refused_by_name(change: dict[str, object]):
-    text = pipeline_config(tiny(), SIZES, ()).to_json()
+    text = pipeline_config(tiny(vace_layers=[]), SIZES, ()).to_json()
     values = {name: value for name, value in (json.loads(text) | change).items() if value is not ...}
     with pytest.raises(ValueError, match=next(iter(change))):
         PipelineConfig.from_json(json.dumps(values))
+
+
+def test_a_vace_branch_with_other_channels_than_the_runtime_makes_is_refused():
+    with pytest.raises(BadConfig, match="vace_in_dim = 12 must be"):
+        pipeline_config(tiny(), SIZES, ())
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a b", "x" * 101])

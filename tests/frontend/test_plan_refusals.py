@@ -244,6 +244,15 @@ def test_a_size_that_a_pipeline_was_not_exported_for_is_refused(given: dict[str,
     assert make(chain=chain, height=480, width=832, num_frames=1).output == (1, 480, 832, 3)
 
 
+def test_more_references_than_a_pipeline_takes_are_refused() -> None:
+    chain = Chain(replace(LONGLIVE, max_references=1))
+    uploads = Uploads(image_shapes={"a": (8, 6, 3)})
+    error = refusal([{"chunk": 1, "vace_ref_images": ["a", "a"]}], uploads, chain)
+    assert error.field == "chunk_specs[0].vace_ref_images"
+    assert "chunk 1" in error.message
+    assert make([{"chunk": 1, "vace_ref_images": ["a"]}], uploads, chain).chunks
+
+
 def test_the_inputs_size_must_fit_a_pipeline_without_a_size_of_its_own() -> None:
     sizeless = replace(LONGLIVE, height=None, width=None)
     uploads = Uploads(VideoShape(3, 320, 100, 3))

@@ -36,6 +36,7 @@ def test_pipelines_say_what_they_are(server: Frontend) -> None:
         "height": None,
         "width": None,
         "sizes": [],
+        "max_references": None,
         "features": {"frame_processor": True, **nothing, "loras": []},
         "defaults": {},
         "loaded": True,

@@ -13,6 +13,12 @@ from tests.server import Frontend
 pytestmark = pytest.mark.timeout(600)  # the first of them waits for the export
 
 
+IMAGE = (
+    "data:image/png;base64,"
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
 @pytest.mark.parametrize("num_frames", [1, 2, 8, 9, 10, 20, 21, 22, 33, 47, 60])
 @pytest.mark.parametrize("mode", ["text", "video"])
 def test_exactly_so_many_frames_come_back_and_are_those_of_a_longer_one(
@@ -63,7 +69,7 @@ def test_progress_reports_the_stages_of_each_chunk(longlive: Frontend):
     make(longlive, num_frames=21)
     text = httpx.get(f"{longlive.url}/metrics").text
     counted = set(re.findall(r'filmstrip_stage_seconds_count\{model="tiny",stage="([^"]+)"\}', text))
-    assert {"text", "denoise", "cache", "decode"} <= counted
+    assert {"text", "encode", "denoise", "denoise_step", "cache", "decode"} <= counted
 
 
 def test_a_client_that_leaves_stops_the_chunk_between_two_steps(longlive: Frontend):
@@ -92,6 +98,7 @@ def test_cancel_lets_the_chunk_finish(longlive: Frontend):
         ({"height": 128}, "height", "64x64, 64x96"),
         ({"lora_scales": {"ghibli": 1}}, "lora_scales", "ink, neon"),
         ({"width": 65}, "width", "multiple of 16"),
+        ({"chunk_specs": [{"chunk": 0, "vace_ref_images": [IMAGE] * 5}]}, "chunk_specs[0].vace_ref_images", "4 images"),
     ],
 )
 def test_what_the_engines_were_not_exported_for_is_refused_before_the_stream(

@@ -35,6 +35,17 @@ class Mark:
         return end_event.at_ms - self.at_ms
 
 
+def test_the_host_is_never_more_than_a_stage_ahead():
+    queue = Queue()
+    stages = DeviceStages(Stages(), queue.mark)
+    waited = []
+    for _ in range(5):
+        with stages.stage("denoise"):
+            waited.append(queue.done_ms)
+            queue.queued_ms += 100
+    assert waited == [0, 0, 100, 200, 300]
+
+
 def test_the_time_is_that_of_the_work_and_not_of_its_queueing():
     before, queue = Stages(), Queue()
     before.seconds["read"] = 0.5
