@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx
 import torch
+from onnxscript import rewriter
 from torch import nn
 from torch.export import Dim
 
@@ -42,7 +43,7 @@ def to_program(spec: GraphSpec, precision: Precision) -> torch.onnx.ONNXProgram:
         {place: _dim(dims, length) for place, length in enumerate(port.shape) if isinstance(length, Axis)}
         for port in spec.inputs
     )
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), _quiet(), _without_slow_rule():
         program = torch.onnx.export(
             graph,
             tuple(inputs),
@@ -82,6 +83,20 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(before)
+
+
+@contextmanager
+def _without_slow_rule() -> Iterator[None]:
+    """Leave out the one rule of the optimiser that goes through the whole graph at each node.
+
+    It would make a Split of two Slices, and takes minutes of a transformer of 30 layers.
+    """
+    before = rewriter._DEFAULT_REWRITE_RULES
+    rewriter._DEFAULT_REWRITE_RULES = tuple(rule for rule in before if rule.name != "SlicesSplit")
+    try:
+        yield
+    finally:
+        rewriter._DEFAULT_REWRITE_RULES = before
 
 
 def _least(spec: GraphSpec, name: str) -> int:
