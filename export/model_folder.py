@@ -21,6 +21,9 @@ from filmstrip.runtime.pipeline_config import FILE_NAME, MAX_REFERENCES, Pipelin
 
 IDLE_S = 900
 """A sequence is let go after this long without a chunk: longer than any chunk takes, warm-up included."""
+_CUDA_GRAPHS = """
+# One launch for each run of an engine whose shapes are those of the run before; "false" where that makes trouble.
+parameters { key: "cuda_graphs" value { string_value: "true" } }"""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -142,6 +145,7 @@ def config_text(facts: PipelineFacts, *, on_gpu: bool) -> str:
             "",
             "# What the pipeline says of itself: filmstrip.contract.PipelineFacts, each value as JSON.",
             *parameters,
+            *([_CUDA_GRAPHS] if on_gpu else []),
             "",
         ]
     )

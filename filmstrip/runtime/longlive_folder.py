@@ -12,13 +12,14 @@ from filmstrip.runtime.pipeline_config import FILE_NAME, PipelineConfig
 from filmstrip.runtime.tokenizer import Tokenizer
 
 
-def load_longlive(folder: Path, *, device: torch.device, num_threads: int) -> LongLive:
+def load_longlive(folder: Path, *, device: torch.device, num_threads: int, cuda_graphs: bool = False) -> LongLive:
     """Read the configuration, the tokenizer and the engines.
 
     Args:
         folder: of a version of the model, such as `model_repository/longlive/1`.
         device: the CPU or a GPU.
         num_threads: for each engine on the CPU.
+        cuda_graphs: see `filmstrip.runtime.engines.tensorrt.TensorRtEngine`.
 
     Raises:
         LoadFailed: one of them is missing or can't be used. For the operator: the message may name files.
@@ -35,6 +36,7 @@ def load_longlive(folder: Path, *, device: torch.device, num_threads: int) -> Lo
             graphs=graph_names(config),
             loras=config.loras,
             sizes=[f"{height}x{width}" for height, width in config.sizes],
+            cuda_graphs=cuda_graphs,
         )
     except BadEngine as error:
         raise LoadFailed(str(error)) from error

@@ -1,5 +1,6 @@
 """The Triton model of every pipeline of the LongLive family: what its folder holds makes the difference."""
 
+import json
 import os
 from pathlib import Path
 
@@ -21,7 +22,9 @@ class LongLiveModel(SequenceModel):
         torch.set_num_threads(1)
         num_threads = len(os.sched_getaffinity(0))
         folder = Path(args["model_repository"]) / args["model_version"]
-        self._pipeline = load_longlive(folder, device=device, num_threads=num_threads)
+        wanted = json.loads(args["model_config"]).get("parameters", {}).get("cuda_graphs", {})
+        cuda_graphs = on_gpu and wanted.get("string_value") == "true"
+        self._pipeline = load_longlive(folder, device=device, num_threads=num_threads, cuda_graphs=cuda_graphs)
 
     def start(self) -> SequenceState:
         """See `SequenceModel`."""

@@ -41,6 +41,7 @@ def test_triton_reads_a_model_with_one_sequence_and_all_tensors(tmp_path: Path, 
     assert config.sequence_batching.max_sequence_idle_microseconds == IDLE_S * 1_000_000
     group = model_config_pb2.ModelInstanceGroup
     assert [one.kind for one in config.instance_group] == [group.KIND_GPU if on_gpu else group.KIND_CPU]
+    assert (config.parameters["cuda_graphs"].string_value == "true") is on_gpu
     py_compile.compile(str(folder / "1" / "model.py"), doraise=True)
 
 
