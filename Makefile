@@ -52,7 +52,7 @@ fix: setup ## Mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## Measure against the machine's limits
+bench: torch ## Measure against the machine's limits
 	$(BIN)/python -m benchmarks
 
 soak: setup ## Half an hour of random traffic and faults, then a verdict

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import chunks, memory, moments, report, stalls, transfers
+from benchmarks import chunks, longlive, memory, moments, report, stalls, transfers
 from benchmarks.options import Options
 
 README = Path(__file__).with_name("README.md")
@@ -19,6 +19,7 @@ BENCHMARKS = {
     "stalls": ("Stalls of the event loop", stalls.measure),
     "moments": ("First event and cancel", moments.measure),
     "memory": ("Memory and length", memory.measure),
+    "longlive": ("LongLive", longlive.measure),
 }
 
 

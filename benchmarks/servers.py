@@ -128,6 +128,19 @@ class Frontend(Process):
         """Address of its embedded Triton."""
         return self.wait_for(r"embedded Triton \(pid \d+\) starts on ([\d.:]+)")
 
+    @property
+    def triton_pid(self) -> int:
+        """Its embedded Triton."""
+        return int(self.wait_for(r"embedded Triton \(pid (\d+)\)"))
+
+    def model_pid(self, model: str) -> int:
+        """The process that a model of its embedded Triton runs in."""
+        for child in psutil.Process(self.triton_pid).children():
+            _, *arguments = child.cmdline()
+            if arguments and Path(arguments[0]).parent.parent.name == model:  # its model.py
+                return child.pid
+        raise RuntimeError(f"no process of {model}:\n{self.log.read_text(errors='replace')[-4000:]}")
+
     def forget(self, *names: str) -> None:
         """Remove stored files, so that a long run does not fill the disk."""
         for name in names:
@@ -194,6 +207,23 @@ class Memory:
 
     def _read(self) -> tuple[int, int]:
         return memory_of(self._pid)
+
+
+def cpu_s_of(pid: int) -> float:
+    """CPU seconds of a process with all its threads, without its children, to the nanosecond."""
+    # As clock_getcpuclockid(3) makes it. What /proc tells, and psutil of it, are hundredths of a second.
+    return time.clock_gettime(~pid << 3 | 2)
+
+
+@contextlib.contextmanager
+def on_one_core() -> Iterator[None]:
+    """What is started in the `with` block runs on one core, and all that it starts does; so does this thread."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(allowed)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def memory_of(pid: int) -> tuple[int, int]:

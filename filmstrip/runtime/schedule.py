@@ -4,6 +4,7 @@ Flow matching: latents at sigma are (1 - sigma) * x0 + sigma * noise, and the ne
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -28,7 +29,9 @@ class SigmaTable:
 
     def at(self, timestep: float) -> float:
         """The sigma whose timestep, 1000 * sigma, is nearest to this one, which need not be whole."""
-        return min(self.sigmas, key=lambda sigma: abs(NUM_TIMESTEPS * sigma - timestep))
+        after = bisect_left(self.sigmas, -timestep, key=lambda sigma: -NUM_TIMESTEPS * sigma)
+        around = self.sigmas[max(0, after - 1) : after + 1]
+        return min(around, key=lambda sigma: abs(NUM_TIMESTEPS * sigma - timestep))
 
 
 def chunk_steps(mode: Mode, steps: Sequence[float], noise_scale: float, offset: int = 0) -> tuple[float, ...]:

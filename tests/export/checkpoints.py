@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from export.config import CheckpointConfig, TaeConfig, parse_config, parse_text_encoder_config
+from export.config import CheckpointConfig, TaeConfig, VaeConfig, parse_config, parse_text_encoder_config
 from export.modules.tae import TaeDecoder, TaeEncoder
 from export.modules.text_encoder import TextEncoder
 from export.modules.text_kv import TextKv
@@ -38,9 +38,7 @@ def write_checkpoint(folder: Path, **changed: Any) -> CheckpointConfig:
     if config.vace_layers:
         parts += [VaceBranch(config), TextKv(config, vace=True)]
     torch.save({"generator": random_weights(*parts)}, folder / "base.pt")
-    is_tiny = isinstance(config.vae, TaeConfig)
-    autoencoder = (TaeEncoder, TaeDecoder) if is_tiny else (VaeEncoder, VaeDecoder)
-    torch.save(random_weights(*(one(config.vae) for one in autoencoder), seed=1), folder / "vae" / "vae.pth")
+    torch.save(random_weights(*_autoencoder(config.vae), seed=1), folder / "vae" / "vae.pth")
 
     encoder = {**TINY_TEXT_ENCODER, "vocab_size": len(WORDS)}
     (folder / "text_encoder" / "config.json").write_text(json.dumps(encoder))
@@ -51,6 +49,12 @@ def write_checkpoint(folder: Path, **changed: Any) -> CheckpointConfig:
     words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     words.save(str(folder / "text_encoder" / "tokenizer.json"))
     return config
+
+
+def _autoencoder(config: VaeConfig) -> tuple[torch.nn.Module, torch.nn.Module]:
+    if isinstance(config, TaeConfig):
+        return TaeEncoder(config), TaeDecoder(config)
+    return VaeEncoder(config), VaeDecoder(config)
 
 
 def write_lora(path: Path, seed: int, layer: str = LORA_LAYER) -> Path:

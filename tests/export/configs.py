@@ -32,7 +32,7 @@ LONGLIVE = {
 SELF_FORCING = {**WAN_1_3B, **STEPS, "num_frame_per_block": 3, "window": 21, "sink": 0, "timestep_shift": 5}
 REWARD_FORCING = {**LONGLIVE, "local_attn_size": 9}
 
-TINY = {
+TINY: dict[str, Any] = {
     **LONGLIVE,
     "dim": 48,  # two heads of 24: RoPE splits them 8, 8, 8
     "ffn_dim": 64,
