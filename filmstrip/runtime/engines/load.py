@@ -13,6 +13,7 @@ from filmstrip.runtime.engines.engine import Engine
 from filmstrip.runtime.engines.errors import BadEngine, ForeignEngine
 from filmstrip.runtime.engines.sidecar import Builder, Sidecar, how_to_export, read
 
+_CPU = torch.device("cpu")
 SUFFIXES = (".onnx", ".engine")
 _MODULES = {Builder.ONNX_RUNTIME: "onnxruntime", **tensorrt.MODULES}
 
@@ -57,7 +58,8 @@ def load_engines(
     Raises:
         BadEngine: one of them can't be used, or they don't belong together.
     """
-    sidecars = {path: check(path, machine_of(_device_for(read(path), device))) for path in _paths(folder)}
+    machines = {one: machine_of(one) for one in (device, _CPU)}
+    sidecars = {path: check(path, machines[_device_for(read(path), device)]) for path in _paths(folder)}
     if not sidecars:
         raise BadEngine(f"{folder} holds no engines. {how_to_export(folder / 'any')}")
     check_together(sidecars, graphs=graphs, loras=loras, sizes=sizes)
@@ -72,7 +74,7 @@ def load_engines(
 
 def _device_for(sidecar: Sidecar, device: torch.device) -> torch.device:
     on_cpu = sidecar.graph == "text_encoder" and sidecar.target == "cpu"
-    return torch.device("cpu") if on_cpu else device
+    return _CPU if on_cpu else device
 
 
 def load_engine(path: Path, *, device: torch.device, num_threads: int, cuda_graphs: bool = False) -> Engine:
