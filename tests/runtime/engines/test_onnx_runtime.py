@@ -50,7 +50,7 @@ def specs() -> dict[str, GraphSpec]:
     for network in networks:
         fill(random_weights(network.eval()), network)
     transformer, text_kv, encoder, decoder = networks
-    every = graph_specs(Networks(CONFIG, transformer, text_kv, None, None, encoder, decoder), 0)
+    every = graph_specs(Networks(CONFIG, transformer, text_kv, None, None, encoder, decoder, None), 0)
     return {spec.name: spec for spec in every}
 
 
