@@ -148,8 +148,10 @@ class _Server:
     def _stages_s(self) -> float:
         """Seconds of all chunks so far by the model's own clock."""
         text = httpx.get(f"{self._frontend.url}/metrics").text
-        pattern = rf'^filmstrip_stage_seconds_sum{{model="{re.escape(self._model)}",.*}} (.*)$'
-        return sum(map(float, re.findall(pattern, text, re.MULTILINE)))
+        pattern = rf'^filmstrip_stage_seconds_sum{{model="{re.escape(self._model)}",stage="(.*)"}} (.*)$'
+        seconds = {stage: float(value) for stage, value in re.findall(pattern, text, re.MULTILINE)}
+        seconds.pop("denoise_step", None)  # a part of `denoise` that is told beside it
+        return sum(seconds.values())
 
 
 class _InProcess:

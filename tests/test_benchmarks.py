@@ -36,7 +36,7 @@ def test_longlive_is_measured_in_triton_and_beside_it(tiny_repository: Path, tmp
         assert 0.5 < value(in_triton.value) / value(in_process.value) < 2
         assert 0 < value(outside.value) < 100
         assert 0 < value(others.value) < value(by_http.value)
-        assert value(by_http.ratio) > 0.9  # the model's stages are a part of it
+        assert value(by_http.ratio) > 0.95  # the model's stages are a part of it
         assert in_triton.holds is not None
         assert outside.holds is not None
     (growth,) = rows.values()

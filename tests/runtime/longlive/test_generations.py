@@ -274,7 +274,7 @@ def test_the_stages_are_timed(tiny: Tiny):
     first, second = chunk(0), chunk(1, **told(BLUE))
     tiny.frames([first, second])
     for one in (first, second):
-        assert one.stages.seconds.keys() == {"text", "encode", "denoise", "cache", "decode"}
+        assert one.stages.seconds.keys() == {"text", "encode", "denoise", "denoise_step", "cache", "decode"}
         assert all(seconds > 0 for seconds in one.stages.seconds.values())
 
 
