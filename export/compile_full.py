@@ -23,7 +23,7 @@ _MIB = 1 << 20
 def main(out: Path, graphs: tuple[str, ...], targets: tuple[str, ...], fresh: bool) -> None:
     """Compile LongLive at full size, without its weights, for GPUs that need not be here.
 
-    It takes a quarter of an hour on two cores and 7 GiB of memory. Run again after a stop, it goes on.
+    It takes a quarter of an hour on two cores and 8 GiB of memory. Run again after a stop, it goes on.
     """
     console = Console()
     if fresh:
@@ -39,11 +39,11 @@ def main(out: Path, graphs: tuple[str, ...], targets: tuple[str, ...], fresh: bo
 
 
 def table(entries: list[Entry]) -> Table:
-    """Entries as a table."""
+    """Entries as a table: GPU MiB are of tensors and scratch space, beside the plan."""
     shown = Table()
     for heading in ("graph", "size"):
         shown.add_column(heading, no_wrap=True)
-    for heading in ("seconds", "of them compiling", "peak MiB", "plan MiB", "MiB on the GPU"):
+    for heading in ("s", "of it compiling", "peak MiB", "plan MiB", "GPU MiB"):
         shown.add_column(heading, justify="right")
     for entry in entries:
         numbers = (entry.seconds, entry.compile_seconds, entry.peak_mib, entry.plan_bytes / _MIB, entry.activation_mib)

@@ -32,8 +32,8 @@ SMALL_VAE = {
     "base_dim": 8,
     "z_dim": 4,
     "num_res_blocks": 1,
-    "dim_mult": [1, 2, 2],
-    "temporal_downsample": [False, True],
+    "dim_mult": [1, 2],
+    "temporal_downsample": [True],  # its stage has all that the others have
     "latents_mean": [0.0] * 4,
     "latents_std": [1.0] * 4,
 }
