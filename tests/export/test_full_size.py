@@ -24,6 +24,7 @@ from export.weightless import weightless_networks
 from tests.export.configs import LONGLIVE as RELEASED
 from tests.export.configs import tiny
 
+pytestmark = pytest.mark.timeout(600)  # compiling takes its time on a busy machine
 ORDER = Order(tiny(num_layers=1, vace_layers=[0]), (Size(32, 48), Size(64, 64)), ("sm86",))
 TEXT = Job("text_kv", "text_kv")
 WITHOUT_HINTS = Job("transformer_without_hints", "transformer", vace=False)

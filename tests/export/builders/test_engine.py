@@ -42,6 +42,8 @@ ALL = (
     *("vae_encoder_first", "vae_encoder_next", "vae_decoder_first", "vae_decoder_next"),
 )
 
+pytestmark = pytest.mark.timeout(600)  # compiling takes its time on a busy machine
+
 
 def specs(folder: Path, *, with_lora: bool = False, **changed: Any) -> Mapping[str, GraphSpec]:
     write_checkpoint(folder, vae=SMALL_VAE, num_layers=2, **changed)
