@@ -190,7 +190,7 @@ def _build_options(given: Mapping[str, Any]) -> BuildOptions | None:
 
 def _tell(console: Console, order: Order, exported: Exported) -> None:
     made = f"engines made: {len(exported.made)}, kept: {len(exported.kept)}"
-    console.print(f"[green]{order.id}[/] is in {exported.folder}: {made}.")
+    console.print(f"[green]{order.id}[/] is in {exported.folder}: {made}.", soft_wrap=True)
     if exported.not_run:
         console.print("The engines were not run: this machine has no GPU. Their graphs were, in float32 on the CPU.")
 

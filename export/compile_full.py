@@ -35,7 +35,7 @@ def main(out: Path, graphs: tuple[str, ...], targets: tuple[str, ...], fresh: bo
     except ExportError as error:
         raise click.ClickException(str(error)) from error
     console.print(table(entries))
-    console.print(f"{out}: {len(entries)} entries; {(time.monotonic() - began) / 60:.1f} minutes")
+    console.print(f"{out}: {len(entries)} entries; {(time.monotonic() - began) / 60:.1f} minutes", soft_wrap=True)
 
 
 def table(entries: list[Entry]) -> Table:
