@@ -1,5 +1,6 @@
 """Servers for tests: the real frontend on the real Triton, started once."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,9 @@ import pytest
 
 from filmstrip.mp4 import read_frames
 from tests.server import MODELS, ROOT, Frames, Frontend
+
+# The networks of the tests are tiny: a second thread of PyTorch would only wait, and take a core from the servers.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
