@@ -25,6 +25,8 @@ FILE_NAME = "autoencoder.pt"
 SCALES_NAME = "latents.json"
 _LOG_EVERY = 50
 _NUM_TESTED = 8
+_FIRST_LATENTS = 4.0
+_FIRST_CONTRAST = 0.1
 _SPREAD = 1.3  # SiLU lets less through than the initial weights were drawn for
 
 
@@ -90,6 +92,12 @@ def new_autoencoder(config: TaeConfig, seed: int) -> tuple[TaeEncoder, TaeDecode
             nn.init.normal_(last.weight, std=0.3 / math.sqrt(last.weight[0].numel()))
         if isinstance(module, nn.Conv2d):
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        # Latents of about 1, far above the noise that they get, and pictures that are grey.
+        cast("nn.Conv2d", encoder.encoder[-1]).weight.mul_(_FIRST_LATENTS)
+        last = cast("nn.Conv2d", decoder.decoder[-1])
+        last.weight.mul_(_FIRST_CONTRAST)
+        nn.init.constant_(cast("Tensor", last.bias), 0.5)
     return encoder, decoder
 
 

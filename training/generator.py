@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from export.modules.layers import Linear
-from export.modules.text_encoder import DistanceBias, Embedding, TextEncoder
+from export.modules.text_encoder import Embedding, TextEncoder
 from export.modules.text_kv import TextKv
 from export.modules.transformer import Block, CausalTransformer, Head
 from training.batches import Batch, Batches
@@ -66,6 +66,8 @@ def new_generator(settings: Settings, seed: int) -> GeneratorNetworks:
         for name, parameter in networks.text_encoder.named_parameters():
             if name.endswith("attn.q.weight"):  # T5's scores are not scaled: its queries are small instead
                 parameter.mul_(settings.text_encoder.head_dim**-0.5)
+            elif "pos_embedding" in name:
+                nn.init.zeros_(parameter)
     return networks
 
 
@@ -74,8 +76,6 @@ def _set_initial(layer: nn.Module) -> None:
         nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.weight.shape[0]))
     elif isinstance(layer, Embedding):
         nn.init.normal_(layer.weight)
-    elif isinstance(layer, DistanceBias):
-        nn.init.zeros_(layer.embedding.weight)
     elif isinstance(layer, Block | Head):
         nn.init.zeros_(layer.modulation)
         if isinstance(layer, Block):
