@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("filmstrip", "frontend", "model_repository", "demo", "deploy", "export", "benchmarks", "comfyui", "tests")
+FOLDERS = (
+    "filmstrip",
+    "frontend",
+    "model_repository",
+    "demo",
+    "deploy",
+    "export",
+    "training",
+    "benchmarks",
+    "comfyui",
+    "tests",
+)
 MAX_LINES = 400
 BAD_NAMES = {"core", "common", "utils", "util", "managers", "manager", "services", "service", "base", "helpers", "misc"}
 
@@ -72,7 +83,8 @@ def module_name(path: Path) -> str:
 
 # Not comfyui: ComfyUI loads it under any name, so its imports are relative. tests/comfyui/test_pack.py has its rules.
 MODULES = {
-    module_name(path): path for path in sources("filmstrip", "frontend", "demo", "deploy", "export", "benchmarks")
+    module_name(path): path
+    for path in sources("filmstrip", "frontend", "demo", "deploy", "export", "training", "benchmarks")
 }
 
 
@@ -126,7 +138,11 @@ def test_pure_modules_import_the_standard_library_numpy_and_each_other(module: s
 
 
 def test_filmstrip_knows_nothing_of_those_that_use_it():
-    assert not breaches(of("filmstrip"), "frontend", "export", "demo", "tests", "benchmarks")
+    assert not breaches(of("filmstrip"), "frontend", "export", "training", "demo", "tests", "benchmarks")
+
+
+def test_the_export_knows_nothing_of_the_training():
+    assert not breaches(of("export"), "training")
 
 
 def test_the_client_needs_nothing_that_runs_in_triton():

@@ -3,6 +3,8 @@
 Weights of linear layers are stored [in, out] and used as `x @ w`: so they keep their names in an ONNX graph.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,6 +48,34 @@ class Mlp(nn.Sequential):
     def forward(self, x: Tensor, lora_scales: Tensor | None = None) -> Tensor:
         """[..., in] to [..., out]."""
         return self[2](self[1](self[0](x, lora_scales)), lora_scales)
+
+
+class PositionEmbedding(nn.Module):
+    """Where in the picture a token stands, added to it: what RoPE, which sees only distances, does not say.
+
+    Waves of the row's and the column's place between the edges, so that any size has the same weights.
+    """
+
+    NUM_WAVES = 4
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear = Linear(4 * self.NUM_WAVES, dim, bias=False)
+
+    def forward(self, x: Tensor, num_frames: int, rows: int, cols: int) -> Tensor:
+        """[B, num_frames * rows * cols, C] to the same."""
+        row_waves, column_waves = self._waves(rows, x.device), self._waves(cols, x.device)
+        waves = torch.cat(
+            [row_waves.unsqueeze(1).expand(-1, cols, -1), column_waves.unsqueeze(0).expand(rows, -1, -1)], dim=-1
+        )
+        added = self.linear(waves.to(self.linear.weight.dtype))  # [rows, cols, C]
+        return (x.unflatten(1, (num_frames, rows, cols)) + added).flatten(1, 3)
+
+    def _waves(self, num_places: int, device: torch.device) -> Tensor:
+        """[num_places, 2 * NUM_WAVES] in float32."""
+        places = (torch.arange(num_places, dtype=torch.float32, device=device) + 0.5) / num_places
+        angles = [places * (math.pi * 2**wave) for wave in range(self.NUM_WAVES)]
+        return torch.stack([angle.sin() for angle in angles] + [angle.cos() for angle in angles], dim=-1)
 
 
 class RmsNorm(nn.Module):

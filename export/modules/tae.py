@@ -26,12 +26,12 @@ class Memory:
 
     def __init__(self, batch: int, caches: Sequence[Tensor] | None) -> None:
         self.after: list[Tensor] = []
-        self._batch = batch
+        self.batch = batch
         self._before = None if caches is None else iter(caches)
 
     def past(self, x: Tensor) -> Tensor:
         """The frame before each frame of x, [B * F, C, H, W]: zeros before a video's first."""
-        frames = x.unflatten(0, (self._batch, -1))  # [B, F, C, H, W]
+        frames = x.unflatten(0, (self.batch, -1))  # [B, F, C, H, W]
         before = torch.zeros_like(frames[:, 0]) if self._before is None else next(self._before)
         joined = torch.cat([before.unsqueeze(1), frames], dim=1)
         self.after.append(joined[:, -1])
@@ -111,7 +111,8 @@ def _decoder_layers(config: TaeConfig) -> nn.ModuleList:
     return nn.ModuleList([*layers, activation(), _conv(dims[-1], 3)])
 
 
-def _run(layers: nn.ModuleList, x: Tensor, memory: Memory) -> Tensor:
+def run_layers(layers: nn.ModuleList, x: Tensor, memory: Memory) -> Tensor:
+    """Frames [B * F, C, H, W] through the layers of an encoder or a decoder."""
     for layer in layers:
         x = layer(x, memory) if isinstance(layer, MemoryBlock) else layer(x)
     return x
@@ -155,7 +156,7 @@ class TaeEncoder(ScaledLatents):
         if num_missing:
             pixels = torch.cat([pixels[:, :, :1].expand(-1, -1, num_missing, -1, -1), pixels], dim=2)
         memory = Memory(batch, caches)
-        latents = unfold_time(_run(self.encoder, fold_time((pixels + 1) / 2), memory), batch)
+        latents = unfold_time(run_layers(self.encoder, fold_time((pixels + 1) / 2), memory), batch)
         return (latents - self.mean) / self.std, memory.after
 
 
@@ -182,7 +183,7 @@ class TaeDecoder(ScaledLatents):
         """
         batch = latents.shape[0]
         memory = Memory(batch, caches)
-        frames = _run(self.decoder, fold_time(latents * self.std + self.mean), memory)
+        frames = run_layers(self.decoder, fold_time(latents * self.std + self.mean), memory)
         pixels = unfold_time(frames, batch) * 2 - 1
         if caches is None:
             pixels = pixels[:, :, self.group - 1 :]

@@ -13,6 +13,7 @@ from export.config import CheckpointConfig
 from export.modules.layers import (
     Linear,
     Mlp,
+    PositionEmbedding,
     RmsNorm,
     TimedNetwork,
     gate,
@@ -145,6 +146,7 @@ class CausalTransformer(TimedNetwork):
         self.hint_of_layer = {layer: hint for hint, layer in enumerate(config.vace_layers)}
         patch = config.patch_size
         self.patch_embedding = nn.Conv3d(config.in_channels, config.dim, kernel_size=patch, stride=patch)
+        self.position_embedding = PositionEmbedding(config.dim) if config.position_embedding else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head = Head(config)
 
@@ -182,10 +184,8 @@ class CausalTransformer(TimedNetwork):
         Returns:
             The velocity [B, C, T, H, W]; the chunk's keys and values, each [layers, B, N, L, D].
         """
-        batch, _, num_frames, height, width = latents.shape
-        _, patch_h, patch_w = self.patch_size
         embedding, modulation = self.embed_time(timesteps, lora_scales)
-        x = self.patch_embedding(latents).flatten(2).transpose(1, 2)  # [B, L, C]
+        x = self.embed(latents)
 
         # One row for all heads and queries: the biases of the cached tokens, then of the chunk's own.
         score_bias = None
@@ -205,7 +205,23 @@ class CausalTransformer(TimedNetwork):
             keys.append(k)
             values.append(v)
 
+        return self.predict(x, embedding, latents, lora_scales), torch.stack(keys), torch.stack(values)
+
+    def embed(self, latents: Tensor) -> Tensor:
+        """[B, C, T, H, W] to the tokens that the blocks take, [B, L, C]."""
+        return embed_latents(latents, self.patch_embedding, self.position_embedding)
+
+    def predict(self, x: Tensor, embedding: Tensor, latents: Tensor, lora_scales: Tensor | None = None) -> Tensor:
+        """The velocity, of the latents' shape, from the last block's tokens and the embedding of the timesteps."""
+        batch, _, num_frames, height, width = latents.shape
+        _, patch_h, patch_w = self.patch_size
         patches = self.head(x, embedding, lora_scales)
         patches = patches.reshape(batch, num_frames, height // patch_h, width // patch_w, patch_h, patch_w, -1)
-        velocity = patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(batch, -1, num_frames, height, width)
-        return velocity, torch.stack(keys), torch.stack(values)
+        return patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(batch, -1, num_frames, height, width)
+
+
+def embed_latents(latents: Tensor, patch_embedding: nn.Conv3d, position_embedding: PositionEmbedding | None) -> Tensor:
+    """Latents [B, C, T, H, W] to tokens [B, L, C], which know their place where there is an embedding for it."""
+    patches = patch_embedding(latents)  # [B, C, T, rows, cols]
+    x = patches.flatten(2).transpose(1, 2)
+    return x if position_embedding is None else position_embedding(x, *patches.shape[2:])

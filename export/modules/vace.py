@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.config import CheckpointConfig
-from export.modules.layers import Linear, TimedNetwork
-from export.modules.transformer import Block, Rope
+from export.modules.layers import Linear, PositionEmbedding, TimedNetwork
+from export.modules.transformer import Block, Rope, embed_latents
 
 
 class VaceBlock(Block):
@@ -28,13 +28,14 @@ class VaceBlock(Block):
 class VaceBranch(TimedNetwork):
     """Hints from conditioning latents and the chunk's noisy ones.
 
-    It needs weights of the transformer too: the patch embedding of the latents, and those of the timesteps.
+    It needs weights of the transformer too: the embeddings of the latents and their places, and of the timesteps.
     """
 
     def __init__(self, config: CheckpointConfig) -> None:
         super().__init__(config.dim, config.freq_dim)
         patch = config.patch_size
         self.patch_embedding = nn.Conv3d(config.in_channels, config.dim, kernel_size=patch, stride=patch)
+        self.position_embedding = PositionEmbedding(config.dim) if config.position_embedding else None
         self.vace_patch_embedding = nn.Conv3d(config.vace_in_channels, config.dim, kernel_size=patch, stride=patch)
         self.vace_blocks = nn.ModuleList(
             VaceBlock(config, first=index == 0) for index in range(len(config.vace_layers))
@@ -67,7 +68,7 @@ class VaceBranch(TimedNetwork):
             What to add to the outputs of the transformer's layers, [vace_layers, B, L, C]; references have none.
         """
         _, modulation = self.embed_time(timesteps, lora_scales)
-        noisy = self.patch_embedding(latents).flatten(2).transpose(1, 2)  # [B, L, C]
+        noisy = embed_latents(latents, self.patch_embedding, self.position_embedding)
         x = self.vace_patch_embedding(context).flatten(2).transpose(1, 2)
         # At the references' places there is nothing to denoise: zeros after the embedding, whose bias is no zero.
         num_reference_tokens = x.shape[1] - noisy.shape[1]

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.export import Dim
 
 from export.checkpoint import fill
+from export.modules.layers import PositionEmbedding
 from export.modules.lora import Adapter, LowRank, attach
 from export.modules.text_kv import TextKv
 from export.modules.transformer import Rope
@@ -82,3 +83,22 @@ def test_the_vae_becomes_a_first_and_a_next_graph(network: type[VaeEncoder | Vae
     expected, after = vae(following, caches)
     got, given = torch.export.export(vae, (following, caches)).module()(following, caches)
     assert_same((got, *given), (expected, *after))
+
+
+def test_places_in_the_picture_have_one_graph_for_all_sizes():
+    embedding = PositionEmbedding(CONFIG.dim).eval()
+    fill(random_weights(embedding), embedding)
+
+    class Placed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = embedding
+
+        def forward(self, x: Tensor) -> Tensor:  # [B, C, T, rows, cols], as the patch embedding makes them
+            return self.embedding(x.flatten(2).transpose(1, 2), *x.shape[2:])
+
+    rows, cols = Dim("rows", min=1, max=64), Dim("cols", min=1, max=64)
+    graph = torch.export.export(Placed(), (normal(1, 48, 3, 4, 6),), dynamic_shapes=({3: rows, 4: cols},)).module()
+    for size in ((1, 1), (4, 4), (7, 2)):
+        x = normal(1, 48, 3, *size)
+        torch.testing.assert_close(graph(x), Placed()(x), atol=5e-6, rtol=0)

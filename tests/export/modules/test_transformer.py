@@ -211,3 +211,23 @@ def test_hints_are_added_to_the_outputs_of_their_layers():
 def test_golden_slice_of_a_seeded_network():
     expected = torch.tensor([[0.550737, 1.873327, 0.041685], [-0.898709, -2.506749, -0.898763]])
     torch.testing.assert_close(with_cache()[0, :2, 1, 1, :3], expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_a_position_embedding_is_nothing_where_its_weights_are_and_else_tells_places_apart(scale: float):
+    without, network = tiny(), CausalTransformer(tiny(position_embedding=True)).eval()
+    plain, text_kv, weights = transformer(without)
+    assert not [name for name, _ in plain.named_parameters() if "position" in name]
+    name = "position_embedding.linear.weight"
+    fill({**weights, name: scale * normal(48, 16, seed=9)}, network, TextKv(without))
+    # Of one colour, so that tokens differ by their places alone.
+    latents, text = normal(1, 4, 3, 1, 1).expand(-1, -1, -1, HEIGHT, WIDTH), text_kv(normal(1, 6, 20, seed=1))
+    given = latents, torch.full((1, 3), 500.0), *text, rope(without, 0, 3)
+    expected, got = plain(*given)[0], network(*given)[0]
+    same = (got - expected).abs().max() < 1e-6
+    assert same == (scale == 0)
+    if scale:
+        embedded = network.embed(latents)[0, :TOKENS]
+        assert torch.pdist(embedded).min() > 0.1
+        taller = network.embed(normal(1, 4, 1, 1, 1).expand(-1, -1, -1, 2 * HEIGHT, WIDTH))
+        assert taller.shape == (1, 2 * TOKENS, 48)

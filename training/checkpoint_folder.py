@@ -1,0 +1,87 @@
+"""From a training's state to the folder of a checkpoint that `python -m export longlive` takes."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from export.checkpoint_folder import Networks, load_networks
+from export.modules.layers import Linear
+from training.autoencoder import scaled, trained_autoencoder
+from training.checkpoints import load_averages
+from training.generator import new_generator
+from training.grammar import write_tokenizer
+from training.settings import Settings
+
+
+def trained_networks(folder: Path, settings: Settings, state: str) -> Networks:
+    """The averaged weights of all networks, in float32.
+
+    Args:
+        folder: of the training.
+        settings: of the training.
+        state: name of the file with the generator's.
+
+    Raises:
+        FileNotFoundError: something is not trained yet.
+    """
+    told = scaled(settings, folder)
+    encoder, decoder = trained_autoencoder(folder, settings)
+    made = new_generator(told, seed=0)
+    load_averages(folder / state, made.by_name())
+    return Networks(
+        told.checkpoint,
+        made.transformer.eval(),
+        made.text_kv.eval(),
+        None,
+        None,
+        encoder,
+        decoder,
+        made.text_encoder.eval(),
+    )
+
+
+def write_checkpoint(out: Path, folder: Path, settings: Settings, state: str) -> int:
+    """Write the folder of a checkpoint, its weights in float16; gives its size in bytes.
+
+    It is read back before it counts.
+
+    Args:
+        out: where to.
+        folder: of the training.
+        settings: of the training.
+        state: name of the file with the generator's.
+
+    Raises:
+        FileNotFoundError: something is not trained yet.
+    """
+    networks = trained_networks(folder, settings, state)
+    text_encoder = networks.text_encoder
+    assert text_encoder is not None
+    for part in ("vae", "text_encoder"):
+        (out / part).mkdir(parents=True, exist_ok=True)
+    _write_json(out / "config.json", scaled(settings, folder).checkpoint_values)
+    _write_json(out / "text_encoder" / "config.json", settings.text_encoder_values)
+    write_tokenizer(out / "text_encoder")
+    _save(out / "model.safetensors", networks.transformer, networks.text_kv)
+    _save(out / "vae" / "vae.safetensors", networks.vae_encoder, networks.vae_decoder)
+    _save(out / "text_encoder" / "text_encoder.safetensors", text_encoder)
+    load_networks(out)
+    return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+
+
+def _save(path: Path, *modules: nn.Module) -> None:
+    """Weights in float16, linear layers [out, in] as checkpoints have them."""
+    weights: dict[str, Tensor] = {}
+    for module in modules:
+        linear = {f"{name}.weight" for name, part in module.named_modules() if isinstance(part, Linear)}
+        for name, parameter in module.named_parameters():
+            value = parameter.detach().T if name in linear else parameter.detach()
+            weights[name] = value.to(torch.float16, memory_format=torch.contiguous_format).contiguous()
+    save_file(weights, path)
+
+
+def _write_json(path: Path, values: object) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n")

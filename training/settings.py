@@ -1,0 +1,115 @@
+"""What is trained and how: read from one file of JSON."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.config import (
+    CheckpointConfig,
+    TaeConfig,
+    TextEncoderConfig,
+    parse_config,
+    parse_text_encoder_config,
+)
+from training.grammar import VOCABULARY
+
+DEFAULT_PATH = Path(__file__).parent / "longlive-small.json"
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Of the two optimisers, and the sequences of a step."""
+
+    batch: int
+    muon_lr: float
+    adam_lr: float
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class AutoencoderSettings(OptimizerSettings):
+    """Of the autoencoder's training.
+
+    Attributes:
+        latent_frames: of each video of a step.
+        object_weight: how much more a pixel of the object counts than one of the background.
+        gradient_weight: of the difference between neighbours' differences.
+        latent_noise: standard deviation of what is added to latents before they are decoded.
+        latent_penalty: of their squares.
+    """
+
+    latent_frames: int
+    object_weight: float
+    gradient_weight: float
+    latent_noise: float
+    latent_penalty: float
+
+
+@dataclass(frozen=True)
+class GeneratorSettings(OptimizerSettings):
+    """Of the generator's training.
+
+    Attributes:
+        object_weight: how much more a latent pixel of the object counts than one of the background.
+        context_noise: the most noise that history has.
+    """
+
+    object_weight: float
+    context_noise: float
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """How many clips of which kind: in those 'anywhere' the object does not start in the middle."""
+
+    num_chunks: int
+    plain: int
+    plain_anywhere: int
+    switched: int
+    switched_anywhere: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All of it; `checkpoint_values` and `text_encoder_values` are what a checkpoint's files of JSON will say."""
+
+    checkpoint_values: dict[str, Any]
+    text_encoder_values: dict[str, Any]
+    autoencoder: AutoencoderSettings
+    generator: GeneratorSettings
+    clips: ClipSettings
+
+    @property
+    def checkpoint(self) -> CheckpointConfig:
+        """The transformer's configuration, and the autoencoder's in it."""
+        return parse_config(self.checkpoint_values)
+
+    @property
+    def text_encoder(self) -> TextEncoderConfig:
+        """The text encoder's configuration."""
+        return parse_text_encoder_config(self.text_encoder_values)
+
+    @property
+    def tae(self) -> TaeConfig:
+        """The autoencoder's configuration.
+
+        Raises:
+            TypeError: the file names another kind of autoencoder, which can't be trained here.
+        """
+        vae = self.checkpoint.vae
+        if not isinstance(vae, TaeConfig):
+            raise TypeError(f"vae.type must be tae to be trained, not {vae.type}")
+        return vae
+
+
+def read_settings(path: Path = DEFAULT_PATH) -> Settings:
+    """Read a file such as `training/longlive-small.json`; the vocabulary's size comes from the grammar."""
+    values = json.loads(path.read_text())
+    return Settings(
+        values["checkpoint"],
+        {**values["text_encoder"], "vocab_size": len(VOCABULARY)},
+        AutoencoderSettings(**values["autoencoder"]),
+        GeneratorSettings(**values["generator"]),
+        ClipSettings(**values["clips"]),
+    )
