@@ -40,7 +40,7 @@ def score(url: str, pipeline: str, steps: int, out: Path | None, **given: Any) -
     """Measure how well a pipeline of a running server follows its prompts.
 
     Every prompt is a sentence of the grammar that no training video shows. The table tells in which share of the
-    chunks background, colour, shape and motion are those of the prompt, and, after the stroke, the same of true videos:
+    chunks background, colour, shape and motion are those of the prompt, and, after the slash, the same of true videos:
     what the detectors themselves can tell.
     """
     plan = Plan(

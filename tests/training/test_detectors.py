@@ -115,7 +115,7 @@ STILL = course(step=(0, 0))
 LEFT = course(step=(0, -1))
 JUMPS = np.random.default_rng(2).uniform(0, SIDE, (12, 2)).astype(np.float32)
 SWAYS = course(step=(0, -0.4)) + 6 * np.sin(np.arange(12))[:, None].astype(np.float32)
-RIGHT_HALF = np.repeat(np.arange(SIDE) >= 32, SIDE).reshape(1, SIDE, SIDE).swapaxes(1, 2).astype(np.float32)
+RIGHT_PART = np.repeat(np.arange(SIDE) >= 36, SIDE).reshape(1, SIDE, SIDE).swapaxes(1, 2).astype(np.float32)
 SQUARES, CIRCLES = coverage("square", LEFT), coverage("circle", LEFT)
 BLUE = np.tile(np.array(PALETTE["blue"], np.uint8), (12, SIDE, SIDE, 1))
 NOISE = np.random.default_rng(1).integers(0, 256, BLUE.shape, np.uint8)
@@ -166,7 +166,7 @@ SIGHTS = {
         painted((SQUARES, "red"), (coverage("square", LEFT, 14), "blue")),
         Seen("blue", "red", None, "left"),
     ),
-    "two grounds": (painted((RIGHT_HALF, "green")), Seen(None, None, None, None)),
+    "two grounds": (painted((RIGHT_PART, "green")), Seen(None, None, None, None)),
     "grey on a ground": (painted((SQUARES, (128, 128, 128))), Seen("blue", None, "square", "left")),
 }
 
