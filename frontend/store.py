@@ -291,7 +291,7 @@ class Store:
         self._files.pop(file.name, None)
         with contextlib.suppress(FileNotFoundError):
             fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
-            file.path.unlink(missing_ok=True)
+            _unlink(file.path)
             close_in_thread(fd)
 
     def _check(self, more_bytes: int) -> None:
