@@ -259,21 +259,6 @@ async def test_an_expired_file_is_unknown_and_removed(open_store: OpenStore, tmp
     assert on_disk(tmp_path) == []
 
 
-async def test_a_folder_in_the_place_of_an_expired_file_does_not_stop_the_sweep(
-    open_store: OpenStore, tmp_path: Path
-) -> None:
-    store = open_store(store_ttl_s=0.01)
-    first, second = await put(store), await put(store)
-    first.path.unlink()
-    first.path.mkdir()
-    await asyncio.sleep(0.02)
-    store.expire()
-    assert on_disk(tmp_path) == []
-    assert first.path.is_dir()
-    with pytest.raises(UnknownPath, match="expired"):
-        store.find(second.name, Kind.BLOB)
-
-
 async def test_expired_files_are_swept_without_being_asked_for(open_store: OpenStore, tmp_path: Path) -> None:
     store = open_store(store_ttl_s=0.05, store_files=1)
     async with store.expiring():
