@@ -41,6 +41,7 @@ _LOAD_TIMEOUT_S = 600.0
 _UNLOAD_TIMEOUT_S = 1.0
 _READY = "READY"
 _RESTRICTED = "protocol is restricted"
+_STATE_LOST = "Triton has lost the generation's state"
 
 
 @dataclass(frozen=True)
@@ -365,7 +366,8 @@ def _as_ours(error: InferenceServerException) -> FilmstripError:
         return ours
     log.warning("Triton answered %s: %s", status, text)
     causes: tuple[tuple[bool, FilmstripError], ...] = (
-        ("must specify the START flag" in text, SequenceLost("Triton has lost the generation's state")),
+        ("must specify the START flag" in text, SequenceLost(_STATE_LOST)),
+        ("nable to find shared memory region" in text, SequenceLost(_STATE_LOST)),
         ("timeout of the corresponding sequence" in text, TritonUnavailable("Triton has no free place for a sequence")),
         ("unknown model" in text, TritonUnavailable("the model is being loaded anew")),
         ("Stub process" in text, ModelDied("the model's process has died")),

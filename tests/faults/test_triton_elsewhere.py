@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from tritonclient.utils import InferenceServerException
 
 from frontend.embedded import free_port
 from tests.conftest import beside
@@ -86,6 +87,15 @@ def test_triton_comes_late_and_comes_back(
         with harmless(frontend):
             pass
     assert "Traceback" not in frontend.log()
+
+
+def test_triton_forgets_the_memory_of_a_generation(victim: Frontend) -> None:
+    """A new Triton does, where the frontend's next call finds it there already."""
+    with harmless(victim), chunk_under_way(victim, 1, "!sleep 1") as events:
+        # It keeps the region that the chunk under way is for; the next chunk is for another.
+        with victim.triton_client() as client, contextlib.suppress(InferenceServerException):
+            client.unregister_system_shared_memory()
+        assert error_of(events) == "sequence_lost"
 
 
 def test_triton_is_replaced_between_two_chunks(
