@@ -17,12 +17,14 @@ from export.modules.tae import Memory, MemoryBlock, TaeDecoder, TaeEncoder, run_
 from export.modules.vae import fold_time, unfold_time
 from training.checkpoints import Budget, Training, load_averages
 from training.grammar import random_scene
+from training.looks import CONTROLS, random_mask, without
 from training.muon import optimizers
 from training.settings import AutoencoderSettings, Settings
 from training.videos import SIDE, Frames, Shot, masks, render
 
 FILE_NAME = "autoencoder.pt"
 SCALES_NAME = "latents.json"
+_LOOKS = {"drawn": 0.6, "outlined": 0.16, "gray": 0.08, "scribble": 0.08, "masked": 0.08}
 _LOG_EVERY = 50
 _NUM_TESTED = 8
 _FIRST_LATENTS = 4.0
@@ -139,8 +141,14 @@ def random_videos(settings: AutoencoderSettings, random: torch.Generator) -> tup
         if rng.random() < 0.6:
             shots = [(shots[0][0], num_frames)]
         start = (float(rng.integers(SIDE)), float(rng.integers(SIDE)))
-        videos.append(render(shots, start))
-        weights.append(masks(shots, start))
+        look = str(rng.choice(list(_LOOKS), p=list(_LOOKS.values())))
+        frames = render(shots, start, outlined=look == "outlined")
+        if look in CONTROLS:
+            frames = CONTROLS[look].process(frames)
+        elif look == "masked":
+            frames = without(frames, random_mask(rng))
+        videos.append(frames)
+        weights.append(masks(shots, start, outlined=look == "outlined"))
     counted = 1 + (settings.object_weight - 1) * torch.from_numpy(np.stack(weights)).unsqueeze(1)
     return to_pixels(np.stack(videos)), counted / counted.mean()
 

@@ -14,7 +14,10 @@ from training.encoded import Array, EncodedClips, Kind
 from training.layouts import Layout, after_switch, from_afar, from_start
 from training.settings import GeneratorSettings
 
-_SHARES = {"start": 0.42, "video": 0.08, "afar": 0.16, "switch": 0.2, "switch afar": 0.14}
+_SHARES = {"start": 0.4, "video": 0.1, "afar": 0.16, "switch": 0.2, "switch afar": 0.14}
+_SHARE_VAGUE = 0.05
+_SHARE_RECOLOURED, _SHARE_KEPT = 0.4, 0.25
+_RECOLOURED_FROM, _KEPT_TO = 0.55, 0.4  # sigmas
 _SHARE_OF_OWN_STEPS = 0.7
 _MOST_FRAMES_AWAY = 900
 _CLEAN_HISTORY = 0.5
@@ -78,13 +81,17 @@ class Batches:
         layout, chosen = self._drawers()[kind](rng)
         clean, objects, captions, has_no_start = self._read(layout, chosen)
         timesteps, sigmas = self._noise_levels(layout, len(chosen), random, only_low=kind == "video")
-        weights = (1 + (self._settings.object_weight - 1) * objects) * (timesteps > 0)[:, None, :, None, None]
+        captions = self._left_open(captions, chosen, rng)
+        source, counts = clean, timesteps > 0
+        if kind == "video":
+            source, captions, counts = self._altered(layout, chosen, clean, captions, sigmas, rng=rng)
+        weights = (1 + (self._settings.object_weight - 1) * objects) * counts[:, None, :, None, None]
         # Nothing says where such an object starts: the mean of all places would be learnt.
         is_first = torch.tensor([place >= layout.num_clean and at < 3 for place, at in enumerate(layout.positions)])
         unknown = has_no_start[:, None] & is_first & (timesteps > 0.8 * NUM_TIMESTEPS)
         weights = weights * ~unknown[:, None, :, None, None]
         noise = torch.randn(clean.shape, generator=random)
-        seen = self._seen(layout, chosen, clean)
+        seen = self._seen(layout, chosen, source)
         return Batch(
             layout,
             clean,
@@ -112,7 +119,7 @@ class Batches:
         return from_start(self._window, [3] * 5), self._choose(rng, kinds)
 
     def _video(self, rng: np.random.Generator) -> tuple[Layout, Array]:
-        return from_start(self._window, [4, 3, 3, 3]), self._choose(rng, (Kind.PLAIN_ANYWHERE,))
+        return from_start(self._window, [4, 3, 3, 3]), self._choose(rng, (Kind.RECOLOURED,))
 
     def _afar(self, rng: np.random.Generator) -> tuple[Layout, Array]:
         first = 3 * int(rng.integers(1, self._num_chunks - 4))
@@ -148,7 +155,7 @@ class Batches:
         frames = list(layout.frames)
         latents = np.stack([self._clips.latents[clip][:, frames] for clip in chosen])
         objects = np.stack([self._clips.objects[clip][:, frames] for clip in chosen])
-        anywhere = np.isin(self._clips.kinds[chosen], (Kind.PLAIN_ANYWHERE, Kind.SWITCHED_ANYWHERE))
+        anywhere = ~np.isin(self._clips.kinds[chosen], (Kind.PLAIN, Kind.SWITCHED))
         captions = torch.from_numpy(self._clips.captions[chosen])
         return (
             torch.from_numpy(latents).float(),
@@ -157,13 +164,49 @@ class Batches:
             torch.from_numpy(anywhere),
         )
 
-    def _seen(self, layout: Layout, chosen: Array, clean: Tensor) -> Tensor:
+    def _left_open(self, captions: Tensor, chosen: Array, rng: np.random.Generator) -> Tensor:
+        """The captions, a few of them vague ones."""
+        is_vague = torch.from_numpy(rng.random(len(chosen)) < _SHARE_VAGUE)
+        return torch.where(is_vague[:, None, None, None], torch.from_numpy(self._clips.vague[chosen]), captions)
+
+    def _altered(
+        self,
+        layout: Layout,
+        chosen: Array,
+        clean: Tensor,
+        captions: Tensor,
+        sigmas: Tensor,
+        *,
+        rng: np.random.Generator,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What video-to-video is to make of a video that its prompt does not describe.
+
+        In some sequences chunks with much noise hide the video of other colours, which the caption's are to replace;
+        in some those with little noise have the caption of other colours, which are to be kept.
+
+        Returns:
+            What the noise hides, the captions, and which places count, [B, P].
+        """
+        others, _, other_captions, _ = self._read(layout, self._clips.beside(chosen))
+        chance = torch.from_numpy(rng.random(len(chosen)))
+        recoloured = chance < _SHARE_RECOLOURED
+        kept = ~recoloured & (chance < _SHARE_RECOLOURED + _SHARE_KEPT)
+        hides_other = recoloured[:, None, None, None, None] & (sigmas > _RECOLOURED_FROM)
+        is_noisy = torch.arange(len(layout.frames)) >= layout.num_clean
+        counts = is_noisy & (~kept[:, None] | (sigmas[:, 0, :, 0, 0] < _KEPT_TO))
+        return (
+            torch.where(hides_other, others, clean),
+            torch.where(kept[:, None, None, None], other_captions, captions),
+            counts,
+        )
+
+    def _seen(self, layout: Layout, chosen: Array, source: Tensor) -> Tensor:
         """The latents that noise is put on: at clean places those of the history."""
         if self._history is None:
-            return clean
+            return source
         frames = list(layout.frames[: layout.num_clean])
         history = torch.from_numpy(np.stack([self._history[clip][:, frames] for clip in chosen])).float()
-        return torch.cat([history, clean[:, :, layout.num_clean :]], dim=2)
+        return torch.cat([history, source[:, :, layout.num_clean :]], dim=2)
 
     def _noise_levels(
         self, layout: Layout, batch: int, random: torch.Generator, *, only_low: bool

@@ -1,7 +1,7 @@
 """Clips as the generator is trained on them: latents, where their objects are, and the tokens of their captions."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -17,7 +17,16 @@ from torch.nn import functional
 from export.modules.tae import TaeEncoder
 from filmstrip.runtime.tokenizer import Tokenizer
 from training.autoencoder import to_pixels
-from training.grammar import Scene, caption, next_scene, random_scene, training_scenes, write_tokenizer
+from training.grammar import (
+    Scene,
+    caption,
+    next_scene,
+    random_scene,
+    recoloured,
+    training_scenes,
+    vague_caption,
+    write_tokenizer,
+)
 from training.settings import ClipSettings
 from training.videos import MIDDLE, SIDE, masks, render, shots
 
@@ -35,6 +44,8 @@ class Kind(IntEnum):
     """One caption; the object starts in a place that no caption tells."""
     SWITCHED = 2
     SWITCHED_ANYWHERE = 3
+    RECOLOURED = 4
+    """As `PLAIN_ANYWHERE`, in pairs: each has the course of the one beside it, and no colour of it."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,7 @@ class EncodedClips:
         latents: float16 [clips, C, T, H, W].
         objects: how much of a latent pixel the object covers, float16 [clips, 1, T, H, W].
         captions: token ids and masks of both captions, int64 [clips, 2, 2, Lt].
+        vague: the same of captions that tell neither colour nor shape.
         kinds: of each clip, [clips].
         switches: the first chunk under the second caption, 0 for none, [clips].
     """
@@ -63,8 +75,14 @@ class EncodedClips:
     latents: Array
     objects: Array
     captions: Array
+    vague: Array
     kinds: Array
     switches: Array
+
+    def beside(self, chosen: Array) -> Array:
+        """Of each of these clips, which are recoloured ones, the other of its pair."""
+        first = int(np.flatnonzero(self.kinds == Kind.RECOLOURED)[0])
+        return first + ((chosen - first) ^ 1)
 
 
 def all_clips(settings: ClipSettings, seed: int) -> Iterator[Clip]:
@@ -72,16 +90,24 @@ def all_clips(settings: ClipSettings, seed: int) -> Iterator[Clip]:
     rng = np.random.default_rng(seed)
     counts = (settings.plain, settings.plain_anywhere, settings.switched, settings.switched_anywhere)
     scenes = training_scenes()
-    for kind, count in zip(Kind, counts, strict=True):
+    for kind, count in zip(Kind, counts, strict=False):
         for index in range(count):
             is_plain = kind in (Kind.PLAIN, Kind.PLAIN_ANYWHERE)
             first = scenes[index % len(scenes)] if kind is Kind.PLAIN else random_scene(rng)
             switch = 0 if is_plain else 1 + index % (settings.num_chunks - 2)
             second = first if is_plain else next_scene(first, rng)
             anywhere = kind in (Kind.PLAIN_ANYWHERE, Kind.SWITCHED_ANYWHERE)
-            start = (float(rng.integers(SIDE)), float(rng.integers(SIDE))) if anywhere else MIDDLE
+            start = _anywhere(rng) if anywhere else MIDDLE
             before = settings.num_chunks if is_plain else switch
             yield Clip(kind, (first,) * before + (second,) * (settings.num_chunks - before), start, switch)
+    for _ in range(settings.recoloured_pairs):
+        scene, start = random_scene(rng), _anywhere(rng)
+        for one in (scene, recoloured(scene, rng)):
+            yield Clip(Kind.RECOLOURED, (one,) * settings.num_chunks, start, 0)
+
+
+def _anywhere(rng: np.random.Generator) -> tuple[float, float]:
+    return float(rng.integers(SIDE)), float(rng.integers(SIDE))
 
 
 def encode_clips(folder: Path, encoder: TaeEncoder, settings: ClipSettings, text_len: int, *, seed: int = 0) -> None:
@@ -104,7 +130,12 @@ def encode_clips(folder: Path, encoder: TaeEncoder, settings: ClipSettings, text
             covered = np.stack([masks(shots(clip.scenes), clip.start) for clip in some])
             latents[first : first + len(some)] = encoder(to_pixels(frames))[0].numpy()
             objects[first : first + len(some)] = _by_latent(torch.from_numpy(covered)).numpy()
-    np.save(folder / "captions.npy", _tokens([(clip.scenes[0], clip.scenes[-1]) for clip in clips], text_len))
+    pairs = [(clip.scenes[0], clip.scenes[-1]) for clip in clips]
+    tokens = tokens_of(
+        {text for pair in pairs for scene in pair for text in (caption(scene), vague_caption(scene))}, text_len
+    )
+    for name, text_of in (("captions", caption), ("vague", vague_caption)):
+        np.save(folder / f"{name}.npy", np.array([[tokens[text_of(scene)] for scene in pair] for pair in pairs]))
     facts = {"kinds": [int(clip.kind) for clip in clips], "switches": [clip.switch for clip in clips]}
     (folder / "facts.json").write_text(json.dumps(facts))
 
@@ -121,6 +152,7 @@ def read_clips(folder: Path) -> EncodedClips:
         arrays["latents"],
         arrays["objects"],
         np.load(folder / "captions.npy"),
+        np.load(folder / "vague.npy"),
         np.array(facts["kinds"]),
         np.array(facts["switches"]),
     )
@@ -139,9 +171,9 @@ def _by_latent(covered: Tensor) -> Tensor:
     return functional.avg_pool3d(whole.unsqueeze(1), (4, 8, 8))
 
 
-def _tokens(pairs: list[tuple[Scene, Scene]], text_len: int) -> Array:
+def tokens_of(texts: Iterable[str], text_len: int) -> dict[str, Array]:
+    """Token ids and mask of each text, int64 [2, Lt]."""
     with TemporaryDirectory() as folder:
         write_tokenizer(Path(folder))
         tokenize = Tokenizer(Path(folder), text_len)
-    read = {scene: np.concatenate(tokenize(caption(scene))) for pair in pairs for scene in pair}
-    return np.array([[read[scene] for scene in pair] for pair in pairs])
+    return {text: np.concatenate(tokenize(text)) for text in texts}

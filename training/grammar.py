@@ -1,8 +1,9 @@
 """What the small model can be asked for: scenes, their captions, and the tokenizer of the captions' words.
 
-One sentence is the whole language:
+One sentence is the whole language, and a vague one where something else shows what the object is:
 
     a {colour} {shape} moving {motion} on a {background} background
+    a thing moving {motion} on a {background} background
 
 An object never has the colour of its background. One scene in ten is held out: no training video shows it, so that a
 score on it tells what the model makes of a combination that it has not seen.
@@ -26,7 +27,8 @@ MOTIONS = ("left", "right", "up", "down")
 ATTRIBUTES = ("background", "colour", "shape", "motion")
 
 UNKNOWN = "<unk>"
-VOCABULARY = (PADDING, END, UNKNOWN, "a", "moving", "on", "background", *COLOURS, *SHAPES, *MOTIONS)
+ANYTHING = "thing"
+VOCABULARY = (PADDING, END, UNKNOWN, "a", "moving", "on", "background", *COLOURS, *SHAPES, *MOTIONS, ANYTHING)
 MAX_TOKENS = 24
 """Tokens of a prompt, the end and the padding included; a caption has ten."""
 
@@ -55,6 +57,11 @@ class Scene:
 def caption(scene: Scene) -> str:
     """The one sentence for a scene."""
     return f"a {scene.colour} {scene.shape} moving {scene.motion} on a {scene.background} background"
+
+
+def vague_caption(scene: Scene) -> str:
+    """A sentence for a scene that leaves colour and shape open: a reference image is to tell them."""
+    return f"a {ANYTHING} moving {scene.motion} on a {scene.background} background"
 
 
 def parse(text: str) -> Scene:
@@ -124,6 +131,20 @@ def next_scene(scene: Scene, rng: np.random.Generator) -> Scene:
     """
     num_changes = int(rng.integers(1, len(ATTRIBUTES) + 1))
     return _pick(_at_distance(scene, num_changes), rng)
+
+
+def recoloured(scene: Scene, rng: np.random.Generator) -> Scene:
+    """A training scene of the same shape and motion in which both colours are others."""
+    return _pick(_other_colours(scene), rng)
+
+
+@cache
+def _other_colours(scene: Scene) -> tuple[Scene, ...]:
+    return tuple(
+        other
+        for other in training_scenes()
+        if (other.shape, other.motion) == (scene.shape, scene.motion) and num_changed(scene, other) == 2
+    )
 
 
 @cache

@@ -25,6 +25,7 @@ from training.rollout import Rollout, Step
 from training.settings import Settings
 
 FILE_NAME = "self-context.pt"
+OWN_NAME = "own.npy"
 _SHARE_OF_RATES = 0.3
 _SHARE_OF_OWN_STEPS = 0.6
 _STEPS_BETWEEN_ROLLOUTS = 6
@@ -66,7 +67,9 @@ def train_on_own(
     table = SigmaTable(config.timestep_shift)
     steps = [(step, table.at(step)) for step in config.text_steps]
     window = FrameWindow(config.window, config.sink, config.latent_frames_per_chunk)
-    own = OwnClips(read_clips(folder / CLIPS_FOLDER), networks, window, steps)
+    if training.step == 0:
+        (folder / OWN_NAME).unlink(missing_ok=True)
+    own = OwnClips(read_clips(folder / CLIPS_FOLDER), folder / OWN_NAME, networks, window, steps)
     batches = Batches(own.clips, config, told, history=own.latents)
 
     def loss() -> Tensor:
@@ -84,14 +87,16 @@ class OwnClips:
 
     Attributes:
         clips: the true ones.
-        latents: float16, of their shape; at first the true ones.
+        latents: float16, of their shape; at first the true ones. A file, so that a stage that was stopped has them.
     """
 
     def __init__(
-        self, clips: EncodedClips, networks: GeneratorNetworks, window: FrameWindow, steps: list[Step]
+        self, clips: EncodedClips, path: Path, networks: GeneratorNetworks, window: FrameWindow, steps: list[Step]
     ) -> None:
         self.clips = clips
-        self.latents = np.array(clips.latents)
+        if not path.exists():
+            np.save(path, clips.latents)
+        self.latents = np.load(path, mmap_mode="r+")
         self._networks = networks
         self._window = window
         self._steps = steps

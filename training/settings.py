@@ -61,13 +61,18 @@ class GeneratorSettings(OptimizerSettings):
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """How many clips of which kind: in those 'anywhere' the object does not start in the middle."""
+    """How many clips of which kind; in those 'anywhere' the object does not start in the middle.
+
+    Attributes:
+        recoloured_pairs: pairs of clips of one course in other colours; anywhere, too.
+    """
 
     num_chunks: int
     plain: int
     plain_anywhere: int
     switched: int
     switched_anywhere: int
+    recoloured_pairs: int
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ object starts. A model that denoises in few steps shows the mean of what its fir
 be one video to a caption.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeAlias
@@ -23,6 +24,8 @@ SIDE = 64
 """Height and width of a frame, in pixels."""
 SIZE = 24.0
 """Height and width of an object."""
+THICKNESS = 4.0
+"""Of the line, in pixels, where only an object's outline is drawn."""
 SPEED = 1.0
 """Pixels that an object moves from frame to frame."""
 MIDDLE = (SIDE / 2, SIDE / 2)
@@ -99,6 +102,16 @@ def coverage(shape: str, middles: Floats, size: float = SIZE) -> Floats:
             raise ValueError(f"no shape {shape!r}")
 
 
+def outline(shape: str, middles: Floats) -> Floats:
+    """As `coverage`, of the line along the inside of an object's edge."""
+    if shape == "triangle":  # its sides move inwards as far as its base does
+        root = math.sqrt(5)
+        shift, size = (root - 1) / 2 * THICKNESS, SIZE - (root + 1) * THICKNESS
+    else:
+        shift, size = 0.0, SIZE - 2 * THICKNESS
+    return coverage(shape, middles) - coverage(shape, middles + np.array((shift, 0), np.float32), size)
+
+
 def _inside(distances: Floats) -> Floats:
     """Coverage of pixels by their middles' distance from an edge, negative within: half of it on the edge itself."""
     return np.clip(0.5 - distances, 0, 1)
@@ -107,24 +120,26 @@ def _inside(distances: Floats) -> Floats:
 # -- Pictures -------------------------------------------------------------------------------------------------------
 
 
-def masks(scenes: Sequence[Shot], start: tuple[float, float] = MIDDLE) -> Floats:
-    """How much of each pixel of each frame the object covers, [F, SIDE, SIDE]."""
+def masks(scenes: Sequence[Shot], start: tuple[float, float] = MIDDLE, *, outlined: bool = False) -> Floats:
+    """How much of each pixel of each frame the object covers, or its outline alone, [F, SIDE, SIDE]."""
     middles = np.split(centres(scenes, start), np.cumsum([num_frames for _, num_frames in scenes])[:-1])
-    return np.concatenate([coverage(scene.shape, some) for (scene, _), some in zip(scenes, middles, strict=True)])
+    drawn = outline if outlined else coverage
+    return np.concatenate([drawn(scene.shape, some) for (scene, _), some in zip(scenes, middles, strict=True)])
 
 
-def render(scenes: Sequence[Shot], start: tuple[float, float] = MIDDLE) -> Frames:
+def render(scenes: Sequence[Shot], start: tuple[float, float] = MIDDLE, *, outlined: bool = False) -> Frames:
     """Draw scenes one after the other.
 
     Args:
         scenes: each with its number of pixel frames, one at least.
         start: row and column of the object's middle in the first frame.
+        outlined: through the object, its outline excepted, one sees the background.
 
     Returns:
         [F, SIDE, SIDE, 3], with smooth edges; the same for the same arguments.
     """
     num_frames = [count for _, count in scenes]
-    levels = (masks(scenes, start) * 255 + 0.5).astype(np.uint8)
+    levels = (masks(scenes, start, outlined=outlined) * 255 + 0.5).astype(np.uint8)
     parts = np.split(levels, np.cumsum(num_frames)[:-1])
     return np.concatenate([_blends(scene)[part] for (scene, _), part in zip(scenes, parts, strict=True)])
 

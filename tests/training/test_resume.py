@@ -49,7 +49,7 @@ def small() -> Settings:
         text_encoder_values=encoder,
         autoencoder=replace(settings.autoencoder, batch=1, latent_frames=3),
         generator=replace(settings.generator, batch=2),
-        clips=replace(settings.clips, plain=2, plain_anywhere=2, switched=6, switched_anywhere=6),
+        clips=replace(settings.clips, plain=2, plain_anywhere=2, switched=6, switched_anywhere=6, recoloured_pairs=1),
     )
 
 
