@@ -16,11 +16,15 @@ from training.checkpoint_folder import trained_networks, write_checkpoint
 from training.checkpoints import Budget, Training
 from training.encoded import encode_clips
 from training.generator import CLIPS_FOLDER, train_generator
+from training.lora import FILE_NAME as LORA
+from training.lora import train_lora
 from training.measures import Plan, measure
 from training.samples import Sampler, write_sheet
 from training.score import score
 from training.settings import Settings, read_settings
 from training.threads import FastestThreads
+from training.vace import FILE_NAME as VACE
+from training.vace import train_vace
 
 _QUICK = Plan(num_prompts=16, num_chunks=6, num_switches=8, num_long=0)
 _WHOLE = Plan()
@@ -46,7 +50,7 @@ class _Place:
 @click.option("--threads", type=click.IntRange(1), help="Of PyTorch.  [default: tried out now and then]")
 @click.pass_context
 def main(context: click.Context, folder: Path, threads: int | None) -> None:
-    """Train the small model: autoencoder, clips, generator, self-context, then write.
+    """Train the small model: autoencoder, clips, generator, self-context, vace, lora, then write.
 
     A stage that was stopped goes on where it was when the command is given again; one whose budget is used up does
     nothing, unless it is given more.
@@ -108,6 +112,26 @@ def self_context_command(place: _Place, minutes: float | None, steps: int | None
 
 
 @main.command()
+@_budget
+@click.pass_obj
+def vace(place: _Place, minutes: float | None, steps: int | None) -> None:
+    """Train the VACE branch beside the finished transformer."""
+    settings = scaled(read_settings(), place.folder)
+    base = _last_state(place.folder)
+    train_vace(place.folder, settings, _budget_of(minutes, steps), base_state=base, after_step=place.after_step)
+
+
+@main.command()
+@_budget
+@click.pass_obj
+def lora(place: _Place, minutes: float | None, steps: int | None) -> None:
+    """Train the LoRA on the finished transformer."""
+    settings = scaled(read_settings(), place.folder)
+    base = _last_state(place.folder)
+    train_lora(place.folder, settings, _budget_of(minutes, steps), base_state=base, after_step=place.after_step)
+
+
+@main.command()
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("checkpoints/longlive-small"))
 @click.option("--state", type=click.Choice(_STATES), help="Of which stage.  [default: the last that there is]")
 @click.pass_obj
@@ -131,7 +155,7 @@ def measured(place: _Place, state: str | None) -> None:
 @click.pass_obj
 def status(place: _Place) -> None:
     """Say how far each stage is."""
-    for name in (AUTOENCODER, *reversed(_STATES)):
+    for name in (AUTOENCODER, *reversed(_STATES), VACE, LORA):
         log = (place.folder / name).with_suffix(".jsonl")
         click.echo(f"{name}: {log.read_text().splitlines()[-1] if log.exists() else 'not begun'}")
 

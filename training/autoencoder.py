@@ -123,7 +123,7 @@ def scaled(settings: Settings, folder: Path) -> Settings:
     """
     scales = json.loads((folder / SCALES_NAME).read_text())
     values = {**settings.checkpoint_values, "vae": {**settings.checkpoint_values["vae"], **scales}}
-    return Settings(values, settings.text_encoder_values, settings.autoencoder, settings.generator, settings.clips)
+    return replace(settings, checkpoint_values=values)
 
 
 def random_videos(settings: AutoencoderSettings, random: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -9,18 +9,17 @@ from torch import Tensor
 
 from export.config import CheckpointConfig
 from filmstrip.runtime.frame_window import FrameWindow
-from filmstrip.runtime.schedule import NUM_TIMESTEPS, SigmaTable
+from filmstrip.runtime.schedule import NUM_TIMESTEPS
 from training.encoded import Array, EncodedClips, Kind
 from training.layouts import Layout, after_switch, from_afar, from_start
+from training.noise_levels import NoiseLevels
 from training.settings import GeneratorSettings
 
 _SHARES = {"start": 0.4, "video": 0.1, "afar": 0.16, "switch": 0.2, "switch afar": 0.14}
 _SHARE_VAGUE = 0.05
 _SHARE_RECOLOURED, _SHARE_KEPT = 0.4, 0.25
 _RECOLOURED_FROM, _KEPT_TO = 0.55, 0.4  # sigmas
-_SHARE_OF_OWN_STEPS = 0.7
 _MOST_FRAMES_AWAY = 900
-_CLEAN_HISTORY = 0.5
 
 
 @dataclass(frozen=True)
@@ -69,9 +68,7 @@ class Batches:
         self._history = history
         self._settings = settings
         self._window = FrameWindow(config.window, config.sink, config.latent_frames_per_chunk)
-        table = SigmaTable(config.timestep_shift)
-        self._shift = config.timestep_shift
-        self._own_steps = torch.tensor([(step, table.at(step)) for step in config.text_steps])
+        self._levels = NoiseLevels(config, settings.context_noise)
         self._num_chunks = clips.latents.shape[2] // config.latent_frames_per_chunk
 
     def draw(self, random: torch.Generator) -> Batch:
@@ -80,7 +77,7 @@ class Batches:
         kind = str(rng.choice(list(_SHARES), p=list(_SHARES.values())))
         layout, chosen = self._drawers()[kind](rng)
         clean, objects, captions, has_no_start = self._read(layout, chosen)
-        timesteps, sigmas = self._noise_levels(layout, len(chosen), random, only_low=kind == "video")
+        timesteps, sigmas = self._levels.draw(layout, len(chosen), random, only_low=kind == "video")
         captions = self._left_open(captions, chosen, rng)
         source, counts = clean, timesteps > 0
         if kind == "video":
@@ -207,28 +204,3 @@ class Batches:
         frames = list(layout.frames[: layout.num_clean])
         history = torch.from_numpy(np.stack([self._history[clip][:, frames] for clip in chosen])).float()
         return torch.cat([history, source[:, :, layout.num_clean :]], dim=2)
-
-    def _noise_levels(
-        self, layout: Layout, batch: int, random: torch.Generator, *, only_low: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Timesteps [B, P], and sigmas [B, 1, P, 1, 1]: history has some noise that no timestep tells of."""
-        timesteps = torch.zeros(batch, len(layout.frames))
-        sigmas = torch.zeros(batch, len(layout.frames))
-        level = torch.rand(batch, 1, generator=random)
-        has_noise = torch.rand(batch, 1, generator=random) > _CLEAN_HISTORY
-        sigmas[:, : layout.num_clean] = self._settings.context_noise * level * has_noise
-        for one in layout.noisy:
-            step, sigma = self._chunk_levels(batch, random, only_low=only_low)
-            timesteps[:, one.first : one.end] = step.unsqueeze(1)
-            sigmas[:, one.first : one.end] = sigma.unsqueeze(1)
-        return timesteps, sigmas[:, None, :, None, None]
-
-    def _chunk_levels(self, batch: int, random: torch.Generator, *, only_low: bool) -> tuple[Tensor, Tensor]:
-        even = torch.rand(batch, generator=random).clamp(min=1 / NUM_TIMESTEPS)
-        if only_low:
-            return even * 0.8 * NUM_TIMESTEPS, even * 0.8
-        shifted = self._shift * even / (1 + (self._shift - 1) * even)
-        free = torch.where(torch.rand(batch, generator=random) < 0.5, shifted, even)
-        own = self._own_steps[torch.randint(len(self._own_steps), (batch,), generator=random)]
-        is_own = torch.rand(batch, generator=random) < _SHARE_OF_OWN_STEPS
-        return torch.where(is_own, own[:, 0], free * NUM_TIMESTEPS), torch.where(is_own, own[:, 1], free)

@@ -13,7 +13,11 @@ from training.autoencoder import scaled, trained_autoencoder
 from training.checkpoints import load_averages
 from training.generator import new_generator
 from training.grammar import write_tokenizer
+from training.lora import FILE_NAME as LORA
+from training.lora import LORA_NAME, trained_lora
 from training.settings import Settings
+from training.vace import FILE_NAME as VACE
+from training.vace import trained_vace
 
 
 def trained_networks(folder: Path, settings: Settings, state: str) -> Networks:
@@ -27,20 +31,27 @@ def trained_networks(folder: Path, settings: Settings, state: str) -> Networks:
     Raises:
         FileNotFoundError: something is not trained yet.
     """
-    told = scaled(settings, folder)
+    told = _told(settings, folder)
     encoder, decoder = trained_autoencoder(folder, settings)
     made = new_generator(told, seed=0)
     load_averages(folder / state, made.by_name())
+    vace = trained_vace(folder, told.checkpoint) if told.checkpoint.vace_layers else None
     return Networks(
         told.checkpoint,
         made.transformer.eval(),
         made.text_kv.eval(),
-        None,
-        None,
+        None if vace is None else vace.branch,
+        None if vace is None else vace.text_kv,
         encoder,
         decoder,
         made.text_encoder.eval(),
     )
+
+
+def _told(settings: Settings, folder: Path) -> Settings:
+    """The settings with what the stages so far have measured and made."""
+    told = scaled(settings, folder)
+    return told.with_vace if (folder / VACE).exists() else told
 
 
 def write_checkpoint(out: Path, folder: Path, settings: Settings, state: str) -> int:
@@ -62,12 +73,16 @@ def write_checkpoint(out: Path, folder: Path, settings: Settings, state: str) ->
     assert text_encoder is not None
     for part in ("vae", "text_encoder"):
         (out / part).mkdir(parents=True, exist_ok=True)
-    _write_json(out / "config.json", scaled(settings, folder).checkpoint_values)
+    _write_json(out / "config.json", _told(settings, folder).checkpoint_values)
     _write_json(out / "text_encoder" / "config.json", settings.text_encoder_values)
     write_tokenizer(out / "text_encoder")
-    _save(out / "model.safetensors", networks.transformer, networks.text_kv)
+    branch = [part for part in (networks.vace, networks.vace_text_kv) if part is not None]
+    _save(out / "model.safetensors", *branch, networks.transformer, networks.text_kv)
     _save(out / "vae" / "vae.safetensors", networks.vae_encoder, networks.vae_decoder)
     _save(out / "text_encoder" / "text_encoder.safetensors", text_encoder)
+    if (folder / LORA).exists():
+        (out / "loras").mkdir(exist_ok=True)
+        save_file(trained_lora(folder, settings), out / "loras" / f"{LORA_NAME}.safetensors")
     load_networks(out)
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 

@@ -110,7 +110,15 @@ def _anywhere(rng: np.random.Generator) -> tuple[float, float]:
     return float(rng.integers(SIDE)), float(rng.integers(SIDE))
 
 
-def encode_clips(folder: Path, encoder: TaeEncoder, settings: ClipSettings, text_len: int, *, seed: int = 0) -> None:
+def encode_clips(
+    folder: Path,
+    encoder: TaeEncoder,
+    settings: ClipSettings,
+    text_len: int,
+    *,
+    seed: int = 0,
+    outlined: bool = False,
+) -> None:
     """Draw and encode all clips into a folder, which is whole once `facts.json` is there; done before, nothing is."""
     if (folder / "facts.json").exists():
         return
@@ -126,10 +134,10 @@ def encode_clips(folder: Path, encoder: TaeEncoder, settings: ClipSettings, text
     with torch.inference_mode():
         for first in range(0, len(clips), _AT_ONCE):
             some = clips[first : first + _AT_ONCE]
-            frames = np.stack([render(shots(clip.scenes), clip.start) for clip in some])
-            covered = np.stack([masks(shots(clip.scenes), clip.start) for clip in some])
+            frames = np.stack([render(shots(clip.scenes), clip.start, outlined=outlined) for clip in some])
+            covered = np.stack([masks(shots(clip.scenes), clip.start, outlined=outlined) for clip in some])
             latents[first : first + len(some)] = encoder(to_pixels(frames))[0].numpy()
-            objects[first : first + len(some)] = _by_latent(torch.from_numpy(covered)).numpy()
+            objects[first : first + len(some)] = by_latent(torch.from_numpy(covered)).numpy()
     pairs = [(clip.scenes[0], clip.scenes[-1]) for clip in clips]
     tokens = tokens_of(
         {text for pair in pairs for scene in pair for text in (caption(scene), vague_caption(scene))}, text_len
@@ -165,7 +173,7 @@ def _new_array(path: Path, shape: tuple[int, ...]) -> Array:
     return made
 
 
-def _by_latent(covered: Tensor) -> Tensor:
+def by_latent(covered: Tensor) -> Tensor:
     """Coverage of pixels [B, F, H, W] to that of latent pixels [B, 1, T, H / 8, W / 8]; the first is of one frame."""
     whole = torch.cat([covered[:, :1].expand(-1, 3, -1, -1), covered], dim=1)
     return functional.avg_pool3d(whole.unsqueeze(1), (4, 8, 8))

@@ -82,12 +82,11 @@ def _set_initial(layer: nn.Module) -> None:
             layer.modulation.data[:, [2, 5]] = 1  # the gates
 
 
-def velocity_loss(networks: GeneratorNetworks, batch: Batch) -> Tensor:
-    """Weighted mean square error of the velocity at the noisy places."""
+def velocity_loss(networks: GeneratorNetworks, batch: Batch, hints: Tensor | None = None) -> Tensor:
+    """Weighted mean square error of the velocity at the noisy places; `hints` are those of `velocities`."""
     with torch.autocast("cpu", torch.bfloat16):
-        made = velocities(
-            networks.transformer, batch.layout, batch.latents, batch.timesteps, networks.texts(batch.captions)
-        )
+        texts = networks.texts(batch.captions)
+        made = velocities(networks.transformer, batch.layout, batch.latents, batch.timesteps, texts, hints=hints)
     first = batch.layout.num_clean
     wanted = (batch.latents - batch.clean)[:, :, first:] / batch.sigmas[:, :, first:]
     share_of_noisy = (len(batch.layout.frames) - first) / len(batch.layout.frames)

@@ -21,7 +21,13 @@ Text = tuple[Tensor, Tensor]
 
 
 def velocities(
-    transformer: CausalTransformer, layout: Layout, latents: Tensor, timesteps: Tensor, texts: Sequence[Text]
+    transformer: CausalTransformer,
+    layout: Layout,
+    latents: Tensor,
+    timesteps: Tensor,
+    texts: Sequence[Text],
+    *,
+    hints: Tensor | None = None,
 ) -> Tensor:
     """What the transformer predicts of all frames of a layout.
 
@@ -31,6 +37,7 @@ def velocities(
         latents: at each place of the layout, with their noise, [B, C, places, H, W].
         timesteps: float32 [B, places].
         texts: of the captions that the layout names.
+        hints: what VACE adds to the outputs of its layers, [vace_layers, B, L, C]; zeros at clean places.
 
     Returns:
         Of the latents' shape; only that of the noisy places is worth anything.
@@ -44,6 +51,8 @@ def velocities(
     run = _Run(layout, rows * cols, rope)
     for layer, block in enumerate(blocks):
         x = _block(block, x, modulation, [(k[layer], v[layer]) for k, v in texts], run)
+        if hints is not None and layer in transformer.hint_of_layer:
+            x = x + hints[transformer.hint_of_layer[layer]]
     return transformer.predict(x, embedding, latents)
 
 

@@ -1,9 +1,9 @@
 """What is trained and how: read from one file of JSON."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from export.config import (
     CheckpointConfig,
@@ -60,6 +60,34 @@ class GeneratorSettings(OptimizerSettings):
 
 
 @dataclass(frozen=True)
+class VaceSettings(OptimizerSettings):
+    """Of the VACE branch's training.
+
+    Attributes:
+        object_weight: as the generator's.
+        clips_a_condition: that are drawn, of each.
+    """
+
+    object_weight: float
+    clips_a_condition: int
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Of a LoRA's training.
+
+    Attributes:
+        rank: of its matrices.
+        batch: sequences of a step.
+        lr: of Adam.
+    """
+
+    rank: int
+    batch: int
+    lr: float
+
+
+@dataclass(frozen=True)
 class ClipSettings:
     """How many clips of which kind; in those 'anywhere' the object does not start in the middle.
 
@@ -77,18 +105,27 @@ class ClipSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """All of it; `checkpoint_values` and `text_encoder_values` are what a checkpoint's files of JSON will say."""
+    """All of it; the first two, with `vace_values`, are what a checkpoint's files of JSON will say."""
 
     checkpoint_values: dict[str, Any]
     text_encoder_values: dict[str, Any]
+    vace_values: dict[str, Any]
     autoencoder: AutoencoderSettings
     generator: GeneratorSettings
+    vace: VaceSettings
+    lora: LoraSettings
     clips: ClipSettings
+    lora_clips: ClipSettings
 
     @property
     def checkpoint(self) -> CheckpointConfig:
         """The transformer's configuration, and the autoencoder's in it."""
         return parse_config(self.checkpoint_values)
+
+    @property
+    def with_vace(self) -> Self:
+        """The same with the VACE branch in the transformer's configuration."""
+        return replace(self, checkpoint_values={**self.checkpoint_values, **self.vace_values})
 
     @property
     def text_encoder(self) -> TextEncoderConfig:
@@ -114,7 +151,11 @@ def read_settings(path: Path = DEFAULT_PATH) -> Settings:
     return Settings(
         values["checkpoint"],
         {**values["text_encoder"], "vocab_size": len(VOCABULARY)},
+        values["vace_checkpoint"],
         AutoencoderSettings(**values["autoencoder"]),
         GeneratorSettings(**values["generator"]),
+        VaceSettings(**values["vace"]),
+        LoraSettings(**values["lora"]),
         ClipSettings(**values["clips"]),
+        ClipSettings(**values["lora_clips"]),
     )

@@ -26,7 +26,9 @@ from training.grammar import (
     num_changed,
     parse,
     random_scene,
+    recoloured,
     training_scenes,
+    vague_caption,
     write_tokenizer,
 )
 
@@ -38,6 +40,23 @@ def test_every_caption_parses_back_and_stands_for_one_scene():
     assert [parse(text) for text in captions] == list(all_scenes())
     assert len(set(captions)) == 8 * 7 * 3 * 4
     assert caption(Scene("orange", "square", "up", "white")) == "a orange square moving up on a white background"
+
+
+def test_a_vague_caption_tells_neither_colour_nor_shape_and_is_no_scene():
+    texts = {vague_caption(scene) for scene in all_scenes()}
+    assert len(texts) == 8 * 4
+    assert "a thing moving up on a white background" in texts
+    with pytest.raises(BadCaption):
+        parse(texts.pop())
+
+
+@given(st.sampled_from(training_scenes()), st.integers(0, 99))
+def test_recoloured_is_a_training_scene_of_the_same_course_without_the_colours(scene: Scene, seed: int):
+    other = recoloured(scene, np.random.default_rng(seed))
+    assert not is_held_out(other)
+    assert (other.shape, other.motion) == (scene.shape, scene.motion)
+    assert other.colour != scene.colour
+    assert other.background != scene.background
 
 
 @pytest.mark.parametrize(

@@ -42,10 +42,12 @@ class Cached:
             device="cpu",
         )
 
-    def run(self, plan, latents: Tensor, timestep: float, text):
+    def run(self, plan, latents: Tensor, timestep: float, text, hints: Tensor | None = None):
         tables = rope_tables(self.config.head_dim, torch.tensor(plan.absolute_positions), HEIGHT // 2, WIDTH // 2)
         timesteps = torch.full((1, plan.num_frames), timestep)
-        return self.network(latents, timesteps, *text, Rope(*tables), self.kv.k, self.kv.v, self.kv.bias(plan))
+        return self.network(
+            latents, timesteps, *text, Rope(*tables), self.kv.k, self.kv.v, self.kv.bias(plan), None, hints
+        )
 
     def clean(self, num_frames: int, text) -> None:
         plan = self.kv.plan_chunk(num_frames)
@@ -58,9 +60,9 @@ class Cached:
         _, k, v = self.run(plan, self.latents[:, :, plan.first_frame : plan.end], 0.0, text)
         self.kv.write(plan, k, v)
 
-    def velocity(self, noisy: Tensor, timestep: float, text) -> Tensor:
+    def velocity(self, noisy: Tensor, timestep: float, text, hints: Tensor | None = None) -> Tensor:
         plan = self.kv.plan_chunk(noisy.shape[2])
-        return self.run(plan, noisy, timestep, text)[0]
+        return self.run(plan, noisy, timestep, text, hints)[0]
 
 
 def setting(**changed):
@@ -97,6 +99,24 @@ def test_chunks_from_the_start_equal_the_cached_samplers(lengths: list[int]):
             expected = cached.velocity(noisy, timestep, texts[0])
             torch.testing.assert_close(velocity, expected, atol=1e-5, rtol=0)
         cached.clean(length, texts[0])
+
+
+def test_hints_are_added_at_the_noisy_places_of_a_chunk():
+    config, network, texts, clip = setting(vace_layers=[0, 2])
+    layout = from_start(WINDOW, [4, 3])
+    hints = normal(2, 1, len(layout.frames) * TOKENS, config.dim, seed=9)
+    hints[:, :, : layout.num_clean * TOKENS] = 0
+    cached = Cached(config, network, clip)
+    for one, timestep in zip(layout.noisy, (900.0, 400.0), strict=True):
+        places, tokens = slice(one.first, one.end), slice(one.first * TOKENS, one.end * TOKENS)
+        latents = clip[:, :, list(layout.frames)]
+        timesteps = torch.zeros(1, len(layout.frames))
+        timesteps[:, places] = timestep
+        made = velocities(network, layout, latents, timesteps, texts, hints=hints)
+        expected = cached.velocity(latents[:, :, places], timestep, texts[0], hints[:, :, tokens])
+        torch.testing.assert_close(made[:, :, places], expected, atol=1e-5, rtol=0)
+        assert (expected - cached.velocity(latents[:, :, places], timestep, texts[0])).abs().max() > 0.01
+        cached.clean(one.num_frames, texts[0])
 
 
 @pytest.mark.parametrize("num_chunks", [1, 2, 4, 5])

@@ -1,7 +1,6 @@
 """Muon, a training that was stopped, and the checkpoint that comes of one."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,69 +10,31 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 import numpy as np
 from torch import nn
 
+from export.checkpoint import read_weights
 from export.checkpoint_folder import load_networks
+from export.lora_files import read_adapter
+from export.modules.layers import Linear
+from export.modules.lora import attach
 from filmstrip.runtime.tokenizer import Tokenizer
-from training.autoencoder import scaled, train_autoencoder, trained_autoencoder
+from tests.training.small import linked, small
+from training.autoencoder import scaled
 from training.checkpoint_folder import trained_networks, write_checkpoint
 from training.checkpoints import Budget
-from training.encoded import encode_clips
-from training.generator import CLIPS_FOLDER, FILE_NAME, train_generator
+from training.generator import FILE_NAME, train_generator
 from training.grammar import VOCABULARY, caption, random_scene
+from training.lora import train_lora
 from training.muon import Muon, orthogonalised
 from training.samples import Sampler
 from training.self_context import train_on_own
-from training.settings import Settings, read_settings
+from training.vace import train_vace
 
 NUM_STEPS = 4
 
 
-def small() -> Settings:
-    """The shipped settings with a network of few parameters and few clips."""
-    settings = read_settings()
-    values = {
-        **settings.checkpoint_values,
-        "dim": 48,
-        "ffn_dim": 64,
-        "num_heads": 2,
-        "num_layers": 2,
-        "freq_dim": 32,
-        "text_dim": 16,
-        "in_dim": 4,
-        "out_dim": 4,
-        "vae": {"type": "tae", "base_dim": 8, "z_dim": 4, "num_res_blocks": 1, "activation": "silu"},
-    }
-    encoder = {**settings.text_encoder_values, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-    return replace(
-        settings,
-        checkpoint_values=values,
-        text_encoder_values=encoder,
-        autoencoder=replace(settings.autoencoder, batch=1, latent_frames=3),
-        generator=replace(settings.generator, batch=2),
-        clips=replace(settings.clips, plain=2, plain_anywhere=2, switched=6, switched_anywhere=6, recoloured_pairs=1),
-    )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a training of few steps, autoencoder and clips."""
-    made = tmp_path_factory.mktemp("training")
-    train_autoencoder(made, small(), Budget(steps=2))
-    settings = scaled(small(), made)
-    encoder, _ = trained_autoencoder(made, settings)
-    encode_clips(made / CLIPS_FOLDER, encoder, settings.clips, settings.checkpoint.text_len)
-    return made
-
-
-def linked(folder: Path, clips: Path) -> Path:
-    folder.mkdir()
-    for name in (CLIPS_FOLDER, "autoencoder.pt", "latents.json"):
-        (folder / name).symlink_to(clips / name)
-    return folder
-
-
 def weights(folder: Path, name: str = FILE_NAME) -> dict[str, torch.Tensor]:
     state = torch.load(folder / name, weights_only=True)
-    parts = {"now": state["modules"]["transformer"], "average": state["averages"]["transformer"]}
+    network = next(iter(state["modules"]))
+    parts = {"now": state["modules"][network], "average": state["averages"][network]}
     return {f"{which} {key}": value for which, part in parts.items() for key, value in part.items()}
 
 
@@ -101,14 +62,25 @@ def test_muon_finds_the_least_squares():
     assert (weight - wanted).abs().mean() < 0.1 * wanted.abs().mean()
 
 
-@pytest.mark.parametrize("stage", [train_generator, train_on_own])
+def vace(*args, **more):
+    return train_vace(*args, base_state=FILE_NAME, **more)
+
+
+def lora(*args, **more):
+    return train_lora(*args, base_state=FILE_NAME, **more)
+
+
+STATES = {train_generator: FILE_NAME, train_on_own: "self-context.pt", vace: "vace.pt", lora: "lora.pt"}
+
+
+@pytest.mark.parametrize("stage", STATES)
 def test_a_stopped_training_goes_on_as_if_it_had_not_been(tmp_path: Path, folder: Path, stage):
     settings = scaled(small(), folder)
     whole, stopped = (linked(tmp_path / name, folder) for name in ("whole", "stopped"))
-    if stage is train_on_own:
+    if stage is not train_generator:
         for one in (whole, stopped):
             train_generator(one, settings, Budget(steps=1))
-    name = {train_generator: FILE_NAME, train_on_own: "self-context.pt"}[stage]
+    name = STATES[stage]
     stage(whole, settings, Budget(steps=NUM_STEPS))
     # Over its first steps the rate does not depend on the budget.
     stage(stopped, settings, Budget(steps=2))
@@ -140,3 +112,24 @@ def test_a_written_checkpoint_makes_the_videos_of_the_trained_weights(tmp_path: 
     assert frames.shape == (33, 64, 64, 3)
     assert np.abs(frames.astype(int) - trained(texts, 0)).max() <= 8  # the weights were stored in float16
     assert not np.array_equal(frames, read(texts, 1))
+
+
+def test_a_written_checkpoint_has_the_branch_and_the_lora_of_the_stages(tmp_path: Path, folder: Path):
+    settings = small()
+    training = linked(tmp_path / "training", folder)
+    for train in (train_generator, vace, lora):
+        train(training, scaled(settings, training), Budget(steps=2))
+    out = tmp_path / "checkpoint"
+    write_checkpoint(out, training, settings, FILE_NAME)
+    read, trained = load_networks(out), trained_networks(training, settings, FILE_NAME)
+    assert read.vace is not None
+    assert trained.vace is not None
+    expected = trained.vace.state_dict()
+    assert expected["vace_blocks.0.after_proj.weight"].abs().max() > 0
+    for name, value in read.vace.state_dict().items():
+        torch.testing.assert_close(value, expected[name], atol=2e-3, rtol=2e-3)
+    layers = [name for name, layer in read.transformer.named_modules() if isinstance(layer, Linear)]
+    adapter = read_adapter("outlines", read_weights(out / "loras" / "outlines.safetensors"), layers)
+    assert len(adapter.layers) == 3 * 8
+    assert any(part.up.abs().max() > 0 for part in adapter.layers.values())
+    attach([adapter], read.transformer)

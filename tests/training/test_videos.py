@@ -13,10 +13,12 @@ from training.videos import (
     PALETTE,
     SIDE,
     SIZE,
+    THICKNESS,
     centres,
     chunk_lengths,
     coverage,
     masks,
+    outline,
     render,
     shots,
     split_chunks,
@@ -42,6 +44,26 @@ def test_a_shape_lies_within_its_box_around_its_place(shape: str, place: tuple[f
         touched = np.nonzero(covered.max(axis=1 - axis) > 0.3)[0] + 0.5
         distances = np.abs((touched - place[axis] + SIDE / 2) % SIDE - SIDE / 2)
         assert SIZE / 2 - 1.5 <= distances.max() <= SIZE / 2 + 1
+
+
+@given(st.sampled_from(SHAPES), PLACES)
+def test_an_outline_is_a_line_of_one_thickness_within_the_shape(shape: str, place: tuple[float, float]):
+    middles = np.array([place], np.float32)
+    line, whole = outline(shape, middles)[0], coverage(shape, middles)[0]
+    assert (line <= whole + 1e-6).all()
+    lengths = {"circle": np.pi * (SIZE - THICKNESS), "square": 4 * (SIZE - THICKNESS)}
+    if shape in lengths:
+        assert line.sum() == pytest.approx(lengths[shape] * THICKNESS, rel=0.02)
+    else:  # what is left within is a triangle that has each of its sides as far inside
+        inside = SIZE - THICKNESS * (1 + np.sqrt(5))
+        assert whole.sum() - line.sum() == pytest.approx(inside**2 / 2, rel=0.04)
+
+
+def test_an_outlined_scene_shows_its_background_through_the_object():
+    scene = Scene("red", "square", "left", "blue")
+    frame, filled = (render([(scene, 1)], outlined=outlined)[0] for outlined in (True, False))
+    assert tuple(frame[32, 32]) == PALETTE["blue"]
+    assert tuple(filled[32, 32]) == tuple(frame[32, 21]) == PALETTE["red"]
 
 
 def test_each_shape_has_its_form():
