@@ -10,8 +10,8 @@ import torch
 
 from training import generator as generator_stage
 from training import self_context
+from training.autoencoder import DECODER_NAME, scaled, train_autoencoder, train_decoder, trained_autoencoder
 from training.autoencoder import FILE_NAME as AUTOENCODER
-from training.autoencoder import scaled, train_autoencoder, trained_autoencoder
 from training.checkpoint_folder import trained_networks, write_checkpoint
 from training.checkpoints import Budget, Training
 from training.encoded import encode_clips
@@ -132,6 +132,14 @@ def lora(place: _Place, minutes: float | None, steps: int | None) -> None:
 
 
 @main.command()
+@_budget
+@click.pass_obj
+def decoder(place: _Place, minutes: float | None, steps: int | None) -> None:
+    """Train the autoencoder's decoder on, at any time: the latents stay what they are."""
+    train_decoder(place.folder, read_settings(), _budget_of(minutes, steps), after_step=place.after_step)
+
+
+@main.command()
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("checkpoints/longlive-small"))
 @click.option("--state", type=click.Choice(_STATES), help="Of which stage.  [default: the last that there is]")
 @click.pass_obj
@@ -155,7 +163,7 @@ def measured(place: _Place, state: str | None) -> None:
 @click.pass_obj
 def status(place: _Place) -> None:
     """Say how far each stage is."""
-    for name in (AUTOENCODER, *reversed(_STATES), VACE, LORA):
+    for name in (AUTOENCODER, *reversed(_STATES), VACE, LORA, DECODER_NAME):
         log = (place.folder / name).with_suffix(".jsonl")
         click.echo(f"{name}: {log.read_text().splitlines()[-1] if log.exists() else 'not begun'}")
 

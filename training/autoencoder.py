@@ -23,6 +23,7 @@ from training.settings import AutoencoderSettings, Settings
 from training.videos import SIDE, Frames, Shot, masks, render
 
 FILE_NAME = "autoencoder.pt"
+DECODER_NAME = "decoder.pt"
 SCALES_NAME = "latents.json"
 _LOOKS = {"drawn": 0.6, "outlined": 0.16, "gray": 0.08, "scribble": 0.08, "masked": 0.08}
 _LOG_EVERY = 50
@@ -61,6 +62,49 @@ def train_autoencoder(
         ema=0.998,
         after_step=after_step,
     )
+    _train(training, encoder, decoder, settings)
+    _write_scales(folder, settings)
+    return training
+
+
+def train_decoder(
+    folder: Path,
+    settings: Settings,
+    budget: Budget,
+    *,
+    seed: int = 4,
+    after_step: Callable[[], None] | None = None,
+) -> Training:
+    """Train the decoder on, for the latents of the trained encoder, which stay what the generator has learnt.
+
+    Raises:
+        FileNotFoundError: the autoencoder is not trained yet.
+    """
+    encoder, decoder = TaeEncoder(settings.tae), TaeDecoder(settings.tae)
+    load_averages(folder / FILE_NAME, {"encoder": encoder, "decoder": decoder})
+    encoder.requires_grad_(False)
+    told = settings.autoencoder
+    training = Training(
+        folder / DECODER_NAME,
+        {"decoder": decoder},
+        optimizers(
+            [decoder],
+            muon_lr=told.muon_lr,
+            adam_lr=told.adam_lr,
+            weight_decay=told.weight_decay,
+            not_muon=_border_layers(decoder),
+        ),
+        seed=seed,
+        budget=budget,
+        ema=0.998,
+        after_step=after_step,
+    )
+    _train(training, encoder, decoder, settings)
+    return training
+
+
+def _train(training: Training, encoder: TaeEncoder, decoder: TaeDecoder, settings: Settings) -> None:
+    told = settings.autoencoder
     losses = []
     while not training.is_over:
         loss = _loss(encoder, decoder, told, training.random)
@@ -72,12 +116,10 @@ def train_autoencoder(
             training.log(loss=round(float(np.mean(losses)), 5), norm=round(norm, 3), videos_s=round(rate, 2))
             losses.clear()
         if training.step % (20 * _LOG_EVERY) == 0:
-            training.log(psnr=_averages_psnr(training, settings))
+            training.log(psnr=_averages_psnr(training, encoder, decoder, settings))
         training.save_now_and_then()
     training.save()
-    training.log(psnr=_averages_psnr(training, settings))
-    _write_scales(folder, settings)
-    return training
+    training.log(psnr=_averages_psnr(training, encoder, decoder, settings))
 
 
 def new_autoencoder(config: TaeConfig, seed: int) -> tuple[TaeEncoder, TaeDecoder]:
@@ -112,6 +154,8 @@ def trained_autoencoder(folder: Path, settings: Settings) -> tuple[TaeEncoder, T
     config = settings.tae if not (folder / SCALES_NAME).exists() else scaled(settings, folder).tae
     encoder, decoder = TaeEncoder(config).eval(), TaeDecoder(config).eval()
     load_averages(folder / FILE_NAME, {"encoder": encoder, "decoder": decoder})
+    if (folder / DECODER_NAME).exists():
+        load_averages(folder / DECODER_NAME, {"decoder": decoder})
     return encoder, decoder
 
 
@@ -229,14 +273,14 @@ def _border_layers(decoder: TaeDecoder) -> tuple[str, ...]:
     return "encoder.0.weight", f"decoder.{len(decoder.decoder) - 1}.weight"
 
 
-def _averages_psnr(training: Training, settings: Settings) -> tuple[float, float]:
-    encoder, decoder = TaeEncoder(settings.tae).eval(), TaeDecoder(settings.tae).eval()
-    for name, module in (("encoder", encoder), ("decoder", decoder)):
-        averages = training.averages(name)
-        with torch.no_grad():
-            for parameter_name, parameter in module.named_parameters():
-                parameter.copy_(averages[parameter_name])
-    return psnr(encoder, decoder, settings.autoencoder)
+def _averages_psnr(
+    training: Training, encoder: TaeEncoder, decoder: TaeDecoder, settings: Settings
+) -> tuple[float, float]:
+    """Of the averages of what is in training, and of the rest as it is."""
+    averaged = TaeEncoder(settings.tae).eval(), TaeDecoder(settings.tae).eval()
+    for name, module, made in zip(("encoder", "decoder"), (encoder, decoder), averaged, strict=True):
+        made.load_state_dict(training.averages(name) if name in training.modules else module.state_dict())
+    return psnr(*averaged, settings.autoencoder)
 
 
 def _write_scales(folder: Path, settings: Settings) -> None:

@@ -17,7 +17,7 @@ from export.modules.layers import Linear
 from export.modules.lora import attach
 from filmstrip.runtime.tokenizer import Tokenizer
 from tests.training.small import linked, small
-from training.autoencoder import scaled
+from training.autoencoder import scaled, train_decoder, trained_autoencoder
 from training.checkpoint_folder import trained_networks, write_checkpoint
 from training.checkpoints import Budget
 from training.generator import FILE_NAME, train_generator
@@ -90,6 +90,18 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(tmp_path: Path, folder
     assert any(not torch.equal(begun[key], got[key]) for key in got)
     for key, value in expected.items():
         torch.testing.assert_close(got[key], value, atol=1e-7, rtol=0)
+
+
+def test_a_decoder_is_trained_on_and_the_latents_stay(tmp_path: Path, folder: Path):
+    training = linked(tmp_path / "training", folder)
+    encoder, decoder = trained_autoencoder(training, small())
+    train_decoder(training, small(), Budget(steps=2))
+    same, other = trained_autoencoder(training, small())
+    pixels = torch.zeros(1, 3, 9, 64, 64)
+    with torch.inference_mode():
+        latents = encoder(pixels)[0]
+        assert torch.equal(same(pixels)[0], latents)
+        assert not torch.equal(other(latents)[0], decoder(latents)[0])
 
 
 def test_a_written_checkpoint_makes_the_videos_of_the_trained_weights(tmp_path: Path, folder: Path):
