@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import cast
 
@@ -134,8 +135,7 @@ def new_autoencoder(config: TaeConfig, seed: int) -> tuple[TaeEncoder, TaeDecode
         if isinstance(module, MemoryBlock):
             last = cast("nn.Conv2d", module.conv[-1])
             nn.init.normal_(last.weight, std=0.3 / math.sqrt(last.weight[0].numel()))
-        if isinstance(module, nn.Conv2d):
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+    to_channels_last(encoder, decoder)
     with torch.no_grad():
         # Latents of about 1, far above the noise that they get, and pictures that are grey.
         cast("nn.Conv2d", encoder.encoder[-1]).weight.mul_(_FIRST_LATENTS)
@@ -143,6 +143,13 @@ def new_autoencoder(config: TaeConfig, seed: int) -> tuple[TaeEncoder, TaeDecode
         last.weight.mul_(_FIRST_CONTRAST)
         nn.init.constant_(cast("Tensor", last.bias), 0.5)
     return encoder, decoder
+
+
+def to_channels_last(*networks: nn.Module) -> None:
+    """Lay the weights of convolutions out as they are fastest on a CPU."""
+    for module in chain.from_iterable(network.modules() for network in networks):
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
 
 def trained_autoencoder(folder: Path, settings: Settings) -> tuple[TaeEncoder, TaeDecoder]:

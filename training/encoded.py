@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 from export.modules.tae import TaeEncoder
 from filmstrip.runtime.tokenizer import Tokenizer
-from training.autoencoder import to_pixels
+from training.autoencoder import to_channels_last, to_pixels
 from training.grammar import (
     Scene,
     caption,
@@ -28,11 +29,12 @@ from training.grammar import (
     write_tokenizer,
 )
 from training.settings import ClipSettings
-from training.videos import MIDDLE, SIDE, masks, render, shots
+from training.videos import MIDDLE, SIDE, masks, paint, shots
 
 Array: TypeAlias = npt.NDArray[Any]
 
-_AT_ONCE = 8
+
+_WORKERS = 2
 
 
 class Kind(IntEnum):
@@ -131,13 +133,19 @@ def encode_clips(
         _new_array(folder / f"{name}.npy", (len(clips), width, num_frames, side, side))
         for name, width in (("latents", channels), ("objects", 1))
     )
-    with torch.inference_mode():
-        for first in range(0, len(clips), _AT_ONCE):
-            some = clips[first : first + _AT_ONCE]
-            frames = np.stack([render(shots(clip.scenes), clip.start, outlined=outlined) for clip in some])
-            covered = np.stack([masks(shots(clip.scenes), clip.start, outlined=outlined) for clip in some])
-            latents[first : first + len(some)] = encoder(to_pixels(frames))[0].numpy()
-            objects[first : first + len(some)] = by_latent(torch.from_numpy(covered)).numpy()
+    to_channels_last(encoder)
+
+    def encode(index: int) -> None:
+        # One clip at a time: what a layer makes of more does not fit in the processor's caches.
+        clip = clips[index]
+        covered = masks(shots(clip.scenes), clip.start, outlined=outlined)
+        frames = paint(shots(clip.scenes), covered)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            latents[index] = encoder(to_pixels(frames[None]))[0][0].float().numpy()
+            objects[index] = by_latent(torch.from_numpy(covered[None]))[0].numpy()
+
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        list(pool.map(encode, range(len(clips))))
     pairs = [(clip.scenes[0], clip.scenes[-1]) for clip in clips]
     tokens = tokens_of(
         {text for pair in pairs for scene in pair for text in (caption(scene), vague_caption(scene))}, text_len

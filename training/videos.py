@@ -138,8 +138,13 @@ def render(scenes: Sequence[Shot], start: tuple[float, float] = MIDDLE, *, outli
     Returns:
         [F, SIDE, SIDE, 3], with smooth edges; the same for the same arguments.
     """
+    return paint(scenes, masks(scenes, start, outlined=outlined))
+
+
+def paint(scenes: Sequence[Shot], covered: Floats) -> Frames:
+    """What `render` gives, where it is known what the objects cover: [F, SIDE, SIDE]."""
     num_frames = [count for _, count in scenes]
-    levels = (masks(scenes, start, outlined=outlined) * 255 + 0.5).astype(np.uint8)
+    levels = (covered * 255 + 0.5).astype(np.uint8)
     parts = np.split(levels, np.cumsum(num_frames)[:-1])
     return np.concatenate([_blends(scene)[part] for (scene, _), part in zip(scenes, parts, strict=True)])
 
