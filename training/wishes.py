@@ -30,7 +30,7 @@ from training.videos import (
     split_chunks,
 )
 
-NOISE_SCALES = (0.0, 0.15, 0.3, 0.5, 0.7, 0.85, 1.0)
+NOISE_SCALES = (0.0, 0.3, 0.5, 0.7, 0.85, 1.0)
 KEEPS, RECOLOURS = 0.3, 0.7
 """The noise scale that keeps a source, and the one that takes the prompt's colours and keeps the motion."""
 LORA_SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
