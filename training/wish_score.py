@@ -1,4 +1,4 @@
-"""`python -m training score-conditions`: what a served pipeline makes of videos, masks, images and LoRA scales."""
+"""`python -m training score-conditions`: what a pipeline makes of videos, masks, images and LoRA scales."""
 
 import io
 import json
@@ -7,44 +7,51 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from export.errors import ExportError
 from filmstrip.client import BlobBuilder, Client, ClientError, Complete, ErrorEvent
 from filmstrip.errors import FilmstripError
 from training.score import UnfitVideo
 from training.videos import CHUNK_FRAMES, SIDE, Frames
+from training.wish_sampler import LORA, WishSampler, as_vace_frames
 from training.wishes import MEASUREMENTS, Measured, Wish
 
-LORA = "outlines"
 _TIMEOUT_S = 600.0
 
 
 @click.command("score-conditions", context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="Of a running server.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A checkpoint's folder, whose networks are run here instead of a server's.",
+)
 @click.option("--pipeline", default="longlive-small", show_default=True, help="The pipeline to measure.")
 @click.option("--scenes", type=click.IntRange(1), default=8, show_default=True, help="Of each kind of request.")
 @click.option("--only", type=click.Choice(list(MEASUREMENTS)), multiple=True, help="These kinds.  [default: all]")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="A JSON file for the result.")
-def score_conditions(url: str, pipeline: str, scenes: int, only: tuple[str, ...], out: Path | None) -> None:
-    """Measure what a pipeline of a running server makes of all that may lead it beside a prompt.
+def score_conditions(
+    *, url: str, checkpoint: Path | None, pipeline: str, scenes: int, only: tuple[str, ...], out: Path | None
+) -> None:
+    """Measure what a pipeline makes of all that may lead it beside a prompt.
 
     Source videos, masks, control frames, images and a LoRA whose scale grows; each number is a mean over held-out
     scenes and stands beside the least that it should be.
     """
     try:
         with Client(url, timeout_s=_TIMEOUT_S) as client:
-            fulfil = Granted(client, pipeline)
+            fulfil = Granted(client, pipeline) if checkpoint is None else WishSampler(checkpoint)
             found = {name: MEASUREMENTS[name](fulfil, scenes) for name in only or MEASUREMENTS}
-    except (FilmstripError, ClientError, UnfitVideo) as error:
+    except (FilmstripError, ClientError, UnfitVideo, ExportError) as error:
         raise click.ClickException(str(error)) from error
     Console().print(_table(found))
     if out is not None:
         facts = {name: _facts(measured) for name, measured in found.items()}
-        out.write_text(json.dumps({"pipeline": pipeline, "scenes": scenes, "kinds": facts}, indent=2) + "\n")
+        what = {"pipeline": pipeline} if checkpoint is None else {"checkpoint": str(checkpoint)}
+        out.write_text(json.dumps({**what, "scenes": scenes, "kinds": facts}, indent=2) + "\n")
 
 
 # -- Through HTTP ---------------------------------------------------------------------------------------------------
@@ -84,7 +91,7 @@ class Granted:
     def _request(self, wish: Wish) -> dict[str, Any]:
         request = {
             "pipeline_id": self.pipeline,
-            "prompt": wish.captions[0],
+            "prompt": wish.prompt,
             "num_frames": wish.num_frames,
             "height": SIDE,
             "width": SIDE,
@@ -106,13 +113,11 @@ class Granted:
     def _blob(self, wish: Wish) -> BlobBuilder:
         blob = BlobBuilder()
         images = {} if wish.reference is None else {"vace_ref_images": [self._asset(wish.reference)]}
-        for chunk, text in enumerate(wish.captions):
+        for chunk in range(wish.num_chunks):
             part = slice(CHUNK_FRAMES * chunk, CHUNK_FRAMES * (chunk + 1))
             fields: dict[str, Any] = dict(images)
-            if chunk and text != wish.captions[chunk - 1]:
-                fields["text"] = text
             if wish.frames is not None:
-                fields["vace_frames"] = as_floats(wish.frames[part])
+                fields["vace_frames"] = as_vace_frames(wish.frames[part])
             if wish.masks is not None:
                 fields["vace_masks"] = wish.masks[part]
             if wish.lora_scales:
@@ -127,11 +132,6 @@ class Granted:
 
     def _asset(self, image: Frames) -> str:
         return self.client.upload_asset(as_png(image))
-
-
-def as_floats(frames: Frames) -> npt.NDArray[np.float32]:
-    """Frames [F, H, W, 3] as the API takes VACE frames: [3, F, H, W] in -1..1."""
-    return np.ascontiguousarray(frames.transpose(3, 0, 1, 2).astype(np.float32) / np.float32(127.5) - np.float32(1))
 
 
 def as_png(image: Frames) -> bytes:

@@ -5,7 +5,7 @@ counts is the mean. `training.condition_measures` has the numbers of single vide
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from types import MappingProxyType
 from typing import TypeAlias
@@ -18,13 +18,13 @@ from training.looks import CONTROLS
 from training.measures import prompts
 from training.videos import (
     CHUNK_FRAMES,
-    FIRST_CHUNK_FRAMES,
     MIDDLE,
     PALETTE,
     SIDE,
     SIZE,
     Floats,
     Frames,
+    chunk_lengths,
     masks,
     render,
     split_chunks,
@@ -71,7 +71,8 @@ class Wish:
     """One generation and all that leads it.
 
     Attributes:
-        captions: one a chunk.
+        prompt: of all chunks.
+        num_chunks: 12 frames each; the first has 9 where neither a video nor VACE frames lead it.
         seed: of the generation.
         source: an input video [F, SIDE, SIDE, 3], 12 frames a chunk.
         noise_scale: how much noise hides the source.
@@ -84,7 +85,8 @@ class Wish:
         lora_scales: of `outlines`, one a chunk; none for none.
     """
 
-    captions: Sequence[str]
+    prompt: str
+    num_chunks: int
     seed: int
     source: Frames | None = None
     noise_scale: float = RECOLOURS
@@ -97,11 +99,15 @@ class Wish:
     lora_scales: Sequence[float] = ()
 
     @property
-    def num_frames(self) -> int:
-        """That come back: a first chunk from text and images has 9, all others have 12."""
+    def chunk_lengths(self) -> list[int]:
+        """Pixel frames of each chunk that come back."""
         by_frames = self.source is not None or self.frames is not None
-        first = CHUNK_FRAMES if by_frames else FIRST_CHUNK_FRAMES
-        return first + CHUNK_FRAMES * (len(self.captions) - 1)
+        return [CHUNK_FRAMES] * self.num_chunks if by_frames else chunk_lengths(self.num_chunks)
+
+    @property
+    def num_frames(self) -> int:
+        """Of all chunks."""
+        return sum(self.chunk_lengths)
 
 
 Fulfil: TypeAlias = Callable[[Wish], Frames]
@@ -203,8 +209,8 @@ def video_to_video(fulfil: Fulfil, num: int, *, num_chunks: int = 3, seed: int =
 
 
 def _by_noise(fulfil: Fulfil, led: _Led, source: Frames, scene: Scene) -> dict[float, Frames]:
-    captions = [caption(scene)] * led.num_chunks
-    return {scale: fulfil(Wish(captions, led.seed, source, noise_scale=scale)) for scale in NOISE_SCALES}
+    wish = Wish(caption(scene), led.num_chunks, led.seed, source)
+    return {scale: fulfil(replace(wish, noise_scale=scale)) for scale in NOISE_SCALES}
 
 
 def _curve(values: Sequence[float], found: Sequence[Sequence[float]]) -> dict[float, float]:
@@ -243,8 +249,8 @@ def _inpainted(fulfil: Fulfil, led: _Led, wanted: Scene, mask: Floats) -> tuple[
     """In the kept region the autoencoder's PSNR and what is lost beside it, in dB; and the frames that were made."""
     source = led.frames
     area = np.array(np.broadcast_to(mask, source.shape[:3]))
-    made = fulfil(Wish([caption(wanted)] * led.num_chunks, led.seed, frames=source, masks=area))
-    coded = fulfil(Wish([caption(led.scene)] * led.num_chunks, led.seed, source, noise_scale=0.0))
+    made = fulfil(Wish(caption(wanted), led.num_chunks, led.seed, frames=source, masks=area))
+    coded = fulfil(Wish(caption(led.scene), led.num_chunks, led.seed, source, noise_scale=0.0))
     coded_db = psnr(coded, source, area == 0)
     return (coded_db, coded_db - psnr(made, source, area == 0)), made
 
@@ -293,7 +299,7 @@ def control(fulfil: Fulfil, num: int, *, num_chunks: int = 2, seed: int = 300) -
     for name in CONTROLS:
         places = []
         for led in _visible(_anywhere(4 * num, num_chunks, seed=seed), num):
-            made = fulfil(Wish([caption(led.scene)] * num_chunks, led.seed, led.frames, control=name))
+            made = fulfil(Wish(caption(led.scene), num_chunks, led.seed, led.frames, control=name))
             places.append(place_overlap(made, led.covered))
         numbers.append(Number(f"{name}: overlap with the object that leads", float(np.mean(places)), LEAST_OVERLAP))
     return Measured(tuple(numbers))
@@ -319,7 +325,7 @@ def reference(fulfil: Fulfil, num: int, *, num_chunks: int = 3, seed: int = 400)
         grounds = ["white", *COLOURS] if number % 2 else ["white"]
         ground = str(rng.choice([name for name in grounds if name != scene.colour] or ["black"]))
         image = render([(Scene(scene.colour, scene.shape, scene.motion, ground), 1)], MIDDLE)[0]
-        made = fulfil(Wish([vague_caption(scene)] * num_chunks, seed + number, reference=image))
+        made = fulfil(Wish(vague_caption(scene), num_chunks, seed + number, reference=image))
         right.append(right_shares(split_chunks(made), scene))
     return Measured(tuple(_shares("the image's", right, ("colour", "shape"), LEAST_REFERRED)))
 
@@ -328,10 +334,10 @@ def key_images(fulfil: Fulfil, num: int, *, seed: int = 500) -> Measured:
     """The first chunk begins with an image, or ends with one; the objects may be anywhere in them."""
     first, last = [], []
     for led in _anywhere(num, 1, seed=seed):
-        captions, image, covered = [caption(led.scene)], led.frames[0], led.covered[:1]
-        made = fulfil(Wish(captions, led.seed, first_image=image))
+        wish, image, covered = Wish(caption(led.scene), 1, led.seed), led.frames[0], led.covered[:1]
+        made = fulfil(replace(wish, first_image=image))
         first.append(place_overlap(made[:1], covered))
-        made = fulfil(Wish(captions, led.seed, last_image=image))
+        made = fulfil(replace(wish, last_image=image))
         last.append(place_overlap(made[-1:], covered))
     return Measured(
         (
@@ -348,7 +354,7 @@ def lora_ramp(fulfil: Fulfil, num: int, *, seed: int = 600) -> Measured:
     """The scale of `outlines` grows from chunk to chunk, and of the objects less and less is filled."""
     filled = []
     for number, scene in enumerate(prompts(num)):
-        made = fulfil(Wish([caption(scene)] * len(LORA_SCALES), seed + number, lora_scales=LORA_SCALES))
+        made = fulfil(Wish(caption(scene), len(LORA_SCALES), seed + number, lora_scales=LORA_SCALES))
         filled.append([fill_share(chunk, scene) for chunk in split_chunks(made)])
     curve = _curve(LORA_SCALES, filled)
     falls = [earlier - later for earlier, later in pairwise(curve.values())]

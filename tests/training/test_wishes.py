@@ -9,7 +9,7 @@ import pytest
 from training.detectors import detect, standing_out
 from training.grammar import ANYTHING, Scene, caption, parse
 from training.looks import CONTROLS
-from training.videos import PALETTE, SIDE, Floats, Frames, chunk_lengths, coverage, masks, render
+from training.videos import PALETTE, SIDE, Floats, Frames, coverage, masks, render
 from training.wishes import (
     FILLED,
     KEEPS,
@@ -49,11 +49,11 @@ def noisy(frames: Frames, wish: Wish) -> Frames:
 
 def recoloured(wish: Wish) -> Frames:
     assert wish.source is not None
-    return painted(parse(wish.captions[0]), standing_out(wish.source).astype(np.float32))
+    return painted(parse(wish.prompt), standing_out(wish.source).astype(np.float32))
 
 
 def from_key_image(wish: Wish) -> Frames:
-    scene = parse(wish.captions[0])
+    scene = parse(wish.prompt)
     if wish.first_image is not None:
         return render([(scene, wish.num_frames)], centre(wish.first_image))
     assert wish.last_image is not None
@@ -64,7 +64,7 @@ def from_key_image(wish: Wish) -> Frames:
 def inpainted(wish: Wish) -> Frames:
     assert wish.frames is not None
     assert wish.masks is not None
-    scene = parse(wish.captions[0])
+    scene = parse(wish.prompt)
     middles = np.array([centre(frame) for frame in wish.frames], np.float32)
     wanted = painted(scene, coverage(scene.shape, middles))
     return np.where(wish.masks[..., None] > 0, wanted, wish.frames)
@@ -74,12 +74,12 @@ def referred(wish: Wish) -> Frames:
     seen = detect(np.repeat(wish.reference[None], 12, 0))
     assert seen.colour is not None
     assert seen.shape is not None
-    scene = parse(wish.captions[0].replace(ANYTHING, f"{seen.colour} {seen.shape}"))
+    scene = parse(wish.prompt.replace(ANYTHING, f"{seen.colour} {seen.shape}"))
     return render([(scene, wish.num_frames)])
 
 
 def outlined(wish: Wish) -> Frames:
-    shots = [(parse(text), num) for text, num in zip(wish.captions, chunk_lengths(len(wish.captions)), strict=True)]
+    shots = [(parse(wish.prompt), num) for num in wish.chunk_lengths]
     full, empty = render(shots), render(shots, outlined=True)
     scales = np.repeat(wish.lora_scales, [num for _, num in shots])[:, None, None, None]
     return ((1 - scales) * full + scales * empty).round().astype(np.uint8)
@@ -111,8 +111,8 @@ def garbage(wish: Wish) -> Frames:
 
 def hears_only_the_prompt(wish: Wish) -> Frames:
     """As if nothing but captions had been sent; a thing is a red circle."""
-    texts = [text.replace(ANYTHING, "red circle") for text in wish.captions]
-    scene = parse(texts[0].replace("red circle", "green square") if "on a red" in texts[0] else texts[0])
+    thing = "green square" if "on a red" in wish.prompt else "red circle"
+    scene = parse(wish.prompt.replace(ANYTHING, thing))
     return noisy(render([(scene, wish.num_frames)]), wish)
 
 
@@ -193,15 +193,15 @@ def test_the_same_scenes_are_asked_for_each_time():
         video_to_video(lambda wish, wishes=wishes: wishes.append(wish) or obedient(wish), NUM)
         asked.append(wishes)
     first, second = asked
-    assert [(wish.captions, wish.seed, wish.noise_scale) for wish in first] == [
-        (wish.captions, wish.seed, wish.noise_scale) for wish in second
+    assert [(wish.prompt, wish.seed, wish.noise_scale) for wish in first] == [
+        (wish.prompt, wish.seed, wish.noise_scale) for wish in second
     ]
     assert all(np.array_equal(one.source, other.source) for one, other in zip(first, second, strict=True))
 
 
 def test_frames_that_lead_have_as_many_as_come_back():
     scene = Scene("red", "circle", "left", "blue")
-    wish = Wish([caption(scene)] * 3, 1)
+    wish = Wish(caption(scene), 3, 1)
     assert wish.num_frames == 33
     assert replace(wish, source=render([(scene, 36)])).num_frames == 36
     assert set(CONTROLS) == {"gray", "scribble"}
