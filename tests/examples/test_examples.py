@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from docs.examples.gallery import HEADING
 from filmstrip.mp4 import probe
 from tests.server import ROOT, Frontend
 from tests.test_docs import rows, section
@@ -16,7 +18,7 @@ from tests.test_docs import rows, section
 pytestmark = pytest.mark.timeout(600)  # the first of them waits for the export
 
 README = ROOT / "docs" / "examples" / "README.md"
-SHARED = {"__init__", "show", "curves"}
+SHARED = {"__init__", "show", "curves", "gallery"}
 TABLE = {row[1].strip("`").rpartition(".")[2]: row for row in rows(section(README.read_text(), "## The examples"))}
 
 PRINTED = {
@@ -102,3 +104,17 @@ def test_the_curves_are_drawn(small_server: Frontend, tmp_path: Path):
     assert re.search(r"^noise_scale, the source's own prompt: 0: \d+\.\d\d, 0\.3: ", done.stdout, re.MULTILINE)
     assert (tmp_path / "noise_scale.svg").read_text().count("<polyline") == 2
     assert (tmp_path / "lora_scale.svg").read_text().count("<polyline") == 1
+
+
+def test_the_gallery_writes_the_last_section_alone(small_server: Frontend, tmp_path: Path):
+    readme = tmp_path / "README.md"
+    shutil.copy(README, readme)
+    command = [sys.executable, "-m", "docs.examples.gallery", "--server", small_server.url, "--folder", str(tmp_path)]
+    for _ in range(2):
+        subprocess.run([*command, "--only", "text_to_video"], cwd=ROOT, check=True, timeout=120)
+    head, _, rest = readme.read_text().partition(f"{HEADING}\n")
+    assert head == README.read_text().partition(f"{HEADING}\n")[0]
+    assert rest.count("![Text to video](images/text_to_video.png)") == 1
+    assert "last chunk shows: " in rest
+    assert str(tmp_path) not in rest
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["text_to_video.png"]
