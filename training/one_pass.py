@@ -14,7 +14,7 @@ from export.modules.layers import gate, join_heads, layer_norm, modulate, split_
 from export.modules.rope import rotate
 from export.modules.transformer import Block, CausalTransformer, Rope
 from filmstrip.runtime.rope_tables import rope_tables
-from training.layouts import Layout, Pass
+from training.layouts import Layout
 
 Text = tuple[Tensor, Tensor]
 """Keys and values of a caption, each [layers, B, N, Lt, D]."""
@@ -70,14 +70,14 @@ def _block(block: Block, x: Tensor, modulation: Tensor, texts: Sequence[Text], r
     layout, tokens = run.layout, run.tokens
     modulation = modulation + block.modulation
     q, k, v = _to_self_attention(block, x, modulation, run.rope)
-    attended = [
-        attention(q[:, :, one.first * tokens : one.end * tokens], *_seen(one, k, v, tokens)) for one in layout.passes
-    ]
+    # Split once and joined again: the backward pass of a slice would fill the whole with zeros, once for each slice.
+    lengths = [one.num_frames * tokens for one in layout.passes]
+    seen = zip(_seen(layout, k, tokens), _seen(layout, v, tokens), strict=True)
+    attended = [attention(part, *past) for part, past in zip(q.split(lengths, dim=2), seen, strict=True)]
     x, q = _to_cross_attention(block, x, modulation, torch.cat(attended, dim=2))
-    attended = [
-        attention(q[:, :, first * tokens : end * tokens], *texts[caption])
-        for first, end, caption in layout.caption_runs
-    ]
+    lengths = [(end - first) * tokens for first, end, _ in layout.caption_runs]
+    parts = zip(q.split(lengths, dim=2), layout.caption_runs, strict=True)
+    attended = [attention(part, *texts[caption]) for part, (_, _, caption) in parts]
     return _after_attention(block, x, modulation, torch.cat(attended, dim=2))
 
 
@@ -101,11 +101,10 @@ def _after_attention(block: Block, x: Tensor, modulation: Tensor, attended: Tens
     return x + gate(update, modulation[:, :, 5])
 
 
-def _seen(one: Pass, k: Tensor, v: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-    parts = [slice(first * tokens, end * tokens) for first, end in one.sees]
-    if len(parts) == 1:
-        return k[:, :, parts[0]], v[:, :, parts[0]]
-    return torch.cat([k[:, :, part] for part in parts], dim=2), torch.cat([v[:, :, part] for part in parts], dim=2)
+def _seen(layout: Layout, x: Tensor, tokens: int) -> list[Tensor]:
+    """What each pass attends to of keys or values [B, N, L, D]."""
+    frames = x.split(tokens, dim=2)
+    return [torch.cat([frames[at] for span in one.sees for at in range(*span)], dim=2) for one in layout.passes]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
