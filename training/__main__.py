@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import torch
 
+from export.errors import ExportError
 from training import generator as generator_stage
 from training import self_context
 from training.autoencoder import DECODER_NAME, scaled, train_autoencoder, train_decoder, trained_autoencoder
@@ -19,10 +20,11 @@ from training.generator import CLIPS_FOLDER, train_generator
 from training.lora import FILE_NAME as LORA
 from training.lora import train_lora
 from training.measures import Plan, measure
+from training.restore import restore
 from training.samples import Sampler, write_sheet
 from training.score import score
 from training.settings import Settings, read_settings
-from training.threads import FastestThreads
+from training.threads import FastestThreads, keep_freed_memory
 from training.vace import FILE_NAME as VACE
 from training.vace import train_vace
 from training.wish_score import score_conditions
@@ -57,6 +59,7 @@ def main(context: click.Context, folder: Path, threads: int | None) -> None:
     nothing, unless it is given more.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
     context.obj = _Place(folder, FastestThreads() if threads is None else None)
@@ -148,6 +151,23 @@ def write(place: _Place, out: Path, state: str | None) -> None:
     """Write the checkpoint that `python -m export longlive` takes."""
     size = write_checkpoint(out, place.folder, read_settings(), state or _last_state(place.folder))
     click.echo(f"{out}: {size / 1e6:.1f} MB")
+
+
+@main.command(name="restore")
+@click.option(
+    "--checkpoint",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=Path("checkpoints/longlive-small"),
+    show_default=True,
+)
+@click.pass_obj
+def restore_command(place: _Place, checkpoint: Path) -> None:
+    """Begin from a checkpoint's weights instead of from nothing."""
+    try:
+        paths = restore(place.folder, checkpoint, read_settings())
+    except (FileExistsError, ExportError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo("\n".join(map(str, paths)))
 
 
 @main.command()

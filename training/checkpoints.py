@@ -124,11 +124,9 @@ class Training:
 
     def save(self) -> None:
         """Write the state; what was there is replaced only once it is whole."""
-        state = {
-            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+        state = first_state(self.modules, self.random) | {
             "averages": self._averages,
             "optimizers": [one.state_dict() for one in self.optimizers],
-            "random": self.random.get_state(),
             "step": self.step,
             "seconds": self.seconds,
         }
@@ -139,10 +137,23 @@ class Training:
         for name, module in self.modules.items():
             module.load_state_dict(state["modules"][name])
             self._averages[name] = state["averages"][name]
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        if state["optimizers"]:
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
         self.random.set_state(state["random"])
         self.step, self.seconds = state["step"], state["seconds"]
+
+
+def first_state(modules: Mapping[str, nn.Module], random: torch.Generator) -> dict[str, Any]:
+    """The state of a training that begins with these weights."""
+    return {
+        "modules": {name: module.state_dict() for name, module in modules.items()},
+        "averages": {name: _copied(module) for name, module in modules.items()},
+        "optimizers": [],
+        "random": random.get_state(),
+        "step": 0,
+        "seconds": 0.0,
+    }
 
 
 def write_atomically(path: Path, state: Any) -> None:

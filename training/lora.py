@@ -1,6 +1,6 @@
 """Trains a LoRA on the finished transformer: its objects are outlines through which one sees the background."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,16 +93,31 @@ def trained_lora(folder: Path, settings: Settings) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError: it is not trained yet.
     """
-    transformer = CausalTransformer(settings.checkpoint)
-    names = [name for name, _ in _layers(transformer)]
-    deltas = _attached(transformer, settings.lora.rank)
+    deltas = _new(settings)
     load_averages(folder / FILE_NAME, {"lora": deltas})
-    made: dict[str, Tensor] = {}
-    for name, delta in zip(names, deltas, strict=True):
-        down, up = delta.parameters()
-        for part, value in (("lora_A", down), ("lora_B", up)):
-            made[f"diffusion_model.{name}.{part}.weight"] = value.detach().T.half().contiguous()
-    return made
+    return {
+        key: parameter.detach().T.half().contiguous()
+        for key, parameter in zip(_keys(settings), deltas.parameters(), strict=True)
+    }
+
+
+def lora_of(weights: Mapping[str, Tensor], settings: Settings) -> nn.ModuleList:
+    """The trained matrices out of what `trained_lora` gives."""
+    deltas = _new(settings)
+    with torch.no_grad():
+        for key, parameter in zip(_keys(settings), deltas.parameters(), strict=True):
+            parameter.copy_(weights[key].T)
+    return deltas
+
+
+def _new(settings: Settings) -> nn.ModuleList:
+    return _attached(CausalTransformer(settings.checkpoint), settings.lora.rank)
+
+
+def _keys(settings: Settings) -> list[str]:
+    """Names in a LoRA file, in the order of the parameters."""
+    names = [name for name, _ in _layers(CausalTransformer(settings.checkpoint))]
+    return [f"diffusion_model.{name}.{part}.weight" for name in names for part in ("lora_A", "lora_B")]
 
 
 def _attached(transformer: CausalTransformer, rank: int) -> nn.ModuleList:

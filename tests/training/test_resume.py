@@ -20,7 +20,8 @@ from tests.training.small import linked, small
 from training.autoencoder import scaled, train_decoder, trained_autoencoder
 from training.checkpoint_folder import trained_networks, write_checkpoint
 from training.checkpoints import Budget
-from training.generator import FILE_NAME, train_generator
+from training.encoded import tokens_of
+from training.generator import FILE_NAME, new_generator, train_generator
 from training.grammar import VOCABULARY, caption, random_scene
 from training.lora import train_lora
 from training.muon import Muon, orthogonalised
@@ -90,6 +91,15 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(tmp_path: Path, folder
     assert any(not torch.equal(begun[key], got[key]) for key in got)
     for key, value in expected.items():
         torch.testing.assert_close(got[key], value, atol=1e-7, rtol=0)
+
+
+def test_a_new_text_encoder_tells_whose_colour_is_whose():
+    texts = ["a red circle moving up on a blue background", "a blue circle moving up on a red background"]
+    tokens = tokens_of(texts, 24)
+    encoder = new_generator(small(), 0).text_encoder
+    first, second = (encoder(*(torch.from_numpy(part)[None] for part in tokens[text]))[0] for text in texts)
+    red, same_red = first[1], second[7]
+    assert (red - same_red).norm() > 0.1 * red.norm()
 
 
 def test_a_decoder_is_trained_on_and_the_latents_stay(tmp_path: Path, folder: Path):
