@@ -11,6 +11,7 @@ import pytest
 
 from filmstrip.mp4 import read_frames
 from tests.server import MODELS, ROOT, Frames, Frontend
+from tests.shipped import export_shipped
 
 # The networks of the tests are tiny: a second thread of PyTorch would only wait, and take a core from the servers.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -55,11 +56,32 @@ def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_tiny(tmp_path_factory.mktemp("exported"))
 
 
+@pytest.fixture(scope="session")
+def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository with `longlive-small`, exported by the command from the weights of this repository."""
+    pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: see docs/export.md")
+    return export_shipped(tmp_path_factory.mktemp("shipped"))
+
+
+@pytest.fixture(scope="session")
+def small_server(small_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
+    """The real frontend and Triton with `longlive-small` in it, as `make serve` starts them."""
+    frontend = Frontend(
+        tmp_path_factory.mktemp("small"), "--embedded", model_repository=f"{small_repository}:{MODELS}"
+    )
+    try:
+        frontend.wait_healthy()
+        yield frontend
+    finally:
+        assert frontend.stop() == 0
+
+
 @pytest.fixture(autouse=True)
 def slot_given_back(request: pytest.FixtureRequest) -> Iterator[None]:
     """A test whose client leaves early does not hand a busy server to the next one."""
     yield
-    for name in ("server", "grpc_server", "shm_server", "victim"):
+    for name in ("server", "grpc_server", "shm_server", "victim", "small_server"):
         if name in request.fixturenames:
             request.getfixturevalue(name).wait_idle()
 

@@ -37,7 +37,7 @@ class Server:
 
     def __init__(self, folder: Path, ttl_s: float, store_files: int) -> None:
         settings = {
-            "MODEL_REPOSITORY": f"{ROOT / 'model_repository'}:{ROOT / 'tests' / 'models'}",
+            "MODEL_REPOSITORY": str(ROOT / "tests" / "models"),
             "STORE_TTL_S": ttl_s,
             "STORE_BYTES": store_files * _FILE_BYTES,
             "STORE_FILES": store_files,

@@ -158,7 +158,8 @@ def test_the_frontends_image_is_light_and_audited() -> None:
 
 @pytest.mark.parametrize("name", sorted(requirements))
 def test_images_have_the_versions_that_tests_run_with(name: str) -> None:
-    tested = pins((ROOT / "requirements.lock").read_text()) | pins((ROOT / "requirements-torch.txt").read_text())
+    files = ("requirements.lock", "requirements-torch.txt", "requirements-tests.txt")
+    tested = dict(pin for file in files for pin in pins((ROOT / file).read_text()).items())
     other = {
         package for package, version in pins(requirements[name]).items() if tested.get(package, version) != version
     }

@@ -1,0 +1,61 @@
+"""longlive-small: the weights that come with the repository, exported and served as `make serve` does it."""
+
+import re
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from filmstrip.runtime.engines.sidecar import file_sha256, read
+from tests.server import ROOT, Frontend
+from tests.shipped import CHECKPOINT, ID, LORAS, SIDES, arguments
+from training.measures import score_frames
+
+pytestmark = pytest.mark.timeout(600)  # the first of them waits for the export
+
+PROMPT = "a red circle moving left on a blue background"
+FIRST, CHUNK = 9, 12
+
+
+def test_make_gives_the_same_command():
+    recipe = (ROOT / "Makefile").read_text().replace("$(SMALL)", f"checkpoints/{ID}").replace("\\\n", " ")
+    assert f"python -m export {' '.join(arguments())}\n" in re.sub(r"[ \t]+", " ", recipe)
+
+
+def test_every_sidecar_names_the_weights_that_are_shipped(small_repository: Path):
+    engines = sorted((small_repository / ID / "1" / "engines").glob("*.onnx"))
+    sidecars = {path.stem: read(path) for path in engines}
+    weights = {path.relative_to(CHECKPOINT).as_posix(): path for path in CHECKPOINT.rglob("*.safetensors")}
+    own = {name: file_sha256(path) for name, path in weights.items() if path not in LORAS.values()}
+    told = {
+        name: sha256
+        for sidecar in sidecars.values()
+        for name, sha256 in sidecar.checkpoint.items()
+        if name.endswith(".safetensors")
+    }
+    assert told == own
+    of_transformer = sidecars["transformer"].checkpoint
+    assert of_transformer["model.safetensors"] == own["model.safetensors"]
+    assert {f"--lora {name}": file_sha256(path) for name, path in LORAS.items()}.items() <= of_transformer.items()
+    for sidecar in sidecars.values():
+        assert any(name.endswith(".safetensors") for name in sidecar.checkpoint), sidecar.graph
+
+
+def test_it_is_loaded_at_the_start_and_says_what_it_can_do(small_server: Frontend):
+    pipelines = httpx.get(f"{small_server.url}/api/v1/pipelines").json()["pipelines"]
+    small = next(pipeline for pipeline in pipelines if pipeline["id"] == ID)
+    assert small["loaded"]
+    assert small["modes"] == ["text", "video"]
+    assert (small["height"], small["width"]) == SIDES
+    assert (small["first_chunk_size"], small["chunk_size"]) == (FIRST, CHUNK)
+    assert small["features"]["vace"]
+    assert small["features"]["loras"] == list(LORAS)
+
+
+def test_the_readmes_prompt_makes_what_it_says(small_server: Frontend):
+    num_chunks = 6
+    frames = small_server.make(pipeline_id=ID, prompt=PROMPT, num_frames=FIRST + (num_chunks - 1) * CHUNK)
+    assert frames.shape == (FIRST + (num_chunks - 1) * CHUNK, *SIDES, 3)
+    right = score_frames(frames, [PROMPT] * num_chunks)
+    assert np.mean(right, axis=0).min() >= 0.8, right

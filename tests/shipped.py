@@ -1,0 +1,39 @@
+"""longlive-small, whose weights come with the repository, exported by the command that `make model` gives."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.server import ROOT
+
+ID = "longlive-small"
+CHECKPOINT = ROOT / "checkpoints" / ID
+LORAS = {"outlines": CHECKPOINT / "loras" / "outlines.safetensors"}
+SIDES = (64, 64)
+
+
+def arguments() -> list[str]:
+    """Of `python -m export`, but for the repository."""
+    given = ["longlive", "--checkpoint", CHECKPOINT.relative_to(ROOT).as_posix(), "--id", ID, "--size", "64x64"]
+    for name, path in LORAS.items():
+        given += ["--lora", f"{name}={path.relative_to(ROOT).as_posix()}"]
+    return given
+
+
+def export_shipped(repository: Path) -> Path:
+    """Export it into a repository of its own, which is returned.
+
+    What `make model` has made is copied there first: the export keeps what is up to date, and makes the rest again.
+
+    Raises:
+        RuntimeError: the export has failed.
+    """
+    made = ROOT / "model_repository" / ID
+    if made.is_dir():
+        shutil.copytree(made, repository / ID)
+    command = [sys.executable, "-m", "export", *arguments(), "--repository", str(repository)]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)  # noqa: S603
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}:\n{done.stderr[-4000:]}")
+    return repository
