@@ -67,9 +67,7 @@ def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_server(small_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
     """The real frontend and Triton with `longlive-small` in it, as `make serve` starts them."""
-    frontend = Frontend(
-        tmp_path_factory.mktemp("small"), "--embedded", model_repository=f"{small_repository}:{MODELS}"
-    )
+    frontend = Frontend(tmp_path_factory.mktemp("small"), "--embedded", model_repository=f"{small_repository}:{MODELS}")
     try:
         frontend.wait_healthy()
         yield frontend

@@ -33,7 +33,7 @@ def export_shipped(repository: Path) -> Path:
     if made.is_dir():
         shutil.copytree(made, repository / ID)
     command = [sys.executable, "-m", "export", *arguments(), "--repository", str(repository)]
-    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)  # noqa: S603
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}:\n{done.stderr[-4000:]}")
     return repository

@@ -39,6 +39,7 @@ MARKDOWN = sorted(
         *(ROOT / "docs").rglob("*.md"),
         *(ROOT / "demo").glob("*.md"),
         *(ROOT / "comfyui").glob("*.md"),
+        *(ROOT / "checkpoints").glob("*/*.md"),
     )
 )
 FOLDERS = ("filmstrip", "frontend", "model_repository", "demo", "comfyui", "export", "tests", "docs", ".ci")

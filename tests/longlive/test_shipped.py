@@ -7,14 +7,15 @@ import httpx
 import numpy as np
 import pytest
 
+from demo.text_to_video import PROMPT
 from filmstrip.runtime.engines.sidecar import file_sha256, read
 from tests.server import ROOT, Frontend
 from tests.shipped import CHECKPOINT, ID, LORAS, SIDES, arguments
+from training.grammar import is_held_out, parse
 from training.measures import score_frames
 
 pytestmark = pytest.mark.timeout(600)  # the first of them waits for the export
 
-PROMPT = "a red circle moving left on a blue background"
 FIRST, CHUNK = 9, 12
 
 
@@ -53,7 +54,14 @@ def test_it_is_loaded_at_the_start_and_says_what_it_can_do(small_server: Fronten
     assert small["features"]["loras"] == list(LORAS)
 
 
-def test_the_readmes_prompt_makes_what_it_says(small_server: Frontend):
+def test_the_demos_prompt_is_the_readmes_and_no_training_video_shows_it():
+    readme = (ROOT / "README.md").read_text()
+    assert f"filmstrip generate '{PROMPT}'" in readme
+    assert f"frames of '{PROMPT}':" in readme  # what `make demo` prints
+    assert is_held_out(parse(PROMPT))
+
+
+def test_the_demos_prompt_makes_what_it_says(small_server: Frontend):
     num_chunks = 6
     frames = small_server.make(pipeline_id=ID, prompt=PROMPT, num_frames=FIRST + (num_chunks - 1) * CHUNK)
     assert frames.shape == (FIRST + (num_chunks - 1) * CHUNK, *SIDES, 3)
