@@ -226,6 +226,13 @@ def on_one_core() -> Iterator[None]:
         os.sched_setaffinity(0, allowed)
 
 
+def peak_memory_of(pid: int) -> int:
+    """The most bytes of a process that were ever resident."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
 def memory_of(pid: int) -> tuple[int, int]:
     """Bytes of a process that are resident, and those of them that are its own: no mapped files, no shared memory."""
     found = dict(re.findall(r"(VmRSS|RssAnon):\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text()))
