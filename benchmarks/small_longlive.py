@@ -44,6 +44,4 @@ def export(folder: Path) -> Model:
     Raises:
         RuntimeError: the export failed, as where PyTorch is not installed.
     """
-    repository = folder / "repository"
-    repository.mkdir()
-    return shipped(export_shipped(repository))
+    return shipped(export_shipped(folder))

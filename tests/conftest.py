@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from filmstrip.mp4 import read_frames
+from tests.exports import MODULES, Exports
 from tests.server import MODELS, ROOT, Frames, Frontend
-from tests.shipped import export_shipped
 
 # The networks of the tests are tiny: a second thread of PyTorch would only wait, and take a core from the servers.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -46,22 +46,28 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
         assert frontend.stop() == 0
 
 
+@pytest.fixture(scope="session", autouse=True)
+def exports(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exports]:
+    """The exports that the chosen tests need, under way from the first of these on."""
+    named = dict.fromkeys(name for item in request.session.items for name in getattr(item, "fixturenames", ()))
+    with Exports({name: tmp_path_factory.mktemp("exported") for name in named if name in MODULES}) as under_way:
+        yield under_way
+
+
 @pytest.fixture(scope="session")
-def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_repository(exports: Exports) -> Path:
     """A model repository with the pipeline `tiny`, exported by the command from a checkpoint with all parts."""
     pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: see docs/export.md")
-    from tests.export.exported import export_tiny  # noqa: PLC0415 - it imports torch
-
-    return export_tiny(tmp_path_factory.mktemp("exported"))
+    return exports.repository("tiny_repository")
 
 
 @pytest.fixture(scope="session")
-def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_repository(exports: Exports) -> Path:
     """A model repository with `longlive-small`, exported by the command from the weights of this repository."""
     pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: see docs/export.md")
-    return export_shipped(tmp_path_factory.mktemp("shipped"))
+    return exports.repository("small_repository")
 
 
 @pytest.fixture(scope="session")

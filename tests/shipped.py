@@ -1,4 +1,4 @@
-"""longlive-small, whose weights come with the repository, exported by the command that `make model` gives."""
+"""longlive-small, exported by the command that `make model` gives: `python -m tests.shipped FOLDER`."""
 
 import shutil
 import subprocess
@@ -21,14 +21,15 @@ def arguments() -> list[str]:
     return given
 
 
-def export_shipped(repository: Path) -> Path:
-    """Export it into a repository of its own, which is returned.
+def export_shipped(folder: Path) -> Path:
+    """Export it into `repository` in a folder, which is returned.
 
     What `make model` has made is copied there first: the export keeps what is up to date, and makes the rest again.
 
     Raises:
         RuntimeError: the export has failed.
     """
+    repository = folder / "repository"
     made = ROOT / "model_repository" / ID
     if made.is_dir():
         shutil.copytree(made, repository / ID)
@@ -37,3 +38,7 @@ def export_shipped(repository: Path) -> Path:
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}:\n{done.stderr[-4000:]}")
     return repository
+
+
+if __name__ == "__main__":
+    export_shipped(Path(sys.argv[1]))
