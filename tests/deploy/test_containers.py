@@ -88,6 +88,13 @@ def test_secrets_neither_enter_an_image_nor_git() -> None:
     assert "/deploy/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
+def test_what_was_exported_for_this_machine_neither_enters_an_image_nor_git() -> None:
+    assert "model_repository/longlive-small" in (ROOT / ".dockerignore").read_text().splitlines()
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert "/model_repository/longlive-small/" in ignored
+    assert ignored.index("!/checkpoints/longlive-small/") > ignored.index("/checkpoints/*")
+
+
 # -- Users, memory, networks, times -------------------------------------------------------------------------------
 
 
