@@ -103,6 +103,7 @@ class Frontend(Process):
             "FILMSTRIP_STORE_FILES": "100000",
             "FILMSTRIP_STORE_BYTES": str(2**50),
             "FILMSTRIP_TRITON_SECRET": TRITON_SECRET,
+            "FILMSTRIP_MODEL_REPOSITORY": str(ROOT / "tests" / "models"),  # without what was exported beside them
         }
         super().__init__(folder / "frontend.log", *module, *triton, *address, **(settings | dict(own_settings or {})))
         self.transport = transport
