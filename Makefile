@@ -10,8 +10,8 @@ TESTS_READY := $(VENV)/.ready-tests
 SMALL := checkpoints/longlive-small
 SMALL_READY := model_repository/longlive-small/config.pbtxt
 SMALL_FILES := $(wildcard $(addprefix $(SMALL)/,*.json *.safetensors */*.json */*.safetensors))
-# What the export and the files that it writes depend on; which engines must be made again, their sidecars tell.
-EXPORT_CODE := $(wildcard export/*.py export/*/*.py filmstrip/*.py filmstrip/runtime/*.py filmstrip/runtime/*/*.py)
+# Sidecars tell which engines are of other weights, but not which are of other code.
+GRAPH_CODE := $(wildcard export/*.py export/*/*.py)
 
 .PHONY: help setup torch model demo serve test coverage lint fix bench soak compile-full audit check lock clean
 .DEFAULT_GOAL := help
@@ -41,9 +41,9 @@ $(TESTS_READY): requirements-tests.txt $(TORCH_READY)
 
 model: $(SMALL_READY) ## Make the engines of longlive-small, where they are not up to date
 
-$(SMALL_READY): $(SMALL_FILES) $(EXPORT_CODE) $(TORCH_READY)
+$(SMALL_READY): $(SMALL_FILES) $(GRAPH_CODE) $(wildcard filmstrip/*.py filmstrip/runtime/*.py) $(TORCH_READY)
 	$(BIN)/python -m export longlive --checkpoint $(SMALL) --id longlive-small --size 64x64 \
-		--lora outlines=$(SMALL)/loras/outlines.safetensors
+		--lora outlines=$(SMALL)/loras/outlines.safetensors $(if $(filter $(GRAPH_CODE),$?),--fresh)
 
 demo: model ## Start Triton and the frontend, generate a video from a sentence, say where it is
 	$(BIN)/python -m demo
