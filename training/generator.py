@@ -63,20 +63,20 @@ def new_generator(settings: Settings, seed: int) -> GeneratorNetworks:
     for name, parameter in networks.transformer.named_parameters():
         if name.endswith(_ZERO_AT_FIRST):
             nn.init.zeros_(parameter)
-    with torch.no_grad():
-        for name, parameter in networks.text_encoder.named_parameters():
-            if name.endswith("attn.q.weight"):  # T5's scores are not scaled: its queries are small instead
-                parameter.mul_(settings.text_encoder.head_dim**-0.5)
-            elif "pos_embedding" in name:
-                _set_neighbours(parameter)
+    for name, parameter in networks.text_encoder.named_parameters():
+        if name.endswith("attn.q.weight"):
+            nn.init.zeros_(parameter).requires_grad_(False)
+        elif "pos_embedding" in name:
+            _set_neighbours(parameter)
     return networks
 
 
 def _set_neighbours(biases: nn.Parameter) -> None:
     """Let three heads look at the next token, the one before and the next but one: biases [buckets, N].
 
-    Which colour is the object's and which the background's, only neighbours tell. From biases of zero this is learnt
-    so late that in half of the videos the two were exchanged.
+    Which colour is the object's and which the background's, only neighbours tell. T5's scores are not scaled: trained
+    together with queries, they grew until each token saw itself alone, and colours were exchanged in half of the videos.
+    So queries stay zero, and where a token looks is a matter of places.
     """
     nn.init.zeros_(biases)
     ahead = biases.shape[0] // 2
