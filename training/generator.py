@@ -74,9 +74,9 @@ def new_generator(settings: Settings, seed: int) -> GeneratorNetworks:
 def _set_neighbours(biases: nn.Parameter) -> None:
     """Let three heads look at the next token, the one before and the next but one: biases [buckets, N].
 
-    Which colour is the object's and which the background's, only neighbours tell. T5's scores are not scaled: trained
-    together with queries, they grew until each token saw itself alone, and colours were exchanged in half of the videos.
-    So queries stay zero, and where a token looks is a matter of places.
+    Which colour is the object's and which the background's, only neighbours tell. T5's scores are not scaled: with
+    queries that are trained they grew until each token saw itself alone, and in half of the videos the two colours were
+    exchanged. So queries stay zero, and where a token looks is a matter of places.
     """
     nn.init.zeros_(biases)
     ahead = biases.shape[0] // 2
