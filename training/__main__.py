@@ -27,6 +27,7 @@ from training.settings import Settings, read_settings
 from training.threads import FastestThreads, keep_freed_memory
 from training.vace import FILE_NAME as VACE
 from training.vace import train_vace
+from training.wish_score import score_conditions
 
 _QUICK = Plan(num_prompts=16, num_chunks=6, num_switches=8, num_long=0)
 _WHOLE = Plan()
@@ -189,6 +190,7 @@ def status(place: _Place) -> None:
 
 
 main.add_command(score)
+main.add_command(score_conditions)
 
 
 def _last_state(folder: Path) -> str:

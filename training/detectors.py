@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeAlias
 
 import cv2
 import numpy as np
@@ -18,6 +19,9 @@ import numpy.typing as npt
 
 from training.grammar import SHAPES
 from training.videos import PALETTE, SIDE, Floats, Frames, coverage
+
+Marks: TypeAlias = npt.NDArray[np.bool_]
+"""Which pixels, [H, W] or [F, H, W]."""
 
 _MAX_COLOUR_DISTANCE = 30.0
 """From a colour of the palette to what still counts as it; blue and purple, the nearest two, are 39 apart."""
@@ -81,6 +85,15 @@ def detect(frames: Frames) -> Seen:
     )
 
 
+def standing_out(frames: Frames) -> Marks:
+    """Which pixels are an object's, whatever it is: those unlike their frame's background, [F, H, W].
+
+    A frame without contrast has none.
+    """
+    found = [_marked(frame, np.median(frame.reshape(-1, 3), axis=0)) for frame in _lab(frames)]
+    return np.array([marked & (contrast >= _MIN_CONTRAST) for marked, contrast in found])
+
+
 def _lab(frames: Frames) -> Floats:
     """[F, H, W, 3] in CIELAB: lightness 0..100, the two others about -100..100."""
     tall = frames.reshape(-1, frames.shape[2], 3).astype(np.float32) / 255
@@ -118,10 +131,7 @@ def _majority(names: Iterable[str | None]) -> str | None:
 def _look(lab: Floats) -> _Look:
     """What a frame [H, W, 3] shows."""
     ground = np.median(lab.reshape(-1, 3), axis=0)
-    distances = np.linalg.norm(lab - ground, axis=2)
-    contrast = float(np.percentile(distances, _CONTRAST_PERCENTILE))
-    edge = max(contrast, _MIN_CONTRAST) / 2  # a blurred edge is half-way where the sharp one was
-    marked = distances > edge
+    marked, contrast = _marked(lab, ground)
     background = _nearest(ground) if marked.mean() <= 1 - _MIN_GROUND_SHARE else None
     if contrast < _MIN_CONTRAST or not marked.any():
         return _Look(background)
@@ -135,7 +145,15 @@ def _look(lab: Floats) -> _Look:
     return _Look(background, colour, _shape(region, middle), _tuple((middle - shift) % SIDE))
 
 
-def _one_region(marked: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.uint8] | None, tuple[int, int]]:
+def _marked(lab: Floats, ground: Floats) -> tuple[Marks, float]:
+    """Which pixels [H, W] are unlike the ground, and how far from it an object's are."""
+    distances = np.linalg.norm(lab - ground, axis=2)
+    contrast = float(np.percentile(distances, _CONTRAST_PERCENTILE))
+    edge = max(contrast, _MIN_CONTRAST) / 2  # a blurred edge is half-way where the sharp one was
+    return np.asarray(distances > edge), contrast
+
+
+def _one_region(marked: Marks) -> tuple[npt.NDArray[np.uint8] | None, tuple[int, int]]:
     """The object's pixels, rolled into the middle of the frame, and by how much; None unless there is just one."""
     # What lies beside the object pulls the middle away from it: by 3 pixels at most, if it is as small as it must be.
     shift = _to_middle(marked)
@@ -147,7 +165,7 @@ def _one_region(marked: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.uint8] | 
     return (np.asarray(labels == 1 + areas.argmax(), np.uint8) if fits else None), shift
 
 
-def _to_middle(marked: npt.NDArray[np.bool_]) -> tuple[int, int]:
+def _to_middle(marked: Marks) -> tuple[int, int]:
     """How far to roll rows and columns so that the pixels' circular mean comes into the frame's middle."""
     rows, columns = np.nonzero(marked)
     return _MIDDLE - _circular_mean(rows), _MIDDLE - _circular_mean(columns)

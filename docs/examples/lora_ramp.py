@@ -1,0 +1,36 @@
+"""A LoRA that sets in slowly: `lora_scales` in `chunk_specs`."""
+
+from pathlib import Path
+
+import click
+
+from docs.examples.show import FIRST_FRAMES, FRAMES, command, make, save
+from filmstrip.client import Client
+from training.condition_measures import fill_share
+from training.grammar import Scene, caption
+
+SCENE = Scene("white", "square", "left", "purple")
+LORA = "outlines"
+SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.0)
+
+
+def run(client: Client, out: Path) -> None:
+    """The scale of a LoRA that draws outlines grows from chunk to chunk."""
+    video = make(
+        client,
+        prompt=caption(SCENE),
+        num_frames=FIRST_FRAMES + (len(SCALES) - 1) * FRAMES,
+        seed=1,
+        chunk_specs=[{"chunk": chunk, "lora_scales": {LORA: scale}} for chunk, scale in enumerate(SCALES)],
+    )
+    for chunk, scale in enumerate(SCALES):
+        end = FIRST_FRAMES + chunk * FRAMES
+        filled = fill_share(video[max(0, end - FRAMES) : end], SCENE)
+        click.echo(f"chunk {chunk}, scale {scale}: {filled:.0%} of the object is filled")
+    save(out / "lora_ramp", {"": video})
+
+
+main = command(run)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Two prompts at once: a list of texts with weights."""
+
+from pathlib import Path
+
+import click
+
+from docs.examples.show import FIRST_FRAMES, FRAMES, command, make, save
+from filmstrip.client import Client
+from training.condition_measures import colour_way
+
+FROM, TO = "red", "yellow"
+WEIGHTS = (0, 25, 50, 75, 100)
+
+
+def run(client: Client, out: Path) -> None:
+    """Two prompts at once, blended by weight: from one colour to another."""
+    videos = {}
+    for weight in WEIGHTS:
+        video = videos[f"{weight} %"] = make(
+            client,
+            prompt=[
+                {"text": f"a {FROM} square moving right on a blue background", "weight": 100 - weight},
+                {"text": f"a {TO} square moving right on a blue background", "weight": weight},
+            ],
+            prompt_interpolation_method="linear",
+            num_frames=FIRST_FRAMES + FRAMES,
+            seed=1,
+        )
+        click.echo(f"{weight} % {TO}: the colour is {colour_way(video, FROM, TO):.0%} of the way from {FROM} to {TO}")
+    save(out / "weighted_prompts", videos)
+
+
+main = command(run)
+
+if __name__ == "__main__":
+    main()
