@@ -5,8 +5,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TORCH_READY := $(VENV)/.ready-torch
+TESTS_READY := $(VENV)/.ready-tests
+# The pipeline whose weights come with the repository. Of its folder the export writes this file last.
+SMALL := checkpoints/longlive-small
+SMALL_READY := model_repository/longlive-small/config.pbtxt
+SMALL_FILES := $(wildcard $(addprefix $(SMALL)/,*.json *.safetensors */*.json */*.safetensors))
+# Sidecars tell which engines are of other weights, but not which are of other code.
+GRAPH_CODE := $(wildcard export/*.py export/*/*.py)
 
-.PHONY: help setup torch demo serve test coverage lint fix bench soak compile-full audit check lock clean
+.PHONY: help setup torch model demo serve test coverage lint fix bench soak compile-full audit check lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -21,23 +28,33 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
-torch: $(TORCH_READY) ## PyTorch and what the networks and their tests need, beside the set-up
+torch: $(TORCH_READY) ## PyTorch, the export and what runs its engines on the CPU, beside the set-up
 
 $(TORCH_READY): requirements-torch.txt $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-torch.txt
 	@touch $(TORCH_READY)
 
-demo: setup ## Start Triton and the frontend, generate a video, say where it is
+$(TESTS_READY): requirements-tests.txt $(TORCH_READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-tests.txt
+	@touch $(TESTS_READY)
+
+model: $(SMALL_READY) ## Make the engines of longlive-small, where they are not up to date
+
+$(SMALL_READY): $(SMALL_FILES) $(GRAPH_CODE) $(wildcard filmstrip/*.py filmstrip/runtime/*.py) $(TORCH_READY)
+	$(BIN)/python -m export longlive --checkpoint $(SMALL) --id longlive-small --size 64x64 \
+		--lora outlines=$(SMALL)/loras/outlines.safetensors $(if $(filter $(GRAPH_CODE),$?),--fresh)
+
+demo: model ## Start Triton and the frontend, generate a video from a sentence, say where it is
 	$(BIN)/python -m demo
 
-serve: setup ## Serve on http://127.0.0.1:8000 with a Triton of our own
+serve: model ## Serve on http://127.0.0.1:8000 with a Triton of our own
 	$(BIN)/python -m frontend --embedded
 
-test: torch ## Run every test
+test: $(TESTS_READY) ## Run every test
 	$(BIN)/python -m pytest
 
-coverage: torch ## Run every test and show which lines none of them reached
+coverage: $(TESTS_READY) ## Run every test and show which lines none of them reached
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine --quiet
@@ -52,13 +69,13 @@ fix: setup ## Mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: torch ## Measure against the machine's limits
+bench: model ## Measure against the machine's limits
 	$(BIN)/python -m benchmarks
 
 soak: setup ## Half an hour of random traffic and faults, then a verdict
 	$(BIN)/python -m benchmarks.soak
 
-compile-full: torch ## Every graph of LongLive at full size, without weights, compiled for GPUs that are not here
+compile-full: $(TESTS_READY) ## Every graph of LongLive at full size, without weights, compiled for GPUs that are not here
 	$(BIN)/python -m export.compile_full
 
 audit: setup ## Known vulnerabilities of the pinned packages, where the database can be reached
@@ -74,7 +91,7 @@ lock: setup ## Pin again after a change of pyproject.toml
 	# The lock serves every Python and so has an ml-dtypes that onnx finds too old.
 	sed '/^ml-dtypes==/,/^    # via/d' requirements.lock | $(BIN)/uv pip compile --quiet --generate-hashes \
 		--python-version 3.12 --python-platform x86_64-manylinux_2_35 --no-annotate \
-		--constraint - --constraint requirements-torch.txt --extra triton pyproject.toml -o deploy/triton.lock
+		--constraint - --constraint requirements-torch.txt --constraint requirements-tests.txt --extra triton pyproject.toml -o deploy/triton.lock
 
 clean: ## Remove what setup, demo and tests made
-	rm -rf $(VENV) out data .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) model_repository/longlive-small out data .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,7 +4,8 @@ import itertools
 import mmap
 import os
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import tritonclient.grpc as triton_grpc
 
 from benchmarks.servers import TRITON_SECRET
-from filmstrip.contract import CHUNK, FRAMES, INPUT_VIDEO, REPORT, ChunkParameters
+from filmstrip.contract import CHUNK, FRAMES, INPUT_VIDEO, REPORT, ChunkParameters, Mode, Prompt
 from frontend.call import SendSecret
 
 _SHM = Path("/dev/shm")  # noqa: S108
@@ -36,15 +37,22 @@ class DirectModel:
         self._id = next(_ids)
         self._index = 0
 
-    def infer(self, video: Any, frames: Any, shape: tuple[int, ...]) -> Any:
-        """Make the next chunk of the sequence."""
-        parameters = ChunkParameters(self._index, shape[0], shape[1], shape[2])
+    def infer(self, frames: Any, shape: tuple[int, ...], video: Any = None, **told: Any) -> Any:
+        """Make the next chunk of the sequence.
+
+        Args:
+            frames: the output that is asked for.
+            shape: of it, [F, H, W, 3].
+            video: the input, where there is one.
+            told: more of `ChunkParameters`.
+        """
+        parameters = ChunkParameters(self._index, shape[0], shape[1], shape[2], **told)
         chunk = triton_grpc.InferInput(CHUNK.name, [1], CHUNK.dtype)
         chunk.set_data_from_numpy(np.array([parameters.to_json()], np.object_))
         self._index += 1
         return self._client.infer(
             self._model,
-            [chunk, video],
+            [chunk] if video is None else [chunk, video],
             outputs=[frames, triton_grpc.InferRequestedOutput(REPORT.name)],
             sequence_id=self._id,
             sequence_start=self._index == 1,
@@ -75,8 +83,29 @@ def by_grpc(client: Any, model: str, source: npt.NDArray[np.uint8], num_chunks: 
         video = triton_grpc.InferInput(INPUT_VIDEO.name, list(source.shape), INPUT_VIDEO.dtype)
         video.set_data_from_numpy(source)
         frames = triton_grpc.InferRequestedOutput(FRAMES.name)
-        np.copyto(target, sequence.infer(video, frames, source.shape).as_numpy(FRAMES.name))
+        np.copyto(target, sequence.infer(frames, source.shape, video).as_numpy(FRAMES.name))
     sequence.end()
+
+
+def by_text(client: Any, model: str, prompt: str, shapes: Sequence[tuple[int, ...]]) -> list[float]:
+    """Call with a prompt and no array, frames in messages; when each chunk was there, by the monotonic clock.
+
+    Args:
+        client: of Triton.
+        model: to call.
+        prompt: of all chunks.
+        shapes: of their frames, [F, H, W, 3].
+    """
+    sequence = DirectModel(client, model)
+    arrivals = []
+    for index, shape in enumerate(shapes):
+        frames = triton_grpc.InferRequestedOutput(FRAMES.name)
+        told = {"mode": Mode.TEXT, "reset": index == 0, "prompts": (Prompt(prompt),)}
+        made = sequence.infer(frames, shape, **told).as_numpy(FRAMES.name)
+        assert made.shape == shape
+        arrivals.append(time.monotonic())
+    sequence.end()
+    return arrivals
 
 
 @contextmanager
@@ -123,7 +152,7 @@ def by_shared_memory(
             video.set_shared_memory(name, size, 0)
             frames = triton_grpc.InferRequestedOutput(FRAMES.name)
             frames.set_shared_memory(name, size, size)
-            sequence.infer(video, frames, source.shape)
+            sequence.infer(frames, source.shape, video)
             if fds:
                 os.write(fds[1], made)
             else:

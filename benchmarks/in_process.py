@@ -1,8 +1,9 @@
-"""A pipeline without Triton, in a process of its own: `python -m benchmarks.in_process WAY CHECKPOINT VERSION`.
+"""A pipeline without Triton, alone: `python -m benchmarks.in_process WAY CHECKPOINT VERSION [LORA=FILE...]`.
 
 WAY is `engines`, as the runtime loads them from the model's VERSION folder, or `eager`: the modules that the engines
-were made of, run by PyTorch. Each line of the input asks for a generation: height, width, chunks. The answer is a
-line of JSON: what a chunk of it took. The first chunk, which encodes the text, is made before and not measured.
+were made of, run by PyTorch, the LoRAs beside their weights. Each line of the input asks for a generation: height,
+width, chunks. The answer is a line of JSON: what a chunk of it took. The first chunk, which encodes the text, is made
+before and not measured.
 """
 
 import json
@@ -15,9 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.longlive import Took
+from benchmarks.longlive_table import Took
+from benchmarks.small_longlive import PROMPT
 from export.checkpoint_folder import load_networks
 from export.graph_specs import graph_specs
+from export.longlive import attach_loras
 from export.spec import GraphSpec, Precision
 from filmstrip.contract import ChunkParameters, Mode, Prompt
 from filmstrip.runtime.chunks import Chunk
@@ -56,21 +59,23 @@ class TimedEngine:
 
     Attributes:
         cpu_s: CPU time of its runs in seconds.
+        wall_s: all time of its runs in seconds.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.device = engine.device
         self.dtype = engine.dtype
-        self.cpu_s = 0.0
+        self.cpu_s = self.wall_s = 0.0
 
     def run(self, inputs: Mapping[str, Tensor], into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """See `Engine`."""
-        began = time.process_time()
+        began, cpu_began = time.perf_counter(), time.process_time()
         try:
             return self._engine.run(inputs, into)
         finally:
-            self.cpu_s += time.process_time() - began
+            self.cpu_s += time.process_time() - cpu_began
+            self.wall_s += time.perf_counter() - began
 
 
 class Pipeline:
@@ -80,12 +85,13 @@ class Pipeline:
         way: `engines` or `eager`.
         checkpoint: the folder that the engines were made of.
         version: the model's folder with the engines.
+        loras: the files that these were made with, by name.
     """
 
-    def __init__(self, way: str, checkpoint: Path, version: Path) -> None:
+    def __init__(self, way: str, checkpoint: Path, version: Path, loras: Mapping[str, Path]) -> None:
         torch.set_num_threads(1)
         config = PipelineConfig.read(version)
-        engines = _modules(checkpoint) if way == "eager" else _engines(version, config)
+        engines = _modules(checkpoint, loras) if way == "eager" else _engines(version, config)
         self._engines = {name: TimedEngine(engine) for name, engine in engines.items()}
         self._pipeline = LongLive(config, self._engines, Tokenizer(version, config.text_len))
         self._config = config
@@ -94,25 +100,29 @@ class Pipeline:
         """Make a video of a first chunk and `num_chunks` more, which are what is measured."""
         sequence = self._pipeline.start()
         sequence.chunk(self._chunk(0, height, width))
-        engines_before, before = self._engines_s(), time.process_time()
+        before = self._clocks()
         for index in range(1, num_chunks + 1):
             sequence.chunk(self._chunk(index, height, width))
-        took = time.process_time() - before, self._engines_s() - engines_before
-        return Took(*(1000 * seconds / num_chunks for seconds in took))
+        took = zip(before, self._clocks(), strict=True)
+        return Took(*(1000 * (after - began) / num_chunks for began, after in took))
 
     def _chunk(self, index: int, height: int, width: int) -> Chunk:
         num_frames = self._config.chunk_size if index else self._config.first_chunk_size
         told = ChunkParameters(
-            index, num_frames, height, width, mode=Mode.TEXT, reset=index == 0, prompts=(Prompt("a red circle"),)
+            index, num_frames, height, width, mode=Mode.TEXT, reset=index == 0, prompts=(Prompt(PROMPT),)
         )
         return Chunk(told, {}, is_cancelled=lambda: False)
 
-    def _engines_s(self) -> float:
-        return sum(engine.cpu_s for engine in self._engines.values())
+    def _clocks(self) -> tuple[float, float, float]:
+        """Seconds so far, in the order of `Took`."""
+        engines = self._engines.values()
+        return time.process_time(), sum(one.cpu_s for one in engines), sum(one.wall_s for one in engines)
 
 
-def _modules(checkpoint: Path) -> Mapping[str, Engine]:
-    return {spec.name: ModuleEngine(spec) for spec in graph_specs(load_networks(checkpoint), num_loras=0)}
+def _modules(checkpoint: Path, loras: Mapping[str, Path]) -> Mapping[str, Engine]:
+    networks = load_networks(checkpoint)
+    attach_loras(networks, loras)
+    return {spec.name: ModuleEngine(spec) for spec in graph_specs(networks, len(loras))}
 
 
 def _engines(version: Path, config: PipelineConfig) -> Mapping[str, Engine]:
@@ -123,8 +133,9 @@ def _engines(version: Path, config: PipelineConfig) -> Mapping[str, Engine]:
 
 def main() -> None:
     """Serve until the input ends."""
-    way, checkpoint, version = sys.argv[1:]
-    pipeline = Pipeline(way, Path(checkpoint), Path(version))
+    way, checkpoint, version, *given = sys.argv[1:]
+    loras = {name: Path(file) for name, _, file in (word.partition("=") for word in given)}
+    pipeline = Pipeline(way, Path(checkpoint), Path(version), loras)
     for line in sys.stdin:
         height, width, num_chunks = map(int, line.split())
         print(json.dumps(asdict(pipeline.generate(height, width, num_chunks))), flush=True)

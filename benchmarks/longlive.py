@@ -1,97 +1,60 @@
-"""A small LongLive through Triton: CPU time of a chunk beside PyTorch's, what is not the engines', memory."""
+"""longlive-small through HTTP, in Triton, its engines alone and PyTorch, chunk by chunk; lengths, and memory."""
 
 import contextlib
 import json
 import re
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Self
 
 import httpx
 
-from benchmarks import small_longlive, wire
+from benchmarks import direct, small_longlive, wire
+from benchmarks.longlive_table import Length, Memory, Series, Served, Took, table
 from benchmarks.options import Options
-from benchmarks.report import MIB, Ratio, Row, median
-from benchmarks.servers import ROOT, Frontend, Transport, cpu_s_of, memory_of, on_one_core
-from benchmarks.small_longlive import Model
+from benchmarks.report import MIB, Row
+from benchmarks.servers import ROOT, Frontend, Transport, cpu_s_of, memory_of, on_one_core, peak_memory_of
+from benchmarks.small_longlive import PROMPT, Model
 from benchmarks.wire import Arrival
 
-_OF_EAGER = 0.95
-_OUTSIDE_ENGINES = 0.05
-# The frames of 50 chunks of 64 x 64 are 7 MiB, what else a chunk could leave behind is more: pixels, keys, values.
-_GROWTH_MIB = 4
-_FIRST_CHUNK, _CHUNK = 9, 12  # frames
-_CHUNKS_PIXELS = 50_000  # of all chunks of a generation together: the small size has more of them
-_PROMPT = "a red circle"
-
-
-@dataclass(frozen=True)
-class Took:
-    """CPU time of a chunk in milliseconds, all threads together.
-
-    Attributes:
-        chunk_ms: of all of it.
-        engines_ms: within the engines.
-    """
-
-    chunk_ms: float
-    engines_ms: float
-
-
-@dataclass(frozen=True)
-class _Served:
-    """A chunk through HTTP and Triton, in milliseconds.
-
-    Attributes:
-        cpu_ms: CPU time of the model's process.
-        others_cpu_ms: that of Triton and the frontend.
-        wall_ms: from event to event.
-        stages_ms: what the model says that it took.
-    """
-
-    cpu_ms: float
-    others_cpu_ms: float
-    wall_ms: float
-    stages_ms: float
-
-
-@dataclass
-class _Series:
-    """What came out round by round at one size."""
-
-    served: list[_Served] = field(default_factory=list)
-    engines: list[Took] = field(default_factory=list)
-    eager: list[Took] = field(default_factory=list)
+FIRST_CHUNK, CHUNK = 9, 12  # frames
+# The window of 12 latent frames is full with the fourth chunk: from the fifth on all have as much to do.
+_FULL_WINDOW = 5
+_LENGTHS, _QUICK_LENGTHS = (1, 8, 40), (1, 6, 12)
+_CHUNKS, _QUICK_CHUNKS = 12, 2
 
 
 def measure(options: Options) -> list[Row]:
-    """Export a model of its own, and measure it."""
+    """Export the model, or take what is exported, and measure it."""
     return measure_model(options, small_longlive.export(options.folder))
 
 
 def measure_model(options: Options, model: Model) -> list[Row]:
-    """Every size of a model, through Triton and without it in turns; and the memory of a long generation."""
+    """A model through Triton and without it, in turns; generations of several lengths; and the memory of one."""
     with contextlib.ExitStack() as stack:
         with on_one_core():
             served = _Server(options, model)
             stack.callback(served.stop)
             engines, eager = (stack.enter_context(_InProcess(way, model)) for way in ("engines", "eager"))
+        lengths = _QUICK_LENGTHS if options.quick else _LENGTHS
+        num_chunks = _QUICK_CHUNKS if options.quick else _CHUNKS
         # The first of all: a process that has given much back could hide what it keeps.
-        growth = served.growth(*model.sizes[0], *((4, 12) if options.quick else (10, 60)))
-        found: dict[tuple[int, int], _Series] = {}
-        for height, width in model.sizes:
-            num_chunks = 2 if options.quick else max(2, _CHUNKS_PIXELS // (height * width))
-            found[height, width] = series = _Series()
-            for number in range(options.rounds + 1):
-                if number == 1:  # the round before has warmed everything up
-                    found[height, width] = series = _Series()
-                series.served.append(served.generate(height, width, num_chunks))
-                series.engines.append(engines.generate(height, width, num_chunks))
-                series.eager.append(eager.generate(height, width, num_chunks))
-        rows = [row for (height, width), series in found.items() for row in _rows(f"{height} x {width}", series)]
-        return [*rows, growth]
+        after, own_growth_mib = served.memory(lengths)
+        for number in range(options.rounds + 1):
+            if number < 2:  # the first round warms everything up
+                series = Series(lengths={length: [] for length in lengths})
+            series.served.append(served.generate(num_chunks))
+            series.direct_ms.append(served.call_directly(num_chunks))
+            series.engines.append(engines.generate(num_chunks))
+            series.eager.append(eager.generate(num_chunks))
+            for length in lengths:
+                series.lengths[length].append(served.whole(length))
+        memory = Memory(after, own_growth_mib, served.peak_mib())
+        return table(model.sides, series, memory, _FULL_WINDOW)
 
 
 class _Server:
@@ -100,66 +63,81 @@ class _Server:
     def __init__(self, options: Options, model: Model) -> None:
         settings = {"FILMSTRIP_MODEL_REPOSITORY": str(model.repository)}
         self._frontend = Frontend(options.folder / "served", Transport.LANES, own_settings=settings)
-        self._model = model.id
+        self._model = model
         self._pid = self._frontend.model_pid(model.id)
         self._others = (self._frontend.triton_pid, self._frontend.pid)
         self.stop = self._frontend.stop
 
-    def generate(self, height: int, width: int, num_chunks: int) -> _Served:
+    def generate(self, num_chunks: int) -> Served:
         """Make a first chunk and `num_chunks` more, which are what is measured."""
         moments = [
             (event.at, cpu_s_of(self._pid), sum(map(cpu_s_of, self._others)), self._stages_s())
-            for event in self._events(height, width, num_chunks)
-            if event.data["chunk"] in (1, num_chunks + 1)
+            for event in self._events(1 + num_chunks)
+            if event.data["chunk"] in (1, 1 + num_chunks)
         ]
-        wall_ms, cpu_ms, others_ms, stages_ms = (
-            1000 * (after - before) / num_chunks for before, after in zip(*moments, strict=True)
-        )
-        return _Served(cpu_ms, others_ms, wall_ms, stages_ms)
+        (at, cpu, others, stages), (at_end, cpu_end, others_end, stages_end) = moments
+        a_chunk = 1000 / num_chunks
+        stages_ms = {name: a_chunk * (stages_end[name] - stages[name]) for name in stages_end}
+        return Served(a_chunk * (cpu_end - cpu), a_chunk * (others_end - others), a_chunk * (at_end - at), stages_ms)
 
-    def growth(self, height: int, width: int, first: int, last: int) -> Row:
-        """How the model's process grows from one chunk to another within a generation."""
-        sizes = [memory_of(self._pid) for _ in self._events(height, width, last)]
-        (before, own_before), (after, own_after) = sizes[first - 1], sizes[last - 1]
-        growth_mib = (after - before) / MIB
-        return Row(
-            f"growth of the model's process from chunk {first} to chunk {last} of {height} x {width}",
-            f"{growth_mib:.1f} MiB, {(own_after - own_before) / MIB:.1f} of them not shared",
-            f"from {before / MIB:.0f} to {after / MIB:.0f} MiB",
-            target=f"<= {_GROWTH_MIB} MiB",
-            holds=growth_mib <= _GROWTH_MIB,
-        )
+    def call_directly(self, num_chunks: int) -> float:
+        """The same chunks by gRPC, without the frontend: milliseconds of one."""
+        shapes = [(length, *self._model.sides, 3) for length in (FIRST_CHUNK, *[CHUNK] * num_chunks)]
+        with direct.connected(self._frontend.triton_url) as client:
+            first, *_, last = direct.by_text(client, self._model.id, PROMPT, shapes)
+        return 1000 * (last - first) / num_chunks
 
-    def _events(self, height: int, width: int, num_chunks: int) -> Iterator[Arrival]:
-        """The progress of a generation of a first chunk and `num_chunks` more, as it comes."""
-        num_frames = _FIRST_CHUNK + num_chunks * _CHUNK
+    def whole(self, num_chunks: int) -> Length:
+        """Make a video of so many chunks."""
+        began = time.monotonic()
+        arrivals = [event.at for event in self._events(num_chunks)]
+        return Length(self._ended_at - began, [1000 * (after - before) for before, after in pairwise(arrivals)])
+
+    def memory(self, num_chunks: tuple[int, ...]) -> tuple[dict[int, float], float]:
+        """MiB of the model's process after so many chunks of one generation; growth of its own, see `Memory`."""
+        sizes = [memory_of(self._pid) for _ in self._events(num_chunks[-1])]
+        after = {number: sizes[number - 1][0] / MIB for number in num_chunks}
+        (_, before), (_, end) = (sizes[number - 1] for number in num_chunks[-2:])
+        return after, (end - before) / MIB
+
+    def peak_mib(self) -> float:
+        """The most memory that the model's process ever had."""
+        return peak_memory_of(self._pid) / MIB
+
+    def _events(self, num_chunks: int) -> Iterator[Arrival]:
+        """The progress of a generation of so many chunks, as it comes."""
+        height, width = self._model.sides
         for event in wire.generate(
             self._frontend.url,
-            pipeline_id=self._model,
-            prompt=_PROMPT,
+            pipeline_id=self._model.id,
+            prompt=PROMPT,
             height=height,
             width=width,
-            num_frames=num_frames,
+            num_frames=FIRST_CHUNK + (num_chunks - 1) * CHUNK,
         ):
             if event.name == "progress":
                 yield event
+        self._ended_at = event.at
         self._frontend.forget(str(event.data["output_path"]))
 
-    def _stages_s(self) -> float:
-        """Seconds of all chunks so far by the model's own clock."""
+    def _stages_s(self) -> Counter[str]:
+        """Seconds of each stage of all chunks so far, by the model's own clock."""
         text = httpx.get(f"{self._frontend.url}/metrics").text
-        pattern = rf'^filmstrip_stage_seconds_sum{{model="{re.escape(self._model)}",stage="(.*)"}} (.*)$'
-        seconds = {stage: float(value) for stage, value in re.findall(pattern, text, re.MULTILINE)}
-        seconds.pop("denoise_step", None)  # a part of `denoise` that is told beside it
-        return sum(seconds.values())
+        pattern = rf'^filmstrip_stage_seconds_sum{{model="{re.escape(self._model.id)}",stage="(.*)"}} (.*)$'
+        seconds = Counter({stage: float(value) for stage, value in re.findall(pattern, text, re.MULTILINE)})
+        del seconds["denoise_step"]  # a part of `denoise` that is told beside it
+        return seconds
 
 
 class _InProcess:
     """The same pipeline without Triton: `benchmarks.in_process`."""
 
     def __init__(self, way: str, model: Model) -> None:
+        self._sides = model.sides
+        given = [way, str(model.checkpoint), str(model.version)]
+        given += [f"{name}={path}" for name, path in model.loras.items()]
         self._process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "benchmarks.in_process", way, str(model.checkpoint), str(model.version)],
+            [sys.executable, "-m", "benchmarks.in_process", *given],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -173,61 +151,12 @@ class _InProcess:
     def __exit__(self, *_: object) -> None:
         self._process.communicate()  # its input ends, and so does it
 
-    def generate(self, height: int, width: int, num_chunks: int) -> Took:
+    def generate(self, num_chunks: int) -> Took:
         """See `_Server.generate`."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(height, width, num_chunks, file=self._process.stdin, flush=True)
+        print(*self._sides, num_chunks, file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         if not answer:
             raise RuntimeError(f"{self._process.args!r} has ended")
         return Took(**json.loads(answer))
-
-
-def _rows(size: str, series: _Series) -> list[Row]:
-    chunk = f"chunk of {_CHUNK} x {size}"
-    served_ms = [one.cpu_ms for one in series.served]
-    engines_ms = [one.chunk_ms for one in series.engines]
-    eager_ms = [one.chunk_ms for one in series.eager]
-    eager = f"PyTorch eager, in-process {median(eager_ms):.1f} ms"
-    ratio = Ratio.of(served_ms, eager_ms)
-    outside = median([1 - one.engines_ms / one.chunk_ms for one in series.engines])
-    outside_ms = median([one.chunk_ms - one.engines_ms for one in series.engines])
-    others_ms, wall_ms, stages_ms = (
-        [getattr(one, name) for one in series.served] for name in ("others_cpu_ms", "wall_ms", "stages_ms")
-    )
-    return [
-        Row(
-            f"{chunk}, in Triton: CPU of the model's process",
-            f"{median(served_ms):.1f} ms",
-            eager,
-            str(ratio),
-            f"<= {_OF_EAGER}",
-            ratio.median <= _OF_EAGER,
-        ),
-        Row(
-            f"{chunk}, engines in-process: CPU",
-            f"{median(engines_ms):.1f} ms",
-            eager,
-            str(Ratio.of(engines_ms, eager_ms)),
-        ),
-        Row(
-            f"{chunk}, engines in-process: CPU outside the engines",
-            f"{outside:.1%}",
-            f"{outside_ms:.1f} of {median(engines_ms):.1f} ms",
-            target=f"<= {_OUTSIDE_ENGINES:.0%}",
-            holds=outside <= _OUTSIDE_ENGINES,
-        ),
-        Row(
-            f"{chunk}, in Triton: CPU of tritonserver and the frontend",
-            f"{median(others_ms):.1f} ms",
-            f"the model's process {median(served_ms):.1f} ms",
-            str(Ratio.of(others_ms, served_ms)),
-        ),
-        Row(
-            f"{chunk}, by HTTP, from event to event",
-            f"{median(wall_ms):.1f} ms",
-            f"the model's stages {median(stages_ms):.1f} ms",
-            str(Ratio.of(wall_ms, stages_ms)),
-        ),
-    ]

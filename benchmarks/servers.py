@@ -103,6 +103,7 @@ class Frontend(Process):
             "FILMSTRIP_STORE_FILES": "100000",
             "FILMSTRIP_STORE_BYTES": str(2**50),
             "FILMSTRIP_TRITON_SECRET": TRITON_SECRET,
+            "FILMSTRIP_MODEL_REPOSITORY": str(ROOT / "tests" / "models"),  # without what was exported beside them
         }
         super().__init__(folder / "frontend.log", *module, *triton, *address, **(settings | dict(own_settings or {})))
         self.transport = transport
@@ -224,6 +225,13 @@ def on_one_core() -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+def peak_memory_of(pid: int) -> int:
+    """The most bytes of a process that were ever resident."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
 
 
 def memory_of(pid: int) -> tuple[int, int]:

@@ -1,28 +1,12 @@
-"""A small LongLive with random weights, exported for the CPU: `python -m benchmarks.small_longlive FOLDER`."""
+"""longlive-small, exported for the benchmark into a repository of its own."""
 
-import subprocess
-import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from benchmarks.servers import ROOT
+from tests.shipped import CHECKPOINT, ID, LORAS, SIDES, export_shipped
 
-_ID = "longlive-small"
-SIZES = ((64, 64), (128, 128))
-# The chunk, window, sink and steps are LongLive's own; so is the length of a text.
-_CONFIG: dict[str, Any] = {
-    "dim": 256,
-    "ffn_dim": 1024,
-    "num_heads": 4,
-    "num_layers": 6,
-    "freq_dim": 256,
-    "text_len": 512,
-    "in_dim": 16,
-    "out_dim": 16,
-    "vace_layers": [],
-    "vae": {"type": "tae", "base_dim": 32, "z_dim": 16},
-}
+PROMPT = "a red circle moving left on a blue background"
 
 
 @dataclass(frozen=True)
@@ -33,13 +17,15 @@ class Model:
         id: of the pipeline.
         checkpoint: the folder that it was made of.
         repository: Triton's, with nothing else in it.
-        sizes: height and width of its videos, in pixels.
+        sides: height and width of its videos, in pixels.
+        loras: the files that it was exported with, by name.
     """
 
     id: str
     checkpoint: Path
     repository: Path
-    sizes: tuple[tuple[int, int], ...]
+    sides: tuple[int, int]
+    loras: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def version(self) -> Path:
@@ -47,33 +33,15 @@ class Model:
         return self.repository / self.id / "1"
 
 
+def shipped(repository: Path) -> Model:
+    """The model of a repository that it was exported into."""
+    return Model(ID, CHECKPOINT, repository, SIDES, LORAS)
+
+
 def export(folder: Path) -> Model:
-    """Write the checkpoint and export it, by processes that leave nothing of PyTorch in this one.
+    """Export it, by a process that leaves nothing of PyTorch in this one; what `make model` has made is used.
 
     Raises:
-        RuntimeError: one of them failed, as where PyTorch is not installed.
+        RuntimeError: the export failed, as where PyTorch is not installed.
     """
-    model = Model(_ID, folder / "checkpoint", folder / "repository", SIZES)
-    _run("benchmarks.small_longlive", str(model.checkpoint))
-    sizes = [flag for height, width in model.sizes for flag in ("--size", f"{height}x{width}")]
-    given = ["--checkpoint", str(model.checkpoint), "--id", model.id, "--repository", str(model.repository), *sizes]
-    _run("export", "longlive", *given)
-    return model
-
-
-def _run(*arguments: str) -> None:
-    command = [sys.executable, "-m", *arguments]
-    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)  # noqa: S603
-    if done.returncode != 0:
-        raise RuntimeError(f"python -m {' '.join(arguments)} failed:\n{done.stderr[-4000:]}")
-
-
-def write(folder: Path) -> None:
-    """Write the checkpoint."""
-    from tests.export.checkpoints import write_checkpoint  # noqa: PLC0415 - it imports torch
-
-    write_checkpoint(folder, **_CONFIG)
-
-
-if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    return shipped(export_shipped(folder))

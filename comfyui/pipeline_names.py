@@ -15,7 +15,7 @@ from .client import Client
 from .connection import Server, make_server
 from .errors import FilmstripError
 
-SHIPPED = ("longlive", "scribble", "gray", "optical-flow", "passthrough")
+SHIPPED = ("longlive-small", "longlive", "scribble", "gray", "optical-flow", "passthrough")
 """Offered until a server was seen."""
 DEFAULT_URL = "http://127.0.0.1:8000"
 WAIT_S = 0.5

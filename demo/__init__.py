@@ -1,1 +1,1 @@
-"""A demonstration on a real clip: `python -m demo`."""
+"""A demonstration from a sentence and from a real clip: `python -m demo`."""

@@ -21,7 +21,7 @@ from filmstrip.runtime.engines.sidecar import Builder
 _EPILOG = """
 \b
 On a laptop, for the CPU:
-  python -m export longlive --checkpoint longlive-small --id longlive-small --size 64x64
+  python -m export longlive --checkpoint checkpoints/longlive-small --id longlive-small --size 64x64
 \b
 On the GPU node itself, for its GPU:
   python -m export longlive --checkpoint longlive --id longlive --size 320x576 --size 480x832 --builder tensorrt

@@ -22,6 +22,7 @@ from filmstrip.errors import FilmstripError
 from filmstrip.events import Cancelled, Complete, ErrorEvent, Event, Progress
 from filmstrip.geometry import MAX_FRAMES, MAX_SIDE, MIN_SIDE, VideoShape
 
+DEFAULT_PIPELINE = "longlive-small"
 DEFAULT_FPS = 16
 EXIT_INTERRUPTED = 130
 _PLACEHOLDER_PROMPT = "video"
@@ -32,10 +33,13 @@ Examples:
   # What can this server do?
   filmstrip pipelines
 \b
+  # A video from a sentence, by the small model that every server of `make serve` has
+  filmstrip generate "a yellow circle moving left on a green background" -o circle.mp4
+\b
   # Draw the outlines of a video, from its grey frames
   filmstrip generate --pipeline scribble --pre-processor gray --video in.mp4 -o out.mp4
 \b
-  # A video from text alone, with another prompt from chunk 4 on
+  # By another model, with another prompt from chunk 4 on
   filmstrip generate "a cat walking" --pipeline longlive --frames 96 \\
       --chunk-prompt "4: a dog walking" -o pets.mp4
 \b
@@ -148,7 +152,16 @@ class _Input:
 
 @main.command()
 @click.argument("prompt", required=False)
-@click.option("--pipeline", "-p", "pipeline_id", required=True, help="Pipeline to run; see `filmstrip pipelines`.")
+@click.option(
+    "--pipeline",
+    "-p",
+    "pipeline_id",
+    envvar="FILMSTRIP_PIPELINE",
+    default=DEFAULT_PIPELINE,
+    show_default=True,
+    show_envvar=True,
+    help="Pipeline to run; see `filmstrip pipelines`.",
+)
 @click.option(
     "--video",
     "-v",

@@ -154,8 +154,17 @@ PromptOrPrompts = Annotated[
 ]
 
 
+_EXAMPLE: Any = {
+    "pipeline_id": "longlive-small",
+    "prompt": "a yellow circle moving left on a green background",
+    "num_frames": 69,
+}
+
+
 class GenerateRequest(_Model):
     """The body of POST /api/v1/generate; its values hold for every chunk that has no ChunkSpec of its own."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     pipeline_id: Annotated[str, Field(min_length=1, max_length=256)]
     prompt: PromptOrPrompts = Field(description="A text, or weighted texts to blend.")
@@ -187,6 +196,8 @@ def _json(value: dict[str, Any] | None) -> dict[str, Any] | None:
 
 class LoadRequest(_Model):
     """The body of POST /api/v1/pipeline/load."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"pipeline_ids": ["longlive-small"]}]})
 
     pipeline_ids: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=256)]], Field(min_length=1, max_length=MAX_PIPELINES)

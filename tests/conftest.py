@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from filmstrip.mp4 import read_frames
+from tests.exports import MODULES, Exports
 from tests.server import MODELS, ROOT, Frames, Frontend
 
 # The networks of the tests are tiny: a second thread of PyTorch would only wait, and take a core from the servers.
@@ -45,21 +46,46 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
         assert frontend.stop() == 0
 
 
+@pytest.fixture(scope="session", autouse=True)
+def exports(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exports]:
+    """The exports that the chosen tests need, under way from the first of these on."""
+    named = dict.fromkeys(name for item in request.session.items for name in getattr(item, "fixturenames", ()))
+    with Exports({name: tmp_path_factory.mktemp("exported") for name in named if name in MODULES}) as under_way:
+        yield under_way
+
+
 @pytest.fixture(scope="session")
-def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_repository(exports: Exports) -> Path:
     """A model repository with the pipeline `tiny`, exported by the command from a checkpoint with all parts."""
     pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: see docs/export.md")
-    from tests.export.exported import export_tiny  # noqa: PLC0415 - it imports torch
+    return exports.repository("tiny_repository")
 
-    return export_tiny(tmp_path_factory.mktemp("exported"))
+
+@pytest.fixture(scope="session")
+def small_repository(exports: Exports) -> Path:
+    """A model repository with `longlive-small`, exported by the command from the weights of this repository."""
+    pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: see docs/export.md")
+    return exports.repository("small_repository")
+
+
+@pytest.fixture(scope="session")
+def small_server(small_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
+    """The real frontend and Triton with `longlive-small` in it, as `make serve` starts them."""
+    frontend = Frontend(tmp_path_factory.mktemp("small"), "--embedded", model_repository=f"{small_repository}:{MODELS}")
+    try:
+        frontend.wait_healthy()
+        yield frontend
+    finally:
+        assert frontend.stop() == 0
 
 
 @pytest.fixture(autouse=True)
 def slot_given_back(request: pytest.FixtureRequest) -> Iterator[None]:
     """A test whose client leaves early does not hand a busy server to the next one."""
     yield
-    for name in ("server", "grpc_server", "shm_server", "victim"):
+    for name in ("server", "grpc_server", "shm_server", "victim", "small_server"):
         if name in request.fixturenames:
             request.getfixturevalue(name).wait_idle()
 

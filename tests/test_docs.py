@@ -39,6 +39,7 @@ MARKDOWN = sorted(
         *(ROOT / "docs").rglob("*.md"),
         *(ROOT / "demo").glob("*.md"),
         *(ROOT / "comfyui").glob("*.md"),
+        *(ROOT / "checkpoints").glob("*/*.md"),
     )
 )
 FOLDERS = ("filmstrip", "frontend", "model_repository", "demo", "comfyui", "export", "tests", "docs", ".ci")
@@ -201,7 +202,7 @@ def test_every_key_of_a_text_encoders_configuration_is_in_the_table():
 
 
 def test_every_pipeline_is_in_the_readme():
-    models = {path.parent.name for path in (ROOT / "model_repository").glob("*/config.pbtxt")}
+    models = {path.parent.name for path in (ROOT / "model_repository").glob("*/config.pbtxt")} | {"longlive-small"}
     assert {quoted(row[0])[0] for row in rows(section(readme, "## Pipelines"))} == models
 
 

@@ -13,7 +13,7 @@ import psutil
 import tritonclient.grpc as triton_grpc
 
 from benchmarks import direct
-from benchmarks.servers import ROOT, Frontend, Transport
+from benchmarks.servers import Frontend, Transport
 from filmstrip import contract
 from filmstrip.contract import ChunkParameters, Mode
 
@@ -37,7 +37,6 @@ class Server:
 
     def __init__(self, folder: Path, ttl_s: float, store_files: int) -> None:
         settings = {
-            "MODEL_REPOSITORY": f"{ROOT / 'model_repository'}:{ROOT / 'tests' / 'models'}",
             "STORE_TTL_S": ttl_s,
             "STORE_BYTES": store_files * _FILE_BYTES,
             "STORE_FILES": store_files,

@@ -88,6 +88,13 @@ def test_secrets_neither_enter_an_image_nor_git() -> None:
     assert "/deploy/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
+def test_what_was_exported_for_this_machine_neither_enters_an_image_nor_git() -> None:
+    assert "model_repository/longlive-small" in (ROOT / ".dockerignore").read_text().splitlines()
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert "/model_repository/longlive-small/" in ignored
+    assert ignored.index("!/checkpoints/longlive-small/") > ignored.index("/checkpoints/*")
+
+
 # -- Users, memory, networks, times -------------------------------------------------------------------------------
 
 
@@ -158,7 +165,8 @@ def test_the_frontends_image_is_light_and_audited() -> None:
 
 @pytest.mark.parametrize("name", sorted(requirements))
 def test_images_have_the_versions_that_tests_run_with(name: str) -> None:
-    tested = pins((ROOT / "requirements.lock").read_text()) | pins((ROOT / "requirements-torch.txt").read_text())
+    files = ("requirements.lock", "requirements-torch.txt", "requirements-tests.txt")
+    tested = dict(pin for file in files for pin in pins((ROOT / file).read_text()).items())
     other = {
         package for package, version in pins(requirements[name]).items() if tested.get(package, version) != version
     }

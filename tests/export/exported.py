@@ -1,4 +1,4 @@
-"""The tiny checkpoint, exported by the command as a user gives it."""
+"""The tiny checkpoint, exported by the command as a user gives it: `python -m tests.export.exported FOLDER`."""
 
 import subprocess
 import sys
@@ -24,3 +24,7 @@ def export_tiny(folder: Path) -> Path:
     assert done.returncode == 0, done.stderr
     (folder / "export.log").write_text(done.stderr)
     return folder / "repository"
+
+
+if __name__ == "__main__":
+    export_tiny(Path(sys.argv[1]))

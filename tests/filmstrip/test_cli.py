@@ -58,7 +58,6 @@ def test_help_teaches_with_examples():
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ([], "--pipeline"),
         (["-p", "gray", "--size", "320"], "320x576"),
         (["-p", "gray", "--size", "320x0"], "64 to 2048"),
         (["-p", "gray", "--size", "32x9999"], "64 to 2048"),
@@ -117,6 +116,20 @@ def test_a_pipeline_that_needs_a_prompt_says_so(tmp_path, answer):
     result = run("generate", "-p", "longlive", "-o", tmp_path / "out.mp4")
     assert result.exit_code == 2
     assert "needs a PROMPT" in result.stderr
+
+
+@pytest.mark.parametrize(("told", "expected"), [(None, "longlive-small"), ("longlive", "longlive")])
+def test_the_small_model_is_the_pipeline_unless_another_is_named(tmp_path, answer, monkeypatch, told, expected):
+    known = [{"id": name, "features": {"prompts": True}} for name in ("longlive-small", "longlive")]
+    refusal = {"error": {"code": "busy", "message": "another generation runs", "field": None}, "detail": ""}
+    requests = answer(
+        pipelines=httpx.Response(200, json={"pipelines": known}), generate=httpx.Response(409, json=refusal)
+    )
+    if told is not None:
+        monkeypatch.setenv("FILMSTRIP_PIPELINE", told)
+    result = run("generate", "a red circle", "-o", tmp_path / "out.mp4")
+    assert (result.exit_code, result.stderr) == (1, "Error: another generation runs\n")
+    assert json.loads(requests[-1].content) == {"pipeline_id": expected, "prompt": "a red circle"}
 
 
 def test_a_refused_field_is_named_and_the_request_is_what_was_asked_for(tmp_path, clip, answer):

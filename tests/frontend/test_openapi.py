@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from frontend.schema import GenerateRequest, LoadRequest
 from tests.server import Frontend
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -78,6 +79,16 @@ def test_limits_are_in_the_schema(document: dict[str, Any]) -> None:
         "type": "integer",
     }
     assert document["components"]["schemas"]["GenerateRequest"]["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("model", [GenerateRequest, LoadRequest])
+def test_the_examples_are_requests_to_the_pipeline_that_is_shipped(
+    document: dict[str, Any], model: type[GenerateRequest | LoadRequest]
+) -> None:
+    (example,) = document["components"]["schemas"][model.__name__]["examples"]
+    wanted = model.model_validate(example)
+    named = [wanted.pipeline_id] if isinstance(wanted, GenerateRequest) else wanted.pipeline_ids
+    assert named == ["longlive-small"]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; .ci/run installs it")

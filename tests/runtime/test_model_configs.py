@@ -9,7 +9,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInsta
 from filmstrip.contract import INPUTS, OUTPUTS, Mode, PipelineFacts, TensorSpec
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted([*ROOT.glob("model_repository/*/config.pbtxt"), *ROOT.glob("tests/models/*/config.pbtxt")])
+CONFIGS = sorted(ROOT.glob("tests/models/*/config.pbtxt"))
 FRAME_PROCESSORS = {"passthrough", "gray", "scribble", "optical-flow"}
 LONGEST_CHUNK_S = 600
 
@@ -33,8 +33,11 @@ def as_spec(tensor) -> TensorSpec:
     return TensorSpec(tensor.name, "BYTES" if known == "STRING" else known, tuple(tensor.dims))
 
 
-def test_all_models_are_found():
-    assert {path.parent.name for path in CONFIGS} >= {*FRAME_PROCESSORS, "probe"}
+def test_tests_have_the_probe_and_all_models_but_the_exported_one():
+    assert {path.parent.name for path in CONFIGS} == {*FRAME_PROCESSORS, "probe"}
+    models = {path.parent.name: path for path in ROOT.glob("model_repository/*/config.pbtxt")}
+    assert models.keys() - {"longlive-small"} == FRAME_PROCESSORS
+    assert {path.resolve() for path in CONFIGS} >= {models[name] for name in FRAME_PROCESSORS}
 
 
 def test_the_name_is_the_folders_and_the_code_is_there(path):
