@@ -79,6 +79,10 @@ class Training:
         self._started = time.monotonic() - self.seconds
         self._saved = time.monotonic()
 
+    def start_clock(self) -> None:
+        """Count the minutes from now on: what was got ready so far is no training."""
+        self._started = time.monotonic() - self.seconds
+
     @property
     def is_over(self) -> bool:
         """Whether the budget is used up."""

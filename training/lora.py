@@ -82,6 +82,7 @@ def train_lora(
     is_filled = np.random.default_rng(seed).random(len(history)) < _SHARE_FILLED
     history[is_filled] = filled.latents[is_filled]
     told = replace(settings.generator, batch=settings.lora.batch)
+    training.start_clock()
     batches = Batches(clips, settings.checkpoint, told, history=history)
     train(training, lambda: velocity_loss(base, batches.draw(training.random)), told.batch, None)
     return training

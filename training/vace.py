@@ -195,6 +195,7 @@ def train_vace(
         condition: conditioned_clips(condition, told.clips_a_condition, encoder, config.text_len, rng)
         for condition in Condition
     }
+    training.start_clock()
     batches = ConditionedBatches(clips, config, settings)
 
     def loss() -> Tensor:
