@@ -15,9 +15,9 @@ from training.layouts import Layout, after_switch, from_afar, from_start
 from training.noise_levels import NoiseLevels
 from training.settings import GeneratorSettings
 
-_SHARES = {"start": 0.4, "video": 0.1, "afar": 0.16, "switch": 0.2, "switch afar": 0.14}
+_SHARES = {"start": 0.3, "video": 0.25, "afar": 0.13, "switch": 0.18, "switch afar": 0.14}
 _SHARE_VAGUE = 0.05
-_SHARE_RECOLOURED, _SHARE_KEPT = 0.4, 0.25
+_SHARE_RECOLOURED, _SHARE_KEPT = 0.6, 0.15
 _RECOLOURED_FROM, _KEPT_TO = 0.55, 0.4  # sigmas
 _MOST_FRAMES_AWAY = 900
 
@@ -35,6 +35,7 @@ class Batch:
         sigmas: of noisy places, [B, 1, P, 1, 1].
         weights: how much each latent pixel counts, [B, 1, P, H, W].
         captions: ids and masks of both captions, int64 [B, 2, 2, Lt].
+        is_video: whether the noise hides a source, as in video-to-video.
     """
 
     layout: Layout
@@ -45,6 +46,7 @@ class Batch:
     sigmas: Tensor
     weights: Tensor
     captions: Tensor
+    is_video: bool = False
 
 
 class Batches:
@@ -98,6 +100,7 @@ class Batches:
             sigmas,
             weights / weights.mean(),
             captions,
+            is_video=kind == "video",
         )
 
     # -- Layouts, and clips for them --------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from training.layouts import Layout
 
 _SHARE_OF_OWN_STEPS = 0.7
 _CLEAN_HISTORY = 0.5
+_MOST_LOW, _STRONG_LOW = 0.8, 0.5
 
 
 class NoiseLevels:
@@ -43,7 +44,10 @@ class NoiseLevels:
     def _chunk_levels(self, batch: int, random: torch.Generator, *, only_low: bool) -> tuple[Tensor, Tensor]:
         even = torch.rand(batch, generator=random).clamp(min=1 / NUM_TIMESTEPS)
         if only_low:
-            return even * 0.8 * NUM_TIMESTEPS, even * 0.8
+            # Half of them as strong as what a first step of video-to-video meets: all else follows from it.
+            least = _STRONG_LOW * (torch.rand(batch, generator=random) < 0.5)
+            low = least + (_MOST_LOW - least) * even
+            return low * NUM_TIMESTEPS, low
         shifted = self._shift * even / (1 + (self._shift - 1) * even)
         free = torch.where(torch.rand(batch, generator=random) < 0.5, shifted, even)
         own = self._own_steps[torch.randint(len(self._own_steps), (batch,), generator=random)]

@@ -76,7 +76,9 @@ def train_on_own(
         if training.step % _STEPS_BETWEEN_ROLLOUTS == 0:
             own.renew(training.random)
         batch = batches.draw(training.random)
-        return velocity_loss(networks, renoised(networks, batch, steps, training.random))
+        if not batch.is_video:
+            batch = renoised(networks, batch, steps, training.random)
+        return velocity_loss(networks, batch)
 
     train(training, loss, told.batch, show)
     return training
