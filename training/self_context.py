@@ -119,7 +119,7 @@ class OwnClips:
                 text = texts[int(0 < switch <= index)]
                 if index == switch > 0:
                     rollout.recache(text)
-                if index == 0 and kind in (Kind.PLAIN_ANYWHERE, Kind.SWITCHED_ANYWHERE):
+                if index == 0 and kind not in (Kind.PLAIN, Kind.SWITCHED):
                     rollout.given(chunk, text)
                 else:
                     rollout.make(chunk.shape, text)

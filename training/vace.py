@@ -51,16 +51,20 @@ class VaceNetworks(nn.Module):
         with torch.no_grad():
             for parameter in made.parameters():
                 nn.init.zeros_(parameter)
-        made.branch.load_state_dict(base.transformer.state_dict(), strict=False)
-        made.text_kv.load_state_dict(base.text_kv.state_dict(), strict=False)
-        for network in (made.branch, made.text_kv):
-            for name, parameter in network.named_parameters():
-                parameter.requires_grad_(name.startswith("vace_"))
+        made.share(base)
         for index, layer in enumerate(config.vace_layers):
             _copy(base.transformer.blocks[layer], made.branch.vace_blocks[index])
             _copy(base.text_kv.get_submodule(f"blocks.{layer}"), made.text_kv.get_submodule(f"vace_blocks.{index}"))
         nn.init.normal_(made.branch.vace_patch_embedding.weight, std=0.5 * config.vace_in_channels**-0.5)
         return made
+
+    def share(self, base: GeneratorNetworks) -> None:
+        """Take from the transformer what both have: it is not trained here."""
+        self.branch.load_state_dict(base.transformer.state_dict(), strict=False)
+        self.text_kv.load_state_dict(base.text_kv.state_dict(), strict=False)
+        for network in (self.branch, self.text_kv):
+            for name, parameter in network.named_parameters():
+                parameter.requires_grad_(name.startswith("vace_"))
 
     def hints(self, base: GeneratorNetworks, captions: Tensor, context: Tensor, batch: Batch) -> Tensor:
         """What the branch adds at all places of a layout, [vace_layers, B, L, C].
@@ -187,6 +191,7 @@ def train_vace(
         after_step=after_step,
         ema=0.997,
     )
+    networks.share(base)  # the state's may be of an earlier transformer
     if training.is_over:
         return training
     encoder, _ = trained_autoencoder(folder, settings)
