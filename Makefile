@@ -93,5 +93,6 @@ lock: setup ## Pin again after a change of pyproject.toml
 		--python-version 3.12 --python-platform x86_64-manylinux_2_35 --no-annotate \
 		--constraint - --constraint requirements-torch.txt --constraint requirements-tests.txt --extra triton pyproject.toml -o deploy/triton.lock
 
-clean: ## Remove what setup, demo and tests made
-	rm -rf $(VENV) model_repository/longlive-small out data .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## Remove what setup, demo and tests made; a training in out/training stays
+	[ ! -d out ] || find out -mindepth 1 -maxdepth 1 ! -name training -exec rm -rf {} +
+	rm -rf $(VENV) model_repository/longlive-small data .pytest_cache .mypy_cache .ruff_cache .hypothesis

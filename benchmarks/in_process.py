@@ -21,7 +21,7 @@ from benchmarks.small_longlive import PROMPT
 from export.checkpoint_folder import load_networks
 from export.graph_specs import graph_specs
 from export.longlive import attach_loras
-from export.spec import GraphSpec, Precision
+from export.module_engine import ModuleEngine
 from filmstrip.contract import ChunkParameters, Mode, Prompt
 from filmstrip.runtime.chunks import Chunk
 from filmstrip.runtime.engines.engine import Engine
@@ -31,27 +31,6 @@ from filmstrip.runtime.pipeline_config import PipelineConfig
 from filmstrip.runtime.tokenizer import Tokenizer
 
 _CPU = torch.device("cpu")
-
-
-class ModuleEngine:
-    """An `Engine` that is a graph's own module."""
-
-    device = _CPU
-
-    def __init__(self, spec: GraphSpec) -> None:
-        self._spec = spec
-        dtypes = {port.name: port.dtype for port in spec.inputs} | {port.name: port.dtype for port in spec.outputs}
-        self._dtypes = {name: dtype or Precision.FP32.dtype for name, dtype in dtypes.items()}
-
-    def dtype(self, name: str) -> torch.dtype:
-        """See `Engine`."""
-        return self._dtypes[name]
-
-    def run(self, inputs: Mapping[str, Tensor], into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """See `Engine`; nothing is checked."""
-        made = self._spec.module(**inputs)
-        outputs = {port.name: output for port, output in zip(self._spec.outputs, made, strict=True)}
-        return outputs | {name: buffer.copy_(outputs[name]) for name, buffer in (into or {}).items()}
 
 
 class TimedEngine:

@@ -63,10 +63,14 @@ class _Server:
     def __init__(self, options: Options, model: Model) -> None:
         settings = {"FILMSTRIP_MODEL_REPOSITORY": str(model.repository)}
         self._frontend = Frontend(options.folder / "served", Transport.LANES, own_settings=settings)
-        self._model = model
-        self._pid = self._frontend.model_pid(model.id)
-        self._others = (self._frontend.triton_pid, self._frontend.pid)
         self.stop = self._frontend.stop
+        self._model = model
+        try:
+            self._pid = self._frontend.model_pid(model.id)
+            self._others = (self._frontend.triton_pid, self._frontend.pid)
+        except BaseException:
+            self.stop()
+            raise
 
     def generate(self, num_chunks: int) -> Served:
         """Make a first chunk and `num_chunks` more, which are what is measured."""

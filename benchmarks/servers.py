@@ -137,7 +137,7 @@ class Frontend(Process):
     def model_pid(self, model: str) -> int:
         """The process that a model of its embedded Triton runs in."""
         for child in psutil.Process(self.triton_pid).children():
-            _, *arguments = child.cmdline()
+            arguments = child.cmdline()[1:]
             if arguments and Path(arguments[0]).parent.parent.name == model:  # its model.py
                 return child.pid
         raise RuntimeError(f"no process of {model}:\n{self.log.read_text(errors='replace')[-4000:]}")

@@ -1,5 +1,6 @@
 """Generates from a sentence and from a real clip on a real server, checks what comes back, shows where it lies."""
 
+import signal
 import sys
 import tempfile
 import time
@@ -22,6 +23,7 @@ from filmstrip.errors import FilmstripError
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="out", show_default=True)
 def main(server: str | None, out: Path) -> None:
     """Generate from a sentence and from a real clip, check what comes back, and show where it lies."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     try:

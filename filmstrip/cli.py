@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from filmstrip import __version__, mp4
 from filmstrip.client import Client
 from filmstrip.client_errors import ClientError
-from filmstrip.console import GenerationProgress, Interrupt, track
+from filmstrip.console import GenerationProgress, Interrupt, client_of, track
 from filmstrip.errors import FilmstripError
 from filmstrip.events import Cancelled, Complete, ErrorEvent, Event, Progress
 from filmstrip.geometry import MAX_FRAMES, MAX_SIDE, MIN_SIDE, VideoShape
@@ -108,13 +108,6 @@ def _server_options(command: Callable[..., Any]) -> Callable[..., Any]:
         show_envvar=True,
         help="URL of the server.",
     )(command)
-
-
-def _client(server: str, token: str | None) -> Client:
-    try:
-        return Client(server, token)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--server") from None
 
 
 @click.group(cls=_Commands, epilog=_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -228,7 +221,7 @@ def generate(
         raise click.BadParameter("one chunk has two prompts", param_hint="--chunk-prompt")
     if not output.absolute().parent.is_dir():
         raise click.BadParameter(f"the folder of {output} does not exist", param_hint="--output")
-    with _client(server, token) as client:
+    with client_of(server, token=token) as client:
         facts = client.pipeline(pipeline_id)
         if prompt is None and facts.get("features", {}).get("prompts"):
             raise click.UsageError(f"{pipeline_id} needs a PROMPT.")
@@ -291,7 +284,7 @@ def _write(client: Client, output_path: str, shape: VideoShape, output: Path, fp
 @_server_options
 def pipelines(*, as_json: bool, server: str, token: str | None) -> None:
     """List the server's pipelines and what they can do."""
-    with _client(server, token) as client:
+    with client_of(server, token=token) as client:
         known = client.pipelines()
     if as_json:
         click.echo(json.dumps(known, indent=2))
@@ -320,7 +313,7 @@ def status(*, as_json: bool, server: str, token: str | None) -> None:
 
     Exit code 1 if not.
     """
-    with _client(server, token) as client:
+    with client_of(server, token=token) as client:
         health = client.health()
         loaded = client.status()
     if as_json:
@@ -337,7 +330,7 @@ def status(*, as_json: bool, server: str, token: str | None) -> None:
 @_server_options
 def cancel(*, server: str, token: str | None) -> None:
     """End the generation under way after its current chunk."""
-    with _client(server, token) as client:
+    with client_of(server, token=token) as client:
         answer = client.cancel()
     click.echo("Cancelling after the current chunk." if answer == "cancelling" else "Nothing is running.")
 

@@ -31,7 +31,7 @@ from filmstrip.calls import TIMEOUT_S, Call, UploadedData, UploadedVideo, mapped
 from filmstrip.client_errors import ClientError, ConnectionFailed, TimedOut, UnexpectedAnswer
 from filmstrip.events import LAST_EVENTS, Cancelled, Complete, ErrorEvent, Event, Progress, parse_event
 from filmstrip.geometry import VideoShape
-from filmstrip.packing import BlobBuilder
+from filmstrip.packing import BlobBuilder, as_vace_frames
 from filmstrip.video_stream import Frame, FrameReader, Video, VideoReader, shape_of, video_body
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "UploadedData",
     "UploadedVideo",
     "VideoShape",
+    "as_vace_frames",
 ]
 
 AnswerT = TypeVar("AnswerT")

@@ -6,15 +6,30 @@ from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from filmstrip.calls import TIMEOUT_S
+from filmstrip.client import Client
 from filmstrip.client_errors import ClientError
 from filmstrip.errors import FilmstripError
 from filmstrip.events import Progress
 
 ItemT = TypeVar("ItemT")
+
+
+def client_of(url: str, option: str = "--server", *, token: str | None = None, timeout_s: float = TIMEOUT_S) -> Client:
+    """A client of the server that a command's option names.
+
+    Raises:
+        BadParameter: the URL is not one of an HTTP server.
+    """
+    try:
+        return Client(url, token, timeout_s)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=option) from None
 
 
 def _bar(console: Console, *last: Any) -> Bar:

@@ -10,6 +10,11 @@ _PIECE_BYTES = 2**20
 _FLOAT32 = np.dtype("<f4")
 
 
+def as_vace_frames(video: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """A video [F, H, W, C] as VACE frames: [C, F, H, W] in -1..1."""
+    return np.ascontiguousarray(video.transpose(3, 0, 1, 2).astype(np.float32) / np.float32(127.5) - np.float32(1))
+
+
 class BlobBuilder:
     """Collects chunks; iterate over it for the bytes to upload, then send `chunk_specs` with the request.
 

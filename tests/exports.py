@@ -1,5 +1,6 @@
 """The exports that tests will ask for, made beside the first tests: they take a minute or more each."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -64,4 +65,5 @@ class Exports:
 
     def _end(self) -> None:
         if self._process is not None and self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGTERM)  # it has started one itself
+            with contextlib.suppress(ProcessLookupError):  # it may have ended just now
+                os.killpg(self._process.pid, signal.SIGTERM)  # it has started one itself

@@ -55,7 +55,7 @@ def video_chunks(frames: Frames) -> list[Frames]:
     return [frames[start : start + CHUNK_FRAMES] for start in range(0, len(frames), CHUNK_FRAMES)]
 
 
-# -- Colours between two others -------------------------------------------------------------------------------------
+# -- How far from one colour to another -------------------------------------------------------------------------------
 
 
 def fill_share(frames: Frames, scene: Scene) -> float:

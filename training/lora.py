@@ -72,6 +72,8 @@ def train_lora(
         after_step=after_step,
         ema=0.99,
     )
+    if training.is_over:
+        return training
     encoder, _ = trained_autoencoder(folder, settings)
     text_len = settings.checkpoint.text_len
     few = settings.lora_clips

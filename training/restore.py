@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from export.checkpoint import read_weights
 from export.checkpoint_folder import Networks, load_networks
+from export.config import load_text_encoder_config
+from export.errors import BadCheckpoint
 from training.autoencoder import FILE_NAME as AUTOENCODER
 from training.autoencoder import SCALES_NAME
 from training.checkpoints import first_state, write_atomically
@@ -23,26 +26,37 @@ from training.vace import VaceNetworks
 def restore(folder: Path, checkpoint: Path, settings: Settings) -> list[Path]:
     """Write the states of all stages that a checkpoint has weights of; gives their paths.
 
-    They begin at step 0: what optimisers knew is not in a checkpoint.
+    They begin at step 0: what optimisers knew is not in a checkpoint. A state of self-context is not made: the
+    generator's has its weights.
 
     Raises:
-        FileExistsError: the folder has states already.
+        FileExistsError: the folder has something in it; clips, say, would be of another autoencoder.
         BadConfig, BadCheckpoint: the checkpoint can't be read, or is not of these settings.
     """
-    states = _states(checkpoint, settings)
-    found = [name for name in states if (folder / name).exists()]
-    if found:
-        raise FileExistsError(f"{folder} has {', '.join(found)} already: name another folder, or delete them")
-    vae = json.loads((checkpoint / "config.json").read_text())["vae"]
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty: name another folder")
+    networks = load_networks(checkpoint)
+    _check(checkpoint, networks, settings)
+    states = _states(checkpoint, networks, settings)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SCALES_NAME).write_text(json.dumps({name: vae[name] for name in ("latents_mean", "latents_std")}))
+    scales = {name: getattr(networks.config.vae, name) for name in ("latents_mean", "latents_std")}
+    (folder / SCALES_NAME).write_text(json.dumps(scales))
     for name, modules in states.items():
         write_atomically(folder / name, first_state(modules, torch.Generator().manual_seed(0)))
     return [folder / name for name in states]
 
 
-def _states(checkpoint: Path, settings: Settings) -> dict[str, Mapping[str, nn.Module]]:
-    networks = load_networks(checkpoint)
+def _check(checkpoint: Path, networks: Networks, settings: Settings) -> None:
+    told = (settings if networks.vace is None else settings.with_vace).checkpoint
+    unscaled = replace(networks.config.vae, latents_mean=told.vae.latents_mean, latents_std=told.vae.latents_std)
+    same = networks.text_encoder is not None and replace(networks.config, vae=unscaled) == told
+    if same:
+        same = load_text_encoder_config(checkpoint / "text_encoder", text_dim=told.text_dim) == settings.text_encoder
+    if not same:
+        raise BadCheckpoint(f"{checkpoint} is not of these settings: its config.json or its text encoder's is another")
+
+
+def _states(checkpoint: Path, networks: Networks, settings: Settings) -> dict[str, Mapping[str, nn.Module]]:
     assert networks.text_encoder is not None
     states: dict[str, Mapping[str, nn.Module]] = {
         AUTOENCODER: {"encoder": networks.vae_encoder, "decoder": networks.vae_decoder},
@@ -57,7 +71,10 @@ def _states(checkpoint: Path, settings: Settings) -> dict[str, Mapping[str, nn.M
     lora = checkpoint / "loras" / f"{LORA_NAME}.safetensors"
     if lora.exists():
         weights: Mapping[str, Tensor] = read_weights(lora)
-        states[LORA] = {"lora": lora_of(weights, settings)}
+        try:
+            states[LORA] = {"lora": lora_of(weights, settings)}
+        except (KeyError, RuntimeError) as error:
+            raise BadCheckpoint(f"{lora} is not of these settings: {error}") from None
     return states
 
 

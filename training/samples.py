@@ -1,18 +1,17 @@
 """Videos of networks in training, made by the very runtime that serves them, and what is right in them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
 
 from export.checkpoint_folder import Networks
 from export.graph_specs import graph_specs
 from export.model_folder import pipeline_config
-from export.spec import GraphSpec, Output, Port, Precision, Size
+from export.module_engine import ModuleEngine
+from export.spec import Size
 from filmstrip.contract import ChunkParameters, Mode, Prompt
 from filmstrip.runtime.chunks import Chunk
 from filmstrip.runtime.longlive import LongLive
@@ -23,32 +22,6 @@ from training.videos import SIDE, Frames, chunk_lengths
 
 _ENLARGED = 2
 _SHEET_CHUNKS = 8
-
-
-class ModuleEngine:
-    """A graph's own module as the `Engine` of the runtime: no export, no files."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, spec: GraphSpec) -> None:
-        self._spec = spec
-        ports: list[Port | Output] = [*spec.inputs, *spec.outputs]
-        self._dtypes = {one.name: one.dtype or Precision.FP32.dtype for one in ports}
-
-    def dtype(self, name: str) -> torch.dtype:
-        """The type of an input or output."""
-        return self._dtypes[name]
-
-    def run(self, inputs: Mapping[str, Tensor], into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """All outputs.
-
-        Raises:
-            ValueError: memory for outputs was given, which a module can't write to.
-        """
-        if into:
-            raise ValueError(f"{self._spec.name}: a module's outputs have memory of their own")
-        made = self._spec.module(**{port.name: inputs[port.name] for port in self._spec.inputs})
-        return {port.name: output for port, output in zip(self._spec.outputs, made, strict=True)}
 
 
 class Sampler:

@@ -12,16 +12,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from filmstrip.client import Client, ClientError, Complete, ErrorEvent
+from filmstrip.client import Client, ClientError
+from filmstrip.console import client_of
 from filmstrip.errors import FilmstripError
 from training.grammar import ATTRIBUTES
 from training.measures import ALL, Generate, Plan, Row, Target, measure, score_frames, targets
-from training.videos import SIDE, Frames, chunk_lengths
+from training.served import TIMEOUT_S, UnfitVideo, served_video
+from training.videos import Frames, chunk_lengths
 
 __all__ = ["score", "score_frames"]
 
 _TIMESTEP_SHIFT = 5
-_TIMEOUT_S = 600.0
 _COLUMNS = (*ATTRIBUTES, ALL)
 
 
@@ -47,7 +48,7 @@ def score(url: str, pipeline: str, steps: int, out: Path | None, **given: Any) -
         given["prompts"], given["chunks"], given["switches"], given["num_long"], given["long_chunks"], given["seed"]
     )
     try:
-        with Client(url, timeout_s=_TIMEOUT_S) as client:
+        with client_of(url, "--url", timeout_s=TIMEOUT_S) as client:
             rows = _watched(Served(client, pipeline, _timesteps(client, pipeline, steps)), plan)
     except (FilmstripError, ClientError, UnfitVideo) as error:
         raise click.ClickException(str(error)) from error
@@ -59,10 +60,6 @@ def score(url: str, pipeline: str, steps: int, out: Path | None, **given: Any) -
 
 
 # -- Through HTTP ---------------------------------------------------------------------------------------------------
-
-
-class UnfitVideo(Exception):
-    """The server's answer is no whole video of the size that the detectors are made for."""
 
 
 @dataclass(frozen=True)
@@ -85,33 +82,22 @@ class Served:
         Raises:
             FilmstripError: the server refuses, or its model fails.
             ClientError: it can't be reached.
-            UnfitVideo: the video is not whole, or not of 64x64 pixels.
+            UnfitVideo: see `served_video`.
         """
         changes = [
             {"chunk": chunk, "text": text}
             for chunk, (before, text) in enumerate(pairwise(captions), start=1)
             if text != before
         ]
-        shape = (sum(chunk_lengths(len(captions))), SIDE, SIDE, 3)
-        with self.client.generate(
+        return served_video(
+            self.client,
+            sum(chunk_lengths(len(captions))),
             pipeline_id=self.pipeline,
             prompt=captions[0],
-            num_frames=shape[0],
-            height=SIDE,
-            width=SIDE,
             seed=seed,
             denoising_steps=self.timesteps,
             chunk_specs=changes or None,
-        ) as events:
-            *_, last = events
-        if isinstance(last, ErrorEvent):
-            raise last.exception()
-        if not isinstance(last, Complete):
-            raise UnfitVideo("the generation was cancelled by someone else")
-        video = self.client.download(last.output_path)
-        if video.shape != shape:
-            raise UnfitVideo(f"a video came back with shape {list(video.shape)}, not {list(shape)}")
-        return video
+        )
 
 
 def _timesteps(client: Client, pipeline: str, num_steps: int) -> list[int] | None:

@@ -5,6 +5,7 @@ object starts. A model that denoises in few steps shows the mean of what its fir
 be one video to a caption.
 """
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -12,6 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from training.grammar import Scene
 
@@ -154,3 +156,10 @@ def _blends(scene: Scene) -> Frames:
     shares = np.arange(256)[:, None] / 255
     ground, colour = np.array(PALETTE[scene.background]), np.array(PALETTE[scene.colour])
     return np.asarray(np.rint(ground + shares * (colour - ground)), np.uint8)
+
+
+def as_png(image: Frames) -> bytes:
+    """An image [H, W, 3] as a file's bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -10,6 +10,7 @@ from export.checkpoint_folder import load_networks
 from export.graph_specs import graph_specs
 from export.longlive import attach_loras
 from export.model_folder import pipeline_config
+from export.module_engine import ModuleEngine
 from export.spec import Size
 from filmstrip.contract import (
     FIRST_FRAME_IMAGE,
@@ -22,15 +23,14 @@ from filmstrip.contract import (
     Mode,
     Prompt,
 )
+from filmstrip.packing import as_vace_frames
 from filmstrip.runtime.chunks import Chunk
 from filmstrip.runtime.longlive import LongLive
 from filmstrip.runtime.tokenizer import Tokenizer
 from training.looks import CONTROLS
-from training.samples import ModuleEngine
+from training.lora import LORA_NAME
 from training.videos import CHUNK_FRAMES, SIDE, Frames
 from training.wishes import Wish
-
-LORA = "outlines"
 
 
 class WishSampler:
@@ -70,7 +70,7 @@ class WishSampler:
                 prompts=(Prompt(wish.prompt),),
                 seed=wish.seed,
                 noise_scale=wish.noise_scale,
-                lora_scales={LORA: wish.lora_scales[index]} if wish.lora_scales else {},
+                lora_scales={LORA_NAME: wish.lora_scales[index]} if wish.lora_scales else {},
                 vace_use_input_video=wish.control is not None,
                 ref_image_shapes=() if wish.reference is None else (wish.reference.shape,),
             )
@@ -91,11 +91,6 @@ def _tensors(wish: Wish, source: Frames | None, index: int) -> dict[str, npt.NDA
         VACE_REF_IMAGES: None if wish.reference is None else wish.reference.reshape(-1),
     }
     return {spec.name: np.ascontiguousarray(array) for spec, array in arrays.items() if array is not None}
-
-
-def as_vace_frames(frames: Frames) -> npt.NDArray[np.float32]:
-    """Frames [F, H, W, 3] as VACE frames: [3, F, H, W] in -1..1."""
-    return np.ascontiguousarray(frames.transpose(3, 0, 1, 2).astype(np.float32) / np.float32(127.5) - np.float32(1))
 
 
 def _never() -> bool:

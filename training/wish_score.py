@@ -1,25 +1,23 @@
 """`python -m training score-conditions`: what a pipeline makes of videos, masks, images and LoRA scales."""
 
-import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from export.errors import ExportError
-from filmstrip.client import BlobBuilder, Client, ClientError, Complete, ErrorEvent
+from filmstrip.client import BlobBuilder, Client, ClientError, as_vace_frames
+from filmstrip.console import client_of
 from filmstrip.errors import FilmstripError
-from training.score import UnfitVideo
-from training.videos import CHUNK_FRAMES, SIDE, Frames
-from training.wish_sampler import LORA, WishSampler, as_vace_frames
+from training.lora import LORA_NAME
+from training.served import TIMEOUT_S, UnfitVideo, served_video
+from training.videos import CHUNK_FRAMES, Frames, as_png
+from training.wish_sampler import WishSampler
 from training.wishes import MEASUREMENTS, Measured, Wish
-
-_TIMEOUT_S = 600.0
 
 
 @click.command("score-conditions", context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,8 +40,8 @@ def score_conditions(
     scenes and stands beside the least that it should be.
     """
     try:
-        with Client(url, timeout_s=_TIMEOUT_S) as client:
-            fulfil = Granted(client, pipeline) if checkpoint is None else WishSampler(checkpoint)
+        with client_of(url, "--url", timeout_s=TIMEOUT_S) as client:
+            fulfil = ServedWishes(client, pipeline) if checkpoint is None else WishSampler(checkpoint)
             found = {name: MEASUREMENTS[name](fulfil, scenes) for name in only or MEASUREMENTS}
     except (FilmstripError, ClientError, UnfitVideo, ExportError) as error:
         raise click.ClickException(str(error)) from error
@@ -58,7 +56,7 @@ def score_conditions(
 
 
 @dataclass(frozen=True)
-class Granted:
+class ServedWishes:
     """A pipeline behind the HTTP API, as a `training.wishes.Fulfil`.
 
     Attributes:
@@ -75,26 +73,14 @@ class Granted:
         Raises:
             FilmstripError: the server refuses, or its model fails.
             ClientError: it can't be reached.
-            UnfitVideo: the video is not whole, or not of 64x64 pixels.
+            UnfitVideo: see `served_video`.
         """
-        with self.client.generate(self._request(wish)) as events:
-            *_, last = events
-        if isinstance(last, ErrorEvent):
-            raise last.exception()
-        if not isinstance(last, Complete):
-            raise UnfitVideo("the generation was cancelled by someone else")
-        video = self.client.download(last.output_path)
-        if video.shape != (wish.num_frames, SIDE, SIDE, 3):
-            raise UnfitVideo(f"a video came back with shape {list(video.shape)}, not of {wish.num_frames} frames")
-        return video
+        return served_video(self.client, wish.num_frames, **self._request(wish))
 
     def _request(self, wish: Wish) -> dict[str, Any]:
         request = {
             "pipeline_id": self.pipeline,
             "prompt": wish.prompt,
-            "num_frames": wish.num_frames,
-            "height": SIDE,
-            "width": SIDE,
             "seed": wish.seed,
         }
         if wish.source is not None:
@@ -121,7 +107,7 @@ class Granted:
             if wish.masks is not None:
                 fields["vace_masks"] = wish.masks[part]
             if wish.lora_scales:
-                fields["lora_scales"] = {LORA: wish.lora_scales[chunk]}
+                fields["lora_scales"] = {LORA_NAME: wish.lora_scales[chunk]}
             if chunk == 0 and wish.first_image is not None:
                 fields["first_frame_image"] = self._asset(wish.first_image)
             if chunk == 0 and wish.last_image is not None:
@@ -132,13 +118,6 @@ class Granted:
 
     def _asset(self, image: Frames) -> str:
         return self.client.upload_asset(as_png(image))
-
-
-def as_png(image: Frames) -> bytes:
-    """An image [H, W, 3] as a file's bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 # -- What is shown --------------------------------------------------------------------------------------------------

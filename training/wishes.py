@@ -116,7 +116,7 @@ Fulfil: TypeAlias = Callable[[Wish], Frames]
 
 @dataclass(frozen=True)
 class Number:
-    """One mean, and the least that it should be; differences that may go below 0 are no exception."""
+    """One mean, and the least that it should be; a loss is given as what is gained, below 0."""
 
     what: str
     value: float

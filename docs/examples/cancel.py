@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from docs.examples.show import PIPELINE, command, save, seen
-from filmstrip.client import Cancelled, Client, Progress
+from filmstrip.client import Cancelled, Client, ErrorEvent, Progress
 
 NUM_FRAMES = 1200
 AFTER_CHUNKS = 3
@@ -18,6 +18,8 @@ def run(client: Client, out: Path) -> None:
         for event in events:
             if isinstance(event, Progress) and event.chunk == AFTER_CHUNKS:
                 click.echo(f"after chunk {event.chunk} of {event.total_chunks}: {client.cancel()}")
+    if isinstance(event, ErrorEvent):
+        raise event.exception()
     if not isinstance(event, Cancelled) or event.output_path is None:
         raise click.ClickException(f"the generation ended otherwise: {event}")
     video = client.download(event.output_path)

@@ -5,12 +5,12 @@ from pathlib import Path
 import click
 import numpy as np
 
-from docs.examples.show import FRAMES, command, make, save
+from docs.examples.show import command, make, save
 from filmstrip.client import Client
 from filmstrip.runtime.frame_processors import Scribble
 from training.condition_measures import overlap
 from training.grammar import Scene, caption
-from training.videos import render
+from training.videos import CHUNK_FRAMES, render
 
 LEADS = Scene("white", "circle", "up", "black")
 PROMPT = caption(Scene("orange", "circle", "up", "blue"))
@@ -19,7 +19,7 @@ CHUNKS = 3
 
 def run(client: Client, out: Path) -> None:
     """Grey frames lead the model, and its video comes back as contours: both processors run on the server."""
-    leading = render([(LEADS, CHUNKS * FRAMES)], start=(50, 22))
+    leading = render([(LEADS, CHUNKS * CHUNK_FRAMES)], start=(50, 22))
     made = make(
         client,
         prompt=PROMPT,

@@ -5,13 +5,13 @@ from pathlib import Path
 import click
 import numpy as np
 
-from docs.examples.show import FRAMES, as_vace_frames, command, make, save, seen
-from filmstrip.client import BlobBuilder, Client
+from docs.examples.show import command, make, save, seen
+from filmstrip.client import BlobBuilder, Client, as_vace_frames
 from filmstrip.runtime.frame_processors import Gray, Scribble
 from filmstrip.video_stream import Video
 from training.condition_measures import place_overlap
 from training.grammar import Scene, caption
-from training.videos import masks, render
+from training.videos import CHUNK_FRAMES, masks, render
 
 LEADS = Scene("white", "triangle", "right", "black")
 START = (18, 10)
@@ -21,7 +21,7 @@ CHUNKS = 3
 
 def run(client: Client, out: Path) -> None:
     """The object's course from another video, by its grey frames and by its contours; the colours from the prompt."""
-    shots = [(LEADS, CHUNKS * FRAMES)]
+    shots = [(LEADS, CHUNKS * CHUNK_FRAMES)]
     leading, covered = render(shots, START), masks(shots, START)
     input_path = client.upload(leading).input_path
     videos: dict[str, Video] = {}
@@ -40,7 +40,7 @@ def run(client: Client, out: Path) -> None:
         control = processor.process(leading)
         blob = BlobBuilder()
         for chunk in range(CHUNKS):
-            part = control[chunk * FRAMES : (chunk + 1) * FRAMES]
+            part = control[chunk * CHUNK_FRAMES : (chunk + 1) * CHUNK_FRAMES]
             blob.chunk(chunk, vace_frames=as_vace_frames(part))
         own = make(
             client,
@@ -52,7 +52,7 @@ def run(client: Client, out: Path) -> None:
         )
         same = "the same video" if np.array_equal(made, own) else "another video"
         click.echo(f"{name}: the object overlaps the leading one's place by {place_overlap(made, covered):.2f}")
-        click.echo(f"{name}: shows: {seen(made[-FRAMES:])}; frames of one's own make {same}")
+        click.echo(f"{name}: shows: {seen(made[-CHUNK_FRAMES:])}; frames of one's own make {same}")
         videos |= {f"{name} in": control, f"{name} out": made}
     save(out / "control", videos)
 

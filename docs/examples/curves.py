@@ -7,9 +7,11 @@ from pathlib import Path
 import click
 
 from docs.examples.show import PIPELINE
-from filmstrip.client import Client, ClientError
+from filmstrip.client import ClientError
+from filmstrip.console import client_of
 from filmstrip.errors import FilmstripError
-from training.wish_score import Granted
+from training.served import TIMEOUT_S, UnfitVideo
+from training.wish_score import ServedWishes
 from training.wishes import lora_ramp, video_to_video
 
 Curve = Mapping[float, float]
@@ -40,10 +42,10 @@ def main(server: str, out: Path, scenes: int) -> None:
     """Measure what noise scales and LoRA scales do, and draw the curves: noise_scale.svg, lora_scale.svg."""
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with Client(server) as client:
-            fulfil = Granted(client, PIPELINE)
+        with client_of(server, timeout_s=TIMEOUT_S) as client:
+            fulfil = ServedWishes(client, PIPELINE)
             noise, lora = video_to_video(fulfil, scenes).curves, lora_ramp(fulfil, scenes).curves
-    except (FilmstripError, ClientError) as error:
+    except (FilmstripError, ClientError, UnfitVideo) as error:
         raise click.ClickException(str(error)) from error
     charts = (
         ("noise_scale", "PSNR against the source, dB", noise, (0, 5, 10, 15, 20, 25, 30, 35)),

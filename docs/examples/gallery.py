@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -23,25 +24,29 @@ _CURVES = "curves"
     default=_FOLDER,
     help="Of README.md and its images.  [default: this one]",
 )
-@click.option("--only", multiple=True, help="These examples.  [default: all of the table, and the curves]")
+@click.option(
+    "--only",
+    multiple=True,
+    help="These; what others have made stays.  [default: all of the table, and the curves]",
+)
 def main(server: str, folder: Path, only: tuple[str, ...]) -> None:
     """Run every example and write what it makes into README.md and its images."""
     readme = folder / "README.md"
-    text, found, _ = readme.read_text().partition(f"{HEADING}\n")
+    text, found, old = readme.read_text().partition(f"{HEADING}\n")
     if not found:
         raise click.ClickException(f"{readme} has no {HEADING!r}")
     images = folder / "images"
     images.mkdir(exist_ok=True)
     names = only or (*re.findall(r"^\|[^|]+\| `\S+ -m docs\.examples\.(\w+)` \|", text, re.MULTILINE), _CURVES)
-    sections = []
+    sections = {} if not only else dict(_sections(old))
     with tempfile.TemporaryDirectory() as made:
         for name in names:
             printed = _run(name, server, made)
             pictures = sorted(path for path in Path(made).iterdir() if path.suffix in {".png", ".svg"})
             for picture in pictures:
                 shutil.move(picture, images / picture.name)
-            sections.append(_section(name, printed, [picture.name for picture in pictures]))
-    readme.write_text("\n".join([text + found, *sections]))
+            sections[_title(name)] = _section(name, printed, [picture.name for picture in pictures])
+    readme.write_text("\n".join([text + found, *sections.values()]))
 
 
 def _run(name: str, server: str, out: str) -> list[str]:
@@ -54,8 +59,18 @@ def _run(name: str, server: str, out: str) -> list[str]:
     return [line for line in done.stdout.splitlines() if out not in line]
 
 
+def _title(name: str) -> str:
+    return name.replace("_", " ").capitalize()
+
+
+def _sections(text: str) -> Iterator[tuple[str, str]]:
+    """Those that are there, by their titles."""
+    for section in re.split(r"^(?=### )", text, flags=re.MULTILINE)[1:]:
+        yield section.splitlines()[0].removeprefix("### "), section.rstrip("\n") + "\n"
+
+
 def _section(name: str, printed: list[str], pictures: list[str]) -> str:
-    title = name.replace("_", " ").capitalize()
+    title = _title(name)
     shown = [f"![{title}](images/{picture})" for picture in pictures]
     return "\n".join([f"### {title}", "", *shown, "", "```text", *printed, "```", ""])
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from docs.examples.show import FIRST_FRAMES, FRAMES, as_png, command, make, save
+from docs.examples.show import command, make, save
 from filmstrip.client import Client
 from training.condition_measures import place_overlap
 from training.grammar import Scene, caption
-from training.videos import masks, render
+from training.videos import CHUNK_FRAMES, FIRST_CHUNK_FRAMES, as_png, masks, render
 
 SCENE = Scene("green", "square", "down", "white")
 CHUNKS = 3
@@ -24,11 +24,11 @@ def run(client: Client, out: Path) -> None:
         video = videos[name] = make(
             client,
             prompt=caption(SCENE),
-            num_frames=FIRST_FRAMES + (CHUNKS - 1) * FRAMES,
+            num_frames=FIRST_CHUNK_FRAMES + (CHUNKS - 1) * CHUNK_FRAMES,
             seed=1,
             chunk_specs=[{"chunk": 0, name: path}],
         )
-        frame = 0 if name == "first_frame_image" else FIRST_FRAMES - 1
+        frame = 0 if name == "first_frame_image" else FIRST_CHUNK_FRAMES - 1
         share = place_overlap(video[frame : frame + 1], masks(shot, place))
         click.echo(f"{name}: in frame {frame} the object overlaps the image's by {share:.2f}")
     save(out / "key_images", videos)

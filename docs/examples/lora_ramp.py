@@ -4,10 +4,11 @@ from pathlib import Path
 
 import click
 
-from docs.examples.show import FIRST_FRAMES, FRAMES, command, make, save
+from docs.examples.show import command, make, percent, save
 from filmstrip.client import Client
 from training.condition_measures import fill_share
 from training.grammar import Scene, caption
+from training.videos import CHUNK_FRAMES, FIRST_CHUNK_FRAMES
 
 SCENE = Scene("white", "square", "left", "purple")
 LORA = "outlines"
@@ -19,14 +20,14 @@ def run(client: Client, out: Path) -> None:
     video = make(
         client,
         prompt=caption(SCENE),
-        num_frames=FIRST_FRAMES + (len(SCALES) - 1) * FRAMES,
+        num_frames=FIRST_CHUNK_FRAMES + (len(SCALES) - 1) * CHUNK_FRAMES,
         seed=1,
         chunk_specs=[{"chunk": chunk, "lora_scales": {LORA: scale}} for chunk, scale in enumerate(SCALES)],
     )
     for chunk, scale in enumerate(SCALES):
-        end = FIRST_FRAMES + chunk * FRAMES
-        filled = fill_share(video[max(0, end - FRAMES) : end], SCENE)
-        click.echo(f"chunk {chunk}, scale {scale}: {filled:.0%} of the object is filled")
+        end = FIRST_CHUNK_FRAMES + chunk * CHUNK_FRAMES
+        filled = fill_share(video[max(0, end - CHUNK_FRAMES) : end], SCENE)
+        click.echo(f"chunk {chunk}, scale {scale}: {percent(filled)} of the object is filled")
     save(out / "lora_ramp", {"": video})
 
 

@@ -10,6 +10,7 @@ import httpx
 import numpy as np
 
 from docs.examples.show import PIPELINE, save, seen
+from filmstrip.video_stream import Video
 
 PROMPT = "a yellow square moving down on a purple background"
 
@@ -20,23 +21,32 @@ PROMPT = "a yellow square moving down on a purple background"
 def main(server: str, out: Path) -> None:
     """A video from a sentence with nothing but an HTTP library: a post, its events, a download."""
     out.mkdir(parents=True, exist_ok=True)
-    request = {"pipeline_id": PIPELINE, "prompt": PROMPT, "num_frames": 45, "seed": 1}
-    # A chunk may take long, and so may the wait for the next event.
-    with httpx.Client(base_url=server, timeout=120) as http:
-        with http.stream("POST", "/api/v1/generate", json=request) as response:
-            if response.is_error:
-                response.read()
-                raise click.ClickException(response.json()["error"]["message"])
-            for name, data in events(response.iter_lines()):
-                click.echo(f"{name}: {data}")
-        if name != "complete":
-            raise click.ClickException("the generation ended without a video")
-        body = http.get("/api/v1/generate/download", params={"path": data["output_path"]}).raise_for_status().content
-    ndim, *shape = np.frombuffer(body[:20], "<u4").tolist()  # the header: 4, then T, H, W, C
-    assert ndim == len(shape)
-    video = np.frombuffer(body[20:], np.uint8).reshape(shape)
+    try:
+        # The server writes a comment now and then while a chunk takes long. A proxy for the internet can't reach it.
+        with httpx.Client(base_url=server, timeout=60, trust_env=False) as http:
+            video = generate(http, {"pipeline_id": PIPELINE, "prompt": PROMPT, "num_frames": 45, "seed": 1})
+    except httpx.HTTPError as error:
+        raise click.ClickException(str(error)) from error
     click.echo(f"asked for: {PROMPT}\nlast chunk shows: {seen(video[-12:])}")
     save(out / "plain_http", {"": video})
+
+
+def generate(http: httpx.Client, request: dict[str, Any]) -> Video:
+    """Post a request, print its events, and download the video that they end with, uint8 [T, H, W, C]."""
+    name, data = "", dict[str, Any]()
+    with http.stream("POST", "/api/v1/generate", json=request) as response:
+        if response.is_error:
+            response.read()
+            raise click.ClickException(f"{response.status_code}: {response.text}")
+        for name, data in events(response.iter_lines()):
+            click.echo(f"{name}: {data}")
+    if name != "complete":
+        raise click.ClickException(f"the generation ended without a video: {name} {data}")
+    answer = http.get("/api/v1/generate/download", params={"path": data["output_path"]}).raise_for_status()
+    ndim, *shape = np.frombuffer(answer.content[:20], "<u4").tolist()  # the header: 4, then T, H, W, C
+    if ndim != len(shape):
+        raise click.ClickException(f"the download begins with {ndim}, not with the number of its dimensions")
+    return np.frombuffer(answer.content[20:], np.uint8).reshape(shape)
 
 
 def events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import click
 
-from docs.examples.show import FIRST_FRAMES, FRAMES, command, make, save, seen
+from docs.examples.show import command, make, save, seen
 from filmstrip.client import Client
+from training.videos import CHUNK_FRAMES, FIRST_CHUNK_FRAMES
 
 PROMPTS = {
     0: "a red circle moving left on a blue background",
@@ -20,14 +21,14 @@ def run(client: Client, out: Path) -> None:
     video = make(
         client,
         prompt=PROMPTS[0],
-        num_frames=FIRST_FRAMES + (CHUNKS - 1) * FRAMES,
+        num_frames=FIRST_CHUNK_FRAMES + (CHUNKS - 1) * CHUNK_FRAMES,
         seed=1,
         chunk_specs=[{"chunk": chunk, "text": text} for chunk, text in PROMPTS.items() if chunk > 0],
     )
     for chunk in range(CHUNKS):
-        end = FIRST_FRAMES + chunk * FRAMES
+        end = FIRST_CHUNK_FRAMES + chunk * CHUNK_FRAMES
         asked = f" - asked for: {PROMPTS[chunk]}" if chunk in PROMPTS else ""
-        click.echo(f"chunk {chunk} shows: {seen(video[max(0, end - FRAMES) : end])}{asked}")
+        click.echo(f"chunk {chunk} shows: {seen(video[max(0, end - CHUNK_FRAMES) : end])}{asked}")
     save(out / "prompt_schedule", {"": video})
 
 

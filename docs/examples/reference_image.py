@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from docs.examples.show import FIRST_FRAMES, FRAMES, as_png, command, make, save, seen
+from docs.examples.show import command, make, save, seen
 from filmstrip.client import Client
 from training.grammar import Scene
-from training.videos import render
+from training.videos import CHUNK_FRAMES, FIRST_CHUNK_FRAMES, as_png, render
 
 PROMPT = "a thing moving left on a blue background"
 THINGS = (("red", "circle"), ("yellow", "triangle"))
@@ -23,11 +23,11 @@ def run(client: Client, out: Path) -> None:
         video = videos[f"{colour} {shape}"] = make(
             client,
             prompt=PROMPT,
-            num_frames=FIRST_FRAMES + (CHUNKS - 1) * FRAMES,
+            num_frames=FIRST_CHUNK_FRAMES + (CHUNKS - 1) * CHUNK_FRAMES,
             seed=1,
             chunk_specs=[{"chunk": chunk, "vace_ref_images": [path]} for chunk in range(CHUNKS)],
         )
-        click.echo(f"the image shows a {colour} {shape}, the video: {seen(video[-FRAMES:])}")
+        click.echo(f"the image shows a {colour} {shape}, the video: {seen(video[-CHUNK_FRAMES:])}")
     save(out / "reference_image", videos)
 
 

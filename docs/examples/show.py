@@ -3,27 +3,23 @@
 Nothing here is needed to use the API: `filmstrip.client` is all that an example calls the server with.
 """
 
-import io
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
 from filmstrip import mp4
 from filmstrip.client import Client, ClientError, Complete, ErrorEvent, Progress
+from filmstrip.console import client_of
 from filmstrip.contact_sheet import Thumbnail, thumbnails, write_sheet
 from filmstrip.errors import FilmstripError
 from filmstrip.video_stream import Frame, Video
 from training.detectors import detect
 
 PIPELINE = "longlive-small"
-FIRST_FRAMES, FRAMES = 9, 12
-"""Pixel frames of a first chunk from text or images, and of any other."""
-
 _FPS = 12
 _ENLARGED = 5
 _COLUMNS = 12
@@ -45,7 +41,7 @@ def command(run: Callable[[Client, Path], None]) -> click.Command:
     def main(server: str, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         try:
-            with Client(server) as client:
+            with client_of(server) as client:
                 run(client, out)
         except (FilmstripError, ClientError) as error:
             raise click.ClickException(str(error)) from error
@@ -94,13 +90,6 @@ def seen(frames: Video) -> str:
     return " ".join("?" if word is None else word for word in words)
 
 
-def as_vace_frames(video: Video) -> npt.NDArray[np.float32]:
-    """A video [F, H, W, 3] in the API's form of VACE frames: float32 [3, F, H, W] in -1..1."""
-    return np.ascontiguousarray(video.transpose(3, 0, 1, 2) / np.float32(127.5) - 1, np.float32)
-
-
-def as_png(image: Frame) -> bytes:
-    """An image [H, W, 3] as the bytes of a file."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
+def percent(share: float) -> str:
+    """A share for people; a `?` where there was nothing to measure."""
+    return "?" if math.isnan(share) else f"{share:.0%}"

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import click
 
-from docs.examples.show import FIRST_FRAMES, FRAMES, command, make, save
+from docs.examples.show import command, make, percent, save
 from filmstrip.client import Client
 from training.condition_measures import colour_way
+from training.videos import CHUNK_FRAMES, FIRST_CHUNK_FRAMES
 
 FROM, TO = "red", "yellow"
 CHUNKS, STARTS_AT, STEPS = 9, 2, 5
@@ -23,14 +24,14 @@ def run(client: Client, out: Path) -> None:
     video = make(
         client,
         prompt=f"a {FROM} square moving right on a blue background",
-        num_frames=FIRST_FRAMES + (CHUNKS - 1) * FRAMES,
+        num_frames=FIRST_CHUNK_FRAMES + (CHUNKS - 1) * CHUNK_FRAMES,
         seed=1,
         chunk_specs=[transition],
     )
     for chunk in range(CHUNKS):
-        end = FIRST_FRAMES + chunk * FRAMES
-        way = colour_way(video[max(0, end - FRAMES) : end], FROM, TO)
-        click.echo(f"chunk {chunk}: the colour is {way:.0%} of the way from {FROM} to {TO}")
+        end = FIRST_CHUNK_FRAMES + chunk * CHUNK_FRAMES
+        way = colour_way(video[max(0, end - CHUNK_FRAMES) : end], FROM, TO)
+        click.echo(f"chunk {chunk}: the colour is {percent(way)} of the way from {FROM} to {TO}")
     save(out / "transition", {"": video})
 
 

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import click
 
-from docs.examples.show import FIRST_FRAMES, FRAMES, command, make, save
+from docs.examples.show import command, make, percent, save
 from filmstrip.client import Client
 from training.condition_measures import colour_way
+from training.videos import CHUNK_FRAMES, FIRST_CHUNK_FRAMES
 
 FROM, TO = "red", "yellow"
 WEIGHTS = (0, 25, 50, 75, 100)
@@ -23,10 +24,11 @@ def run(client: Client, out: Path) -> None:
                 {"text": f"a {TO} square moving right on a blue background", "weight": weight},
             ],
             prompt_interpolation_method="linear",
-            num_frames=FIRST_FRAMES + FRAMES,
+            num_frames=FIRST_CHUNK_FRAMES + CHUNK_FRAMES,
             seed=1,
         )
-        click.echo(f"{weight} % {TO}: the colour is {colour_way(video, FROM, TO):.0%} of the way from {FROM} to {TO}")
+        way = percent(colour_way(video, FROM, TO))
+        click.echo(f"{weight} % {TO}: the colour is {way} of the way from {FROM} to {TO}")
     save(out / "weighted_prompts", videos)
 
 

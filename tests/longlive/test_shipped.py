@@ -1,7 +1,10 @@
 """longlive-small: the weights that come with the repository, exported and served as `make serve` does it."""
 
 import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -10,7 +13,7 @@ from PIL import Image
 from demo.following import CheckFailed
 from demo.text_to_video import PROMPT, text_to_video
 from filmstrip import mp4
-from filmstrip.client import Client
+from filmstrip.client import Client, Event
 from filmstrip.runtime.engines.sidecar import file_sha256, read
 from tests.server import ROOT, Frontend
 from tests.shipped import CHECKPOINT, ID, LORAS, SIDES, arguments
@@ -73,12 +76,16 @@ def test_the_demo_makes_what_its_prompt_says(small_server: Frontend, tmp_path: P
         assert image.width > 6 * 2 * SIDES[1]
 
 
-def test_the_demo_fails_where_the_video_shows_something_else(
-    small_server: Frontend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("demo.text_to_video.PROMPT", "things")  # all words unknown to the model
+class OtherPrompt(Client):
+    """Asks for something else than it is told."""
+
+    def generate(self, **request: Any) -> AbstractContextManager[Iterator[Event]]:
+        return super().generate(**request | {"prompt": "a white square moving up on a red background"})
+
+
+def test_the_demo_fails_where_the_video_shows_something_else(small_server: Frontend, tmp_path: Path):
     with (
-        Client(small_server.url) as client,
+        OtherPrompt(small_server.url) as client,
         pytest.raises(CheckFailed, match="0 of 6 chunks show what the prompt says"),
     ):
         list(text_to_video(client, tmp_path))

@@ -1,11 +1,13 @@
 """A checkpoint becomes the states that it was written from, and training goes on from them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
+from export.errors import BadCheckpoint
 from tests.training.small import linked, small
 from training.autoencoder import scaled, train_decoder
 from training.checkpoint_folder import trained_networks, write_checkpoint
@@ -61,7 +63,33 @@ def test_each_stage_goes_on_from_there(tmp_path: Path, trained: Path, checkpoint
         assert train(tmp_path, settings, Budget(steps=1), base_state=FILE_NAME).step == 1
 
 
-def test_states_that_are_there_are_not_overwritten(tmp_path: Path, checkpoint: Path):
+def test_a_branch_that_goes_on_shares_todays_transformer(tmp_path: Path, trained: Path, checkpoint: Path):
     restore(tmp_path, checkpoint, small())
-    with pytest.raises(FileExistsError, match=r"generator\.pt"):
+    (tmp_path / CLIPS_FOLDER).symlink_to(trained / CLIPS_FOLDER)
+    settings = scaled(small(), tmp_path)
+    base = train_generator(tmp_path, settings, Budget(steps=2)).averages("transformer")
+    branch = train_vace(tmp_path, settings, Budget(steps=1), base_state=FILE_NAME).modules["vace"].branch
+    shared = [name for name, _ in branch.named_parameters() if not name.startswith("vace_")]
+    assert "patch_embedding.weight" in shared
+    for name in shared:
+        assert torch.equal(branch.get_parameter(name), base[name]), name
+
+
+def test_a_folder_with_something_in_it_is_refused(tmp_path: Path, checkpoint: Path):
+    (tmp_path / "clips").mkdir()  # of another autoencoder
+    with pytest.raises(FileExistsError, match="not empty"):
         restore(tmp_path, checkpoint, small())
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path, checkpoint: Path):
+    settings = small()
+    others = (
+        replace(settings, checkpoint_values=settings.checkpoint_values | {"num_layers": 4}),
+        replace(settings, text_encoder_values=settings.text_encoder_values | {"d_ff": 24}),
+        replace(settings, vace_values=settings.vace_values | {"vace_layers": [0]}),
+        replace(settings, lora=replace(settings.lora, rank=2)),
+    )
+    for other in others:
+        with pytest.raises(BadCheckpoint, match="is not of these settings"):
+            restore(tmp_path / "states", checkpoint, other)
+        assert not (tmp_path / "states").exists()
