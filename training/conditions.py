@@ -20,7 +20,7 @@ from training.videos import CHUNK_FRAMES, FIRST_CHUNK_FRAMES, MIDDLE, PALETTE, S
 _NUM_CHUNKS = 4
 _SHARES_IN_MIDDLE = {"mask": 0.6, "reference": 1.0}
 _SHARE_VAGUE = 0.8
-_REFERENCE_SIZES = 20, 44
+_REFERENCE_SIZES = 20, 32
 
 
 class Condition(StrEnum):

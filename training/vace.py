@@ -27,11 +27,11 @@ from training.settings import Settings
 
 FILE_NAME = "vace.pt"
 _SHARES = {
-    Condition.MASK: 0.3,
-    Condition.GRAY: 0.15,
-    Condition.SCRIBBLE: 0.25,
-    Condition.REFERENCE: 0.2,
-    Condition.IMAGE: 0.1,
+    Condition.MASK: 0.35,
+    Condition.GRAY: 0.05,
+    Condition.SCRIBBLE: 0.1,
+    Condition.REFERENCE: 0.45,
+    Condition.IMAGE: 0.05,
 }
 _NOT_MUON = ("patch_embedding", "modulation")
 
