@@ -65,11 +65,11 @@ class VaceSettings(OptimizerSettings):
 
     Attributes:
         object_weight: as the generator's.
-        clips_a_condition: that are drawn, of each.
+        clips: that are drawn, of all conditions, each as often as its steps come.
     """
 
     object_weight: float
-    clips_a_condition: int
+    clips: int
 
 
 @dataclass(frozen=True)

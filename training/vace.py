@@ -27,10 +27,10 @@ from training.settings import Settings
 
 FILE_NAME = "vace.pt"
 _SHARES = {
-    Condition.MASK: 0.35,
+    Condition.MASK: 0.6,
     Condition.GRAY: 0.05,
     Condition.SCRIBBLE: 0.1,
-    Condition.REFERENCE: 0.45,
+    Condition.REFERENCE: 0.2,
     Condition.IMAGE: 0.05,
 }
 _NOT_MUON = ("patch_embedding", "modulation")
@@ -197,8 +197,8 @@ def train_vace(
     encoder, _ = trained_autoencoder(folder, settings)
     rng = np.random.default_rng(seed)
     clips = {
-        condition: conditioned_clips(condition, told.clips_a_condition, encoder, config.text_len, rng)
-        for condition in Condition
+        condition: conditioned_clips(condition, max(1, round(share * told.clips)), encoder, config.text_len, rng)
+        for condition, share in _SHARES.items()
     }
     training.start_clock()
     batches = ConditionedBatches(clips, config, settings)

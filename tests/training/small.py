@@ -31,7 +31,7 @@ def small() -> Settings:
         autoencoder=replace(settings.autoencoder, batch=1, latent_frames=3),
         vace_values=settings.vace_values | {"vace_layers": [0, 2], "vace_in_dim": 72},
         generator=replace(settings.generator, batch=2),
-        vace=replace(settings.vace, batch=2, clips_a_condition=2),
+        vace=replace(settings.vace, batch=2, clips=10),
         lora=replace(settings.lora, batch=2, rank=4),
         clips=few,
         lora_clips=few,
