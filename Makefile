@@ -52,7 +52,7 @@ serve: model ## Serve on http://127.0.0.1:8000 with a Triton of our own
 	$(BIN)/python -m frontend --embedded
 
 test: $(TESTS_READY) ## Run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m tests
 
 coverage: $(TESTS_READY) ## Run every test and show which lines none of them reached
 	$(BIN)/coverage erase

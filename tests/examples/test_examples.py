@@ -84,10 +84,10 @@ def test_an_example(small_server: Frontend, tmp_path: Path, name: str):
         assert min(sheet.size) > 96
 
 
-@pytest.mark.parametrize("server", ["http://127.0.0.1:9", "127.0.0.1:8000"])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "127.0.0.1:8000"])
 @pytest.mark.parametrize("name", ["text_to_video", "plain_http", "curves"])
-def test_an_example_says_what_is_wrong(tmp_path: Path, name: str, server: str):
-    command = [sys.executable, "-m", f"docs.examples.{name}", "--server", server]
+def test_an_example_says_what_is_wrong(tmp_path: Path, name: str, url: str):
+    command = [sys.executable, "-m", f"docs.examples.{name}", "--server", url]
     done = subprocess.run(
         [*command, "--out", str(tmp_path)], cwd=ROOT, check=False, capture_output=True, text=True, timeout=60
     )
