@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from filmstrip import cli, mp4
+from filmstrip import cli, console, mp4
 from filmstrip.client import Client, ConnectionFailed, Progress
 from filmstrip.console import GenerationProgress, Interrupt
 
@@ -40,7 +40,9 @@ def answer(monkeypatch):
             return answers[request.url.path.rpartition("/")[2]]
 
         monkeypatch.setattr(
-            cli, "Client", lambda server, token: Client(server, token, transport=httpx.MockTransport(handle))
+            console,
+            "Client",
+            lambda server, token, timeout_s: Client(server, token, timeout_s, httpx.MockTransport(handle)),
         )
         return requests
 

@@ -7,6 +7,7 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
+from filmstrip.calls import TIMEOUT_S
 from filmstrip.client import Client
 from filmstrip.geometry import VideoShape, pack_video_header
 from frontend.schema import GenerateRequest
@@ -67,13 +68,15 @@ class Server:
         text = f"id: 1\nevent: {self.last_event}\ndata: {json.dumps(data)}\n\n"
         return httpx.Response(200, text=text, headers={"Content-Type": "text/event-stream"})
 
-    def client(self, url: str = "http://filmstrip.test", **options: float) -> Client:
-        return Client(url, transport=httpx.MockTransport(self), **options)
+    def client(
+        self, url: str = "http://filmstrip.test", token: str | None = None, timeout_s: float = TIMEOUT_S
+    ) -> Client:
+        return Client(url, token, timeout_s, httpx.MockTransport(self))
 
 
 def test_the_command_tells_shares_and_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     server, out = Server(), tmp_path / "scores.json"
-    monkeypatch.setattr("training.score.Client", server.client)
+    monkeypatch.setattr("filmstrip.console.Client", server.client)
     result = CliRunner().invoke(score, ["--url", "http://filmstrip.test", *QUICK, "--out", str(out)])
     assert result.exit_code == 0, result.output
     assert "1.00 / 1.00" in result.output
@@ -99,7 +102,7 @@ def test_steps_are_the_pipelines_own_or_warped_even_ones(
     num_steps: str, sent: list[int] | None, monkeypatch: pytest.MonkeyPatch
 ):
     server = Server()
-    monkeypatch.setattr("training.score.Client", server.client)
+    monkeypatch.setattr("filmstrip.console.Client", server.client)
     only = ["--prompts", "1", "--chunks", "2", "--switches", "0", "--long", "0", "--steps", num_steps]
     assert CliRunner().invoke(score, only).exit_code == 0
     assert server.requests[0].denoising_steps == sent
@@ -114,14 +117,14 @@ def test_steps_are_the_pipelines_own_or_warped_even_ones(
     ],
 )
 def test_what_goes_wrong_is_told(answering: Server, words: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("training.score.Client", answering.client)
+    monkeypatch.setattr("filmstrip.console.Client", answering.client)
     result = CliRunner().invoke(score, QUICK)
     assert result.exit_code == 1
     assert words in " ".join(result.output.split())
 
 
 def test_another_pipeline_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("training.score.Client", Server().client)
+    monkeypatch.setattr("filmstrip.console.Client", Server().client)
     result = CliRunner().invoke(score, ["--pipeline", "none", *QUICK])
     assert result.exit_code == 1
     assert "none" in result.output
