@@ -48,7 +48,7 @@ def test_nothing_comes_after_cancelled_and_its_chunk_is_whole(server: Frontend) 
     """A cancel within a long chunk keeps the chunk, counts it, and is not called a success."""
     with harmless(server, outputs=1):
         chunks = len(server.probed())
-        with server.stream(**PROBE | {"prompt": "!sleep 0.5"}) as events:
+        with server.stream(**PROBE | {"prompt": "!sleep 2"}) as events:
             server.wait_probed(chunks)
             assert server.cancel() == "cancelling"
             ends = list(events)
