@@ -20,7 +20,8 @@ from training.wishes import MEASUREMENTS, Wish
 
 pytestmark = pytest.mark.timeout(600)  # the first of them waits for the export
 
-NUM_SCENES = 6
+NUM_SCENES = {"inpainting": 12}
+"""Means over fewer scenes are a matter of chance; 6 are enough for the others."""
 MAX_LEVELS_APART = 4
 """Of 256, between the exported engines and the modules that they were made of."""
 SCENE = Scene("white", "circle", "down", "blue")
@@ -28,7 +29,7 @@ SCENE = Scene("white", "circle", "down", "blue")
 
 @pytest.mark.parametrize("kind", MEASUREMENTS)
 def test_every_number_is_reached(client: Client, kind: str):
-    numbers = MEASUREMENTS[kind](ServedWishes(client, PIPELINE), NUM_SCENES).numbers
+    numbers = MEASUREMENTS[kind](ServedWishes(client, PIPELINE), NUM_SCENES.get(kind, 6)).numbers
     missed = [f"{number.what}: {number.value:.3f}, not {number.least}" for number in numbers if not number.holds]
     assert not missed
 
