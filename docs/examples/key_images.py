@@ -21,7 +21,7 @@ def run(client: Client, out: Path) -> None:
     for name, place in PLACES.items():
         shot = [(SCENE, 1)]
         path = client.upload_asset(as_png(render(shot, place)[0]))
-        video = videos[name] = make(
+        video = videos[name.removesuffix("_frame_image")] = make(
             client,
             prompt=caption(SCENE),
             num_frames=FIRST_CHUNK_FRAMES + (CHUNKS - 1) * CHUNK_FRAMES,

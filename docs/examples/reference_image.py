@@ -20,7 +20,7 @@ def run(client: Client, out: Path) -> None:
     for colour, shape in THINGS:
         image = render([(Scene(colour, shape, "left", "white"), 1)])[0]
         path = client.upload_asset(as_png(image))
-        video = videos[f"{colour} {shape}"] = make(
+        video = videos[shape] = make(
             client,
             prompt=PROMPT,
             num_frames=FIRST_CHUNK_FRAMES + (CHUNKS - 1) * CHUNK_FRAMES,
