@@ -12,6 +12,8 @@ import socket
 import sys
 from pathlib import Path
 
+import psutil
+
 from filmstrip import triton_server
 from filmstrip.errors import TritonUnavailable
 from frontend.call import SECRET_VARIABLE
@@ -163,6 +165,7 @@ class EmbeddedTriton:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _spawn(self) -> asyncio.subprocess.Process:
+        await asyncio.to_thread(self._end_leftovers)
         self._remove_shm()
         self._folder.mkdir(parents=True, exist_ok=True)
         backends = link_backends(self._server, self._folder / "backends")
@@ -218,6 +221,17 @@ class EmbeddedTriton:
     def _log_tail(self) -> str:
         with self.log_path.open(errors="replace") as lines:
             return "".join(collections.deque(lines, 30))
+
+    def _end_leftovers(self) -> None:
+        """End processes of models whose Triton, not ours any more, ended before it had spoken to them.
+
+        They have not begun to watch it and would wait for it for ever.
+        """
+        for process in psutil.process_iter(["cmdline"]):
+            program, *arguments = process.info["cmdline"] or [""]
+            if Path(program).name == STUB and any(part.startswith(self._shm_prefix) for part in arguments):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
 
     def _remove_shm(self) -> None:
         for leftover in SHM_DIR.glob(f"{self._shm_prefix}*"):
