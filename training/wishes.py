@@ -40,9 +40,8 @@ FILLED = "share of the object that is filled"
 
 LEAST_CODED_DB = 22.0
 """PSNR at noise scale 0, which shows what the autoencoder alone makes of a source."""
-LEAST_FALL_DB = -0.1
-"""That the PSNR against the source loses from each noise scale to the next, on average over both kinds of prompts: from
-0.85 on nothing of the source is left, and what is lost there is chance."""
+LEAST_FALL_DB = 0.0
+"""That the PSNR against the source loses from each noise scale to the next, on average over both kinds of prompts."""
 MAX_KEPT_LOSS_DB = 6.0
 """That it may have lost at `KEEPS` since noise scale 0, whatever colours the prompt has."""
 LEAST_KEPT = 0.7
