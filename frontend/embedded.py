@@ -18,6 +18,7 @@ from filmstrip import triton_server
 from filmstrip.errors import TritonUnavailable
 from frontend.call import SECRET_VARIABLE
 from frontend.settings import Settings
+from frontend.spawn import spawn
 from frontend.store import Store
 from frontend.stored import SHM_DIR
 from frontend.triton import Triton
@@ -173,7 +174,7 @@ class EmbeddedTriton:
         with contextlib.suppress(FileNotFoundError):
             self.log_path.replace(self.log_path.with_suffix(".log.1"))
         with self.log_path.open("wb") as log_file:
-            return await asyncio.create_subprocess_exec(
+            return await spawn(
                 sys.executable,
                 *("-c", _LAUNCHER, str(self._server / "bin" / "tritonserver")),
                 *triton_server.flags(

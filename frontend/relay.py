@@ -20,6 +20,7 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 from frontend.call import SECRET_VARIABLE, ChunkAnswer, ChunkCall, call_model, connect
+from frontend.spawn import spawn
 
 _LINE_BYTES = 64 * 2**20
 _GRACE_S = 1.0
@@ -81,7 +82,7 @@ class Relay:
     async def _running(self) -> asyncio.subprocess.Process:
         async with self._starting:
             if self._process is None or self._process.returncode is not None:
-                self._process = await asyncio.create_subprocess_exec(
+                self._process = await spawn(
                     sys.executable,
                     *("-m", "frontend.relay", self._url),
                     env=os.environ | {SECRET_VARIABLE: self._secret},  # not where every user of the machine reads it

@@ -52,6 +52,7 @@ FRONTEND_ORDER = (
     "arrays",
     "plan",
     "call",
+    "spawn",
     "relay",
     "triton",
     "disk",

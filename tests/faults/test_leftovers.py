@@ -103,6 +103,28 @@ def test_all_processes_end_and_the_next_start_cleans_up(tmp_path: Path, *, share
     assert in_shm(second) == []
 
 
+def test_what_it_leaves_behind_does_not_keep_its_port(tmp_path: Path) -> None:
+    """Else clients would connect to a server that is no more, and the next one could not listen."""
+    frontend = Frontend(tmp_path, "--embedded", model_repository=MODELS, shared_memory=False)
+    left: list[psutil.Process] = []
+    try:
+        frontend.wait_healthy()
+        frontend.generate(**PROBE)
+        assert relays(frontend)
+        for process in family(frontend):
+            process.send_signal(signal.SIGSTOP)  # whatever makes it slow to end
+        left = kill_the_frontend(frontend)
+        address = ("127.0.0.1", int(urlsplit(frontend.url).port or 0))
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address, timeout=5)
+        socket.create_server(address).close()
+        assert all(is_running(process) for process in left)
+    finally:
+        for process in left:
+            process.kill()
+        frontend.stop()
+
+
 def test_killed_while_its_triton_starts(tmp_path: Path) -> None:
     """A model's process that its Triton has not spoken to yet may wait for ever: the next start ends it."""
     frontend = Frontend(tmp_path, "--embedded", model_repository=MODELS)
