@@ -1,5 +1,6 @@
 """Generations from a real clip: frame processors, and a cancel half-way."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,8 +21,7 @@ _SHEET_FRAMES = 18
 
 def scribble(client: Client, out: Path) -> Iterator[Path]:
     """The whole clip through `gray` and `scribble`."""
-    info = mp4.probe(CLIP)
-    clip = np.stack(list(mp4.read_frames(CLIP)))
+    info, clip = _clip()
     click.echo(f"\n{CLIP.name}: {len(clip)} frames of {info.width}x{info.height}, {clip.nbytes / 1e6:.1f} MB raw")
     uploaded = client.upload(clip)
     check(uploaded.shape == clip.shape, f"the server holds {uploaded.num_frames} frames")
@@ -56,8 +56,7 @@ def scribble(client: Client, out: Path) -> Iterator[Path]:
 
 def cancelled_optical_flow(client: Client, out: Path) -> Iterator[Path]:
     """A longer generation from the looped clip, cancelled half-way: the frames made so far stay."""
-    info = mp4.probe(CLIP)
-    clip = np.stack(list(mp4.read_frames(CLIP)))
+    info, clip = _clip()
     uploaded = client.upload(clip)
     click.echo(f"\noptical-flow, {LONG_FRAMES} frames of the looped clip, cancelled half-way:")
     with client.generate(
@@ -78,6 +77,11 @@ def cancelled_optical_flow(client: Client, out: Path) -> Iterator[Path]:
     sheet = path.with_suffix(".png")
     _comparison(looped, mp4.read_frames(path), sheet)
     yield from (path, sheet)
+
+
+@functools.cache
+def _clip() -> tuple[mp4.VideoInfo, Video]:
+    return mp4.probe(CLIP), np.stack(list(mp4.read_frames(CLIP)))
 
 
 def _cancel_half_way(client: Client, events: Iterator[Event]) -> Iterator[Event]:

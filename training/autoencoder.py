@@ -51,13 +51,7 @@ def train_autoencoder(
     training = Training(
         folder / FILE_NAME,
         {"encoder": encoder, "decoder": decoder},
-        optimizers(
-            [encoder, decoder],
-            muon_lr=told.muon_lr,
-            adam_lr=told.adam_lr,
-            weight_decay=told.weight_decay,
-            not_muon=_border_layers(decoder),
-        ),
+        optimizers([encoder, decoder], told, _border_layers(decoder)),
         seed=seed,
         budget=budget,
         ema=0.998,
@@ -88,13 +82,7 @@ def train_decoder(
     training = Training(
         folder / DECODER_NAME,
         {"decoder": decoder},
-        optimizers(
-            [decoder],
-            muon_lr=told.muon_lr,
-            adam_lr=told.adam_lr,
-            weight_decay=told.weight_decay,
-            not_muon=_border_layers(decoder),
-        ),
+        optimizers([decoder], told, _border_layers(decoder)),
         seed=seed,
         budget=budget,
         ema=0.998,

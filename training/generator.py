@@ -131,13 +131,7 @@ def train_generator(
     training = Training(
         folder / FILE_NAME,
         networks.by_name(),
-        optimizers(
-            networks.by_name().values(),
-            muon_lr=told.muon_lr,
-            adam_lr=told.adam_lr,
-            weight_decay=told.weight_decay,
-            not_muon=NOT_MUON,
-        ),
+        optimizers(networks.by_name().values(), told, NOT_MUON),
         seed=seed,
         budget=budget,
         after_step=after_step,

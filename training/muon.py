@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training.settings import OptimizerSettings
+
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic: fast, not exact
 _NUM_ITERATIONS = 5
 _RMS_OF_ADAM = 0.2
@@ -67,7 +69,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def optimizers(
-    modules: Iterable[nn.Module], *, muon_lr: float, adam_lr: float, weight_decay: float, not_muon: tuple[str, ...]
+    modules: Iterable[nn.Module], settings: OptimizerSettings, not_muon: tuple[str, ...], *, share_of_rates: float = 1
 ) -> list[torch.optim.Optimizer]:
     """Muon for matrices and filter banks, Adam for the rest and for names that have a part of `not_muon`."""
     matrices: list[nn.Parameter] = []
@@ -76,5 +78,7 @@ def optimizers(
         for name, parameter in module.named_parameters():
             is_matrix = parameter.ndim in (2, 4) and not any(part in name for part in not_muon)
             (matrices if is_matrix else others).append(parameter)
-    made: list[torch.optim.Optimizer] = [Muon(matrices, muon_lr, weight_decay=weight_decay)] if matrices else []
-    return [*made, torch.optim.Adam(others, adam_lr, betas=(0.9, 0.98), fused=True)]
+    made: list[torch.optim.Optimizer] = []
+    if matrices:
+        made.append(Muon(matrices, settings.muon_lr * share_of_rates, weight_decay=settings.weight_decay))
+    return [*made, torch.optim.Adam(others, settings.adam_lr * share_of_rates, betas=(0.9, 0.98), fused=True)]

@@ -42,7 +42,7 @@ def score(url: str, pipeline: str, steps: int, out: Path | None, **given: Any) -
 
     Every prompt is a sentence of the grammar that no training video shows. The table tells in which share of the
     chunks background, colour, shape and motion are those of the prompt, and, after the slash, the same of true videos:
-    what the detectors themselves can tell.
+    what the detectors themselves can tell. The exit status is 1 where a target is missed.
     """
     plan = Plan(
         given["prompts"], given["chunks"], given["switches"], given["num_long"], given["long_chunks"], given["seed"]
@@ -57,6 +57,8 @@ def score(url: str, pipeline: str, steps: int, out: Path | None, **given: Any) -
     console.print(_table(rows), _target_table(reached))
     if out is not None:
         out.write_text(json.dumps(_facts(pipeline, steps, plan, rows, reached), indent=2) + "\n")
+    if not all(target.holds for target in reached):
+        click.get_current_context().exit(1)
 
 
 # -- Through HTTP ---------------------------------------------------------------------------------------------------

@@ -52,13 +52,7 @@ def train_on_own(
     training = Training(
         folder / FILE_NAME,
         networks.by_name(),
-        optimizers(
-            networks.by_name().values(),
-            muon_lr=told.muon_lr * _SHARE_OF_RATES,
-            adam_lr=told.adam_lr * _SHARE_OF_RATES,
-            weight_decay=told.weight_decay,
-            not_muon=NOT_MUON,
-        ),
+        optimizers(networks.by_name().values(), told, NOT_MUON, share_of_rates=_SHARE_OF_RATES),
         seed=seed,
         budget=budget,
         after_step=after_step,

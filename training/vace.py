@@ -179,13 +179,7 @@ def train_vace(
     training = Training(
         folder / FILE_NAME,
         {"vace": networks},
-        optimizers(
-            [networks],
-            muon_lr=told.muon_lr,
-            adam_lr=told.adam_lr,
-            weight_decay=told.weight_decay,
-            not_muon=_NOT_MUON,
-        ),
+        optimizers([networks], told, _NOT_MUON),
         seed=seed,
         budget=budget,
         after_step=after_step,

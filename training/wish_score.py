@@ -28,7 +28,7 @@ from training.wishes import MEASUREMENTS, Measured, Wish
     help="A checkpoint's folder, whose networks are run here instead of a server's.",
 )
 @click.option("--pipeline", default="longlive-small", show_default=True, help="The pipeline to measure.")
-@click.option("--scenes", type=click.IntRange(1), default=8, show_default=True, help="Of each kind of request.")
+@click.option("--scenes", type=click.IntRange(1), default=12, show_default=True, help="Of each kind of request.")
 @click.option("--only", type=click.Choice(list(MEASUREMENTS)), multiple=True, help="These kinds.  [default: all]")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="A JSON file for the result.")
 def score_conditions(
@@ -37,7 +37,7 @@ def score_conditions(
     """Measure what a pipeline makes of all that may lead it beside a prompt.
 
     Source videos, masks, control frames, images and a LoRA whose scale grows; each number is a mean over held-out
-    scenes and stands beside the least that it should be.
+    scenes and stands beside the least that it should be. The exit status is 1 where one is less.
     """
     try:
         with client_of(url, "--url", timeout_s=TIMEOUT_S) as client:
@@ -50,6 +50,8 @@ def score_conditions(
         facts = {name: _facts(measured) for name, measured in found.items()}
         what = {"pipeline": pipeline} if checkpoint is None else {"checkpoint": str(checkpoint)}
         out.write_text(json.dumps({**what, "scenes": scenes, "kinds": facts}, indent=2) + "\n")
+    if not all(number.holds for measured in found.values() for number in measured.numbers):
+        click.get_current_context().exit(1)
 
 
 # -- Through HTTP ---------------------------------------------------------------------------------------------------

@@ -13,19 +13,22 @@ from filmstrip.geometry import VideoShape, pack_video_header
 from frontend.schema import GenerateRequest
 from frontend.schema import parse as parse_request
 from training.grammar import ATTRIBUTES, caption, parse
-from training.measures import ALL
+from training.measures import ALL, WHOLE
 from training.score import Served, UnfitVideo, score
 from training.videos import SIDE, chunk_lengths, render
+from training.wish_score import score_conditions
+from training.wishes import Measured, Number
 
 QUICK = ["--prompts", "1", "--chunks", "2", "--switches", "1", "--long", "1", "--long-chunks", "5"]
 
 
 class Server:
-    """Draws what its requests ask for; what it has been asked for stays in `requests`."""
+    """Draws what its requests ask for, backwards if told to; what it has been asked for stays in `requests`."""
 
-    def __init__(self, last_event: str = "complete", num_missing: int = 0) -> None:
+    def __init__(self, last_event: str = "complete", num_missing: int = 0, *, backwards: bool = False) -> None:
         self.last_event = last_event
         self.num_missing = num_missing
+        self.step = -1 if backwards else 1
         self.requests: list[GenerateRequest] = []
         self._video = b""
 
@@ -51,7 +54,7 @@ class Server:
             shots.append((scene, length))
             num_left -= length
         assert num_left == 0
-        frames = render(shots)[self.num_missing :]
+        frames = render(shots)[self.num_missing :][:: self.step]
         self._video = pack_video_header(VideoShape(*frames.shape)) + frames.tobytes()
         complete = {
             "output_path": "out",
@@ -93,6 +96,30 @@ def test_the_command_tells_shares_and_targets(tmp_path: Path, monkeypatch: pytes
     assert long.chunk_specs is None
     assert [spec.chunk for spec in switched.chunk_specs or ()] == [3]
     assert (plain.height, plain.width) == (SIDE, SIDE)
+
+
+def test_a_missed_target_is_told_by_the_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("filmstrip.console.Client", Server(backwards=True).client)
+    out = tmp_path / "scores.json"
+    result = CliRunner().invoke(score, [*QUICK, "--out", str(out)])
+    assert result.exit_code == 1
+    assert "MISSED" in result.output
+    held = {(target["what"], target["name"]): target["holds"] for target in json.loads(out.read_text())["targets"]}
+    assert held[WHOLE, "background"]
+    assert not held[WHOLE, "motion"]
+
+
+@pytest.mark.parametrize(("value", "status"), [(0.6, 0), (0.59, 1)])
+def test_a_missed_number_of_conditions_is_told_by_the_exit_status(
+    value: float, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made_up = {"control": lambda *_: Measured((Number("overlap", value, 0.6),))}
+    monkeypatch.setattr("training.wish_score.MEASUREMENTS", made_up)
+    out = tmp_path / "scores.json"
+    result = CliRunner().invoke(score_conditions, ["--only", "control", "--out", str(out)])
+    assert result.exit_code == status
+    assert ("MISSED" in result.output) == bool(status)
+    assert json.loads(out.read_text())["kinds"]["control"]["numbers"][0]["holds"] == (not status)
 
 
 @pytest.mark.parametrize(
