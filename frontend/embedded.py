@@ -12,8 +12,6 @@ import socket
 import sys
 from pathlib import Path
 
-import psutil
-
 from filmstrip import triton_server
 from filmstrip.errors import TritonUnavailable
 from frontend.call import SECRET_VARIABLE
@@ -32,8 +30,7 @@ _EXIT_TIMEOUT_S = 3
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
 _PRIVATE = ("FILMSTRIP_API_KEYS", SECRET_VARIABLE)
-# Ends Triton with us, however we end; it becomes tritonserver by exec.
-_LAUNCHER = "import ctypes,os,sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
+_LAUNCHER = Path(__file__).with_name("launcher.py")
 
 
 class EmbeddedUnsupported(RuntimeError):
@@ -166,7 +163,6 @@ class EmbeddedTriton:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _spawn(self) -> asyncio.subprocess.Process:
-        await asyncio.to_thread(self._end_leftovers)
         self._remove_shm()
         self._folder.mkdir(parents=True, exist_ok=True)
         backends = link_backends(self._server, self._folder / "backends")
@@ -176,7 +172,7 @@ class EmbeddedTriton:
         with self.log_path.open("wb") as log_file:
             return await spawn(
                 sys.executable,
-                *("-c", _LAUNCHER, str(self._server / "bin" / "tritonserver")),
+                *("-I", str(_LAUNCHER), str(os.getpid()), str(self._server / "bin" / "tritonserver")),
                 *triton_server.flags(
                     self._settings.model_repository,
                     address=address,
@@ -222,17 +218,6 @@ class EmbeddedTriton:
     def _log_tail(self) -> str:
         with self.log_path.open(errors="replace") as lines:
             return "".join(collections.deque(lines, 30))
-
-    def _end_leftovers(self) -> None:
-        """End processes of models whose Triton, not ours any more, ended before it had spoken to them.
-
-        They have not begun to watch it and would wait for it for ever.
-        """
-        for process in psutil.process_iter(["cmdline"]):
-            program, *arguments = process.info["cmdline"] or [""]
-            if Path(program).name == STUB and any(part.startswith(self._shm_prefix) for part in arguments):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
 
     def _remove_shm(self) -> None:
         for leftover in SHM_DIR.glob(f"{self._shm_prefix}*"):

@@ -1,6 +1,7 @@
 """Processes of our own, which take nothing of ours with them."""
 
 import asyncio
+import contextlib
 import os
 from typing import Any
 
@@ -16,8 +17,6 @@ async def spawn(*command: str, **options: Any) -> asyncio.subprocess.Process:
     for name in os.listdir("/dev/fd"):
         fd = int(name)
         if fd >= _FIRST_OWN_FD:
-            try:
+            with contextlib.suppress(OSError):  # it was closed meanwhile, as the listing's own is
                 os.set_inheritable(fd, False)
-            except OSError:  # it was closed meanwhile, as the listing's own is
-                continue
     return await asyncio.create_subprocess_exec(*command, **options)

@@ -80,7 +80,7 @@ def _stubs(server_pid: int) -> tuple[dict[int, str], int]:
         for child in psutil.Process(server_pid).children():
             with contextlib.suppress(psutil.Error):
                 if child.status() == psutil.STATUS_ZOMBIE:
-                    num_dead += 1  # of one that died in a chunk, Triton never lets go
+                    num_dead += STUB.startswith(child.name())  # of one that died in a chunk, Triton never lets go
                     continue
                 command = child.cmdline()
                 if command and Path(command[0]).name == STUB:

@@ -53,6 +53,7 @@ FRONTEND_ORDER = (
     "plan",
     "call",
     "spawn",
+    "launcher",
     "relay",
     "triton",
     "disk",

@@ -16,6 +16,7 @@ from benchmarks import direct
 from benchmarks.servers import Frontend, Transport
 from filmstrip import contract
 from filmstrip.contract import ChunkParameters, Mode
+from frontend.watch import STUB
 
 MIB = 2**20
 UPLOAD_BYTES, ASSET_BYTES, JSON_BYTES = 6 * MIB, MIB // 4, MIB // 2
@@ -106,7 +107,7 @@ class Server:
         """The models' processes."""
         triton = self.triton()
         with contextlib.suppress(psutil.Error):
-            return [child for child in triton.children() if is_alive(child)] if triton else []
+            return [child for child in triton.children() if _is_stub(child) and is_alive(child)] if triton else []
         return []
 
     def relay(self) -> psutil.Process | None:
@@ -151,6 +152,10 @@ def is_alive(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     return False
+
+
+def _is_stub(process: psutil.Process) -> bool:
+    return Path((_command(process) or [""])[0]).name == STUB
 
 
 def _name(process: psutil.Process) -> str:
