@@ -1,4 +1,4 @@
-"""The layout of the code: which way imports run, how long files are, what modules are called."""
+"""The layout of the code: which way imports run, what modules are called."""
 
 import ast
 import sys
@@ -21,7 +21,6 @@ FOLDERS = (
     "comfyui",
     "tests",
 )
-MAX_LINES = 400
 BAD_NAMES = {"core", "common", "utils", "util", "managers", "manager", "services", "service", "base", "helpers", "misc"}
 
 PURE = {
@@ -197,8 +196,7 @@ def test_models_are_thin():
 
 
 @pytest.mark.parametrize("path", sources(*FOLDERS), ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_are_short_and_named_for_what_they_hold(path: Path):
-    assert len(path.read_text().splitlines()) <= MAX_LINES
+def test_files_are_named_for_what_they_hold(path: Path):
     if path.is_relative_to(ROOT / "tests" / "comfyui" / "doubles"):
         return  # their names are those of ComfyUI's modules
     assert not BAD_NAMES & {part.removesuffix(".py").strip("_") for part in path.relative_to(ROOT).parts}
