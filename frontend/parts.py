@@ -72,6 +72,8 @@ class Parts:
         if unknown:
             there = ", ".join(known) or "none"
             raise UnknownPipeline(f"pipeline_ids: no pipeline {unknown[0][:80]!r}; there are: {there}", "pipeline_ids")
+        for name in pipeline_ids:  # whoever asks for one that has failed may have repaired it
+            self.triton.clear_failed(name)
         load = self.loads[client] = PipelineLoad("loading", pipeline_ids[0], load_params)
         if all(known[name].loaded for name in pipeline_ids):
             load.status = "loaded"
@@ -97,7 +99,7 @@ async def running(settings: Settings) -> AsyncIterator[Parts]:
     store.open()
     try:
         embedded = EmbeddedTriton(settings, store) if settings.embedded else None
-        url, secret = (embedded.url, embedded.secret) if embedded else (settings.triton_url, settings.triton_secret)
+        url, secret = (embedded.url, "") if embedded else (settings.triton_url, settings.triton_secret)
         triton = Triton(url, settings, secret)
         parts = Parts(settings, store, triton, Slot(settings, triton, store), embedded)
         async with store.expiring():

@@ -4,12 +4,11 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from tritonclient.utils import InferenceServerException
 
@@ -27,6 +26,7 @@ from filmstrip.errors import (
     from_wire,
 )
 from filmstrip.geometry import VideoShape
+from filmstrip.triton_folder import is_safe_model
 from frontend.call import ChunkAnswer, ChunkCall, Tensor, call_model, connect, parameters_json
 from frontend.regions import SharedMemoryRefused, Slice
 from frontend.relay import Relay, RelayDied
@@ -42,6 +42,9 @@ _UNLOAD_TIMEOUT_S = 1.0
 _READY = "READY"
 _RESTRICTED = "protocol is restricted"
 _STATE_LOST = "Triton has lost the generation's state"
+_STUB_DIED = "Stub process"
+UNSAFE_NAME = "its folder's name may only have letters, digits and . _ - + @ , :"
+DIED_AT_START = "its process died while it started"
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,19 @@ class Pipeline:
     loaded: bool
 
 
+class Supervisor(Protocol):
+    """What starts Triton again, where Triton is ours."""
+
+    def note_death(self, name: str) -> None:
+        """A model's process has died: Triton is started again as soon as no generation runs."""
+
+    def kill(self) -> None:
+        """End Triton at once, because a model in it hangs; it is started again."""
+
+    async def settled(self) -> None:
+        """Wait until a planned restart is over."""
+
+
 class Triton:
     """One Triton server; its calls raise only errors of `filmstrip.errors`."""
 
@@ -67,10 +83,12 @@ class Triton:
         self._relay = Relay(url, secret)
         self._facts: dict[str, PipelineFacts] = {}
         self._sick: set[str] = set()
+        self._failed: dict[str, str] = {}
         self._open_sequences: Counter[str] = Counter()
-        self._last_sequence_at = time.monotonic()
         self._loading: dict[str, asyncio.Lock] = {}
-        self.on_hung: Callable[[], None] | None = None
+        self._loads: dict[str, asyncio.Future[None]] = {}
+        self.is_starting = False
+        self.supervisor: Supervisor | None = None
 
     async def close(self) -> None:
         """End the connection."""
@@ -80,13 +98,19 @@ class Triton:
     # -- What it holds ----------------------------------------------------------------------------------
 
     async def is_ready(self) -> bool:
-        """Whether it answers and says that it is ready."""
+        """Whether it answers, says that it is ready, and has tried to load every model."""
+        return not self.is_starting and await self.why_unreachable() is None
+
+    async def why_unreachable(self) -> str | None:
+        """The reason why it does not answer as one that is ready; None if it does."""
         try:
-            return bool(await self._client.is_server_ready(client_timeout=_CONTROL_TIMEOUT_S))
+            is_ready = await self._client.is_server_ready(client_timeout=_CONTROL_TIMEOUT_S)
         except InferenceServerException as error:
-            if _RESTRICTED in str(error.message()):
+            text = str(error.message())
+            if _RESTRICTED in text:
                 log.error("Triton wants a secret that FILMSTRIP_TRITON_SECRET does not give")
-            return False
+            return f"{error.status() or 'error'}: {text}"
+        return None if is_ready else "Triton answers that it is not ready"
 
     async def pipelines(self) -> dict[str, Pipeline]:
         """All pipelines of the repository, by id; models without our parameters are left out.
@@ -105,7 +129,16 @@ class Triton:
     async def _index(self) -> dict[str, bool]:
         """All models of the repository, and whether each is loaded."""
         index = await _control(self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
-        return {model.name: model.state == _READY and model.name not in self._sick for model in index.models}
+        unusable = self._sick | self._failed.keys()
+        return {model.name: model.state == _READY and model.name not in unusable for model in index.models}
+
+    async def model_names(self) -> list[str]:
+        """All models of the repository, loaded or not.
+
+        Raises:
+            TritonUnavailable: it does not answer.
+        """
+        return sorted(await self._index())
 
     def loras(self, name: str) -> tuple[str, ...]:
         """The LoRAs of a pipeline that was loaded."""
@@ -120,6 +153,8 @@ class Triton:
             TritonUnavailable: Triton does not answer.
         """
         wanted = {field: name for field, name in names.items() if name is not None}
+        if self.supervisor is not None:
+            await self.supervisor.settled()
         loaded = await self._index()
         for name in wanted.values():
             if loaded.get(name) is False:
@@ -136,56 +171,93 @@ class Triton:
         """Load a model that isn't, or whose process has died; returns when it is ready.
 
         Raises:
-            LoadFailed: it could not be loaded.
+            LoadFailed: it could not be loaded, or was marked as failed.
             TritonUnavailable: Triton does not answer.
         """
+        if self.supervisor is not None:
+            if name in self._sick and name not in self._failed:  # what is left of its process is in the way
+                self.supervisor.note_death(name)
+            await self.supervisor.settled()
+        await self.load_now(name)
+
+    async def load_now(self, name: str) -> None:
+        """`load`, without waiting for a planned restart of Triton."""
         async with self._loading.setdefault(name, asyncio.Lock()):
+            if not is_safe_model(name):
+                self.mark_failed(name, UNSAFE_NAME)
+            if name in self._failed:
+                raise LoadFailed(f"{name} cannot be used: {self._failed[name]}")
             index = await _control(self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
             states = {model.name: model.state for model in index.models}
             if states.get(name) == _READY and name not in self._sick:
                 return
             try:
-                if name in self._sick:  # not two copies in memory: unload, wait, load
+                if name in self._sick and self.supervisor is None:  # not two copies in memory: unload, wait, load
                     await self._client.unload_model(name, client_timeout=_LOAD_TIMEOUT_S)
                     await self._wait_unloaded(name)
-                await self._client.load_model(name, client_timeout=_LOAD_TIMEOUT_S)
+                await self._load_unless_it_fails(name)
             except InferenceServerException as error:
                 log.warning("loading %s failed: %s", name, error)
-                if name in self._sick and self.on_hung is not None:
-                    self.on_hung()
+                if _STUB_DIED in str(error.message()):
+                    self.mark_failed(name, DIED_AT_START)
+                    raise LoadFailed(f"{name} cannot be used: {DIED_AT_START}") from None
+                if "UNAVAILABLE" in str(error.status()):
+                    raise TritonUnavailable("Triton does not answer") from None
                 raise LoadFailed(f"Triton could not load {name}") from None
             self._sick.discard(name)
             log.info("%s is loaded", name)
 
+    async def _load_unless_it_fails(self, name: str) -> None:
+        """Let Triton load a model. It may never say that the model's process has died; `mark_failed` then ends it."""
+        load = asyncio.ensure_future(self._client.load_model(name, client_timeout=_LOAD_TIMEOUT_S))
+        failed = self._loads[name] = asyncio.get_running_loop().create_future()
+        try:
+            await asyncio.wait([load, failed], return_when=asyncio.FIRST_COMPLETED)
+            if not load.done():
+                self._sick.add(name)
+                raise LoadFailed(f"{name} cannot be used: {self._failed[name]}")
+            load.result()
+        finally:
+            load.cancel()
+            failed.cancel()
+            del self._loads[name]
+
     def loading(self) -> set[str]:
         """Models that are being loaded at the moment."""
-        return {name for name, lock in self._loading.items() if lock.locked()}
+        return set(self._loads)
+
+    def mark_failed(self, name: str, reason: str) -> None:
+        """Leave a model unloaded, and refuse requests for it, until `clear_failed`."""
+        log.error("%s is left unloaded: %s", name, reason)
+        self._failed[name] = reason
+        load = self._loads.get(name)
+        if load is not None and not load.done():
+            load.set_result(None)
+
+    def clear_failed(self, name: str) -> None:
+        """Let a model that was marked as failed be loaded again."""
+        self._failed.pop(name, None)
+
+    def failed(self) -> dict[str, str]:
+        """The models that were marked as failed, and why."""
+        return dict(self._failed)
 
     def mark_sick(self, name: str) -> None:
-        """The model's process has died: it must be loaded again before the next chunk."""
+        """The model's process has died: nothing can be sent to it before it was loaded again."""
         self._sick.add(name)
 
     def mark_all_well(self) -> None:
-        """Triton was started anew, with all its models."""
+        """Triton was started again, without what a dead process had left."""
         self._sick.clear()
 
-    async def notice_death(self, name: str) -> None:
-        """A model's process is gone: unless it was unloaded, it is marked as sick."""
-        if name in self.loading():
-            return
-        index = await _control(self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
-        if any(model.name == name and model.state == _READY for model in index.models):
-            log.warning("the process of %s has died", name)
-            self.mark_sick(name)
-
-    async def heal(self) -> None:
-        """Load sick models anew. One that has an open sequence waits: Triton would not unload it before its END.
+    async def is_loaded(self, name: str) -> bool:
+        """Whether Triton itself takes the model as loaded, also where its process has died.
 
         Raises:
-            LoadFailed: one could not be loaded.
+            TritonUnavailable: it does not answer.
         """
-        for name in [name for name in self._sick if not self._open_sequences[name]]:
-            await self.load(name)
+        index = await _control(self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
+        return any(model.name == name and model.state == _READY for model in index.models)
 
     async def _wait_unloaded(self, name: str) -> None:
         """Wait for a model to be gone; one whose process died says UNLOADING for ever, but can be loaded again."""
@@ -262,12 +334,11 @@ class Triton:
                 await run_to_end(self._end(sequence))
             finally:
                 self._open_sequences[model] -= 1
-                self._last_sequence_at = time.monotonic()
 
     @property
-    def quiet_s(self) -> float:
-        """Seconds since the last generation, 0 while one is at work."""
-        return 0.0 if any(self._open_sequences.values()) else time.monotonic() - self._last_sequence_at
+    def is_generating(self) -> bool:
+        """Whether a sequence is open."""
+        return any(self._open_sequences.values())
 
     async def _end(self, sequence: "Sequence") -> None:
         if not sequence.started:
@@ -285,9 +356,16 @@ class Triton:
             if sequence.model in self._sick or not isinstance(ours, ChunkTimeout | ModelDied):
                 return
             log.warning("%s did not end its sequence", sequence.model)
-            self.mark_sick(sequence.model)
-            if isinstance(ours, ChunkTimeout) and self.on_hung is not None:
-                self.on_hung()
+            if isinstance(ours, ChunkTimeout) and self.supervisor is not None:
+                self.mark_sick(sequence.model)
+                self.supervisor.kill()
+            else:
+                self._note_death(sequence.model)
+
+    def _note_death(self, model: str) -> None:
+        self.mark_sick(model)
+        if self.supervisor is not None:
+            self.supervisor.note_death(model)
 
     async def call(self, call: ChunkCall) -> ChunkAnswer:
         """Make one call, by shared memory where all its arrays lie there, else through the relay."""
@@ -299,7 +377,7 @@ class Triton:
         except RelayDied:
             raise TritonUnavailable("the way to Triton broke while a chunk was under way") from None
         except ModelDied:
-            self.mark_sick(call.model)
+            self._note_death(call.model)
             raise
 
 
@@ -370,7 +448,7 @@ def _as_ours(error: InferenceServerException) -> FilmstripError:
         ("nable to find shared memory region" in text, SequenceLost(_STATE_LOST)),
         ("timeout of the corresponding sequence" in text, TritonUnavailable("Triton has no free place for a sequence")),
         ("unknown model" in text, TritonUnavailable("the model is being loaded anew")),
-        ("Stub process" in text, ModelDied("the model's process has died")),
+        (_STUB_DIED in text, ModelDied("the model's process has died")),
         ("DEADLINE_EXCEEDED" in status, ChunkTimeout("Triton did not answer in time")),
         ("UNAVAILABLE" in status or "CANCELLED" in status, TritonUnavailable("Triton does not answer")),
     )

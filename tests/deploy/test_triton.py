@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from filmstrip import triton_server
-from frontend.embedded import find_server, free_port, link_backends
+from frontend.embedded import find_server, link_backends
 from tests.faults.aftermath import eventually
-from tests.server import MODELS, ROOT, TRITON_SECRET, Frames, Frontend
+from tests.server import MODELS, ROOT, Frames, Frontend, free_port
 
 # What `tritonserver --help` says, before 26.04 and since.
 OLD_HELP = "--exit-timeout-secs <integer>"
+TRITON_SECRET = "only-the-tests-know"
 NEW_HELP = f"{OLD_HELP} --allow-client-shm <boolean>"
 
 
@@ -65,7 +66,7 @@ def test_a_frontend_generates_through_it_with_the_secret(tmp_path: Path, clip: F
         stranger = ask_health(port)
         assert (stranger.returncode, "restricted" in stranger.stderr) == (1, True)
         metrics = httpx.get(f"http://127.0.0.1:{metrics_port}/metrics").text
-        frontend = Frontend(tmp_path, "--triton-url", f"127.0.0.1:{port}")
+        frontend = Frontend(tmp_path, "--triton-url", f"127.0.0.1:{port}", triton_secret=TRITON_SECRET)
         try:
             frontend.wait_healthy()
             with frontend.triton_client() as client:

@@ -14,7 +14,7 @@ import httpx
 
 from tests.faults.aftermath import PROBE, eventually
 from tests.faults.processes import family, is_running
-from tests.server import MODELS, ROOT, TRITON_SECRET, Frontend
+from tests.server import MODELS, ROOT, Frontend
 
 
 def test_sigterm_ends_everything_within_ten_seconds_with_a_generation_under_way(tmp_path: Path) -> None:
@@ -88,7 +88,6 @@ def test_hypercorn_can_serve_the_app_too(server: Frontend, tmp_path: Path) -> No
     environment = {
         "FILMSTRIP_DATA_DIR": str(tmp_path / "data"),
         "FILMSTRIP_TRITON_URL": server.triton_url,
-        "FILMSTRIP_TRITON_SECRET": TRITON_SECRET,
     }
     hypercorn = subprocess.Popen(
         [str(Path(sys.executable).parent / "hypercorn"), "frontend.app:create_app()", "--bind", f"127.0.0.1:{port}"],
