@@ -45,7 +45,6 @@ class Frontend:
         self._triton_url = flags[flags.index("--triton-url") + 1] if "--triton-url" in flags else None
         settings.setdefault("triton_secret", TRITON_SECRET)
         environment = {f"FILMSTRIP_{name.upper()}": str(value) for name, value in settings.items()}
-        place = ("--data-dir", str(self.data_dir))
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 [
