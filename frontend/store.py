@@ -264,10 +264,10 @@ class Store:
         return file
 
     def drop(self, draft: Draft) -> None:
-        """Remove a draft, unless it has been named."""
+        """Remove a draft, unless it has been named; one that cannot be removed is removed at the next start."""
         if draft in self._drafts:
             self._drafts.discard(draft)
-            draft.path.unlink(missing_ok=True)
+            _unlink(draft.path)
             close_in_thread(draft.fd)
 
     # -- Within -----------------------------------------------------------------------------------------
