@@ -290,7 +290,7 @@ class Store:
     def _remove(self, file: StoredFile) -> None:
         self._files.pop(file.name, None)
         with contextlib.suppress(FileNotFoundError):
-            fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(file.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)  # whatever is in its place
             _unlink(file.path)
             close_in_thread(fd)
 
