@@ -30,13 +30,25 @@ class Progress:
 
 @dataclass(frozen=True)
 class Complete:
-    """The video is whole; the last event."""
+    """The video is whole; the last event.
+
+    Attributes:
+        output_path: what to download.
+        video_shape: of the video.
+        num_frames: frames of the video.
+        num_chunks: chunks made.
+        chunk_size: the pipeline's.
+        seed: the seed used, also where a random one was asked for; None from a server that does not say.
+        unused: fields of the request that the pipeline has no use for.
+    """
 
     output_path: str
     video_shape: VideoShape
     num_frames: int
     num_chunks: int
     chunk_size: int
+    seed: int | None = None
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,8 @@ class Cancelled:
         frames_completed: pixel frames made so far.
         output_path: where these can be downloaded, None when there are none.
         video_shape: their shape, None when there are none.
+        seed: the seed used; None from a server that does not say.
+        unused: fields of the request that the pipeline has no use for.
     """
 
     chunk: int
@@ -56,6 +70,8 @@ class Cancelled:
     frames_completed: int
     output_path: str | None = None
     video_shape: VideoShape | None = None
+    seed: int | None = None
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,6 +127,8 @@ def _read(event: type[_EventT], name: str, data: str) -> _EventT:
     known_values: dict[str, Any] = {known.name: raw[known.name] for known in fields(event) if known.name in raw}
     if known_values.get("video_shape") is not None:
         known_values["video_shape"] = read_shape(known_values["video_shape"])
+    if "unused" in known_values:
+        known_values["unused"] = tuple(str(field) for field in known_values["unused"] or ())
     return event(**known_values)
 
 
