@@ -142,9 +142,11 @@ async def download() -> Response:
 @api.get("/api/v1/pipelines")
 @describe(answers={200: content(JSON, PipelinesAnswer)}, errors=(503,), models=(PipelinesAnswer,))
 async def pipelines() -> Response:
-    """List the pipelines and what each can do."""
-    known = await the_parts().triton.pipelines()
-    shown = [pipeline.facts.to_dict() | {"loaded": pipeline.loaded} for pipeline in known.values() if pipeline.facts]
+    """List the pipelines: the state of each, and what it can do."""
+    shown = []
+    for name, pipeline in (await the_parts().triton.pipelines()).items():
+        facts = {"id": name} if pipeline.facts is None else pipeline.facts.to_dict()
+        shown.append(facts | {"loaded": pipeline.loaded, "state": pipeline.state, "reason": pipeline.reason})
     return _answer(PipelinesAnswer.model_validate({"pipelines": shown}))
 
 
