@@ -264,10 +264,10 @@ class Store:
         return file
 
     def drop(self, draft: Draft) -> None:
-        """Remove a draft, unless it has been named."""
+        """Remove a draft, unless it has been named; one that cannot be removed is removed at the next start."""
         if draft in self._drafts:
             self._drafts.discard(draft)
-            draft.path.unlink(missing_ok=True)
+            _unlink(draft.path)
             close_in_thread(draft.fd)
 
     # -- Within -----------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ class Store:
     def _remove(self, file: StoredFile) -> None:
         self._files.pop(file.name, None)
         with contextlib.suppress(FileNotFoundError):
-            fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(file.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)  # whatever is in its place
             _unlink(file.path)
             close_in_thread(fd)
 

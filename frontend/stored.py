@@ -1,5 +1,7 @@
 """What a stored file is: its kind, its name, its owner, and whether it is whole."""
 
+import errno
+import os
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -33,6 +35,27 @@ def is_name(text: str) -> bool:
 def file_name(name: str, owner: str) -> str:
     """What a file is called on disk."""
     return f"{name}@{owner}" if owner else name
+
+
+def open_stored(path: Path) -> int:
+    """Open a regular file for reading, and never what a symbolic link in its place points to.
+
+    Returns:
+        A file descriptor, which the caller closes.
+
+    Raises:
+        FileNotFoundError: there is no file, or something other than a regular file is in its place.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)  # a FIFO would block
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a symbolic link; a socket
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path)) from error
+        raise
+    if not S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
+    return fd
 
 
 @dataclass(frozen=True)
@@ -73,7 +96,7 @@ class StoredFile:
         kind = Kind(named[1].partition("-")[0])
         shape = None
         if kind in _HAS_HEADER:
-            with path.open("rb") as file:
+            with open(open_stored(path), "rb") as file:
                 try:
                     shape = unpack_video_header(file.read(VIDEO_HEADER_BYTES))
                 except ValueError:
@@ -90,6 +113,7 @@ class StoredFile:
     def is_whole(self) -> bool:
         """It is still there, as it was."""
         try:
-            return self.path.stat().st_size == self.size_bytes
+            stat = self.path.lstat()
         except OSError:
             return False
+        return S_ISREG(stat.st_mode) and stat.st_size == self.size_bytes

@@ -24,6 +24,9 @@ SHAPE = VideoShape(60, 4, 6, 3)
         ("cancelled", CANCELLED, Cancelled(2, 5, 24)),
         ("cancelled", CANCELLED | USED, Cancelled(2, 5, 24, None, None, 2**64 - 1, ("noise_scale", "seed"))),
         ("cancelled", CANCELLED | KEPT, Cancelled(2, 5, 24, "out", VideoShape(24, 4, 6, 3))),
+        ("complete", COMPLETE | {"seed": 7, "unused": ["seed"]}, Complete("out", SHAPE, 60, 5, 12, 7, ("seed",))),
+        ("complete", COMPLETE | {"seed": 2**64 - 1, "unused": []}, Complete("out", SHAPE, 60, 5, 12, 2**64 - 1)),
+        ("cancelled", CANCELLED | {"seed": 7, "unused": ["seed"]}, Cancelled(2, 5, 24, seed=7, unused=("seed",))),
         ("error", {"error": "no space", "code": "disk_full"}, ErrorEvent("no space", "disk_full")),
     ],
 )
