@@ -139,6 +139,20 @@ async def download() -> Response:
     return send_file(store.find(name, Kind.OUTPUT, owner=client_of_request(), field="path"), request, store)
 
 
+@api.delete("/api/v1/files/<name>")
+@describe(
+    parameters=(
+        parameter("name", "path", {"type": "string"}, "A name that an upload or an event gave.", required=True),
+    ),
+    answers={204: {"description": "The file is gone."}},
+    errors=(404, 409),
+)
+async def delete_file(name: str) -> Response:
+    """Delete an upload, an asset or an output of the client."""
+    the_parts().store.delete(name, client_of_request())
+    return Response(status=204)
+
+
 @api.get("/api/v1/pipelines")
 @describe(answers={200: content(JSON, PipelinesAnswer)}, errors=(503,), models=(PipelinesAnswer,))
 async def pipelines() -> Response:

@@ -27,6 +27,12 @@ MODELS = str(ROOT / "tests" / "models")
 TRITON_SECRET = "only-the-tests-know"
 Frames = npt.NDArray[np.uint8]
 
+# Requests of the tests themselves go to loopback without a proxy; what they start sees the environment's proxies.
+PROXIES = {name: os.environ.pop(name) for name in list(os.environ) if name.lower().endswith("_proxy")}
+# `TEST_SERVER_NOFILE=1024 make test` limits the file descriptors of each server, soft and hard.
+_MAX_FILES = os.environ.get("TEST_SERVER_NOFILE")
+_LIMITED = ("prlimit", f"--nofile={_MAX_FILES}:{_MAX_FILES}") if _MAX_FILES else ()
+
 
 class Frontend:
     """One `python -m frontend` and its files."""
@@ -41,8 +47,19 @@ class Frontend:
         environment = {f"FILMSTRIP_{name.upper()}": str(value) for name, value in settings.items()}
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [*launcher, sys.executable, "-m", "frontend", "--port", "0", "--data-dir", str(self.data_dir), *flags],
-                env=os.environ | {"FILMSTRIP_PROBE_LOG": str(self.probe_log)} | environment,
+                [
+                    *launcher,
+                    *_LIMITED,
+                    sys.executable,
+                    "-m",
+                    "frontend",
+                    "--port",
+                    "0",
+                    "--data-dir",
+                    str(self.data_dir),
+                    *flags,
+                ],
+                env=os.environ | PROXIES | {"FILMSTRIP_PROBE_LOG": str(self.probe_log)} | environment,
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
