@@ -16,6 +16,7 @@
     ├── MethodNotAllowed        405  method_not_allowed
     ├── SlowBody                408  slow_body
     ├── Busy                    409  busy
+    ├── InUse                   409  in_use
     ├── PreconditionFailed      412  precondition_failed
     ├── TooLarge                413  too_large
     ├── UnsupportedMediaType    415  unsupported_media_type
@@ -166,6 +167,13 @@ class Busy(FilmstripError):
     """Another generation runs."""
 
     code = "busy"
+    status = 409
+
+
+class InUse(FilmstripError):
+    """A generation or a download uses the file."""
+
+    code = "in_use"
     status = 409
 
 

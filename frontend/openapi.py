@@ -23,7 +23,7 @@ _MEANINGS = {
     403: "Pages of this origin may not post here, or the server does not answer to this host name.",
     404: "Nothing of this name is here, or it has expired.",
     408: "The body stopped arriving.",
-    409: "Another generation runs.",
+    409: "Another generation runs, or the file is in use.",
     412: "The file is not the one that If-Match names.",
     413: "The body is over its limit.",
     415: "The body is compressed, or a form.",

@@ -53,6 +53,7 @@ FRONTEND_ORDER = (
     "arrays",
     "plan",
     "call",
+    "reasons",
     "spawn",
     "launcher",
     "relay",
