@@ -100,7 +100,13 @@ NOWHERE = [
         "/api/v1/generate%00",
         "/.git/config",
     ),
-    *("/api/v1/generate/download/..", "/openapi.yaml", "/health;x", "http://evil.example/nothing", "https://x/%2e%2e"),
+    *(
+        "/api/v1/generate/download/..",
+        "/openapi.yaml",
+        "/health;x",
+        "http://localhost/nothing",
+        "https://localhost/%2e%2e",
+    ),
 ]
 
 
