@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
+from urllib.parse import quote
 
 import httpx
 import httpx_sse
@@ -80,7 +81,7 @@ class Call(Generic[AnswerT]):
         if not (httpx.codes.is_success(status) or status in self.also_good):
             raise read_error(status, body)
         try:
-            return self.read(json.loads(body))
+            return self.read(None if status == httpx.codes.NO_CONTENT else json.loads(body))
         except (ValueError, KeyError, TypeError):
             raise UnexpectedAnswer(f"{self.path} answered {status} with {_shown(body)}", status) from None
 
@@ -218,6 +219,11 @@ def download(output_path: str) -> Call[None]:
     # Identity: compressing raw video would cost the server far more than the bytes saved.
     headers = {"Accept-Encoding": "identity"}
     return Call("GET", "/api/v1/generate/download", _no_json, params={"path": output_path}, headers=headers)
+
+
+def delete(name: str) -> Call[None]:
+    """DELETE a stored file; the answer has no body."""
+    return Call("DELETE", f"/api/v1/files/{quote(name, safe='')}", lambda _: None)
 
 
 def request_of(request: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> dict[str, Any]:

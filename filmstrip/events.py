@@ -30,13 +30,25 @@ class Progress:
 
 @dataclass(frozen=True)
 class Complete:
-    """The video is whole; the last event."""
+    """The video is whole; the last event.
+
+    Attributes:
+        output_path: where it can be downloaded.
+        video_shape: [F, H, W, C].
+        num_frames: F.
+        num_chunks: chunks made.
+        chunk_size: pixel frames of one of the pipeline's chunks.
+        seed: the request that names this seed gives the same video again; None from a server that does not send it.
+        unused: fields of the request that the pipeline has no use for, sorted.
+    """
 
     output_path: str
     video_shape: VideoShape
     num_frames: int
     num_chunks: int
     chunk_size: int
+    seed: int | None = None
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,8 @@ class Cancelled:
         frames_completed: pixel frames made so far.
         output_path: where these can be downloaded, None when there are none.
         video_shape: their shape, None when there are none.
+        seed: as in Complete.
+        unused: as in Complete.
     """
 
     chunk: int
@@ -56,6 +70,8 @@ class Cancelled:
     frames_completed: int
     output_path: str | None = None
     video_shape: VideoShape | None = None
+    seed: int | None = None
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,7 +127,15 @@ def _read(event: type[_EventT], name: str, data: str) -> _EventT:
     known_values: dict[str, Any] = {known.name: raw[known.name] for known in fields(event) if known.name in raw}
     if known_values.get("video_shape") is not None:
         known_values["video_shape"] = read_shape(known_values["video_shape"])
+    if "unused" in known_values:
+        known_values["unused"] = _read_names(known_values["unused"])
     return event(**known_values)
+
+
+def _read_names(raw: Any) -> tuple[str, ...]:
+    if not isinstance(raw, list) or not all(isinstance(name, str) for name in raw):
+        raise UnexpectedAnswer(f"not a list of field names: {raw!r}")
+    return tuple(raw)
 
 
 def read_shape(raw: Any) -> VideoShape:

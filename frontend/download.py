@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator
 
 from quart import Request, Response
 
-from filmstrip.errors import RangeNotSatisfiable
+from filmstrip.errors import RangeNotSatisfiable, UnknownPath
 from filmstrip.geometry import VideoShape
 from frontend import metrics
 from frontend.connection import on_close
 from frontend.store import Store
-from frontend.stored import StoredFile
+from frontend.stored import StoredFile, open_stored
 from frontend.tasks import in_thread
 
 _PIECE_BYTES = 4 * 2**20  # smaller ones make more trips to a thread: 1 MiB costs a fifth of the speed
@@ -37,7 +37,10 @@ def send_file(file: StoredFile, request: Request, store: Store) -> Response:
     start, stop = span or (0, file.size_bytes)
     closing = on_close(request)
     closing.enter_context(store.holding(file))
-    fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fd = open_stored(file.path)
+    except FileNotFoundError:
+        raise UnknownPath(f"path: {file.name} is gone", "path") from None
     closing.callback(os.close, fd)
     body = b"" if request.method == "HEAD" else _pieces(fd, start, stop)
     response = Response(body, 206 if span else 200, content_type="application/octet-stream")

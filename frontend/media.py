@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from PIL import ImageOps
 
 from filmstrip.errors import BadImage, InvalidField
 from frontend.store import Store
-from frontend.stored import Kind
+from frontend.stored import Kind, open_stored
 
 MAX_IMAGE_PIXELS = 4096 * 4096
 _FORMATS = ("PNG", "JPEG", "WEBP")
@@ -32,7 +33,7 @@ def decode_image(source: Path | bytes) -> npt.NDArray[np.uint8]:
         BadImage: it is none of these, is damaged, or has more than `MAX_IMAGE_PIXELS` pixels.
     """
     try:
-        with PillowImage.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as raw:
+        with _open(source) as file, PillowImage.open(file, formats=_FORMATS) as raw:
             if raw.width * raw.height > MAX_IMAGE_PIXELS:
                 raise BadImage(f"the image has {raw.width} x {raw.height} pixels, over {MAX_IMAGE_PIXELS} in all")
             upright = ImageOps.exif_transpose(raw)
@@ -48,6 +49,10 @@ def decode_image(source: Path | bytes) -> npt.NDArray[np.uint8]:
     # Pillow's decoders raise whatever they stumble over: OSError, SyntaxError, ValueError, struct.error and more.
     except Exception as error:
         raise BadImage("the body is not a whole PNG, JPEG or WebP image") from error
+
+
+def _open(source: Path | bytes) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else open(open_stored(source), "rb")
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,6 @@ class Parts:
         if unknown:
             there = ", ".join(known) or "none"
             raise UnknownPipeline(f"pipeline_ids: no pipeline {unknown[0][:80]!r}; there are: {there}", "pipeline_ids")
-        for name in pipeline_ids:  # whoever asks for one that has failed may have repaired it
-            self.triton.clear_failed(name)
         load = self.loads[client] = PipelineLoad("loading", pipeline_ids[0], load_params)
         if all(known[name].loaded for name in pipeline_ids):
             load.status = "loaded"

@@ -92,6 +92,7 @@ class Relay:
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,
                     limit=_LINE_BYTES,
+                    start_new_session=True,  # a terminal's Ctrl-C or hang-up is for the frontend, which ends the relay
                 )
                 answers = cast("asyncio.StreamReader", self._process.stdout)
                 self._waiting[self._process] = {}

@@ -15,7 +15,7 @@ from frontend.media import Image
 from frontend.plan import ChunkPlan, Plan
 from frontend.regions import Lane, SharedMemoryRefused, Slice
 from frontend.store import Store
-from frontend.stored import StoredFile
+from frontend.stored import StoredFile, open_stored
 from frontend.tasks import in_thread
 from frontend.triton import Triton
 
@@ -52,7 +52,7 @@ async def open_uploads(
         for source, file in files.items():
             stack.enter_context(store.holding(file))
             try:
-                fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+                fd = open_stored(file.path)
             except FileNotFoundError:
                 raise UnknownPath(f"{source}: {file.name} is gone", str(source)) from None
             stack.callback(os.close, fd)

@@ -90,14 +90,24 @@ class Slot:
             await asyncio.wait([self._task], timeout=timeout_s)
 
     def _ended(self, generation: Generation, job: Job, task: asyncio.Task[Complete | Cancelled]) -> None:
-        """The one end of every generation, also of one that was cancelled before it began."""
-        self._store.drop(job.output)
-        last = self._last_event(task)
-        outcome = {Complete: "complete", Cancelled: "cancelled"}.get(type(last), getattr(last, "code", ""))
-        metrics.GENERATIONS.labels(outcome).inc()
-        log.info("ended: %s", outcome)
-        self._free()
-        generation.events.append(last)
+        """The one end of every generation, also of one that was cancelled before it began.
+
+        Whatever fails here, the slot is freed and the last event is sent.
+        """
+        last: Complete | Cancelled | ErrorEvent = ErrorEvent(
+            "the server failed; its log tells more", InternalError.code
+        )
+        try:
+            last = self._last_event(task)
+            outcome = {Complete: "complete", Cancelled: "cancelled"}.get(type(last), getattr(last, "code", ""))
+            metrics.GENERATIONS.labels(outcome).inc()
+            log.info("ended: %s", outcome)
+            self._store.drop(job.output)
+        except Exception:
+            log.exception("cleaning up after a generation failed")
+        finally:
+            self._free()
+            generation.events.append(last)
 
     def _last_event(self, task: asyncio.Task[Complete | Cancelled]) -> Complete | Cancelled | ErrorEvent:
         if task.cancelled():

@@ -1,5 +1,7 @@
 """What a stored file is: its kind, its name, its owner, and whether it is whole."""
 
+import errno
+import os
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -35,6 +37,27 @@ def file_name(name: str, owner: str) -> str:
     return f"{name}@{owner}" if owner else name
 
 
+def open_stored(path: Path) -> int:
+    """Open a regular file for reading, and never what a symbolic link in its place points to.
+
+    Returns:
+        A file descriptor, which the caller closes.
+
+    Raises:
+        FileNotFoundError: there is no file, or something other than a regular file is in its place.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)  # a FIFO would block
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a symbolic link; a socket
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path)) from error
+        raise
+    if not S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
+    return fd
+
+
 @dataclass(frozen=True)
 class StoredFile:
     """A whole file of the store.
@@ -46,6 +69,7 @@ class StoredFile:
         path: where it lies.
         size_bytes: of the file, header included.
         shape: of the video behind the header, None for blobs and assets.
+        inode: of the file.
         expires_at: seconds of the Unix clock.
     """
 
@@ -55,6 +79,7 @@ class StoredFile:
     path: Path
     size_bytes: int
     shape: VideoShape | None
+    inode: int
     expires_at: float
 
     @classmethod
@@ -73,14 +98,14 @@ class StoredFile:
         kind = Kind(named[1].partition("-")[0])
         shape = None
         if kind in _HAS_HEADER:
-            with path.open("rb") as file:
+            with open(open_stored(path), "rb") as file:
                 try:
                     shape = unpack_video_header(file.read(VIDEO_HEADER_BYTES))
                 except ValueError:
                     return None
             if stat.st_size != VIDEO_HEADER_BYTES + shape.num_bytes:
                 return None
-        return cls(named[1], kind, named[2] or "", path, stat.st_size, shape, stat.st_mtime + ttl_s)
+        return cls(named[1], kind, named[2] or "", path, stat.st_size, shape, stat.st_ino, stat.st_mtime + ttl_s)
 
     @property
     def in_shm(self) -> bool:
@@ -88,8 +113,9 @@ class StoredFile:
         return self.path.parent == SHM_DIR
 
     def is_whole(self) -> bool:
-        """It is still there, as it was."""
+        """It is still there: the same file with the same size."""
         try:
-            return self.path.stat().st_size == self.size_bytes
+            stat = self.path.lstat()
         except OSError:
             return False
+        return S_ISREG(stat.st_mode) and (stat.st_ino, stat.st_size) == (self.inode, self.size_bytes)

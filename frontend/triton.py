@@ -1,12 +1,13 @@
-"""The one way to Triton: what it holds, loading, shared memory, and sequences of chunks."""
+"""The one way to Triton: the models' states, loading, shared memory, and sequences of chunks."""
 
 import asyncio
 import contextlib
 import logging
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -27,6 +28,7 @@ from filmstrip.errors import (
 )
 from filmstrip.geometry import VideoShape
 from filmstrip.triton_folder import is_safe_model
+from frontend import reasons
 from frontend.call import ChunkAnswer, ChunkCall, Tensor, call_model, connect, parameters_json
 from frontend.regions import SharedMemoryRefused, Slice
 from frontend.relay import Relay, RelayDied
@@ -40,24 +42,39 @@ _CONTROL_TIMEOUT_S = 5.0
 _LOAD_TIMEOUT_S = 600.0
 _UNLOAD_TIMEOUT_S = 1.0
 _READY = "READY"
+_UNLOADED_REASON = "unloaded"  # Triton's, of a model that was unloaded on request
 _RESTRICTED = "protocol is restricted"
 _STATE_LOST = "Triton has lost the generation's state"
-_STUB_DIED = "Stub process"
-UNSAFE_NAME = "its folder's name may only have letters, digits and . _ - + @ , :"
-DIED_AT_START = "its process died while it started"
+UNSAFE_NAME = "the name of its folder may only have letters, digits and . _ - + @ , :"
+
+
+class State(StrEnum):
+    """Whether a model can make chunks."""
+
+    READY = "ready"
+    LOADING = "loading"
+    UNLOADED = "unloaded"
+    FAILED = "failed"
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A pipeline of the model repository.
+    """A model of the repository, as far as it is known.
 
     Attributes:
-        facts: None while it was never loaded since the frontend started.
-        loaded: chunks can be sent to it.
+        facts: None while Triton has not loaded it since the frontend started.
+        state: an unloaded one is loaded at its first use.
+        reason: why it is not ready, in one sentence without paths; None where there is nothing to say.
     """
 
     facts: PipelineFacts | None
-    loaded: bool
+    state: State
+    reason: str | None = None
+
+    @property
+    def loaded(self) -> bool:
+        """Chunks can be sent to it."""
+        return self.state is State.READY
 
 
 class Supervisor(Protocol):
@@ -74,7 +91,14 @@ class Supervisor(Protocol):
 
 
 class Triton:
-    """One Triton server; its calls raise only errors of `filmstrip.errors`."""
+    """One Triton server; its calls raise only errors of `filmstrip.errors`.
+
+    Attributes:
+        url: of its gRPC port.
+        settings: of the frontend.
+        is_starting: it is our own, and has not tried to load every model yet.
+        supervisor: what starts it again, where it is our own.
+    """
 
     def __init__(self, url: str, settings: Settings, secret: str = "") -> None:
         self.url = url
@@ -82,10 +106,13 @@ class Triton:
         self._client = connect(url, secret)
         self._relay = Relay(url, secret)
         self._facts: dict[str, PipelineFacts] = {}
+        self._bad_parameters: dict[str, str] = {}
         self._sick: set[str] = set()
         self._failed: dict[str, str] = {}
+        self._load_errors: dict[str, str] = {}
+        self._reported: dict[str, str | None] = {}
         self._open_sequences: Counter[str] = Counter()
-        self._loading: dict[str, asyncio.Lock] = {}
+        self._load_locks: dict[str, asyncio.Lock] = {}
         self._loads: dict[str, asyncio.Future[None]] = {}
         self.is_starting = False
         self.supervisor: Supervisor | None = None
@@ -112,33 +139,89 @@ class Triton:
             return f"{error.status() or 'error'}: {text}"
         return None if is_ready else "Triton answers that it is not ready"
 
-    async def pipelines(self) -> dict[str, Pipeline]:
-        """All pipelines of the repository, by id; models without our parameters are left out.
-
-        Raises:
-            TritonUnavailable: it does not answer.
-        """
-        loaded = await self._index()
-        await asyncio.gather(*(self._read_facts(name) for name, is_loaded in loaded.items() if is_loaded))
-        return {
-            name: Pipeline(self._facts.get(name), loaded[name])
-            for name in sorted(loaded)
-            if name in self._facts or not loaded[name]
-        }
-
-    async def _index(self) -> dict[str, bool]:
-        """All models of the repository, and whether each is loaded."""
-        index = await _control(self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
-        unusable = self._sick | self._failed.keys()
-        return {model.name: model.state == _READY and model.name not in unusable for model in index.models}
-
     async def model_names(self) -> list[str]:
         """All models of the repository, loaded or not.
 
         Raises:
             TritonUnavailable: it does not answer.
         """
-        return sorted(await self._index())
+        return sorted(await self._states())
+
+    async def pipelines(self) -> dict[str, Pipeline]:
+        """All pipelines of the repository, by id, and every model that failed; other loaded models are left out.
+
+        Raises:
+            TritonUnavailable: it does not answer.
+        """
+        states = await self._states()
+        ready = [name for name, (state, _) in states.items() if state is State.READY]
+        await asyncio.gather(*(self._read_facts(name) for name in ready))
+        found = {}
+        for name, (state, reason) in sorted(states.items()):
+            facts = self._facts.get(name)
+            if state is State.READY and name in self._bad_parameters:
+                found[name] = Pipeline(None, State.FAILED, self._bad_parameters[name])
+            elif state is not State.READY or facts is not None:
+                found[name] = Pipeline(facts, state, reason)
+        self._report(found)
+        return found
+
+    async def _states(self) -> dict[str, tuple[State, str | None]]:
+        """Every model of the repository: its state, and why it is not ready."""
+        index = await _control(self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
+        versions: dict[str, list[tuple[str, str]]] = {}
+        for model in index.models:
+            versions.setdefault(model.name, []).append((model.state, model.reason))
+        return {name: self._state(name, of_model) for name, of_model in versions.items()}
+
+    def _state(self, name: str, versions: list[tuple[str, str]]) -> tuple[State, str | None]:
+        if name in self._failed:
+            return State.FAILED, self._failed[name]
+        states = {state for state, _ in versions}
+        if name in self.loading() or "LOADING" in states:
+            return State.LOADING, None
+        if _READY in states and name in self._sick:
+            return State.UNLOADED, "its process ended; it is loaded again at its next use"
+        if _READY in states:
+            self._load_errors.pop(name, None)
+            return State.READY, None
+        failures = [reasons.sentence(reason) for _, reason in versions if reason not in ("", _UNLOADED_REASON)]
+        reason = next(iter(failures), None) or self._load_errors.get(name)
+        if reason is None and self.is_starting:
+            return State.LOADING, None
+        return (State.UNLOADED if reason is None else State.FAILED), reason
+
+    def _report(self, pipelines: Mapping[str, Pipeline]) -> None:
+        """Log each model that failed since the last report."""
+        failed = {name: pipeline.reason for name, pipeline in pipelines.items() if pipeline.state is State.FAILED}
+        for name, reason in failed.items():
+            if name not in self._reported or self._reported[name] != reason:
+                log.warning("%s is not served: %s", name, reason)
+        self._reported = failed
+
+    def mark_failed(self, name: str, reason: str) -> None:
+        """Serve a model no longer, until it is loaded on purpose or `clear_failed` is called.
+
+        Args:
+            name: of the model. It should be unloaded in Triton, and stays so.
+            reason: one sentence for clients, without paths.
+        """
+        log.warning("%s is not served: %s", name, reason)
+        self._reported[name] = reason
+        self._failed[name] = reason
+        self._sick.discard(name)
+        load = self._loads.get(name)
+        if load is not None and not load.done():
+            load.set_result(None)
+
+    def failed(self) -> frozenset[str]:
+        """The models that were marked as failed."""
+        return frozenset(self._failed)
+
+    def clear_failed(self, name: str) -> None:
+        """Forget that a model failed: it is loaded at its next use, where it is not loaded already."""
+        self._failed.pop(name, None)
+        self._load_errors.pop(name, None)
 
     def loras(self, name: str) -> tuple[str, ...]:
         """The LoRAs of a pipeline that was loaded."""
@@ -155,14 +238,17 @@ class Triton:
         wanted = {field: name for field, name in names.items() if name is not None}
         if self.supervisor is not None:
             await self.supervisor.settled()
-        loaded = await self._index()
-        for name in wanted.values():
-            if loaded.get(name) is False:
+        states = await self._states()
+        for name in set(wanted.values()) & states.keys():
+            if name in self._failed:
+                raise LoadFailed(f"{name} is not served: {self._failed[name]}")
+            if states[name][0] is not State.READY:
                 await self.load(name)
-                loaded = await self._index()
-        await asyncio.gather(*(self._read_facts(name) for name in set(wanted.values()) if loaded.get(name)))
+        await asyncio.gather(*(self._read_facts(name) for name in set(wanted.values()) & states.keys()))
         for field, name in wanted.items():
-            if name not in loaded or name not in self._facts:
+            if name in self._bad_parameters:
+                raise LoadFailed(f"{name} is not served: {self._bad_parameters[name]}")
+            if name not in states or name not in self._facts:
                 there = ", ".join(await self.pipelines()) or "none"
                 raise UnknownPipeline(f"{field}: no pipeline {name[:80]!r}; there are: {there}", field)
         return {field: self._facts[name] for field, name in wanted.items()}
@@ -170,40 +256,44 @@ class Triton:
     async def load(self, name: str) -> None:
         """Load a model that isn't, or whose process has died; returns when it is ready.
 
+        One that was marked as failed gets another chance.
+
         Raises:
-            LoadFailed: it could not be loaded, or was marked as failed.
+            LoadFailed: it could not be loaded; the message says why.
             TritonUnavailable: Triton does not answer.
         """
         if self.supervisor is not None:
-            if name in self._sick and name not in self._failed:  # what is left of its process is in the way
+            if name in self._sick:  # what is left of its process is in the way
                 self.supervisor.note_death(name)
             await self.supervisor.settled()
         await self.load_now(name)
 
     async def load_now(self, name: str) -> None:
         """`load`, without waiting for a planned restart of Triton."""
-        async with self._loading.setdefault(name, asyncio.Lock()):
+        async with self._load_locks.setdefault(name, asyncio.Lock()):
             if not is_safe_model(name):
                 self.mark_failed(name, UNSAFE_NAME)
-            if name in self._failed:
-                raise LoadFailed(f"{name} cannot be used: {self._failed[name]}")
-            index = await _control(self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
-            states = {model.name: model.state for model in index.models}
-            if states.get(name) == _READY and name not in self._sick:
+                raise LoadFailed(f"could not load {name}: {UNSAFE_NAME}")
+            is_ready = await self.is_loaded(name)
+            if is_ready and name not in self._sick and name not in self._failed:
                 return
             try:
-                if name in self._sick and self.supervisor is None:  # not two copies in memory: unload, wait, load
+                if (name in self._sick and self.supervisor is None) or (is_ready and name in self._failed):
+                    # not two copies in memory: unload, wait, load
                     await self._client.unload_model(name, client_timeout=_LOAD_TIMEOUT_S)
                     await self._wait_unloaded(name)
+                self.clear_failed(name)
                 await self._load_unless_it_fails(name)
             except InferenceServerException as error:
-                log.warning("loading %s failed: %s", name, error)
-                if _STUB_DIED in str(error.message()):
-                    self.mark_failed(name, DIED_AT_START)
-                    raise LoadFailed(f"{name} cannot be used: {DIED_AT_START}") from None
                 if "UNAVAILABLE" in str(error.status()):
                     raise TritonUnavailable("Triton does not answer") from None
-                raise LoadFailed(f"Triton could not load {name}") from None
+                reason = reasons.sentence(str(error.message()))
+                self._load_errors[name] = self._reported[name] = reason
+                if reason == reasons.DIED_AT_START and self.supervisor is not None:
+                    self.mark_failed(name, reason)
+                else:
+                    log.warning("%s is not served: %s", name, reason)
+                raise LoadFailed(f"could not load {name}: {reason}") from None
             self._sick.discard(name)
             log.info("%s is loaded", name)
 
@@ -215,7 +305,7 @@ class Triton:
             await asyncio.wait([load, failed], return_when=asyncio.FIRST_COMPLETED)
             if not load.done():
                 self._sick.add(name)
-                raise LoadFailed(f"{name} cannot be used: {self._failed[name]}")
+                raise LoadFailed(f"could not load {name}: {self._failed[name]}")
             load.result()
         finally:
             load.cancel()
@@ -225,22 +315,6 @@ class Triton:
     def loading(self) -> set[str]:
         """Models that are being loaded at the moment."""
         return set(self._loads)
-
-    def mark_failed(self, name: str, reason: str) -> None:
-        """Leave a model unloaded, and refuse requests for it, until `clear_failed`."""
-        log.error("%s is left unloaded: %s", name, reason)
-        self._failed[name] = reason
-        load = self._loads.get(name)
-        if load is not None and not load.done():
-            load.set_result(None)
-
-    def clear_failed(self, name: str) -> None:
-        """Let a model that was marked as failed be loaded again."""
-        self._failed.pop(name, None)
-
-    def failed(self) -> dict[str, str]:
-        """The models that were marked as failed, and why."""
-        return dict(self._failed)
 
     def mark_sick(self, name: str) -> None:
         """The model's process has died: nothing can be sent to it before it was loaded again."""
@@ -270,16 +344,19 @@ class Triton:
                     await asyncio.sleep(0.05)
 
     async def _read_facts(self, name: str) -> None:
-        answer = await _control(self._client.get_model_config(name, client_timeout=_CONTROL_TIMEOUT_S))
+        try:
+            answer = await _control(self._client.get_model_config(name, client_timeout=_CONTROL_TIMEOUT_S))
+        except ModelError:  # it was unloaded just now
+            return
         parameters = {key: value.string_value for key, value in answer.config.parameters.items()}
+        self._facts.pop(name, None)
+        self._bad_parameters.pop(name, None)
         try:
             facts = PipelineFacts.from_parameters(name, parameters)
         except ValueError as error:
-            log.error("%s is no pipeline: %s", name, error)
-            facts = None
-        if facts is None:
-            self._facts.pop(name, None)
-        else:
+            self._bad_parameters[name] = reasons.sentence(str(error))
+            return
+        if facts is not None:
             self._facts[name] = facts
 
     # -- Shared memory ----------------------------------------------------------------------------------
@@ -448,7 +525,7 @@ def _as_ours(error: InferenceServerException) -> FilmstripError:
         ("nable to find shared memory region" in text, SequenceLost(_STATE_LOST)),
         ("timeout of the corresponding sequence" in text, TritonUnavailable("Triton has no free place for a sequence")),
         ("unknown model" in text, TritonUnavailable("the model is being loaded anew")),
-        (_STUB_DIED in text, ModelDied("the model's process has died")),
+        ("Stub process" in text, ModelDied("the model's process has died")),
         ("DEADLINE_EXCEEDED" in status, ChunkTimeout("Triton did not answer in time")),
         ("UNAVAILABLE" in status or "CANCELLED" in status, TritonUnavailable("Triton does not answer")),
     )

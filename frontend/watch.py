@@ -9,8 +9,9 @@ from pathlib import Path
 import psutil
 
 from filmstrip.errors import TritonUnavailable
+from frontend.reasons import DIED_AT_START
 from frontend.tasks import in_thread
-from frontend.triton import DIED_AT_START, Triton
+from frontend.triton import Triton
 
 STUB = "triton_python_backend_stub"
 _ANSWER_S = 5.0  # Triton's own answer, or another process, may follow the end of one
@@ -62,7 +63,7 @@ class ModelWatch:
         now = asyncio.get_running_loop().time()
         # The first process of a model only completes its configuration: Triton ends it, and starts the real one.
         replaced = {model for pid, model in alive.items() if pid not in self._alive}
-        lost = {model: now + _ANSWER_S for model in died} | self._lost
+        lost = dict.fromkeys(died, now + _ANSWER_S) | self._lost
         self._lost = {model: deadline for model, deadline in lost.items() if model in loading - replaced}
         self._unlaunched = {
             model: self._unlaunched.get(model, now + _LAUNCH_S) for model in loading - set(alive.values())

@@ -26,13 +26,13 @@ from frontend.call import SendSecret
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = str(ROOT / "tests" / "models")
 """The probe and, as links, the frame processors: not what else was exported beside them, which takes time to load."""
-PROXIES = {
-    name: os.environ.pop(name)
-    for name in [*os.environ]
-    if name.lower() in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
-}
-"""What the tests were started with: for the servers, not for the tests' own HTTP clients."""
 Frames = npt.NDArray[np.uint8]
+
+# Requests of the tests themselves go to loopback without a proxy; what they start sees the environment's proxies.
+PROXIES = {name: os.environ.pop(name) for name in list(os.environ) if name.lower().endswith("_proxy")}
+# `TEST_SERVER_NOFILE=1024 make test` limits the file descriptors of each server, soft and hard.
+_MAX_FILES = os.environ.get("TEST_SERVER_NOFILE")
+_LIMITED = ("prlimit", f"--nofile={_MAX_FILES}:{_MAX_FILES}") if _MAX_FILES else ()
 
 
 def free_port() -> int:
@@ -55,7 +55,18 @@ class Frontend:
         environment = {f"FILMSTRIP_{name.upper()}": str(value) for name, value in settings.items()}
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [*launcher, sys.executable, "-m", "frontend", "--port", "0", "--data-dir", str(self.data_dir), *flags],
+                [
+                    *launcher,
+                    *_LIMITED,
+                    sys.executable,
+                    "-m",
+                    "frontend",
+                    "--port",
+                    "0",
+                    "--data-dir",
+                    str(self.data_dir),
+                    *flags,
+                ],
                 env=os.environ | PROXIES | {"FILMSTRIP_PROBE_LOG": str(self.probe_log)} | environment,
                 stdout=log,
                 stderr=log,

@@ -1,5 +1,6 @@
 """Every example runs by the command that its documentation gives, and leaves a video, a sheet and its numbers."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -11,7 +12,7 @@ from PIL import Image
 
 from docs.examples.gallery import HEADING
 from filmstrip.mp4 import probe
-from tests.server import ROOT, Frontend
+from tests.server import PROXIES, ROOT, Frontend
 from tests.test_docs import rows, section
 
 pytestmark = pytest.mark.timeout(600)  # the first of them waits for the export
@@ -59,7 +60,8 @@ def run(name: str, server: Frontend, out: Path) -> str:
     words = shlex.split(TABLE[name][1].strip("`"))
     assert words[:2] == [".venv/bin/python", "-m"]
     command = [sys.executable, *words[1:], "--server", server.url, "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=120)
+    environment = os.environ | PROXIES
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

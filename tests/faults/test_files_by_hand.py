@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import struct
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,10 +19,22 @@ from tests.faults.processes import LONGEST_S, chunk_under_way, error_of
 from tests.server import Events, Frames, Frontend
 
 SHM = Path("/dev/shm")
+ELSEWHERE = tempfile.TemporaryDirectory()
+
+
+def replace_by_link(path: Path) -> None:
+    """Put a symbolic link in its place, to a file of the same size outside the data directory."""
+    there = Path(ELSEWHERE.name) / path.name
+    there.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
+    path.unlink()
+    path.symlink_to(there)
+
+
 HARMS: dict[str, Callable[[Path], None]] = {
     "deleted": lambda path: path.unlink(),
     "truncated": lambda path: os.truncate(path, 20 + 5000),
     "emptied": lambda path: os.truncate(path, 0),
+    "replaced by a link": replace_by_link,
 }
 BY_HAND = pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
 

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from filmstrip import cli, mp4
 from filmstrip.client import Client
+from tests.server import PROXIES, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 LONG = 3000  # frames: too many to be done before a test acts on the first chunk
 
 
@@ -112,6 +112,7 @@ def started(server, clip: Path, out: Path, num_frames: int, *options: str) -> su
     process = subprocess.Popen(
         [*command, "--video", str(clip), "--frames", str(num_frames), "-o", str(out), *options],
         cwd=ROOT,
+        env=os.environ | PROXIES,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -327,8 +327,11 @@ def opened_for_reading(fifo: Path) -> int:
             time.sleep(0.001)
 
 
-def test_images_decoded_side_by_side_leave_the_filters_of_warnings_as_they_were(tmp_path: Path) -> None:
-    """Two uploads that overlap: the second began before the first ended."""
+def test_images_decoded_side_by_side_leave_the_filters_of_warnings_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two uploads that overlap: the second began before the first ended. Pipes, so that the test says when."""
+    monkeypatch.setattr("frontend.media.open_stored", lambda path: os.open(path, os.O_RDONLY))
 
     def decode(path: Path) -> None:
         with contextlib.suppress(BadImage):

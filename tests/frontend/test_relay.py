@@ -11,6 +11,7 @@ import pytest
 from frontend.call import ChunkCall
 from frontend.regions import Slice
 from frontend.relay import Relay, RelayDied
+from tests.faults.aftermath import eventually
 
 # The first to start ends at once, but something keeps its output open; the second answers when it is let.
 RELAYS = """#!/bin/sh
@@ -44,10 +45,9 @@ def test_a_dead_relay_fails_its_own_calls_and_not_those_of_its_successor(relays:
     async def run() -> None:
         relay = Relay("unused")
         first = asyncio.create_task(relay.call(call))
-        while relay._process is None or relay._process.returncode is None:
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(eventually, lambda: relay._process is not None and relay._process.returncode == 0)
         second = asyncio.create_task(relay.call(call))
-        with (relays / "go").open("w") as go:  # returns when the second has its call
+        with await asyncio.to_thread((relays / "go").open, "w") as go:  # returns when the second has its call
             os.kill(int((relays / "holder").read_text()), signal.SIGKILL)
             with pytest.raises(RelayDied):
                 await first
