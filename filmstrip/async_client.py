@@ -12,7 +12,7 @@ import httpx_sse
 import numpy as np
 
 from filmstrip import calls, mp4
-from filmstrip.calls import TIMEOUT_S, Call, UploadedData, UploadedVideo, mapped_errors
+from filmstrip.calls import TIMEOUT_S, Call, UploadedData, UploadedVideo, Verify, mapped_errors
 from filmstrip.client_errors import ConnectionFailed
 from filmstrip.events import LAST_EVENTS, Event, parse_event
 from filmstrip.geometry import VideoShape
@@ -28,12 +28,15 @@ class AsyncClient:
 
     def __init__(
         self,
-        base_url: str,
+        base_url: str | None = None,
         token: str | None = None,
         timeout_s: float = TIMEOUT_S,
         transport: httpx.AsyncBaseTransport | None = None,
+        verify: Verify = True,
     ) -> None:
-        self._http = httpx.AsyncClient(transport=transport, **calls.connection_options(base_url, token, timeout_s))
+        self._http = httpx.AsyncClient(
+            transport=transport, **calls.connection_options(base_url, token, timeout_s, verify)
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -143,7 +146,7 @@ class AsyncClient:
     async def _send(self, call: Call[AnswerT], content: bytes | AsyncIterator[bytes] | None = None) -> AnswerT:
         with mapped_errors():
             response = await self._http.send(call.build(self._http, content))
-        return call.answer(response.status_code, response.content)
+        return call.answer(response)
 
     @asynccontextmanager
     async def _stream(self, call: Call[None]) -> AsyncIterator[httpx.Response]:
@@ -153,7 +156,10 @@ class AsyncClient:
             if not response.is_success:
                 with mapped_errors():
                     await response.aread()
-                raise calls.read_error(response.status_code, response.content)
+                raise calls.read_error(response)
+            if not call.is_stream(response):
+                with mapped_errors():
+                    raise calls.unexpected(response, await anext(response.aiter_bytes(), b""))
             yield response
 
 
