@@ -8,6 +8,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from filmstrip.video_stream import Frame
 
+COLUMNS = 6
+ROWS = 4
 _GAP = 4
 _CAPTION_PIXELS = 16
 _PAPER = (24, 24, 24)
@@ -43,21 +45,28 @@ def thumbnails(frames: Iterable[Frame], num_frames: int, count: int, width: int 
     Raises:
         ValueError: there are no frames.
     """
-    wanted = set(picks(num_frames, count))
-    made = []
-    for index, frame in enumerate(frames):
-        if index in wanted:
-            image = Image.fromarray(frame)
-            height = max(1, round(image.height * width / image.width))
-            made.append(Thumbnail(index, image.resize((width, height), Image.Resampling.LANCZOS)))
+    picked = set(picks(num_frames, count))
+    made = [thumbnail(frame, index, width) for index, frame in enumerate(frames) if index in picked]
     if not made:
         raise ValueError("a contact sheet needs a frame")
     return made
 
 
+def thumbnail(frame: Frame, index: int, width: int = 240) -> Thumbnail:
+    """A small picture of one frame, uint8 [H, W, 3], so many pixels wide."""
+    image = Image.fromarray(frame)
+    height = max(1, round(image.height * width / image.width))
+    return Thumbnail(index, image.resize((width, height), Image.Resampling.LANCZOS))
+
+
+def sheet_rows(thumbnails: Sequence[Thumbnail], columns: int, label: str = "") -> list[tuple[str, Sequence[Thumbnail]]]:
+    """The rows of a sheet, as `write_sheet` takes them."""
+    return [(label, thumbnails[start : start + columns]) for start in range(0, len(thumbnails), columns)]
+
+
 def write_sheet(rows: Sequence[tuple[str, Sequence[Thumbnail]]], path: str | Path) -> None:
     """Draw rows of thumbnails, each with its label and the frame numbers, and write them as a PNG."""
-    images = [thumbnail.image for _, row in rows for thumbnail in row]
+    images = [picture.image for _, row in rows for picture in row]
     width = max(image.width for image in images) + _GAP
     height = max(image.height for image in images) + _GAP + _CAPTION_PIXELS
     columns = max(len(row) for _, row in rows)
@@ -65,10 +74,10 @@ def write_sheet(rows: Sequence[tuple[str, Sequence[Thumbnail]]], path: str | Pat
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=12)
     for down, (label, row) in enumerate(rows):
-        for across, thumbnail in enumerate(row):
+        for across, picture in enumerate(row):
             left, top = _GAP + across * width, _GAP + down * height
-            draw.text((left, top), f"{label} {thumbnail.index}".strip(), _INK, font)
-            sheet.paste(thumbnail.image, (left, top + _CAPTION_PIXELS))
+            draw.text((left, top), f"{label} {picture.index}".strip(), _INK, font)
+            sheet.paste(picture.image, (left, top + _CAPTION_PIXELS))
     sheet.save(path, "PNG")
 
 
@@ -77,8 +86,8 @@ def contact_sheet(
     num_frames: int,
     path: str | Path,
     *,
-    columns: int = 6,
-    rows: int = 4,
+    columns: int = COLUMNS,
+    rows: int = ROWS,
     width: int = 240,
     label: str = "",
 ) -> None:
@@ -94,4 +103,4 @@ def contact_sheet(
         label: written before each frame number.
     """
     made = thumbnails(frames, num_frames, columns * rows, width)
-    write_sheet([(label, made[start : start + columns]) for start in range(0, len(made), columns)], path)
+    write_sheet(sheet_rows(made, columns, label), path)
