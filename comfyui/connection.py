@@ -22,7 +22,7 @@ CONNECT_TIMEOUT_S = 10.0
 _PIECE_BYTES = 2**20
 _READ_ERROR_BYTES = 2**16
 
-_TOKEN_HINT = " (the token of the Server node, or FILMSTRIP_TOKEN in ComfyUI's environment)"
+_HOW_TO_GIVE_A_KEY = " (the token of the Server node, or FILMSTRIP_TOKEN in ComfyUI's environment)"
 
 Bytes = bytes | memoryview
 
@@ -180,11 +180,11 @@ def read_error(response: http.client.HTTPResponse, server: Server) -> FilmstripE
     except (ValueError, KeyError, TypeError, AttributeError):
         return foreign_answer(response, body, server)
     if code == "unauthorized":
-        message += _TOKEN_HINT
+        message += _HOW_TO_GIVE_A_KEY
     return FilmstripError(message, code, None if blamed is None else str(blamed))
 
 
 def foreign_answer(response: http.client.HTTPResponse, body: bytes, server: Server) -> FilmstripError:
     """The error for an answer that does not come from Filmstrip."""
-    message = describe(server.url, response.status, response.headers, body)
-    return FilmstripError(message + (_TOKEN_HINT if response.status == 401 else ""), "not_filmstrip")
+    message = describe(server.url, response.status, response.headers.get, body)
+    return FilmstripError(message + (_HOW_TO_GIVE_A_KEY if response.status == 401 else ""), "not_filmstrip")

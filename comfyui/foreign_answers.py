@@ -7,8 +7,10 @@ installed alone.
 from __future__ import annotations
 
 import http
-from collections.abc import Mapping
+from collections.abc import Callable
 from urllib.parse import urljoin, urlsplit
+
+Header = Callable[[str], str | None]
 
 _SHOWN_CHARACTERS = 200
 _SERVER_CHARACTERS = 40
@@ -38,41 +40,41 @@ UNREACHED = frozenset({502, 503, 504})
 """Statuses by which a proxy says that it did not get through to the server."""
 
 
-def describe(url: str, status: int, headers: Mapping[str, str], body: bytes) -> str:
+def describe(url: str, status: int, header: Header, body: bytes) -> str:
     """One line that names the server, the status and the likely cause.
 
     Args:
         url: what was asked for.
         status: HTTP status of the answer.
-        headers: of the answer; keys are looked up as `Server`, `Location`, `Content-Type`.
+        header: gives a header of the answer by its name, or None; case does not matter.
         body: of the answer, or its beginning.
     """
     parts = urlsplit(url)
     address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-    return f"{address}: {_cause(url, status, headers, body)} ({_status(status, headers)}){_quoted(headers, body)}"
+    return f"{address}: {_cause(url, status, header, body)} ({_status(status, header)}){_quoted(header, body)}"
 
 
-def is_html(headers: Mapping[str, str], body: bytes) -> bool:
+def is_html(header: Header, body: bytes) -> bool:
     """Whether an answer is a page for people."""
-    return "html" in (headers.get("Content-Type") or "").lower() or _stripped(body).startswith(b"<")
+    return "html" in (header("Content-Type") or "").lower() or _stripped(body).startswith(b"<")
 
 
-def _cause(url: str, status: int, headers: Mapping[str, str], body: bytes) -> str:
+def _cause(url: str, status: int, header: Header, body: bytes) -> str:
     if _HTTPS_PORT in body:
         return "this port takes HTTPS only; write https:// in the URL"
     if 300 <= status < 400:
-        return _redirect(url, headers)
+        return _redirect(url, header)
     if status in _CAUSES:
         return _CAUSES[status]
-    if status < 300 and is_html(headers, body):
+    if status < 300 and is_html(header, body):
         return "the answer is a web page, perhaps a network's or a proxy's login page; it is not Filmstrip's"
     if status < 300:
         return "the answer is not Filmstrip's"
     return f"a proxy in front of the server, or another program, {'failed' if status >= 500 else 'refused the request'}"
 
 
-def _redirect(url: str, headers: Mapping[str, str]) -> str:
-    location = headers.get("Location") or ""
+def _redirect(url: str, header: Header) -> str:
+    location = header("Location") or ""
     try:
         source, target = urlsplit(url), urlsplit(urljoin(url, location))
         moved_to_https = (source.scheme, target.scheme) == ("http", "https") and source.hostname == target.hostname
@@ -89,21 +91,21 @@ def _redirect(url: str, headers: Mapping[str, str]) -> str:
     return f"this address leads to {host}{page}, perhaps a login page in front of the server"
 
 
-def _status(status: int, headers: Mapping[str, str]) -> str:
+def _status(status: int, header: Header) -> str:
     try:
         named = f"{status} {http.HTTPStatus(status).phrase}"
     except ValueError:
         named = str(status)
-    server = _printable(headers.get("Server") or "", _SERVER_CHARACTERS)
+    server = _printable(header("Server") or "", _SERVER_CHARACTERS)
     return f"{named} from {server}" if server else named
 
 
-def _quoted(headers: Mapping[str, str], body: bytes) -> str:
+def _quoted(header: Header, body: bytes) -> str:
     """The answer itself, where it is a text that a person can read in a line."""
     text = _printable(_stripped(body).decode(errors="replace"), _SHOWN_CHARACTERS)
     if not text:
         return ""
-    return "" if is_html(headers, body) else f": {text!r}"
+    return "" if is_html(header, body) else f": {text!r}"
 
 
 def _stripped(body: bytes) -> bytes:

@@ -107,6 +107,17 @@ class AsyncClient:
         async with self._stream(call) as response, aclosing(_events(response)) as events:
             yield events
 
+    async def output_shape(self, output_path: str) -> VideoShape:
+        """The shape of an output; its frames are not fetched."""
+        reader = FrameReader()
+        async with self._stream(calls.download(output_path, header_only=True)) as response:
+            with mapped_errors():
+                async for data in response.aiter_bytes():
+                    next(reader.feed(data), None)
+                    if reader.shape is not None:
+                        return reader.shape
+        raise ConnectionFailed("the download ended within its header")
+
     async def download(self, output_path: str) -> Video:
         """Fetch an output as one array [F, H, W, C]."""
         reader = VideoReader()

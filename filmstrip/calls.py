@@ -27,7 +27,7 @@ from filmstrip.client_errors import (
 )
 from filmstrip.errors import ERRORS, FilmstripError, UnknownPipeline
 from filmstrip.events import read_shape
-from filmstrip.geometry import VideoShape
+from filmstrip.geometry import VIDEO_HEADER_BYTES, VideoShape
 
 TIMEOUT_S = 60.0
 """Longest silence of a connection, streams included: the server comments every 15 s at the latest."""
@@ -107,7 +107,8 @@ class Call(Generic[AnswerT]):
 
     def is_stream(self, response: httpx.Response) -> bool:
         """Whether an answer is the stream that this call answers with, and not a login page, say."""
-        return response.headers.get("Content-Type", "").partition(";")[0].strip().lower() == self.stream
+        media_type: str = response.headers.get("Content-Type", "")
+        return media_type.partition(";")[0].strip().lower() == self.stream
 
 
 def read_error(response: httpx.Response) -> Exception:
@@ -130,7 +131,7 @@ def unexpected(response: httpx.Response, start: bytes | None = None) -> Unexpect
     """The exception for an answer that is not Filmstrip's; `start` is the start of a body that was not read."""
     body = response.content if start is None else start
     status = response.status_code
-    return UnexpectedAnswer(foreign_answers.describe(str(response.url), status, response.headers, body), status)
+    return UnexpectedAnswer(foreign_answers.describe(str(response.url), status, response.headers.get, body), status)
 
 
 def retry_after_s(error: FilmstripError) -> float | None:
@@ -290,10 +291,12 @@ def generate(request: Mapping[str, Any]) -> Call[None]:
     return Call("POST", "/api/v1/generate", _no_json, headers=headers, json=dict(request), stream=EVENT_STREAM)
 
 
-def download(output_path: str) -> Call[None]:
-    """GET an output video; the answer is binary."""
+def download(output_path: str, *, header_only: bool = False) -> Call[None]:
+    """GET an output video, or its 20-byte header alone; the answer is binary."""
     # Identity: compressing raw video would cost the server far more than the bytes saved.
     headers = {"Accept-Encoding": "identity"}
+    if header_only:
+        headers["Range"] = f"bytes=0-{VIDEO_HEADER_BYTES - 1}"
     params = {"path": output_path}
     return Call("GET", "/api/v1/generate/download", _no_json, params, headers, stream=BINARY)
 

@@ -181,6 +181,16 @@ class Client:
         with self._stream(call) as response:
             yield _events(response)
 
+    def output_shape(self, output_path: str) -> VideoShape:
+        """The shape of an output; its frames are not fetched."""
+        reader = FrameReader()
+        with self._stream(calls.download(output_path, header_only=True)) as response, mapped_errors():
+            for data in response.iter_bytes():
+                next(reader.feed(data), None)
+                if reader.shape is not None:
+                    return reader.shape
+        raise ConnectionFailed("the download ended within its header")
+
     def download(self, output_path: str) -> Video:
         """Fetch an output as one array [F, H, W, C]."""
         reader = VideoReader()

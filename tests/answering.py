@@ -27,7 +27,9 @@ class Reply:
 def nginx(status: int, title: str, **headers: str) -> Reply:
     """An error page of nginx."""
     body = NGINX_PAGE.format(title=f"{status} {title}").encode()
-    return Reply(status, body, {"Server": "nginx/1.22.1", "Content-Type": "text/html", **headers}, at_once=status == 413)
+    return Reply(
+        status, body, {"Server": "nginx/1.22.1", "Content-Type": "text/html", **headers}, at_once=status == 413
+    )
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def answer(monkeypatch):
         monkeypatch.setattr(
             console,
             "Client",
-            lambda server, token, timeout_s: Client(server, token, timeout_s, httpx.MockTransport(handle)),
+            lambda server, token, timeout_s, **_: Client(server, token, timeout_s, httpx.MockTransport(handle)),
         )
         return requests
 
@@ -66,7 +66,18 @@ def test_help_teaches_with_examples():
         (["-p", "gray", "--frames", "0"], "--frames"),
         (["-p", "gray", "--frames", "10001"], "--frames"),
         (["-p", "gray", "--noise-scale", "1.5"], "--noise-scale"),
-        (["-p", "gray", "--seed", "-1"], "--seed"),
+        (["-p", "gray", "--seed", "-2"], "--seed"),
+        (["-p", "gray", "--seed", 2**64], "--seed"),
+        (["-p", "gray", "--noise-scale", "nan"], "--noise-scale"),
+        (["-p", "gray", "--fps", "inf"], "--fps"),
+        (["-p", "gray", "--scale", "0"], "--scale"),
+        (["-p", "gray", "--server", "127.0.0.1:8000"], "write http://127.0.0.1:8000"),
+        (["-p", "gray", "--server", "localhost:8000"], "write http://localhost:8000"),
+        (["-p", "gray", "--cacert", "missing.pem"], "--cacert"),
+        (["-p", "gray", "--cacert", __file__], "no certificate"),
+        (["-p", "gray", "--token", "k\u00e9y"], "the token"),
+        (["a cat \udcff"], "UTF-8"),
+        (["-p", "gray", "--chunk-prompt", "1: \udcff"], "UTF-8"),
         (["-p", "gray", "--fps", "0"], "--fps"),
         (["-p", "gray", "--chunk-prompt", "a dog"], "4: a dog"),
         (["-p", "gray", "--chunk-prompt", "-1: a dog"], "4: a dog"),
@@ -94,11 +105,20 @@ def test_the_output_is_needed_and_so_is_its_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["pipelines"], ["status"], ["cancel"], ["generate", "-p", "gray", "-o", "out.mp4"]]
+    "arguments",
+    [
+        ["pipelines"],
+        ["status"],
+        ["cancel"],
+        ["download", "output-1", "-o", "out.mp4"],
+        ["generate", "-p", "gray", "-o", "out.mp4"],
+    ],
 )
-def test_no_server_is_one_line_and_exit_code_1(arguments):
+def test_no_server_is_one_line_and_exit_code_3(tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
     result = run(*arguments, "--server", NOWHERE)
-    assert result.exit_code == 1
+    assert result.exit_code == 3
+    assert list(tmp_path.iterdir()) == []
     assert result.stderr.startswith(f"Error: {NOWHERE}: ")
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
@@ -130,7 +150,7 @@ def test_the_small_model_is_the_pipeline_unless_another_is_named(tmp_path, answe
     if told is not None:
         monkeypatch.setenv("FILMSTRIP_PIPELINE", told)
     result = run("generate", "a red circle", "-o", tmp_path / "out.mp4")
-    assert (result.exit_code, result.stderr) == (1, "Error: another generation runs\n")
+    assert (result.exit_code, result.stderr) == (4, "Error: another generation runs; --wait waits until it is done\n")
     assert json.loads(requests[-1].content) == {"pipeline_id": expected, "prompt": "a red circle"}
 
 
