@@ -74,6 +74,15 @@ class AsyncClient:
         body = await asyncio.to_thread(image.read_bytes) if isinstance(image, Path) else image
         return await self._send(calls.upload_asset(), body)
 
+    async def delete(self, name: str) -> None:
+        """Delete one of this client's uploads, assets or outputs by the name that the server gave it.
+
+        Raises:
+            UnknownPath: the server has no such file of this client.
+            InUse: a generation or a download uses it.
+        """
+        await self._send(calls.delete(name))
+
     async def pipelines(self) -> list[dict[str, Any]]:
         """What each pipeline of the server is and can do."""
         return await self._send(calls.pipelines())

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+from urllib.parse import quote
 
 import httpx
 import httpx_sse
@@ -101,7 +102,7 @@ class Call(Generic[AnswerT]):
         if not (response.is_success or response.status_code in self.also_good):
             raise read_error(response)
         try:
-            return self.read(json.loads(response.content))
+            return self.read(None if response.status_code == httpx.codes.NO_CONTENT else json.loads(response.content))
         except (ValueError, KeyError, TypeError):
             raise unexpected(response) from None
 
@@ -299,6 +300,11 @@ def download(output_path: str, *, header_only: bool = False) -> Call[None]:
         headers["Range"] = f"bytes=0-{VIDEO_HEADER_BYTES - 1}"
     params = {"path": output_path}
     return Call("GET", "/api/v1/generate/download", _no_json, params, headers, stream=BINARY)
+
+
+def delete(name: str) -> Call[None]:
+    """DELETE a stored file; the answer has no body."""
+    return Call("DELETE", f"/api/v1/files/{quote(name, safe='')}", lambda _: None)
 
 
 def request_of(request: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -134,6 +134,15 @@ class Client:
         """Send a PNG, JPEG or WebP image; gives the path that image fields of a request take."""
         return self._send(calls.upload_asset(), image.read_bytes() if isinstance(image, Path) else image)
 
+    def delete(self, name: str) -> None:
+        """Delete one of this client's uploads, assets or outputs by the name that the server gave it.
+
+        Raises:
+            UnknownPath: the server has no such file of this client.
+            InUse: a generation or a download uses it.
+        """
+        self._send(calls.delete(name))
+
     def pipelines(self) -> list[dict[str, Any]]:
         """What each pipeline of the server is and can do."""
         return self._send(calls.pipelines())

@@ -15,6 +15,7 @@
     ├── MethodNotAllowed        405  method_not_allowed
     ├── SlowBody                408  slow_body
     ├── Busy                    409  busy
+    ├── InUse                   409  in_use
     ├── TooLarge                413  too_large
     ├── RangeNotSatisfiable     416  range_not_satisfiable
     ├── InvalidField            422  invalid_field
@@ -155,6 +156,13 @@ class Busy(FilmstripError):
     """Another generation runs."""
 
     code = "busy"
+    status = 409
+
+
+class InUse(FilmstripError):
+    """A generation or a download uses the file."""
+
+    code = "in_use"
     status = 409
 
 

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 API_VERSION = "1"  # of the API, not of the server: nobody needs to know that from outside
 _REFUSED_PAUSE_S = 2.0  # a client that sends nothing for so long waits for its answer
-_METHODS = ("GET", "HEAD", "POST")
+_METHODS = ("GET", "HEAD", "POST", "DELETE")
 _EXPOSED = (
     *("X-Video-Frames", "X-Video-Height", "X-Video-Width", "X-Video-Channels", "X-Generation-Id"),
     *("Accept-Ranges", "Content-Length", "Content-Range", "ETag"),

@@ -23,7 +23,7 @@ _MEANINGS = {
     403: "Pages of this origin may not post here.",
     404: "Nothing of this name is here, or it has expired.",
     408: "The body stopped arriving.",
-    409: "Another generation runs.",
+    409: "Another generation runs, or the file is in use.",
     413: "The body is over its limit.",
     416: "The range lies outside the file.",
     422: "A field holds a value that cannot be served.",
@@ -97,7 +97,7 @@ def _refusal(status: int) -> dict[str, Any]:
 
 def _by_access(path: str, method: str) -> list[int]:
     """Statuses that `frontend.access` answers with, on every route alike."""
-    return [401] * needs_key(path) + [403] * (method == "post")
+    return [401] * needs_key(path) + [403] * (method in ("post", "delete"))
 
 
 def _first_line(model: type[BaseModel] | None) -> str:

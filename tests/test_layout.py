@@ -51,6 +51,7 @@ FRONTEND_ORDER = (
     "arrays",
     "plan",
     "call",
+    "reasons",
     "spawn",
     "launcher",
     "relay",

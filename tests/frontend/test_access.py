@@ -7,8 +7,8 @@ import httpx
 import numpy as np
 import pytest
 
-from filmstrip.client import Client
-from filmstrip.errors import Unauthorized
+from filmstrip.client import Client, Complete
+from filmstrip.errors import InUse, StorageFull, Unauthorized, UnknownPath
 from tests.conftest import beside
 from tests.faults.aftermath import PROBE, noise
 from tests.server import Frames, Frontend
@@ -66,6 +66,7 @@ ENDPOINTS = [
     ("GET", "/api/v1/generate/download?path=output-00"),
     ("GET", "/api/v1/pipelines"),
     ("POST", "/api/v1/pipeline/load"),
+    ("DELETE", "/api/v1/files/blob-00"),
     ("GET", "/api/v1/pipeline/status"),
     ("GET", "/metrics"),
     ("GET", "/nothing/is/here"),
@@ -153,6 +154,49 @@ def test_a_file_of_another_looks_like_none(locked: Frontend, clip: Frames) -> No
         return refused(answer, 404, "unknown_path").replace(name, "NAME")
 
     assert told(video) == told("video-" + "0" * 32)
+
+
+def test_clients_delete_their_own_files_when_nothing_uses_them(locked: Frontend, clip: Frames) -> None:
+    with client(locked, ALICE) as alice, client(locked, BOB) as bob:
+        video = alice.upload(clip[:12]).input_path
+        blob = alice.upload_data(bytes(10)).data_blob_path
+        asset = alice.upload_asset((Path(__file__).parent / "pixel.png").read_bytes())
+        unused = alice.upload_data(b"x").data_blob_path
+        output = make(locked, ALICE, video)
+        others = [(video, "input_path"), (blob, "data_blob_path"), (asset, "asset"), (output, "output_path")]
+        for name, _ in others:
+            with pytest.raises(UnknownPath):
+                bob.delete(name)
+        images = [{"chunk": 0, "first_frame_image": asset}, {"chunk": 1, "text": "!sleep 1"}]
+        uses = {"pipeline_id": "probe", "prompt": "!sleep 0.5", "num_frames": 24, "chunk_specs": images}
+        with alice.generate(**uses, input_path=video, data_blob_path=blob) as events:
+            for name in (video, blob):
+                with pytest.raises(InUse):
+                    alice.delete(name)
+            alice.delete(unused)
+            assert isinstance([*events][-1], Complete)
+        for name in (video, blob, asset, output):
+            alice.delete(name)
+            with pytest.raises(UnknownPath):
+                alice.delete(name)
+    answer = httpx.delete(f"{locked.url}/api/v1/files/..%2Flock", headers=as_(ALICE))
+    assert answer.status_code == 404
+    page = httpx.delete(f"{locked.url}/api/v1/files/{video}", headers=as_(ALICE) | {"Origin": "https://evil.example"})
+    refused(page, 403, "forbidden_origin")
+
+
+def test_a_client_cannot_fill_the_store_for_others(server: Frontend, tmp_path: Path) -> None:
+    with (
+        beside(server, tmp_path, api_keys=KEYS, store_files=6) as frontend,
+        client(frontend, ALICE) as alice,
+        client(frontend, BOB) as bob,
+    ):
+        names = [alice.upload_data(b"x").data_blob_path for _ in range(3)]
+        with pytest.raises(StorageFull):
+            alice.upload_data(b"x")
+        bob.upload_data(b"x")
+        alice.delete(names[0])
+        alice.upload_data(b"x")
 
 
 def test_nobody_cancels_the_generation_of_another(locked: Frontend) -> None:

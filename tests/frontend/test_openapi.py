@@ -28,6 +28,7 @@ def test_every_endpoint_is_there(document: dict[str, Any]) -> None:
         "/api/v1/generate/upload-data": ["post"],
         "/api/v1/generate/download": ["get"],
         "/api/v1/assets": ["post"],
+        "/api/v1/files/{name}": ["delete"],
         "/api/v1/pipelines": ["get"],
         "/api/v1/pipeline/load": ["post"],
         "/api/v1/pipeline/status": ["get"],
@@ -101,5 +102,5 @@ def test_the_docs_page_shows_the_api_without_internet(server: Frontend, tmp_path
     ]
     page = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
     assert "Filmstrip" in page
-    assert page.count('class="opblock ') == 11
+    assert page.count('class="opblock ') == 12
     assert "/api/v1/generate/upload-data" in page
