@@ -1,11 +1,13 @@
 """A real HTTP server that answers what a test says: as a proxy does whose server is away, say."""
 
 import socket
+import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, ClassVar
 
 NGINX_PAGE = (
@@ -33,11 +35,12 @@ def nginx(status: int, title: str, **headers: str) -> Reply:
 
 
 @contextmanager
-def answering(*replies: Reply, **by_path: Reply) -> Iterator[tuple[str, list[str]]]:
+def answering(*replies: Reply, certificate: Path | None = None, **by_path: Reply) -> Iterator[tuple[str, list[str]]]:
     """A server that gives each reply once, in turn, and the last one for ever; its URL and the requests it got.
 
     Args:
         replies: in turn.
+        certificate: a PEM file with its key: the server speaks TLS.
         by_path: for requests whose path ends in this word, before the others.
     """
 
@@ -73,10 +76,14 @@ def answering(*replies: Reply, **by_path: Reply) -> Iterator[tuple[str, list[str
 
     got: list[str] = []
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        if certificate is not None:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}", got
+            yield f"{'http' if certificate is None else 'https'}://127.0.0.1:{server.server_port}", got
         finally:
             server.shutdown()
             thread.join()

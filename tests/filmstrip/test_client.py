@@ -3,12 +3,18 @@
 import asyncio
 import io
 import json
+import re
+import ssl
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from filmstrip import __version__
+from filmstrip import __version__, calls, cli
 from filmstrip.calls import connection_options
 from filmstrip.client import (
     AsyncClient,
@@ -20,10 +26,12 @@ from filmstrip.client import (
     ServerUnreachable,
     TimedOut,
     UnexpectedAnswer,
+    UntrustedCertificate,
     VideoShape,
 )
 from filmstrip.errors import ERRORS, Busy, FilmstripError, InvalidField, UnknownPipeline
 from filmstrip.geometry import pack_video_header
+from tests.answering import Reply, answering
 
 URL = "http://filmstrip.test:8000"
 VIDEO = np.random.default_rng(2).integers(0, 256, (5, 4, 6, 3), np.uint8)
@@ -97,6 +105,113 @@ def test_the_token_and_the_version_are_sent():
 def test_a_url_of_no_http_server_is_refused(url):
     with pytest.raises(ValueError, match="URL"):
         Client(url)
+
+
+SENT_TO = [
+    # FILMSTRIP_SERVER, base_url, the address used, whether FILMSTRIP_TOKEN is sent
+    (None, None, "http://127.0.0.1:8000", True),
+    ("", None, "http://127.0.0.1:8000", True),
+    ("https://films.test/video/", None, "https://films.test/video", True),
+    ("https://films.test", "https://films.test:443/", "https://films.test", True),
+    (None, "http://127.0.0.1:8000", "http://127.0.0.1:8000", True),
+    (None, "http://127.0.0.1:8001", "http://127.0.0.1:8001", False),
+    (None, "https://127.0.0.1:8000", "https://127.0.0.1:8000", False),
+    ("https://films.test", "https://films.test/elsewhere", "https://films.test/elsewhere", False),
+    ("https://films.test", "http://127.0.0.1:8000", "http://127.0.0.1:8000", False),
+    ("https://films.test", "https://films.test.elsewhere", "https://films.test.elsewhere", False),
+    ("films.test", "https://films.test", "https://films.test", False),
+]
+
+
+@pytest.mark.parametrize(("variable", "base_url", "used", "with_token"), SENT_TO)
+async def test_the_environment_names_the_server_and_its_token_goes_to_no_other(
+    variable, base_url, used, with_token, monkeypatch
+):
+    monkeypatch.delenv("FILMSTRIP_SERVER", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("FILMSTRIP_SERVER", variable)
+    monkeypatch.setenv("FILMSTRIP_TOKEN", " secret\n")
+
+    async def sent(token: str | None) -> list[httpx.Request]:
+        answers = Answers(json={"status": "idle"})
+        Client(base_url, token, transport=httpx.MockTransport(answers)).cancel()
+        async with AsyncClient(base_url, token, transport=httpx.MockTransport(answers.asynchronously)) as client:
+            await client.cancel()
+        return answers.requests
+
+    for request in await sent(None):
+        assert str(request.url) == f"{used}/api/v1/generate/cancel"
+        assert request.headers.get("Authorization") == ("Bearer secret" if with_token else None)
+    assert {request.headers.get("Authorization") for request in await sent("mine")} == {"Bearer mine"}
+    assert {request.headers.get("Authorization") for request in await sent("")} == {None}
+    monkeypatch.setenv("FILMSTRIP_TOKEN", "")
+    assert {request.headers.get("Authorization") for request in await sent(None)} == {None}
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"FILMSTRIP_SERVER": "127.0.0.1:8000"}, r"FILMSTRIP_SERVER: '127.0.0.1:8000' .*; write http://127.0.0.1:8000"),
+        ({"FILMSTRIP_SERVER": "localhost:8000"}, r"FILMSTRIP_SERVER: .*write http://localhost:8000"),
+        ({"FILMSTRIP_SERVER": "ftp://films.test"}, "FILMSTRIP_SERVER: .*not the URL of a server"),
+        ({"FILMSTRIP_TOKEN": "k\u00e9y"}, "FILMSTRIP_TOKEN holds characters"),
+        ({"FILMSTRIP_TOKEN": "a\nb"}, "FILMSTRIP_TOKEN holds characters"),
+    ],
+)
+def test_what_is_wrong_with_the_environment_is_said(variables, said, monkeypatch):
+    for name in ("FILMSTRIP_SERVER", "FILMSTRIP_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for kind in (Client, AsyncClient):
+        with pytest.raises(ValueError, match=said):
+            kind()
+
+
+def test_retry_after_is_kept_and_read():
+    def refused(text: str) -> FilmstripError:
+        with pytest.raises(Busy) as raised:
+            Answers(409, json=Busy("busy").body(), headers={"Retry-After": text}).client().cancel()
+        return raised.value
+
+    assert calls.retry_after_s(refused("7")) == 7
+    assert calls.retry_after_s(refused("Wed, 21 Oct 2015 07:28:00 GMT")) == 0
+    assert 0 < calls.retry_after_s(refused(format_datetime(datetime.now(UTC) + timedelta(seconds=90)))) <= 90
+    for text in ("soon", "-1", ""):
+        assert calls.retry_after_s(refused(text)) is None
+    assert calls.retry_after_s(Busy("busy")) is None
+
+
+# -- TLS ----------------------------------------------------------------------------------------------------
+
+CERTIFICATE = Path(__file__).with_name("localhost.pem")  # for localhost and 127.0.0.1, signed by itself
+
+
+async def test_a_certificate_of_ones_own_is_trusted_where_it_is_named(tmp_path):
+    with_bom = tmp_path / "with a comment.pem"
+    with_bom.write_text("\ufeff" + CERTIFICATE.read_text() + "\nd\u00e9j\u00e0 vu\n")
+    context = ssl.create_default_context(cafile=CERTIFICATE)
+    pipelines = Reply(200, b'{"pipelines": []}', {"Content-Type": "application/json"})
+    with answering(pipelines, certificate=CERTIFICATE) as (url, _):
+        with pytest.raises(UntrustedCertificate, match="not trusted: self-signed"):
+            Client(url).pipelines()
+        for verify in (CERTIFICATE, str(with_bom), context, False):
+            assert Client(url, verify=verify).pipelines() == []
+            async with AsyncClient(url, verify=verify) as client:
+                assert await client.pipelines() == []
+
+        refused = CliRunner().invoke(cli.main, ["pipelines", "--server", url])
+        assert refused.exit_code == 3
+        assert "--cacert" in refused.stderr
+        assert CliRunner().invoke(cli.main, ["status", "--server", url]).exit_code == 3
+        trusted = CliRunner().invoke(cli.main, ["pipelines", "--json", "--server", url, "--cacert", str(CERTIFICATE)])
+        assert (trusted.exit_code, json.loads(trusted.stdout)) == (0, [])
+
+    with answering(pipelines) as (url, _), pytest.raises(ServerUnreachable, match="write http://"):
+        Client(url.replace("http:", "https:")).pipelines()
+    for bad in (tmp_path / "missing.pem", Path(__file__)):
+        with pytest.raises(ValueError, match=re.escape(str(bad))):
+            Client(verify=bad)
 
 
 def test_a_server_behind_a_path():
