@@ -33,13 +33,13 @@ class Complete:
     """The video is whole; the last event.
 
     Attributes:
-        output_path: what to download.
-        video_shape: of the video.
-        num_frames: frames of the video.
+        output_path: where it can be downloaded.
+        video_shape: [F, H, W, C].
+        num_frames: F.
         num_chunks: chunks made.
-        chunk_size: the pipeline's.
-        seed: the seed used, also where a random one was asked for; None from a server that does not say.
-        unused: fields of the request that the pipeline has no use for.
+        chunk_size: pixel frames of one of the pipeline's chunks.
+        seed: the request that names this seed gives the same video again; None from a server that does not send it.
+        unused: fields of the request that the pipeline has no use for, sorted.
     """
 
     output_path: str
@@ -61,8 +61,8 @@ class Cancelled:
         frames_completed: pixel frames made so far.
         output_path: where these can be downloaded, None when there are none.
         video_shape: their shape, None when there are none.
-        seed: the seed used; None from a server that does not say.
-        unused: fields of the request that the pipeline has no use for.
+        seed: as in Complete.
+        unused: as in Complete.
     """
 
     chunk: int
@@ -128,8 +128,14 @@ def _read(event: type[_EventT], name: str, data: str) -> _EventT:
     if known_values.get("video_shape") is not None:
         known_values["video_shape"] = read_shape(known_values["video_shape"])
     if "unused" in known_values:
-        known_values["unused"] = tuple(str(field) for field in known_values["unused"] or ())
+        known_values["unused"] = _read_names(known_values["unused"])
     return event(**known_values)
+
+
+def _read_names(raw: Any) -> tuple[str, ...]:
+    if not isinstance(raw, list) or not all(isinstance(name, str) for name in raw):
+        raise UnexpectedAnswer(f"not a list of field names: {raw!r}")
+    return tuple(raw)
 
 
 def read_shape(raw: Any) -> VideoShape:

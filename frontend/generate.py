@@ -80,12 +80,13 @@ class Generation:
             # Here Triton's sequences are ended and its memory is given back.
             shape = plan.output._replace(frames=num_frames)
             if num_frames == 0:
-                return Cancelled(0, len(plan.chunks), 0)
+                return Cancelled(0, len(plan.chunks), 0, seed=plan.seed, unused=plan.unused)
             job.output.write_header(shape)
             output = job.output.commit()
             if num_chunks < len(plan.chunks):
-                return Cancelled(num_chunks, len(plan.chunks), num_frames, output.name, shape)
-            return Complete(output.name, shape, num_frames, num_chunks, plan.chain.pipeline.chunk_size)
+                return Cancelled(num_chunks, len(plan.chunks), num_frames, output.name, shape, plan.seed, plan.unused)
+            chunk_size = plan.chain.pipeline.chunk_size
+            return Complete(output.name, shape, num_frames, num_chunks, chunk_size, plan.seed, plan.unused)
 
     async def _make_chunks(self, strip: "_Strip") -> tuple[int, int]:
         """Make chunks until they are all made or a cancel comes; chunks and frames made."""

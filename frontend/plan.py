@@ -81,11 +81,15 @@ class Plan:
         chain: the pipelines that each chunk passes.
         output: shape of the output.
         chunks: in order.
+        seed: the request's.
+        unused: fields of the request that the pipeline has no use for, sorted.
     """
 
     chain: Chain
     output: VideoShape
     chunks: tuple[ChunkPlan, ...]
+    seed: int
+    unused: tuple[str, ...]
 
 
 def make_plan(request: GenerateRequest, chain: Chain, uploads: Uploads, max_chunk_bytes: int) -> Plan:
@@ -114,7 +118,8 @@ class _Planner:
         self.size = self._size()
         chunks = tuple(self._chunks())
         self._check_indices(len(chunks))
-        return Plan(self.chain, VideoShape(self.request.num_frames, *self.size, MODEL_CHANNELS), chunks)
+        output = VideoShape(self.request.num_frames, *self.size, MODEL_CHANNELS)
+        return Plan(self.chain, output, chunks, self.request.seed, unused=())
 
     # -- What is checked once ---------------------------------------------------------------------------
 

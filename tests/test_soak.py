@@ -120,15 +120,18 @@ def progress(*frames: int) -> list[Event]:
     return [Event("progress", {"chunk": number, "frames": count}) for number, count in enumerate(frames, 1)]
 
 
+USED = {"seed": 42, "unused": []}
+
+
 def complete(**changed: object) -> Event:
     data = {"output_path": "o", "video_shape": [20, 64, 96, 3], "num_frames": 20, "num_chunks": 2, "chunk_size": 12}
-    return Event("complete", {**data, **changed})
+    return Event("complete", {**data, **USED, **changed})
 
 
 def test_a_whole_stream_is_right() -> None:
     assert wrong_events([*progress(12, 8), complete()], WANTED, met_fault=False) is None
     cancelled = {"chunk": 1, "total_chunks": 2, "frames_completed": 12, "output_path": "o"}
-    cancelled["video_shape"] = [12, 64, 96, 3]
+    cancelled |= {"video_shape": [12, 64, 96, 3], **USED}
     assert wrong_events([*progress(12), Event("cancelled", cancelled)], WANTED, met_fault=False) is None
 
 
@@ -141,10 +144,12 @@ def test_a_whole_stream_is_right() -> None:
         [*progress(12, 8), complete(num_frames=19)],
         [*progress(12, 8), complete(video_shape=[20, 96, 64, 3])],
         [*progress(12, 8), complete(num_chunks=3)],
+        [*progress(12, 8), complete(seed=None)],
+        [*progress(12, 8), complete(unused=["seed"])],
         [*progress(12, 8), complete(), complete()],
         [progress(12, 8)[1], progress(12, 8)[0], complete()],
-        [Event("cancelled", {"chunk": 0, "total_chunks": 2, "frames_completed": 0, "output_path": "o"})],
-        [*progress(12), Event("cancelled", {"chunk": 1, "total_chunks": 2, "frames_completed": 12})],
+        [Event("cancelled", {"chunk": 0, "total_chunks": 2, "frames_completed": 0, "output_path": "o", **USED})],
+        [*progress(12), Event("cancelled", {"chunk": 1, "total_chunks": 2, "frames_completed": 12, **USED})],
         [Event("error", {"error": "x", "code": "triton_unavailable"})],
         [Event("error", {"error": "x", "code": "internal_error"})],
     ],

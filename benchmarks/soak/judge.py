@@ -167,6 +167,9 @@ def _wrong_ending(last: Event, num_chunks: int, num_frames: int, wanted: Wanted)
     shape = [num_frames, *wanted.size, 3]
     told = dict(last.data)
     name = told.pop("output_path", None)
+    seed = told.pop("seed", None)
+    if type(seed) is not int or told.pop("unused", None) != []:  # no action sends a field that has no effect
+        return f"{last.name} {last.data}, expected a seed and no unused fields"
     if last.name == "cancelled":
         expected: dict[str, Any] = {
             "chunk": num_chunks,

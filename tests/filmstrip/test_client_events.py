@@ -11,6 +11,7 @@ PROGRESS = {"chunk": 1, "total_chunks": 5, "frames": 12, "latency": 0.5, "fps": 
 COMPLETE = {"output_path": "out", "video_shape": [60, 4, 6, 3], "num_frames": 60, "num_chunks": 5, "chunk_size": 12}
 CANCELLED = {"chunk": 2, "total_chunks": 5, "frames_completed": 24}
 KEPT = {"output_path": "out", "video_shape": [24, 4, 6, 3]}
+USED = {"seed": 2**64 - 1, "unused": ["noise_scale", "seed"]}
 SHAPE = VideoShape(60, 4, 6, 3)
 
 
@@ -19,7 +20,9 @@ SHAPE = VideoShape(60, 4, 6, 3)
     [
         ("progress", PROGRESS, Progress(1, 5, 12, 0.5, 24.0)),
         ("complete", COMPLETE, Complete("out", SHAPE, 60, 5, 12)),
+        ("complete", COMPLETE | USED, Complete("out", SHAPE, 60, 5, 12, 2**64 - 1, ("noise_scale", "seed"))),
         ("cancelled", CANCELLED, Cancelled(2, 5, 24)),
+        ("cancelled", CANCELLED | USED, Cancelled(2, 5, 24, None, None, 2**64 - 1, ("noise_scale", "seed"))),
         ("cancelled", CANCELLED | KEPT, Cancelled(2, 5, 24, "out", VideoShape(24, 4, 6, 3))),
         ("complete", COMPLETE | {"seed": 7, "unused": ["seed"]}, Complete("out", SHAPE, 60, 5, 12, 7, ("seed",))),
         ("complete", COMPLETE | {"seed": 2**64 - 1, "unused": []}, Complete("out", SHAPE, 60, 5, 12, 2**64 - 1)),
@@ -46,6 +49,8 @@ def test_events_of_later_versions_are_passed_over():
         ("complete", json.dumps(COMPLETE | {"video_shape": [1, 2, 3]}), "shape"),
         ("complete", json.dumps(COMPLETE | {"video_shape": "60x4"}), "shape"),
         ("complete", json.dumps(COMPLETE | {"video_shape": [0, 4, 6, 3]}), "shape"),
+        ("complete", json.dumps(COMPLETE | {"unused": "seed"}), "field names"),
+        ("cancelled", json.dumps(CANCELLED | {"unused": [1]}), "field names"),
         ("error", json.dumps({"error": "x"}), "code"),
     ],
 )

@@ -16,15 +16,17 @@ from frontend.events import KEEP_ALIVE, EventLog, encode_event
 COUNTS = st.integers(0, 2**31)
 SECONDS = st.floats(0, 1e6)
 SHAPES = st.builds(VideoShape, *(st.integers(1, 2**32 - 1) for _ in range(4)))
+SEEDS = st.integers(0, 2**64 - 1)
+UNUSED = st.lists(st.text(), max_size=3).map(tuple)
 PROGRESS = st.builds(Progress, COUNTS, COUNTS, COUNTS, SECONDS, SECONDS)
 ENDS = st.one_of(
-    st.builds(Complete, st.text(), SHAPES, COUNTS, COUNTS, COUNTS),
+    st.builds(Complete, st.text(), SHAPES, COUNTS, COUNTS, COUNTS, SEEDS, UNUSED),
     st.builds(Cancelled, COUNTS, COUNTS, COUNTS),
-    st.builds(Cancelled, COUNTS, COUNTS, COUNTS, st.text(), SHAPES),
+    st.builds(Cancelled, COUNTS, COUNTS, COUNTS, st.text(), SHAPES, SEEDS, UNUSED),
     st.builds(ErrorEvent, st.text(), st.text()),
 )
 FIRST, SECOND = Progress(1, 2, 9, 0.5, 18.0), Progress(2, 2, 3, 0.25, 12.0)
-LAST = Complete("output-1", VideoShape(12, 4, 6), 12, 2, 12)
+LAST = Complete("output-1", VideoShape(12, 4, 6), 12, 2, 12, 2**64 - 1, ("seed",))
 LONG_S = 60.0
 
 
@@ -69,14 +71,18 @@ def test_an_event_is_three_lines_and_an_empty_one(number: int, event: Event) -> 
             LAST,
             "complete",
             '{"output_path": "output-1", "video_shape": [12, 4, 6, 3], "num_frames": 12, "num_chunks": 2, '
-            '"chunk_size": 12}',
+            '"chunk_size": 12, "seed": 18446744073709551615, "unused": ["seed"]}',
         ),
-        (Cancelled(0, 2, 0), "cancelled", '{"chunk": 0, "total_chunks": 2, "frames_completed": 0}'),
         (
-            Cancelled(1, 2, 9, "output-1", VideoShape(9, 4, 6)),
+            Cancelled(0, 2, 0, seed=42),
+            "cancelled",
+            '{"chunk": 0, "total_chunks": 2, "frames_completed": 0, "seed": 42, "unused": []}',
+        ),
+        (
+            Cancelled(1, 2, 9, "output-1", VideoShape(9, 4, 6), 7, ("seed",)),
             "cancelled",
             '{"chunk": 1, "total_chunks": 2, "frames_completed": 9, "output_path": "output-1", '
-            '"video_shape": [9, 4, 6, 3]}',
+            '"video_shape": [9, 4, 6, 3], "seed": 7, "unused": ["seed"]}',
         ),
         (ErrorEvent("it\nbroke", "model_error"), "error", r'{"error": "it\nbroke", "code": "model_error"}'),
     ],

@@ -42,6 +42,8 @@ def test_passthrough_gives_the_input_back_to_the_byte(server: Frontend, clip: Fr
         "num_frames": 30,
         "num_chunks": 3,
         "chunk_size": 12,
+        "seed": 42,
+        "unused": [],
     }
     assert np.array_equal(server.download(complete["output_path"]), clip)
 
@@ -162,6 +164,8 @@ def test_cancel_keeps_the_chunk_under_way_and_what_was_made(server: Frontend, cl
         "frames_completed": 24,
         "output_path": data["output_path"],
         "video_shape": [24, 64, 96, 3],
+        "seed": 42,
+        "unused": [],
     }
     assert server.download(data["output_path"]).shape == (24, 64, 96, 3)
 
@@ -186,7 +190,7 @@ def test_a_cancel_before_the_first_chunk_leaves_no_output(server: Frontend, clip
         generating.join()
         assert events[-1][0] in ("cancelled", "complete")
         if events[-1][0] == "cancelled" and events[-1][1]["frames_completed"] == 0:
-            assert set(events[-1][1]) == {"chunk", "total_chunks", "frames_completed"}
+            assert set(events[-1][1]) == {"chunk", "total_chunks", "frames_completed", "seed", "unused"}
             assert server.stored("outputs") == before
         before = server.stored("outputs")
 
