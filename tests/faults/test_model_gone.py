@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import psutil
 import pytest
@@ -93,18 +94,16 @@ def test_killed_again_and_again(victim: Frontend) -> None:
 
 
 def test_killed_while_it_is_loaded(start_frontend: Callable[..., Frontend]) -> None:
+    """The second death, too, or one at its start: the model is left unloaded, until somebody asks for it."""
     frontend = start_frontend("--embedded", model_repository=MODELS)
     frontend.wait_healthy()
     with harmless(frontend):
         kill_and_wait_for_another(frontend, "probe")
-        stub = the_stub(frontend, "probe")
-        stub.kill()
-        eventually(
-            lambda: (
-                all_loaded(frontend) and [process.pid for process in stubs(frontend, "probe")] not in ([], [stub.pid])
-            ),
-            20,
-        )
+        the_stub(frontend, "probe").kill()
+        eventually(lambda: "probe is not served: " in frontend.log())
+        frontend.wait_healthy()
+        assert frontend.post(**PROBE).json()["error"]["code"] == "load_failed"
+        assert httpx.post(f"{frontend.url}/api/v1/pipeline/load", json={"pipeline_ids": ["probe"]}).status_code == 200
 
 
 def test_the_process_of_another_model_is_replaced_beside_a_generation(victim: Frontend) -> None:
