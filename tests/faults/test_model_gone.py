@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.conftest import beside
-from tests.faults.aftermath import PROBE, all_loaded, eventually, harmless, is_generating, noise
+from tests.faults.aftermath import PROBE, eventually, harmless, is_generating, noise
 from tests.faults.processes import LONGEST_S, chunk_under_way, error_of, is_running, stubs
 from tests.server import MODELS, ROOT, Frames, Frontend
 
