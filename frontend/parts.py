@@ -11,6 +11,7 @@ from quart import current_app
 
 from filmstrip.errors import FilmstripError, UnknownPipeline
 from frontend.connection import Pace
+from frontend.download import Downloads
 from frontend.embedded import EmbeddedTriton
 from frontend.settings import Settings
 from frontend.slot import Slot
@@ -41,6 +42,7 @@ class Parts:
     triton: Triton
     slot: Slot
     embedded: EmbeddedTriton | None
+    downloads: Downloads
     loads: dict[str, PipelineLoad] = field(default_factory=dict)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -99,7 +101,7 @@ async def running(settings: Settings) -> AsyncIterator[Parts]:
         embedded = EmbeddedTriton(settings, store) if settings.embedded else None
         url, secret = (embedded.url, embedded.secret) if embedded else (settings.triton_url, settings.triton_secret)
         triton = Triton(url, settings, secret)
-        parts = Parts(settings, store, triton, Slot(settings, triton, store), embedded)
+        parts = Parts(settings, store, triton, Slot(settings, triton, store), embedded, Downloads(settings.downloads))
         async with store.expiring():
             if embedded is not None:
                 embedded.start(triton)

@@ -94,6 +94,14 @@ class Server(tcp_server.TCPServer):
         except asyncio.CancelledError:  # asyncio.streams of Python 3.11 would log it as an error
             if not self.context.terminated.is_set():
                 raise
+        finally:
+            self._break_cycles()
+
+    def _break_cycles(self) -> None:
+        """Let go of what refers back to this connection: its memory is freed now, not when Python looks for cycles."""
+        self.__dict__.pop("protocol", None)
+        if (error := self.reader.exception()) is not None:
+            error.__traceback__ = None
 
     async def _close(self) -> None:
         task = asyncio.current_task()
