@@ -289,13 +289,16 @@ def test_a_server_with_keys_takes_the_token_and_says_when_it_is_missing(
     server: Frontend, comfy: Comfy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     with beside(server, tmp_path, api_keys="studio:the-key-of-the-studio-0123456789") as frontend:
-        with pytest.raises(FilmstripError, match=r"token of the Server node, or FILMSTRIP_TOKEN") as caught:
+        with pytest.raises(FilmstripError, match=r"token of the Server node, or in FILMSTRIP_TOKEN") as caught:
             pipeline(frontend)
         assert caught.value.code == "unauthorized"
         images, _, report = generate(pipeline(frontend, token="the-key-of-the-studio-0123456789"), num_frames=9)
         assert array_of(images).shape == (9, 64, 96, 3)
         assert "the-key" not in str(report)
         monkeypatch.setenv("FILMSTRIP_TOKEN", "the-key-of-the-studio-0123456789")
+        with pytest.raises(FilmstripError, match="only to the address that FILMSTRIP_SERVER names"):
+            pipeline(frontend)
+        monkeypatch.setenv("FILMSTRIP_SERVER", f" {frontend.url}/ ")
         assert "the-key" not in repr(pipeline(frontend))
 
 
