@@ -259,8 +259,8 @@ def test_https_to_a_server_without_is_a_readable_error(server: Frontend, comfy: 
 @pytest.mark.parametrize(
     ("head", "body", "message"),
     [
-        ("404 Not Found", "not here\n", r"is no Filmstrip server.*404, 'not here'"),
-        ("200 OK", "<html>", r"is no Filmstrip server: it answered b'<html>'"),
+        ("404 Not Found", "not here\n", r"no Filmstrip server at this address.*404 Not Found\): 'not here'"),
+        ("200 OK", "<html>", r"a web page, perhaps a network's"),
         (
             "200 OK",
             '{"pipelines": [{"id": "x", "features": {}}]}',
