@@ -17,6 +17,7 @@
     ├── Busy                    409  busy
     ├── TooLarge                413  too_large
     ├── RangeNotSatisfiable     416  range_not_satisfiable
+    ├── ExpectationFailed       417  expectation_failed
     ├── InvalidField            422  invalid_field
     ├── HeadTooLarge            431  head_too_large
     ├── ClientGone              499  client_gone
@@ -29,6 +30,7 @@
     ├── TritonUnavailable       503  triton_unavailable
     ├── LoadFailed              503  load_failed
     ├── ShuttingDown            503  shutting_down
+    ├── TooManyConnections      503  too_many_connections
     └── StorageFull             507  storage_full
         └── DiskFull            507  disk_full
 
@@ -172,6 +174,13 @@ class RangeNotSatisfiable(FilmstripError):
     status = 416
 
 
+class ExpectationFailed(FilmstripError):
+    """The request's `Expect` header asks for something other than 100-continue."""
+
+    code = "expectation_failed"
+    status = 417
+
+
 class InvalidField(FilmstripError):
     """A field of the request holds a value that cannot be served."""
 
@@ -247,6 +256,13 @@ class ShuttingDown(FilmstripError):
     """The server is stopping."""
 
     code = "shutting_down"
+    status = 503
+
+
+class TooManyConnections(FilmstripError):
+    """Every connection that the server may have open is busy with a request."""
+
+    code = "too_many_connections"
     status = 503
 
 

@@ -46,6 +46,7 @@ FRONTEND_ORDER = (
     "events",
     "access",
     "connection",
+    "connection_limit",
     "protocol",
     "openapi",
     "arrays",
