@@ -337,7 +337,7 @@ def _refusal_of_connection() -> bytes:
     body = json.dumps(error.body()).encode()
     head = (
         f"HTTP/1.1 {error.status} Service Unavailable\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
+        f"Content-Length: {len(body)}\r\nRetry-After: {error.headers['Retry-After']}\r\nConnection: close\r\n\r\n"
     )
     return head.encode() + body
 

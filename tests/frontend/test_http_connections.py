@@ -54,6 +54,8 @@ def test_a_refusal_comes_instead_of_100_and_at_once(server: Frontend, tmp_path: 
         ("too_large", "POST", UPLOAD_DATA, {"Content-Length": HUGE}),
         ("too_large", "POST", "/api/v1/assets", {"Content-Length": HUGE}),
         ("too_large", "POST", GENERATE, {"Content-Length": HUGE}),
+        ("unsupported_media_type", "POST", UPLOAD_DATA, {"Content-Encoding": "gzip"}),
+        ("unsupported_media_type", "POST", UPLOAD_DATA, {"Content-Type": "multipart/form-data; boundary=x"}),
         ("storage_full", "POST", UPLOAD_DATA, {}),
         ("expectation_failed", "POST", UPLOAD_DATA, {"Expect": "gold"}),
         ("expectation_failed", "POST", UPLOAD_DATA, {"Expect": "100-continue, gold"}),
