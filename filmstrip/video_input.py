@@ -110,6 +110,16 @@ def read_frames(
         yield from islice(source.frames(size), max_frames)
 
 
+def first_time(path: str | Path) -> Fraction:
+    """When the first frame of a file is shown, in seconds on the file's clock.
+
+    Raises:
+        VideoFileError: it is not a video.
+    """
+    with _Source.opened(path) as source:
+        return source.first_time()
+
+
 class _Source:
     """An open file and the stream in it that is the video."""
 
@@ -119,6 +129,7 @@ class _Source:
         self._container = container
         self._stream = _video_stream(path, container)
         self._stream.thread_type = "AUTO"
+        self._is_avi = "avi" in container.format.name.split(",")
         self._num_decoded = 0
         self._end_s = 0.0
         self._webp = AnimatedWebp(file) if is_animated_webp(self._file) else None
@@ -138,6 +149,12 @@ class _Source:
         for frame in self._decoded():
             return self._converted(converter, frame)
         raise VideoFileError(f"{display_path(self._path)}: no frame can be decoded")
+
+    def first_time(self) -> Fraction:
+        """When the first frame is shown, in seconds on the file's clock."""
+        if self._is_avi:
+            return Fraction(0)
+        return next((self._time_of(frame) or Fraction(0) for frame in self._decoded()), Fraction(0))
 
     def frames(self, size: tuple[int, int] | None) -> Iterator[Frame]:
         """Frames as shown, at the constant rate."""
@@ -219,8 +236,7 @@ class _Source:
 
     def _time_of(self, frame: av.VideoFrame) -> Fraction | None:
         # AVI has the times of decoding alone; FFmpeg gives them to the wrong frames where their order differs.
-        in_order = "avi" in self._container.format.name.split(",")
-        stamp = frame.dts if in_order or frame.pts is None else frame.pts
+        stamp = frame.dts if self._is_avi or frame.pts is None else frame.pts
         if stamp is None or not frame.time_base or not self._has_times:
             return None
         return stamp * frame.time_base
