@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path("data"), description="Folder of uploads and outputs; one frontend each.")
     log_format: LogFormat = Field(LogFormat.TEXT, description="`json` or `text` log lines.")
     log_level: LogLevel = Field("INFO", description="`DEBUG`, `INFO`, `WARNING` or `ERROR`: the least that is logged.")
+    max_connections: int = Field(
+        4096, gt=0, description="Most open connections; fewer where the process may not open enough files."
+    )
 
     embedded: bool = Field(False, description="Start a Triton of our own, on a Unix socket.")
     triton_url: str = Field(
