@@ -14,13 +14,14 @@ from urllib.parse import quote
 
 import numpy as np
 
-from .connection import Bytes, Connection, Server
+from .connection import Bytes, Connection, Server, foreign_answer
 from .errors import FilmstripError
 from .events import LAST_EVENTS, Event, EventReader
 from .frames import Pixels
-from .waiting import while_polling
+from .waiting import sleep_polling, while_polling
 
 CANCEL_TIMEOUT_S = 2.0
+LOAD_POLL_S = 0.5
 _HEADER = struct.Struct("<5I")  # ndim, then T, H, W, C
 _READ_BYTES = 2**16
 
@@ -34,10 +35,14 @@ class Client:
     Args:
         server: where it is.
         poll: called every 0.1 s while a call waits; what it raises ends the call.
+
+    Attributes:
+        pipeline_ids: the server's pipelines, as it listed them last.
     """
 
     def __init__(self, server: Server, poll: Callable[[], None]) -> None:
         self.server = server
+        self.pipeline_ids: tuple[str, ...] = ()
         self._poll = poll
 
     def health(self) -> str:
@@ -48,19 +53,55 @@ class Client:
     def pipelines(self) -> dict[str, dict[str, Any]]:
         """What each pipeline is and can do, by its id."""
         answer = self._json("GET", "/api/v1/pipelines")
-        return self._read(answer, lambda: {str(facts["id"]): _read_facts(facts) for facts in answer["pipelines"]})
+        known = self._read(answer, lambda: {str(facts["id"]): _read_facts(facts) for facts in answer["pipelines"]})
+        self.pipeline_ids = tuple(known)
+        return known
 
-    def pipeline(self, id: str) -> dict[str, Any]:
-        """What one pipeline is and can do.
+    def ready_pipeline(self, id: str, tell: Callable[[str], None]) -> dict[str, Any]:
+        """What one pipeline is and can do; it is loaded first when it is not, or not listed yet.
+
+        Args:
+            id: of the pipeline.
+            tell: shows the user what is waited for.
 
         Raises:
-            FilmstripError: the server doesn't have it; the message lists those it has.
+            FilmstripError: the server does not have it, and the message lists those it has; or it cannot run, and the
+                message says why.
         """
         known = self.pipelines()
+        state = _state(known.get(id, {"state": "unloaded"}))
+        if state == "failed":
+            why = known[id].get("reason") or "it could not be loaded"
+            raise FilmstripError(f"the pipeline {id} cannot run: {why}", "load_failed")
+        if state != "ready":
+            try:
+                self._load(id, tell)
+            except FilmstripError as error:
+                if error.code != "unknown_pipeline":
+                    raise
+            else:
+                known = self.pipelines()
         if id not in known:
             names = ", ".join(known) or "none"
             raise FilmstripError(f"the server has no pipeline {id!r}; it has: {names}", "unknown_pipeline")
-        return known[id]
+        facts = known[id]
+        if not facts.get("chunk_size"):
+            raise FilmstripError(f"the pipeline {id} is not ready: it is {_state(facts)}", "load_failed")
+        return facts
+
+    def _load(self, id: str, tell: Callable[[str], None]) -> None:
+        body = json.dumps({"pipeline_ids": [id]}).encode()
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        answer = self._json("POST", "/api/v1/pipeline/load", headers, [body])
+        while answer.get("status") == "loading":
+            tell(f"the server is loading {id}")
+            sleep_polling(LOAD_POLL_S, self._poll)
+            answer = self._json("GET", "/api/v1/pipeline/status")
+            if answer.get("pipeline_id") not in (None, id):
+                return  # another load took its place: what the list says holds
+        if answer.get("status") == "error":
+            why = answer.get("error") or "the server does not say why"
+            raise FilmstripError(f"the pipeline {id} could not be loaded: {why}", "load_failed")
 
     def upload(self, shape: Shape, frames: Iterable[Bytes]) -> str:
         """Send an input video, uint8 of this shape; gives its `input_path`."""
@@ -102,6 +143,7 @@ class Client:
             def work() -> Event:
                 nonlocal accepted
                 with connection.send("POST", "/api/v1/generate", headers, [body]) as response:
+                    connection.check_stream(response, "text/event-stream")
                     accepted = True
                     with connection.readable_errors():
                         for event in _events(response):
@@ -142,6 +184,7 @@ class Client:
             def work() -> ResultT:
                 path = f"/api/v1/generate/download?path={quote(output_path, safe='')}"
                 with connection.send("GET", path, {}) as response:
+                    connection.check_stream(response, "application/octet-stream")
                     body = _Body(response, connection)
                     shape = _read_header(bytes(body.read_into(np.empty(_HEADER.size, np.uint8))))
                     return receive(shape, body.frames(shape))
@@ -160,13 +203,16 @@ class Client:
     ) -> Any:
         with Connection(self.server) as connection:
 
-            def work() -> bytes:
+            def work() -> Any:
                 response = connection.send(method, path, headers or {}, body, also_good)
                 with response, connection.readable_errors():
-                    return response.read()
+                    raw = response.read()
+                try:
+                    return json.loads(raw)
+                except ValueError:
+                    raise foreign_answer(response, raw, self.server) from None
 
-            raw = while_polling(work, self._poll, connection.abort)
-        return self._read(raw, lambda: json.loads(raw))
+            return while_polling(work, self._poll, connection.abort)
 
     def _post_binary(
         self, path: str, key: str, num_bytes: int, body: Iterable[Bytes], more: Mapping[str, str] | None = None
@@ -193,9 +239,16 @@ def _events(response: http.client.HTTPResponse) -> Iterator[Event]:
 
 def _read_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     size = facts["chunk_size"]
-    if not isinstance(size, int) or size < 1:
+    # Null where the server does not know: of a pipeline that was never loaded, or cannot be.
+    if size is not None and (not isinstance(size, int) or size < 1):
         raise ValueError("no chunk size")
-    return {**facts, "features": dict(facts["features"])}
+    return {**facts, "features": dict(facts["features"] or {})}
+
+
+def _state(facts: Mapping[str, Any]) -> str:
+    """`ready`, `loading`, `unloaded` or `failed`; older servers only say whether it is loaded."""
+    state = facts.get("state")
+    return str(state) if state else "ready" if facts.get("loaded", True) else "unloaded"
 
 
 def _read_header(raw: bytes) -> Shape:
