@@ -152,6 +152,12 @@ class Settings(BaseSettings):
     def _split_keys(cls, value: object) -> object:
         return tuple(_api_key(part) for part in _parts(value)) if isinstance(value, str) else value
 
+    @field_validator("*", mode="before")  # the last of them comes first
+    @classmethod
+    def _drop_byte_order_mark(cls, value: object) -> object:
+        """Editors on Windows begin a file with one, and so a secret, or a variable that is filled from a file."""
+        return value.removeprefix("\ufeff") if isinstance(value, str) else value
+
 
 def _parts(value: str) -> list[str]:
     return [part.strip() for part in value.split(",") if part.strip()]
