@@ -99,7 +99,7 @@ class Protocol(H11Protocol):
         """Take what has happened to the connection."""
         await super().handle(event)
         if isinstance(event, Closed):
-            self._stay()
+            self.stay()
             self.connection = _NothingMore()
             await self.can_read.set()
 
@@ -152,6 +152,10 @@ class Protocol(H11Protocol):
             )
         )
 
+    def let_go(self) -> None:
+        """Refer to itself no more: its memory is freed now, not when Python next looks for reference cycles."""
+        del self._exchange, self.connection_state
+
     def _new_exchange(self) -> Exchange:
         return Exchange(self._ask_for_body, self._expect_stream)
 
@@ -170,7 +174,7 @@ class Protocol(H11Protocol):
     async def stream_send(self, event: StreamEvent) -> None:
         """Send a part of the answer."""
         if isinstance(event, Response) and event.status_code >= 200:
-            self._stay()
+            self.stay()
             exchange = self._exchange
             exchange.has_begun = True
             exchange.streams = _is_event_stream(event.headers)
@@ -186,7 +190,8 @@ class Protocol(H11Protocol):
         spawn = functools.partial(self.task_group.spawn, self._hang_up)
         self._hanging_up = asyncio.get_running_loop().call_later(_REFUSAL_S, spawn)
 
-    def _stay(self) -> None:
+    def stay(self) -> None:
+        """Do not hang up, or not any more."""
         if self._hanging_up is not None:
             self._hanging_up.cancel()
 
@@ -196,7 +201,7 @@ class Protocol(H11Protocol):
         await self.send(Closed())
 
     async def _send_error_response(self, status_code: int) -> None:
-        error: FilmstripError = BadRequest("this is no HTTP request")
+        error: FilmstripError = BadRequest("malformed HTTP request")
         if status_code == HeadTooLarge.status:
             error = HeadTooLarge(f"the request's line and headers are over the limit of {HEAD_BYTES} bytes")
         body = json.dumps(error.body()).encode()
@@ -234,7 +239,12 @@ class Server(tcp_server.TCPServer):
                 raise
         finally:
             self._connections.remove(self)
-            self._break_cycles()
+            if hasattr(self, "protocol"):  # it has not been refused, and has said something
+                self._http.stay()
+                self._http.let_go()
+                del self.protocol
+            if (error := self.reader.exception()) is not None:
+                error.__traceback__ = None  # its frames refer to this connection, as the protocol did
 
     # -- What the limit on connections asks ---------------------------------------------------------------------
 
@@ -320,12 +330,6 @@ class Server(tcp_server.TCPServer):
                 while await self._read():
                     pass
         await self._close()
-
-    def _break_cycles(self) -> None:
-        """Let go of what refers back to this connection: its memory is freed now, not when Python looks for cycles."""
-        self.__dict__.pop("protocol", None)
-        if (error := self.reader.exception()) is not None:
-            error.__traceback__ = None
 
     async def _close(self) -> None:
         task = asyncio.current_task()
