@@ -177,7 +177,7 @@ def test_colours_are_those_of_ffmpeg(tmp_path, codec, pixel_format, tags):
         for name, value in tags.items():
             setattr(stream.codec_context, name, value)
 
-    options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    options = {"x265-params": "log-level=none:bframes=0"} if codec == "libx265" else {}
     path = encode(
         tmp_path / "colours.mkv", [CORNERS] * 2, codec=codec, pixel_format=pixel_format, set_up=tag, options=options
     )
@@ -297,7 +297,7 @@ def hdr_file(path: Path, signal: float, transfer: int, codec: str = "libx265", *
         for name, value in {**HDR_TAGS, "color_trc": transfer, **tags}.items():
             setattr(stream.codec_context, name, value)
 
-    options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    options = {"x265-params": "log-level=none:bframes=0"} if codec == "libx265" else {}
     return encode(
         path, [grey] * 3, codec=codec, pixel_format="yuv420p10le", source="yuv420p10le", set_up=tag, options=options
     )
@@ -338,7 +338,7 @@ def test_dolby_vision_without_a_base_is_refused(tmp_path):
         codec="libx265",
         pixel_format="yuv420p10le",
         set_up=tag,
-        options={"x265-params": "log-level=none"},
+        options={"x265-params": "log-level=none:bframes=0"},
         container_options={"strict": "-2"},
     )
     with pytest.raises(VideoFileError, match=r"HDR in Dolby Vision .*profile 5"):
