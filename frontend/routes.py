@@ -10,7 +10,7 @@ from frontend import metrics
 from frontend.access import client_of_request
 from frontend.connection import BoundedBody, on_close
 from frontend.download import send_file
-from frontend.media import decode_image
+from frontend.media import Requester
 from frontend.openapi import BINARY, EVENTS, JSON, content, describe, parameter
 from frontend.parts import the_parts
 from frontend.schema import (
@@ -113,7 +113,11 @@ async def upload_data() -> Response:
 )
 async def upload_asset() -> Response:
     """Upload an image for first and last frames and references."""
-    file = await _receiver().blob(Kind.ASSET, the_parts().settings.asset_bytes, check=decode_image)
+    parts = the_parts()
+    requester = Requester(client_of_request())
+    file = await _receiver().blob(
+        Kind.ASSET, parts.settings.asset_bytes, check=lambda path: parts.decoder.shape(path, requester)
+    )
     metrics.UPLOADED_BYTES.labels(file.kind).inc(file.size_bytes)
     return _answer(AssetAnswer(path=file.name))
 

@@ -53,6 +53,8 @@ FRONTEND_ORDER = (
     "call",
     "spawn",
     "launcher",
+    "turns",
+    "image_worker",
     "relay",
     "triton",
     "disk",
