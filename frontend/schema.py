@@ -268,24 +268,26 @@ class FeaturesAnswer(BaseModel):
 
 
 class PipelineAnswer(BaseModel):
-    """What a pipeline is and can do."""
+    """What a pipeline is and can do; all but its id and state is null as long as it was never loaded."""
 
     id: str
-    modes: list[str]
-    chunk_size: int
-    first_chunk_size: int
-    granularity: int
-    height: int | None
-    width: int | None
-    sizes: list[tuple[int, int]]
-    max_references: int | None
-    features: FeaturesAnswer
-    defaults: dict[str, Any]
+    modes: list[str] | None = None
+    chunk_size: int | None = None
+    first_chunk_size: int | None = None
+    granularity: int | None = None
+    height: int | None = None
+    width: int | None = None
+    sizes: list[tuple[int, int]] | None = None
+    max_references: int | None = None
+    features: FeaturesAnswer | None = None
+    defaults: dict[str, Any] | None = None
     loaded: bool
+    state: Literal["ready", "loading", "unloaded", "failed"]
+    reason: str | None = None
 
 
 class PipelinesAnswer(BaseModel):
-    """The pipelines of the model repository."""
+    """The pipelines of the model repository, and its models that failed."""
 
     pipelines: list[PipelineAnswer]
 
