@@ -12,6 +12,7 @@ from quart import current_app
 from filmstrip.errors import FilmstripError, UnknownPipeline
 from frontend.connection import Pace
 from frontend.embedded import EmbeddedTriton
+from frontend.json_bodies import JsonBodies
 from frontend.media import ImageDecoder
 from frontend.settings import Settings
 from frontend.slot import Slot
@@ -42,6 +43,7 @@ class Parts:
     triton: Triton
     slot: Slot
     decoder: ImageDecoder
+    json_bodies: JsonBodies
     embedded: EmbeddedTriton | None
     loads: dict[str, PipelineLoad] = field(default_factory=dict)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -103,7 +105,8 @@ async def running(settings: Settings) -> AsyncIterator[Parts]:
         triton = Triton(url, settings, secret)
         decoder = ImageDecoder()
         slot = Slot(settings, triton, store, decoder)
-        parts = Parts(settings, store, triton, slot, decoder, embedded)
+        json_bodies = JsonBodies(settings.json_bytes, settings.json_total_bytes)
+        parts = Parts(settings, store, triton, slot, decoder, json_bodies, embedded)
         async with store.expiring():
             if embedded is not None:
                 embedded.start(triton)
