@@ -101,7 +101,7 @@ async def running(settings: Settings) -> AsyncIterator[Parts]:
     store.open()
     try:
         embedded = EmbeddedTriton(settings, store) if settings.embedded else None
-        url, secret = (embedded.url, embedded.secret) if embedded else (settings.triton_url, settings.triton_secret)
+        url, secret = (embedded.url, "") if embedded else (settings.triton_url, settings.triton_secret)
         triton = Triton(url, settings, secret)
         decoder = ImageDecoder()
         slot = Slot(settings, triton, store, decoder)

@@ -51,6 +51,7 @@ FRONTEND_ORDER = (
     "turns",
     "json_bodies",
     "image_worker",
+    "connection_limit",
     "protocol",
     "openapi",
     "arrays",
