@@ -1,6 +1,8 @@
 """JSON bodies: all of them together within a budget of memory, and parsed without holding up the event loop."""
 
+import asyncio
 import contextlib
+import ctypes
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import TypeVar
@@ -21,6 +23,7 @@ _SMALL_BYTES = 64 * 1024  # bodies up to here find room when large ones have tak
 _KEPT_FOR_SMALL = 1 / 16
 _PARSED_AT_ONCE = 1  # Python runs one at a time anyway, and the event loop gets its turn in between
 _PIECE_BYTES = 2**20
+_RETURN_S = 1.0
 
 
 class JsonBodies:
@@ -36,6 +39,7 @@ class JsonBodies:
         self._total_bytes = total_bytes
         self._held: Counter[str] = Counter()
         self._parsing = Turns(_PARSED_AT_ONCE)
+        self._returning: asyncio.TimerHandle | None = None
 
     @contextlib.asynccontextmanager
     async def read(
@@ -54,11 +58,15 @@ class JsonBodies:
         with self._reservation(client) as reservation:
             reservation.check(content_length or 0)
             data = bytearray()
-            async for piece in body.pieces(pace):
-                if len(data) + len(piece) > self._limit_bytes:
-                    raise self._too_large()
-                reservation.grow(len(data) + len(piece))
-                data += piece
+            try:
+                async for piece in body.pieces(pace):
+                    if len(data) + len(piece) > self._limit_bytes:
+                        raise self._too_large()
+                    reservation.grow(len(data) + len(piece))
+                    data += piece
+            except BaseException:
+                data.clear()  # the traceback would keep it for as long as the refused rest is read
+                raise
             async with self._parsing.turn(client, reservation):
                 parsed = await in_thread(_parse, model, data)
             data = bytearray()
@@ -74,6 +82,19 @@ class JsonBodies:
             yield reservation
         finally:
             self.add(client, -reservation.num_bytes)
+            if reservation.num_bytes > _SMALL_BYTES:
+                self._return_memory()
+
+    def _return_memory(self) -> None:
+        """Give back to the system what large bodies have left in the C library's heap, soon and not too often."""
+        if self._returning is None:
+            self._returning = asyncio.get_running_loop().call_later(_RETURN_S, self._return_now)
+
+    def _return_now(self) -> None:
+        self._returning = None
+        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+        if malloc_trim is not None:
+            asyncio.get_running_loop().run_in_executor(None, malloc_trim, 0)
 
     def check(self, client: str, more_bytes: int, num_bytes: int) -> None:
         """Refuse `more_bytes` that do not fit, for a body that then has `num_bytes`."""
