@@ -108,7 +108,7 @@ def _sentence(error: Exception) -> str:
         message += "; --wait waits until it is done"
     if isinstance(error, UntrustedCertificate):
         message += "; --cacert names a file with the certificate of its authority"
-    elif isinstance(error, ServerUnreachable):
+    elif isinstance(error, ServerUnreachable) and "write http" not in message:
         message += "; is the server running?"
     return _one_line(message)
 
