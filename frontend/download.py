@@ -68,11 +68,11 @@ def send_file(file: StoredFile, request: Request, store: Store, downloads: Downl
         UnknownPath: the file has just been removed.
     """
     etag = f'"{file.name}"'
-    if "If-Match" in request.headers and not _names(request.headers, "If-Match", file.name, weak=False):
+    if "If-Match" in request.headers and not names_entity_tag(request.headers, "If-Match", file.name, weak=False):
         raise PreconditionFailed("If-Match: the file is another one", "If-Match")
     response = Response(b"", content_type=BINARY)
     response.headers.update({"Accept-Ranges": "bytes", "ETag": etag})
-    if _names(request.headers, "If-None-Match", file.name, weak=True):
+    if names_entity_tag(request.headers, "If-None-Match", file.name, weak=True):
         response.status_code = 304
         del response.headers["Content-Type"], response.headers["Content-Length"]
         return response
@@ -97,8 +97,8 @@ def send_file(file: StoredFile, request: Request, store: Store, downloads: Downl
     return response
 
 
-def _names(headers: Headers, header: str, name: str, *, weak: bool) -> bool:
-    """Whether a header of entity tags has that of the file `name`; as a weak tag it counts only where `weak`."""
+def names_entity_tag(headers: Headers, header: str, name: str, *, weak: bool) -> bool:
+    """Whether a header of entity tags has the tag `name` or `*`; as a weak tag it counts only where `weak`."""
     tags = parse_etags(", ".join(headers.getlist(header)).strip())
     return tags.star_tag or tags.is_strong(name) or (weak and tags.is_weak(name))
 

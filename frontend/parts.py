@@ -13,6 +13,8 @@ from filmstrip.errors import FilmstripError, UnknownPipeline
 from frontend.connection import Pace
 from frontend.download import Downloads
 from frontend.embedded import EmbeddedTriton
+from frontend.json_bodies import JsonBodies
+from frontend.media import ImageDecoder
 from frontend.settings import Settings
 from frontend.slot import Slot
 from frontend.store import Store
@@ -41,6 +43,8 @@ class Parts:
     store: Store
     triton: Triton
     slot: Slot
+    decoder: ImageDecoder
+    json_bodies: JsonBodies
     embedded: EmbeddedTriton | None
     downloads: Downloads
     loads: dict[str, PipelineLoad] = field(default_factory=dict)
@@ -101,7 +105,10 @@ async def running(settings: Settings) -> AsyncIterator[Parts]:
         embedded = EmbeddedTriton(settings, store) if settings.embedded else None
         url, secret = (embedded.url, "") if embedded else (settings.triton_url, settings.triton_secret)
         triton = Triton(url, settings, secret)
-        parts = Parts(settings, store, triton, Slot(settings, triton, store), embedded, Downloads(settings.downloads))
+        decoder = ImageDecoder()
+        slot = Slot(settings, triton, store, decoder)
+        json_bodies = JsonBodies(settings.json_bytes, settings.json_total_bytes)
+        parts = Parts(settings, store, triton, slot, decoder, json_bodies, embedded, Downloads(settings.downloads))
         async with store.expiring():
             if embedded is not None:
                 embedded.start(triton)
@@ -109,6 +116,7 @@ async def running(settings: Settings) -> AsyncIterator[Parts]:
                 yield parts
             finally:
                 await parts.slot.close(settings.shutdown_timeout_s)
+                await decoder.close()
                 for task in parts.tasks:
                     task.cancel()
                 if embedded is not None:
