@@ -33,6 +33,12 @@ _HARD_LIMIT_S = 9.0
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port to listen on; 0 picks a free one.  [default: 8000]")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of uploads and outputs.  [default: data]")
+@click.option(
+    "--model-repository",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Model repository of the embedded Triton; may be given again.  [default: model_repository and models]",
+)
 @click.option("--triton-url", help="gRPC address of Triton without --embedded.  [default: 127.0.0.1:8001]")
 def main(**flags: Any) -> None:
     r"""Serve the Filmstrip API: whole videos from one request, made chunk by chunk on NVIDIA Triton.
@@ -45,7 +51,7 @@ def main(**flags: Any) -> None:
       python -m frontend --host 0.0.0.0 --port 8000 --triton-url triton:8001
     """
     try:
-        settings = Settings(**{name: value for name, value in flags.items() if value is not None})
+        settings = Settings(**{name: value for name, value in flags.items() if value not in (None, ())})
         if settings.embedded:
             embedded.check(settings)
         with contextlib.closing(Store(settings)) as store:

@@ -9,7 +9,8 @@ from quart import Request, g
 from filmstrip.errors import ForbiddenOrigin, Unauthorized
 from frontend.settings import Settings
 
-_OPEN = ("/", "/health", "/docs", "/openapi.json")  # what a monitor or a browser asks for before it has a key
+HEALTH_PATHS = ("/health", "/health/live", "/health/ready")
+_OPEN = ("/", *HEALTH_PATHS, "/docs", "/openapi.json")  # what a monitor or a browser asks for before it has a key
 _HARMLESS = ("GET", "HEAD", "OPTIONS")
 _SCHEME = "bearer"
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from filmstrip import triton_server
 from filmstrip.errors import TritonUnavailable
+from filmstrip.model_folders import DuplicateModel, check_unique
 from frontend.call import SECRET_VARIABLE
-from frontend.settings import Settings
+from frontend.settings import MODELS_DIR, Settings
 from frontend.spawn import spawn
 from frontend.store import Store
 from frontend.stored import SHM_DIR
@@ -41,12 +42,25 @@ def check(settings: Settings) -> None:
     """See what would keep the embedded Triton from starting.
 
     Raises:
-        EmbeddedUnsupported: the wheel is missing, or a model repository.
+        EmbeddedUnsupported: the wheel or a model repository is missing, or two models have one name.
     """
     find_server()
-    for folder in settings.model_repository:
+    _check_repositories(settings.model_repository)
+
+
+def _check_repositories(repositories: tuple[Path, ...]) -> None:
+    if MODELS_DIR in repositories:
+        MODELS_DIR.mkdir(exist_ok=True)  # so that what is exported while the server runs is seen
+    for folder in repositories:
         if not folder.is_dir():
-            raise EmbeddedUnsupported(f"no model repository {folder}")
+            raise EmbeddedUnsupported(
+                f"no model repository {folder} (FILMSTRIP_MODEL_REPOSITORY is split at each colon; give a path with a "
+                "colon as --model-repository)"
+            )
+    try:
+        check_unique(repositories)
+    except DuplicateModel as error:
+        raise EmbeddedUnsupported(str(error)) from None
 
 
 def find_server() -> Path:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from frontend.triton import Triton
 
 log = logging.getLogger(__name__)
 
+_REPORT_POLL_S = 1.0
 _EXTENSION = "filmstrip"
 
 
@@ -47,7 +48,14 @@ class Parts:
     @property
     def is_starting(self) -> bool:
         """Triton is ours and on its way up."""
-        return self.embedded is not None and not self.embedded.failed.is_set()
+        return self.embedded is not None and not self.embedded.is_up and not self.embedded.failed.is_set()
+
+    async def readiness(self) -> tuple[bool, list[str]]:
+        """Whether a generation could run once the slot is free, and the ids of the models that failed."""
+        if self.slot.is_closed or (self.embedded is not None and not self.embedded.is_up):
+            return False, []
+        found = await self.triton.readiness()
+        return found.can_generate, list(found.degraded)
 
     @property
     def pace(self) -> Pace:
@@ -76,10 +84,19 @@ class Parts:
         if all(known[name].loaded for name in pipeline_ids):
             load.status = "loaded"
             return load
-        task = asyncio.create_task(self._load(load, pipeline_ids), name="load pipelines")
+        self.begin(self._load(load, pipeline_ids), "load pipelines")
+        return load
+
+    def begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Have work done in the background, until the server stops."""
+        task = asyncio.create_task(work, name=name)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
-        return load
+
+    async def report_failed_models(self) -> None:
+        """Have the log name the models that failed, once all of them were tried; nobody may ask for the list."""
+        while not (await self.readiness())[0]:  # noqa: ASYNC110 - Triton sends no events
+            await asyncio.sleep(_REPORT_POLL_S)
 
     async def _load(self, load: PipelineLoad, pipeline_ids: list[str]) -> None:
         try:
@@ -103,6 +120,7 @@ async def running(settings: Settings) -> AsyncIterator[Parts]:
         async with store.expiring():
             if embedded is not None:
                 embedded.start(triton)
+            parts.begin(parts.report_failed_models(), "report failed models")
             try:
                 yield parts
             finally:

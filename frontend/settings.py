@@ -1,6 +1,7 @@
 """Every setting, its default and what it means; read once from the environment (`FILMSTRIP_*`) and from secrets."""
 
 import hashlib
+import os
 import re
 from enum import StrEnum
 from pathlib import Path
@@ -24,6 +25,10 @@ HOURS = 3600.0
 SECRETS_DIR = Path("/run/secrets")
 """Where container engines put secrets, a file each: `filmstrip_api_keys` is `FILMSTRIP_API_KEYS`."""
 
+_CHECKOUT = Path(__file__).resolve().parent.parent
+MODELS_DIR = _CHECKOUT / "models"
+"""Where the export writes models; made when the embedded Triton starts with the default repositories."""
+
 _CLIENT = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
@@ -44,6 +49,13 @@ class ApiKey(NamedTuple):
 
     def __repr__(self) -> str:  # a key does not belong in a log
         return f"ApiKey({self.client})"
+
+
+def _default_repositories() -> tuple[Path, ...]:
+    """The models that come with the code, and those that were exported, where there can be any."""
+    shipped = _CHECKOUT / "model_repository"
+    has_exports = MODELS_DIR.is_dir() or (shipped.is_dir() and os.access(_CHECKOUT, os.W_OK))
+    return (shipped, MODELS_DIR) if has_exports else (shipped,)
 
 
 class Settings(BaseSettings):
@@ -69,8 +81,8 @@ class Settings(BaseSettings):
         "", repr=False, description="Secret of Triton's restricted protocols; the embedded one makes its own."
     )
     model_repository: Annotated[tuple[Path, ...], NoDecode] = Field(
-        (Path(__file__).resolve().parent.parent / "model_repository",),
-        description="Model folders of the embedded Triton, separated by `:`.",
+        default_factory=_default_repositories,
+        description="Model repositories of the embedded Triton, separated by `:`.",
     )
     triton_start_timeout_s: float = Field(5 * MINUTES, gt=0, description="Longest start of the embedded Triton.")
 
@@ -120,6 +132,14 @@ class Settings(BaseSettings):
     @classmethod
     def _split_paths(cls, value: object) -> object:
         return tuple(Path(part) for part in value.split(":") if part) if isinstance(value, str) else value
+
+    @field_validator("model_repository")
+    @classmethod
+    def _once_each(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        once: dict[Path, Path] = {}
+        for path in value:
+            once.setdefault(path.resolve(), path)
+        return tuple(once.values())
 
     @field_validator("cors_origins", mode="before")
     @classmethod

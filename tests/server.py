@@ -24,6 +24,7 @@ from frontend.call import SendSecret
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = str(ROOT / "tests" / "models")
 """The probe and, as links, the frame processors: not what else was exported beside them, which takes time to load."""
+MODEL_NAMES = sorted(path.parent.name for path in Path(MODELS).glob("*/config.pbtxt"))
 TRITON_SECRET = "only-the-tests-know"
 Frames = npt.NDArray[np.uint8]
 

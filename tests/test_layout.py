@@ -52,6 +52,7 @@ FRONTEND_ORDER = (
     "plan",
     "call",
     "reasons",
+    "repository",
     "spawn",
     "launcher",
     "relay",
