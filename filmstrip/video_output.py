@@ -23,6 +23,17 @@ from PIL import Image
 
 from filmstrip.contact_sheet import COLUMNS, ROWS, Thumbnail, picks, sheet_rows, thumbnail, write_sheet
 from filmstrip.video_file import VideoFileError, display_path, mapped_errors
+from filmstrip.video_sound import (
+    MKV_SOUND,
+    MOV_SOUND,
+    MP4_SOUND,
+    WEBM_SOUND,
+    Sound,
+    SoundDropped,
+    SoundFormat,
+    dropped_note,
+    has_sound,
+)
 from filmstrip.video_stream import Frame
 
 _MAX_FPS_DENOMINATOR = 100_000
@@ -41,6 +52,7 @@ class _Format:
         codec: FFmpeg's name of the video encoder.
         codec_options: of the encoder.
         options: of the container.
+        sound: that it can have.
     """
 
     name: str
@@ -48,17 +60,18 @@ class _Format:
     codec: str
     codec_options: dict[str, str]
     options: dict[str, str]
+    sound: SoundFormat | None = None
 
 
 _H264 = ("libx264", {"crf": "18"})
 _VP9 = ("libvpx-vp9", {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"})
-_MP4 = _Format("MP4", "mp4", *_H264, {"movflags": "+faststart"})
+_MP4 = _Format("MP4", "mp4", *_H264, {"movflags": "+faststart"}, MP4_SOUND)
 _PNG = _Format("PNG", "", "", {}, {})
 _FORMATS = {
     ".mp4": _MP4,
-    ".mov": _Format("MOV", "mov", *_H264, {"movflags": "+faststart"}),
-    ".mkv": _Format("MKV", "matroska", *_H264, {}),
-    ".webm": _Format("WebM", "webm", *_VP9, {}),
+    ".mov": _Format("MOV", "mov", *_H264, {"movflags": "+faststart"}, MOV_SOUND),
+    ".mkv": _Format("MKV", "matroska", *_H264, {}, MKV_SOUND),
+    ".webm": _Format("WebM", "webm", *_VP9, {}, WEBM_SOUND),
     ".gif": _Format("GIF", "gif", "gif", {}, {}),
     ".png": _PNG,
 }
@@ -168,8 +181,19 @@ class Output:
                 self._encoder = _GifEncoder(self._place.part, rate)
             else:
                 self._encoder = _VideoEncoder(self._place.part, self._format, rate)
-        if audio is not None:
-            self._encoder.notes.append(f"the sound of {display_path(audio)} is dropped")
+            self._add_sound(audio, rate, num_frames)
+
+    def _add_sound(self, audio: str | Path | None, fps: Fraction, num_frames: int | None) -> None:
+        assert self._encoder is not None
+        if audio is None or not has_sound(audio):
+            return
+        if self._format.sound is None or not isinstance(self._encoder, _VideoEncoder):
+            self._encoder.notes.append(dropped_note(audio, f"a {self._format.name} has none"))
+            return
+        try:
+            self._encoder.sound = Sound(audio, fps, num_frames)
+        except SoundDropped as error:
+            self._encoder.notes.append(dropped_note(audio, error))
 
     def add(self, frame: Frame) -> None:
         """Encode one frame, uint8 [H, W, 3] in RGB.
@@ -407,12 +431,15 @@ class _VideoEncoder:
         self._num_frames = 0
         self._stream: VideoStream | None = None
         self._reformatter = VideoReformatter()
+        self.sound: Sound | None = None
         self._container = _opened_for_writing(part, file_format)
 
     def add(self, frame: Frame) -> None:
         height, width, _ = frame.shape
         if self._stream is None:
             self._stream = self._open_stream(height + height % _EVEN, width + width % _EVEN)
+            if self.sound and self._format.sound:
+                self.sound.add_to(self._container, self._format.sound)
         even = np.pad(frame, ((0, height % _EVEN), (0, width % _EVEN), (0, 0)), mode="edge")
         picture = self._reformatter.reformat(
             av.VideoFrame.from_ndarray(even, format="rgb24"), format="yuv420p", dst_colorspace=Colorspace.ITU709
@@ -421,13 +448,20 @@ class _VideoEncoder:
         picture.time_base = 1 / self._fps
         self._container.mux(self._stream.encode(picture))
         self._num_frames += 1
+        if self.sound:
+            self.sound.mux_until(self._num_frames / self._fps)
 
     def finish(self) -> None:
         if self._stream is not None:
             self._container.mux(self._stream.encode(None))
+        if self.sound:
+            self.sound.finish()
+            self.notes += self.sound.notes
         self._container.close()
 
     def abort(self) -> None:
+        if self.sound:
+            self.sound.close()
         self._container.close()
 
     def _open_stream(self, height: int, width: int) -> VideoStream:

@@ -38,7 +38,9 @@ def configure(settings: Settings) -> None:
 
 def _no_probes(record: logging.LogRecord) -> bool:
     """Leave out what monitors ask every few seconds."""
-    return not record.getMessage().startswith(("GET /health", "GET /metrics "))
+    return not record.getMessage().startswith(
+        tuple(f"GET {path} " for path in ("/health", "/health/live", "/health/ready", "/metrics"))
+    )
 
 
 def _on_one_line(record: logging.LogRecord) -> bool:

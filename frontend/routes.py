@@ -8,10 +8,11 @@ from quart import Blueprint, Response, jsonify, request
 from filmstrip.errors import InvalidField, TooLarge
 from frontend import metrics
 from frontend.access import client_of_request
+from frontend.bodies import JSON
 from frontend.connection import BoundedBody, on_close
 from frontend.download import send_file
 from frontend.media import decode_image
-from frontend.openapi import BINARY, EVENTS, JSON, content, describe, parameter
+from frontend.openapi import BINARY, EVENTS, content, describe, parameter
 from frontend.parts import the_parts
 from frontend.schema import (
     AssetAnswer,
