@@ -29,7 +29,7 @@ _HARD_LIMIT_S = 9.0
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--embedded", is_flag=True, default=None, help="Start a Triton of our own on loopback.")
+@click.option("--embedded", is_flag=True, default=None, help="Start a Triton of our own, on a Unix socket.")
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port to listen on; 0 picks a free one.  [default: 8000]")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of uploads and outputs.  [default: data]")

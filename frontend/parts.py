@@ -15,7 +15,7 @@ from frontend.embedded import EmbeddedTriton
 from frontend.settings import Settings
 from frontend.slot import Slot
 from frontend.store import Store
-from frontend.triton import Triton
+from frontend.triton import Readiness, Triton
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +48,13 @@ class Parts:
     @property
     def is_starting(self) -> bool:
         """Triton is ours and on its way up."""
-        return self.embedded is not None and not self.embedded.is_up and not self.embedded.failed.is_set()
+        return self.embedded is not None and not self.embedded.failed.is_set()
 
-    async def readiness(self) -> tuple[bool, list[str]]:
-        """Whether a generation could run once the slot is free, and the ids of the models that failed."""
-        if self.slot.is_closed or (self.embedded is not None and not self.embedded.is_up):
-            return False, []
-        found = await self.triton.readiness()
-        return found.can_generate, list(found.degraded)
+    async def readiness(self) -> Readiness | None:
+        """Whether generations can run, and what cannot; None as long as Triton does not answer."""
+        if self.slot.is_closed or self.triton.is_starting:
+            return None
+        return await self.triton.readiness()
 
     @property
     def pace(self) -> Pace:
@@ -95,7 +94,7 @@ class Parts:
 
     async def report_failed_models(self) -> None:
         """Have the log name the models that failed, once all of them were tried; nobody may ask for the list."""
-        while not (await self.readiness())[0]:  # noqa: ASYNC110 - Triton sends no events
+        while await self.readiness() is None:  # noqa: ASYNC110 - Triton sends no events
             await asyncio.sleep(_REPORT_POLL_S)
 
     async def _load(self, load: PipelineLoad, pipeline_ids: list[str]) -> None:
@@ -114,7 +113,7 @@ async def running(settings: Settings) -> AsyncIterator[Parts]:
     store.open()
     try:
         embedded = EmbeddedTriton(settings, store) if settings.embedded else None
-        url, secret = (embedded.url, embedded.secret) if embedded else (settings.triton_url, settings.triton_secret)
+        url, secret = (embedded.url, "") if embedded else (settings.triton_url, settings.triton_secret)
         triton = Triton(url, settings, secret)
         parts = Parts(settings, store, triton, Slot(settings, triton, store), embedded)
         async with store.expiring():

@@ -206,9 +206,10 @@ async def health() -> tuple[Response, int]:
     """Tell whether a generation would be accepted, or one runs, and which pipelines failed."""
     parts = the_parts()
     generating = parts.slot.current is not None
-    can_generate, degraded = await parts.readiness()
-    ready = generating or can_generate
-    status = "healthy" if ready else "starting" if parts.is_starting else "unavailable"
+    found = await parts.readiness()
+    ready = generating or (found is not None and found.can_generate)
+    status = "healthy" if ready else "starting" if found is None and parts.is_starting else "unavailable"
+    degraded = list(found.degraded) if found is not None else []
     return _answer(HealthAnswer(status=status, generating=generating, degraded=degraded)), 200 if ready else 503
 
 

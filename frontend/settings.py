@@ -80,16 +80,21 @@ class Settings(BaseSettings):
     log_format: LogFormat = Field(LogFormat.TEXT, description="`json` or `text` log lines.")
     log_level: LogLevel = Field("INFO", description="`DEBUG`, `INFO`, `WARNING` or `ERROR`: the least that is logged.")
 
-    embedded: bool = Field(False, description="Start a Triton of our own on loopback.")
-    triton_url: str = Field("127.0.0.1:8001", description="gRPC address of Triton when it is not embedded.")
+    embedded: bool = Field(False, description="Start a Triton of our own, on a Unix socket.")
+    triton_url: str = Field(
+        "127.0.0.1:8001", description="gRPC address of Triton when it is not embedded; `unix:` too."
+    )
     triton_secret: str = Field(
-        "", repr=False, description="Secret of Triton's restricted protocols; the embedded one makes its own."
+        "", repr=False, description="Secret of Triton's restricted protocols; the embedded one needs none."
     )
     model_repository: Annotated[tuple[Path, ...], NoDecode] = Field(
         default_factory=_default_repositories,
         description="Model repositories of the embedded Triton, separated by `:`.",
     )
     triton_start_timeout_s: float = Field(5 * MINUTES, gt=0, description="Longest start of the embedded Triton.")
+    model_restart_window_s: float = Field(
+        60.0, ge=0, description="A model of the embedded Triton that dies twice within this time is left unloaded."
+    )
 
     shared_memory: bool = Field(True, description="Pass arrays through /dev/shm where Triton accepts it.")
     uploads_in_shm: bool = Field(False, description="Keep uploads in /dev/shm, so that chunks are not copied.")

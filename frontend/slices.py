@@ -85,7 +85,7 @@ async def _shm_lanes(
     if not triton.takes_shared_memory:
         raise SharedMemoryRefused("switched off")
     try:
-        lanes = await _made(num_bytes, [store.new_shm_path() for _ in range(num_lanes)], stack)
+        lanes = await _made(num_bytes, [store.new_shm_path() for _ in range(num_lanes)], store, stack)
     except OSError as error:
         raise SharedMemoryRefused(f"{num_lanes} x {num_bytes} bytes: {error.strerror}") from None
     regions = await stack.enter_async_context(triton.registered(num_bytes, *(lane.path for lane in lanes)))
@@ -96,14 +96,14 @@ async def _shm_lanes(
 
 async def _disk_lanes(num_bytes: int, num_lanes: int, store: Store, stack: contextlib.AsyncExitStack) -> Sequence[Lane]:
     try:
-        return await _made(num_bytes, [store.new_work_path() for _ in range(num_lanes)], stack)
+        return await _made(num_bytes, [store.new_work_path() for _ in range(num_lanes)], store, stack)
     except OSError as error:
         raise DiskFull(f"the server's disk has no room for the arrays of a chunk: {error.strerror}") from None
 
 
-async def _made(num_bytes: int, paths: list[Path], stack: contextlib.AsyncExitStack) -> Sequence[Lane]:
+async def _made(num_bytes: int, paths: list[Path], store: Store, stack: contextlib.AsyncExitStack) -> Sequence[Lane]:
     """All lanes at once: most of it is the kernel clearing memory."""
-    lanes = [Lane(path, num_bytes) for path in paths]
+    lanes = [Lane(path, num_bytes, store.file_mode) for path in paths]
     stack.push_async_callback(_each, [lane.close for lane in lanes])  # first: what is cancelled is made all the same
     await _each([lane.open for lane in lanes])
     return lanes

@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
+from frontend.reasons import DIED_AT_START
 from frontend.settings import Settings
 from tests.faults.aftermath import eventually
 from tests.server import ROOT, Frames, Frontend
@@ -44,6 +45,8 @@ def break_models(repository: Path) -> dict[str, str]:
     edit_config(add_model(repository, "other-name"), 'name: "other-name"', 'name: "gray"')
     (add_model(repository, "no-config") / "config.pbtxt").unlink()
     shutil.rmtree(add_model(repository, "no-version") / "1")
+    (add_model(repository, "no-code") / "1" / "model.py").unlink()
+    (add_model(repository, "dies") / "1" / "model.py").write_text("import os\nos._exit(3)\n")
     (add_model(repository, "import-error") / "1" / "model.py").write_text("import a_module_that_is_not_there\n")
     (add_model(repository, "raises") / "1" / "model.py").write_text(RAISES)
     (repository / "empty").mkdir()
@@ -53,6 +56,8 @@ def break_models(repository: Path) -> dict[str, str]:
         "other-name": "config.pbtxt names the model 'gray', but its folder is 'other-name'",
         "no-config": "its folder has no config.pbtxt",
         "no-version": "has no version folder",
+        "no-code": "its version folder 1 has no model.py",
+        "dies": DIED_AT_START,
         "import-error": "No module named 'a_module_that_is_not_there'",
         "raises": "transformer.onnx is damaged: export it again",
         "empty": "its folder has no config.pbtxt",

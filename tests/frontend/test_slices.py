@@ -92,7 +92,7 @@ def uploads(tmp_path: Path) -> Iterator[Open]:
 @pytest.fixture
 def lane(tmp_path: Path) -> Iterator[Lane]:
     """A lane that Triton has registered."""
-    made = Lane(tmp_path / "lane", 100_000)
+    made = Lane(tmp_path / "lane", 100_000, 0o600)
     made.open()
     made.region = "lane"
     yield made
