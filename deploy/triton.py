@@ -163,7 +163,7 @@ def _read_secret(file: Path | None) -> str:
     """
     if file is None:
         return ""
-    secret = file.read_text().strip()
+    secret = file.read_text("utf-8-sig").strip()
     if not secret:
         raise click.ClickException(f"{file} is empty")
     return secret

@@ -20,7 +20,7 @@ from av.video.codeccontext import VideoCodecContext
 
 from filmstrip.video_file import VideoFileError, display_path, mapped_errors
 from filmstrip.video_frames import FrameConverter, FrameNotSupported
-from filmstrip.video_integrity import FileBytes, missing_part
+from filmstrip.video_integrity import FileBytes, missing_part, unreadable_mp4
 from filmstrip.video_stream import Frame
 from filmstrip.video_webp import AnimatedWebp, is_animated_webp
 
@@ -268,9 +268,16 @@ def opened_container(path: str | Path) -> Iterator[tuple[BinaryIO, av.container.
     with mapped_errors(path), open(path, "rb", opener=_without_blocking) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise VideoFileError(f"{display_path(path)} is not a regular file")
-        # FFmpeg gets no name: it would take "a:b" for a URL, and "%d" for a sequence of pictures.
-        with av.open(_Nameless(file), options={"protocol_whitelist": "none"}) as container:
+        try:
+            # FFmpeg gets no name: it would take "a:b" for a URL, and "%d" for a sequence of pictures.
+            container = av.open(_Nameless(file), options={"protocol_whitelist": "none"})
+        except av.FFmpegError as error:
+            reason = unreadable_mp4(FileBytes(file.fileno())) or error.strerror
+            raise VideoFileError(f"{display_path(path)} is not a video that can be read: {reason}") from error
+        with container:
             assert isinstance(container, av.container.InputContainer)
+            if not len(container.streams) and (reason := unreadable_mp4(FileBytes(file.fileno()))):
+                raise VideoFileError(f"{display_path(path)} is not a video that can be read: {reason}")
             if _PLAYLISTS & set(container.format.name.split(",")):
                 raise VideoFileError(f"{display_path(path)} is a playlist, not a video")
             yield file, container

@@ -55,6 +55,19 @@ def missing_part(
     return None
 
 
+def unreadable_mp4(file: FileBytes) -> str | None:
+    """Why FFmpeg can't open an MP4 or MOV; None if it is none, or for another reason."""
+    boxes = list(_boxes(file))
+    if not boxes or boxes[0][1] not in (b"ftyp", b"mdat", b"wide", b"moov"):
+        return None
+    start, _, size = boxes[-1]
+    if start + size > file.size:
+        return f"it breaks off after {file.size} bytes, in a part that goes to {start + size}"
+    if b"moov" not in (kind for _, kind, _ in boxes):
+        return "it has no index (moov), as when a recording was not finished"
+    return None
+
+
 def _boxes_end(file: FileBytes) -> int | None:
     """Where the last box of an MP4 ends."""
     for start, kind, size in _boxes(file):

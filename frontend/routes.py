@@ -9,7 +9,7 @@ from filmstrip.errors import InvalidField, TooLarge
 from frontend import metrics
 from frontend.access import client_of_request
 from frontend.bodies import JSON
-from frontend.connection import BoundedBody, on_close
+from frontend.connection import BoundedBody, on_close, will_stream
 from frontend.download import send_file
 from frontend.media import decode_image
 from frontend.openapi import BINARY, EVENTS, content, describe, parameter
@@ -56,6 +56,7 @@ async def generate() -> Response:
     """Generate a video, chunk by chunk, with an event after each."""
     parts = the_parts()
     wanted = await _json_body(GenerateRequest)
+    will_stream(request)
     generation = await parts.slot.start(wanted, client_of_request())
     on_close(request).callback(parts.slot.abandon, generation)
     response = Response(generation.events.follow(parts.settings.keep_alive_s), content_type=EVENTS)

@@ -1,5 +1,6 @@
 """Requests and answers: the one place of fields, defaults and limits."""
 
+import codecs
 import json
 from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeVar
@@ -326,7 +327,7 @@ def parse(model: type[ModelT], body: bytes) -> ModelT:
         InvalidField: a field is missing, unknown or outside its limits; the message names the first such field.
     """
     try:
-        return model.model_validate_json(body)
+        return model.model_validate_json(body.removeprefix(codecs.BOM_UTF8))  # which editors on Windows write
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False)
     if errors[0]["type"] == "json_invalid":

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -79,6 +81,9 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path("data"), description="Folder of uploads and outputs; one frontend each.")
     log_format: LogFormat = Field(LogFormat.TEXT, description="`json` or `text` log lines.")
     log_level: LogLevel = Field("INFO", description="`DEBUG`, `INFO`, `WARNING` or `ERROR`: the least that is logged.")
+    max_connections: int = Field(
+        4096, gt=0, description="Most open connections; fewer where the process may not open enough files."
+    )
 
     embedded: bool = Field(False, description="Start a Triton of our own, on a Unix socket.")
     triton_url: str = Field(
@@ -121,7 +126,12 @@ class Settings(BaseSettings):
     chunk_timeout_s: float = Field(10 * MINUTES, gt=0, description="Longest chunk before its generation fails.")
     sequence_start_timeout_s: float = Field(10.0, gt=0, description="Longest wait for a free slot in Triton.")
     sequence_end_timeout_s: float = Field(30.0, gt=0, description="Longest wait for Triton to end a sequence.")
-    keep_alive_s: float = Field(10.0, gt=0, description="Longest silence of an event stream before a comment.")
+    keep_alive_s: float = Field(
+        10.0,
+        gt=0,
+        le=15,
+        description="Longest silence of an event stream before a comment; clients rely on 15 at most.",
+    )
     shutdown_timeout_s: float = Field(3.0, gt=0, description="How long open requests may take at shutdown.")
 
     @classmethod
@@ -168,6 +178,23 @@ class Settings(BaseSettings):
     @classmethod
     def _split_keys(cls, value: object) -> object:
         return tuple(_api_key(part) for part in _parts(value)) if isinstance(value, str) else value
+
+    @field_validator("*", mode="before")  # the last of them comes first
+    @classmethod
+    def _drop_byte_order_mark(cls, value: object) -> object:
+        """Editors on Windows begin a file with one, and so a secret, or a variable that is filled from a file."""
+        return value.removeprefix("\ufeff") if isinstance(value, str) else value
+
+
+OTHER_VARIABLES = frozenset(f"FILMSTRIP_{name}" for name in ("SERVER", "TOKEN", "PIPELINE", "MODELS", "CHECKPOINTS"))
+"""What the clients and deploy/compose.yaml read."""
+
+
+def unknown_variables(names: Iterable[str]) -> dict[str, str | None]:
+    """Which names of environment variables begin as ours do and mean nothing, each with a close match or None."""
+    known = {f"FILMSTRIP_{field.upper()}" for field in Settings.model_fields} | OTHER_VARIABLES
+    unknown = sorted(name for name in names if name.upper().startswith("FILMSTRIP_") and name.upper() not in known)
+    return {name: next(iter(get_close_matches(name.upper(), known, 1, 0.8)), None) for name in unknown}
 
 
 def _parts(value: str) -> list[str]:

@@ -68,7 +68,7 @@ class Frontend:
                     str(self.data_dir),
                     *flags,
                 ],
-                env=os.environ | PROXIES | {"FILMSTRIP_PROBE_LOG": str(self.probe_log)} | environment,
+                env=os.environ | PROXIES | {"PROBE_LOG": str(self.probe_log)} | environment,
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,

@@ -48,6 +48,7 @@ FRONTEND_ORDER = (
     "access",
     "bodies",
     "connection",
+    "connection_limit",
     "protocol",
     "openapi",
     "arrays",

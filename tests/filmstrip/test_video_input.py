@@ -634,9 +634,15 @@ def test_files_without_content_are_refused(tmp_path, content):
 def test_a_file_without_its_index_is_refused(tmp_path):
     path = encode(tmp_path / "no_moov.mp4", numbered(5))
     data = path.read_bytes()
-    path.write_bytes(data[: data.index(b"moov") - 4])
-    with pytest.raises(VideoFileError, match=r"no_moov\.mp4"):
-        probe(path)
+    index = data.index(b"moov") - 4
+    for end, reason in (
+        (index, r"no index \(moov\)"),
+        (index + 100, "breaks off after"),
+        (200, "breaks off after 200"),
+    ):
+        path.write_bytes(data[:end])
+        with pytest.raises(VideoFileError, match=rf"no_moov\.mp4 is not a video that can be read: .*{reason}"):
+            probe(path)
 
 
 def test_a_damaged_file_is_refused(tmp_path):
