@@ -130,7 +130,7 @@ class Settings(BaseSettings):
         10.0,
         gt=0,
         le=15,
-        description="Longest silence of an event stream before a comment; clients rely on 15 at most.",
+        description="Longest silence of an event stream before a comment; at most 15.",
     )
     shutdown_timeout_s: float = Field(3.0, gt=0, description="How long open requests may take at shutdown.")
 
