@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from contextlib import AbstractContextManager
 
 import structlog
 
@@ -34,6 +35,16 @@ def configure(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)
+
+
+def name_generation(id: str) -> None:
+    """Put a generation's id on every line that follows from this task, its threads and the tasks that it starts."""
+    structlog.contextvars.bind_contextvars(generation=id)
+
+
+def named(id: str) -> AbstractContextManager[None]:
+    """Put a generation's id on the lines of a block, in place of any other."""
+    return structlog.contextvars.bound_contextvars(generation=id)
 
 
 def _no_probes(record: logging.LogRecord) -> bool:

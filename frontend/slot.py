@@ -7,12 +7,10 @@ import math
 import secrets
 from collections.abc import Iterator
 
-import structlog
-
 from filmstrip.errors import Busy, ClientGone, FilmstripError, InternalError, InvalidField, ShuttingDown
 from filmstrip.events import Cancelled, Complete, ErrorEvent
 from filmstrip.geometry import VIDEO_HEADER_BYTES
-from frontend import metrics
+from frontend import logs, metrics
 from frontend.arrays import Source, Uploads
 from frontend.generate import Generation, Job
 from frontend.media import Image, resolve_image
@@ -54,7 +52,7 @@ class Slot:
         # Taken before anything is awaited: of two requests that come together one finds it taken.
         generation = self.current = Generation(secrets.token_hex(8), client)
         metrics.SLOT_IN_USE.set(1)
-        structlog.contextvars.bind_contextvars(generation=generation.id)
+        logs.name_generation(generation.id)
         try:
             job = await self._checked(request, client)
         except BaseException:
@@ -79,7 +77,8 @@ class Slot:
     def abandon(self, generation: Generation) -> None:
         """End a generation as soon as the model lets go, because nobody waits for it any more."""
         if self.current is generation and self._task is not None:
-            log.info("the client is gone")
+            with logs.named(generation.id):  # called by the connection, which serves other requests too
+                log.info("the client is gone")
             self._task.cancel()
 
     async def close(self, timeout_s: float) -> None:
