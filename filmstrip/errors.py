@@ -34,13 +34,14 @@
     ├── TritonUnavailable       503  triton_unavailable
     ├── LoadFailed              503  load_failed
     ├── ShuttingDown            503  shutting_down
+    ├── Overloaded              503  overloaded
     ├── TooManyConnections      503  too_many_connections
     ├── TooManyDownloads        503  too_many_downloads
     └── StorageFull             507  storage_full
         └── DiskFull            507  disk_full
 
 Foreign errors become one of these at three boundaries: tritonclient's in `frontend.triton`, ours to JSON or
-SSE in `frontend.app` and `frontend.events`, ours to Triton's own error in `filmstrip.runtime.triton_model`.
+SSE in `frontend.app` and `frontend.slot`, ours to Triton's own error in `filmstrip.runtime.triton_model`.
 Messages are written for the client: they name the field and the value, never a path of the server.
 """
 
@@ -306,6 +307,14 @@ class TooManyDownloads(FilmstripError):
     code = "too_many_downloads"
     status = 503
     headers: Mapping[str, str] = {"Retry-After": "5"}
+
+
+class Overloaded(FilmstripError):
+    """The server has no memory left for another request; the same request will do a moment later."""
+
+    code = "overloaded"
+    status = 503
+    headers: Mapping[str, str] = {"Retry-After": "1"}
 
 
 class StorageFull(FilmstripError):
