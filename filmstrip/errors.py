@@ -34,6 +34,7 @@
     ├── TritonUnavailable       503  triton_unavailable
     ├── LoadFailed              503  load_failed
     ├── ShuttingDown            503  shutting_down
+    ├── Overloaded              503  overloaded
     ├── TooManyConnections      503  too_many_connections
     ├── TooManyDownloads        503  too_many_downloads
     └── StorageFull             507  storage_full
@@ -306,6 +307,14 @@ class TooManyDownloads(FilmstripError):
     code = "too_many_downloads"
     status = 503
     headers: Mapping[str, str] = {"Retry-After": "5"}
+
+
+class Overloaded(FilmstripError):
+    """The server has no memory left for another request; the same request will do a moment later."""
+
+    code = "overloaded"
+    status = 503
+    headers: Mapping[str, str] = {"Retry-After": "1"}
 
 
 class StorageFull(FilmstripError):

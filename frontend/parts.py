@@ -12,6 +12,8 @@ from quart import current_app
 from filmstrip.errors import FilmstripError, UnknownPipeline
 from frontend.connection import Pace
 from frontend.embedded import EmbeddedTriton
+from frontend.json_bodies import JsonBodies
+from frontend.media import ImageDecoder
 from frontend.settings import Settings
 from frontend.slot import Slot
 from frontend.store import Store
@@ -40,6 +42,8 @@ class Parts:
     store: Store
     triton: Triton
     slot: Slot
+    decoder: ImageDecoder
+    json_bodies: JsonBodies
     embedded: EmbeddedTriton | None
     loads: dict[str, PipelineLoad] = field(default_factory=dict)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -99,7 +103,10 @@ async def running(settings: Settings) -> AsyncIterator[Parts]:
         embedded = EmbeddedTriton(settings, store) if settings.embedded else None
         url, secret = (embedded.url, "") if embedded else (settings.triton_url, settings.triton_secret)
         triton = Triton(url, settings, secret)
-        parts = Parts(settings, store, triton, Slot(settings, triton, store), embedded)
+        decoder = ImageDecoder()
+        slot = Slot(settings, triton, store, decoder)
+        json_bodies = JsonBodies(settings.json_bytes, settings.json_total_bytes)
+        parts = Parts(settings, store, triton, slot, decoder, json_bodies, embedded)
         async with store.expiring():
             if embedded is not None:
                 embedded.start(triton)
@@ -107,6 +114,7 @@ async def running(settings: Settings) -> AsyncIterator[Parts]:
                 yield parts
             finally:
                 await parts.slot.close(settings.shutdown_timeout_s)
+                await decoder.close()
                 for task in parts.tasks:
                     task.cancel()
                 if embedded is not None:

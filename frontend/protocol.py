@@ -99,7 +99,7 @@ class Protocol(H11Protocol):
         """Take what has happened to the connection."""
         await super().handle(event)
         if isinstance(event, Closed):
-            self._stay()
+            self.stay()
             self.connection = _NothingMore()
             await self.can_read.set()
 
@@ -170,7 +170,7 @@ class Protocol(H11Protocol):
     async def stream_send(self, event: StreamEvent) -> None:
         """Send a part of the answer."""
         if isinstance(event, Response) and event.status_code >= 200:
-            self._stay()
+            self.stay()
             exchange = self._exchange
             exchange.has_begun = True
             exchange.streams = _is_event_stream(event.headers)
@@ -186,7 +186,8 @@ class Protocol(H11Protocol):
         spawn = functools.partial(self.task_group.spawn, self._hang_up)
         self._hanging_up = asyncio.get_running_loop().call_later(_REFUSAL_S, spawn)
 
-    def _stay(self) -> None:
+    def stay(self) -> None:
+        """Do not hang up, or not any more."""
         if self._hanging_up is not None:
             self._hanging_up.cancel()
 
@@ -196,7 +197,7 @@ class Protocol(H11Protocol):
         await self.send(Closed())
 
     async def _send_error_response(self, status_code: int) -> None:
-        error: FilmstripError = BadRequest("this is no HTTP request")
+        error: FilmstripError = BadRequest("malformed HTTP request")
         if status_code == HeadTooLarge.status:
             error = HeadTooLarge(f"the request's line and headers are over the limit of {HEAD_BYTES} bytes")
         body = json.dumps(error.body()).encode()
@@ -234,6 +235,8 @@ class Server(tcp_server.TCPServer):
                 raise
         finally:
             self._connections.remove(self)
+            if hasattr(self, "protocol"):  # it has not been refused, and has said something
+                self._http.stay()
 
     # -- What the limit on connections asks ---------------------------------------------------------------------
 

@@ -312,7 +312,7 @@ class PipelineStatusAnswer(BaseModel):
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
-def parse(model: type[ModelT], body: bytes) -> ModelT:
+def parse(model: type[ModelT], body: bytes | bytearray) -> ModelT:
     """Read a JSON body.
 
     Raises:
@@ -335,7 +335,7 @@ def parse(model: type[ModelT], body: bytes) -> ModelT:
     raise InvalidField(f"{chunk}{name or 'body'}: {worst['msg'].removeprefix('Value error, ')}{shown}", name or None)
 
 
-def _chunk_named(location: tuple[int | str, ...], body: bytes) -> str:
+def _chunk_named(location: tuple[int | str, ...], body: bytes | bytearray) -> str:
     """What a message about a field of a ChunkSpec begins with: its chunk, where it has one."""
     match location:
         case ("chunk_specs", int(position), field, *_) if field != "chunk":

@@ -95,6 +95,7 @@ class Settings(BaseSettings):
     blob_bytes: int = Field(2 * GIB, gt=0, description="Largest body of /generate/upload-data.")
     asset_bytes: int = Field(32 * MIB, gt=0, description="Largest image of /assets.")
     json_bytes: int = Field(16 * MIB, gt=0, description="Largest JSON body.")
+    json_total_bytes: int = Field(64 * MIB, gt=0, description="Most bytes of all JSON bodies held at the same time.")
     refused_body_bytes: int = Field(64 * MIB, ge=0, description="What is read of a refused body before closing.")
     body_timeout_s: float = Field(60.0, gt=0, description="Longest pause within a request body.")
 

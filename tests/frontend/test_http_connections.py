@@ -1,19 +1,30 @@
 """What HTTP says of connections, over plain sockets: Expect, the framing of bodies, and half-closed clients."""
 
+import asyncio
 import json
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypercorn.asyncio
+import hypercorn.asyncio.run
+import hypercorn.protocol
 import psutil
 import pytest
+from hypercorn.config import Config
+from quart import Quart, Response, request
 
+from frontend import protocol
+from frontend.connection import BoundedRequest, Connection, on_close, will_stream
+from frontend.connection_limit import OpenConnections
 from tests.conftest import beside
+from tests.faults import wire
 from tests.faults.aftermath import PROBE, eventually, harmless, noise
 from tests.faults.probe_video import probe_video
 from tests.faults.raw_client import DOWNLOAD, GENERATE, RawClient
-from tests.faults.wire import ask, refusal, request
+from tests.faults.wire import ask, refusal
 from tests.server import Frontend
 
 UPLOAD = "/api/v1/generate/upload"
@@ -99,8 +110,8 @@ def test_100_is_sent_when_the_body_is_read(frontend: Frontend) -> None:
 def test_a_body_that_comes_without_waiting_is_taken(frontend: Frontend) -> None:
     body = noise(20).tobytes()
     head = f"POST {UPLOAD_DATA}", "Expect: 100-continue"
-    assert ask(frontend, request(*head, body=body)).status == 200
-    old = request(*head, body=body).replace(b"HTTP/1.1", b"HTTP/1.0", 1)  # HTTP/1.0 knows no 100
+    assert ask(frontend, wire.request(*head, body=body)).status == 200
+    old = wire.request(*head, body=body).replace(b"HTTP/1.1", b"HTTP/1.0", 1)  # HTTP/1.0 knows no 100
     assert ask_all(frontend, old).startswith(b"HTTP/1.1 200")
 
 
@@ -239,6 +250,41 @@ def test_a_half_closed_client_of_a_generation_is_gone(frontend: Frontend) -> Non
         answer = half_closed(frontend, head_of(f"POST {GENERATE}", f"Content-Length: {len(body)}") + body)
         assert b"event:" not in answer
         frontend.wait_idle(5)
+
+
+class App(Quart):
+    request_class = BoundedRequest
+    asgi_http_class = Connection
+
+
+async def test_a_half_closed_client_of_a_stream_waits_a_moment_for_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have left: what a long check costs is not spent on it."""
+    app, ended = App(__name__), asyncio.Queue[str]()
+
+    @app.post("/<how>")
+    async def check(how: str) -> Response:
+        on_close(request).callback(ended.put_nowait, how)
+        will_stream(request)
+        if how == "long":
+            await asyncio.Event().wait()
+        return Response("no", 422)
+
+    monkeypatch.setattr(hypercorn.protocol, "H11Protocol", None)  # so that both are put back
+    monkeypatch.setattr(hypercorn.asyncio.run, "TCPServer", None)
+    protocol.install(OpenConnections(10))
+    listener, config, stopping = socket.create_server(("127.0.0.1", 0)), Config(), asyncio.Event()
+    address = listener.getsockname()
+    config.bind = [f"fd://{listener.detach()}"]
+    serving = asyncio.create_task(hypercorn.asyncio.serve(app, config, shutdown_trigger=stopping.wait))
+    for how, status in (("short", b"HTTP/1.1 422"), ("long", b"")):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(head_of(f"POST /{how}", "Content-Length: 0"))
+        writer.write_eof()
+        assert (await asyncio.wait_for(reader.read(), 30))[:12] == status
+        assert await asyncio.wait_for(ended.get(), 30) == how
+        writer.close()
+    stopping.set()
+    await serving
 
 
 @pytest.mark.parametrize(
