@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,10 +18,11 @@ from frontend.media import ImageDecoder
 from frontend.settings import Settings
 from frontend.slot import Slot
 from frontend.store import Store
-from frontend.triton import Triton
+from frontend.triton import Readiness, Triton
 
 log = logging.getLogger(__name__)
 
+_REPORT_POLL_S = 1.0
 _EXTENSION = "filmstrip"
 
 
@@ -55,6 +56,12 @@ class Parts:
         """Triton is ours and on its way up."""
         return self.embedded is not None and not self.embedded.failed.is_set()
 
+    async def readiness(self) -> Readiness | None:
+        """Whether generations can run, and what cannot; None as long as Triton does not answer."""
+        if self.slot.is_closed or self.triton.is_starting:
+            return None
+        return await self.triton.readiness()
+
     @property
     def pace(self) -> Pace:
         """How slow a client may be."""
@@ -82,10 +89,19 @@ class Parts:
         if all(known[name].loaded for name in pipeline_ids):
             load.status = "loaded"
             return load
-        task = asyncio.create_task(self._load(load, pipeline_ids), name="load pipelines")
+        self.begin(self._load(load, pipeline_ids), "load pipelines")
+        return load
+
+    def begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Have work done in the background, until the server stops."""
+        task = asyncio.create_task(work, name=name)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
-        return load
+
+    async def report_failed_models(self) -> None:
+        """Have the log name the models that failed, once all of them were tried; nobody may ask for the list."""
+        while await self.readiness() is None:  # noqa: ASYNC110 - Triton sends no events
+            await asyncio.sleep(_REPORT_POLL_S)
 
     async def _load(self, load: PipelineLoad, pipeline_ids: list[str]) -> None:
         try:
@@ -112,6 +128,7 @@ async def running(settings: Settings) -> AsyncIterator[Parts]:
         async with store.expiring():
             if embedded is not None:
                 embedded.start(triton)
+            parts.begin(parts.report_failed_models(), "report failed models")
             try:
                 yield parts
             finally:

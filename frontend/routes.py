@@ -21,6 +21,7 @@ from frontend.schema import (
     CancelAnswer,
     GenerateRequest,
     HealthAnswer,
+    LiveAnswer,
     LoadAnswer,
     LoadRequest,
     PipelinesAnswer,
@@ -211,13 +212,30 @@ async def pipeline_status() -> Response:
     answers={200: content(JSON, HealthAnswer), 503: content(JSON, HealthAnswer, "Not now.")}, models=(HealthAnswer,)
 )
 async def health() -> tuple[Response, int]:
-    """Tell whether a generation would be accepted, or one runs."""
+    """Tell whether a generation would be accepted, or one runs, and which pipelines failed."""
     parts = the_parts()
     generating = parts.slot.current is not None
-    is_up = parts.embedded is None or parts.embedded.is_up
-    ready = generating or (not parts.slot.is_closed and is_up and await parts.triton.is_ready())
-    status = "healthy" if ready else "starting" if parts.is_starting else "unavailable"
-    return _answer(HealthAnswer(status=status, generating=generating)), 200 if ready else 503
+    found = await parts.readiness()
+    ready = generating or (found is not None and found.can_generate)
+    status = "healthy" if ready else "starting" if found is None and parts.is_starting else "unavailable"
+    degraded = list(found.degraded) if found is not None else []
+    return _answer(HealthAnswer(status=status, generating=generating, degraded=degraded)), 200 if ready else 503
+
+
+@api.get("/health/ready")
+@describe(
+    answers={200: content(JSON, HealthAnswer), 503: content(JSON, HealthAnswer, "Not now.")}, models=(HealthAnswer,)
+)
+async def ready() -> tuple[Response, int]:
+    """Readiness: the same as /health."""
+    return await health()
+
+
+@api.get("/health/live")
+@describe(answers={200: content(JSON, LiveAnswer)}, models=(LiveAnswer,))
+async def live() -> Response:
+    """Liveness: the server answers requests, whatever Triton does."""
+    return _answer(LiveAnswer(status="live"))
 
 
 @api.get("/metrics")

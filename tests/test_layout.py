@@ -58,6 +58,7 @@ FRONTEND_ORDER = (
     "plan",
     "call",
     "reasons",
+    "repository",
     "spawn",
     "launcher",
     "relay",
