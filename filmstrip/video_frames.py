@@ -199,6 +199,11 @@ _TO_BT709 = {
 _BT2020_TO_BT709 = np.array(
     [[1.660491, -0.587641, -0.072850], [-0.124550, 1.132900, -0.008349], [-0.018151, -0.100579, 1.118730]], np.float32
 )
+_TABLE_SIZE = 65_536
+_TABLE_LIGHT = (np.arange(_TABLE_SIZE) / (_TABLE_SIZE - 1)) ** 2
+_SDR_CODES = np.round(_TABLE_LIGHT ** (1 / _SDR_GAMMA) * 255).astype(np.uint8)
+_HLG_GAIN = (_TABLE_LIGHT**0.2 * _HLG_PEAK_NITS / _REFERENCE_WHITE_NITS).astype(np.float32)
+"""What HLG's display adds to light of the scene, by its luminance: ITU-R BT.2100, table 5, with a gamma of 1.2."""
 _BT2020_LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)
 
 
@@ -216,19 +221,25 @@ def hdr_to_sdr(transfer: int, primaries: int, white: int = 65_535) -> Callable[[
     """
     signal = np.minimum(np.arange(65_536, dtype=np.float64) / white, 1)
     to_light = (_pq_light(signal) if transfer == _PQ else _hlg_scene_light(signal)).astype(np.float32)
-    to_bt709 = _TO_BT709.get(primaries, _BT2020_TO_BT709)
+    to_bt709 = _TO_BT709.get(primaries, _BT2020_TO_BT709).T.copy()
 
     def convert(codes: NDArray[np.uint16]) -> Frame:
         light = to_light[codes]
         if transfer == _HLG:
-            luminance = light @ _BT2020_LUMINANCE
-            light *= (_HLG_PEAK_NITS / _REFERENCE_WHITE_NITS) * np.power(luminance, np.float32(0.2))[..., None]
-        light = np.maximum(light @ to_bt709.T, 0)
-        brightest = light.max(axis=-1, keepdims=True)
-        light *= np.divide(_roll_off(brightest), brightest, out=np.ones_like(brightest), where=brightest > _KNEE)
-        return (np.power(light, np.float32(1 / _SDR_GAMMA)) * 255 + 0.5).astype(np.uint8)
+            light *= _HLG_GAIN[_indices(light @ _BT2020_LUMINANCE)][..., None]
+        light = np.maximum(light @ to_bt709, 0)
+        brightest = np.maximum(np.maximum(light[..., 0], light[..., 1]), light[..., 2])
+        if brightest.max(initial=0) > _KNEE:
+            light *= np.where(brightest > _KNEE, _roll_off(brightest) / np.maximum(brightest, _KNEE), 1)[..., None]
+        picture: Frame = _SDR_CODES[_indices(light)]
+        return picture
 
     return convert
+
+
+def _indices(light: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Places of light, 0 to 1, in the tables: by its square root, so that dark light has many."""
+    return (np.sqrt(light) * np.float32(_TABLE_SIZE - 1) + np.float32(0.5)).astype(np.uint16)
 
 
 def _pq_light(signal: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -20,7 +20,7 @@ from av.video.codeccontext import VideoCodecContext
 
 from filmstrip.video_file import VideoFileError, display_path, mapped_errors
 from filmstrip.video_frames import FrameConverter, FrameNotSupported
-from filmstrip.video_integrity import FileBytes, missing_part
+from filmstrip.video_integrity import FileBytes, missing_part, unreadable_mp4
 from filmstrip.video_stream import Frame
 from filmstrip.video_webp import AnimatedWebp, is_animated_webp
 
@@ -132,6 +132,7 @@ class _Source:
         self._is_avi = "avi" in container.format.name.split(",")
         self._num_decoded = 0
         self._end_s = 0.0
+        self._is_cut = False
         self._webp = AnimatedWebp(file) if is_animated_webp(self._file) else None
         rate = self._webp.rate() if self._webp else _nominal_rate(path, self._stream)
         self.fps = rate or _DEFAULT_FPS
@@ -220,10 +221,11 @@ class _Source:
             if packet.pts is not None and packet.time_base:
                 self._end_s = max(self._end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream.index == self._stream.index:  # stream_index is not set where a stream ends
+                self._is_cut = packet.is_corrupt if packet.size else self._is_cut
                 yield from decode(packet)
 
     def _check_whole(self) -> None:
-        missing = missing_part(self._file, self._container, self._stream, self._end_s)
+        missing = missing_part(self._file, self._container, self._stream, self._end_s, self._is_cut)
         if missing:
             raise VideoFileError(f"{display_path(self._path)} breaks off {missing}")
 
@@ -268,9 +270,16 @@ def opened_container(path: str | Path) -> Iterator[tuple[BinaryIO, av.container.
     with mapped_errors(path), open(path, "rb", opener=_without_blocking) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise VideoFileError(f"{display_path(path)} is not a regular file")
-        # FFmpeg gets no name: it would take "a:b" for a URL, and "%d" for a sequence of pictures.
-        with av.open(_Nameless(file), options={"protocol_whitelist": "none"}) as container:
+        try:
+            # FFmpeg gets no name: it would take "a:b" for a URL, and "%d" for a sequence of pictures.
+            container = av.open(_Nameless(file), options={"protocol_whitelist": "none"})
+        except av.FFmpegError as error:
+            reason = unreadable_mp4(FileBytes(file.fileno())) or error.strerror
+            raise VideoFileError(f"{display_path(path)} is not a video that can be read: {reason}") from error
+        with container:
             assert isinstance(container, av.container.InputContainer)
+            if not len(container.streams) and (reason := unreadable_mp4(FileBytes(file.fileno()))):
+                raise VideoFileError(f"{display_path(path)} is not a video that can be read: {reason}")
             if _PLAYLISTS & set(container.format.name.split(",")):
                 raise VideoFileError(f"{display_path(path)} is a playlist, not a video")
             yield file, container

@@ -36,6 +36,8 @@ from filmstrip.video_sound import (
 )
 from filmstrip.video_stream import Frame
 
+MIN_FPS, MAX_FPS = 0.0001, 1000
+MAX_SIDE = 16_384  # of H.264 and VP9
 _MAX_FPS_DENOMINATOR = 100_000
 _BT709 = 1  # FFmpeg's number of it in each of its colour enumerations
 _EVEN = 2
@@ -145,8 +147,8 @@ class Output:
                 of that video, or all of it, at its own rate; otherwise a note says why it is dropped.
 
         Raises:
-            ValueError: a frame of another type or size, or an fps or scale that isn't above 0.
-            VideoFileError: the file cannot be written, or there are no frames.
+            ValueError: a frame of another type or size, an fps outside of `MIN_FPS` to `MAX_FPS`, or a scale below 1.
+            VideoFileError: the file cannot be written, its sides would be over `MAX_SIDE`, or there are no frames.
         """
         if num_frames is None and isinstance(frames, Sized):
             num_frames = len(frames)
@@ -164,8 +166,8 @@ class Output:
         audio: str | Path | None = None,
     ) -> None:
         """Begin a video whose frames come by `add`, and which ends with `commit`; see `write`."""
-        if not fps > 0:
-            raise ValueError(f"fps must be above 0, got {fps}")
+        if not MIN_FPS <= fps <= MAX_FPS:
+            raise ValueError(f"fps must be between {MIN_FPS} and {MAX_FPS}, got {fps}")
         if scale < 1:
             raise ValueError(f"scale must be at least 1, got {scale}")
         self._scale = scale
@@ -207,6 +209,11 @@ class Output:
         self._shape = self._shape or frame.shape
         if frame.shape != self._shape:
             raise ValueError(f"frames of one video have one size: {list(frame.shape)} after {list(self._shape)}")
+        height, width = frame.shape[0] * self._scale, frame.shape[1] * self._scale
+        if max(height, width) > MAX_SIDE:
+            raise VideoFileError(
+                f"{display_path(self.path)} cannot be {width}x{height}: at most {MAX_SIDE} pixels are supported"
+            )
         if self._scale > 1:
             frame = np.repeat(np.repeat(frame, self._scale, axis=0), self._scale, axis=1)
         assert self._encoder is not None, "start() comes first"
@@ -371,7 +378,9 @@ def _writable_target(path: Path) -> Path:
 
 
 def _replace(target: Path, part: Path) -> None:
-    """Put a part file, and its content at once, in the place of the target."""
+    """Put a part file, and its content at once, in the place of the target, with its mode and, where it may, owner."""
+    with suppress(OSError):
+        os.chown(part, target.stat().st_uid, target.stat().st_gid)
     part.chmod(_mode_for(target))
     try:
         part.replace(target)

@@ -12,7 +12,7 @@ from filmstrip import contract
 from filmstrip.contract import ChunkParameters, Mode
 from filmstrip.events import Cancelled, Complete, Progress
 from filmstrip.geometry import VIDEO_HEADER_BYTES
-from frontend import metrics, triton
+from frontend import logs, metrics, triton
 from frontend.arrays import Source
 from frontend.call import Tensor
 from frontend.events import EventLog
@@ -22,7 +22,7 @@ from frontend.regions import Lane
 from frontend.slices import LaneLayout, OpenUpload, gather, open_lanes, open_uploads
 from frontend.store import Draft, Store
 from frontend.stored import StoredFile
-from frontend.tasks import in_thread, run_to_end
+from frontend.tasks import run_to_end
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,8 @@ class Generation:
 
     def cancel(self) -> None:
         """End it after the chunk under way, keeping what is made by then."""
-        log.info("cancel was asked for")
+        with logs.named(self.id):  # called by another request
+            log.info("cancel was asked for")
         self.cancel_requested = True
 
     async def run(self, job: Job, server: triton.Triton, store: Store) -> Complete | Cancelled:
@@ -165,7 +166,7 @@ class _Strip:
         if lane_freed_by is not None:
             await asyncio.shield(lane_freed_by)
         chunk = self.plan.chunks[index]
-        tensors = await in_thread(gather, chunk, self._lane(index), self._uploads, self._job.images)
+        tensors = await gather(chunk, self._lane(index), self._uploads, self._job.images)
         for stage in range(self._main):
             name = contract.INPUT_VIDEO.name
             tensors[name] = await self._run_stage(stage, chunk, {name: tensors[name]})

@@ -1,18 +1,19 @@
 """The endpoints: read the request, ask the part that knows, answer."""
 
+from contextlib import AbstractAsyncContextManager
 from typing import TypeVar
 
 from pydantic import BaseModel
 from quart import Blueprint, Response, jsonify, request
 
-from filmstrip.errors import InvalidField, TooLarge
+from filmstrip.errors import InvalidField
 from frontend import metrics
 from frontend.access import client_of_request
-from frontend.bodies import JSON
-from frontend.connection import BoundedBody, on_close
+from frontend.bodies import BINARY, JSON
+from frontend.connection import BoundedBody, on_close, will_stream
 from frontend.download import send_file
-from frontend.media import decode_image
-from frontend.openapi import BINARY, EVENTS, content, describe, parameter
+from frontend.media import Requester
+from frontend.openapi import EVENTS, content, describe, parameter
 from frontend.parts import the_parts
 from frontend.schema import (
     AssetAnswer,
@@ -20,15 +21,14 @@ from frontend.schema import (
     CancelAnswer,
     GenerateRequest,
     HealthAnswer,
+    LiveAnswer,
     LoadAnswer,
     LoadRequest,
     PipelinesAnswer,
     PipelineStatusAnswer,
     UploadAnswer,
-    parse,
 )
 from frontend.stored import Kind
-from frontend.tasks import in_thread
 from frontend.uploads import BodyReceiver, video_shape
 
 api = Blueprint("api", __name__)
@@ -54,8 +54,9 @@ silences. docs/api.md lists the keys of each event."""
 async def generate() -> Response:
     """Generate a video, chunk by chunk, with an event after each."""
     parts = the_parts()
-    wanted = await _json_body(GenerateRequest)
-    generation = await parts.slot.start(wanted, client_of_request())
+    async with _json_body(GenerateRequest) as wanted:
+        will_stream(request)
+        generation = await parts.slot.start(wanted, client_of_request())
     on_close(request).callback(parts.slot.abandon, generation)
     response = Response(generation.events.follow(parts.settings.keep_alive_s), content_type=EVENTS)
     response.headers.update({"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "X-Generation-Id": generation.id})
@@ -114,7 +115,11 @@ async def upload_data() -> Response:
 )
 async def upload_asset() -> Response:
     """Upload an image for first and last frames and references."""
-    file = await _receiver().blob(Kind.ASSET, the_parts().settings.asset_bytes, check=decode_image)
+    parts = the_parts()
+    requester = Requester(client_of_request())
+    file = await _receiver().blob(
+        Kind.ASSET, parts.settings.asset_bytes, check=lambda path: parts.decoder.shape(path, requester)
+    )
     metrics.UPLOADED_BYTES.labels(file.kind).inc(file.size_bytes)
     return _answer(AssetAnswer(path=file.name))
 
@@ -124,20 +129,25 @@ async def upload_asset() -> Response:
     parameters=(
         parameter("path", "query", {"type": "string"}, "An output_path.", required=True),
         parameter("Range", "header", {"type": "string"}, "One range of bytes.", required=False),
+        parameter("If-Range", "header", {"type": "string"}, "The range holds for this ETag alone.", required=False),
+        parameter("If-Match", "header", {"type": "string"}, "ETags, one of which the file must have.", required=False),
+        parameter("If-None-Match", "header", {"type": "string"}, "ETags that the client has.", required=False),
     ),
     answers={
         200: content(BINARY, description="20-byte header and raw uint8 THWC.") | {"headers": _VIDEO_HEADERS},
         206: content(BINARY, description="The range asked for.") | {"headers": _VIDEO_HEADERS},
+        304: {"description": "The client has it already."},
     },
-    errors=(404, 416, 422),
+    errors=(404, 412, 416, 422, 503),
 )
 async def download() -> Response:
     """Download an output video."""
     name = request.args.get("path")
     if not name:
         raise InvalidField("path: missing", "path")
-    store = the_parts().store
-    return send_file(store.find(name, Kind.OUTPUT, owner=client_of_request(), field="path"), request, store)
+    parts = the_parts()
+    file = parts.store.find(name, Kind.OUTPUT, owner=client_of_request(), field="path")
+    return send_file(file, request, parts.store, parts.downloads)
 
 
 @api.delete("/api/v1/files/<name>")
@@ -174,8 +184,8 @@ async def pipelines() -> Response:
 )
 async def load_pipeline() -> Response:
     """Load pipelines; generate needs this only after an unload, and does it by itself."""
-    wanted = await _json_body(LoadRequest)
-    load = await the_parts().begin_load(client_of_request(), wanted.pipeline_ids, wanted.load_params)
+    async with _json_body(LoadRequest) as wanted:
+        load = await the_parts().begin_load(client_of_request(), wanted.pipeline_ids, wanted.load_params)
     return _answer(LoadAnswer(status="loaded" if load.status == "loaded" else "loading"))
 
 
@@ -202,13 +212,30 @@ async def pipeline_status() -> Response:
     answers={200: content(JSON, HealthAnswer), 503: content(JSON, HealthAnswer, "Not now.")}, models=(HealthAnswer,)
 )
 async def health() -> tuple[Response, int]:
-    """Tell whether a generation would be accepted, or one runs."""
+    """Tell whether a generation would be accepted, or one runs, and which pipelines failed."""
     parts = the_parts()
     generating = parts.slot.current is not None
-    is_up = parts.embedded is None or parts.embedded.is_up
-    ready = generating or (not parts.slot.is_closed and is_up and await parts.triton.is_ready())
-    status = "healthy" if ready else "starting" if parts.is_starting else "unavailable"
-    return _answer(HealthAnswer(status=status, generating=generating)), 200 if ready else 503
+    found = await parts.readiness()
+    ready = generating or (found is not None and found.can_generate)
+    status = "healthy" if ready else "starting" if found is None and parts.is_starting else "unavailable"
+    degraded = list(found.degraded) if found is not None else []
+    return _answer(HealthAnswer(status=status, generating=generating, degraded=degraded)), 200 if ready else 503
+
+
+@api.get("/health/ready")
+@describe(
+    answers={200: content(JSON, HealthAnswer), 503: content(JSON, HealthAnswer, "Not now.")}, models=(HealthAnswer,)
+)
+async def ready() -> tuple[Response, int]:
+    """Readiness: the same as /health."""
+    return await health()
+
+
+@api.get("/health/live")
+@describe(answers={200: content(JSON, LiveAnswer)}, models=(LiveAnswer,))
+async def live() -> Response:
+    """Liveness: the server answers requests, whatever Triton does."""
+    return _answer(LiveAnswer(status="live"))
 
 
 @api.get("/metrics")
@@ -223,13 +250,11 @@ def _receiver() -> BodyReceiver:
     return BodyReceiver(parts.store, client_of_request(), _body(), request.content_length, parts.pace)
 
 
-async def _json_body(model: type[ModelT]) -> ModelT:
+def _json_body(model: type[ModelT]) -> AbstractAsyncContextManager[ModelT]:
     parts = the_parts()
-    limit = parts.settings.json_bytes
-    if (request.content_length or 0) > limit:
-        raise TooLarge(f"the body is over the limit of {limit} bytes")
-    body = await _body().read(limit, parts.pace)
-    return await in_thread(parse, model, body)
+    return parts.json_bodies.read(
+        model, _body(), content_length=request.content_length, client=client_of_request(), pace=parts.pace
+    )
 
 
 def _body() -> BoundedBody:

@@ -1,5 +1,6 @@
 """Requests and answers: the one place of fields, defaults and limits."""
 
+import codecs
 import json
 from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeVar
@@ -252,6 +253,13 @@ class HealthAnswer(BaseModel):
 
     status: Literal["healthy", "starting", "unavailable"]
     generating: bool
+    degraded: list[str]
+
+
+class LiveAnswer(BaseModel):
+    """The server answers requests; whether it can generate is another question."""
+
+    status: Literal["live"]
 
 
 class FeaturesAnswer(BaseModel):
@@ -311,7 +319,7 @@ class PipelineStatusAnswer(BaseModel):
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
-def parse(model: type[ModelT], body: bytes) -> ModelT:
+def parse(model: type[ModelT], body: bytes | bytearray) -> ModelT:
     """Read a JSON body.
 
     Raises:
@@ -319,7 +327,7 @@ def parse(model: type[ModelT], body: bytes) -> ModelT:
         InvalidField: a field is missing, unknown or outside its limits; the message names the first such field.
     """
     try:
-        return model.model_validate_json(body)
+        return model.model_validate_json(body.removeprefix(codecs.BOM_UTF8))  # which editors on Windows write
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False)
     if errors[0]["type"] == "json_invalid":
@@ -334,7 +342,7 @@ def parse(model: type[ModelT], body: bytes) -> ModelT:
     raise InvalidField(f"{chunk}{name or 'body'}: {worst['msg'].removeprefix('Value error, ')}{shown}", name or None)
 
 
-def _chunk_named(location: tuple[int | str, ...], body: bytes) -> str:
+def _chunk_named(location: tuple[int | str, ...], body: bytes | bytearray) -> str:
     """What a message about a field of a ChunkSpec begins with: its chunk, where it has one."""
     match location:
         case ("chunk_specs", int(position), field, *_) if field != "chunk":

@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-FILE_NAME = "pipeline.json"
+from filmstrip.model_folders import EXPORT_FILE
+
+FILE_NAME = EXPORT_FILE
 
 MAX_REFERENCES = 4
 """Reference images of a chunk that the engines of the VACE branch are made for."""
@@ -100,7 +102,7 @@ class PipelineConfig:
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Read the file of a model's version folder; errors as `from_json`, and OSError."""
-        return cls.from_json((folder / FILE_NAME).read_text())
+        return cls.from_json((folder / FILE_NAME).read_text("utf-8-sig"))
 
 
 def _frozen(value: Any) -> Any:

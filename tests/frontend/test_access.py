@@ -96,7 +96,9 @@ def test_without_a_key_nothing_is_told_or_done(locked: Frontend, method: str, pa
     assert locked.stored() == stored
 
 
-@pytest.mark.parametrize("path", ["/health", "/docs", "/openapi.json", "/docs/swagger-ui.css"])
+@pytest.mark.parametrize(
+    "path", ["/health", "/health/live", "/health/ready", "/docs", "/openapi.json", "/docs/swagger-ui.css"]
+)
 def test_what_monitors_and_browsers_ask_first_is_open(locked: Frontend, path: str) -> None:
     assert httpx.get(locked.url + path).status_code == 200
 
@@ -202,7 +204,7 @@ def test_a_client_cannot_fill_the_store_for_others(server: Frontend, tmp_path: P
 
 
 def test_nobody_cancels_the_generation_of_another(locked: Frontend) -> None:
-    slow = {"pipeline_id": "probe", "prompt": "!sleep 0.3", "num_frames": 33}
+    slow = {"pipeline_id": "probe", "prompt": "!sleep 1", "num_frames": 33}
     with httpx.stream("POST", f"{locked.url}/api/v1/generate", json=slow, headers=as_(ALICE), timeout=30) as stream:
         lines = stream.iter_lines()
         assert next(lines) == "id: 1"
