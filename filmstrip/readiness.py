@@ -111,8 +111,11 @@ def load(client: Client, id: str, note: Callable[[str], None]) -> None:
         UnknownPipeline: the server has no such pipeline.
         LoadFailed: it could not be loaded; the message says why.
     """
-    if client.load(id) == "loaded":
-        return
+    try:
+        if client.load(id) == "loaded":
+            return
+    except UnknownPipeline as error:
+        raise UnknownPipeline(error.message) from None  # whatever field of that call it was
     note(f"Loading {id}, which is not loaded yet.")
     while True:
         answer = client.status()
