@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from filmstrip.calls import pick_pipeline, retry_after_s
 from filmstrip.client import Client
-from filmstrip.errors import Busy, FilmstripError, LoadFailed, TritonUnavailable
+from filmstrip.errors import Busy, FilmstripError, LoadFailed, TritonUnavailable, UnknownPipeline
 
 SHORTEST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 60.0
