@@ -79,7 +79,7 @@ def test_another_user_cannot_call_triton_or_see_pixels(start_frontend: Callable[
     frontend.upload_data(b"in shared memory")
     frontend.make(pipeline_id="probe", prompt="x", num_frames=9)
     socket = Path(frontend.triton_url.removeprefix("unix:"))
-    with chunk_under_way(frontend, 1, "!sleep 2") as events:
+    with chunk_under_way(frontend, 1):
         processes = [frontend.process.pid, *(process.pid for process in family(frontend))]
         ours = {str(path) for pid in processes for path in mapped(pid)}
         shm = [path for path in Path("/dev/shm").iterdir() if str(path) in ours]
@@ -91,7 +91,6 @@ def test_another_user_cannot_call_triton_or_see_pixels(start_frontend: Callable[
         commands = b"".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in processes)
         assert b"tritonserver" in commands
         assert SECRET.encode() not in commands
-        assert list(events)[-1][0] == "complete"
 
 
 def mapped(pid: int) -> list[str]:
