@@ -1,4 +1,4 @@
-"""What a pipeline does not support is refused, never ignored; prompts alone may be given to any pipeline."""
+"""What a pipeline does not support: refused or, where generic clients always send the field, named as unused."""
 
 from collections.abc import Mapping
 from pathlib import PurePath
@@ -33,8 +33,16 @@ FEATURE_OF_FIELD: Mapping[str, str] = {
 }
 
 
+GENERIC_FIELDS = frozenset({"seed", "noise_scale", "noise_controller", "manage_cache", "denoising_steps"})
+"""What every generator has and generic clients always send: accepted by any pipeline."""
+
+_OF_TRANSITION = ("transition_num_steps", "transition_method")
+
+
 def check_features(request: GenerateRequest, pipeline: PipelineFacts) -> None:
-    """Refuse the first field that is set to something and that the pipeline has no use for.
+    """Refuse the first field that asks for something that the pipeline cannot do.
+
+    `GENERIC_FIELDS` and prompts are never refused, nor is what describes a transition without its target prompts.
 
     Raises:
         InvalidField: names the field and the features that the pipeline has.
@@ -46,12 +54,29 @@ def check_features(request: GenerateRequest, pipeline: PipelineFacts) -> None:
 
 def _check(given: GenerateRequest | ChunkSpec, pipeline: PipelineFacts, prefix: str) -> None:
     for name, feature in FEATURE_OF_FIELD.items():
+        if name in GENERIC_FIELDS or name in _without_transition(given):
+            continue
         if _is_set(given, name) and not getattr(pipeline.features, feature):
             at = f"chunk {given.chunk}: " if isinstance(given, ChunkSpec) else ""
             has = ", ".join(name for name, has in pipeline.features.to_dict().items() if has) or "none"
             raise InvalidField(
                 f"{at}{name}: {pipeline.id} does not support {feature}; its features: {has}", prefix + name
             )
+
+
+def unused_fields(request: GenerateRequest, pipeline: PipelineFacts) -> tuple[str, ...]:
+    """The fields that are set in the request or a ChunkSpec, to whatever value, and have no effect; sorted."""
+    found: set[str] = set()
+    for given in (request, *(request.chunk_specs or ())):
+        useless = {name for name in GENERIC_FIELDS if not getattr(pipeline.features, FEATURE_OF_FIELD[name])}
+        found |= given.model_fields_set & (useless | _without_transition(given))
+    return tuple(sorted(found))
+
+
+def _without_transition(given: GenerateRequest | ChunkSpec) -> frozenset[str]:
+    """The fields of a transition where there is none."""
+    has_none = isinstance(given, ChunkSpec) and given.transition_target_prompts is None
+    return frozenset(_OF_TRANSITION) if has_none else frozenset()
 
 
 def _is_set(given: GenerateRequest | ChunkSpec, name: str) -> bool:
@@ -86,6 +111,7 @@ def lora_scales(
         if name is None or name in scales:
             trouble = "names a LoRA twice" if name else "is not a LoRA of this pipeline"
             known = ", ".join(pipeline.features.loras) or "none"
-            raise InvalidField(f"{at}{field}: {path[:80]!r} {trouble}; {pipeline.id} has: {known}", field)
+            shown = "lora_scales" if at else field
+            raise InvalidField(f"{at}{shown}: {path[:80]!r} {trouble}; {pipeline.id} has: {known}", field)
         scales[name] = scale
     return scales
