@@ -23,7 +23,9 @@ from filmstrip.errors import FilmstripError
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="out", show_default=True)
 def main(server: str | None, out: Path) -> None:
     """Generate from a sentence and from a real clip, check what comes back, and show where it lies."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's
+            signal.signal(number, lambda received, _: sys.exit(128 + received))  # so that the server is stopped
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     try:

@@ -79,12 +79,18 @@ def _listen(settings: Settings) -> socket.socket:
     return listener
 
 
+def _stop_signals() -> list[signal.Signals]:
+    """The signals that stop the server: SIGHUP is left alone where the start ignores it, as `nohup` does."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGTERM, signal.SIGINT, *hangup]
+
+
 async def _serve(settings: Settings, listener: socket.socket) -> int:
-    """Serve until SIGTERM or SIGINT, or until the embedded Triton cannot be started; the exit status."""
+    """Serve until a signal says to stop, or until the embedded Triton cannot be started; the exit status."""
     app = create_app(settings)
     loop = asyncio.get_running_loop()
     signalled = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _stop_signals():
         loop.add_signal_handler(number, signalled.set)
     status = 0
 
@@ -123,7 +129,8 @@ def _give_up(parts: Parts) -> None:
     log.error("the shutdown took too long")
     if parts.embedded is not None:
         parts.embedded.kill()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # its terminal is closed
+        sys.stderr.flush()
     os._exit(1)
 
 

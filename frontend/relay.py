@@ -89,6 +89,7 @@ class Relay:
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,
                     limit=_LINE_BYTES,
+                    start_new_session=True,  # a terminal's Ctrl-C or hang-up is for the frontend, which ends the relay
                 )
                 answers = cast("asyncio.StreamReader", self._process.stdout)
                 self._reader = asyncio.create_task(self._read(self._process, answers), name="relay reader")

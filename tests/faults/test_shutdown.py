@@ -1,8 +1,9 @@
-"""SIGTERM and SIGINT while clients are in the middle of something: it ends in time, cleanly, and nothing is lost."""
+"""SIGTERM, SIGINT and SIGHUP while clients are in the middle of something: it ends in time, and nothing is lost."""
 
 import contextlib
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +24,9 @@ from tests.faults.aftermath import (
     open_sequences,
 )
 from tests.faults.probe_video import probe_video
+from tests.faults.processes import family, is_running
 from tests.faults.raw_client import DOWNLOAD, GENERATE, RawClient
-from tests.server import Frontend
+from tests.server import MODELS, Frontend
 
 SLEEPER = {"pipeline_id": "probe", "prompt": "!sleep 60", "num_frames": 9}
 SHUTDOWN_S = 2.0  # what open requests may take
@@ -86,7 +88,7 @@ def wait_closing(frontend: Frontend) -> None:
 # -- In a generation ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_in_a_generation_its_last_event_says_so(frontend: Frontend, server: Frontend, number: int) -> None:
     chunks = len(frontend.probed())
     with RawClient(frontend.url) as client:
@@ -108,7 +110,7 @@ def test_signalled_again_and_again(frontend: Frontend, server: Frontend) -> None
         client.read_head()
         frontend.wait_probed(chunks)
         with ending(frontend, server, SHUTDOWN_S + SLACK_S):
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
                 frontend.process.send_signal(number)
             (last,) = client.read_events()
             assert last.data["code"] == "shutting_down"
@@ -134,6 +136,39 @@ def test_a_request_that_becomes_whole_meanwhile_is_refused(frontend: Frontend, s
             client.send(end)
             status, answer = client.read_json()
         assert (status, answer["error"]["code"]) == (503, "shutting_down")
+
+
+IN_A_TERMINAL = "import pty, sys; pty.spawn(sys.argv[1:])"
+
+
+@pytest.mark.parametrize("shared_memory", [True, False])  # without it a relay carries the arrays: a child of ours
+def test_when_its_terminal_is_closed(tmp_path: Path, shared_memory: bool) -> None:
+    """The kernel sends SIGHUP to all that run in the terminal, and writes to it fail from then on."""
+    launcher = (sys.executable, "-c", IN_A_TERMINAL)
+    settings = {"model_repository": MODELS, "shared_memory": shared_memory}
+    frontend = Frontend(tmp_path, "--embedded", launcher=launcher, **settings)
+    frontend.wait_healthy()
+    started = family(frontend)
+    with RawClient(frontend.url) as client:
+        client.post_json(GENERATE, SLEEPER)
+        assert client.read_head().status == 200
+        frontend.wait_probed(0)
+        started = family(frontend)
+        assert len(started) >= 3  # frontend, Triton, models
+        frontend.process.kill()  # the terminal
+        frontend.process.wait()
+        (last,) = client.read_events()
+        assert last.data["code"] == "shutting_down"
+    eventually(lambda: not any(is_running(process) for process in started), SHUTDOWN_S + SLACK_S + 5)
+    assert frontend.stored() == []
+    assert frontend.in_shm() == []
+
+
+def test_where_hangups_are_ignored_at_the_start_they_stay_ignored(server: Frontend, tmp_path: Path) -> None:
+    frontend = Frontend(tmp_path, "--triton-url", server.triton_url, launcher=("nohup",))
+    frontend.process.send_signal(signal.SIGHUP)
+    assert_serves(frontend)
+    assert frontend.stop() == 0
 
 
 # -- In an upload -------------------------------------------------------------------------------------------------
