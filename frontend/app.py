@@ -35,6 +35,7 @@ _REFUSED_PAUSE_S = 2.0  # a client that sends nothing for so long waits for its 
 _METHODS = ("GET", "HEAD", "POST")
 _EXPOSED = (
     *("X-Video-Frames", "X-Video-Height", "X-Video-Width", "X-Video-Channels", "X-Generation-Id"),
+    "X-Unused-Fields",
     *("Accept-Ranges", "Content-Length", "Content-Range", "ETag"),
 )
 

@@ -114,7 +114,9 @@ class SpecAt:
             raise self.refuse(f"{name}_offset", "the request has no data_blob_path")
         end = offset + math.prod(shape) * itemsize
         if end > blob_bytes:
-            raise self.refuse(f"{name}_offset", f"{shape} at {offset} ends at {end}, the blob has {counted(blob_bytes, 'byte')}")
+            raise self.refuse(
+                f"{name}_offset", f"{shape} at {offset} ends at {end}, the blob has {counted(blob_bytes, 'byte')}"
+            )
         return tuple(shape), offset
 
 

@@ -1,11 +1,12 @@
 """What a pipeline does not support: refused or, where generic clients always send the field, named as unused."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import PurePath
 from typing import Any
 
 from filmstrip.contract import PipelineFacts
 from filmstrip.errors import InvalidField
+from filmstrip.geometry import MAX_SIDE, MIN_SIDE, nearest_multiples
 from frontend.schema import ChunkSpec, GenerateRequest
 
 FEATURE_OF_FIELD: Mapping[str, str] = {
@@ -66,9 +67,9 @@ def _check(given: GenerateRequest | ChunkSpec, pipeline: PipelineFacts, prefix: 
 
 def unused_fields(request: GenerateRequest, pipeline: PipelineFacts) -> tuple[str, ...]:
     """The fields that are set in the request or a ChunkSpec, to whatever value, and have no effect; sorted."""
+    useless = {name for name in GENERIC_FIELDS if not getattr(pipeline.features, FEATURE_OF_FIELD[name])}
     found: set[str] = set()
     for given in (request, *(request.chunk_specs or ())):
-        useless = {name for name in GENERIC_FIELDS if not getattr(pipeline.features, FEATURE_OF_FIELD[name])}
         found |= given.model_fields_set & (useless | _without_transition(given))
     return tuple(sorted(found))
 
@@ -90,6 +91,31 @@ def _is_set(given: GenerateRequest | ChunkSpec, name: str) -> bool:
     return not asks_nothing and value not in (None, own, of_request, [], {})
 
 
+def frame_size(
+    pipeline: PipelineFacts, asked: tuple[int | None, int | None], inputs: tuple[int | None, int | None] = (None, None)
+) -> tuple[int | None, int | None]:
+    """Height and width of a generation: asked for, else the pipeline's own, else the input's, else None.
+
+    Raises:
+        InvalidField: the pipeline cannot make it; the message names the nearest sizes that it can.
+    """
+    sides = []
+    own = (pipeline.height, pipeline.width)
+    for name, wanted, native, of_input in zip(("height", "width"), asked, own, inputs, strict=True):
+        side = wanted or native or of_input
+        if side is not None and side % pipeline.granularity:
+            good = " or ".join(map(str, nearest_multiples(side, pipeline.granularity, MIN_SIDE, MAX_SIDE)))
+            field = name if wanted else "input_path"
+            raise InvalidField(f"{field}: {side} is not a multiple of {pipeline.granularity}, try {good}", field)
+        sides.append(side)
+    size = sides[0], sides[1]
+    if pipeline.sizes and size not in pipeline.sizes:
+        known = ", ".join(f"{height}x{width}" for height, width in pipeline.sizes)
+        field = "width" if asked[0] is None and asked[1] is not None else "height"
+        raise InvalidField(f"{field}: {pipeline.id} makes no {size[0]}x{size[1]}, it was exported for {known}", field)
+    return size
+
+
 def lora_scales(
     given: Mapping[str, float] | None, pipeline: PipelineFacts, field: str, at: str = ""
 ) -> dict[str, float]:
@@ -106,8 +132,7 @@ def lora_scales(
     """
     scales: dict[str, float] = {}
     for path, scale in (given or {}).items():
-        file = PurePath(path.replace("\\", "/"))
-        name = next((name for name in (path, file.name, file.stem) if name in pipeline.features.loras), None)
+        name = lora_name(path, pipeline.features.loras)
         if name is None or name in scales:
             trouble = "names a LoRA twice" if name else "is not a LoRA of this pipeline"
             known = ", ".join(pipeline.features.loras) or "none"
@@ -115,3 +140,9 @@ def lora_scales(
             raise InvalidField(f"{at}{shown}: {path[:80]!r} {trouble}; {pipeline.id} has: {known}", field)
         scales[name] = scale
     return scales
+
+
+def lora_name(path: str, names: Collection[str]) -> str | None:
+    """The name among `names` that a path stands for: the path itself, its file's name, or that without its suffix."""
+    file = PurePath(path.replace("\\", "/"))
+    return next((name for name in (path, file.name, file.stem) if name in names), None)

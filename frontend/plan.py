@@ -11,7 +11,7 @@ from typing import Any
 from filmstrip.cache_policy import CacheInputs, reset_reason
 from filmstrip.contract import NUM_SEEDS, ChunkParameters, Mode, PipelineFacts
 from filmstrip.errors import InvalidField, counted
-from filmstrip.geometry import MAX_SIDE, MIN_SIDE, VideoShape, nearest_multiples
+from filmstrip.geometry import VideoShape
 from frontend.arrays import (
     MODEL_CHANNELS,
     ImagePlan,
@@ -23,7 +23,7 @@ from frontend.arrays import (
     vace_arrays,
     whole_input,
 )
-from frontend.features import check_features, lora_scales, unused_fields
+from frontend.features import check_features, frame_size, lora_scales, unused_fields
 from frontend.prompts import ChunkPrompts, StickyPrompts
 from frontend.schema import ChunkSpec, GenerateRequest
 
@@ -136,30 +136,11 @@ class _Planner:
             raise InvalidField(f"input_path: the video has {channels}, the models take {MODEL_CHANNELS}", "input_path")
 
     def _size(self) -> tuple[int, int]:
-        """Height and width of the generation: asked for, else the pipeline's own, else the input's."""
-        native = (self.pipeline.height, self.pipeline.width)
-        given = (self.request.height, self.request.width)
-        inputs = self._input_size()
-        sides = []
-        for name, wanted, own, of_input in zip(("height", "width"), given, native, inputs, strict=True):
-            side = wanted or own or of_input
-            if side is None:
-                raise InvalidField(f"input_path: missing, {self.pipeline.id} needs an input video", "input_path")
-            if side % self.pipeline.granularity:
-                good = " or ".join(map(str, nearest_multiples(side, self.pipeline.granularity, MIN_SIDE, MAX_SIDE)))
-                field = name if wanted else "input_path"
-                raise InvalidField(
-                    f"{field}: {side} is not a multiple of {self.pipeline.granularity}, try {good}", field
-                )
-            sides.append(side)
-        size = sides[0], sides[1]
-        if self.pipeline.sizes and size not in self.pipeline.sizes:
-            known = ", ".join(f"{height}x{width}" for height, width in self.pipeline.sizes)
-            field = "width" if given[0] is None and given[1] is not None else "height"
-            raise InvalidField(
-                f"{field}: {self.pipeline.id} makes no {size[0]}x{size[1]}, it was exported for {known}", field
-            )
-        return size
+        """Height and width of the generation."""
+        height, width = frame_size(self.pipeline, (self.request.height, self.request.width), self._input_size())
+        if height is None or width is None:
+            raise InvalidField(f"input_path: missing, {self.pipeline.id} needs an input video", "input_path")
+        return height, width
 
     def _input_size(self) -> tuple[int | None, int | None]:
         """Height and width of the whole-video input, else of the first video that a chunk has of its own."""
@@ -220,7 +201,9 @@ class _Chunk:
         if not has_input and (needs_input or Mode.TEXT not in self.pipeline.modes):
             who = "the pre-processor" if planner.chain.pre_processor else self.pipeline.id
             why = "vace_use_input_video" if self.input_is_vace else who
-            raise InvalidField(f"input_path: missing, {why} needs an input video and chunk {index} has none", "input_path")
+            raise InvalidField(
+                f"input_path: missing, {why} needs an input video and chunk {index} has none", "input_path"
+            )
         if self.mode not in self.pipeline.modes:
             why = f"{self.pipeline.id} takes no input video"
             if self.spec.input_video_shape is not None:

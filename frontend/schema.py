@@ -5,9 +5,10 @@ exception: an empty string is a prompt. A key that no field has is refused unles
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -245,6 +246,14 @@ class LoraToLoad(_Model):
     scale: LoraScale = 1.0
 
 
+def _each_once(loras: list[LoraToLoad]) -> list[LoraToLoad]:
+    paths = Counter(lora.path for lora in loras)
+    twice = next((path for path, count in paths.items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"{_shown(twice)} names a LoRA twice")
+    return loras
+
+
 class LoadParams(_Model):
     """The load parameters that have an effect: defaults for the client's later requests."""
 
@@ -254,7 +263,7 @@ class LoadParams(_Model):
     width: Side | None = None
     seed: RequestSeed | None = None
     vace_context_scale: ContextScale | None = None
-    loras: Annotated[list[LoraToLoad], Field(max_length=MAX_LORAS)] | None = None
+    loras: Annotated[list[LoraToLoad], Field(max_length=MAX_LORAS), AfterValidator(_each_once)] | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any] | None) -> Self:
@@ -321,13 +330,41 @@ class LoadRequest(_Model):
     connection_info: Any = Field(None, description="Ignored.")
     user_id: Any = Field(None, description="Ignored.")
 
+    @property
+    def entries(self) -> list["LoadEntry"]:
+        """Each pipeline with its load parameters."""
+        if self.pipeline_ids is not None:
+            return [LoadEntry(name, self.load_params, "pipeline_ids", "load_params") for name in self.pipeline_ids]
+        return [
+            LoadEntry(
+                pipeline.pipeline_id,
+                self.load_params if pipeline.load_params is None else pipeline.load_params,
+                f"pipelines[{position}].pipeline_id",
+                "load_params" if pipeline.load_params is None else f"pipelines[{position}].load_params",
+            )
+            for position, pipeline in enumerate(self.pipelines or ())
+        ]
+
     @model_validator(mode="after")
-    def _names_pipelines_once(self) -> Self:
-        if self.pipeline_ids and self.pipelines:
+    def _names_each_pipeline_once(self) -> Self:
+        if self.pipeline_ids is not None and self.pipelines is not None:
             raise _custom("pipelines", "cannot be combined with pipeline_ids")
-        if not self.pipeline_ids and not self.pipelines:
+        if self.pipeline_ids is None and self.pipelines is None:
             raise _custom("pipeline_ids", "names no pipeline to load, nor does pipelines")
+        params: dict[str, Any] = {}
+        for entry in self.entries:
+            if params.setdefault(entry.pipeline_id, entry.load_params) != entry.load_params:
+                raise _custom("pipelines", f"{_shown(entry.pipeline_id)} has two different load_params")
         return self
+
+
+class LoadEntry(NamedTuple):
+    """One pipeline to load, its load parameters, and the fields of the request that name them."""
+
+    pipeline_id: str
+    load_params: dict[str, Any] | None
+    id_field: str
+    params_field: str
 
 
 def _custom(field: str, message: str) -> ValidationError:

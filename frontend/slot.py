@@ -57,6 +57,7 @@ class Slot:
         structlog.contextvars.bind_contextvars(generation=generation.id)
         try:
             job = await self._checked(request, client)
+            generation.unused = job.plan.unused
         except BaseException:
             self._free()
             raise

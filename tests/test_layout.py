@@ -42,6 +42,7 @@ FRONTEND_ORDER = (
     "schema",
     "prompts",
     "features",
+    "defaults",
     "regions",
     "events",
     "access",
