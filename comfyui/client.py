@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from .connection import Bytes, Connection, Server
+from .connection import Bytes, Connection, Server, foreign_answer
 from .errors import FilmstripError
 from .events import LAST_EVENTS, Event, EventReader
 from .frames import Pixels
@@ -102,6 +102,7 @@ class Client:
             def work() -> Event:
                 nonlocal accepted
                 with connection.send("POST", "/api/v1/generate", headers, [body]) as response:
+                    connection.check_stream(response, "text/event-stream")
                     accepted = True
                     with connection.readable_errors():
                         for event in _events(response):
@@ -142,6 +143,7 @@ class Client:
             def work() -> ResultT:
                 path = f"/api/v1/generate/download?path={quote(output_path, safe='')}"
                 with connection.send("GET", path, {}) as response:
+                    connection.check_stream(response, "application/octet-stream")
                     body = _Body(response, connection)
                     shape = _read_header(bytes(body.read_into(np.empty(_HEADER.size, np.uint8))))
                     return receive(shape, body.frames(shape))
@@ -160,13 +162,16 @@ class Client:
     ) -> Any:
         with Connection(self.server) as connection:
 
-            def work() -> bytes:
+            def work() -> Any:
                 response = connection.send(method, path, headers or {}, body, also_good)
                 with response, connection.readable_errors():
-                    return response.read()
+                    raw = response.read()
+                try:
+                    return json.loads(raw)
+                except ValueError:
+                    raise foreign_answer(response, raw, self.server) from None
 
-            raw = while_polling(work, self._poll, connection.abort)
-        return self._read(raw, lambda: json.loads(raw))
+            return while_polling(work, self._poll, connection.abort)
 
     def _post_binary(
         self, path: str, key: str, num_bytes: int, body: Iterable[Bytes], more: Mapping[str, str] | None = None

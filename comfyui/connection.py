@@ -16,11 +16,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .errors import FilmstripError
+from .foreign_answers import describe
 
 CONNECT_TIMEOUT_S = 10.0
 _PIECE_BYTES = 2**20
-_SHOWN_BYTES = 200
 _READ_ERROR_BYTES = 2**16
+
+_HOW_TO_GIVE_A_KEY = " (the token of the Server node, or FILMSTRIP_TOKEN in ComfyUI's environment)"
 
 Bytes = bytes | memoryview
 
@@ -103,8 +105,18 @@ class Connection:
         with self.readable_errors():
             response = self._send(method, path, headers, body)
             if response.status // 100 != 2 and response.status not in also_good:
-                raise read_error(response.status, response.read(_READ_ERROR_BYTES), self._server)
+                raise read_error(response, self._server)
         return response
+
+    def check_stream(self, response: http.client.HTTPResponse, media_type: str) -> None:
+        """Check that an answer is a stream of this type, and not a login page, say.
+
+        Raises:
+            FilmstripError: it is something else.
+        """
+        with self.readable_errors():
+            if response.headers.get_content_type() != media_type:
+                raise foreign_answer(response, response.peek(), self._server)
 
     def _send(
         self, method: str, path: str, headers: Mapping[str, str], body: Iterable[Bytes]
@@ -159,17 +171,20 @@ class Connection:
             ) from None
 
 
-def read_error(status: int, body: bytes, server: Server) -> FilmstripError:
+def read_error(response: http.client.HTTPResponse, server: Server) -> FilmstripError:
     """What an error answer says."""
+    body = response.read(_READ_ERROR_BYTES)
     try:
         error: Any = json.loads(body)["error"]
         message, code, blamed = str(error["message"]), str(error["code"]), error.get("field")
     except (ValueError, KeyError, TypeError, AttributeError):
-        shown = " ".join(body[:_SHOWN_BYTES].decode(errors="replace").split()) or "nothing"
-        return FilmstripError(
-            f"{server.url} is no Filmstrip server, or something stands before it: it answered {status}, {shown!r}",
-            "not_filmstrip",
-        )
+        return foreign_answer(response, body, server)
     if code == "unauthorized":
-        message += " (the token of the Server node, or FILMSTRIP_TOKEN in ComfyUI's environment)"
+        message += _HOW_TO_GIVE_A_KEY
     return FilmstripError(message, code, None if blamed is None else str(blamed))
+
+
+def foreign_answer(response: http.client.HTTPResponse, body: bytes, server: Server) -> FilmstripError:
+    """The error for an answer that does not come from Filmstrip."""
+    message = describe(server.url, response.status, response.headers.get, body)
+    return FilmstripError(message + (_HOW_TO_GIVE_A_KEY if response.status == 401 else ""), "not_filmstrip")

@@ -12,7 +12,7 @@ import httpx_sse
 import numpy as np
 
 from filmstrip import calls, mp4
-from filmstrip.calls import TIMEOUT_S, Call, UploadedData, UploadedVideo, mapped_errors
+from filmstrip.calls import TIMEOUT_S, Call, UploadedData, UploadedVideo, Verify, mapped_errors
 from filmstrip.client_errors import ConnectionFailed
 from filmstrip.events import LAST_EVENTS, Event, parse_event
 from filmstrip.geometry import VideoShape
@@ -28,12 +28,15 @@ class AsyncClient:
 
     def __init__(
         self,
-        base_url: str,
+        base_url: str | None = None,
         token: str | None = None,
         timeout_s: float = TIMEOUT_S,
         transport: httpx.AsyncBaseTransport | None = None,
+        verify: Verify = True,
     ) -> None:
-        self._http = httpx.AsyncClient(transport=transport, **calls.connection_options(base_url, token, timeout_s))
+        self._http = httpx.AsyncClient(
+            transport=transport, **calls.connection_options(base_url, token, timeout_s, verify)
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -71,6 +74,15 @@ class AsyncClient:
         body = await asyncio.to_thread(image.read_bytes) if isinstance(image, Path) else image
         return await self._send(calls.upload_asset(), body)
 
+    async def delete(self, name: str) -> None:
+        """Delete one of this client's uploads, assets or outputs by the name that the server gave it.
+
+        Raises:
+            UnknownPath: the server has no such file of this client.
+            InUse: a generation or a download uses it.
+        """
+        await self._send(calls.delete(name))
+
     async def pipelines(self) -> list[dict[str, Any]]:
         """What each pipeline of the server is and can do."""
         return await self._send(calls.pipelines())
@@ -103,6 +115,17 @@ class AsyncClient:
         call = calls.generate(calls.request_of(request, fields))
         async with self._stream(call) as response, aclosing(_events(response)) as events:
             yield events
+
+    async def output_shape(self, output_path: str) -> VideoShape:
+        """The shape of an output; its frames are not fetched."""
+        reader = FrameReader()
+        async with self._stream(calls.download(output_path, header_only=True)) as response:
+            with mapped_errors():
+                async for data in response.aiter_bytes():
+                    next(reader.feed(data), None)
+                    if reader.shape is not None:
+                        return reader.shape
+        raise ConnectionFailed("the download ended within its header")
 
     async def download(self, output_path: str) -> Video:
         """Fetch an output as one array [F, H, W, C]."""
@@ -143,7 +166,7 @@ class AsyncClient:
     async def _send(self, call: Call[AnswerT], content: bytes | AsyncIterator[bytes] | None = None) -> AnswerT:
         with mapped_errors():
             response = await self._http.send(call.build(self._http, content))
-        return call.answer(response.status_code, response.content)
+        return call.answer(response)
 
     @asynccontextmanager
     async def _stream(self, call: Call[None]) -> AsyncIterator[httpx.Response]:
@@ -153,7 +176,10 @@ class AsyncClient:
             if not response.is_success:
                 with mapped_errors():
                     await response.aread()
-                raise calls.read_error(response.status_code, response.content)
+                raise calls.read_error(response)
+            if not call.is_stream(response):
+                with mapped_errors():
+                    raise calls.unexpected(response, await anext(response.aiter_bytes(), b""))
             yield response
 
 

@@ -1,10 +1,13 @@
 """The `filmstrip` command: generate videos on a server, and ask it what it can do."""
 
+import functools
 import json
 import math
 import re
+import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,17 +17,32 @@ import click
 from rich.console import Console
 from rich.table import Column, Table
 
-from filmstrip import __version__, mp4
+from filmstrip import __version__, environment, mp4
 from filmstrip.client import Client
-from filmstrip.client_errors import ClientError
+from filmstrip.client_errors import ClientError, ServerUnreachable, TimedOut, UnexpectedAnswer, UntrustedCertificate
 from filmstrip.console import GenerationProgress, Interrupt, client_of, track
-from filmstrip.errors import FilmstripError
+from filmstrip.errors import Busy, FilmstripError, TritonUnavailable, Unauthorized, UnknownPath
 from filmstrip.events import Cancelled, Complete, ErrorEvent, Event, Progress
+from filmstrip.foreign_answers import UNREACHED
 from filmstrip.geometry import MAX_FRAMES, MAX_SIDE, MIN_SIDE, VideoShape
+from filmstrip.readiness import Patience, pipeline_state, ready_pipelines
+from filmstrip.video_file import VideoFileError, display_path
+from filmstrip.video_output import Output, open_output
 
 DEFAULT_PIPELINE = "longlive-small"
 DEFAULT_FPS = 16
+MAX_FPS = 1000
+MAX_SCALE = 16
+MAX_FILE_SIDE = 8192
+MAX_SEED = 2**64 - 1
+EXIT_FAILED = 1
+EXIT_UNREACHABLE = 3
+EXIT_BUSY = 4
 EXIT_INTERRUPTED = 130
+_EXIT_CODES = (
+    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the server could not be reached, 4 the server is busy,"
+    " 130 cancelled by Ctrl-C."
+)
 _PLACEHOLDER_PROMPT = "video"
 
 _EXAMPLES = """
@@ -49,8 +67,16 @@ Examples:
 """
 
 
+class _Failure(click.ClickException):
+    """A failure with its exit code."""
+
+    def __init__(self, message: str, exit_code: int = EXIT_FAILED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # a class variable to click's types
+
+
 class _Commands(click.Group):
-    """Turns the errors of all commands into one line on stderr and an exit code."""
+    """Turns the errors of all commands into a sentence on stderr and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -58,10 +84,38 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             ctx.exit(EXIT_INTERRUPTED)
-        except FilmstripError as error:
-            raise click.ClickException(_one_line(error)) from error
-        except (ClientError, mp4.VideoFileError, OSError) as error:
-            raise click.ClickException(str(error)) from error
+        except BrokenPipeError:
+            raise  # whoever read our output has enough: click leaves quietly
+        except (FilmstripError, ClientError, VideoFileError, OSError) as error:
+            message = _sentence(error)
+            if isinstance(error, TritonUnavailable) and ctx.invoked_subcommand == generate.name:
+                message += "; if the server is still starting, --wait waits for it"
+            raise _Failure(message, _exit_code(error)) from error
+
+
+def _exit_code(error: Exception) -> int:
+    unreached = isinstance(error, UnexpectedAnswer) and error.status in UNREACHED
+    if unreached or isinstance(error, ServerUnreachable | TimedOut):
+        return EXIT_UNREACHABLE
+    return EXIT_BUSY if isinstance(error, Busy) else EXIT_FAILED
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong, on one line that moves no terminal's cursor, and what to do about it."""
+    message = str(error)
+    if isinstance(error, FilmstripError) and error.field and error.field not in error.message:
+        message = f"{error.field}: {error.message}"
+    if isinstance(error, Busy):
+        message += "; --wait waits until it is done"
+    if isinstance(error, UntrustedCertificate):
+        message += "; --cacert names a file with the certificate of its authority"
+    elif isinstance(error, ServerUnreachable):
+        message += "; is the server running?"
+    return _one_line(message)
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -78,7 +132,7 @@ def _chunk_prompt(text: str) -> tuple[int, str]:
     index, _, prompt = text.partition(":")
     if not index.strip().isdecimal() or not prompt.strip():
         raise click.BadParameter(f"{text!r} is not a chunk and its prompt, such as '4: a dog'")
-    return int(index), prompt.strip()
+    return int(index), _sendable(prompt.strip())
 
 
 def _lora(text: str) -> tuple[str, float]:
@@ -89,25 +143,135 @@ def _lora(text: str) -> tuple[str, float]:
         number = math.nan
     if not name or not math.isfinite(number):
         raise click.BadParameter(f"{text!r} is not a LoRA and its scale, such as ghibli=0.8")
-    return name, number
+    return _sendable(name), number
 
 
-def _one_line(error: FilmstripError) -> str:
-    return f"{error.field}: {error.message}" if error.field and error.field not in error.message else error.message
+def _sendable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter("the text is not UTF-8; set the terminal's encoding (LANG) to UTF-8") from None
+    return text
+
+
+class _Finite(click.FloatRange):
+    """A range that NaN and infinity are not in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+@dataclass(frozen=True)
+class _Server:
+    """The server that a command's options name."""
+
+    url: str | None
+    token: str | None
+    cacert: Path | None
+
+    @contextmanager
+    def client(self) -> Iterator[Client]:
+        """A client of it, whose 401 says how to give a key."""
+        with client_of(self.url, token=self.token, cacert=self.cacert) as client:
+            try:
+                yield client
+            except (Unauthorized, UnexpectedAnswer) as error:
+                if error.status != Unauthorized.status:
+                    raise
+                raise _Failure(f"{_sentence(error)}. {self._how_to_give_a_key()}") from error
+
+    def options(self) -> list[str]:
+        """The options that reach it again; never the token."""
+        options = ["--server", self.url] if self.url is not None else []
+        return options + (["--cacert", str(self.cacert)] if self.cacert is not None else [])
+
+    def _how_to_give_a_key(self) -> str:
+        target = environment.resolve(self.url, self.token)
+        if target.token_withheld:
+            return (
+                "FILMSTRIP_TOKEN was not sent, as it is for the server that FILMSTRIP_SERVER names (else"
+                f" {environment.DEFAULT_URL}): give this server's key with --token."
+            )
+        if target.token is None:
+            return "Give the key with --token or in FILMSTRIP_TOKEN."
+        return "Check the key that --token or FILMSTRIP_TOKEN gives."
 
 
 def _server_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    command = click.option(
-        "--token", envvar="FILMSTRIP_TOKEN", show_envvar=True, help="Bearer token, where a proxy asks for one."
-    )(command)
-    return click.option(
-        "--server",
-        envvar="FILMSTRIP_SERVER",
-        default="http://127.0.0.1:8000",
-        show_default=True,
-        show_envvar=True,
-        help="URL of the server.",
-    )(command)
+    @functools.wraps(command)
+    def with_server(*, server: str | None, token: str | None, cacert: Path | None, **others: Any) -> Any:
+        return command(server=_Server(server or None, token, cacert), **others)
+
+    for option in (
+        click.option(
+            "--cacert",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="Certificates (PEM) of the authorities to trust in place of the usual ones.",
+        ),
+        click.option(
+            "--token",
+            metavar="KEY",
+            help="Key of the server, or of a proxy in front of it.  [env var: FILMSTRIP_TOKEN, which goes only to the"
+            " server that FILMSTRIP_SERVER names or to the default one]",
+        ),
+        click.option(
+            "--server",
+            metavar="URL",
+            help=f"URL of the server.  [env var: FILMSTRIP_SERVER; default: {environment.DEFAULT_URL}]",
+        ),
+    ):
+        with_server = option(with_server)
+    return with_server
+
+
+def _file_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option(
+            "--scale",
+            type=click.IntRange(1, MAX_SCALE),
+            metavar="N",
+            default=1,
+            show_default=True,
+            help="How many times as wide and high the file's frames are; each pixel becomes a square.",
+        ),
+        click.option(
+            "--fps",
+            type=_Finite(0, MAX_FPS, min_open=True),
+            metavar="N",
+            help=f"Frames a second of the file.  [default: those of the input video, else {DEFAULT_FPS}]",
+        ),
+        click.option(
+            "--output",
+            "-o",
+            required=True,
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="File to write, in the format of its suffix: .mp4, .mov, .mkv, .webm, .gif; .png is a contact sheet,"
+            " name-%05d.png a picture for each frame.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _opened(path: Path) -> Output:
+    """Open the place of the result, before anything is sent.
+
+    Raises:
+        BadParameter: nothing can be written there.
+    """
+    try:
+        return open_output(path)
+    except VideoFileError as error:
+        raise click.BadParameter(str(error), param_hint="--output") from None
+
+
+def _note(text: str) -> None:
+    click.echo(text, err=True)
 
 
 @click.group(cls=_Commands, epilog=_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -116,7 +280,10 @@ def main() -> None:
     """Generate videos on a Filmstrip server.
 
     The server makes a video chunk by chunk; this command sends what it needs, shows how far it is and writes
-    the result as an MP4.
+    the result to a file.
+
+    Exit codes of every command: 0 done, 1 failed, 2 wrong usage, 3 the server could not be reached, 4 the server is
+    busy, 130 cancelled by Ctrl-C.
     """
 
 
@@ -143,8 +310,8 @@ class _Input:
         return client.upload(track(frames, self.shape.frames, "Uploading"), self.shape).input_path
 
 
-@main.command()
-@click.argument("prompt", required=False)
+@main.command(epilog=_EXIT_CODES)
+@click.argument("prompt", required=False, type=_sendable)
 @click.option(
     "--pipeline",
     "-p",
@@ -153,27 +320,36 @@ class _Input:
     default=DEFAULT_PIPELINE,
     show_default=True,
     show_envvar=True,
-    help="Pipeline to run; see `filmstrip pipelines`.",
+    type=_sendable,
+    metavar="ID",
+    help="Pipeline to run; see `filmstrip pipelines`. One that is not loaded yet is loaded first.",
 )
 @click.option(
     "--video",
     "-v",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Input video; a shorter one than --frames loops.",
+    help="Input video; a shorter one than --frames loops. Its sound is kept where the frames made are those of the"
+    " video.",
 )
 @click.option(
     "--frames",
     "num_frames",
     type=click.IntRange(1, MAX_FRAMES),
+    metavar="N",
     help="Frames to make.  [default: those of --video, else 64]",
 )
 @click.option(
     "--size", type=_size, metavar="HxW", help="Height and width.  [default: the pipeline's own, else those of --video]"
 )
-@click.option("--seed", type=click.IntRange(0), help="Same request and seed, same video.  [default: 42]")
-@click.option("--noise-scale", type=click.FloatRange(0, 1), help="Distance from --video, 0 to 1.  [default: 0.7]")
-@click.option("--pre-processor", help="Frame processor before the pipeline.")
-@click.option("--post-processor", help="Frame processor after the pipeline.")
+@click.option(
+    "--seed",
+    type=click.IntRange(-1, MAX_SEED),
+    metavar="N",
+    help="0 to 2^64 - 1: same request and seed, same video. -1: a random one, which is shown.  [default: 42]",
+)
+@click.option("--noise-scale", type=_Finite(0, 1), metavar="N", help="Distance from --video, 0 to 1.  [default: 0.7]")
+@click.option("--pre-processor", type=_sendable, metavar="ID", help="Frame processor before the pipeline.")
+@click.option("--post-processor", type=_sendable, metavar="ID", help="Frame processor after the pipeline.")
 @click.option(
     "--chunk-prompt",
     "chunk_prompts",
@@ -184,17 +360,9 @@ class _Input:
 )
 @click.option("--lora", "loras", type=_lora, metavar="NAME=SCALE", multiple=True, help="Scale of a LoRA; repeatable.")
 @click.option(
-    "--output",
-    "-o",
-    required=True,
-    type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    help="MP4 to write.",
+    "--wait", is_flag=True, help="Wait for a server that is busy or still starting; without it that is an error."
 )
-@click.option(
-    "--fps",
-    type=click.FloatRange(0, min_open=True),
-    help=f"Frames a second of the MP4.  [default: those of --video, else {DEFAULT_FPS}]",
-)
+@_file_options
 @_server_options
 def generate(
     *,
@@ -205,25 +373,26 @@ def generate(
     size: tuple[int, int] | None,
     chunk_prompts: Sequence[tuple[int, str]],
     loras: Sequence[tuple[str, float]],
+    wait: bool,
     output: Path,
     fps: float | None,
-    server: str,
-    token: str | None,
+    scale: int,
+    server: _Server,
     **options: Any,
 ) -> None:
     """Generate a video from PROMPT, --video or both.
 
     PROMPT may be left out for pipelines that only process frames. Ctrl-C ends the generation after its current
-    chunk and keeps the frames made so far; a second Ctrl-C leaves at once and keeps nothing. Exit codes: 0
-    done, 1 failed, 2 wrong usage, 130 cancelled.
+    chunk and keeps the frames made so far; a second Ctrl-C leaves at once and keeps nothing. Once a video is made
+    it is not lost: if FILE cannot be written, the message says how to fetch the video again.
     """
     if len({index for index, _ in chunk_prompts}) != len(chunk_prompts):
         raise click.BadParameter("one chunk has two prompts", param_hint="--chunk-prompt")
-    if not output.absolute().parent.is_dir():
-        raise click.BadParameter(f"the folder of {output} does not exist", param_hint="--output")
-    with client_of(server, token=token) as client:
-        facts = client.pipeline(pipeline_id)
-        if prompt is None and facts.get("features", {}).get("prompts"):
+    with _opened(output) as file, server.client() as client:
+        patience = Patience(client, _note, waits=wait)
+        used = [pipeline_id, *(options[name] for name in ("pre_processor", "post_processor") if options[name])]
+        facts = patience.call(lambda: ready_pipelines(client, used, _note))[pipeline_id]
+        if prompt is None and (facts.get("features") or {}).get("prompts"):
             raise click.UsageError(f"{pipeline_id} needs a PROMPT.")
         own_size = (facts["height"], facts["width"]) if facts.get("height") and facts.get("width") else None
         source = _Input.of(video, size or own_size, num_frames) if video else None
@@ -239,81 +408,173 @@ def generate(
             "post_processor_id": options["post_processor"],
             "lora_scales": dict(loras) or None,
             "chunk_specs": [{"chunk": index, "text": text} for index, text in chunk_prompts] or None,
-            "input_path": source.upload(client) if source else None,
         }
-        last = _run(client, request)
-        _finish(client, last, output, fps or (source.fps if source else DEFAULT_FPS))
+        height, width = size or own_size or (source.shape[1:3] if source else (0, 0))
+        if max(height, width) * scale > MAX_FILE_SIDE:
+            raise click.BadParameter(
+                f"{height}x{width} times {scale} is over {MAX_FILE_SIDE} pixels", param_hint="--scale"
+            )
+        writing = _Writing(server, file, fps or (source.fps if source else DEFAULT_FPS), scale, video)
+        _run(client, patience, request, source, writing)
 
 
-def _run(client: Client, request: Mapping[str, Any]) -> Event:
-    """Generate, showing progress; gives the last event."""
-    with client.generate(**request) as events, GenerationProgress() as shown, Interrupt(client.cancel, shown.note):
-        for event in events:
-            if isinstance(event, Progress):
-                shown.update(event)
-    return event  # the stream has a last event, or raises
+@dataclass
+class _Writing:
+    """How a result is written, once there is one.
+
+    Attributes:
+        server: that has it.
+        file: the place it is written to.
+        fps: frames a second of the file.
+        scale: how many times as large it is.
+        audio: the video with the sound.
+        output_path: the server's name of the result; None while there is none.
+    """
+
+    server: _Server
+    file: Output
+    fps: Fraction | float
+    scale: int = 1
+    audio: Path | None = None
+    output_path: str | None = None
+
+    def write(self, client: Client, output_path: str, shape: VideoShape) -> None:
+        """Fetch a result and write it."""
+        self.output_path = output_path
+        frames = track(client.download_frames(output_path), shape.frames, "Writing")
+        written = self.file.write(frames, self.fps, num_frames=shape.frames, scale=self.scale, audio=self.audio)
+        self.output_path = None
+        click.echo(
+            f"{display_path(self.file.path)}: {written.num_frames} frames, {shape.height * self.scale}x"
+            f"{shape.width * self.scale}, {float(self.fps):g} fps"
+        )
+        for note in written.notes:
+            _note(f"Note: {note}.")
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Say, when anything goes wrong while a result is not written yet, how to fetch it."""
+        try:
+            yield
+        except BaseException:
+            if self.output_path is not None:
+                _note("The video is not lost: the server keeps it for an hour, if not set otherwise. Fetch it with:")
+                _note(f"  {self._command()}")
+            raise
+
+    def _command(self) -> str:
+        assert self.output_path is not None
+        options = ["-o", str(self.file.path), "--fps", f"{float(self.fps):.15g}"]
+        if self.scale != 1:
+            options += ["--scale", str(self.scale)]
+        if self.audio is not None:
+            options += ["--audio", str(self.audio)]
+        words = ["filmstrip", "download", self.output_path, *options, *self.server.options()]
+        return " ".join(shlex.quote(word) if word.isprintable() else "FILE" for word in words)
 
 
-def _finish(client: Client, last: Event, output: Path, fps: Fraction | float) -> None:
-    """Write what was made, and leave with the exit code that says how it ended."""
-    match last:
-        case ErrorEvent():
-            raise last.exception()
-        case Complete():
-            _write(client, last.output_path, last.video_shape, output, fps)
-        case Cancelled(output_path=str(path), video_shape=VideoShape() as shape):
-            _write(client, path, shape, output, fps)
-            click.echo(f"Cancelled: {output} holds the {shape.frames} frames made so far.", err=True)
-            sys.exit(EXIT_INTERRUPTED)
-        case _:
-            click.echo("Cancelled before the first frame: nothing was written.", err=True)
-            sys.exit(EXIT_INTERRUPTED)
+def _run(client: Client, patience: Patience, request: dict[str, Any], source: _Input | None, writing: _Writing) -> None:
+    """Upload, generate with progress, write; and leave with the exit code that says how it ended."""
+    last: Complete | Cancelled | None = None
+    with writing.kept():
+        with ExitStack() as stack:
+            events = patience.call(lambda: _accepted(client, request, source, stack))
+            shown = stack.enter_context(GenerationProgress())
+            stack.enter_context(Interrupt(client.cancel, shown.note))
+            for event in events:
+                if isinstance(event, Progress):
+                    shown.update(event)
+                elif isinstance(event, Complete | Cancelled):
+                    last, writing.output_path = event, event.output_path
+                elif isinstance(event, ErrorEvent):
+                    raise event.exception()
+        assert last is not None, "the stream has a last event, or raises"
+        if last.seed is not None and request["seed"] == -1:
+            _note(f"Seed: {last.seed} (--seed {last.seed} makes the same video again)")
+        if last.unused:
+            _note(f"Note: {request['pipeline_id']} has no use for {', '.join(last.unused)}.")
+        if last.output_path is not None and last.video_shape is not None:
+            writing.write(client, last.output_path, last.video_shape)
+    if isinstance(last, Cancelled):
+        path = display_path(writing.file.path)
+        kept = f"Cancelled: {path} holds the {last.frames_completed} frames made so far."
+        _note(kept if last.output_path else "Cancelled before the first frame: nothing was written.")
+        sys.exit(EXIT_INTERRUPTED)
 
 
-def _write(client: Client, output_path: str, shape: VideoShape, output: Path, fps: Fraction | float) -> None:
-    frames = track(client.download_frames(output_path), shape.frames, "Writing")
-    num_frames = mp4.write(output, frames, fps)
-    click.echo(f"{output}: {num_frames} frames, {shape.height}x{shape.width}, {float(fps):g} fps")
+def _accepted(client: Client, request: dict[str, Any], source: _Input | None, stack: ExitStack) -> Iterator[Event]:
+    """Post the request, with the input video uploaded before it, and again when it has expired meanwhile."""
+    was_there = "input_path" in request
+    if source and not was_there:
+        request["input_path"] = source.upload(client)
+    try:
+        return stack.enter_context(client.generate(**request))
+    except UnknownPath:
+        if not was_there:
+            raise
+        del request["input_path"]
+        return _accepted(client, request, source, stack)
+
+
+@main.command(epilog=_EXIT_CODES)
+@click.argument("path", type=_sendable)
+@click.option(
+    "--audio",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Input video with the sound to keep, where the frames are those of this video.",
+)
+@_file_options
+@_server_options
+def download(*, path: str, audio: Path | None, output: Path, fps: float | None, scale: int, server: _Server) -> None:
+    """Fetch the result PATH again and write it to a file.
+
+    PATH is what the server calls a result (`output_path`), such as output-8f6c...; it has it for an hour if not set
+    otherwise. `filmstrip generate` does this by itself, and shows this command where it fails.
+    """
+    with _opened(output) as file, server.client() as client:
+        rate = fps or (mp4.probe(audio).fps if audio else DEFAULT_FPS)
+        _Writing(server, file, rate, scale, audio).write(client, path, client.output_shape(path))
 
 
 # -- The small commands -------------------------------------------------------------------------------------
 
 
-@main.command()
+@main.command(epilog=_EXIT_CODES)
 @click.option("--json", "as_json", is_flag=True, help="The server's own answer, for scripts.")
 @_server_options
-def pipelines(*, as_json: bool, server: str, token: str | None) -> None:
+def pipelines(*, as_json: bool, server: _Server) -> None:
     """List the server's pipelines and what they can do."""
-    with client_of(server, token=token) as client:
+    with server.client() as client:
         known = client.pipelines()
     if as_json:
         click.echo(json.dumps(known, indent=2))
         return
-    table = Table("Pipeline", "From", "Chunk", "Size", Column("Features", overflow="fold"), "Loaded")
+    table = Table("Pipeline", "From", "Chunk", "Size", Column("Features", overflow="fold"), "State")
     for pipeline in known:
+        state = pipeline_state(pipeline)
         size = f"{pipeline['height']}x{pipeline['width']}" if pipeline.get("height") else "its input's"
-        features = [name.replace("_", " ") for name, value in pipeline.get("features", {}).items() if value is True]
-        features += [f"lora {name}" for name in pipeline.get("features", {}).get("loras", ())]
-        table.add_row(
-            str(pipeline["id"]),
-            ", ".join(pipeline.get("modes", ())),
-            str(pipeline.get("chunk_size", "")),
-            size,
-            ", ".join(features),
-            "yes" if pipeline.get("loaded") else "no",
-        )
+        can = pipeline.get("features") or {}
+        features = [name.replace("_", " ") for name, value in can.items() if value is True]
+        features += [f"lora {name}" for name in can.get("loras") or ()]
+        cells = [", ".join(pipeline.get("modes") or ()), str(pipeline.get("chunk_size") or ""), size]
+        if not pipeline.get("chunk_size"):  # nothing is known of it
+            cells = ["", "", ""]
+        table.add_row(str(pipeline["id"]), *cells, ", ".join(features), state)
     Console().print(table)
+    for pipeline in known:
+        if pipeline.get("reason"):
+            click.echo(f"{pipeline['id']} is {pipeline_state(pipeline)}: {_one_line(str(pipeline['reason']))}")
 
 
-@main.command()
+@main.command(epilog=_EXIT_CODES)
 @click.option("--json", "as_json", is_flag=True, help="The server's own answers, for scripts.")
 @_server_options
-def status(*, as_json: bool, server: str, token: str | None) -> None:
-    """Say whether the server would take a generation.
+def status(*, as_json: bool, server: _Server) -> None:
+    """Show whether the server is well.
 
-    Exit code 1 if not.
+    It is not while it starts, or when nothing can generate: exit code 1.
     """
-    with client_of(server, token=token) as client:
+    with server.client() as client:
         health = client.health()
         loaded = client.status()
     if as_json:
@@ -322,15 +583,17 @@ def status(*, as_json: bool, server: str, token: str | None) -> None:
         click.echo(f"Server:   {health['status']}{', generating' if health.get('generating') else ''}")
         click.echo(f"Pipeline: {loaded.get('pipeline_id') or 'none'} {loaded.get('status')}".rstrip())
         if loaded.get("error"):
-            click.echo(f"Error:    {loaded['error']}")
+            click.echo(f"Error:    {_one_line(str(loaded['error']))}")
+        if health.get("degraded"):
+            click.echo(f"Degraded: {', '.join(health['degraded'])}; see `filmstrip pipelines`")
     sys.exit(0 if health["status"] == "healthy" else 1)
 
 
-@main.command()
+@main.command(epilog=_EXIT_CODES)
 @_server_options
-def cancel(*, server: str, token: str | None) -> None:
+def cancel(*, server: _Server) -> None:
     """End the generation under way after its current chunk."""
-    with client_of(server, token=token) as client:
+    with server.client() as client:
         answer = client.cancel()
     click.echo("Cancelling after the current chunk." if answer == "cancelling" else "Nothing is running.")
 

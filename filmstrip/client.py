@@ -2,7 +2,7 @@
 
     from filmstrip.client import Client, Complete
 
-    with Client("http://127.0.0.1:8000") as client:
+    with Client() as client:  # the server that FILMSTRIP_SERVER names, else http://127.0.0.1:8000
         uploaded = client.upload(video)  # uint8 [F, H, W, C]
         with client.generate(pipeline_id="scribble", prompt="", input_path=uploaded.input_path) as events:
             for event in events:
@@ -27,8 +27,15 @@ import numpy as np
 
 from filmstrip import calls, mp4
 from filmstrip.async_client import AsyncClient
-from filmstrip.calls import TIMEOUT_S, Call, UploadedData, UploadedVideo, mapped_errors
-from filmstrip.client_errors import ClientError, ConnectionFailed, TimedOut, UnexpectedAnswer
+from filmstrip.calls import TIMEOUT_S, Call, UploadedData, UploadedVideo, Verify, mapped_errors
+from filmstrip.client_errors import (
+    ClientError,
+    ConnectionFailed,
+    ServerUnreachable,
+    TimedOut,
+    UnexpectedAnswer,
+    UntrustedCertificate,
+)
 from filmstrip.events import LAST_EVENTS, Cancelled, Complete, ErrorEvent, Event, Progress, parse_event
 from filmstrip.geometry import VideoShape
 from filmstrip.packing import BlobBuilder, as_vace_frames
@@ -45,8 +52,10 @@ __all__ = [
     "ErrorEvent",
     "Event",
     "Progress",
+    "ServerUnreachable",
     "TimedOut",
     "UnexpectedAnswer",
+    "UntrustedCertificate",
     "UploadedData",
     "UploadedVideo",
     "VideoShape",
@@ -60,24 +69,30 @@ class Client:
     """A client that blocks; safe to use from several threads, so that one can cancel what another waits for.
 
     Args:
-        base_url: of the server, such as http://127.0.0.1:8000.
-        token: sent as `Authorization: Bearer`, for a server behind a proxy that asks for one.
+        base_url: of the server, such as http://127.0.0.1:8000. None is the environment's: FILMSTRIP_SERVER, else
+            http://127.0.0.1:8000.
+        token: sent as `Authorization: Bearer`, where the server or a proxy asks for a key. None is FILMSTRIP_TOKEN,
+            but only for the environment's server: it never goes to another. An empty one sends none.
         timeout_s: longest silence of a connection. A generation whose pipeline must be loaded first is silent
             until that is done: call `load` and follow `status` before it, or give more time.
         transport: httpx's seam, for tests.
+        verify: how the server's TLS certificate is checked: True by the usual authorities; a PEM file (or a folder of
+            them) with the authorities to trust instead; an SSL context; False not at all.
 
     Raises:
-        ValueError: the URL is not one of an HTTP server.
+        ValueError: the URL is not one of an HTTP server, the token cannot be sent in a header, or `verify` names a
+            file without certificates.
     """
 
     def __init__(
         self,
-        base_url: str,
+        base_url: str | None = None,
         token: str | None = None,
         timeout_s: float = TIMEOUT_S,
         transport: httpx.BaseTransport | None = None,
+        verify: Verify = True,
     ) -> None:
-        self._http = httpx.Client(transport=transport, **calls.connection_options(base_url, token, timeout_s))
+        self._http = httpx.Client(transport=transport, **calls.connection_options(base_url, token, timeout_s, verify))
 
     def __enter__(self) -> Self:
         return self
@@ -118,6 +133,15 @@ class Client:
     def upload_asset(self, image: bytes | Path) -> str:
         """Send a PNG, JPEG or WebP image; gives the path that image fields of a request take."""
         return self._send(calls.upload_asset(), image.read_bytes() if isinstance(image, Path) else image)
+
+    def delete(self, name: str) -> None:
+        """Delete one of this client's uploads, assets or outputs by the name that the server gave it.
+
+        Raises:
+            UnknownPath: the server has no such file of this client.
+            InUse: a generation or a download uses it.
+        """
+        self._send(calls.delete(name))
 
     def pipelines(self) -> list[dict[str, Any]]:
         """What each pipeline of the server is and can do."""
@@ -166,6 +190,16 @@ class Client:
         with self._stream(call) as response:
             yield _events(response)
 
+    def output_shape(self, output_path: str) -> VideoShape:
+        """The shape of an output; its frames are not fetched."""
+        reader = FrameReader()
+        with self._stream(calls.download(output_path, header_only=True)) as response, mapped_errors():
+            for data in response.iter_bytes():
+                next(reader.feed(data), None)
+                if reader.shape is not None:
+                    return reader.shape
+        raise ConnectionFailed("the download ended within its header")
+
     def download(self, output_path: str) -> Video:
         """Fetch an output as one array [F, H, W, C]."""
         reader = VideoReader()
@@ -198,7 +232,7 @@ class Client:
     def _send(self, call: Call[AnswerT], content: bytes | Iterator[bytes] | None = None) -> AnswerT:
         with mapped_errors():
             response = self._http.send(call.build(self._http, content))
-        return call.answer(response.status_code, response.content)
+        return call.answer(response)
 
     @contextmanager
     def _stream(self, call: Call[None]) -> Iterator[httpx.Response]:
@@ -208,7 +242,10 @@ class Client:
             if not response.is_success:
                 with mapped_errors():
                     response.read()
-                raise calls.read_error(response.status_code, response.content)
+                raise calls.read_error(response)
+            if not call.is_stream(response):
+                with mapped_errors():
+                    raise calls.unexpected(response, next(response.iter_bytes(), b""))
             # Not within mapped_errors: what the caller's block raises is the caller's.
             yield response
 

@@ -1,9 +1,11 @@
 """What goes wrong between a client and a server; the server's own answers are `filmstrip.errors`.
 
     ClientError
-    ├── ConnectionFailed      the server cannot be reached, or the connection broke
-    │   └── TimedOut          nothing came for longer than the timeout
-    └── UnexpectedAnswer      the answer is none of Filmstrip's: another server, a proxy, another version
+    ├── ConnectionFailed              the server cannot be reached, or the connection broke
+    │   ├── ServerUnreachable         no connection could be made: refused, unknown host, no route
+    │   │   └── UntrustedCertificate  the server's TLS certificate is not trusted
+    │   └── TimedOut                  nothing came for longer than the timeout
+    └── UnexpectedAnswer              the answer is not Filmstrip's: a proxy, another program, another version
 
 httpx's errors become one of these in `filmstrip.calls.mapped_errors`, and nowhere else.
 """
@@ -17,12 +19,20 @@ class ConnectionFailed(ClientError):
     """The server cannot be reached, or the connection broke before the answer was whole."""
 
 
+class ServerUnreachable(ConnectionFailed):
+    """No connection could be made: nothing listens there, the host is unknown, or there is no way to it."""
+
+
+class UntrustedCertificate(ServerUnreachable):
+    """The server's TLS certificate is not trusted; `verify` of the clients names the authority that signed it."""
+
+
 class TimedOut(ConnectionFailed):
     """Nothing came, or nothing was taken, for longer than the timeout."""
 
 
 class UnexpectedAnswer(ClientError):
-    """The answer is none of Filmstrip's.
+    """The answer is not Filmstrip's; the message says what it may be.
 
     Attributes:
         status: HTTP status of the answer.

@@ -3,6 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from filmstrip import environment
 from filmstrip.calls import TIMEOUT_S
 from filmstrip.client import Client
 from filmstrip.client_errors import ClientError
@@ -20,16 +22,33 @@ from filmstrip.events import Progress
 ItemT = TypeVar("ItemT")
 
 
-def client_of(url: str, option: str = "--server", *, token: str | None = None, timeout_s: float = TIMEOUT_S) -> Client:
-    """A client of the server that a command's option names.
+def client_of(
+    url: str | None,
+    option: str = "--server",
+    *,
+    token: str | None = None,
+    timeout_s: float = TIMEOUT_S,
+    cacert: Path | None = None,
+) -> Client:
+    """A client of the server that a command's option names, or the environment.
 
     Raises:
-        BadParameter: the URL is not one of an HTTP server.
+        BadParameter: the URL is not one of an HTTP server, or the file holds no certificates.
+        UsageError: the token cannot be sent, or the environment names no server.
     """
     try:
-        return Client(url, token, timeout_s)
+        if url is not None:
+            environment.parse_url(url)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint=option) from None
+    try:
+        environment.resolve(url, token)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    try:
+        return Client(url, token, timeout_s, verify=True if cacert is None else cacert)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--cacert") from None
 
 
 def _bar(console: Console, *last: Any) -> Bar:
@@ -107,7 +126,7 @@ class Interrupt:
         threading.Thread(target=self._ask, daemon=True).start()
 
     def _ask(self) -> None:
-        self._note("Cancelling after the current chunk; Ctrl-C again leaves at once.")
+        self._note("Cancelling after the current chunk. Ctrl-C again leaves at once and keeps nothing.")
         try:
             self._cancel()
         except (ClientError, FilmstripError) as error:

@@ -8,6 +8,7 @@
     │   ├── BadImage            400  bad_image
     │   └── SizeMismatch        400  size_mismatch
     ├── Unauthorized            401  unauthorized
+    ├── ForbiddenHost           403  forbidden_host
     ├── ForbiddenOrigin         403  forbidden_origin
     ├── NotFound                404  not_found
     │   ├── UnknownPath         404  unknown_path
@@ -15,7 +16,10 @@
     ├── MethodNotAllowed        405  method_not_allowed
     ├── SlowBody                408  slow_body
     ├── Busy                    409  busy
+    ├── InUse                   409  in_use
+    ├── PreconditionFailed      412  precondition_failed
     ├── TooLarge                413  too_large
+    ├── UnsupportedMediaType    415  unsupported_media_type
     ├── RangeNotSatisfiable     416  range_not_satisfiable
     ├── InvalidField            422  invalid_field
     ├── HeadTooLarge            431  head_too_large
@@ -29,6 +33,7 @@
     ├── TritonUnavailable       503  triton_unavailable
     ├── LoadFailed              503  load_failed
     ├── ShuttingDown            503  shutting_down
+    ├── TooManyDownloads        503  too_many_downloads
     └── StorageFull             507  storage_full
         └── DiskFull            507  disk_full
 
@@ -111,6 +116,13 @@ class Unauthorized(FilmstripError):
     headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
 
 
+class ForbiddenHost(FilmstripError):
+    """The server is for its own machine alone, and the request names another host."""
+
+    code = "forbidden_host"
+    status = 403
+
+
 class ForbiddenOrigin(FilmstripError):
     """A web page of another origin may not post here."""
 
@@ -158,11 +170,32 @@ class Busy(FilmstripError):
     status = 409
 
 
+class InUse(FilmstripError):
+    """A generation or a download uses the file."""
+
+    code = "in_use"
+    status = 409
+
+
+class PreconditionFailed(FilmstripError):
+    """The file is not the one that `If-Match` names."""
+
+    code = "precondition_failed"
+    status = 412
+
+
 class TooLarge(FilmstripError):
     """The body is over its limit."""
 
     code = "too_large"
     status = 413
+
+
+class UnsupportedMediaType(FilmstripError):
+    """The body is compressed or is a form, and the endpoint takes neither."""
+
+    code = "unsupported_media_type"
+    status = 415
 
 
 class RangeNotSatisfiable(FilmstripError):
@@ -248,6 +281,14 @@ class ShuttingDown(FilmstripError):
 
     code = "shutting_down"
     status = 503
+
+
+class TooManyDownloads(FilmstripError):
+    """As many downloads run as the server serves at once."""
+
+    code = "too_many_downloads"
+    status = 503
+    headers: Mapping[str, str] = {"Retry-After": "5"}
 
 
 class StorageFull(FilmstripError):

@@ -1,22 +1,32 @@
-"""Who may ask: bearer keys, and web pages of other origins."""
+"""Who may ask: bearer keys, host names, and web pages of other origins."""
 
 import hashlib
 import hmac
+from collections.abc import Sequence
+from typing import cast
 from urllib.parse import urlsplit
 
+from hypercorn.typing import HTTPScope
 from quart import Request, g
 
-from filmstrip.errors import ForbiddenOrigin, Unauthorized
+from filmstrip.errors import ForbiddenHost, ForbiddenOrigin, Unauthorized
+from frontend.hosts import Authority, is_loopback_address, is_same_origin
 from frontend.settings import Settings
 
 _OPEN = ("/", "/health", "/docs", "/openapi.json")  # what a monitor or a browser asks for before it has a key
+_ANY_HOST = ("/health", "/health/live", "/health/ready")  # monitors ask by address, and learn nothing
 _HARMLESS = ("GET", "HEAD", "OPTIONS")
 _SCHEME = "bearer"
 
 
 def needs_key(path: str) -> bool:
-    """Whether a key is wanted there, once keys are set."""
+    """Whether a request to this path must carry a key, once keys are set."""
     return path not in _OPEN and not path.startswith("/docs/")
+
+
+def needs_known_host(path: str) -> bool:
+    """Whether a server on loopback without keys looks there at the host that a request names."""
+    return path not in _ANY_HOST
 
 
 class Access:
@@ -25,17 +35,44 @@ class Access:
     def __init__(self, settings: Settings) -> None:
         self._digests = [(client, _digest(key)) for client, key in settings.api_keys]
         self._origins = frozenset(settings.cors_origins)
+        self._is_local = not settings.api_keys and is_loopback_address(settings.host)
+        self._allows_any_host = "*" in settings.allowed_hosts
+        self._allowed_hosts = [host for name in settings.allowed_hosts if (host := Authority.parse(name))]
 
     def admit(self, request: Request) -> None:
         """Let a request in, as that of the client whose key it carries; `client_of` tells which.
 
         Raises:
+            ForbiddenHost: the server is for this machine alone, and was reached by another name.
             ForbiddenOrigin: a web page of another origin wants to change something.
             Unauthorized: keys are set, and it carries none of them.
         """
+        hosts = _hosts(cast("HTTPScope", request.scope))
+        if needs_known_host(request.path) and self._must_be_local(request):
+            self._check_hosts(hosts)
         if request.method not in _HARMLESS:
-            self._check_origin(request)
+            self._check_origin(request, hosts)
         g.client = "" if self._is_open(request) else self._client(request.headers.get("Authorization", ""))
+
+    def _must_be_local(self, request: Request) -> bool:
+        """Whether only this machine can reach the server, so that its host has no other name.
+
+        Under plain hypercorn the settings may not say what it listens on; the connection then does, in part.
+        """
+        server = request.scope.get("server")
+        return self._is_local and server is not None and is_loopback_address(server[0])
+
+    def _check_hosts(self, hosts: Sequence[str]) -> None:
+        """A web page whose own name was made to point at this machine must not drive the server (DNS rebinding)."""
+        if self._allows_any_host:
+            return
+        for text in hosts:
+            host = Authority.parse(text)
+            if host is None or not (host.is_loopback or host.is_among(self._allowed_hosts)):
+                raise ForbiddenHost(
+                    f"this server answers to names of its own machine, such as localhost, and not to {text[:80]!a}; "
+                    "FILMSTRIP_ALLOWED_HOSTS allows others"
+                )
 
     def _is_open(self, request: Request) -> bool:
         is_preflight = request.method == "OPTIONS"  # browsers send no credentials with it
@@ -52,22 +89,19 @@ class Access:
             raise Unauthorized("a key is wanted: Authorization: Bearer <key>")
         return found
 
-    def _check_origin(self, request: Request) -> None:
+    def _check_origin(self, request: Request, hosts: Sequence[str]) -> None:
         """Browsers send `Origin` with what pages post; a page elsewhere must not drive a server on this machine."""
-        origin = request.headers.get("Origin")
-        if origin is None or "*" in self._origins or origin in self._origins:
-            return
-        host = _host(origin)
-        if not host or host != request.host:
+        host = Authority.parse(hosts[0]) if hosts else None
+        for origin in request.headers.getlist("Origin"):
+            if "*" in self._origins or origin in self._origins or (host and is_same_origin(origin, host)):
+                continue
             raise ForbiddenOrigin("pages of this origin may not post here; FILMSTRIP_CORS_ORIGINS would allow it")
 
 
-def _host(origin: str) -> str:
-    """Host and port of an origin, empty where it has none, such as `null`."""
-    try:
-        return urlsplit(origin).netloc
-    except ValueError:
-        return ""
+def _hosts(scope: HTTPScope) -> list[str]:
+    """The hosts that a request is for: that of a whole URL as its target, which counts, then the Host header."""
+    target = [] if scope["path"].startswith("/") else [urlsplit(scope["path"]).netloc]
+    return target + [value.decode("latin1") for name, value in scope["headers"] if name.lower() == b"host"]
 
 
 def client_of_request() -> str:

@@ -20,10 +20,12 @@ from filmstrip.errors import (
     MethodNotAllowed,
     NotFound,
     RangeNotSatisfiable,
+    UnsupportedMediaType,
 )
 from frontend.access import Access
+from frontend.bodies import refuse_wrapped
 from frontend.connection import BoundedBody, BoundedRequest, Connection
-from frontend.openapi import Provider
+from frontend.openapi import Provider, accepted_types
 from frontend.parts import provide, running, the_parts
 from frontend.routes import api
 from frontend.settings import Settings
@@ -32,7 +34,8 @@ log = logging.getLogger(__name__)
 
 API_VERSION = "1"  # of the API, not of the server: nobody needs to know that from outside
 _REFUSED_PAUSE_S = 2.0  # a client that sends nothing for so long waits for its answer
-_METHODS = ("GET", "HEAD", "POST")
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_METHODS = ("GET", "HEAD", "POST", "DELETE")
 _EXPOSED = (
     *("X-Video-Frames", "X-Video-Height", "X-Video-Width", "X-Video-Channels", "X-Generation-Id"),
     "X-Unused-Fields",
@@ -82,6 +85,8 @@ def _add_access(app: Quart, settings: Settings) -> None:
     @app.before_request
     async def admit() -> None:
         access.admit(request)
+        if request.method not in _SAFE_METHODS and request.routing_exception is None and request.endpoint is not None:
+            refuse_wrapped(request, accepted_types(app.view_functions[request.endpoint]))
 
     if settings.cors_origins:
         cors(app, allow_origin=settings.cors_origins, allow_methods=_METHODS, expose_headers=_EXPOSED, max_age=600)
@@ -109,7 +114,10 @@ def _add_errors(app: Quart) -> None:
 
     @app.errorhandler(HTTPException)
     async def http(error: HTTPException) -> Response:
-        kind = {404: NotFound, 405: MethodNotAllowed, 416: RangeNotSatisfiable}.get(error.code or 500, BadRequest)
+        kinds: dict[int | None, type[FilmstripError]] = {
+            kind.status: kind for kind in (NotFound, MethodNotAllowed, UnsupportedMediaType, RangeNotSatisfiable)
+        }
+        kind = kinds.get(error.code, BadRequest)
         response = await ours(kind(f"{request.method[:20]} {request.path[:80]}: {error.name}"))
         if error.code is not None:
             response.status_code = error.code

@@ -9,7 +9,7 @@ from filmstrip import contract
 from filmstrip.contract import TensorSpec
 from filmstrip.errors import InvalidField, counted
 from filmstrip.geometry import VIDEO_HEADER_BYTES, FrameRun, VideoShape, fit_runs, input_runs
-from frontend.schema import ChunkSpec
+from frontend.schema import ChunkSpec, at_chunk
 
 MODEL_CHANNELS = 3
 
@@ -94,8 +94,8 @@ class SpecAt:
 
     def refuse(self, name: str, why: str) -> InvalidField:
         """The error for one of its fields, naming chunk and field."""
-        where = f"chunk {self.spec.chunk}: " + (f"{name}: " if name != "chunk" else "")
-        return InvalidField(where + why, f"chunk_specs[{self.position}].{name}")
+        field = f"chunk_specs[{self.position}].{name}"
+        return InvalidField(f"{at_chunk(field, self.spec.chunk)}: {why}", field)
 
     def region(self, name: str, blob_bytes: int | None, itemsize: int) -> tuple[tuple[int, ...], int] | None:
         """Shape and offset of the array `name` in the blob, None where the spec has none.

@@ -7,7 +7,7 @@ from typing import Any
 from filmstrip.contract import PipelineFacts
 from filmstrip.errors import InvalidField
 from filmstrip.geometry import MAX_SIDE, MIN_SIDE, nearest_multiples
-from frontend.schema import ChunkSpec, GenerateRequest
+from frontend.schema import ChunkSpec, GenerateRequest, at_chunk
 
 FEATURE_OF_FIELD: Mapping[str, str] = {
     "seed": "seed",
@@ -48,21 +48,22 @@ def check_features(request: GenerateRequest, pipeline: PipelineFacts) -> None:
     Raises:
         InvalidField: names the field and the features that the pipeline has.
     """
-    _check(request, pipeline, "")
+    _check(request, pipeline)
     for position, spec in enumerate(request.chunk_specs or ()):
-        _check(spec, pipeline, f"chunk_specs[{position}].")
+        _check(spec, pipeline, position)
 
 
-def _check(given: GenerateRequest | ChunkSpec, pipeline: PipelineFacts, prefix: str) -> None:
+def _check(given: GenerateRequest | ChunkSpec, pipeline: PipelineFacts, position: int = 0) -> None:
     for name, feature in FEATURE_OF_FIELD.items():
         if name in GENERIC_FIELDS or name in _without_transition(given):
             continue
         if _is_set(given, name) and not getattr(pipeline.features, feature):
-            at = f"chunk {given.chunk}: " if isinstance(given, ChunkSpec) else ""
+            field = where = name
+            if isinstance(given, ChunkSpec):
+                field = f"chunk_specs[{position}].{name}"
+                where = at_chunk(field, given.chunk)
             has = ", ".join(name for name, has in pipeline.features.to_dict().items() if has) or "none"
-            raise InvalidField(
-                f"{at}{name}: {pipeline.id} does not support {feature}; its features: {has}", prefix + name
-            )
+            raise InvalidField(f"{where}: {pipeline.id} does not support {feature}; its features: {has}", field)
 
 
 def unused_fields(request: GenerateRequest, pipeline: PipelineFacts) -> tuple[str, ...]:
@@ -117,7 +118,7 @@ def frame_size(
 
 
 def lora_scales(
-    given: Mapping[str, float] | None, pipeline: PipelineFacts, field: str, at: str = ""
+    given: Mapping[str, float] | None, pipeline: PipelineFacts, field: str, chunk: int | None = None
 ) -> dict[str, float]:
     """The scales by the names under which the LoRAs were exported; a path stands for its file's name.
 
@@ -125,7 +126,7 @@ def lora_scales(
         given: scales by name or path.
         pipeline: whose LoRAs they are.
         field: of the request, for messages.
-        at: what messages begin with.
+        chunk: whose ChunkSpec the field is in.
 
     Raises:
         InvalidField: the pipeline has no LoRA of a name, or one is named twice.
@@ -136,8 +137,8 @@ def lora_scales(
         if name is None or name in scales:
             trouble = "names a LoRA twice" if name else "is not a LoRA of this pipeline"
             known = ", ".join(pipeline.features.loras) or "none"
-            shown = "lora_scales" if at else field
-            raise InvalidField(f"{at}{shown}: {path[:80]!r} {trouble}; {pipeline.id} has: {known}", field)
+            where = field if chunk is None else at_chunk(field, chunk)
+            raise InvalidField(f"{where}: {path[:80]!r} {trouble}; {pipeline.id} has: {known}", field)
         scales[name] = scale
     return scales
 

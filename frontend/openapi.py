@@ -1,31 +1,33 @@
 """The OpenAPI document, complete for streams and binary bodies too, which quart-schema by itself cannot tell."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
 from quart_schema.openapi import OpenAPIProvider
 from werkzeug.routing.rules import Rule
 
-from frontend.access import needs_key
+from frontend.access import needs_key, needs_known_host
+from frontend.bodies import JSON
 from frontend.schema import ErrorAnswer
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 BINARY = "application/octet-stream"
-JSON = "application/json"
 EVENTS = "text/event-stream"
 _OPERATION = "_filmstrip_operation"
 _GENERATE, _BATCH = "/api/v1/generate", "/api/v1/batch"
 _MEANINGS = {
     400: "The request cannot be understood.",
     401: "No key, or a wrong one.",
-    403: "Pages of this origin may not post here.",
+    403: "Pages of this origin may not post here, or the server does not answer to this host name.",
     404: "Nothing of this name is here, or it has expired.",
     408: "The body stopped arriving.",
-    409: "Another generation runs.",
+    409: "Another generation runs, or the file is in use.",
+    412: "The file is not the one that If-Match names.",
     413: "The body is over its limit.",
+    415: "The body is compressed, or a form.",
     416: "The range lies outside the file.",
     422: "A field holds a value that cannot be served.",
     503: "Triton is not ready, or could not load the pipeline.",
@@ -73,6 +75,13 @@ def describe(
     return mark
 
 
+def accepted_types(view: Callable[..., Any]) -> Collection[str]:
+    """The media types that a route documents for its body, none where it takes none."""
+    described: tuple[dict[str, Any], Any] = getattr(view, _OPERATION, ({}, ()))
+    body: dict[str, Any] = described[0].get("requestBody", {})
+    return list(body.get("content", ()))
+
+
 class Provider(OpenAPIProvider):
     """quart-schema's document with our routes' own descriptions."""
 
@@ -101,8 +110,8 @@ def _refusal(status: int) -> dict[str, Any]:
 
 
 def _by_access(path: str, method: str) -> list[int]:
-    """Statuses that `frontend.access` answers with, on every route alike."""
-    return [401] * needs_key(path) + [403] * (method == "post")
+    """Statuses that `frontend.access` and `frontend.bodies` answer with, on every route alike."""
+    return [401] * needs_key(path) + [403] * needs_known_host(path) + [415] * (method in ("post", "put", "patch"))
 
 
 def _first_line(model: type[BaseModel] | None) -> str:

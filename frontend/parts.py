@@ -18,7 +18,7 @@ from frontend.schema import GenerateRequest, LoadEntry, LoadRequest
 from frontend.settings import Settings
 from frontend.slot import Slot
 from frontend.store import Store
-from frontend.triton import Pipeline, Triton
+from frontend.triton import Pipeline, State, Triton
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class LoadedDefaults:
 
     Attributes:
         fields: values by the request's fields.
-        were_loaded: the pipeline has been loaded since; when it no longer is, it was unloaded and they end.
+        were_loaded: the pipeline has been seen loaded since; they end when it is seen unloaded after that.
     """
 
     fields: dict[str, Any]
@@ -84,10 +84,10 @@ class Parts:
         """
         known = await self.triton.pipelines()
         for key, defaults in list(self.defaults.items()):
-            is_loaded = key[1] in known and known[key[1]].loaded
-            if defaults.were_loaded and not is_loaded:
+            state = known[key[1]].state if key[1] in known else State.UNLOADED
+            if defaults.were_loaded and state is State.UNLOADED:
                 del self.defaults[key]
-            defaults.were_loaded |= is_loaded
+            defaults.were_loaded |= state is State.READY
         return known
 
     async def effective(self, client: str, request: GenerateRequest) -> GenerateRequest:

@@ -154,8 +154,7 @@ class _Planner:
         for index, at in self.specs.items():
             if index >= num_chunks:
                 length = f"{counted(self.request.num_frames, 'frame')} of {self.pipeline.id}"
-                last = f"chunk 0 to {num_chunks - 1}" if num_chunks > 1 else "chunk 0 alone"
-                raise at.refuse("chunk", f"{length} take {counted(num_chunks, 'chunk')}: {last}")
+                raise at.refuse("chunk", f"no chunk {index}, {length} take {counted(num_chunks, 'chunk')} from 0")
 
     # -- The walk through the chunks --------------------------------------------------------------------
 
@@ -236,9 +235,6 @@ class _Chunk:
         """The chunk's plan, now that its number of frames is known."""
         shapes = self.planner.uploads.image_shapes
         steps = self.value("denoising_steps")
-        scales_field = (
-            "lora_scales" if self.spec.lora_scales is None else f"chunk_specs[{self.at.position}].lora_scales"
-        )
         parameters = ChunkParameters(
             index=self.index,
             num_frames=count,
@@ -254,7 +250,7 @@ class _Chunk:
             noise_controller=bool(self.value("noise_controller")),
             kv_cache_attention_bias=self.value("kv_cache_attention_bias"),
             denoising_steps=tuple(steps) if steps else None,
-            lora_scales=lora_scales(self.value("lora_scales"), self.pipeline, scales_field, f"chunk {self.index}: "),
+            lora_scales=self._lora_scales(),
             vace_context_scale=self.value("vace_context_scale"),
             vace_use_input_video=self.input_is_vace,
             vace_temporally_locked=self.spec.vace_temporally_locked,
@@ -270,18 +266,24 @@ class _Chunk:
         self._check_bytes(chunk)
         return chunk
 
+    def _lora_scales(self) -> dict[str, float]:
+        if self.spec.lora_scales is None:
+            return lora_scales(self.request.lora_scales, self.pipeline, "lora_scales")
+        field = f"chunk_specs[{self.at.position}].lora_scales"
+        return lora_scales(self.spec.lora_scales, self.pipeline, field, self.index)
+
     def _check_bytes(self, chunk: ChunkPlan) -> None:
         """Refuse a chunk whose arrays are too large, naming the largest of them."""
         frames = len(self.planner.chain.stages) * chunk.frames.num_bytes
         limit = self.planner.max_chunk_bytes
         needed = chunk.input_bytes + frames
         if needed > limit:
-            why = f"the chunk's arrays take {counted(needed, 'byte')}, over the limit of {limit}"
+            why = f"the arrays of chunk {self.index} take {counted(needed, 'byte')}, over the limit of {limit}"
             largest = max(chunk.tensors, key=lambda tensor: tensor.num_bytes, default=None)
             shape = f"{largest.spec.name}_shape" if largest else ""
             if largest and largest.num_bytes > frames and getattr(self.spec, shape) is not None:
                 raise self.at.refuse(shape, why)
-            raise InvalidField(f"height: chunk {self.index}: {why}", "height")
+            raise InvalidField(f"height: {why}", "height")
 
     def _tensors(self, count: int) -> Iterator[TensorPlan]:
         uploads, size = self.planner.uploads, self.planner.size
@@ -308,6 +310,7 @@ def _by_chunk(request: GenerateRequest) -> dict[int, SpecAt]:
     for position, spec in enumerate(request.chunk_specs or ()):
         at = SpecAt(spec, position)
         if spec.chunk in specs:
-            raise at.refuse("chunk", f"chunk_specs[{specs[spec.chunk].position}] is for the same chunk")
+            other = f"chunk_specs[{specs[spec.chunk].position}]"
+            raise at.refuse("chunk", f"{other} is for chunk {spec.chunk} too")
         specs[spec.chunk] = at
     return specs

@@ -8,10 +8,11 @@ from quart import Blueprint, Response, jsonify, request
 from filmstrip.errors import InvalidField, TooLarge
 from frontend import metrics
 from frontend.access import client_of_request
+from frontend.bodies import JSON
 from frontend.connection import BoundedBody, on_close
 from frontend.download import send_file
 from frontend.media import decode_image
-from frontend.openapi import BINARY, EVENTS, JSON, content, describe, parameter
+from frontend.openapi import BINARY, EVENTS, content, describe, parameter
 from frontend.parts import the_parts
 from frontend.schema import (
     AssetAnswer,
@@ -148,12 +149,28 @@ async def download() -> Response:
     return send_file(store.find(name, Kind.OUTPUT, owner=client_of_request(), field="path"), request, store)
 
 
+@api.delete("/api/v1/files/<name>")
+@describe(
+    parameters=(
+        parameter("name", "path", {"type": "string"}, "A name that an upload or an event gave.", required=True),
+    ),
+    answers={204: {"description": "The file is gone."}},
+    errors=(404, 409),
+)
+async def delete_file(name: str) -> Response:
+    """Delete an upload, an asset or an output of the client."""
+    the_parts().store.delete(name, client_of_request())
+    return Response(status=204)
+
+
 @api.get("/api/v1/pipelines")
 @describe(answers={200: content(JSON, PipelinesAnswer)}, errors=(503,), models=(PipelinesAnswer,))
 async def pipelines() -> Response:
-    """List the pipelines and what each can do."""
-    known = await the_parts().pipelines()
-    shown = [pipeline.facts.to_dict() | {"loaded": pipeline.loaded} for pipeline in known.values() if pipeline.facts]
+    """List the pipelines: the state of each, and what it can do."""
+    shown = []
+    for name, pipeline in (await the_parts().pipelines()).items():
+        facts = {"id": name} if pipeline.facts is None else pipeline.facts.to_dict()
+        shown.append(facts | {"loaded": pipeline.loaded, "state": pipeline.state, "reason": pipeline.reason})
     return _answer(PipelinesAnswer.model_validate({"pipelines": shown}))
 
 

@@ -436,24 +436,26 @@ class FeaturesAnswer(BaseModel):
 
 
 class PipelineAnswer(BaseModel):
-    """What a pipeline is and can do."""
+    """What a pipeline is and can do; all but its id and state is null as long as it was never loaded."""
 
     id: str
-    modes: list[str]
-    chunk_size: int
-    first_chunk_size: int
-    granularity: int
-    height: int | None
-    width: int | None
-    sizes: list[tuple[int, int]]
-    max_references: int | None
-    features: FeaturesAnswer
-    defaults: dict[str, Any]
+    modes: list[str] | None = None
+    chunk_size: int | None = None
+    first_chunk_size: int | None = None
+    granularity: int | None = None
+    height: int | None = None
+    width: int | None = None
+    sizes: list[tuple[int, int]] | None = None
+    max_references: int | None = None
+    features: FeaturesAnswer | None = None
+    defaults: dict[str, Any] | None = None
     loaded: bool
+    state: Literal["ready", "loading", "unloaded", "failed"]
+    reason: str | None = None
 
 
 class PipelinesAnswer(BaseModel):
-    """The pipelines of the model repository."""
+    """The pipelines of the model repository, and its models that failed."""
 
     pipelines: list[PipelineAnswer]
 
@@ -502,18 +504,23 @@ def parse(model: type[ModelT], body: bytes) -> ModelT:
 
 
 def _refusal(error: ErrorDetails, body: bytes) -> InvalidField:
-    """Pydantic's error as ours; in a ChunkSpec the message names the chunk, and the field by its place in the spec."""
+    """Pydantic's error as ours."""
     location = error["loc"]
     if location[:1] == ("prompt",):
         location = location[:1] + location[2:]  # without the union's tag
     name = _field_name(location)
     match location:
-        case ("chunk_specs", int(position), field, *rest) if field != "chunk":
+        case ("chunk_specs", int(position), _, *_):
             chunk = json.loads(body)["chunk_specs"][position].get("chunk")
-            where = f"chunk {chunk}: {_field_name((field, *rest))}" if type(chunk) is int else name
+            where = at_chunk(name, chunk) if type(chunk) is int else name
         case _:
             where = name or "body"
     return InvalidField(f"{where}: {_reason(error)}", name or None)
+
+
+def at_chunk(field: str, chunk: int) -> str:
+    """What a message about a field of a ChunkSpec begins with."""
+    return field if field.endswith("].chunk") else f"{field} (chunk {chunk})"
 
 
 def _reason(error: ErrorDetails) -> str:

@@ -15,6 +15,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from frontend.hosts import Authority
+
 KIB = 2**10
 MIB = 2**20
 GIB = 2**30
@@ -58,6 +60,9 @@ class Settings(BaseSettings):
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Origins whose web pages may use the API, separated by commas, or `*`."
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Other names that a server on loopback without keys answers to, separated by commas, or `*`."
     )
     data_dir: Path = Field(Path("data"), description="Folder of uploads and outputs; one frontend each.")
     log_format: LogFormat = Field(LogFormat.TEXT, description="`json` or `text` log lines.")
@@ -121,10 +126,18 @@ class Settings(BaseSettings):
     def _split_paths(cls, value: object) -> object:
         return tuple(Path(part) for part in value.split(":") if part) if isinstance(value, str) else value
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "allowed_hosts", mode="before")
     @classmethod
-    def _split_origins(cls, value: object) -> object:
+    def _split_names(cls, value: object) -> object:
         return tuple(_parts(value)) if isinstance(value, str) else value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name != "*" and Authority.parse(name) is None:
+                raise ValueError(f"each is a host, or host:port, without a scheme; got {name[:80]!r}")
+        return value
 
     @field_validator("api_keys", mode="before")
     @classmethod

@@ -15,12 +15,12 @@ import os
 import secrets
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from filmstrip.errors import DiskFull, StorageFull, UnknownPath
+from filmstrip.errors import DiskFull, InUse, StorageFull, UnknownPath
 from filmstrip.geometry import VideoShape, pack_video_header
 from frontend.disk import give_back, set_aside
 from frontend.settings import Settings
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 _SWEEP_S = 60.0
 _MAX_PARTS = os.sysconf("SC_IOV_MAX")
 _MAY_LIE_IN_SHM = (Kind.VIDEO, Kind.BLOB)
+_CLIENT_SHARE = 2  # a client has at most this part of the files and bytes: a half
+_HOW_TO_GO_ON = "delete some (DELETE /api/v1/files/{name}) or try again when some have expired"
 
 
 class DataDirectoryTaken(RuntimeError):
@@ -159,12 +161,13 @@ class Store:
 
     @contextlib.asynccontextmanager
     async def expiring(self) -> AsyncIterator[None]:
-        """While it is open, files that have expired are removed."""
+        """While it is open, files that have expired are removed, and those removed by hand are forgotten."""
 
         async def sweep() -> None:
             while True:
                 await asyncio.sleep(min(_SWEEP_S, self._settings.store_ttl_s / 4))
                 self.expire()
+                self.follow_disk()
 
         task = asyncio.create_task(sweep(), name="store sweep")
         try:
@@ -181,9 +184,15 @@ class Store:
             log.info("%s has expired", file.name)
             self._remove(file)
 
+    def follow_disk(self) -> None:
+        """Forget files that were deleted, truncated or replaced outside the server."""
+        for file in [file for file in self._files.values() if not file.is_whole()]:
+            log.warning("%s was damaged or removed outside the server", file.name)
+            self._remove(file)
+
     @contextlib.contextmanager
     def holding(self, file: StoredFile) -> Iterator[None]:
-        """Keep a file from expiring while it is read."""
+        """Keep a file from expiring and from being deleted while it is used."""
         self._held[file.name] += 1
         try:
             yield
@@ -214,21 +223,32 @@ class Store:
             raise UnknownPath(f"{field or 'path'}: no {wanted} {shown!r} here; it may have expired", field)
         return file
 
+    def delete(self, name: str, owner: str = "") -> None:
+        """Delete a file of a client.
+
+        Raises:
+            UnknownPath: as `find`.
+            InUse: a generation or a download uses it.
+        """
+        file = self.find(name, *Kind, owner=owner, field="name")
+        if file.name in self._held:
+            raise InUse(f"name: {file.name} is in use by a generation or a download", "name")
+        self._remove(file)
+
     # -- Writing ----------------------------------------------------------------------------------------
 
     def draft(self, kind: Kind, expected_bytes: int = 0, *, owner: str = "") -> Draft:
         """Begin a file of about `expected_bytes`.
 
         Raises:
-            StorageFull: the stored files would go over their limits.
+            StorageFull: the stored files would go over their limits, or those of the client over its share.
         """
-        if len(self._files) + len(self._drafts) >= self._settings.store_files:
-            raise StorageFull(f"the server holds its {self._settings.store_files} files; try again when some expired")
+        self._make_folders()
+        self._make_room(lambda: self._check_files(owner))
+        self._make_room(lambda: self._check_bytes(expected_bytes, owner))
         path = self._partial / secrets.token_hex(16)
         if kind in _MAY_LIE_IN_SHM and expected_bytes and self._fits_in_shm(expected_bytes):
             path = self.new_shm_path()
-        self._make_folders()
-        self._check(expected_bytes)
         try:
             draft = Draft(self, kind, owner, path, expected_bytes)
         except OSError as error:
@@ -239,7 +259,8 @@ class Store:
     def reserve(self, draft: Draft, num_bytes: int) -> None:
         """Make sure that a draft may grow to `num_bytes`."""
         if num_bytes > draft.reserved_bytes:
-            self._check(num_bytes - draft.reserved_bytes)
+            more_bytes = num_bytes - draft.reserved_bytes
+            self._make_room(lambda: self._check_bytes(more_bytes, draft.owner))
             draft.reserved_bytes = num_bytes
 
     def adopt(self, draft: Draft) -> StoredFile:
@@ -294,18 +315,45 @@ class Store:
             _unlink(file.path)
             close_in_thread(fd)
 
-    def _check(self, more_bytes: int) -> None:
+    def _make_room(self, check: Callable[[], None]) -> None:
+        """Check a limit again without the files that have expired or are gone, where it refuses at first."""
+        try:
+            check()
+        except StorageFull:
+            self.expire()
+            self.follow_disk()
+            check()
+
+    def _check_files(self, owner: str) -> None:
+        limit = self._settings.store_files
+        if len(self._files) + len(self._drafts) >= limit:
+            raise StorageFull(f"the server holds its {limit} files; {_HOW_TO_GO_ON}")
+        share = max(1, limit // _CLIENT_SHARE)
+        own = sum(file.owner == owner for file in self._files.values())
+        own += sum(draft.owner == owner for draft in self._drafts)
+        if owner and own >= share:
+            raise StorageFull(f"you have {share} files on the server, half of its {limit}; {_HOW_TO_GO_ON}")
+
+    def _check_bytes(self, more_bytes: int, owner: str) -> None:
         stored = sum(file.size_bytes for file in self._files.values())
         reserved = sum(draft.reserved_bytes for draft in self._drafts)
         written = sum(max(draft.written_bytes, draft.aside_bytes) for draft in self._drafts)
         disk = os.statvfs(self._root)
-        share = self._settings.store_disk_share * (disk.f_bavail * disk.f_frsize + stored + written)
-        limit = min(self._settings.store_bytes, int(share))
+        disk_share = self._settings.store_disk_share * (disk.f_bavail * disk.f_frsize + stored + written)
+        limit = min(self._settings.store_bytes, int(disk_share))
         if stored + reserved + more_bytes > limit:
             raise StorageFull(
                 f"{more_bytes} bytes more would take the stored files ({stored + reserved} bytes) over the limit of "
-                f"{limit} bytes; try again when some expired"
+                f"{limit} bytes; {_HOW_TO_GO_ON}"
             )
+        if owner:
+            own = sum(file.size_bytes for file in self._files.values() if file.owner == owner)
+            own += sum(draft.reserved_bytes for draft in self._drafts if draft.owner == owner)
+            if own + more_bytes > limit // _CLIENT_SHARE:
+                raise StorageFull(
+                    f"{more_bytes} bytes more would take your files ({own} bytes) over your share of "
+                    f"{limit // _CLIENT_SHARE} bytes, half of the store; {_HOW_TO_GO_ON}"
+                )
 
     def _fits_in_shm(self, num_bytes: int) -> bool:
         wanted = self._settings.uploads_in_shm and self._settings.shared_memory

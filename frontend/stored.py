@@ -69,6 +69,7 @@ class StoredFile:
         path: where it lies.
         size_bytes: of the file, header included.
         shape: of the video behind the header, None for blobs and assets.
+        inode: of the file.
         expires_at: seconds of the Unix clock.
     """
 
@@ -78,6 +79,7 @@ class StoredFile:
     path: Path
     size_bytes: int
     shape: VideoShape | None
+    inode: int
     expires_at: float
 
     @classmethod
@@ -103,7 +105,7 @@ class StoredFile:
                     return None
             if stat.st_size != VIDEO_HEADER_BYTES + shape.num_bytes:
                 return None
-        return cls(named[1], kind, named[2] or "", path, stat.st_size, shape, stat.st_mtime + ttl_s)
+        return cls(named[1], kind, named[2] or "", path, stat.st_size, shape, stat.st_ino, stat.st_mtime + ttl_s)
 
     @property
     def in_shm(self) -> bool:
@@ -111,9 +113,9 @@ class StoredFile:
         return self.path.parent == SHM_DIR
 
     def is_whole(self) -> bool:
-        """It is still there, as it was."""
+        """It is still there: the same file with the same size."""
         try:
             stat = self.path.lstat()
         except OSError:
             return False
-        return S_ISREG(stat.st_mode) and stat.st_size == self.size_bytes
+        return S_ISREG(stat.st_mode) and (stat.st_ino, stat.st_size) == (self.inode, self.size_bytes)

@@ -1,4 +1,4 @@
-"""The one way to Triton: what it holds, loading, shared memory, and sequences of chunks."""
+"""The one way to Triton: the models' states, loading, shared memory, and sequences of chunks."""
 
 import asyncio
 import contextlib
@@ -6,8 +6,9 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from filmstrip.errors import (
     from_wire,
 )
 from filmstrip.geometry import VideoShape
+from frontend import reasons
 from frontend.call import ChunkAnswer, ChunkCall, Tensor, call_model, connect, parameters_json
 from frontend.regions import SharedMemoryRefused, Slice
 from frontend.relay import Relay, RelayDied
@@ -40,21 +42,38 @@ _CONTROL_TIMEOUT_S = 5.0
 _LOAD_TIMEOUT_S = 600.0
 _UNLOAD_TIMEOUT_S = 1.0
 _READY = "READY"
+_UNLOADED_REASON = "unloaded"  # Triton's, of a model that was unloaded on request
 _RESTRICTED = "protocol is restricted"
 _STATE_LOST = "Triton has lost the generation's state"
 
 
+class State(StrEnum):
+    """Whether a model can make chunks."""
+
+    READY = "ready"
+    LOADING = "loading"
+    UNLOADED = "unloaded"
+    FAILED = "failed"
+
+
 @dataclass(frozen=True)
 class Pipeline:
-    """A pipeline of the model repository.
+    """A model of the repository, as far as it is known.
 
     Attributes:
-        facts: None while it was never loaded since the frontend started.
-        loaded: chunks can be sent to it.
+        facts: None while Triton has not loaded it since the frontend started.
+        state: an unloaded one is loaded at its first use.
+        reason: why it is not ready, in one sentence without paths; None where there is nothing to say.
     """
 
     facts: PipelineFacts | None
-    loaded: bool
+    state: State
+    reason: str | None = None
+
+    @property
+    def loaded(self) -> bool:
+        """Chunks can be sent to it."""
+        return self.state is State.READY
 
 
 class Triton:
@@ -66,7 +85,11 @@ class Triton:
         self._client = connect(url, secret)
         self._relay = Relay(url, secret)
         self._facts: dict[str, PipelineFacts] = {}
+        self._bad_parameters: dict[str, str] = {}
         self._sick: set[str] = set()
+        self._failed: dict[str, str] = {}
+        self._load_errors: dict[str, str] = {}
+        self._reported: dict[str, str | None] = {}
         self._open_sequences: Counter[str] = Counter()
         self._last_sequence_at = time.monotonic()
         self._loading: dict[str, asyncio.Lock] = {}
@@ -89,23 +112,71 @@ class Triton:
             return False
 
     async def pipelines(self) -> dict[str, Pipeline]:
-        """All pipelines of the repository, by id; models without our parameters are left out.
+        """All pipelines of the repository, by id, and every model that failed; other loaded models are left out.
 
         Raises:
             TritonUnavailable: it does not answer.
         """
-        loaded = await self._index()
-        await asyncio.gather(*(self._read_facts(name) for name, is_loaded in loaded.items() if is_loaded))
-        return {
-            name: Pipeline(self._facts.get(name), loaded[name])
-            for name in sorted(loaded)
-            if name in self._facts or not loaded[name]
-        }
+        states = await self._states()
+        ready = [name for name, (state, _) in states.items() if state is State.READY]
+        await asyncio.gather(*(self._read_facts(name) for name in ready))
+        found = {}
+        for name, (state, reason) in sorted(states.items()):
+            facts = self._facts.get(name)
+            if state is State.READY and name in self._bad_parameters:
+                found[name] = Pipeline(None, State.FAILED, self._bad_parameters[name])
+            elif state is not State.READY or facts is not None:
+                found[name] = Pipeline(facts, state, reason)
+        self._report(found)
+        return found
 
-    async def _index(self) -> dict[str, bool]:
-        """All models of the repository, and whether each is loaded."""
+    async def _states(self) -> dict[str, tuple[State, str | None]]:
+        """Every model of the repository: its state, and why it is not ready."""
         index = await _control(self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
-        return {model.name: model.state == _READY and model.name not in self._sick for model in index.models}
+        versions: dict[str, list[tuple[str, str]]] = {}
+        for model in index.models:
+            versions.setdefault(model.name, []).append((model.state, model.reason))
+        return {name: self._state(name, of_model) for name, of_model in versions.items()}
+
+    def _state(self, name: str, versions: list[tuple[str, str]]) -> tuple[State, str | None]:
+        if name in self._failed:
+            return State.FAILED, self._failed[name]
+        states = {state for state, _ in versions}
+        if name in self.loading() or "LOADING" in states:
+            return State.LOADING, None
+        if _READY in states and name in self._sick:
+            return State.UNLOADED, "its process ended; it is loaded again at its next use"
+        if _READY in states:
+            self._load_errors.pop(name, None)
+            return State.READY, None
+        failures = [reasons.sentence(reason) for _, reason in versions if reason not in ("", _UNLOADED_REASON)]
+        reason = next(iter(failures), None) or self._load_errors.get(name)
+        return (State.UNLOADED if reason is None else State.FAILED), reason
+
+    def _report(self, pipelines: Mapping[str, Pipeline]) -> None:
+        """Log each model that failed since the last report."""
+        failed = {name: pipeline.reason for name, pipeline in pipelines.items() if pipeline.state is State.FAILED}
+        for name, reason in failed.items():
+            if name not in self._reported or self._reported[name] != reason:
+                log.warning("%s is not served: %s", name, reason)
+        self._reported = failed
+
+    def mark_failed(self, name: str, reason: str) -> None:
+        """Serve a model no longer, until it is loaded on purpose or `clear_failed` is called.
+
+        Args:
+            name: of the model. It should be unloaded in Triton, and stays so.
+            reason: one sentence for clients, without paths.
+        """
+        log.warning("%s is not served: %s", name, reason)
+        self._reported[name] = reason
+        self._failed[name] = reason
+        self._sick.discard(name)
+
+    def clear_failed(self, name: str) -> None:
+        """Forget that a model failed: it is loaded at its next use, where it is not loaded already."""
+        self._failed.pop(name, None)
+        self._load_errors.pop(name, None)
 
     def loras(self, name: str) -> tuple[str, ...]:
         """The LoRAs of a pipeline that was loaded."""
@@ -120,14 +191,17 @@ class Triton:
             TritonUnavailable: Triton does not answer.
         """
         wanted = {field: name for field, name in names.items() if name is not None}
-        loaded = await self._index()
-        for name in wanted.values():
-            if loaded.get(name) is False:
+        states = await self._states()
+        for name in set(wanted.values()) & states.keys():
+            if name in self._failed:
+                raise LoadFailed(f"{name} is not served: {self._failed[name]}")
+            if states[name][0] is not State.READY:
                 await self.load(name)
-                loaded = await self._index()
-        await asyncio.gather(*(self._read_facts(name) for name in set(wanted.values()) if loaded.get(name)))
+        await asyncio.gather(*(self._read_facts(name) for name in set(wanted.values()) & states.keys()))
         for field, name in wanted.items():
-            if name not in loaded or name not in self._facts:
+            if name in self._bad_parameters:
+                raise LoadFailed(f"{name} is not served: {self._bad_parameters[name]}")
+            if name not in states or name not in self._facts:
                 there = ", ".join(await self.pipelines()) or "none"
                 raise UnknownPipeline(f"{field}: no pipeline {name[:80]!r}; there are: {there}", field)
         return {field: self._facts[name] for field, name in wanted.items()}
@@ -135,26 +209,34 @@ class Triton:
     async def load(self, name: str) -> None:
         """Load a model that isn't, or whose process has died; returns when it is ready.
 
+        One that was marked as failed gets another chance.
+
         Raises:
-            LoadFailed: it could not be loaded.
+            LoadFailed: it could not be loaded; the message says why.
             TritonUnavailable: Triton does not answer.
         """
         async with self._loading.setdefault(name, asyncio.Lock()):
             index = await _control(self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
-            states = {model.name: model.state for model in index.models}
-            if states.get(name) == _READY and name not in self._sick:
+            is_ready = any(model.name == name and model.state == _READY for model in index.models)
+            if is_ready and name not in self._sick and name not in self._failed:
                 return
             try:
-                if name in self._sick:  # not two copies in memory: unload, wait, load
+                if name in self._sick or (is_ready and name in self._failed):
+                    # not two copies in memory: unload, wait, load
                     await self._client.unload_model(name, client_timeout=_LOAD_TIMEOUT_S)
                     await self._wait_unloaded(name)
                 await self._client.load_model(name, client_timeout=_LOAD_TIMEOUT_S)
             except InferenceServerException as error:
-                log.warning("loading %s failed: %s", name, error)
                 if name in self._sick and self.on_hung is not None:
                     self.on_hung()
-                raise LoadFailed(f"Triton could not load {name}") from None
+                if "UNAVAILABLE" in str(error.status()):
+                    raise TritonUnavailable("Triton does not answer") from None
+                reason = reasons.sentence(str(error.message()))
+                self._load_errors[name] = self._reported[name] = reason
+                log.warning("%s is not served: %s", name, reason)
+                raise LoadFailed(f"could not load {name}: {reason}") from None
             self._sick.discard(name)
+            self.clear_failed(name)
             log.info("%s is loaded", name)
 
     def loading(self) -> set[str]:
@@ -198,16 +280,19 @@ class Triton:
                     await asyncio.sleep(0.05)
 
     async def _read_facts(self, name: str) -> None:
-        answer = await _control(self._client.get_model_config(name, client_timeout=_CONTROL_TIMEOUT_S))
+        try:
+            answer = await _control(self._client.get_model_config(name, client_timeout=_CONTROL_TIMEOUT_S))
+        except ModelError:  # it was unloaded just now
+            return
         parameters = {key: value.string_value for key, value in answer.config.parameters.items()}
+        self._facts.pop(name, None)
+        self._bad_parameters.pop(name, None)
         try:
             facts = PipelineFacts.from_parameters(name, parameters)
         except ValueError as error:
-            log.error("%s is no pipeline: %s", name, error)
-            facts = None
-        if facts is None:
-            self._facts.pop(name, None)
-        else:
+            self._bad_parameters[name] = reasons.sentence(str(error))
+            return
+        if facts is not None:
             self._facts[name] = facts
 
     # -- Shared memory ----------------------------------------------------------------------------------

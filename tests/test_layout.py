@@ -35,6 +35,7 @@ GRAPH_RUNNERS = ("onnxruntime", "tensorrt", "tensorrt_rtx")
 
 FRONTEND_ORDER = (
     # Lowest first: a module imports only from those above its own line.
+    "hosts",
     "settings",
     "tasks",
     "logs",
@@ -46,12 +47,14 @@ FRONTEND_ORDER = (
     "regions",
     "events",
     "access",
+    "bodies",
     "connection",
     "protocol",
     "openapi",
     "arrays",
     "plan",
     "call",
+    "reasons",
     "spawn",
     "launcher",
     "relay",

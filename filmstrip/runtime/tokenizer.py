@@ -1,6 +1,7 @@
 """Prompts to the token ids that a text encoder takes."""
 
 import html
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,10 @@ Ids = npt.NDArray[np.int64]
 
 PADDING = "<pad>"
 END = "</s>"
+
+_MAX_REFERENCE_DIGITS = 7  # of the largest code point, 1114111
+_DECIMAL_REFERENCE = re.compile(r"&#([0-9]+)")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 class Tokenizer:
@@ -55,4 +60,15 @@ def clean(prompt: str) -> str:
     Wan's own code then has ftfy mend text that was decoded wrongly and straighten curly quotes. That is not done here:
     prompts arrive as UTF-8, and their quotes are as the writer wants them.
     """
-    return " ".join(html.unescape(html.unescape(prompt)).split())
+    text = _SURROGATE.sub("\ufffd", _unescape(_unescape(prompt)))  # half a character can't be encoded
+    return " ".join(text.split())
+
+
+def _unescape(text: str) -> str:
+    """`html.unescape` for references of any length: `int` refuses more than 4,300 digits."""
+    return html.unescape(_DECIMAL_REFERENCE.sub(_shortened, text))
+
+
+def _shortened(reference: re.Match[str]) -> str:
+    """The same reference without leading zeros; a digit too many keeps it outside Unicode."""
+    return "&#" + (reference[1].lstrip("0") or "0")[: _MAX_REFERENCE_DIGITS + 1]

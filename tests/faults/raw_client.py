@@ -52,7 +52,7 @@ class RawClient:
 
     def send_head(self, method: str, path: str, headers: dict[str, str] | None = None) -> None:
         lines = [f"{name}: {value}" for name, value in (headers or {}).items()]
-        self.send("\r\n".join([f"{method} {path} HTTP/1.1", "Host: test", *lines, "", ""]).encode())
+        self.send("\r\n".join([f"{method} {path} HTTP/1.1", "Host: localhost", *lines, "", ""]).encode())
 
     def send(self, data: bytes) -> None:
         """Bytes of a body whose length was told, or of anything else."""

@@ -100,7 +100,13 @@ NOWHERE = [
         "/api/v1/generate%00",
         "/.git/config",
     ),
-    *("/api/v1/generate/download/..", "/openapi.yaml", "/health;x", "http://evil.example/nothing", "https://x/%2e%2e"),
+    *(
+        "/api/v1/generate/download/..",
+        "/openapi.yaml",
+        "/health;x",
+        "http://localhost/nothing",
+        "https://localhost/%2e%2e",
+    ),
 ]
 
 
@@ -149,7 +155,7 @@ def test_a_method_that_is_not_for_this_address(server: Frontend, method: str, pa
 
 
 def test_a_whole_url_is_an_address_too(server: Frontend) -> None:
-    """As HTTP demands; whose it is makes no difference."""
+    """As HTTP demands; the health check is open by any name."""
     for target in ("/health", "http://evil.example/health", "//health", "/%68ealth"):
         assert json.loads(ask(server, request(f"GET {target}")).body)["status"] == "healthy"
 
@@ -180,11 +186,10 @@ def test_an_origin_that_is_none(server: Frontend, origin: str) -> None:
 
 @pytest.mark.parametrize("host", ["[", "a b", "\u00ff", '"><script>', "x." * 9_000, "localhost:99999999", "a,b", ""])
 def test_a_host_that_is_none_shows_nowhere(server: Frontend, host: str) -> None:
-    for target in ("/nothing", "//nothing"):
+    for target in ("/nothing", "//nothing", "/", "/docs", "/openapi.json"):
         sent = f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode("latin1")
+        assert "location" not in ask(server, sent).headers
         refusal(server, ask(server, sent))
-    sent = f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode("latin1")
-    assert ask(server, sent).headers["location"] == "/docs"
 
 
 @pytest.mark.parametrize("host", ["x" * 64, "x" * 20_000, "a." + "x" * 64 + ".b", "a..b", "\u00e9" * 60])

@@ -62,7 +62,7 @@ def upload_meeting_a_full_disk(frontend: Frontend, what: str, full: Path, *, chu
         return b"%x\r\n%b\r\n" % (len(part), part) if chunked else part
 
     address, body = urlsplit(frontend.url), BODIES[what]
-    head = f"POST /api/v1/{ADDRESSES[what]} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{SHAPE}"
+    head = f"POST /api/v1/{ADDRESSES[what]} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{SHAPE}"
     with socket.create_connection((str(address.hostname), address.port or 0), timeout=10) as connection:
         framing = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}"
         connection.sendall(f"{head}{framing}\r\n\r\n".encode() + framed(body[: len(body) // 2]))
@@ -240,7 +240,7 @@ def test_shared_memory_fills_up_in_an_upload(apart: Frontend) -> None:
     with harmless(apart):
         address, body = urlsplit(apart.url), BODIES["upload"]
         with socket.create_connection((str(address.hostname), address.port or 0), timeout=10) as connection:
-            head = "POST /api/v1/generate/upload-data HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+            head = "POST /api/v1/generate/upload-data HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
             connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[: 3 * MIB // 2])
             eventually(lambda: set(files_of(apart)) - set(before))
             (new,) = set(files_of(apart)) - set(before)

@@ -12,7 +12,7 @@ from tests.server import Frontend
 def test_a_client_leaves_before_the_first_chunk(victim: Frontend) -> None:
     address = urlsplit(victim.url)
     body = json.dumps({"pipeline_id": "probe", "prompt": "x", "num_frames": 9}).encode()
-    head = f"POST /api/v1/generate HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    head = f"POST /api/v1/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     before, outputs = victim.in_shm(), victim.stored("outputs")
     for number in range(200):
         with socket.create_connection((str(address.hostname), address.port or 0)) as connection:

@@ -32,7 +32,8 @@ def half_an_upload(frontend: Frontend) -> socket.socket:
     """A connection on which the second half of an upload is still to come."""
     address = urlsplit(frontend.url)
     connection = socket.create_connection((str(address.hostname), address.port or 0), timeout=10)
-    connection.sendall(b"POST /api/v1/generate/upload-data HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    head = b"POST /api/v1/generate/upload-data HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    connection.sendall(head)
     connection.sendall(b"%x\r\n" % SENT_BYTES + bytes(SENT_BYTES) + b"\r\n")
     partial = frontend.data_dir / "partial"
     eventually(lambda: any(draft.stat().st_size >= 2**20 for draft in partial.iterdir()))

@@ -38,10 +38,10 @@ class Answer:
         return cls(answer.status_code, dict(answer.headers), answer.content, answer.elapsed.total_seconds())
 
 
-def request(line: str, *headers: str, body: bytes = b"", length: int | None = None) -> bytes:
+def request(line: str, *headers: str, body: bytes = b"", length: int | None = None, host: str = "localhost") -> bytes:
     """A request that asks to close the connection; without a length it has that of its body, if there is one."""
     length = length if length is not None else len(body) or None
-    fields = ["Host: localhost", "Connection: close", *headers, *([f"Content-Length: {length}"] if length else [])]
+    fields = [f"Host: {host}", "Connection: close", *headers, *([f"Content-Length: {length}"] if length else [])]
     return "\r\n".join([f"{line} HTTP/1.1", *fields, "", ""]).encode("latin1") + body
 
 

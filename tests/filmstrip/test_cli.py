@@ -1,6 +1,9 @@
 """What the command refuses and says without a server; on a real one: test_cli_live."""
 
 import json
+import os
+import shlex
+import shutil
 import signal
 import threading
 
@@ -13,6 +16,8 @@ from rich.console import Console
 from filmstrip import cli, console, mp4
 from filmstrip.client import Client, ConnectionFailed, Progress
 from filmstrip.console import GenerationProgress, Interrupt
+from filmstrip.geometry import VideoShape, pack_video_header
+from filmstrip.video_output import Output
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -42,7 +47,7 @@ def answer(monkeypatch):
         monkeypatch.setattr(
             console,
             "Client",
-            lambda server, token, timeout_s: Client(server, token, timeout_s, httpx.MockTransport(handle)),
+            lambda server, token, timeout_s, **_: Client(server, token, timeout_s, httpx.MockTransport(handle)),
         )
         return requests
 
@@ -66,7 +71,18 @@ def test_help_teaches_with_examples():
         (["-p", "gray", "--frames", "0"], "--frames"),
         (["-p", "gray", "--frames", "10001"], "--frames"),
         (["-p", "gray", "--noise-scale", "1.5"], "--noise-scale"),
-        (["-p", "gray", "--seed", "-1"], "--seed"),
+        (["-p", "gray", "--seed", "-2"], "--seed"),
+        (["-p", "gray", "--seed", 2**64], "--seed"),
+        (["-p", "gray", "--noise-scale", "nan"], "--noise-scale"),
+        (["-p", "gray", "--fps", "inf"], "--fps"),
+        (["-p", "gray", "--scale", "0"], "--scale"),
+        (["-p", "gray", "--server", "127.0.0.1:8000"], "write http://127.0.0.1:8000"),
+        (["-p", "gray", "--server", "localhost:8000"], "write http://localhost:8000"),
+        (["-p", "gray", "--cacert", "missing.pem"], "--cacert"),
+        (["-p", "gray", "--cacert", __file__], "no certificate"),
+        (["-p", "gray", "--token", "k\u00e9y"], "the token"),
+        (["a cat \udcff"], "UTF-8"),
+        (["-p", "gray", "--chunk-prompt", "1: \udcff"], "UTF-8"),
         (["-p", "gray", "--fps", "0"], "--fps"),
         (["-p", "gray", "--chunk-prompt", "a dog"], "4: a dog"),
         (["-p", "gray", "--chunk-prompt", "-1: a dog"], "4: a dog"),
@@ -94,11 +110,20 @@ def test_the_output_is_needed_and_so_is_its_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["pipelines"], ["status"], ["cancel"], ["generate", "-p", "gray", "-o", "out.mp4"]]
+    "arguments",
+    [
+        ["pipelines"],
+        ["status"],
+        ["cancel"],
+        ["download", "output-1", "-o", "out.mp4"],
+        ["generate", "-p", "gray", "-o", "out.mp4"],
+    ],
 )
-def test_no_server_is_one_line_and_exit_code_1(arguments):
+def test_no_server_is_one_line_and_exit_code_3(tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
     result = run(*arguments, "--server", NOWHERE)
-    assert result.exit_code == 1
+    assert result.exit_code == 3
+    assert list(tmp_path.iterdir()) == []
     assert result.stderr.startswith(f"Error: {NOWHERE}: ")
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
@@ -130,7 +155,7 @@ def test_the_small_model_is_the_pipeline_unless_another_is_named(tmp_path, answe
     if told is not None:
         monkeypatch.setenv("FILMSTRIP_PIPELINE", told)
     result = run("generate", "a red circle", "-o", tmp_path / "out.mp4")
-    assert (result.exit_code, result.stderr) == (1, "Error: another generation runs\n")
+    assert (result.exit_code, result.stderr) == (4, "Error: another generation runs; --wait waits until it is done\n")
     assert json.loads(requests[-1].content) == {"pipeline_id": expected, "prompt": "a red circle"}
 
 
@@ -180,6 +205,136 @@ def test_a_cancel_before_the_first_frame_writes_nothing(tmp_path, answer):
     result = run("generate", "-p", "longlive", "-o", tmp_path / "out.mp4")
     assert (result.exit_code, result.stderr) == (130, "Cancelled before the first frame: nothing was written.\n")
     assert list(tmp_path.iterdir()) == []
+
+
+COMPLETE = (
+    'event: complete\ndata: {"output_path": "output-1", "video_shape": [3, 64, 64, 3], "num_frames": 3,'
+    ' "num_chunks": 1, "chunk_size": 12, "seed": 77, "unused": ["noise_scale"]}\n\n'
+)
+VIDEO_BYTES = pack_video_header(VideoShape(3, 64, 64, 3)) + bytes(3 * 64 * 64 * 3)
+
+
+def made(download: bytes) -> dict[str, httpx.Response]:
+    """The answers of a server that makes three frames."""
+    return {
+        "pipelines": httpx.Response(200, json={"pipelines": [{"id": "gray", "height": 64, "width": 64}]}),
+        "generate": httpx.Response(200, text=COMPLETE, headers={"Content-Type": "text/event-stream"}),
+        "download": httpx.Response(200, content=download, headers={"Content-Type": "application/octet-stream"}),
+        "upload": httpx.Response(200, json={"input_path": "in", "num_frames": 3, "shape": [3, 64, 64, 3]}),
+    }
+
+
+def test_a_download_that_breaks_off_says_how_to_fetch_the_video_and_that_works(tmp_path, clip, answer):
+    answer(**made(VIDEO_BYTES[:-1]))
+    out = tmp_path / "it's out.mp4"
+    result = run("generate", "-p", "gray", "-v", clip, "-o", out, "--scale", 2, "--server", NOWHERE, "--token", "k")
+    assert result.exit_code == 1
+    assert "ended after 2 of 3 frames" in result.stderr
+    assert "not lost" in result.stderr
+    assert not out.exists()
+    command = next(line for line in result.stderr.splitlines() if line.startswith("  filmstrip download"))
+    words = shlex.split(command)
+    assert words[1:3] == ["download", "output-1"]
+    assert "k" not in words, "a key is not printed"
+    assert words[-2:] == ["--server", NOWHERE]
+
+    answer(**made(VIDEO_BYTES))
+    fetched = run(*words[1:])
+    assert (fetched.exit_code, fetched.stdout) == (0, f"{out}: 3 frames, 128x128, 25 fps\n")
+    assert mp4.count_frames(out) == 3
+
+
+@pytest.mark.parametrize("fault", ["folder removed", "interrupted"])
+def test_a_result_that_cannot_be_written_says_how_to_fetch_it(tmp_path, answer, fault, monkeypatch):
+    answer(**made(VIDEO_BYTES))
+    folder = tmp_path / "results"
+    folder.mkdir()
+
+    def fail(*_: object, **__: object) -> None:
+        if fault == "interrupted":
+            raise KeyboardInterrupt
+        shutil.rmtree(folder)
+        write(*_, **__)
+
+    write = Output.write
+    monkeypatch.setattr(Output, "write", fail)
+    result = run("generate", "-p", "gray", "-o", folder / "out.mp4")
+    assert result.exit_code == (130 if fault == "interrupted" else 1)
+    assert f"filmstrip download output-1 -o {folder / 'out.mp4'} --fps 16\n" in result.stderr
+
+
+def test_the_seed_used_and_unused_fields_are_shown(tmp_path, answer):
+    requests = answer(**made(VIDEO_BYTES))
+    result = run("generate", "-p", "gray", "--seed", -1, "--noise-scale", 0.5, "-o", tmp_path / "out.gif")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(requests[1].content)["seed"] == -1
+    assert "Seed: 77 (--seed 77 makes the same video again)\n" in result.stderr
+    assert "Note: gray has no use for noise_scale.\n" in result.stderr
+    answer(**made(VIDEO_BYTES))
+    assert "Seed" not in run("generate", "-p", "gray", "--seed", 2**64 - 1, "-o", tmp_path / "out.gif").stderr
+
+
+def test_a_scale_that_no_player_shows_is_refused_before_the_upload(tmp_path, clip, answer):
+    requests = answer(**made(VIDEO_BYTES))
+    result = run("generate", "-p", "gray", "-v", clip, "--size", "1024x64", "--scale", 16, "-o", tmp_path / "out.mp4")
+    assert (result.exit_code, len(requests)) == (2, 1)
+    assert "8192 pixels" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["out.avi", "out", "folder/out.mp4", "pipe.mp4", "some.mp4", "loop.mp4"])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_sent(tmp_path, answer, name):
+    requests = answer()
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "some.mp4").mkdir()
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    for command in (["generate", "-p", "gray"], ["download", "output-1"]):
+        result = run(*command, "-o", tmp_path / name)
+        assert result.exit_code == 2
+        assert "--output" in result.stderr
+    assert requests == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loop.mp4", "pipe.mp4", "some.mp4"]
+
+
+def test_where_a_key_is_missing_the_options_are_named(answer, monkeypatch):
+    refusal = {"error": {"code": "unauthorized", "message": "missing or invalid API key"}, "detail": ""}
+    requests = answer(pipelines=httpx.Response(401, json=refusal))
+    monkeypatch.delenv("FILMSTRIP_SERVER", raising=False)
+    monkeypatch.delenv("FILMSTRIP_TOKEN", raising=False)
+    result = run("pipelines")
+    assert result.exit_code == 1
+    assert "missing or invalid API key. Give the key with --token or in FILMSTRIP_TOKEN.\n" in result.stderr
+    assert "Check the key" in run("pipelines", "--token", "wrong").stderr
+
+    monkeypatch.setenv("FILMSTRIP_TOKEN", "secret")
+    assert "FILMSTRIP_TOKEN was not sent" in run("pipelines", "--server", "http://elsewhere.test").stderr
+    assert "Authorization" not in requests[-1].headers
+    assert "Check the key" in run("pipelines").stderr
+    assert requests[-1].headers["Authorization"] == "Bearer secret"
+
+
+PIPELINES = [
+    {"id": "good", "modes": ["text"], "chunk_size": 12, "features": {}, "loaded": True, "state": "ready"},
+    *(
+        {"id": name, "modes": None, "chunk_size": None, "features": None, "loaded": False, "state": name, "reason": why}
+        for name, why in (("failed", "an engine is damaged"), ("unloaded", None), ("loading", None))
+    ),
+]
+
+
+def test_pipelines_are_listed_with_their_state_and_the_reason(answer):
+    answer(pipelines=httpx.Response(200, json={"pipelines": PIPELINES}))
+    shown = run("pipelines").output
+    for pipeline in PIPELINES:
+        assert pipeline["state"] in shown
+    assert "failed is failed: an engine is damaged\n" in shown
+    assert "None" not in shown
+
+
+def test_a_failed_pipeline_says_why(tmp_path, answer):
+    requests = answer(pipelines=httpx.Response(200, json={"pipelines": PIPELINES}))
+    result = run("generate", "-p", "failed", "-o", tmp_path / "out.mp4")
+    assert (result.exit_code, result.stderr) == (1, "Error: failed cannot run: an engine is damaged\n")
+    assert len(requests) == 1, "it is not loaded: that may take minutes, and the server's other models with it"
 
 
 @pytest.mark.parametrize(("health", "exit_code"), [("healthy", 0), ("starting", 1), ("unavailable", 1)])

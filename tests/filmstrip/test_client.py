@@ -3,12 +3,18 @@
 import asyncio
 import io
 import json
+import re
+import ssl
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from filmstrip import __version__
+from filmstrip import __version__, calls, cli
 from filmstrip.calls import connection_options
 from filmstrip.client import (
     AsyncClient,
@@ -17,12 +23,15 @@ from filmstrip.client import (
     Complete,
     ConnectionFailed,
     Progress,
+    ServerUnreachable,
     TimedOut,
     UnexpectedAnswer,
+    UntrustedCertificate,
     VideoShape,
 )
 from filmstrip.errors import ERRORS, Busy, FilmstripError, InvalidField, UnknownPipeline
 from filmstrip.geometry import pack_video_header
+from tests.answering import Reply, answering
 
 URL = "http://filmstrip.test:8000"
 VIDEO = np.random.default_rng(2).integers(0, 256, (5, 4, 6, 3), np.uint8)
@@ -67,6 +76,10 @@ def stream(text: str) -> Answers:
     return Answers(content=text.encode(), headers={"Content-Type": "text/event-stream"})
 
 
+def download(content: bytes = DOWNLOAD) -> Answers:
+    return Answers(content=content, headers={"Content-Type": "application/octet-stream"})
+
+
 def failing(error: Exception) -> Client:
     def fail(request: httpx.Request) -> httpx.Response:
         if isinstance(error, httpx.RequestError):
@@ -92,6 +105,113 @@ def test_the_token_and_the_version_are_sent():
 def test_a_url_of_no_http_server_is_refused(url):
     with pytest.raises(ValueError, match="URL"):
         Client(url)
+
+
+SENT_TO = [
+    # FILMSTRIP_SERVER, base_url, the address used, whether FILMSTRIP_TOKEN is sent
+    (None, None, "http://127.0.0.1:8000", True),
+    ("", None, "http://127.0.0.1:8000", True),
+    ("https://films.test/video/", None, "https://films.test/video", True),
+    ("https://films.test", "https://films.test:443/", "https://films.test", True),
+    (None, "http://127.0.0.1:8000", "http://127.0.0.1:8000", True),
+    (None, "http://127.0.0.1:8001", "http://127.0.0.1:8001", False),
+    (None, "https://127.0.0.1:8000", "https://127.0.0.1:8000", False),
+    ("https://films.test", "https://films.test/elsewhere", "https://films.test/elsewhere", False),
+    ("https://films.test", "http://127.0.0.1:8000", "http://127.0.0.1:8000", False),
+    ("https://films.test", "https://films.test.elsewhere", "https://films.test.elsewhere", False),
+    ("films.test", "https://films.test", "https://films.test", False),
+]
+
+
+@pytest.mark.parametrize(("variable", "base_url", "used", "with_token"), SENT_TO)
+async def test_the_environment_names_the_server_and_its_token_goes_to_no_other(
+    variable, base_url, used, with_token, monkeypatch
+):
+    monkeypatch.delenv("FILMSTRIP_SERVER", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("FILMSTRIP_SERVER", variable)
+    monkeypatch.setenv("FILMSTRIP_TOKEN", " secret\n")
+
+    async def sent(token: str | None) -> list[httpx.Request]:
+        answers = Answers(json={"status": "idle"})
+        Client(base_url, token, transport=httpx.MockTransport(answers)).cancel()
+        async with AsyncClient(base_url, token, transport=httpx.MockTransport(answers.asynchronously)) as client:
+            await client.cancel()
+        return answers.requests
+
+    for request in await sent(None):
+        assert str(request.url) == f"{used}/api/v1/generate/cancel"
+        assert request.headers.get("Authorization") == ("Bearer secret" if with_token else None)
+    assert {request.headers.get("Authorization") for request in await sent("mine")} == {"Bearer mine"}
+    assert {request.headers.get("Authorization") for request in await sent("")} == {None}
+    monkeypatch.setenv("FILMSTRIP_TOKEN", "")
+    assert {request.headers.get("Authorization") for request in await sent(None)} == {None}
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"FILMSTRIP_SERVER": "127.0.0.1:8000"}, r"FILMSTRIP_SERVER: '127.0.0.1:8000' .*; write http://127.0.0.1:8000"),
+        ({"FILMSTRIP_SERVER": "localhost:8000"}, r"FILMSTRIP_SERVER: .*write http://localhost:8000"),
+        ({"FILMSTRIP_SERVER": "ftp://films.test"}, "FILMSTRIP_SERVER: .*not the URL of a server"),
+        ({"FILMSTRIP_TOKEN": "k\u00e9y"}, "FILMSTRIP_TOKEN holds characters"),
+        ({"FILMSTRIP_TOKEN": "a\nb"}, "FILMSTRIP_TOKEN holds characters"),
+    ],
+)
+def test_what_is_wrong_with_the_environment_is_said(variables, said, monkeypatch):
+    for name in ("FILMSTRIP_SERVER", "FILMSTRIP_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for kind in (Client, AsyncClient):
+        with pytest.raises(ValueError, match=said):
+            kind()
+
+
+def test_retry_after_is_kept_and_read():
+    def refused(text: str) -> FilmstripError:
+        with pytest.raises(Busy) as raised:
+            Answers(409, json=Busy("busy").body(), headers={"Retry-After": text}).client().cancel()
+        return raised.value
+
+    assert calls.retry_after_s(refused("7")) == 7
+    assert calls.retry_after_s(refused("Wed, 21 Oct 2015 07:28:00 GMT")) == 0
+    assert 0 < calls.retry_after_s(refused(format_datetime(datetime.now(UTC) + timedelta(seconds=90)))) <= 90
+    for text in ("soon", "-1", ""):
+        assert calls.retry_after_s(refused(text)) is None
+    assert calls.retry_after_s(Busy("busy")) is None
+
+
+# -- TLS ----------------------------------------------------------------------------------------------------
+
+CERTIFICATE = Path(__file__).with_name("localhost.pem")  # for localhost and 127.0.0.1, signed by itself
+
+
+async def test_a_certificate_of_ones_own_is_trusted_where_it_is_named(tmp_path):
+    with_bom = tmp_path / "with a comment.pem"
+    with_bom.write_text("\ufeff" + CERTIFICATE.read_text() + "\nd\u00e9j\u00e0 vu\n")
+    context = ssl.create_default_context(cafile=CERTIFICATE)
+    pipelines = Reply(200, b'{"pipelines": []}', {"Content-Type": "application/json"})
+    with answering(pipelines, certificate=CERTIFICATE) as (url, _):
+        with pytest.raises(UntrustedCertificate, match="not trusted: self-signed"):
+            Client(url).pipelines()
+        for verify in (CERTIFICATE, str(with_bom), context, False):
+            assert Client(url, verify=verify).pipelines() == []
+            async with AsyncClient(url, verify=verify) as client:
+                assert await client.pipelines() == []
+
+        refused = CliRunner().invoke(cli.main, ["pipelines", "--server", url])
+        assert refused.exit_code == 3
+        assert "--cacert" in refused.stderr
+        assert CliRunner().invoke(cli.main, ["status", "--server", url]).exit_code == 3
+        trusted = CliRunner().invoke(cli.main, ["pipelines", "--json", "--server", url, "--cacert", str(CERTIFICATE)])
+        assert (trusted.exit_code, json.loads(trusted.stdout)) == (0, [])
+
+    with answering(pipelines) as (url, _), pytest.raises(ServerUnreachable, match="write http://"):
+        Client(url.replace("http:", "https:")).pipelines()
+    for bad in (tmp_path / "missing.pem", Path(__file__)):
+        with pytest.raises(ValueError, match=re.escape(str(bad))):
+            Client(verify=bad)
 
 
 def test_a_server_behind_a_path():
@@ -180,8 +300,8 @@ def test_a_stream_without_a_last_event_is_a_broken_connection():
 
 
 def test_an_answer_that_is_no_stream():
-    with Answers(json={}).client().generate() as events, pytest.raises(UnexpectedAnswer, match="not a stream"):
-        next(events)
+    with pytest.raises(UnexpectedAnswer, match="not Filmstrip's"), Answers(json={}).client().generate():
+        pytest.fail("the block must not be entered")
 
 
 def test_errors_of_the_caller_within_the_block_stay_its_own():
@@ -190,7 +310,7 @@ def test_errors_of_the_caller_within_the_block_stay_its_own():
 
 
 def test_downloads(tmp_path):
-    client = Answers(content=DOWNLOAD).client()
+    client = download().client()
     np.testing.assert_array_equal(client.download("out"), VIDEO)
     np.testing.assert_array_equal(np.stack(list(client.download_frames("out"))), VIDEO)
     file = io.BytesIO()
@@ -200,7 +320,7 @@ def test_downloads(tmp_path):
 
 
 def test_a_download_that_ends_early_is_not_taken_for_whole(tmp_path):
-    client = Answers(content=DOWNLOAD[:-1]).client()
+    client = download(DOWNLOAD[:-1]).client()
     for read in (client.download, lambda path: list(client.download_frames(path))):
         with pytest.raises(ConnectionFailed, match="after 4 of 5 frames"):
             read("out")
@@ -224,7 +344,7 @@ def test_a_proxy_is_used_but_for_this_machine(url, used):
 
 
 def test_the_path_of_a_download_is_quoted():
-    answers = Answers(content=DOWNLOAD)
+    answers = download()
     answers.client().download("a b&path=c")
     assert answers.requests[0].url.params["path"] == "a b&path=c"
 
@@ -265,13 +385,13 @@ def test_generate_and_download_raise_before_anything_is_read():
 @pytest.mark.parametrize(
     ("status", "answer", "shown"),
     [
-        (502, {"content": b"<h1>Bad gateway</h1>"}, "502 with '<h1>Bad gateway</h1>'"),
+        (502, {"content": b"<h1>Bad gateway</h1>"}, r"cannot reach it; .*\(502 Bad Gateway\)$"),
         (404, {"json": {"detail": "Not Found"}}, "404"),
-        (500, {"content": b""}, "an empty body"),
+        (500, {"content": b""}, r"\(500 Internal Server Error\)$"),
         (302, {"headers": {"Location": "/"}}, "302"),
         (429, {"json": {"error": {"code": "slow_down", "message": "too fast"}}}, r"too fast \(429 slow_down\)"),
         (400, {"json": {"error": "text"}}, "400"),
-        (200, {"content": b"<h1>Welcome</h1>"}, "Welcome"),
+        (200, {"content": b"<h1>Welcome</h1>"}, "web page"),
         (200, {"json": []}, "200"),
         (200, {"json": {}}, "200"),
     ],
@@ -285,7 +405,7 @@ def test_an_answer_of_another_shape_names_its_status(status, answer, shown):
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (httpx.ConnectError("refused"), ConnectionFailed),
+        (httpx.ConnectError("refused"), ServerUnreachable),
         (httpx.RemoteProtocolError("hung up"), ConnectionFailed),
         (httpx.ReadTimeout("slow"), TimedOut),
         (httpx.ConnectTimeout("slow"), TimedOut),
@@ -323,7 +443,7 @@ async def test_async_upload_generate_download(tmp_path):
     async with stream(STREAM).async_client() as client, client.generate(pipeline_id="gray") as events:
         assert [type(event) async for event in events] == [Progress, Complete]
 
-    async with Answers(content=DOWNLOAD).async_client() as client:
+    async with download().async_client() as client:
         np.testing.assert_array_equal(await client.download("out"), VIDEO)
         np.testing.assert_array_equal(np.stack([frame async for frame in client.download_frames("out")]), VIDEO)
         file = io.BytesIO()
@@ -374,7 +494,7 @@ async def test_async_errors():
         with pytest.raises(UnknownPipeline):
             async with Answers(json={"pipelines": []}).async_client() as empty:
                 await empty.pipeline("gray")
-    async with Answers(content=DOWNLOAD[:-1]).async_client() as client:
+    async with download(DOWNLOAD[:-1]).async_client() as client:
         with pytest.raises(ConnectionFailed, match="after 4 of 5 frames"):
             [frame async for frame in client.download_frames("out")]
     async with AsyncClient("http://127.0.0.1:9") as client:

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
 import pytest
 
-from filmstrip.client import Client
-from filmstrip.errors import Unauthorized
+from filmstrip.client import Client, Complete
+from filmstrip.errors import InUse, StorageFull, Unauthorized, UnknownPath
 from tests.conftest import beside
 from tests.faults.aftermath import PROBE, noise
+from tests.faults.wire import ask, refusal, request
 from tests.server import Frames, Frontend
 
 ALICE, BOB, LONE = "alice-key-1", "bob-key-1", "a-key-without-a-name"
@@ -64,8 +66,14 @@ ENDPOINTS = [
     ("POST", "/api/v1/generate/upload-data"),
     ("POST", "/api/v1/assets"),
     ("GET", "/api/v1/generate/download?path=output-00"),
+    ("POST", "/api/v1/batch"),
+    ("POST", "/api/v1/batch/cancel"),
+    ("POST", "/api/v1/batch/upload"),
+    ("POST", "/api/v1/batch/upload-data"),
+    ("GET", "/api/v1/batch/download?path=output-00"),
     ("GET", "/api/v1/pipelines"),
     ("POST", "/api/v1/pipeline/load"),
+    ("DELETE", "/api/v1/files/blob-00"),
     ("GET", "/api/v1/pipeline/status"),
     ("GET", "/metrics"),
     ("GET", "/nothing/is/here"),
@@ -155,6 +163,49 @@ def test_a_file_of_another_looks_like_none(locked: Frontend, clip: Frames) -> No
     assert told(video) == told("video-" + "0" * 32)
 
 
+def test_clients_delete_their_own_files_when_nothing_uses_them(locked: Frontend, clip: Frames) -> None:
+    with client(locked, ALICE) as alice, client(locked, BOB) as bob:
+        video = alice.upload(clip[:12]).input_path
+        blob = alice.upload_data(bytes(10)).data_blob_path
+        asset = alice.upload_asset((Path(__file__).parent / "pixel.png").read_bytes())
+        unused = alice.upload_data(b"x").data_blob_path
+        output = make(locked, ALICE, video)
+        others = [(video, "input_path"), (blob, "data_blob_path"), (asset, "asset"), (output, "output_path")]
+        for name, _ in others:
+            with pytest.raises(UnknownPath):
+                bob.delete(name)
+        images = [{"chunk": 0, "first_frame_image": asset}, {"chunk": 1, "text": "!sleep 1"}]
+        uses = {"pipeline_id": "probe", "prompt": "!sleep 0.5", "num_frames": 24, "chunk_specs": images}
+        with alice.generate(**uses, input_path=video, data_blob_path=blob) as events:
+            for name in (video, blob):
+                with pytest.raises(InUse):
+                    alice.delete(name)
+            alice.delete(unused)
+            assert isinstance([*events][-1], Complete)
+        for name in (video, blob, asset, output):
+            alice.delete(name)
+            with pytest.raises(UnknownPath):
+                alice.delete(name)
+    answer = httpx.delete(f"{locked.url}/api/v1/files/..%2Flock", headers=as_(ALICE))
+    assert answer.status_code == 404
+    page = httpx.delete(f"{locked.url}/api/v1/files/{video}", headers=as_(ALICE) | {"Origin": "https://evil.example"})
+    refused(page, 403, "forbidden_origin")
+
+
+def test_a_client_cannot_fill_the_store_for_others(server: Frontend, tmp_path: Path) -> None:
+    with (
+        beside(server, tmp_path, api_keys=KEYS, store_files=6) as frontend,
+        client(frontend, ALICE) as alice,
+        client(frontend, BOB) as bob,
+    ):
+        names = [alice.upload_data(b"x").data_blob_path for _ in range(3)]
+        with pytest.raises(StorageFull):
+            alice.upload_data(b"x")
+        bob.upload_data(b"x")
+        alice.delete(names[0])
+        alice.upload_data(b"x")
+
+
 def test_nobody_cancels_the_generation_of_another(locked: Frontend) -> None:
     slow = {"pipeline_id": "probe", "prompt": "!sleep 0.3", "num_frames": 33}
     with httpx.stream("POST", f"{locked.url}/api/v1/generate", json=slow, headers=as_(ALICE), timeout=30) as stream:
@@ -223,8 +274,100 @@ def test_a_page_elsewhere_cannot_post(server: Frontend) -> None:
 
 
 def test_the_servers_own_page_can_post(server: Frontend) -> None:
+    """Also behind a proxy that speaks TLS to the browser, and passes the host on."""
     answer = httpx.post(f"{server.url}/api/v1/generate/cancel", headers={"Origin": server.url})
     assert answer.json() == {"status": "idle"}
+    for origin, host in (
+        ("https://film.localhost", "film.localhost"),
+        ("https://film.localhost", "film.localhost:443"),
+        ("http://film.localhost:80", "film.localhost"),
+        ("HTTP://LOCALHOST:8000", "localhost:8000"),
+    ):
+        answer = httpx.post(f"{server.url}/api/v1/generate/cancel", headers={"Origin": origin, "Host": host})
+        assert answer.json() == {"status": "idle"}, (origin, host)
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+def test_no_other_origin_changes_anything(server: Frontend, method: str) -> None:
+    """By no method, whatever the scheme, and not by a second header or by a target that names another host."""
+    host = urlsplit(server.url).netloc
+    for sent in (
+        *([f"Origin: {scheme}://{host}"] for scheme in ("chrome-extension", "file", "moz-extension", "ws", "ftp")),
+        ["Origin: null"],
+        ["Origin: file://"],
+        ["Origin:"],
+        [f"Origin: http://{host}/"],
+        [f"Origin: http://user@{host}"],
+        [f"Origin: https://{host.partition(':')[0]}"],
+        [f"Origin: http://{host}", "Origin: http://evil.example"],
+        [f"Origin: http://{host}, http://evil.example"],
+    ):
+        answer = ask(server, request(f"{method} /api/v1/generate/cancel", *sent, host=host))
+        assert refusal(server, answer)["code"] == "forbidden_origin", sent
+    answer = ask(
+        server, request(f"{method} http://localhost:1/api/v1/generate/cancel", f"Origin: {server.url}", host=host)
+    )
+    assert refusal(server, answer)["code"] == "forbidden_origin"
+
+
+# -- Host names -----------------------------------------------------------------------------------------------
+
+FOREIGN = ["evil.example", "evil.example:8000", "localhost.evil.example", "10.0.0.1", "[fe80::1]", "user@localhost", ""]
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/metrics", "/api/v1/pipelines", "/nothing"])
+def test_a_name_that_was_made_to_point_here_reaches_nothing(server: Frontend, path: str) -> None:
+    """DNS rebinding: the page's own name leads to this machine, so its requests are of the same origin."""
+    for host in FOREIGN:
+        error = refusal(server, ask(server, request(f"GET {path}", host=host)))
+        assert error["code"] == "forbidden_host"
+        assert "FILMSTRIP_ALLOWED_HOSTS" in error["message"]
+    target = f"http://evil.example{path}"
+    assert refusal(server, ask(server, request(f"GET {target}")))["code"] == "forbidden_host"
+    assert refusal(server, ask(server, request(f"GET http://localhost@evil.example{path}")))["code"] == "forbidden_host"
+    assert refusal(server, ask(server, request(f"GET {path}", "Host: evil.example")))["code"] == "bad_request"
+
+
+def test_a_foreign_name_changes_nothing(server: Frontend) -> None:
+    stored = server.stored()
+    for origin in ((), ("Origin: http://evil.example",)):
+        sent = request("POST /api/v1/generate/upload-data", *origin, host="evil.example", body=bytes(10))
+        assert refusal(server, ask(server, sent))["code"] == "forbidden_host"
+    assert server.stored() == stored
+
+
+def test_this_machine_by_its_own_names(server: Frontend) -> None:
+    for host in ("localhost", "LOCALHOST.:8000", "film.localhost:1", "127.0.0.1", "127.9.9.9:80", "[::1]:8000"):
+        assert ask(server, request("GET /api/v1/pipelines", host=host)).status == 200, host
+        assert ask(server, request(f"GET http://{host}/api/v1/pipelines", host="localhost")).status == 200, host
+    old = b"GET /api/v1/pipelines HTTP/1.0\r\n\r\n"  # no browser leaves the host out
+    assert ask(server, old).status == 200
+
+
+def test_monitors_may_use_any_name(server: Frontend) -> None:
+    assert ask(server, request("GET /health", host="evil.example")).status == 200
+
+
+def test_names_that_are_allowed(server: Frontend, tmp_path: Path) -> None:
+    with beside(server, tmp_path, allowed_hosts="film.example, [fe80::1], other.example:8000") as frontend:
+        for host in ("film.example", "FILM.EXAMPLE:99", "[fe80::1]", "other.example:8000", "localhost"):
+            assert ask(frontend, request("GET /api/v1/pipelines", host=host)).status == 200, host
+        for host in ("evil.example", "film.example.evil.example", "other.example:8001", "other.example"):
+            assert refusal(frontend, ask(frontend, request("GET /docs", host=host)))["code"] == "forbidden_host"
+        sent = request("POST /api/v1/generate/cancel", "Origin: https://film.example", host="film.example")
+        assert ask(frontend, sent).status == 200
+
+
+def test_keys_or_another_address_need_no_names(server: Frontend, locked: Frontend, tmp_path: Path) -> None:
+    sent = request("GET /api/v1/pipelines", f"Authorization: Bearer {ALICE}", host="film.example")
+    assert ask(locked, sent).status == 200
+    for name in ("any", "all"):
+        (tmp_path / name).mkdir()
+    with beside(server, tmp_path / "any", allowed_hosts="*") as frontend:
+        assert ask(frontend, request("GET /api/v1/pipelines", host="film.example")).status == 200
+    with beside(server, tmp_path / "all", host="0.0.0.0") as frontend:
+        frontend.url = frontend.url.replace("0.0.0.0", "127.0.0.1")
+        assert ask(frontend, request("GET /api/v1/pipelines", host="film.example")).status == 200
 
 
 def test_a_page_that_is_allowed_can_do_everything(locked: Frontend) -> None:

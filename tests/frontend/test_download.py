@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from tests.faults.wire import request
 from tests.server import Frames, Frontend
 
 
@@ -97,9 +98,7 @@ def test_an_aborted_download_keeps_the_file(server: Frontend, output: str, whole
 def test_a_client_that_reads_slowly_gets_it_all(server: Frontend, output: str, whole: bytes) -> None:
     address = urlsplit(server.url)
     with socket.create_connection((address.hostname, address.port)) as connection:
-        connection.sendall(
-            f"GET /api/v1/generate/download?path={output} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
-        )
+        connection.sendall(request(f"GET /api/v1/generate/download?path={output}"))
         time.sleep(1)
         received = b"".join(iter(lambda: connection.recv(2**20), b""))
     assert received.partition(b"\r\n\r\n")[2] == whole

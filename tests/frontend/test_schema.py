@@ -188,7 +188,9 @@ def test_an_unknown_key_passes_with_null_only(value: Any) -> None:
         if value is None:
             parse(GenerateRequest, given)
         else:
-            assert refusal(given).message.endswith("x: unknown field")
+            error = refusal(given)
+            assert str(error.field).endswith("x")
+            assert error.message.endswith(": unknown field")
 
 
 @pytest.mark.parametrize("value", [None, "", []])
@@ -240,8 +242,7 @@ def test_a_chunk_refuses_what_lies_outside_a_field(name: str, value: Any) -> Non
     if isinstance(error, InvalidField):
         assert error.field is not None
         assert error.field.startswith(f"chunk_specs[1].{name}")
-        in_spec = error.field.removeprefix("chunk_specs[1].")
-        assert error.message.startswith("chunk_specs[1].chunk: " if name == "chunk" else f"chunk 2: {in_spec}: ")
+        assert error.message.startswith(f"{error.field}: " if name == "chunk" else f"{error.field} (chunk 2): ")
     else:
         assert value == 10**400
 
@@ -288,18 +289,14 @@ def test_messages_name_the_field_and_the_value(given: bytes, field: str | None, 
         (body(Prompt="x"), "Prompt", ""),
         (body(**{"": 1}), "''", ""),
         (body(prompt=[{"text": "a", "wieght": 1}]), "prompt[0].wieght", ""),
-        (chunk_body(frames=1), "chunk_specs[1].frames", "chunk 2: frames"),
-        (
-            chunk_body(prompts=[{"text": "a", "wieght": 1}]),
-            "chunk_specs[1].prompts[0].wieght",
-            "chunk 2: prompts[0].wieght",
-        ),
+        (chunk_body(frames=1), "chunk_specs[1].frames", " (chunk 2)"),
+        (chunk_body(prompts=[{"text": "a", "wieght": 1}]), "chunk_specs[1].prompts[0].wieght", " (chunk 2)"),
     ],
 )
 def test_an_unknown_key_is_named(given: bytes, field: str, at: str) -> None:
     error = refusal(given)
     assert isinstance(error, InvalidField)
-    assert (error.field, error.message) == (field, f"{at or field}: unknown field")
+    assert (error.field, error.message) == (field, f"{field}{at}: unknown field")
 
 
 @pytest.mark.parametrize("path", ["str", "ink[1].safetensors"])

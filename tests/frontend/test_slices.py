@@ -80,7 +80,7 @@ def uploads(tmp_path: Path) -> Iterator[Open]:
                 os.close(opened[source].fd)
             path = tmp_path / f"{kind}-{'1' * 32}"
             path.write_bytes(data)
-            file = StoredFile(path.name, kind, "", path, len(data), None, 0)
+            file = StoredFile(path.name, kind, "", path, len(data), None, path.stat().st_ino, 0)
             opened[source] = OpenUpload(file, os.open(path, os.O_RDONLY), region and f"{region} {kind}")
         return opened
 

@@ -40,6 +40,8 @@ def test_pipelines_say_what_they_are(server: Frontend) -> None:
         "features": {"frame_processor": True, **nothing, "loras": []},
         "defaults": {},
         "loaded": True,
+        "state": "ready",
+        "reason": None,
     }
     probe = found["probe"]
     assert (probe["chunk_size"], probe["first_chunk_size"], probe["height"], probe["width"]) == (12, 9, 64, 96)

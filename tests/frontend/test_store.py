@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from filmstrip.errors import StorageFull, UnknownPath
+from filmstrip.errors import InUse, StorageFull, UnknownPath
 from filmstrip.geometry import VIDEO_HEADER_BYTES, VideoShape, pack_video_header
 from frontend.settings import Settings
 from frontend.store import Draft, Store
@@ -52,8 +52,10 @@ def on_disk(tmp_path: Path) -> list[str]:
     return sorted(str(path.relative_to(data)) for path in data.rglob("*") if path.is_file() and path.name != "lock")
 
 
-async def put(store: Store, kind: Kind = Kind.BLOB, data: bytes = b"data", expected_bytes: int = 0) -> StoredFile:
-    with store.draft(kind, expected_bytes) as draft:
+async def put(
+    store: Store, kind: Kind = Kind.BLOB, data: bytes = b"data", expected_bytes: int = 0, owner: str = ""
+) -> StoredFile:
+    with store.draft(kind, expected_bytes, owner=owner) as draft:
         await draft.append(data)
         return draft.commit()
 
@@ -243,6 +245,98 @@ async def test_the_disk_has_a_share_that_is_left(open_store: OpenStore, tmp_path
         store.draft(Kind.BLOB, int(0.6 * free))
     with store.draft(Kind.BLOB, int(0.3 * free)), pytest.raises(StorageFull):
         store.draft(Kind.BLOB, int(0.3 * free))
+
+
+async def test_a_client_with_a_key_has_half_of_the_files_and_bytes(open_store: OpenStore) -> None:
+    store = open_store(store_files=8, store_bytes=1000)
+    with store.draft(Kind.BLOB, owner="alice"):
+        for _ in range(3):
+            await put(store, data=b"x", owner="alice")
+        with pytest.raises(StorageFull, match="half of its 8"):
+            store.draft(Kind.BLOB, owner="alice")
+        assert await put(store, data=bytes(500), owner="bob")
+    with pytest.raises(StorageFull, match="your share of 500 bytes"):
+        store.draft(Kind.BLOB, 1, owner="bob")
+    alices = await put(store, data=bytes(497), owner="alice")
+    with pytest.raises(StorageFull), store.draft(Kind.BLOB, owner="carol") as growing:
+        await growing.append(b"x")  # the store itself is full
+    store.delete(alices.name, "alice")
+    assert await put(store, data=bytes(497), owner="carol")
+
+
+async def test_without_keys_nobody_has_a_share(open_store: OpenStore) -> None:
+    store = open_store(store_files=3, store_bytes=900)
+    for _ in range(3):
+        await put(store, data=bytes(300))
+
+
+@pytest.mark.parametrize("full", [{"store_files": 2}, {"store_bytes": 8}])
+async def test_a_full_store_no_longer_counts_what_was_removed_by_hand(
+    open_store: OpenStore, full: dict[str, Any]
+) -> None:
+    store = open_store(**full)
+    for harm in (lambda path: path.unlink(), lambda path: os.truncate(path, 1), replace_by_link, replace_by_copy):
+        files = [await put(store), await put(store)]
+        with pytest.raises(StorageFull):
+            await put(store)
+        for file in files:
+            harm(file.path)
+        await put(store)
+        for file in list(store._files.values()):
+            store.delete(file.name)
+
+
+def replace_by_link(path: Path) -> None:
+    target = path.with_name(f"target-of-{path.name}")
+    path.rename(target)
+    path.symlink_to(target)
+
+
+def replace_by_copy(path: Path) -> None:
+    copy = path.with_name("copy")
+    copy.write_bytes(path.read_bytes())
+    copy.rename(path)
+
+
+async def test_what_was_removed_by_hand_is_forgotten_without_a_request(open_store: OpenStore) -> None:
+    store = open_store(store_ttl_s=0.2)
+    async with store.expiring():
+        file = await put(store)
+        file.path.unlink()
+        os.mkfifo(file.path)  # nobody waits for a writer
+        async with asyncio.timeout(5):
+            while store._files:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
+# -- Deleting -----------------------------------------------------------------------------------------------
+
+
+async def test_clients_delete_their_own_files(open_store: OpenStore, tmp_path: Path) -> None:
+    store = open_store(uploads_in_shm=True)
+    for kind, owner in [(kind, owner) for kind in Kind for owner in ("", "alice")]:
+        file = await put(store, kind, VIDEO, expected_bytes=len(VIDEO), owner=owner)
+        for other in {"", "alice", "bob"} - {owner}:
+            with pytest.raises(UnknownPath) as refused:
+                store.delete(file.name, other)
+            with pytest.raises(UnknownPath) as unknown:
+                store.delete(file.name[:-1] + ("0" if file.name[-1] != "0" else "1"), other)
+            assert refused.value.message[:-50] == unknown.value.message[:-50]
+        with store.holding(file), pytest.raises(InUse):
+            store.delete(file.name, owner)
+        assert store.find(file.name, kind, owner=owner)
+        store.delete(file.name, owner)
+        with pytest.raises(UnknownPath):
+            store.delete(file.name, owner)
+    assert (on_disk(tmp_path), in_shm(store)) == ([], [])
+
+
+async def test_a_thousand_deletions_leave_no_file_open(open_store: OpenStore, tmp_path: Path) -> None:
+    store = open_store()
+    for _ in range(1000):
+        store.delete((await put(store)).name)
+    eventually(lambda: not held_open(tmp_path / "data" / "blobs"), 10)
+    assert (on_disk(tmp_path), store._files, store._held) == ([], {}, {})
 
 
 # -- Expiry and damage --------------------------------------------------------------------------------------

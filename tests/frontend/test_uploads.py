@@ -179,7 +179,7 @@ def test_a_body_that_ends_early_leaves_nothing(server: Frontend, endpoint: str, 
     address = urlsplit(server.url)
     with socket.create_connection((address.hostname, address.port)) as connection:
         length = "Transfer-Encoding: chunked" if chunked else "Content-Length: 1000000"
-        head = f"POST {endpoint} HTTP/1.1\r\nHost: x\r\n{length}\r\nX-Video-Frames: 1\r\nX-Video-Height: 1\r\n"
+        head = f"POST {endpoint} HTTP/1.1\r\nHost: localhost\r\n{length}\r\nX-Video-Frames: 1\r\nX-Video-Height: 1\r\n"
         connection.sendall(f"{head}X-Video-Width: 1000000\r\nX-Video-Channels: 1\r\n\r\n".encode())
         part = bytes(500_000)
         connection.sendall(f"{len(part):x}\r\n".encode() + part + b"\r\n" if chunked else part)

@@ -1,8 +1,11 @@
 """Prompts to token ids: what transformers makes of the same file, with one length and the end kept."""
 
+import html
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer as TokenizerFile
 from tokenizers import models, pre_tokenizers, processors
 
@@ -106,3 +109,38 @@ def test_a_file_that_does_not_serve_is_refused(tmp_path: Path):
     word_level(tmp_path, words=["<nothing>", *WORDS[1:]])
     with pytest.raises(LoadFailed, match="has no token <pad>"):
         Tokenizer(tmp_path, TEXT_LEN)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "cleaned"),
+    [
+        ("&#" + 100_000 * "9" + ";", "\ufffd"),
+        ("&#" + 5000 * "0" + "65;x", "Ax"),
+        ("&#" + 99_990 * "0" + ";", "\ufffd"),
+        ("&#38;#" + 5000 * "1" + " x", "\ufffd x"),
+        ("&#x" + 100_000 * "f" + ";", "\ufffd"),
+        ("&#1114111;&#1114112;", "\ufffd"),
+        ("&#\u0661;&#;&#x;&", "&#\u0661;&#;&#x;&"),
+        ("a\0b \ud800 &#xd800;", "a\0b \ufffd \ufffd"),
+    ],
+)
+def test_references_of_any_length_become_characters(tmp_path: Path, prompt: str, cleaned: str):
+    assert clean(prompt) == cleaned
+    assert Tokenizer(word_level(tmp_path), TEXT_LEN)(prompt)[0].shape == (1, TEXT_LEN)
+
+
+SIGNS = ["&#", "&", "#", "x", ";", "&amp;", "&#38;", "&#0;", "&#x80;", "0" * 5000, "9" * 5000]
+PIECES_OF_TEXT = st.sampled_from([*SIGNS, "\ud83d", "\udc00", "\0", "\u202e"]) | st.text(
+    st.characters(exclude_categories=())
+)
+
+
+@given(st.lists(PIECES_OF_TEXT, max_size=20).map("".join))
+def test_any_text_has_tokens(tmp_path_factory: pytest.TempPathFactory, prompt: str):
+    folder = tmp_path_factory.getbasetemp() / "tokenizer"
+    if not folder.exists():
+        folder.mkdir()
+        word_level(folder)
+    assert Tokenizer(folder, TEXT_LEN)(prompt)[0].shape == (1, TEXT_LEN)
+    if "000" not in prompt and "999" not in prompt and not any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        assert clean(prompt) == " ".join(html.unescape(html.unescape(prompt)).split())

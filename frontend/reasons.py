@@ -1,0 +1,45 @@
+"""Why a model is not served, in one sentence for clients, made of what Triton says."""
+
+import re
+
+_LONGEST = 500  # letters
+_NO_REASON = "Triton does not say why; its log may"
+
+_LOAD_PREFIX = re.compile(r"^load failed for model '[^']*': (version \d+ is at \w+ state: )?")
+_STATUS_PREFIX = re.compile(
+    r"^(Internal|Invalid argument|Not found|Unavailable|Unsupported|Unknown|Already exists|Cancelled): "
+)
+_PLAIN_ERROR = re.compile(r"^(?:[\w.]+\.)?(?:TritonModelException|ValueError|RuntimeError|LoadFailed): ")
+_FOLDERS = re.compile(r"(?<![\w./])~?/(?=[^\s/])(?:[^/\n:'\"]*[^/\s:'\"]/)*")
+_NOT_OURS = (
+    (
+        re.compile(r"Stub process '[^']*' is not healthy"),
+        "its process ended while it started; is there enough memory? Triton's log may say more",
+    ),
+    (re.compile(r"failed to poll from model repository"), "Triton cannot read its model folder; Triton's log says why"),
+    (
+        re.compile(r"at least one version must be available"),
+        "its model folder has no version folder, which is named by a number, such as 1",
+    ),
+    (re.compile(r"Python model file not found"), "its version folder has no model.py"),
+    (re.compile(r"DEADLINE_EXCEEDED|Deadline Exceeded"), "it did not start in time"),
+)
+
+
+def sentence(text: str) -> str:
+    """The useful sentence of what Triton says of a model, on one line, without tracebacks and paths of folders."""
+    for pattern, ours in _NOT_OURS:
+        if pattern.search(text):
+            return ours
+    text = _STATUS_PREFIX.sub("", _LOAD_PREFIX.sub("", text.strip()))
+    text = text.partition("\n\nAt:\n")[0]
+    if "Traceback (most recent call last)" in text:
+        text = text.rstrip().splitlines()[-1]
+    text = without_folders(_PLAIN_ERROR.sub("", text))
+    text = " ".join(text.split()).rstrip(";. ")
+    return text[: _LONGEST - 1] + "…" if len(text) > _LONGEST else text or _NO_REASON
+
+
+def without_folders(text: str) -> str:
+    """The text with only the last name of each absolute path."""
+    return _FOLDERS.sub("", text)
