@@ -123,5 +123,5 @@ def test_the_docs_page_shows_the_api_without_internet(server: Frontend, tmp_path
     ]
     page = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
     assert "Filmstrip" in page
-    assert page.count('class="opblock ') == 12
+    assert page.count('class="opblock ') == 17
     assert "/api/v1/generate/upload-data" in page
