@@ -14,9 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import tritonclient.grpc as triton_grpc
 
-from benchmarks.servers import TRITON_SECRET
 from filmstrip.contract import CHUNK, FRAMES, INPUT_VIDEO, REPORT, ChunkParameters, Mode, Prompt
-from frontend.call import SendSecret
+from filmstrip.triton_server import NO_PROXY
 
 _SHM = Path("/dev/shm")  # noqa: S108
 _MESSAGE_BYTES = 2**31 - 1
@@ -69,9 +68,9 @@ def connected(url: str) -> Iterator[Any]:
     options = [
         ("grpc.max_send_message_length", _MESSAGE_BYTES),
         ("grpc.max_receive_message_length", _MESSAGE_BYTES),
+        NO_PROXY,
     ]
     with closing(triton_grpc.InferenceServerClient(url, channel_args=options)) as client:
-        client.register_plugin(SendSecret(TRITON_SECRET))
         yield client
 
 

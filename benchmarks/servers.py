@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import secrets
 import signal
 import subprocess
 import sys
@@ -17,7 +16,6 @@ import httpx
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
-TRITON_SECRET = secrets.token_hex(16)
 _SHM = Path("/dev/shm")  # noqa: S108
 _START_S = 120.0
 _STOP_S = 20.0
@@ -102,7 +100,6 @@ class Frontend(Process):
         settings = _SETTINGS[transport] | {
             "FILMSTRIP_STORE_FILES": "100000",
             "FILMSTRIP_STORE_BYTES": str(2**50),
-            "FILMSTRIP_TRITON_SECRET": TRITON_SECRET,
             "FILMSTRIP_MODEL_REPOSITORY": str(ROOT / "tests" / "models"),  # without what was exported beside them
         }
         super().__init__(folder / "frontend.log", *module, *triton, *address, **(settings | dict(own_settings or {})))
@@ -127,7 +124,7 @@ class Frontend(Process):
     @property
     def triton_url(self) -> str:
         """Address of its embedded Triton."""
-        return self.wait_for(r"embedded Triton \(pid \d+\) starts on ([\d.:]+)")
+        return self.wait_for(r"embedded Triton \(pid \d+\) starts on ([^\s\"]+)")
 
     @property
     def triton_pid(self) -> int:

@@ -18,9 +18,10 @@ from .connection import Bytes, Connection, Server, foreign_answer
 from .errors import FilmstripError
 from .events import LAST_EVENTS, Event, EventReader
 from .frames import Pixels
-from .waiting import while_polling
+from .waiting import sleep_polling, while_polling
 
 CANCEL_TIMEOUT_S = 2.0
+LOAD_POLL_S = 0.5
 _HEADER = struct.Struct("<5I")  # ndim, then T, H, W, C
 _READ_BYTES = 2**16
 
@@ -34,10 +35,14 @@ class Client:
     Args:
         server: where it is.
         poll: called every 0.1 s while a call waits; what it raises ends the call.
+
+    Attributes:
+        pipeline_ids: the server's pipelines, as it listed them last.
     """
 
     def __init__(self, server: Server, poll: Callable[[], None]) -> None:
         self.server = server
+        self.pipeline_ids: tuple[str, ...] = ()
         self._poll = poll
 
     def health(self) -> str:
@@ -48,19 +53,55 @@ class Client:
     def pipelines(self) -> dict[str, dict[str, Any]]:
         """What each pipeline is and can do, by its id."""
         answer = self._json("GET", "/api/v1/pipelines")
-        return self._read(answer, lambda: {str(facts["id"]): _read_facts(facts) for facts in answer["pipelines"]})
+        known = self._read(answer, lambda: {str(facts["id"]): _read_facts(facts) for facts in answer["pipelines"]})
+        self.pipeline_ids = tuple(known)
+        return known
 
-    def pipeline(self, id: str) -> dict[str, Any]:
-        """What one pipeline is and can do.
+    def ready_pipeline(self, id: str, tell: Callable[[str], None]) -> dict[str, Any]:
+        """What one pipeline is and can do; it is loaded first when it is not, or not listed yet.
+
+        Args:
+            id: of the pipeline.
+            tell: shows the user what is waited for.
 
         Raises:
-            FilmstripError: the server doesn't have it; the message lists those it has.
+            FilmstripError: the server does not have it, and the message lists those it has; or it cannot run, and the
+                message says why.
         """
         known = self.pipelines()
+        state = _state(known.get(id, {"state": "unloaded"}))
+        if state == "failed":
+            why = known[id].get("reason") or "it could not be loaded"
+            raise FilmstripError(f"the pipeline {id} cannot run: {why}", "load_failed")
+        if state != "ready":
+            try:
+                self._load(id, tell)
+            except FilmstripError as error:
+                if error.code != "unknown_pipeline":
+                    raise
+            else:
+                known = self.pipelines()
         if id not in known:
             names = ", ".join(known) or "none"
             raise FilmstripError(f"the server has no pipeline {id!r}; it has: {names}", "unknown_pipeline")
-        return known[id]
+        facts = known[id]
+        if not facts.get("chunk_size"):
+            raise FilmstripError(f"the pipeline {id} is not ready: it is {_state(facts)}", "load_failed")
+        return facts
+
+    def _load(self, id: str, tell: Callable[[str], None]) -> None:
+        body = json.dumps({"pipeline_ids": [id]}).encode()
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        answer = self._json("POST", "/api/v1/pipeline/load", headers, [body])
+        while answer.get("status") == "loading":
+            tell(f"the server is loading {id}")
+            sleep_polling(LOAD_POLL_S, self._poll)
+            answer = self._json("GET", "/api/v1/pipeline/status")
+            if answer.get("pipeline_id") not in (None, id):
+                return  # another load took its place: what the list says holds
+        if answer.get("status") == "error":
+            why = answer.get("error") or "the server does not say why"
+            raise FilmstripError(f"the pipeline {id} could not be loaded: {why}", "load_failed")
 
     def upload(self, shape: Shape, frames: Iterable[Bytes]) -> str:
         """Send an input video, uint8 of this shape; gives its `input_path`."""
@@ -198,9 +239,16 @@ def _events(response: http.client.HTTPResponse) -> Iterator[Event]:
 
 def _read_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     size = facts["chunk_size"]
-    if not isinstance(size, int) or size < 1:
+    # Null where the server does not know: of a pipeline that was never loaded, or cannot be.
+    if size is not None and (not isinstance(size, int) or size < 1):
         raise ValueError("no chunk size")
-    return {**facts, "features": dict(facts["features"])}
+    return {**facts, "features": dict(facts["features"] or {})}
+
+
+def _state(facts: Mapping[str, Any]) -> str:
+    """`ready`, `loading`, `unloaded` or `failed`; older servers only say whether it is loaded."""
+    state = facts.get("state")
+    return str(state) if state else "ready" if facts.get("loaded", True) else "unloaded"
 
 
 def _read_header(raw: bytes) -> Shape:

@@ -22,7 +22,10 @@ CONNECT_TIMEOUT_S = 10.0
 _PIECE_BYTES = 2**20
 _READ_ERROR_BYTES = 2**16
 
-_HOW_TO_GIVE_A_KEY = " (the token of the Server node, or FILMSTRIP_TOKEN in ComfyUI's environment)"
+_HOW_TO_GIVE_A_KEY = (
+    " (give the key as the token of the Server node, or in FILMSTRIP_TOKEN in ComfyUI's environment, which goes only to"
+    " the address that FILMSTRIP_SERVER names there)"
+)
 
 Bytes = bytes | memoryview
 

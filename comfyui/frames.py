@@ -1,7 +1,7 @@
 """ComfyUI's pictures and the server's: float32 in 0..1 to bytes and to VACE's -1..1, and back. numpy alone.
 
-IMAGE is float32 [F, H, W, C] in 0..1 and MASK float32 [F, H, W]. All of it is done frame by frame, so that no
-second copy of a video lies in memory.
+IMAGE is float32 [F, H, W, C] in 0..1 and MASK float32 [F, H, W]; some nodes make other forms of them. All of it is
+done frame by frame, so that no second copy of a video lies in memory.
 """
 
 from __future__ import annotations
@@ -21,24 +21,41 @@ Pixels = NDArray[np.uint8]
 _WIRE = np.dtype("<f4")
 
 
-def check_images(name: str, images: NDArray[Any]) -> None:
-    """Check that this is an IMAGE that the server can take.
+def as_images(name: str, images: NDArray[Any]) -> NDArray[Any]:
+    """An IMAGE as [F, H, W, C]; axes of length 1 in front may be missing, or too many.
 
     Raises:
-        FilmstripError: it is not.
+        FilmstripError: it is something else.
     """
+    shown = list(images.shape)
+    while images.ndim > 4 and images.shape[0] == 1:
+        images = images[0]
+    if images.ndim == 3:
+        images = images[None]
     if images.ndim != 4 or 0 in images.shape or images.shape[3] not in (1, 3, 4):
-        raise FilmstripError(f"{name}: needs images of 1, 3 or 4 channels, got an array {list(images.shape)}")
+        raise FilmstripError(f"{name}: needs images [F, H, W, C] of 1, 3 or 4 channels, got an array {shown}")
+    return images
 
 
-def check_masks(name: str, masks: NDArray[Any]) -> None:
-    """Check that this is a MASK.
+def as_masks(name: str, masks: NDArray[Any]) -> NDArray[Any]:
+    """A MASK as [F, H, W]: some nodes make one mask [H, W], or keep a channel, [F, H, W, 1] or [F, 1, H, W].
 
     Raises:
-        FilmstripError: it is not.
+        FilmstripError: it is something else.
     """
+    shown = list(masks.shape)
+    while masks.ndim > 4 and masks.shape[0] == 1:
+        masks = masks[0]
+    if masks.ndim == 2:
+        masks = masks[None]
+    if masks.ndim == 4:
+        channel = next((axis for axis in (1, 3, 0) if masks.shape[axis] == 1), None)
+        masks = masks if channel is None else masks.squeeze(channel)
+    if masks.ndim == 4 and masks.shape[3] in (3, 4):
+        raise FilmstripError(f"{name}: needs masks [F, H, W], got images {shown}; Convert Image to Mask makes masks")
     if masks.ndim != 3 or 0 in masks.shape:
-        raise FilmstripError(f"{name}: needs masks [F, H, W], got an array {list(masks.shape)}")
+        raise FilmstripError(f"{name}: needs masks [F, H, W], got an array {shown}")
+    return masks
 
 
 def to_bytes(frame: Floats) -> Pixels:
@@ -60,8 +77,10 @@ def to_floats(pixels: Pixels, out: Floats) -> None:
 
 
 def rgb(frame: NDArray[Any]) -> NDArray[Any]:
-    """A frame [H, W, 3] of one with 1, 3 or 4 channels: grey in all three, alpha left out."""
-    return np.repeat(frame, 3, axis=2) if frame.shape[2] == 1 else frame[:, :, :3]
+    """A frame [H, W, 3] of one with 1, 3 or 4 channels: grey in all three; with alpha, over black."""
+    if frame.shape[2] == 1:
+        return np.repeat(frame, 3, axis=2)
+    return frame if frame.shape[2] == 3 else frame[:, :, :3] * np.clip(frame[:, :, 3:], 0, 1)
 
 
 def video_frames(images: Floats) -> Iterator[memoryview]:

@@ -17,6 +17,7 @@ from .frames import Floats, to_png, video_frames
 from .host import Display, check_interrupted
 from .specs import IMAGES, Specs, merge, place, with_batches
 from .waiting import sleep_polling
+from .widgets import RANDOM_SEED
 
 DEFAULT_NUM_FRAMES = 64
 BUSY_RETRY_S = 1.0
@@ -75,7 +76,7 @@ def generate(order: Order, client: Client, display: Display) -> Made:
         FilmstripError: it failed; the message says why.
     """
     started = time.monotonic()
-    facts = client.pipeline(order.pipeline.id)
+    facts = client.ready_pipeline(order.pipeline.id, display.text)
     request = _request(order, facts, client, display)
     posted = time.monotonic()
     chunks: list[Mapping[str, Any]] = []
@@ -98,6 +99,10 @@ def generate(order: Order, client: Client, display: Display) -> Made:
         "request": request,
     }
     summary = f"{last.data['num_frames']} frames in {last.data['num_chunks']} chunks, {generate_s:.1f} s"
+    if request.get("seed") == RANDOM_SEED and "seed" in last.data:
+        summary += f", seed {last.data['seed']}"
+    if last.data.get("unused"):
+        summary += f"; {order.pipeline.id} has no use for {', '.join(last.data['unused'])}"
     return Made(str(last.data["output_path"]), json.dumps(report, indent=1, ensure_ascii=False), summary)
 
 

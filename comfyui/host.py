@@ -113,9 +113,18 @@ def as_video(path: str) -> Any:
     return VideoFromFile(path)
 
 
-def to_array(tensor: Any) -> Floats:
-    """A tensor as an array; it stays where it is, unless it lies on a GPU or isn't float32."""
-    array: Floats = tensor.detach().cpu().float().numpy()
+def to_array(tensor: Any, *, is_mask: bool = False) -> Floats:
+    """A tensor as an array of float32 in 0..1; it stays where it is, unless it lies on a GPU or has another type.
+
+    Bytes are 0..255, those of a mask 0 and 1 where there is no larger one.
+    """
+    if not hasattr(tensor, "detach"):  # some nodes hand on arrays of numpy
+        array: Floats = np.asarray(tensor, np.float32)
+    else:
+        array = tensor.detach().cpu().float().numpy()
+    is_bytes = str(getattr(tensor, "dtype", "")).endswith("uint8")
+    if is_bytes and not (is_mask and array.max(initial=0) <= 1):
+        array = array / np.float32(255)
     return array
 
 

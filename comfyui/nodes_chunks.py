@@ -6,7 +6,7 @@ from typing import Any
 
 from . import lines, widgets
 from .errors import FilmstripError
-from .frames import Floats, check_images, check_masks
+from .frames import Floats, as_images, as_masks
 from .host import to_array
 from .specs import ChunkSpec, Specs
 
@@ -183,20 +183,18 @@ class FilmstripPromptSchedule:
 
 
 def arrays_of(pictures: dict[str, Any]) -> dict[str, Floats]:
-    """IMAGE and MASK tensors as arrays, checked; those that are None are left out.
+    """IMAGE and MASK tensors as arrays [F, H, W, C] and [F, H, W]; those that are None are left out.
 
     Raises:
-        FilmstripError: one has another shape than its kind.
+        FilmstripError: one is neither, or there are too many images.
     """
     arrays: dict[str, Floats] = {}
     for name, tensor in pictures.items():
         if tensor is None:
             continue
-        array = arrays[name] = to_array(tensor)
-        if name == "vace_masks":
-            check_masks(name, array)
-        else:
-            check_images(name, array)
+        is_mask = name == "vace_masks"
+        array = to_array(tensor, is_mask=is_mask)
+        array = arrays[name] = as_masks(name, array) if is_mask else as_images(name, array)
         if name in ("first_frame_image", "last_frame_image") and len(array) != 1:
             raise FilmstripError(f"{name}: needs one image, got {len(array)}")
         if name == "vace_ref_images" and len(array) > MAX_REFERENCES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from .nodes_chunks import arrays_of
 from .specs import Specs
 
 MAX_FRAMES = 10_000
+DEFAULT_NOISE_SCALE = 0.7
 _SIDE = "0: the pipeline's own, else the input's. Else 64 to 2048, by the pipeline's granularity."
 
 
@@ -35,10 +37,11 @@ def _inputs(**required: widgets.Widget) -> dict[str, Any]:
                 "INT",
                 {
                     "default": 42,
-                    "min": 0,
+                    "min": widgets.RANDOM_SEED,
                     "max": widgets.MAX_SEED,
                     "control_after_generate": True,
-                    "tooltip": "Not sent to a pipeline that has no use for seeds.",
+                    "tooltip": "-1: a random one for each run, which the report names. Not sent to a pipeline that has "
+                    "no use for seeds.",
                 },
             ),
             **required,
@@ -59,7 +62,7 @@ def _inputs(**required: widgets.Widget) -> dict[str, Any]:
             "prompt_interpolation_method": widgets.choice(widgets.METHOD, "How several prompts are blended."),
             "width": widgets.integer(0, 0, 2048, _SIDE, step=16),
             "height": widgets.integer(0, 0, 2048, _SIDE, step=16),
-            "noise_scale": widgets.number(0.7, 0, 1, 0.01, "Share of noise, video to video only."),
+            "noise_scale": widgets.number(DEFAULT_NOISE_SCALE, 0, 1, 0.01, "Share of noise, video to video only."),
             "noise_controller": widgets.choice(widgets.SWITCH, "The input's motion sets the noise scale."),
             "manage_cache": ("BOOLEAN", {"default": True, "tooltip": "A change of parameters may reset the cache."}),
             "kv_cache_attention_bias": widgets.number(1, 0.01, 1, 0.01, "Weight of what was made before."),
@@ -81,6 +84,11 @@ class _Generator:
     """What both nodes have in common: their widgets, and the way to the last event."""
 
     CATEGORY = "Filmstrip"
+
+    @classmethod
+    def IS_CHANGED(cls, seed: int | None = None, **_: Any) -> float | str:
+        """ComfyUI runs a node again when this differs from the last time; NaN always does."""
+        return math.nan if seed == widgets.RANDOM_SEED else ""
 
     @classmethod
     def VALIDATE_INPUTS(
@@ -110,7 +118,7 @@ def _order(
     prompt_interpolation_method: str = widgets.AS_IS,
     width: int = 0,
     height: int = 0,
-    noise_scale: float = 0.7,
+    noise_scale: float = DEFAULT_NOISE_SCALE,
     noise_controller: str = widgets.AS_IS,
     manage_cache: bool = True,
     kv_cache_attention_bias: float = 1,
@@ -123,17 +131,18 @@ def _order(
     for name, other in (("pre_processor", pre_processor), ("post_processor", post_processor)):
         if other is not None and other.server.url != pipeline.server.url:
             raise FilmstripError(f"{name}: is of {other.server.url}, the pipeline of {pipeline.server.url}")
+    # What is at its default is not sent, so that a pipeline that has no use for it does not say so.
     fields = widgets.given(
         prompt=widgets.prompts(weighted_prompts) or prompt,
         seed=seed,
         width=width or None,
         height=height or None,
-        noise_scale=noise_scale,
+        noise_scale=None if noise_scale == DEFAULT_NOISE_SCALE else noise_scale,
         noise_controller=widgets.switch(noise_controller),
-        manage_cache=manage_cache,
-        kv_cache_attention_bias=None if kv_cache_attention_bias == 1 else kv_cache_attention_bias,  # 1 is what null is
+        manage_cache=None if manage_cache else False,
+        kv_cache_attention_bias=None if kv_cache_attention_bias == 1 else kv_cache_attention_bias,
         prompt_interpolation_method=widgets.method(prompt_interpolation_method),
-        vace_context_scale=vace_context_scale,
+        vace_context_scale=None if vace_context_scale == 1 else vace_context_scale,
         vace_use_input_video=widgets.switch(vace_use_input_video),
         denoising_steps=widgets.steps(denoising_steps),
         lora_scales=widgets.scales(lora_scales),

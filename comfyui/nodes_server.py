@@ -41,8 +41,9 @@ class FilmstripServer:
                     "STRING",
                     {
                         "default": "",
-                        "tooltip": "The key, if the server wants one. Better left empty, with FILMSTRIP_TOKEN in "
-                        "ComfyUI's environment: what stands here is saved with the workflow and in the pictures made.",
+                        "tooltip": "The key, if the server asks for one. Better left empty, with FILMSTRIP_TOKEN and "
+                        "FILMSTRIP_SERVER in ComfyUI's environment: what stands here is saved with the workflow and in "
+                        "the pictures made.",
                     },
                 ),
                 "timeout_s": (
@@ -77,7 +78,7 @@ class FilmstripServer:
         Raises:
             FilmstripError: it cannot be reached, or would not accept a generation.
         """
-        server = make_server(address, token or token_from_environment(), timeout_s)
+        server = make_server(address, token or token_from_environment(address), timeout_s)
         PIPELINE_NAMES.remember_server(server)
         status = Client(server, check_interrupted).health()
         Display(unique_id).text(f"{server.url} is {status}")
@@ -121,6 +122,7 @@ class FilmstripPipeline:
                     {"default": "", "tooltip": "A pipeline that is not in the list. Wins over it when not empty."},
                 ),
             },
+            "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
     @classmethod
@@ -128,16 +130,19 @@ class FilmstripPipeline:
         # Named here, so that ComfyUI doesn't look for the name in the list of this moment: the server decides.
         return True
 
-    def pick(self, server: Server, pipeline_id: str, other_id: str = "") -> tuple[Pipeline, int, int, int, str]:
-        """Give the pipeline, if the server has it.
+    def pick(
+        self, server: Server, pipeline_id: str, other_id: str = "", unique_id: str | None = None
+    ) -> tuple[Pipeline, int, int, int, str]:
+        """Give the pipeline, once the server has loaded it.
 
         Raises:
-            FilmstripError: it has not; the message lists those it has.
+            FilmstripError: the server does not have it, and the message lists those it has; or it cannot run.
         """
         client = Client(server, check_interrupted)
-        known = client.pipelines()
-        PIPELINE_NAMES.remember(server, tuple(known))
-        facts = client.pipeline(other_id.strip() or pipeline_id)
+        try:
+            facts = client.ready_pipeline(other_id.strip() or pipeline_id, Display(unique_id).text)
+        finally:
+            PIPELINE_NAMES.remember(server, client.pipeline_ids)
         pipeline = Pipeline(server, str(facts["id"]))
         width, height = facts.get("width") or 0, facts.get("height") or 0
         return pipeline, int(facts["chunk_size"]), width, height, json.dumps(facts, indent=1)

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from dataclasses import replace
+from urllib.parse import urlsplit
 
 from .client import Client
 from .connection import Server, make_server
@@ -66,7 +67,8 @@ class PipelineNames:
 
     def _ask(self) -> None:
         try:
-            server = self._server or make_server(url_from_environment(), token_from_environment())
+            url = url_from_environment()
+            server = self._server or make_server(url, token_from_environment(url))
             impatient = replace(server, timeout_s=min(server.timeout_s, _ASK_TIMEOUT_S))
             names = tuple(Client(impatient, poll=_nothing).pipelines())
         except FilmstripError:
@@ -78,12 +80,25 @@ class PipelineNames:
 
 def url_from_environment() -> str:
     """The address that a new Server node shows."""
-    return os.environ.get("FILMSTRIP_SERVER", DEFAULT_URL)
+    return os.environ.get("FILMSTRIP_SERVER", "").strip() or DEFAULT_URL
 
 
-def token_from_environment() -> str:
-    """The token that stands in when a Server node has none."""
-    return os.environ.get("FILMSTRIP_TOKEN", "")
+def token_from_environment(url: str) -> str:
+    """The token for a Server node that has none; only for the environment's server, or the default one.
+
+    A workflow that somebody else made may name any address: the key is not for that.
+    """
+    same = _place(url) == _place(url_from_environment())
+    return os.environ.get("FILMSTRIP_TOKEN", "").strip() if same else ""
+
+
+def _place(url: str) -> tuple[str, str | None, int | None, str]:
+    try:
+        parts = urlsplit(url.strip())
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:
+        return "", None, None, url
+    return parts.scheme, parts.hostname, port, parts.path.rstrip("/")
 
 
 def _nothing() -> None:

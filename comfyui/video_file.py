@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
@@ -31,17 +32,30 @@ def write(path: str, frames: Iterable[Pixels], fps: float) -> int:
         import av
     except ImportError:
         raise FilmstripError("PyAV is missing in ComfyUI's Python: pip install av") from None
-    part = f"{path}.part"
+    part = None
     try:
-        with av.open(part, "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        handle, part = tempfile.mkstemp(
+            prefix=".filmstrip-", suffix=".part", dir=os.path.dirname(os.path.abspath(path))
+        )
+        os.close(handle)
+        # FFmpeg takes a name for a URL: "file:" keeps a colon in it from being read as a protocol.
+        with av.open(f"file:{part}", "w", format="mp4", options={"movflags": "+faststart"}) as container:
             num_frames = _encode(av, container, frames, Fraction(fps).limit_denominator(_MAX_FPS_DENOMINATOR))
+        os.chmod(part, 0o666 & ~_umask())  # what open() would give it
         os.replace(part, path)
     except (av.FFmpegError, OSError) as error:
         raise FilmstripError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
-        with contextlib.suppress(OSError):  # it has its name now, or could never be made
-            os.remove(part)
+        if part is not None:
+            with contextlib.suppress(OSError):  # it has its name now
+                os.remove(part)
     return num_frames
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 def _encode(av: Any, container: Any, frames: Iterable[Pixels], fps: Fraction) -> int:

@@ -6,7 +6,8 @@ from typing import Any
 
 from .lines import denoising_steps, lora_scales, weighted_prompts
 
-MAX_SEED = 2**63 - 1 - 2**20
+MAX_SEED = 0xFFFFFFFFFFFFFFFF  # of ComfyUI's own seed widgets, so that one of them can set several nodes
+RANDOM_SEED = -1
 AS_IS = "default"
 SWITCH = [AS_IS, "on", "off"]
 METHOD = [AS_IS, "linear", "slerp"]

@@ -11,6 +11,7 @@ import tritonclient.grpc as triton_grpc
 from tritonclient.utils import InferenceServerException
 
 from filmstrip import triton_server
+from filmstrip.triton_folder import NoTritonFolder, TritonFolder, is_safe_path, unsafe_models
 
 SHM_DIR = Path("/dev/shm")  # noqa: S108
 SHM_PREFIX = "filmstrip-triton-"
@@ -70,6 +71,8 @@ def start(
     binary = shutil.which(server)
     if binary is None:
         raise click.ClickException(f"there is no {server}: give --server, or run this in Triton's container")
+    _check_names(repositories)
+    repositories, backends = _shell_safe(repositories, backends)
     flags = triton_server.flags(
         repositories,
         address=address,
@@ -100,12 +103,51 @@ def health(*, port: int, secret_file: Path | None) -> None:
     secret = _read_secret(secret_file)
     headers = {triton_server.SECRET_HEADER: secret} if secret else None
     try:
-        with triton_grpc.InferenceServerClient(f"127.0.0.1:{port}") as client:
+        address = f"127.0.0.1:{port}"
+        with triton_grpc.InferenceServerClient(address, channel_args=[triton_server.NO_PROXY]) as client:
             is_ready = client.is_server_ready(headers, client_timeout=5)
     except InferenceServerException as error:
         raise click.ClickException(str(error.message())) from None
     if not is_ready:
         raise click.ClickException("not ready")
+
+
+def _check_names(repositories: tuple[Path, ...]) -> None:
+    """Refuse what Triton would fail over without saying why.
+
+    Raises:
+        click.ClickException: a name that no link can stand in for.
+    """
+    for folder in repositories:
+        for model in unsafe_models(folder):
+            raise click.ClickException(
+                f"{folder / model}: the name of a model's folder may only have letters, digits and . _ - + @ , :"
+            )
+    python = Path(sys.executable).parent
+    if os.pathsep in str(python):
+        raise click.ClickException(
+            f"the folder of Python, {python}, has a colon in its name, so the models cannot find it in PATH; move it"
+        )
+
+
+def _shell_safe(repositories: tuple[Path, ...], backends: Path | None) -> tuple[tuple[Path, ...], Path | None]:
+    """Put links in place of folders whose path Triton's shell would read otherwise.
+
+    Their folder outlives us, as we become tritonserver; the next start removes it.
+
+    Raises:
+        click.ClickException: there is no place for links.
+    """
+    folders = [folder.absolute() for folder in (*repositories, *filter(None, [backends]))]
+    if all(map(is_safe_path, folders)):
+        return repositories, backends
+    try:
+        links = TritonFolder.create()
+    except NoTritonFolder as error:
+        raise click.ClickException(str(error)) from None
+    links.keep_open()
+    safe = tuple(links.link(folder, "models", str(number)) for number, folder in enumerate(repositories))
+    return safe, None if backends is None else links.link(backends, "backends")
 
 
 def _read_secret(file: Path | None) -> str:
@@ -116,7 +158,7 @@ def _read_secret(file: Path | None) -> str:
     """
     if file is None:
         return ""
-    secret = file.read_text().strip()
+    secret = file.read_text("utf-8-sig").strip()
     if not secret:
         raise click.ClickException(f"{file} is empty")
     return secret

@@ -325,7 +325,7 @@ def parse_text_encoder_config(values: Mapping[str, Any]) -> TextEncoderConfig:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
         raise BadConfig(f"{path} can't be read as JSON: {error}") from None
     if not isinstance(values, dict):

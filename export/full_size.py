@@ -174,7 +174,7 @@ def compile_job(order: Order, job: Job, noise: Path, made_from: str) -> list[Ent
 
 def read_entries(results: Path) -> list[Entry]:
     """The entries of a results file; none where there is no such file."""
-    return [Entry(**entry) for entry in json.loads(results.read_text())] if results.exists() else []
+    return [Entry(**entry) for entry in json.loads(results.read_text("utf-8-sig"))] if results.exists() else []
 
 
 def _in_own_process(order: Order, job: Job, noise: Path, made_from: str) -> list[Entry]:

@@ -27,11 +27,10 @@ from filmstrip.foreign_answers import UNREACHED
 from filmstrip.geometry import MAX_FRAMES, MAX_SIDE, MIN_SIDE, VideoShape
 from filmstrip.readiness import Patience, pipeline_state, ready_pipelines
 from filmstrip.video_file import VideoFileError, display_path
-from filmstrip.video_output import Output, open_output
+from filmstrip.video_output import MAX_FPS, MIN_FPS, Output, open_output
 
 DEFAULT_PIPELINE = "longlive-small"
 DEFAULT_FPS = 16
-MAX_FPS = 1000
 MAX_SCALE = 16
 MAX_FILE_SIDE = 8192
 MAX_SEED = 2**64 - 1
@@ -109,7 +108,7 @@ def _sentence(error: Exception) -> str:
         message += "; --wait waits until it is done"
     if isinstance(error, UntrustedCertificate):
         message += "; --cacert names a file with the certificate of its authority"
-    elif isinstance(error, ServerUnreachable):
+    elif isinstance(error, ServerUnreachable) and "write http" not in message:
         message += "; is the server running?"
     return _one_line(message)
 
@@ -240,7 +239,7 @@ def _file_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--fps",
-            type=_Finite(0, MAX_FPS, min_open=True),
+            type=_Finite(MIN_FPS, MAX_FPS),
             metavar="N",
             help=f"Frames a second of the file.  [default: those of the input video, else {DEFAULT_FPS}]",
         ),

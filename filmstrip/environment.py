@@ -38,7 +38,7 @@ def resolve(base_url: str | None, token: str | None) -> Target:
     Raises:
         ValueError: a URL is not one of an HTTP server, or a token cannot be sent in a header.
     """
-    variable = os.environ.get(SERVER_VARIABLE, "").strip()
+    variable = _read(SERVER_VARIABLE)
     if base_url is None and variable:
         try:
             url = parse_url(variable)
@@ -48,7 +48,7 @@ def resolve(base_url: str | None, token: str | None) -> Target:
         url = parse_url(DEFAULT_URL if base_url is None else base_url)
     if token is not None:
         return Target(url, _checked(token.strip(), "the token") or None)
-    from_environment = os.environ.get(TOKEN_VARIABLE, "").strip()
+    from_environment = _read(TOKEN_VARIABLE)
     if not from_environment:
         return Target(url)
     if base_url is not None and not _is_environments(url, variable):
@@ -72,6 +72,11 @@ def parse_url(text: str) -> httpx.URL:
     if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
         raise ValueError(f"{text!r} is not the URL of a server, such as {DEFAULT_URL}")
     return url
+
+
+def _read(variable: str) -> str:
+    """A variable without blanks at its ends, and the byte order mark of a file that it was filled from."""
+    return os.environ.get(variable, "").removeprefix("\ufeff").strip()
 
 
 def _is_environments(url: httpx.URL, variable: str) -> bool:

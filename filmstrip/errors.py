@@ -21,6 +21,7 @@
     ├── TooLarge                413  too_large
     ├── UnsupportedMediaType    415  unsupported_media_type
     ├── RangeNotSatisfiable     416  range_not_satisfiable
+    ├── ExpectationFailed       417  expectation_failed
     ├── InvalidField            422  invalid_field
     ├── HeadTooLarge            431  head_too_large
     ├── ClientGone              499  client_gone
@@ -33,6 +34,8 @@
     ├── TritonUnavailable       503  triton_unavailable
     ├── LoadFailed              503  load_failed
     ├── ShuttingDown            503  shutting_down
+    ├── Overloaded              503  overloaded
+    ├── TooManyConnections      503  too_many_connections
     ├── TooManyDownloads        503  too_many_downloads
     └── StorageFull             507  storage_full
         └── DiskFull            507  disk_full
@@ -205,6 +208,13 @@ class RangeNotSatisfiable(FilmstripError):
     status = 416
 
 
+class ExpectationFailed(FilmstripError):
+    """The request's `Expect` header asks for something other than 100-continue."""
+
+    code = "expectation_failed"
+    status = 417
+
+
 class InvalidField(FilmstripError):
     """A field of the request holds a value that cannot be served."""
 
@@ -283,12 +293,28 @@ class ShuttingDown(FilmstripError):
     status = 503
 
 
+class TooManyConnections(FilmstripError):
+    """Every connection that the server may have open is busy with a request."""
+
+    code = "too_many_connections"
+    status = 503
+    headers: Mapping[str, str] = {"Retry-After": "1"}
+
+
 class TooManyDownloads(FilmstripError):
     """As many downloads run as the server serves at once."""
 
     code = "too_many_downloads"
     status = 503
     headers: Mapping[str, str] = {"Retry-After": "5"}
+
+
+class Overloaded(FilmstripError):
+    """The server has no memory left for another request; the same request will do a moment later."""
+
+    code = "overloaded"
+    status = 503
+    headers: Mapping[str, str] = {"Retry-After": "1"}
 
 
 class StorageFull(FilmstripError):

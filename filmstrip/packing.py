@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _PIECE_BYTES = 2**20
+_CHANNELS = (1, 3, 4)
 _FLOAT32 = np.dtype("<f4")
 
 
@@ -57,8 +58,9 @@ class BlobBuilder:
         Args:
             index: the chunk, from 0.
             vace_frames: floats in -1..1, [1, C, F, H, W] or [C, F, H, W].
-            vace_masks: floats in 0..1 or bools, [1, 1, F, H, W] or [F, H, W].
-            input_video: uint8, [F, H, W, C].
+            vace_masks: floats in 0..1 or bools, [1, 1, F, H, W], [F, H, W], one mask [H, W], or masks with a channel,
+                [F, 1, H, W] or [F, H, W, 1].
+            input_video: uint8, [F, H, W, C], or one image [H, W, C].
             fields: the other fields of a ChunkSpec: text, seed, noise_scale...
 
         Raises:
@@ -68,9 +70,9 @@ class BlobBuilder:
             raise ValueError(f"chunk {index} was added before: a chunk has one spec")
         arrays: dict[str, NDArray[Any]] = {}
         if vace_frames is not None:
-            arrays["vace_frames"] = _as_float32("vace_frames", vace_frames, short_ndim=4)
+            arrays["vace_frames"] = _as_vace_frames(vace_frames)
         if vace_masks is not None:
-            arrays["vace_masks"] = _as_float32("vace_masks", vace_masks, short_ndim=3)
+            arrays["vace_masks"] = _as_vace_masks(vace_masks)
         if input_video is not None:
             arrays["input_video"] = _as_video(input_video)
         spec: dict[str, Any] = {"chunk": index, **fields, **self._add(arrays)}
@@ -99,16 +101,29 @@ class BlobBuilder:
         return placed
 
 
-def _as_float32(name: str, array: NDArray[Any], short_ndim: int) -> NDArray[Any]:
-    if array.dtype.kind not in "fb" or (name == "vace_frames" and array.dtype.kind == "b"):
-        raise ValueError(f"{name} must be floats, got {array.dtype}")
-    if array.ndim not in (5, short_ndim) or array.size == 0:
-        raise ValueError(f"{name} has 5 or {short_ndim} dimensions, none of them 0, got {list(array.shape)}")
-    full = array.reshape((1,) * (5 - array.ndim) + array.shape)
-    return np.ascontiguousarray(full, _FLOAT32)
+def _as_vace_frames(array: NDArray[Any]) -> NDArray[Any]:
+    if array.dtype.kind != "f":
+        raise ValueError(f"vace_frames must be floats, got {array.dtype}")
+    if array.ndim not in (4, 5) or array.size == 0:
+        raise ValueError(f"vace_frames must be [1, C, F, H, W] or [C, F, H, W], got {list(array.shape)}")
+    return np.ascontiguousarray(array.reshape((1,) * (5 - array.ndim) + array.shape), _FLOAT32)
+
+
+def _as_vace_masks(array: NDArray[Any]) -> NDArray[Any]:
+    if array.dtype.kind not in "fb":
+        raise ValueError(f"vace_masks must be floats or bools, got {array.dtype}")
+    masks = array[0, 0] if array.ndim == 5 and array.shape[:2] == (1, 1) else array
+    if masks.ndim == 4:
+        channel = next((axis for axis in (1, 3, 0) if masks.shape[axis] == 1), None)
+        masks = masks if channel is None else masks.squeeze(channel)
+    if masks.ndim not in (2, 3) or masks.size == 0:
+        forms = "[1, 1, F, H, W], [F, H, W], [F, 1, H, W], [F, H, W, 1] or [H, W]"
+        raise ValueError(f"vace_masks must be {forms}, and not empty, got {list(array.shape)}")
+    return np.ascontiguousarray(masks.reshape(1, 1, -1, *masks.shape[-2:]), _FLOAT32)
 
 
 def _as_video(array: NDArray[Any]) -> NDArray[Any]:
-    if array.dtype != np.uint8 or array.ndim != 4 or array.size == 0:
-        raise ValueError(f"input_video must be uint8 [F, H, W, C], got {array.dtype} {list(array.shape)}")
-    return np.ascontiguousarray(array)
+    video = array[None] if array.ndim == 3 and array.shape[2] in _CHANNELS else array
+    if array.dtype != np.uint8 or video.ndim != 4 or array.size == 0:
+        raise ValueError(f"input_video must be uint8 [F, H, W, C] or [H, W, C], got {array.dtype} {list(array.shape)}")
+    return np.ascontiguousarray(video)

@@ -8,6 +8,8 @@ SECRET_HEADER = f"triton-grpc-protocol-{SECRET_NAME}"
 RESTRICTED = "health,metadata,inference,shared-memory,model-config,model-repository,statistics,trace,logging"
 """All protocols of its gRPC port: each of them wants the secret."""
 ALL_MODELS = ("*",)
+NO_PROXY = ("grpc.enable_http_proxy", 0)
+"""Channel argument of every gRPC client: a web proxy of the environment is never between us and Triton."""
 
 
 def flags(
@@ -31,7 +33,7 @@ def flags(
         shm_prefix: of the names of the models' own shared memory.
         exit_timeout_s: how long Triton waits for open sequences when it stops.
         secret: that all calls must carry, none where it is empty.
-        models: to load at the start; others are loaded when they are asked for.
+        models: to load at the start, before Triton answers; others are loaded when they are asked for.
         metrics_port: of Triton's own metrics, which ask for no secret; None for none.
         backends: folder of its backends, where it isn't Triton's own.
     """

@@ -23,8 +23,21 @@ from PIL import Image
 
 from filmstrip.contact_sheet import COLUMNS, ROWS, Thumbnail, picks, sheet_rows, thumbnail, write_sheet
 from filmstrip.video_file import VideoFileError, display_path, mapped_errors
+from filmstrip.video_sound import (
+    MKV_SOUND,
+    MOV_SOUND,
+    MP4_SOUND,
+    WEBM_SOUND,
+    Sound,
+    SoundDropped,
+    SoundFormat,
+    dropped_note,
+    has_sound,
+)
 from filmstrip.video_stream import Frame
 
+MIN_FPS, MAX_FPS = 0.0001, 1000
+MAX_SIDE = 16_384  # of H.264 and VP9
 _MAX_FPS_DENOMINATOR = 100_000
 _BT709 = 1  # FFmpeg's number of it in each of its colour enumerations
 _EVEN = 2
@@ -41,6 +54,7 @@ class _Format:
         codec: FFmpeg's name of the video encoder.
         codec_options: of the encoder.
         options: of the container.
+        sound: that it can have.
     """
 
     name: str
@@ -48,17 +62,18 @@ class _Format:
     codec: str
     codec_options: dict[str, str]
     options: dict[str, str]
+    sound: SoundFormat | None = None
 
 
 _H264 = ("libx264", {"crf": "18"})
 _VP9 = ("libvpx-vp9", {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"})
-_MP4 = _Format("MP4", "mp4", *_H264, {"movflags": "+faststart"})
+_MP4 = _Format("MP4", "mp4", *_H264, {"movflags": "+faststart"}, MP4_SOUND)
 _PNG = _Format("PNG", "", "", {}, {})
 _FORMATS = {
     ".mp4": _MP4,
-    ".mov": _Format("MOV", "mov", *_H264, {"movflags": "+faststart"}),
-    ".mkv": _Format("MKV", "matroska", *_H264, {}),
-    ".webm": _Format("WebM", "webm", *_VP9, {}),
+    ".mov": _Format("MOV", "mov", *_H264, {"movflags": "+faststart"}, MOV_SOUND),
+    ".mkv": _Format("MKV", "matroska", *_H264, {}, MKV_SOUND),
+    ".webm": _Format("WebM", "webm", *_VP9, {}, WEBM_SOUND),
     ".gif": _Format("GIF", "gif", "gif", {}, {}),
     ".png": _PNG,
 }
@@ -132,8 +147,8 @@ class Output:
                 of that video, or all of it, at its own rate; otherwise a note says why it is dropped.
 
         Raises:
-            ValueError: a frame of another type or size, or an fps or scale that isn't above 0.
-            VideoFileError: the file cannot be written, or there are no frames.
+            ValueError: a frame of another type or size, an fps outside of `MIN_FPS` to `MAX_FPS`, or a scale below 1.
+            VideoFileError: the file cannot be written, its sides would be over `MAX_SIDE`, or there are no frames.
         """
         if num_frames is None and isinstance(frames, Sized):
             num_frames = len(frames)
@@ -151,8 +166,8 @@ class Output:
         audio: str | Path | None = None,
     ) -> None:
         """Begin a video whose frames come by `add`, and which ends with `commit`; see `write`."""
-        if not fps > 0:
-            raise ValueError(f"fps must be above 0, got {fps}")
+        if not MIN_FPS <= fps <= MAX_FPS:
+            raise ValueError(f"fps must be between {MIN_FPS} and {MAX_FPS}, got {fps}")
         if scale < 1:
             raise ValueError(f"scale must be at least 1, got {scale}")
         self._scale = scale
@@ -168,8 +183,19 @@ class Output:
                 self._encoder = _GifEncoder(self._place.part, rate)
             else:
                 self._encoder = _VideoEncoder(self._place.part, self._format, rate)
-        if audio is not None:
-            self._encoder.notes.append(f"the sound of {display_path(audio)} is dropped")
+            self._add_sound(audio, rate, num_frames)
+
+    def _add_sound(self, audio: str | Path | None, fps: Fraction, num_frames: int | None) -> None:
+        assert self._encoder is not None
+        if audio is None or not has_sound(audio):
+            return
+        if self._format.sound is None or not isinstance(self._encoder, _VideoEncoder):
+            self._encoder.notes.append(dropped_note(audio, f"a {self._format.name} has none"))
+            return
+        try:
+            self._encoder.sound = Sound(audio, fps, num_frames)
+        except SoundDropped as error:
+            self._encoder.notes.append(dropped_note(audio, error))
 
     def add(self, frame: Frame) -> None:
         """Encode one frame, uint8 [H, W, 3] in RGB.
@@ -183,6 +209,11 @@ class Output:
         self._shape = self._shape or frame.shape
         if frame.shape != self._shape:
             raise ValueError(f"frames of one video have one size: {list(frame.shape)} after {list(self._shape)}")
+        height, width = frame.shape[0] * self._scale, frame.shape[1] * self._scale
+        if max(height, width) > MAX_SIDE:
+            raise VideoFileError(
+                f"{display_path(self.path)} cannot be {width}x{height}: at most {MAX_SIDE} pixels are supported"
+            )
         if self._scale > 1:
             frame = np.repeat(np.repeat(frame, self._scale, axis=0), self._scale, axis=1)
         assert self._encoder is not None, "start() comes first"
@@ -347,7 +378,9 @@ def _writable_target(path: Path) -> Path:
 
 
 def _replace(target: Path, part: Path) -> None:
-    """Put a part file, and its content at once, in the place of the target."""
+    """Put a part file, and its content at once, in the place of the target, with its mode and, where it may, owner."""
+    with suppress(OSError):
+        os.chown(part, target.stat().st_uid, target.stat().st_gid)
     part.chmod(_mode_for(target))
     try:
         part.replace(target)
@@ -407,12 +440,15 @@ class _VideoEncoder:
         self._num_frames = 0
         self._stream: VideoStream | None = None
         self._reformatter = VideoReformatter()
+        self.sound: Sound | None = None
         self._container = _opened_for_writing(part, file_format)
 
     def add(self, frame: Frame) -> None:
         height, width, _ = frame.shape
         if self._stream is None:
             self._stream = self._open_stream(height + height % _EVEN, width + width % _EVEN)
+            if self.sound and self._format.sound:
+                self.sound.add_to(self._container, self._format.sound)
         even = np.pad(frame, ((0, height % _EVEN), (0, width % _EVEN), (0, 0)), mode="edge")
         picture = self._reformatter.reformat(
             av.VideoFrame.from_ndarray(even, format="rgb24"), format="yuv420p", dst_colorspace=Colorspace.ITU709
@@ -421,13 +457,20 @@ class _VideoEncoder:
         picture.time_base = 1 / self._fps
         self._container.mux(self._stream.encode(picture))
         self._num_frames += 1
+        if self.sound:
+            self.sound.mux_until(self._num_frames / self._fps)
 
     def finish(self) -> None:
         if self._stream is not None:
             self._container.mux(self._stream.encode(None))
+        if self.sound:
+            self.sound.finish()
+            self.notes += self.sound.notes
         self._container.close()
 
     def abort(self) -> None:
+        if self.sound:
+            self.sound.close()
         self._container.close()
 
     def _open_stream(self, height: int, width: int) -> VideoStream:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from frontend import embedded, logs, protocol
 from frontend.app import create_app
+from frontend.connection_limit import OpenConnections, most_connections, raise_descriptor_limit
 from frontend.parts import Parts
 from frontend.settings import Settings
 from frontend.store import DataDirectoryTaken, Store
@@ -26,10 +27,11 @@ from frontend.store import DataDirectoryTaken, Store
 log = logging.getLogger(__name__)
 
 _HARD_LIMIT_S = 9.0
+_BACKLOG = 2048  # a client that finds the queue full tries again a second later
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--embedded", is_flag=True, default=None, help="Start a Triton of our own on loopback.")
+@click.option("--embedded", is_flag=True, default=None, help="Start a Triton of our own, on a Unix socket.")
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port to listen on; 0 picks a free one.  [default: 8000]")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of uploads and outputs.  [default: data]")
@@ -57,8 +59,9 @@ def main(**flags: Any) -> None:
     except (embedded.EmbeddedUnsupported, DataDirectoryTaken, OSError) as error:
         raise click.ClickException(str(error)) from None
     logs.configure(settings)
+    descriptors = raise_descriptor_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        sys.exit(runner.run(_serve(settings, listener)))
+        sys.exit(runner.run(_serve(settings, listener, descriptors)))
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -85,7 +88,7 @@ def _stop_signals() -> list[signal.Signals]:
     return [signal.SIGTERM, signal.SIGINT, *hangup]
 
 
-async def _serve(settings: Settings, listener: socket.socket) -> int:
+async def _serve(settings: Settings, listener: socket.socket, descriptors: int) -> int:
     """Serve until a signal says to stop, or until the embedded Triton cannot be started; the exit status."""
     app = create_app(settings)
     loop = asyncio.get_running_loop()
@@ -116,8 +119,12 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
     config.errorlog = logging.getLogger("frontend.hypercorn")
     config.access_log_format = "%(m)s %(U)s %(s)s %(B)s bytes %(L)s s"
     config.include_server_header = False
+    config.backlog = _BACKLOG
     config.h11_max_incomplete_size = protocol.HEAD_BYTES
-    protocol.install()
+    most = most_connections(settings.max_connections, descriptors)
+    if most < settings.max_connections:
+        log.info("%d connections at most: the process may have %d open files", most, descriptors)
+    protocol.install(OpenConnections(most))
     host, port, *_ = listener.getsockname()
     log.info("Filmstrip listens on http://%s:%d", f"[{host}]" if ":" in host else host, port)
     await serve(app, config, shutdown_trigger=stop)

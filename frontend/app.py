@@ -15,6 +15,7 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 import filmstrip
 from filmstrip.errors import (
     BadRequest,
+    ExpectationFailed,
     FilmstripError,
     InternalError,
     MethodNotAllowed,
@@ -87,6 +88,12 @@ def _add_access(app: Quart, settings: Settings) -> None:
         access.admit(request)
         if request.method not in _SAFE_METHODS and request.routing_exception is None and request.endpoint is not None:
             refuse_wrapped(request, accepted_types(app.view_functions[request.endpoint]))
+
+    @app.before_request
+    async def refuse_expectations() -> None:
+        wanted = request.headers.get("Expect", "100-continue")
+        if wanted.strip().lower() != "100-continue" and request.http_version != "1.0":
+            raise ExpectationFailed(f"Expect: only 100-continue is supported, got {wanted[:80]!r}", "Expect")
 
     if settings.cors_origins:
         cors(app, allow_origin=settings.cors_origins, allow_methods=_METHODS, expose_headers=_EXPOSED, max_age=600)

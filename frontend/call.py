@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 from filmstrip import contract
 from filmstrip.contract import ChunkParameters, TensorSpec
 from filmstrip.errors import UnknownPath
-from filmstrip.triton_server import SECRET_HEADER
+from filmstrip.triton_server import NO_PROXY, SECRET_HEADER
 from frontend.regions import Slice
 
 GRPC_MESSAGE_BYTES = 2**31 - 1
@@ -25,6 +25,7 @@ CHANNEL_ARGUMENTS = [  # given at all, they replace every default of tritonclien
     ("grpc.max_receive_message_length", GRPC_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", 30_000),  # pings every 2 s kill a running chunk: 'Too many pings'
     ("grpc.max_reconnect_backoff_ms", 1000),
+    NO_PROXY,
 ]
 
 

@@ -6,10 +6,10 @@ receiving side waits once a body holds `HIGH_WATER_BYTES`, which in turn lets hy
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import Self, cast
+from typing import Any, Self, cast
 
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
 from quart import Request
@@ -21,6 +21,29 @@ from filmstrip.errors import SlowBody, TooLarge
 HIGH_WATER_BYTES = 2 * 2**20
 _PIECE_OVERHEAD_BYTES = 64  # of an object and its place in the queue: a body may come byte by byte
 _EXIT_STACK = "filmstrip.exit_stack"
+EXCHANGE = "filmstrip.exchange"
+"""Where the scope's state has the request's `Exchange`."""
+
+
+@dataclass
+class Exchange:
+    """What ASGI has no words for, between a request and the connection that it came by.
+
+    Attributes:
+        ask_for_body: sends 100 Continue to a client that waits for it.
+        expect_stream: tells that the answer will be an event stream, unless the request is refused.
+        awaits_continue: the client has sent `Expect: 100-continue`, and nobody has read its body yet.
+        closes: the connection must close after the answer.
+        streams: the answer is an event stream, or will be one: a client that has closed its sending side is gone.
+        has_begun: the answer has.
+    """
+
+    ask_for_body: Callable[[], Awaitable[None]]
+    expect_stream: Callable[[], None]
+    awaits_continue: bool = False
+    closes: bool = False
+    streams: bool = False
+    has_begun: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,6 +65,8 @@ class Pace:
 
 class BoundedBody(Body):
     """A request body that holds a bounded number of bytes, to be iterated once."""
+
+    exchange: Exchange | None = None
 
     def __init__(self, expected_content_length: int | None, max_content_length: int | None) -> None:
         super().__init__(expected_content_length, max_content_length)
@@ -81,9 +106,15 @@ class BoundedBody(Body):
 
     async def _arrival(self) -> None:
         """Wait until there is a piece, or the end."""
+        if self._awaits_continue:
+            await cast("Exchange", self.exchange).ask_for_body()
         while not self._pieces and not self._received_all:
             self._changed.clear()
             await self._changed.wait()
+
+    @property
+    def _awaits_continue(self) -> bool:
+        return self.exchange is not None and self.exchange.awaits_continue
 
     async def pieces(self, pace: Pace) -> AsyncIterator[bytes]:
         """The body piece by piece.
@@ -127,13 +158,17 @@ class BoundedBody(Body):
         return bytes(data)
 
     async def discard(self, limit_bytes: int, pace: Pace) -> None:
-        """Read up to `limit_bytes` of what is left and throw it away, so that the client can read the answer."""
+        """Read up to `limit_bytes` of what is left and throw it away, so that the client can read the answer.
+
+        Nothing is read while the client waits for 100 Continue: it sends no body if it gets another answer.
+        """
         left = limit_bytes
         try:
-            async for piece in self.pieces(pace):
-                left -= len(piece)
-                if left < 0:
-                    break
+            if not self._awaits_continue:
+                async for piece in self.pieces(pace):
+                    left -= len(piece)
+                    if left < 0:
+                        break
         except SlowBody:
             pass
         self._discarding = True
@@ -160,6 +195,11 @@ class Connection(ASGIHTTPConnection):
                 await super().__call__(receive, send)
             finally:
                 await self._end_handler()
+
+    def _create_request_from_scope(self, send: ASGISendCallable) -> Request:
+        request = super()._create_request_from_scope(send)
+        cast("BoundedBody", request.body).exchange = _exchange(request)
+        return request
 
     async def handle_request(self, request: Request, send: ASGISendCallable) -> None:
         """Answer the request."""
@@ -188,3 +228,19 @@ class Connection(ASGIHTTPConnection):
 def on_close(request: Request) -> AsyncExitStack:
     """The stack of what must happen when this request's connection is done: answered, broken or cancelled."""
     return cast("AsyncExitStack", cast("dict[str, object]", request.scope)[_EXIT_STACK])
+
+
+def will_stream(request: Request) -> None:
+    """Tell the connection that the answer will be an event stream, unless the request is refused.
+
+    From now on a client that has closed its sending side counts as gone, after a moment for a refusal.
+    """
+    exchange = _exchange(request)
+    if exchange is not None:
+        exchange.expect_stream()
+
+
+def _exchange(request: Request) -> Exchange | None:
+    """None where another server than ours took the request."""
+    state = cast("dict[str, Any]", cast("dict[str, object]", request.scope).get("state") or {})
+    return cast("Exchange | None", state.get(EXCHANGE))

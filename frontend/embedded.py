@@ -1,26 +1,28 @@
-"""A Triton of our own on loopback: the server that the `nvidia-pytriton` wheel carries, started and kept alive."""
+"""A Triton of our own: the server that the `nvidia-pytriton` wheel carries, started and kept alive."""
 
 import asyncio
 import collections
 import contextlib
 import importlib.util
 import logging
+import math
 import os
-import secrets
 import signal
-import socket
 import sys
+import time
 from pathlib import Path
+from typing import BinaryIO
 
 from filmstrip import triton_server
-from filmstrip.errors import TritonUnavailable
+from filmstrip.errors import LoadFailed, TritonUnavailable
+from filmstrip.triton_folder import NoTritonFolder, TritonFolder, make_link
 from frontend.call import SECRET_VARIABLE
 from frontend.settings import Settings
 from frontend.spawn import spawn
 from frontend.store import Store
 from frontend.stored import SHM_DIR
 from frontend.triton import Triton
-from frontend.watch import STUB, ModelWatch, MustRestart
+from frontend.watch import STUB, ModelWatch
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,8 @@ _WATCH_S = 0.5
 _EXIT_TIMEOUT_S = 3
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
+_LOADS_AT_ONCE = 4  # Triton itself loads no more together
+_LOG_TAIL_LINES = 30
 _PRIVATE = ("FILMSTRIP_API_KEYS", SECRET_VARIABLE)
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 
@@ -37,16 +41,29 @@ class EmbeddedUnsupported(RuntimeError):
     """This machine cannot run the embedded Triton."""
 
 
+class _RestartNeeded(Exception):
+    """A model's process has died, and only a new Triton is rid of what it left."""
+
+
 def check(settings: Settings) -> None:
     """See what would keep the embedded Triton from starting.
 
     Raises:
-        EmbeddedUnsupported: the wheel is missing, or a model repository.
+        EmbeddedUnsupported: the wheel or a model repository is missing, or there is no place for Triton's socket.
     """
     find_server()
     for folder in settings.model_repository:
         if not folder.is_dir():
             raise EmbeddedUnsupported(f"no model repository {folder}")
+    if os.pathsep in _bin_folder():
+        raise EmbeddedUnsupported(
+            f"the folder of Python, {_bin_folder()}, has a colon in its name: the models cannot find it in PATH. "
+            "Move the virtual environment to a folder without one"
+        )
+    try:
+        TritonFolder.create().remove()
+    except NoTritonFolder as error:
+        raise EmbeddedUnsupported(str(error)) from None
 
 
 def find_server() -> Path:
@@ -71,44 +88,39 @@ def find_server() -> Path:
 
 def link_backends(server: Path, folder: Path) -> Path:
     """Make a backends folder of our own: the stub must lie beside the library, and a copy of it would not start."""
-    target = folder / "python"
-    target.mkdir(parents=True, exist_ok=True)
     stub = server / "python_backend_stubs" / _python_version() / STUB
     for file in (*(server / "backends" / "python").iterdir(), stub):
         if file.is_file():
-            link = target / file.name
-            link.unlink(missing_ok=True)
-            link.symlink_to(file)
+            make_link(file, folder / "python" / file.name)
     return folder
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class EmbeddedTriton:
-    """Starts tritonserver, starts it again when it dies, and ends it."""
+    """Starts tritonserver, starts it again when it or one of its models dies, and ends it."""
 
     def __init__(self, settings: Settings, store: Store) -> None:
         self._settings = settings
         self._server = find_server()
-        self._folder = settings.data_dir.resolve() / "triton"
+        self._folder = TritonFolder.create()
         self._shm_prefix = store.shm_name("triton")
-        self.log_path = self._folder / "triton.log"
-        self.url = f"127.0.0.1:{free_port()}"
-        self.secret = settings.triton_secret or secrets.token_hex(16)
+        self.log_path = settings.data_dir.resolve() / "triton" / "triton.log"
+        self.url = self._folder.url
         self.failed = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
+        self._client: Triton | None = None
         self._was_ready = False
+        self._restart_for: set[str] = set()
+        self._died_at: dict[str, float] = {}
+        self._settled = asyncio.Event()
+        self._settled.set()
         self.is_up = False
 
     def start(self, client: Triton) -> None:
         """Begin; `Triton.is_ready` tells when it is up, `failed` when its first start came to nothing."""
-        client.on_hung = self.kill
+        self._client = client
+        client.supervisor = self
+        client.is_starting = True
         self._supervisor = asyncio.create_task(self._supervise(client), name="embedded triton")
 
     async def stop(self) -> None:
@@ -126,6 +138,7 @@ class EmbeddedTriton:
                 log.warning("tritonserver did not end in time and is killed")
         self.kill()
         self._remove_shm()
+        self._folder.remove()
 
     def kill(self) -> None:
         """End it at once, with the models' processes; the supervisor starts it again."""
@@ -133,53 +146,173 @@ class EmbeddedTriton:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
+    # -- Models whose process dies ----------------------------------------------------------------------
+
+    def note_death(self, name: str) -> None:
+        """A model's process has died: Triton is started again, without the model if that happens again too soon."""
+        client = self._client
+        if client is None or name in self._restart_for:
+            return
+        now, window_s = time.monotonic(), self._settings.model_restart_window_s
+        log.warning("the process of %s has died", name)
+        client.mark_sick(name)
+        if name not in client.failed() and now - self._died_at.get(name, -math.inf) < window_s:
+            client.mark_failed(name, f"its process died twice within {window_s:g} s")
+        self._died_at[name] = now
+        self._restart_for.add(name)
+        self._settled.clear()
+
+    async def settled(self) -> None:
+        """Wait until a restart for a dead model is over, however it went."""
+        await self._settled.wait()
+
     # -- Supervision ------------------------------------------------------------------------------------
 
     async def _supervise(self, client: Triton) -> None:
         pause_s = _FIRST_PAUSE_S
         while True:
+            self.is_up = False
+            client.is_starting = True
             try:
-                self._process = process = await self._spawn()
-                log.info("embedded Triton (pid %d) starts on %s", process.pid, self.url)
-                await self._wait_ready(process, client)
-                log.info("embedded Triton is ready")
-                client.mark_all_well()
-                self._was_ready = self.is_up = True
-                pause_s = _FIRST_PAUSE_S
-                await self._watch(process, client)
+                await self._run_once(client)
+            except _RestartNeeded as reason:
+                log.warning("%s: Triton is started again", reason)
+                pause_s = 0.0
             except TritonUnavailable as error:
                 log.error("%s; its log ends with:\n%s", error.message, self._log_tail())
-                if not self._was_ready:
-                    self.failed.set()
-            except OSError as error:  # no room for its log, perhaps: there may be some later
+                self._note_failure()
+            except OSError as error:
                 log.error("the embedded Triton cannot be started: %s", error)
-                if not self._was_ready:
-                    self.failed.set()
-            self.is_up = False
+                self._note_failure()
+            except Exception:
+                log.exception("the embedded Triton's supervision failed; Triton is started again")
+                self._note_failure()
             self.kill()
             if self._process is not None:
                 await self._process.wait()
+            if self.is_up:
+                pause_s = min(pause_s, _FIRST_PAUSE_S)
             await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            pause_s = min(max(2 * pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+
+    def _note_failure(self) -> None:
+        if not self.is_up:  # whoever waits for a restart is answered as long as Triton does not come back
+            self._settled.set()
+        if not self._was_ready:
+            self.failed.set()
+
+    async def _run_once(self, client: Triton) -> None:
+        """Start Triton with its models, and watch over it.
+
+        Raises:
+            TritonUnavailable: it has ended, or could not be reached in time.
+            _RestartNeeded: a model's process has died, and no generation runs.
+        """
+        process = self._process = await self._spawn()
+        log.info("embedded Triton (pid %d) starts on %s", process.pid, self.url)
+        self._restart_for.clear()
+        client.mark_all_well()
+        ended = asyncio.ensure_future(process.wait())
+        starting = asyncio.create_task(self._bring_up(process, client), name="start the models")
+        watch = ModelWatch(process.pid, client, self.note_death)
+        problem = ""
+        try:
+            while True:
+                await asyncio.wait([ended] if starting.done() else [ended, starting], timeout=self._look_after_s)
+                if ended.done():
+                    raise TritonUnavailable(f"tritonserver ended with status {process.returncode}")
+                if starting.done():
+                    starting.result()
+                    if self._restart_for and not client.is_generating:
+                        raise _RestartNeeded(f"the process of {' and '.join(sorted(self._restart_for))} has died")
+                try:
+                    await watch.look()
+                    problem = ""
+                except Exception as error:  # noqa: BLE001 - that nothing can be seen does not mean that something is wrong
+                    if problem != repr(error):
+                        log.warning("the models' processes can't be looked at: %s", error)
+                    problem = repr(error)
+        finally:
+            for task in (starting, ended):
+                task.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+
+    @property
+    def _look_after_s(self) -> float:
+        return _POLL_S if self._restart_for else _WATCH_S
+
+    async def _bring_up(self, process: asyncio.subprocess.Process, client: Triton) -> None:
+        """Wait until Triton answers, and have it load every model that it can."""
+        deadline = asyncio.get_running_loop().time() + self._settings.triton_start_timeout_s
+        names = await self._reach(process, client, deadline)
+        places = asyncio.Semaphore(_LOADS_AT_ONCE)
+        async with asyncio.TaskGroup() as group:
+            for name in names:
+                if name not in client.failed():
+                    group.create_task(self._load(name, client, places, deadline))
+        log.info("embedded Triton is ready")
+        self._was_ready = self.is_up = True
+        client.is_starting = False
+        if not self._restart_for:
+            self._settled.set()
+
+    async def _reach(self, process: asyncio.subprocess.Process, client: Triton, deadline: float) -> list[str]:
+        """Wait until Triton answers, with the names of its models.
+
+        Raises:
+            TritonUnavailable: it does not.
+        """
+        while True:
+            try:
+                problem = await client.why_unreachable()
+                if problem is None:
+                    return await client.model_names()
+            except Exception as error:  # noqa: BLE001 - that it can't be asked does not mean that it is gone
+                problem = str(error)
+            if asyncio.get_running_loop().time() > deadline:
+                raise TritonUnavailable(
+                    f"tritonserver runs (pid {process.pid}), but the server could not reach it on {self.url} within "
+                    f"{self._settings.triton_start_timeout_s:g} s ({problem})"
+                )
+            await asyncio.sleep(_POLL_S)
+
+    async def _load(self, name: str, client: Triton, places: asyncio.Semaphore, deadline: float) -> None:
+        """Load a model, or leave it where it can't be loaded."""
+        async with places:
+            while True:
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        await client.load_now(name)
+                except TritonUnavailable:
+                    await asyncio.sleep(_POLL_S)
+                    continue
+                except LoadFailed:
+                    pass  # the log says so
+                except TimeoutError:
+                    client.mark_failed(
+                        name, f"it was not ready {self._settings.triton_start_timeout_s:g} s after the start"
+                    )
+                return
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         self._remove_shm()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        backends = link_backends(self._server, self._folder / "backends")
-        address, _, port = self.url.rpartition(":")
-        with contextlib.suppress(FileNotFoundError):
-            self.log_path.replace(self.log_path.with_suffix(".log.1"))
-        with self.log_path.open("wb") as log_file:
+        self._folder.renew()
+        repositories = [
+            self._folder.link(folder, "models", str(number))
+            for number, folder in enumerate(self._settings.model_repository)
+        ]
+        backends = link_backends(self._server, self._folder.path / "backends")
+        with self._open_log() as log_file:
             return await spawn(
                 sys.executable,
                 *("-I", str(_LAUNCHER), str(os.getpid()), str(self._server / "bin" / "tritonserver")),
                 *triton_server.flags(
-                    self._settings.model_repository,
-                    address=address,
-                    port=int(port),
-                    secret=self.secret,
+                    repositories,
+                    address=self._folder.address,
+                    port=self._folder.port,
                     shm_prefix=self._shm_prefix,
                     exit_timeout_s=_EXIT_TIMEOUT_S,
+                    models=(),  # one after the other, by us: so it answers at once, and each can fail alone
                     backends=backends,
                 ),
                 env=_environment(),
@@ -189,35 +322,22 @@ class EmbeddedTriton:
                 start_new_session=True,
             )
 
-    async def _wait_ready(self, process: asyncio.subprocess.Process, client: Triton) -> None:
-        deadline = asyncio.get_running_loop().time() + self._settings.triton_start_timeout_s
-        while not await client.is_ready():
-            if process.returncode is not None:
-                raise TritonUnavailable(f"tritonserver ended with {process.returncode}")
-            if asyncio.get_running_loop().time() > deadline:
-                raise TritonUnavailable(f"tritonserver was not ready in {self._settings.triton_start_timeout_s:g} s")
-            await asyncio.sleep(_POLL_S)
-
-    async def _watch(self, process: asyncio.subprocess.Process, client: Triton) -> None:
-        """See to models whose process dies, until tritonserver itself ends.
-
-        Raises:
-            TritonUnavailable: tritonserver has ended, or must be ended.
-        """
-        ended = asyncio.ensure_future(process.wait())
-        async with ModelWatch(process.pid, client) as models:
-            while not ended.done():
-                try:
-                    await models.look()
-                except MustRestart as reason:
-                    log.warning("%s: Triton is started anew", reason)
-                    return
-                await asyncio.wait([ended], timeout=_WATCH_S)
-        raise TritonUnavailable(f"tritonserver ended with {process.returncode}")
+    def _open_log(self) -> BinaryIO:
+        try:
+            self.log_path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):  # the old one is not there, or can't be kept
+                self.log_path.replace(self.log_path.with_suffix(".log.1"))
+            return self.log_path.open("wb")
+        except OSError as error:
+            log.warning("%s can't be written, so what Triton prints is lost: %s", self.log_path, error.strerror)
+            return Path(os.devnull).open("wb")
 
     def _log_tail(self) -> str:
-        with self.log_path.open(errors="replace") as lines:
-            return "".join(collections.deque(lines, 30))
+        try:
+            with self.log_path.open(errors="replace") as lines:
+                return "".join(collections.deque(lines, _LOG_TAIL_LINES))
+        except OSError as error:
+            return f"(it can't be read: {error.strerror})"
 
     def _remove_shm(self) -> None:
         for leftover in SHM_DIR.glob(f"{self._shm_prefix}*"):
@@ -227,7 +347,11 @@ class EmbeddedTriton:
 def _environment() -> dict[str, str]:
     """Ours, without what the models need not know; the stub finds its packages through the python3 it sees first."""
     kept = {name: value for name, value in os.environ.items() if name not in _PRIVATE}
-    return kept | {"PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
+    return kept | {"PATH": f"{_bin_folder()}:{os.environ.get('PATH', '')}"}
+
+
+def _bin_folder() -> str:
+    return str(Path(sys.executable).parent)
 
 
 def _python_version() -> str:

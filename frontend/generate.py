@@ -22,7 +22,7 @@ from frontend.regions import Lane
 from frontend.slices import LaneLayout, OpenUpload, gather, open_lanes, open_uploads
 from frontend.store import Draft, Store
 from frontend.stored import StoredFile
-from frontend.tasks import in_thread, run_to_end
+from frontend.tasks import run_to_end
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class _Strip:
         if lane_freed_by is not None:
             await asyncio.shield(lane_freed_by)
         chunk = self.plan.chunks[index]
-        tensors = await in_thread(gather, chunk, self._lane(index), self._uploads, self._job.images)
+        tensors = await gather(chunk, self._lane(index), self._uploads, self._job.images)
         for stage in range(self._main):
             name = contract.INPUT_VIDEO.name
             tensors[name] = await self._run_stage(stage, chunk, {name: tensors[name]})

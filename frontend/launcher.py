@@ -1,4 +1,6 @@
-"""Becomes tritonserver, so that it ends with the frontend, and leaves a guard that ends the models' processes with it.
+"""Becomes tritonserver, and sees that it ends with the frontend and keeps what it works on from other users.
+
+A guard stays behind, which ends the models' processes with it.
 
 Run as a script and as the leader of a process group: `launcher.py FRONTEND_PID TRITONSERVER FLAG...`.
 """
@@ -7,9 +9,24 @@ import contextlib
 import ctypes
 import os
 import signal
+import struct
 import sys
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
+_PR_SET_NO_NEW_PRIVS = 38
+_SYS_SECCOMP = 317  # on x86-64, the only machine that the embedded Triton is made for
+_SECCOMP_SET_MODE_FILTER = 1
+_SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4  # without it, some kernels slow every process down that has a filter
+_IGNORE_FCHMOD_0644 = (  # BPF: code, where to jump if true and if false, operand
+    (0x20, 0, 0, 4),  # load the architecture
+    (0x15, 0, 5, 0xC000003E),  # x86-64?
+    (0x20, 0, 0, 0),  # load the system call's number
+    (0x15, 0, 3, 91),  # fchmod?
+    (0x20, 0, 0, 24),  # load the mode
+    (0x15, 0, 1, 0o644),
+    (0x06, 0, 0, 0x00050000),  # do nothing, and return 0
+    (0x06, 0, 0, 0x7FFF0000),  # go on
+)
 
 
 def main() -> None:
@@ -20,6 +37,7 @@ def main() -> None:
         _guard(triton)
     else:
         _end_with(frontend)
+        _keep_private()
         os.execv(command[0], command)  # noqa: S606 - the command is ours
 
 
@@ -34,6 +52,25 @@ def _guard(triton: int) -> None:
     signal.sigwait({signal.SIGTERM})
     with contextlib.suppress(ProcessLookupError):  # all have ended
         os.killpg(triton, signal.SIGKILL)
+
+
+def _keep_private() -> None:
+    """Let other users read nothing that Triton and its models make, the models' shared memory among it.
+
+    Boost, through which they make it, does not heed the umask: it sets mode 0644 once the file is there. Changing that
+    back would come too late, as another user could have opened the file by then.
+    """
+    os.umask(0o077)
+    program = b"".join(struct.pack("HBBI", *step) for step in _IGNORE_FCHMOD_0644)
+    steps = ctypes.create_string_buffer(program)
+    pointer = ctypes.create_string_buffer(struct.pack("@HP", len(_IGNORE_FCHMOD_0644), ctypes.addressof(steps)))
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if libc.syscall(_SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_SPEC_ALLOW, pointer):
+        reason = os.strerror(ctypes.get_errno())
+        print(
+            f"warning: other users can read the models' shared memory: seccomp: {reason}", file=sys.stderr, flush=True
+        )
 
 
 def _end_with(parent: int) -> None:

@@ -1,58 +1,167 @@
-"""Images that requests name: uploaded assets and data URLs, decoded with limits."""
+"""Images that requests name: uploaded assets and data URLs, decoded by a few processes with limits."""
 
-import base64
-import binascii
-import io
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
+import asyncio
+import contextlib
+import functools
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, cast
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image as PillowImage
-from PIL import ImageOps
-
-from filmstrip.errors import BadImage, InvalidField
+from filmstrip.errors import BadImage, InternalError, InvalidField, ShuttingDown
+from frontend import image_worker
+from frontend.regions import Slice
+from frontend.spawn import spawn
 from frontend.store import Store
-from frontend.stored import Kind, open_stored
+from frontend.stored import Kind
+from frontend.tasks import run_to_end
+from frontend.turns import Turns
 
-MAX_IMAGE_PIXELS = 4096 * 4096
-_FORMATS = ("PNG", "JPEG", "WEBP")
-_DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,40};base64,", re.IGNORECASE)
+log = logging.getLogger(__name__)
+
+_NUM_WORKERS = 2
+_WALL_S = 120.0  # of one image: the worker's own limit on CPU time comes first, but on a machine that hardly runs it
+_START_S = 60.0
+_INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL")  # no setting and no secret
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+_WHITESPACE = "".join(map(chr, range(0x21)))
+
+ImageSource = Path | str
+"""An asset's file, or a data URL."""
 
 
-def decode_image(source: Path | bytes) -> npt.NDArray[np.uint8]:
-    """Decode a PNG, JPEG or WebP image to RGB, upright, transparency over black.
+@dataclass(frozen=True)
+class Requester:
+    """Who an image is decoded for: clients take turns, and so do the requests of each client."""
 
-    Shapes:
-        [H, W, 3] uint8.
+    client: str = ""
+    request: object = field(default_factory=object)
 
-    Raises:
-        BadImage: it is none of these, is damaged, or has more than `MAX_IMAGE_PIXELS` pixels.
+
+class ImageDecoder:
+    """Decodes images in processes that have nothing of ours: no socket, no setting, no secret.
+
+    A process starts when it is first needed, decodes one image at a time, and is killed when nobody waits for that
+    image any longer.
     """
-    try:
-        with _open(source) as file, PillowImage.open(file, formats=_FORMATS) as raw:
-            if raw.width * raw.height > MAX_IMAGE_PIXELS:
-                raise BadImage(f"the image has {raw.width} x {raw.height} pixels, over {MAX_IMAGE_PIXELS} in all")
-            upright = ImageOps.exif_transpose(raw)
-            if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip
-                upright = PillowImage.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            if upright.has_transparency_data:
-                clear = upright.convert("RGBA")
-                upright = PillowImage.new("RGBA", clear.size, "black")
-                upright.alpha_composite(clear)
-            return np.asarray(upright.convert("RGB"))
-    except BadImage:
-        raise
-    # Pillow's decoders raise whatever they stumble over: OSError, SyntaxError, ValueError, struct.error and more.
-    except Exception as error:
-        raise BadImage("the body is not a whole PNG, JPEG or WebP image") from error
+
+    def __init__(self) -> None:
+        self._turns = Turns(_NUM_WORKERS)
+        self._idle: list[asyncio.subprocess.Process] = []
+        self._all: set[asyncio.subprocess.Process] = set()
+        self._is_closed = False
+
+    async def shape(self, source: ImageSource, requester: Requester) -> tuple[int, ...]:
+        """Decode an image and give its shape, [H, W, 3].
+
+        Raises:
+            BadImage: it is not an image, is damaged, or is over a limit.
+        """
+        return await self._decode({}, source, requester, urgent=False)
+
+    async def write(self, source: ImageSource, requester: Requester, shape: tuple[int, ...], place: Slice) -> None:
+        """Decode an image of this shape again and write its pixels, uint8 [H, W, 3], to a place in a file.
+
+        Raises:
+            InternalError: it is no longer what it was when its shape was found.
+        """
+        job = {"into": str(place.path), "offset": place.offset, "shape": list(shape)}
+        try:
+            await self._decode(job, source, requester, urgent=True)
+        except BadImage as error:
+            log.warning("an image that was good can't be decoded again: %s", error.message)
+            raise InternalError("an image has changed since the request was checked") from error
+
+    async def close(self) -> None:
+        """End all processes."""
+        self._is_closed = True
+        await asyncio.gather(*map(self._end, list(self._all)))
+
+    async def _decode(
+        self, job: dict[str, Any], source: ImageSource, requester: Requester, *, urgent: bool
+    ) -> tuple[int, ...]:
+        data = b""
+        if isinstance(source, Path):
+            job["path"] = str(source)
+        else:
+            data = source.encode(errors="replace")
+        async with self._turns.turn(requester.client, requester.request, urgent=urgent):
+            answer = await self._ask(json.dumps(job | {"num_bytes": len(data)}).encode() + b"\n", data)
+        if "refused" in answer:
+            raise BadImage(answer["refused"])
+        if "failed" in answer:
+            raise BadImage(f"the image can't be read: {answer['failed']}")
+        return tuple(cast("list[int]", answer["shape"]))
+
+    async def _ask(self, job: bytes, data: bytes) -> dict[str, Any]:
+        """The answer to a job; given to a second process where something else than its limits ended the first."""
+        for _ in range(2):
+            process = await self._take()
+            try:
+                async with asyncio.timeout(_WALL_S):
+                    line = await _exchange(process, job, data)
+            except TimeoutError:
+                await self._end(process)
+                raise BadImage("the image takes too long to decode") from None
+            except BaseException:  # nobody waits for it any longer
+                await self._end(process)
+                raise
+            if line.endswith(b"\n"):
+                self._idle.append(process)
+                return cast("dict[str, Any]", json.loads(line))
+            await self._end(process)
+            if process.returncode == -signal.SIGXCPU:
+                raise BadImage("the image takes too long to decode")
+        log.warning("the process that decoded an image ended with status %s", process.returncode)
+        raise BadImage("the image can't be decoded within the limits of time and memory")
+
+    async def _take(self) -> asyncio.subprocess.Process:
+        while not self._idle:
+            await run_to_end(self._start())
+        return self._idle.pop()
+
+    async def _start(self) -> None:
+        """Start a process and leave it with the idle ones."""
+        process = await spawn(
+            sys.executable,
+            *("-P", "-W", "ignore", image_worker.__file__, str(os.getpid())),
+            env={name: os.environ[name] for name in _INHERITED if name in os.environ} | _ONE_THREAD,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        self._all.add(process)
+        try:
+            async with asyncio.timeout(_START_S):
+                is_ready = await cast("asyncio.StreamReader", process.stdout).readline() == image_worker.READY
+        except TimeoutError:
+            is_ready = False
+        if self._is_closed or not is_ready:
+            await self._end(process)
+            if self._is_closed:
+                raise ShuttingDown("the server is stopping")
+            raise InternalError("the process that decodes images does not start; the server's log tells more")
+        self._idle.append(process)
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        self._all.discard(process)
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await run_to_end(process.wait())
 
 
-def _open(source: Path | bytes) -> BinaryIO:
-    return io.BytesIO(source) if isinstance(source, bytes) else open(open_stored(source), "rb")
+async def _exchange(process: asyncio.subprocess.Process, job: bytes, data: bytes) -> bytes:
+    """Send a job and read its answer, which is short where the process has ended."""
+    jobs, answers = cast("asyncio.StreamWriter", process.stdin), cast("asyncio.StreamReader", process.stdout)
+    with contextlib.suppress(ConnectionError):
+        jobs.write(job)
+        jobs.write(data)
+        await jobs.drain()
+    return await answers.readline()
 
 
 @dataclass(frozen=True)
@@ -61,35 +170,44 @@ class Image:
 
     Attributes:
         shape: [H, W, 3].
-        decode: gives the pixels; call it in a thread.
+        write: decodes it again and writes its pixels to a place in a file.
     """
 
     shape: tuple[int, ...]
-    decode: Callable[[], npt.NDArray[np.uint8]]
+    write: Callable[[Slice], Awaitable[None]]
 
 
-def resolve_image(source: str, field: str, store: Store, owner: str = "") -> Image:
-    """The image that a field of a request names, of those that belong to `owner`; call it in a thread.
+async def resolve_image(
+    source: str,
+    name: str,
+    store: Store,
+    decoder: ImageDecoder,
+    requester: Requester,
+    *,
+    uses: contextlib.ExitStack,
+) -> Image:
+    """The image that a field of a request names.
+
+    Args:
+        source: name of an asset of the requester's client, or a data URL.
+        name: of the field, for messages.
+        store: where assets lie.
+        decoder: decodes it.
+        requester: for whom.
+        uses: keeps the asset from being deleted until it is closed.
 
     Raises:
         UnknownPath: it names an asset that is not here.
-        InvalidField: it is a data URL that holds no image.
+        InvalidField: it holds no image.
     """
-    if not source.lower().startswith("data:"):
-        path = store.find(source, Kind.ASSET, owner=owner, field=field).path
-        return _checked(lambda: decode_image(path), field)
-    head = _DATA_URL.match(source)
-    if head is None:
-        raise InvalidField(f"{field}: a data URL must start with data:image/...;base64,", field)
+    url = source.lstrip(_WHITESPACE)
+    found: ImageSource = url
+    if url[:5].lower() != "data:":
+        file = store.find(source, Kind.ASSET, owner=requester.client, field=name)
+        uses.enter_context(store.holding(file))
+        found = file.path
     try:
-        encoded = base64.b64decode(source[head.end() :], validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidField(f"{field}: the data URL is not base64", field) from None
-    return _checked(lambda: decode_image(encoded), field)
-
-
-def _checked(decode: Callable[[], npt.NDArray[np.uint8]], field: str) -> Image:
-    try:
-        return Image(decode().shape, decode)
+        shape = await decoder.shape(found, requester)
     except BadImage as error:
-        raise InvalidField(f"{field}: {error.message}", field) from None
+        raise InvalidField(f"{name}: {error.message}", name) from None
+    return Image(shape, functools.partial(decoder.write, found, requester, shape))

@@ -30,7 +30,7 @@ _MEANINGS = {
     415: "The body is compressed, or a form.",
     416: "The range lies outside the file.",
     422: "A field holds a value that cannot be served.",
-    503: "Triton is not ready, or could not load the pipeline.",
+    503: "Triton is not ready, or could not load the pipeline; or the server has no memory left for the request.",
     507: "The stored files would go over their limits, or the disk is full.",
 }
 

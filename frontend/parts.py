@@ -14,6 +14,8 @@ from frontend.connection import Pace
 from frontend.defaults import check_defaults, ignored_params, request_defaults, with_defaults
 from frontend.embedded import EmbeddedTriton
 from frontend.features import lora_name
+from frontend.json_bodies import JsonBodies
+from frontend.media import ImageDecoder
 from frontend.schema import GenerateRequest, LoadEntry, LoadRequest
 from frontend.settings import Settings
 from frontend.slot import Slot
@@ -57,6 +59,8 @@ class Parts:
     store: Store
     triton: Triton
     slot: Slot
+    decoder: ImageDecoder
+    json_bodies: JsonBodies
     embedded: EmbeddedTriton | None
     loads: dict[str, PipelineLoad] = field(default_factory=dict)
     defaults: dict[tuple[str, str], LoadedDefaults] = field(default_factory=dict)
@@ -163,9 +167,12 @@ async def running(settings: Settings) -> AsyncIterator[Parts]:
     store.open()
     try:
         embedded = EmbeddedTriton(settings, store) if settings.embedded else None
-        url, secret = (embedded.url, embedded.secret) if embedded else (settings.triton_url, settings.triton_secret)
+        url, secret = (embedded.url, "") if embedded else (settings.triton_url, settings.triton_secret)
         triton = Triton(url, settings, secret)
-        parts = Parts(settings, store, triton, Slot(settings, triton, store), embedded)
+        decoder = ImageDecoder()
+        slot = Slot(settings, triton, store, decoder)
+        json_bodies = JsonBodies(settings.json_bytes, settings.json_total_bytes)
+        parts = Parts(settings, store, triton, slot, decoder, json_bodies, embedded)
         async with store.expiring():
             if embedded is not None:
                 embedded.start(triton)
@@ -173,6 +180,7 @@ async def running(settings: Settings) -> AsyncIterator[Parts]:
                 yield parts
             finally:
                 await parts.slot.close(settings.shutdown_timeout_s)
+                await decoder.close()
                 for task in parts.tasks:
                     task.cancel()
                 if embedded is not None:

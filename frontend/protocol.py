@@ -6,30 +6,74 @@
   WebSocket ends in a 500 where no route is one, and HTTP/2 loses the connection when a client resets a stream.
 - A client that sends a second request behind a running stream and then goes away leaves a task that waits for ever.
 - At a shutdown hypercorn waits for clients that have stopped reading. Here they are cut off.
+- hypercorn sends 100 Continue before the application has seen the head. Here it is sent when the body is first read.
+- After Content-Length with Transfer-Encoding the connection stays open. Here it closes, as RFC 9112 says.
+- A client that has closed its sending side counts as gone. Here it gets its answer, unless that is an event stream.
+- hypercorn closes at once after its last answer; the kernel then resets the connection under a client that still sends,
+  which loses the answer. Here the client may send on for a moment.
+- hypercorn takes any number of connections, and one whose client has left stays open for five seconds. Here there is a
+  limit, and idle connections make room for new ones.
 
 hypercorn has no seams for these, so `install` puts classes of ours in the place of two of its own. It is pinned to
 one minor version for that.
 """
 
 import asyncio
+import contextlib
+import functools
 import json
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 import h11
 import hypercorn.asyncio.run
 import hypercorn.protocol
 from hypercorn.asyncio import tcp_server
-from hypercorn.events import Closed, Event
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.events import Response
 from hypercorn.protocol.h11 import H11Protocol, H11WSConnection
+from hypercorn.typing import ConnectionState
 
-from filmstrip.errors import BadRequest, FilmstripError, HeadTooLarge
+from filmstrip.errors import BadRequest, FilmstripError, HeadTooLarge, TooManyConnections
+from frontend.connection import EXCHANGE, Exchange
+from frontend.connection_limit import OpenConnections
 
 HEAD_BYTES = 32 * 1024
 READ_BYTES = 256 * 1024  # as much as uvloop reads from a socket at once; hypercorn's own are 64 KiB
 
 
+_LINGER_S = 2.0  # how long a client may go on sending after its answer, and how long it has to see a refusal
+_LINGER_BYTES = 64 * 2**20
+_REFUSAL_S = 1.0  # how long a request for a stream may take to be refused once its client sends nothing more
+_HEAD = re.compile(rb".*?\n\r?\n", re.DOTALL)
+_FOLD = re.compile(rb"\n[ \t]")
+_CLOSE = (b"connection", b"close")
+
+
+class _Parser(h11.Connection):
+    """h11's parser, which does not let hypercorn know that a client waits for 100 Continue: it would send it."""
+
+    @property
+    def they_are_waiting_for_100_continue(self) -> bool:
+        return False
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """The next event; folded header lines, on which proxies and servers differ, are an error."""
+        if self.their_state is h11.IDLE:
+            head = _HEAD.match(self.trailing_data[0])
+            if head and _FOLD.search(head[0]):
+                raise h11.RemoteProtocolError("folded header lines")
+        return super().next_event()
+
+
 class _NothingMore(H11WSConnection):
     """Stands for the parser of a connection whose client is gone: there is nothing to read, and no one to send to."""
+
+    client_is_waiting_for_100_continue = False
 
     def __init__(self) -> None:
         self.buffer = bytearray()
@@ -44,39 +88,123 @@ class _NothingMore(H11WSConnection):
 class Protocol(H11Protocol):
     """One connection's HTTP/1.1."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.connection = _Parser(h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size)
+        self._exchange = self._new_exchange()
+        self._input_has_ended = False
+        self._hanging_up: asyncio.TimerHandle | None = None
+
     async def handle(self, event: Event) -> None:
         """Take what has happened to the connection."""
         await super().handle(event)
         if isinstance(event, Closed):
+            self.stay()
             self.connection = _NothingMore()
             await self.can_read.set()
+
+    async def end_input(self) -> bool:
+        """Take that the client sends nothing more; returns whether it has a request whose answer it waits for."""
+        self._input_has_ended = True
+        await self.handle(RawData(b""))
+        is_whole = self.connection.their_state is not h11.ERROR
+        if self.stream is None or not is_whole or (self._exchange.streams and self._exchange.has_begun):
+            return False
+        if self._exchange.streams:
+            self._hang_up_soon()
+        return True
+
+    @property
+    def is_cut_short(self) -> bool:
+        """There is, or may be, more of the client's than the requests that were answered."""
+        return self.connection.their_state in (h11.SEND_BODY, h11.ERROR) or bool(self.connection.trailing_data[0])
+
+    # -- Requests -----------------------------------------------------------------------------------------------
 
     async def _check_protocol(self, event: h11.Request) -> None:
         """No HTTP/2."""
 
     async def _create_stream(self, request: h11.Request) -> None:
-        if not _has_path(request.target) or not all(
-            _is_host(value) for name, value in request.headers if name == b"host"
+        fields: dict[bytes, bytes] = dict(request.headers)
+        is_chunked = b"transfer-encoding" in fields
+        if (
+            not _has_path(request.target)
+            or not all(_is_host(value) for name, value in request.headers if name == b"host")
+            or (is_chunked and request.http_version < b"1.1")  # its length is anyone's guess: RFC 9112, 6.1
         ):
             await self._send_error_response(BadRequest.status)
             await self.send(Closed())
             return
-        headers = [(name, value) for name, value in request.headers if name != b"upgrade"]  # no WebSocket
+        self._exchange = self._new_exchange()
+        if is_chunked and b"content-length" in fields:  # a proxy may have believed the other one
+            self._exchange.closes = True
+            fields.pop(b"content-length")
+        if b"expect" in fields and request.http_version >= b"1.1":
+            has_body = is_chunked or int(fields.get(b"content-length", 0)) > 0
+            self._exchange.awaits_continue = has_body
+            self._exchange.closes |= fields[b"expect"].lower() != b"100-continue"  # to be refused
+        self.connection_state = ConnectionState(self.connection_state | {EXCHANGE: self._exchange})
+        fields.pop(b"upgrade", None)  # no WebSocket
+        headers = [(name, value) for name, value in request.headers if name in fields]
         await super()._create_stream(
             h11.Request(
                 method=request.method, target=request.target, headers=headers, http_version=request.http_version
             )
         )
 
+    def _new_exchange(self) -> Exchange:
+        return Exchange(self._ask_for_body, self._expect_stream)
+
+    async def _ask_for_body(self) -> None:
+        self._exchange.awaits_continue = False
+        if self.connection.client_is_waiting_for_100_continue:  # type: ignore[union-attr]
+            await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))
+
+    def _expect_stream(self) -> None:
+        self._exchange.streams = True
+        if self._input_has_ended:
+            self._hang_up_soon()
+
+    # -- Answers ------------------------------------------------------------------------------------------------
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """Send a part of the answer."""
+        if isinstance(event, Response) and event.status_code >= 200:
+            self.stay()
+            exchange = self._exchange
+            exchange.has_begun = True
+            exchange.streams = _is_event_stream(event.headers)
+            if exchange.streams and self._input_has_ended:
+                self.connection = _NothingMore()
+                self.task_group.spawn(self._hang_up)  # which cancels the task that runs here
+            elif exchange.closes or exchange.awaits_continue or self._input_has_ended:
+                event = replace(event, headers=[*event.headers, _CLOSE])
+        await super().stream_send(event)
+
+    def _hang_up_soon(self) -> None:
+        """Only a refusal is of use to the client: wait a moment for one."""
+        spawn = functools.partial(self.task_group.spawn, self._hang_up)
+        self._hanging_up = asyncio.get_running_loop().call_later(_REFUSAL_S, spawn)
+
+    def stay(self) -> None:
+        """Do not hang up, or not any more."""
+        if self._hanging_up is not None:
+            self._hanging_up.cancel()
+
+    async def _hang_up(self) -> None:
+        """The client is gone."""
+        await self.handle(Closed())
+        await self.send(Closed())
+
     async def _send_error_response(self, status_code: int) -> None:
-        error: FilmstripError = BadRequest("this is no HTTP request")
+        error: FilmstripError = BadRequest("malformed HTTP request")
         if status_code == HeadTooLarge.status:
             error = HeadTooLarge(f"the request's line and headers are over the limit of {HEAD_BYTES} bytes")
         body = json.dumps(error.body()).encode()
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),
+            _CLOSE,
             *self.config.response_headers("h11"),
         ]
         await self._send_h11_event(h11.Response(status_code=error.status, headers=headers))
@@ -87,19 +215,141 @@ class Protocol(H11Protocol):
 class Server(tcp_server.TCPServer):
     """One connection's socket."""
 
+    def __init__(self, connections: OpenConnections, *args: Any) -> None:
+        super().__init__(*args)
+        self._connections = connections
+        self._first: bytes | None = b""
+        self._input_has_ended = False
+        self._output_has_ended = False
+
     async def run(self) -> None:
         """Serve the connection to its end."""
         try:
-            await super().run()
+            self._connections.cut_idle_when(self.context.terminated.wait)
+            if not self._connections.admit(self):
+                await self._refuse()
+            elif await self._has_begun():
+                await super().run()
         except asyncio.CancelledError:  # asyncio.streams of Python 3.11 would log it as an error
             if not self.context.terminated.is_set():
                 raise
+        finally:
+            self._connections.remove(self)
+            if hasattr(self, "protocol"):  # it has not been refused, and has said something
+                self._http.stay()
+
+    # -- What the limit on connections asks ---------------------------------------------------------------------
+
+    @property
+    def is_in_use(self) -> bool:
+        """Bytes that it sent wait to be read, or bytes that were sent to it to be taken."""
+        received = cast("bytearray", self.reader._buffer)  # type: ignore[attr-defined]
+        return bool(received) or self.writer.transport.get_write_buffer_size() > 0
+
+    def cut(self) -> None:
+        """Make room for another connection."""
+        self.writer.close()
+
+    # -- What happens to it -------------------------------------------------------------------------------------
+
+    async def protocol_send(self, event: Event) -> None:
+        """Take what HTTP does."""
+        if isinstance(event, Closed):
+            await self._end()
+            return
+        if isinstance(event, Updated):
+            (self._connections.mark_idle if event.idle else self._connections.mark_busy)(self)
+        await super().protocol_send(event)
+
+    async def _read_data(self) -> None:
+        """Read until the client sends nothing more, or is gone."""
+        discarded_bytes = 0
+        while data := await self._read():
+            if not self._output_has_ended:
+                await self._http.handle(RawData(data))
+            else:
+                discarded_bytes += len(data)
+                if discarded_bytes > _LINGER_BYTES:
+                    break
+        if data is not None and not self._output_has_ended and not self.writer.is_closing():
+            self._input_has_ended = True
+            if await self._http.end_input():
+                return
+        await self._http.handle(Closed())
+        await self._close()
+
+    async def _has_begun(self) -> bool:
+        """Wait for its first bytes. Until they come it costs little: there may be crowds of silent connections."""
+        timer = self.loop.call_later(self.config.keep_alive_timeout, self.cut)
+        self._first = await self._read()
+        timer.cancel()
+        if not self._first:
+            await self._close()
+        return bool(self._first)
+
+    async def _read(self) -> bytes | None:
+        """What has come; nothing at the end of it, None after a reset."""
+        if self._first:
+            first, self._first = self._first, b""
+            return first
+        try:
+            return await self.reader.read(READ_BYTES)
+        except OSError:
+            return None
+
+    async def _end(self) -> None:
+        """The last answer is sent: close the connection, once the client has had time to read it where it still sends.
+
+        To close earlier would reset the connection, and the client's kernel would drop the answer.
+        """
+        if self._output_has_ended:
+            return
+        self._output_has_ended = True
+        if self._http.is_cut_short and not self._input_has_ended and not self.context.terminated.is_set():
+            self._connections.mark_idle(self)
+            with contextlib.suppress(OSError, RuntimeError):
+                self.writer.write_eof()
+            self.loop.call_later(_LINGER_S, self.writer.close)
+        else:
+            await self._close()
+
+    async def _refuse(self) -> None:
+        """There is no room for it."""
+        with contextlib.suppress(OSError, RuntimeError, TimeoutError):
+            self.writer.write(_refusal_of_connection())
+            self.writer.write_eof()
+            async with asyncio.timeout(_LINGER_S):
+                while await self._read():
+                    pass
+        await self._close()
 
     async def _close(self) -> None:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             self.writer.transport.abort()
         await super()._close()
+
+    @property
+    def _http(self) -> Protocol:
+        return cast("Protocol", self.protocol.protocol)
+
+
+@functools.cache
+def _refusal_of_connection() -> bytes:
+    error = TooManyConnections("the server has as many connections as it can serve; try again soon")
+    body = json.dumps(error.body()).encode()
+    head = (
+        f"HTTP/1.1 {error.status} Service Unavailable\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nRetry-After: {error.headers['Retry-After']}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+def _is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    return any(
+        name.lower() == b"content-type" and value.partition(b";")[0].strip().lower() == b"text/event-stream"
+        for name, value in headers
+    )
 
 
 def _has_path(target: bytes) -> bool:
@@ -120,8 +370,7 @@ def _is_host(value: bytes) -> bool:
     return True
 
 
-def install() -> None:
-    """Let hypercorn use them for every connection from now on, and read in larger pieces."""
+def install(connections: OpenConnections) -> None:
+    """Let hypercorn use them for every connection from now on."""
     hypercorn.protocol.H11Protocol = Protocol  # type: ignore[attr-defined]
-    hypercorn.asyncio.run.TCPServer = Server  # type: ignore[attr-defined]
-    tcp_server.MAX_RECV = READ_BYTES
+    hypercorn.asyncio.run.TCPServer = functools.partial(Server, connections)  # type: ignore[assignment,attr-defined]

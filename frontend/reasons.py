@@ -3,6 +3,7 @@
 import re
 
 _LONGEST = 500  # letters
+DIED_AT_START = "its process ended while it started; is there enough memory? Triton's log may say more"
 _NO_REASON = "Triton does not say why; its log may"
 
 _LOAD_PREFIX = re.compile(r"^load failed for model '[^']*': (version \d+ is at \w+ state: )?")
@@ -12,10 +13,7 @@ _STATUS_PREFIX = re.compile(
 _PLAIN_ERROR = re.compile(r"^(?:[\w.]+\.)?(?:TritonModelException|ValueError|RuntimeError|LoadFailed): ")
 _FOLDERS = re.compile(r"(?<![\w./])~?/(?=[^\s/])(?:[^/\n:'\"]*[^/\s:'\"]/)*")
 _NOT_OURS = (
-    (
-        re.compile(r"Stub process '[^']*' is not healthy"),
-        "its process ended while it started; is there enough memory? Triton's log may say more",
-    ),
+    (re.compile(r"Stub process '[^']*' is not healthy"), DIED_AT_START),
     (re.compile(r"failed to poll from model repository"), "Triton cannot read its model folder; Triton's log says why"),
     (
         re.compile(r"at least one version must be available"),

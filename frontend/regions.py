@@ -36,8 +36,9 @@ class Slice:
 class Lane:
     """A file of fixed size, mapped into memory; it takes up nothing before `open` and after `close`."""
 
-    def __init__(self, path: Path, num_bytes: int) -> None:
+    def __init__(self, path: Path, num_bytes: int, mode: int) -> None:
         self.path = path
+        self._mode = mode
         self.region: str | None = None
         self._num_bytes = num_bytes
         self._fd: int | None = None
@@ -45,8 +46,8 @@ class Lane:
 
     def open(self) -> None:
         """Make the file."""
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660)
-        os.fchmod(self._fd, 0o660)  # whatever the umask: Triton's user must be able to map it
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.fchmod(self._fd, self._mode)  # whatever the umask: Triton's user must be able to map it
         os.posix_fallocate(self._fd, 0, self._num_bytes)  # a full tmpfs says so here, not by SIGBUS later
         self._mapped = mmap.mmap(self._fd, self._num_bytes)
 

@@ -38,7 +38,7 @@ class Relay:
         self._secret = secret
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
-        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._waiting: dict[asyncio.subprocess.Process, dict[int, asyncio.Future[dict[str, Any]]]] = {}
         self._numbers = itertools.count(1)
         self._starting = asyncio.Lock()
 
@@ -52,7 +52,10 @@ class Relay:
         process = await self._running()
         number = next(self._numbers)
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = answer
+        waiting = self._waiting.get(process)
+        if waiting is None:  # its answers can't be read any more
+            raise RelayDied
+        waiting[number] = answer
         try:
             self._send(process, {"number": number, "call": call.to_json()})
             async with asyncio.timeout(call.timeout_s + _GRACE_S):  # the relay itself keeps to timeout_s
@@ -65,7 +68,7 @@ class Relay:
             self._send(process, {"number": number})
             raise
         finally:
-            self._waiting.pop(number, None)
+            waiting.pop(number, None)
         if "error" in raw:
             raise InferenceServerException(raw["error"], raw["status"])
         return ChunkAnswer(tuple(raw["shape"]), raw["report"])
@@ -92,6 +95,7 @@ class Relay:
                     start_new_session=True,  # a terminal's Ctrl-C or hang-up is for the frontend, which ends the relay
                 )
                 answers = cast("asyncio.StreamReader", self._process.stdout)
+                self._waiting[self._process] = {}
                 self._reader = asyncio.create_task(self._read(self._process, answers), name="relay reader")
             return self._process
 
@@ -101,15 +105,22 @@ class Relay:
             process.stdin.write(json.dumps(message, default=str).encode() + b"\n")
 
     async def _read(self, process: asyncio.subprocess.Process, answers: asyncio.StreamReader) -> None:
-        async for line in answers:
-            raw = json.loads(line)
-            answer = self._waiting.get(raw["number"])
-            if answer is not None and not answer.done():
-                answer.set_result(raw)
-        await process.wait()
-        for answer in self._waiting.values():
-            if not answer.done():
-                answer.set_exception(RelayDied())
+        """Hand out a process's answers until it ends; calls already sent to its successor are not its own."""
+        waiting = self._waiting[process]
+        try:
+            async for line in answers:
+                raw = json.loads(line)
+                answer = waiting.get(raw["number"])
+                if answer is not None and not answer.done():
+                    answer.set_result(raw)
+            await process.wait()
+        finally:
+            del self._waiting[process]
+            if process.returncode is None:
+                process.kill()
+            for answer in waiting.values():
+                if not answer.done():
+                    answer.set_exception(RelayDied())
 
 
 # -- The process --------------------------------------------------------------------------------------------
@@ -117,6 +128,7 @@ class Relay:
 
 async def _serve(url: str, secret: str) -> None:
     """Answer calls until stdin ends, which it does when the frontend is gone."""
+    os.umask(0o077)
     running: dict[int, asyncio.Task[None]] = {}
     async with connect(url, secret) as client:
         async for message in _lines():

@@ -1,17 +1,18 @@
 """The endpoints: read the request, ask the part that knows, answer."""
 
+from contextlib import AbstractAsyncContextManager
 from typing import TypeVar
 
 from pydantic import BaseModel
 from quart import Blueprint, Response, jsonify, request
 
-from filmstrip.errors import InvalidField, TooLarge
+from filmstrip.errors import InvalidField
 from frontend import metrics
 from frontend.access import client_of_request
 from frontend.bodies import JSON
-from frontend.connection import BoundedBody, on_close
+from frontend.connection import BoundedBody, on_close, will_stream
 from frontend.download import send_file
-from frontend.media import decode_image
+from frontend.media import Requester
 from frontend.openapi import BINARY, EVENTS, content, describe, parameter
 from frontend.parts import the_parts
 from frontend.schema import (
@@ -26,10 +27,8 @@ from frontend.schema import (
     PipelinesAnswer,
     PipelineStatusAnswer,
     UploadAnswer,
-    parse,
 )
 from frontend.stored import Kind
-from frontend.tasks import in_thread
 from frontend.uploads import BodyReceiver, video_shape
 
 api = Blueprint("api", __name__)
@@ -57,8 +56,9 @@ async def generate() -> Response:
     """Generate a video, chunk by chunk, with an event after each."""
     parts = the_parts()
     client = client_of_request()
-    wanted = await parts.effective(client, await _json_body(GenerateRequest))
-    generation = await parts.slot.start(wanted, client)
+    async with _json_body(GenerateRequest) as body:
+        will_stream(request)
+        generation = await parts.slot.start(await parts.effective(client, body), client)
     on_close(request).callback(parts.slot.abandon, generation)
     response = Response(generation.events.follow(parts.settings.keep_alive_s), content_type=EVENTS)
     response.headers.update({"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "X-Generation-Id": generation.id})
@@ -122,7 +122,11 @@ async def upload_data() -> Response:
 )
 async def upload_asset() -> Response:
     """Upload an image for first and last frames and references."""
-    file = await _receiver().blob(Kind.ASSET, the_parts().settings.asset_bytes, check=decode_image)
+    parts = the_parts()
+    requester = Requester(client_of_request())
+    file = await _receiver().blob(
+        Kind.ASSET, parts.settings.asset_bytes, check=lambda path: parts.decoder.shape(path, requester)
+    )
     metrics.UPLOADED_BYTES.labels(file.kind).inc(file.size_bytes)
     return _answer(AssetAnswer(path=file.name))
 
@@ -183,8 +187,8 @@ async def pipelines() -> Response:
 )
 async def load_pipeline() -> Response:
     """Load pipelines; generate needs this only after an unload, and does it by itself."""
-    wanted = await _json_body(LoadRequest)
-    load = await the_parts().begin_load(client_of_request(), wanted)
+    async with _json_body(LoadRequest) as body:
+        load = await the_parts().begin_load(client_of_request(), body)
     status = "loaded" if load.status == "loaded" else "loading"
     return _answer(LoadAnswer(status=status, ignored=list(load.ignored)))
 
@@ -233,13 +237,11 @@ def _receiver() -> BodyReceiver:
     return BodyReceiver(parts.store, client_of_request(), _body(), request.content_length, parts.pace)
 
 
-async def _json_body(model: type[ModelT]) -> ModelT:
+def _json_body(model: type[ModelT]) -> AbstractAsyncContextManager[ModelT]:
     parts = the_parts()
-    limit = parts.settings.json_bytes
-    if (request.content_length or 0) > limit:
-        raise TooLarge(f"the body is over the limit of {limit} bytes")
-    body = await _body().read(limit, parts.pace)
-    return await in_thread(parse, model, body)
+    return parts.json_bodies.read(
+        model, _body(), content_length=request.content_length, client=client_of_request(), pace=parts.pace
+    )
 
 
 def _body() -> BoundedBody:

@@ -4,6 +4,7 @@ In an optional field null, an empty string and an empty list mean that the field
 exception: an empty string is a prompt. A key that no field has is refused unless its value is null.
 """
 
+import codecs
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -487,7 +488,7 @@ class PipelineStatusAnswer(BaseModel):
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
-def parse(model: type[ModelT], body: bytes) -> ModelT:
+def parse(model: type[ModelT], body: bytes | bytearray) -> ModelT:
     """Read a JSON body.
 
     Raises:
@@ -495,7 +496,7 @@ def parse(model: type[ModelT], body: bytes) -> ModelT:
         InvalidField: a field is missing, unknown or outside its limits; the message names the first such field.
     """
     try:
-        return model.model_validate_json(body)
+        return model.model_validate_json(body.removeprefix(codecs.BOM_UTF8))  # which editors on Windows write
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False)
     if errors[0]["type"] == "json_invalid":
@@ -503,7 +504,7 @@ def parse(model: type[ModelT], body: bytes) -> ModelT:
     raise _refusal(errors[0], body)
 
 
-def _refusal(error: ErrorDetails, body: bytes) -> InvalidField:
+def _refusal(error: ErrorDetails, body: bytes | bytearray) -> InvalidField:
     """Pydantic's error as ours."""
     location = error["loc"]
     if location[:1] == ("prompt",):

@@ -67,17 +67,25 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path("data"), description="Folder of uploads and outputs; one frontend each.")
     log_format: LogFormat = Field(LogFormat.TEXT, description="`json` or `text` log lines.")
     log_level: LogLevel = Field("INFO", description="`DEBUG`, `INFO`, `WARNING` or `ERROR`: the least that is logged.")
+    max_connections: int = Field(
+        4096, gt=0, description="Most open connections; fewer where the process may not open enough files."
+    )
 
-    embedded: bool = Field(False, description="Start a Triton of our own on loopback.")
-    triton_url: str = Field("127.0.0.1:8001", description="gRPC address of Triton when it is not embedded.")
+    embedded: bool = Field(False, description="Start a Triton of our own, on a Unix socket.")
+    triton_url: str = Field(
+        "127.0.0.1:8001", description="gRPC address of Triton when it is not embedded; `unix:` too."
+    )
     triton_secret: str = Field(
-        "", repr=False, description="Secret of Triton's restricted protocols; the embedded one makes its own."
+        "", repr=False, description="Secret of Triton's restricted protocols; the embedded one needs none."
     )
     model_repository: Annotated[tuple[Path, ...], NoDecode] = Field(
         (Path(__file__).resolve().parent.parent / "model_repository",),
         description="Model folders of the embedded Triton, separated by `:`.",
     )
     triton_start_timeout_s: float = Field(5 * MINUTES, gt=0, description="Longest start of the embedded Triton.")
+    model_restart_window_s: float = Field(
+        60.0, ge=0, description="A model of the embedded Triton that dies twice within this time is left unloaded."
+    )
 
     shared_memory: bool = Field(True, description="Pass arrays through /dev/shm where Triton accepts it.")
     uploads_in_shm: bool = Field(False, description="Keep uploads in /dev/shm, so that chunks are not copied.")
@@ -87,6 +95,7 @@ class Settings(BaseSettings):
     blob_bytes: int = Field(2 * GIB, gt=0, description="Largest body of /generate/upload-data.")
     asset_bytes: int = Field(32 * MIB, gt=0, description="Largest image of /assets.")
     json_bytes: int = Field(16 * MIB, gt=0, description="Largest JSON body.")
+    json_total_bytes: int = Field(64 * MIB, gt=0, description="Most bytes of all JSON bodies held at the same time.")
     refused_body_bytes: int = Field(64 * MIB, ge=0, description="What is read of a refused body before closing.")
     body_timeout_s: float = Field(60.0, gt=0, description="Longest pause within a request body.")
 
@@ -143,6 +152,12 @@ class Settings(BaseSettings):
     @classmethod
     def _split_keys(cls, value: object) -> object:
         return tuple(_api_key(part) for part in _parts(value)) if isinstance(value, str) else value
+
+    @field_validator("*", mode="before")  # the last of them comes first
+    @classmethod
+    def _drop_byte_order_mark(cls, value: object) -> object:
+        """Editors on Windows begin a file with one, and so a secret, or a variable that is filled from a file."""
+        return value.removeprefix("\ufeff") if isinstance(value, str) else value
 
 
 def _parts(value: str) -> list[str]:

@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import logging
+import math
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from filmstrip.errors import DiskFull, InternalError, UnknownPath
-from frontend.arrays import Extent, ImagePlan, Source, TensorPlan
+from filmstrip.errors import DiskFull, UnknownPath
+from frontend.arrays import Extent, Source, TensorPlan
 from frontend.call import Tensor
 from frontend.media import Image
 from frontend.plan import ChunkPlan, Plan
@@ -85,7 +86,7 @@ async def _shm_lanes(
     if not triton.takes_shared_memory:
         raise SharedMemoryRefused("switched off")
     try:
-        lanes = await _made(num_bytes, [store.new_shm_path() for _ in range(num_lanes)], stack)
+        lanes = await _made(num_bytes, [store.new_shm_path() for _ in range(num_lanes)], store, stack)
     except OSError as error:
         raise SharedMemoryRefused(f"{num_lanes} x {num_bytes} bytes: {error.strerror}") from None
     regions = await stack.enter_async_context(triton.registered(num_bytes, *(lane.path for lane in lanes)))
@@ -96,14 +97,14 @@ async def _shm_lanes(
 
 async def _disk_lanes(num_bytes: int, num_lanes: int, store: Store, stack: contextlib.AsyncExitStack) -> Sequence[Lane]:
     try:
-        return await _made(num_bytes, [store.new_work_path() for _ in range(num_lanes)], stack)
+        return await _made(num_bytes, [store.new_work_path() for _ in range(num_lanes)], store, stack)
     except OSError as error:
         raise DiskFull(f"the server's disk has no room for the arrays of a chunk: {error.strerror}") from None
 
 
-async def _made(num_bytes: int, paths: list[Path], stack: contextlib.AsyncExitStack) -> Sequence[Lane]:
+async def _made(num_bytes: int, paths: list[Path], store: Store, stack: contextlib.AsyncExitStack) -> Sequence[Lane]:
     """All lanes at once: most of it is the kernel clearing memory."""
-    lanes = [Lane(path, num_bytes) for path in paths]
+    lanes = [Lane(path, num_bytes, store.file_mode) for path in paths]
     stack.push_async_callback(_each, [lane.close for lane in lanes])  # first: what is cancelled is made all the same
     await _each([lane.open for lane in lanes])
     return lanes
@@ -137,14 +138,28 @@ class LaneLayout:
         return cls(tuple(inputs + stage * frames for stage in range(num_stages)), inputs + num_stages * frames)
 
 
-def gather(
+async def gather(
     chunk: ChunkPlan, lane: Lane, uploads: Mapping[Source, OpenUpload], images: Mapping[str, Image]
 ) -> dict[str, Tensor]:
-    """A chunk's tensors by name, their bytes read into the lane where need be; call it in a thread.
+    """A chunk's tensors by name, their bytes read into the lane where need be.
 
     Raises:
         UnknownPath: an upload was truncated under our hands.
     """
+    tensors, position = await in_thread(_gather_arrays, chunk, lane, uploads)
+    for plan in chunk.images:
+        place = lane.slice(position, plan.num_bytes)
+        tensors[plan.spec.name] = Tensor.of(plan.spec, plan.shape, place)
+        for source in plan.sources:
+            image = images[source]
+            await image.write(lane.slice(position, math.prod(image.shape)))
+            position += math.prod(image.shape)
+        position = _aligned(position)
+    return tensors
+
+
+def _gather_arrays(chunk: ChunkPlan, lane: Lane, uploads: Mapping[Source, OpenUpload]) -> tuple[dict[str, Tensor], int]:
+    """The tensors that come from uploads, and where in the lane those of images may follow."""
     tensors: dict[str, Tensor] = {}
     position = 0
     for array in chunk.tensors:
@@ -154,12 +169,7 @@ def gather(
             _read(array.extents, lane.view(place), uploads)
             position += _aligned(array.num_bytes)
         tensors[array.spec.name] = Tensor.of(array.spec, array.shape, place)
-    for image in chunk.images:
-        place = lane.slice(position, image.num_bytes)
-        _decode(image, lane.view(place), images)
-        position += _aligned(image.num_bytes)
-        tensors[image.spec.name] = Tensor.of(image.spec, image.shape, place)
-    return tensors
+    return tensors, position
 
 
 def _in_place(array: TensorPlan, lane: Lane, uploads: Mapping[Source, OpenUpload]) -> Slice | None:
@@ -185,15 +195,6 @@ def _read(extents: tuple[Extent, ...], target: memoryview, uploads: Mapping[Sour
             if count == 0:
                 raise UnknownPath(f"{extent.source}: {upload.file.name} was truncated", str(extent.source))
             part, offset = part[count:], offset + count
-
-
-def _decode(plan: ImagePlan, target: memoryview, images: Mapping[str, Image]) -> None:
-    for source in plan.sources:
-        pixels = images[source].decode()
-        target[: pixels.nbytes] = pixels.data.cast("B")
-        target = target[pixels.nbytes :]
-    if target:
-        raise InternalError("an image has changed since the request was checked")
 
 
 def _num_arrays(chunk: ChunkPlan) -> int:

@@ -1,11 +1,13 @@
 """The one place for a generation: who takes it, how it is checked, how it is given back."""
 
 import asyncio
+import contextlib
 import functools
 import logging
 import math
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import structlog
 
@@ -15,67 +17,94 @@ from filmstrip.geometry import VIDEO_HEADER_BYTES
 from frontend import metrics
 from frontend.arrays import Source, Uploads
 from frontend.generate import Generation, Job
-from frontend.media import Image, resolve_image
-from frontend.plan import Chain, make_plan
+from frontend.media import Image, ImageDecoder, Requester, resolve_image
+from frontend.plan import Chain, Plan, make_plan
 from frontend.schema import GenerateRequest
 from frontend.settings import Settings
 from frontend.store import Store
-from frontend.stored import Kind
+from frontend.stored import Kind, StoredFile
 from frontend.tasks import in_thread
 from frontend.triton import Triton
+from frontend.turns import Turns
 
 log = logging.getLogger(__name__)
 
 MAX_IMAGES = 256
-MAX_IMAGE_BYTES = 512 * 2**20  # decoded; each image is decoded twice, and the slot is taken meanwhile
+MAX_IMAGE_BYTES = 512 * 2**20  # decoded
+_UNREAD = (1, 1, 3)  # shape of an image of a request that is cancelled: the plan is only counted
+_PLANS_AT_ONCE = 1  # Python runs one at a time anyway
 
 
 class Slot:
     """One generation at a time."""
 
-    def __init__(self, settings: Settings, server: Triton, store: Store) -> None:
+    def __init__(self, settings: Settings, server: Triton, store: Store, decoder: ImageDecoder) -> None:
         self._settings = settings
         self._server = server
         self._store = store
+        self._decoder = decoder
+        self._planning = Turns(_PLANS_AT_ONCE)
+        self._checks: dict[Generation, asyncio.Task[None] | None] = {}  # with what reads the images, while it does
         self._task: asyncio.Task[Complete | Cancelled] | None = None
         self.is_closed = False
         self.current: Generation | None = None
 
     async def start(self, request: GenerateRequest, client: str = "") -> Generation:
-        """Take the slot for a client, check the request and begin.
+        """Check a client's request, take the slot and begin.
+
+        The slot is not held while a request is checked. Of several that are checked at once, the first to be done
+        takes it. A request that its client cancels meanwhile gives a generation whose only event is `cancelled`.
 
         Raises:
-            Busy: another generation has the slot.
-            FilmstripError: the request cannot be served; the slot is free again.
+            Busy: another generation has the slot, before the check or after it.
+            FilmstripError: the request cannot be served.
         """
-        self._check_open()
-        if self.current is not None:
-            raise Busy("another generation runs")
-        # Taken before anything is awaited: of two requests that come together one finds it taken.
-        generation = self.current = Generation(secrets.token_hex(8), client)
-        metrics.SLOT_IN_USE.set(1)
+        self._check_is_free()
+        generation = Generation(secrets.token_hex(8), client)
         structlog.contextvars.bind_contextvars(generation=generation.id)
-        try:
-            job = await self._checked(request, client)
-            generation.unused = job.plan.unused
-        except BaseException:
-            self._free()
-            raise
+        with contextlib.ExitStack() as uses:
+            checked = await self._check(generation, request, uses)
+            generation.unused = checked.plan.unused
+            if generation.cancel_requested:
+                metrics.GENERATIONS.labels("cancelled").inc()
+                log.info("cancelled before it began")
+                plan = checked.plan
+                generation.events.append(Cancelled(0, len(plan.chunks), 0, seed=plan.seed, unused=plan.unused))
+                return generation
+            self._check_is_free()  # nothing is awaited from here on: one of several finds it free
+            num_bytes = VIDEO_HEADER_BYTES + checked.plan.output.num_bytes
+            output = self._store.draft(Kind.OUTPUT, num_bytes, owner=client)
+            generation_uses = uses.pop_all()
+        job = Job(checked.plan, checked.files, checked.images, output)
+        self.current = generation
+        metrics.SLOT_IN_USE.set(1)
         log.info("%d frames of %s in %d chunks", request.num_frames, request.pipeline_id, len(job.plan.chunks))
         self._task = asyncio.create_task(generation.run(job, self._server, self._store), name="generation")
+        self._task.add_done_callback(lambda _: generation_uses.close())
         self._task.add_done_callback(functools.partial(self._ended, generation, job))
         return generation
 
-    def _check_open(self) -> None:
+    def _check_is_free(self) -> None:
         if self.is_closed:
             raise ShuttingDown("the server is stopping")
+        if self.current is not None:
+            raise Busy("another generation runs")
 
     def cancel(self, client: str = "") -> bool:
-        """End a client's generation after its chunk under way; False when none of it runs."""
-        if self.current is None or self.current.client != client:
-            return False
-        self.current.cancel()
-        return True
+        """End a client's generation after its chunk under way, or else its checks; False when it has neither."""
+        if self.current is not None and self.current.client == client:
+            self.current.cancel()
+            return True
+        checks = [generation for generation in self._checks if generation.client == client]
+        for generation in checks:
+            generation.cancel()
+            self._end_check(generation)
+        return bool(checks)
+
+    def _end_check(self, generation: Generation) -> None:
+        decoding = self._checks[generation]
+        if decoding is not None:
+            decoding.cancel()
 
     def abandon(self, generation: Generation) -> None:
         """End a generation as soon as the model lets go, because nobody waits for it any more."""
@@ -84,8 +113,10 @@ class Slot:
             self._task.cancel()
 
     async def close(self, timeout_s: float) -> None:
-        """End the generation and accept no other."""
+        """End the generation and all checks, and accept no other."""
         self.is_closed = True
+        for generation in self._checks:
+            self._end_check(generation)
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task], timeout=timeout_s)
@@ -129,32 +160,80 @@ class Slot:
 
     # -- What is checked before the stream starts -------------------------------------------------------
 
-    async def _checked(self, request: GenerateRequest, client: str) -> Job:
-        names = ("pipeline_id", "pre_processor_id", "post_processor_id")
-        facts = await self._server.facts(**{name: getattr(request, name) for name in names})
-        chain = Chain(facts["pipeline_id"], facts.get("pre_processor_id"), facts.get("post_processor_id"))
-        files = {}
-        for source, kind in ((Source.INPUT, Kind.VIDEO), (Source.BLOB, Kind.BLOB)):
-            name = getattr(request, source)
-            if name is not None:
-                files[source] = self._store.find(name, kind, owner=client, field=source)
+    async def _check(self, generation: Generation, request: GenerateRequest, uses: contextlib.ExitStack) -> "_Checked":
+        """What a request asks for; where the client cancels it meanwhile, its images stay unread."""
+        self._checks[generation] = None
+        try:
+            names = ("pipeline_id", "pre_processor_id", "post_processor_id")
+            facts = await self._server.facts(**{name: getattr(request, name) for name in names})
+            chain = Chain(facts["pipeline_id"], facts.get("pre_processor_id"), facts.get("post_processor_id"))
+            files = {}
+            for source, kind in ((Source.INPUT, Kind.VIDEO), (Source.BLOB, Kind.BLOB)):
+                name = getattr(request, source)
+                if name is not None:
+                    files[source] = self._store.find(name, kind, owner=generation.client, field=source)
+                    uses.enter_context(self._store.holding(files[source]))
+            images = await self._read_images(generation, request, uses)
+            shapes = {name: images[name].shape if name in images else _UNREAD for _, name in _image_fields(request)}
+            uploads = Uploads(
+                input_shape=files[Source.INPUT].shape if Source.INPUT in files else None,
+                blob_bytes=files[Source.BLOB].size_bytes if Source.BLOB in files else None,
+                image_shapes=shapes,
+            )
+            async with self._planning.turn(generation.client, generation):
+                plan = await in_thread(make_plan, request, chain, uploads, self._settings.chunk_bytes)
+            return _Checked(plan, files, images)
+        finally:
+            del self._checks[generation]
+
+    async def _read_images(
+        self, generation: Generation, request: GenerateRequest, uses: contextlib.ExitStack
+    ) -> dict[str, Image]:
+        """The images that a request names; none of them once the client has cancelled it."""
         images: dict[str, Image] = {}
+        if generation.cancel_requested:
+            return images
+        task = asyncio.create_task(self._resolve_images(generation, request, images, uses), name="read images")
+        self._checks[generation] = task
+        try:
+            await task
+        except asyncio.CancelledError:
+            waiting = asyncio.current_task()
+            if waiting is not None and waiting.cancelling():  # the client is gone
+                raise
+            if not generation.cancel_requested:
+                raise ShuttingDown("the server is stopping") from None
+        finally:
+            self._checks[generation] = None
+        return images
+
+    async def _resolve_images(
+        self,
+        generation: Generation,
+        request: GenerateRequest,
+        images: dict[str, Image],
+        uses: contextlib.ExitStack,
+    ) -> None:
+        requester = Requester(generation.client, generation)
+        num_bytes = 0
         for field, name in _image_fields(request):
-            if name not in images:
-                if len(images) == MAX_IMAGES:
-                    raise InvalidField(f"{field}: more than {MAX_IMAGES} images", field)
-                images[name] = await in_thread(resolve_image, name, field, self._store, client)
-                if sum(math.prod(image.shape) for image in images.values()) > MAX_IMAGE_BYTES:
-                    raise InvalidField(f"{field}: the request's images have more than {MAX_IMAGE_BYTES} bytes", field)
-        uploads = Uploads(
-            input_shape=files[Source.INPUT].shape if Source.INPUT in files else None,
-            blob_bytes=files[Source.BLOB].size_bytes if Source.BLOB in files else None,
-            image_shapes={name: image.shape for name, image in images.items()},
-        )
-        plan = await in_thread(make_plan, request, chain, uploads, self._settings.chunk_bytes)
-        self._check_open()
-        output = self._store.draft(Kind.OUTPUT, VIDEO_HEADER_BYTES + plan.output.num_bytes, owner=client)
-        return Job(plan, files, images, output)
+            if name in images:
+                continue
+            if len(images) == MAX_IMAGES:
+                raise InvalidField(f"{field}: more than {MAX_IMAGES} images", field)
+            images[name] = await resolve_image(name, field, self._store, self._decoder, requester, uses=uses)
+            num_bytes += math.prod(images[name].shape)
+            if num_bytes > MAX_IMAGE_BYTES:
+                raise InvalidField(f"{field}: the request's images have more than {MAX_IMAGE_BYTES} bytes", field)
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A request that can be served."""
+
+    plan: Plan
+    files: Mapping[Source, StoredFile]
+    images: Mapping[str, Image]
 
 
 def _image_fields(request: GenerateRequest) -> Iterator[tuple[str, str]]:

@@ -51,8 +51,8 @@ class Draft:
         self.reserved_bytes = reserved_bytes
         self.written_bytes = 0
         self.aside_bytes = 0
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660)
-        os.fchmod(self.fd, 0o660)  # whatever the umask: Triton's user must be able to map it
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.fchmod(self.fd, store.file_mode)  # whatever the umask: Triton's user must be able to map it
 
     def __enter__(self) -> Self:
         return self
@@ -112,6 +112,7 @@ class Store:
         self._held: Counter[str] = Counter()
         self._drafts: set[Draft] = set()
         self._lock_fd: int | None = None
+        self.file_mode = 0o600 if settings.embedded else 0o660  # a Triton elsewhere may run as another user
 
     # -- Life of the store ------------------------------------------------------------------------------
 
@@ -122,6 +123,7 @@ class Store:
             DataDirectoryTaken: another frontend uses the directory.
         """
         self._make_folders()
+        self._close_to_others()
         self._lock_fd = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -296,8 +298,21 @@ class Store:
     def _folder(self, kind: Kind) -> Path:
         return self._root / f"{kind}s"
 
+    def _close_to_others(self) -> None:
+        """See that no other user can read what is stored, or even its names, which are enough to download it."""
+        found = self._root.stat()
+        if not found.st_mode & 0o077:
+            return
+        if found.st_uid == os.geteuid():
+            self._root.chmod(0o700)
+            log.warning("%s was open to other users; it is closed now (mode 0700)", self._root)
+        else:
+            log.warning("%s belongs to another user (id %d) and is open to others", self._root, found.st_uid)
+
     def _make_folders(self) -> None:
-        """Make them, also anew when somebody has removed them under us."""
+        """Make them, also when somebody has removed them under us."""
+        if not self._root.exists():
+            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in (self._root, self._partial, self._work, *(self._folder(kind) for kind in Kind)):
             folder.mkdir(parents=True, exist_ok=True)
 

@@ -4,13 +4,12 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from tritonclient.utils import InferenceServerException
 
@@ -28,6 +27,7 @@ from filmstrip.errors import (
     from_wire,
 )
 from filmstrip.geometry import VideoShape
+from filmstrip.triton_folder import is_safe_model
 from frontend import reasons
 from frontend.call import ChunkAnswer, ChunkCall, Tensor, call_model, connect, parameters_json
 from frontend.regions import SharedMemoryRefused, Slice
@@ -45,6 +45,7 @@ _READY = "READY"
 _UNLOADED_REASON = "unloaded"  # Triton's, of a model that was unloaded on request
 _RESTRICTED = "protocol is restricted"
 _STATE_LOST = "Triton has lost the generation's state"
+UNSAFE_NAME = "the name of its folder may only have letters, digits and . _ - + @ , :"
 
 
 class State(StrEnum):
@@ -76,8 +77,28 @@ class Pipeline:
         return self.state is State.READY
 
 
+class Supervisor(Protocol):
+    """What starts Triton again, where Triton is ours."""
+
+    def note_death(self, name: str) -> None:
+        """A model's process has died: Triton is started again as soon as no generation runs."""
+
+    def kill(self) -> None:
+        """End Triton at once, because a model in it hangs; it is started again."""
+
+    async def settled(self) -> None:
+        """Wait until a planned restart is over."""
+
+
 class Triton:
-    """One Triton server; its calls raise only errors of `filmstrip.errors`."""
+    """One Triton server; its calls raise only errors of `filmstrip.errors`.
+
+    Attributes:
+        url: of its gRPC port.
+        settings: of the frontend.
+        is_starting: it is our own, and has not tried to load every model yet.
+        supervisor: what starts it again, where it is our own.
+    """
 
     def __init__(self, url: str, settings: Settings, secret: str = "") -> None:
         self.url = url
@@ -91,9 +112,10 @@ class Triton:
         self._load_errors: dict[str, str] = {}
         self._reported: dict[str, str | None] = {}
         self._open_sequences: Counter[str] = Counter()
-        self._last_sequence_at = time.monotonic()
-        self._loading: dict[str, asyncio.Lock] = {}
-        self.on_hung: Callable[[], None] | None = None
+        self._load_locks: dict[str, asyncio.Lock] = {}
+        self._loads: dict[str, asyncio.Future[None]] = {}
+        self.is_starting = False
+        self.supervisor: Supervisor | None = None
 
     async def close(self) -> None:
         """End the connection."""
@@ -103,13 +125,27 @@ class Triton:
     # -- What it holds ----------------------------------------------------------------------------------
 
     async def is_ready(self) -> bool:
-        """Whether it answers and says that it is ready."""
+        """Whether it answers, says that it is ready, and has tried to load every model."""
+        return not self.is_starting and await self.why_unreachable() is None
+
+    async def why_unreachable(self) -> str | None:
+        """The reason why it does not answer as one that is ready; None if it does."""
         try:
-            return bool(await self._client.is_server_ready(client_timeout=_CONTROL_TIMEOUT_S))
+            is_ready = await self._client.is_server_ready(client_timeout=_CONTROL_TIMEOUT_S)
         except InferenceServerException as error:
-            if _RESTRICTED in str(error.message()):
+            text = str(error.message())
+            if _RESTRICTED in text:
                 log.error("Triton wants a secret that FILMSTRIP_TRITON_SECRET does not give")
-            return False
+            return f"{error.status() or 'error'}: {text}"
+        return None if is_ready else "Triton answers that it is not ready"
+
+    async def model_names(self) -> list[str]:
+        """All models of the repository, loaded or not.
+
+        Raises:
+            TritonUnavailable: it does not answer.
+        """
+        return sorted(await self._states())
 
     async def pipelines(self) -> dict[str, Pipeline]:
         """All pipelines of the repository, by id, and every model that failed; other loaded models are left out.
@@ -151,6 +187,8 @@ class Triton:
             return State.READY, None
         failures = [reasons.sentence(reason) for _, reason in versions if reason not in ("", _UNLOADED_REASON)]
         reason = next(iter(failures), None) or self._load_errors.get(name)
+        if reason is None and self.is_starting:
+            return State.LOADING, None
         return (State.UNLOADED if reason is None else State.FAILED), reason
 
     def _report(self, pipelines: Mapping[str, Pipeline]) -> None:
@@ -172,6 +210,13 @@ class Triton:
         self._reported[name] = reason
         self._failed[name] = reason
         self._sick.discard(name)
+        load = self._loads.get(name)
+        if load is not None and not load.done():
+            load.set_result(None)
+
+    def failed(self) -> frozenset[str]:
+        """The models that were marked as failed."""
+        return frozenset(self._failed)
 
     def clear_failed(self, name: str) -> None:
         """Forget that a model failed: it is loaded at its next use, where it is not loaded already."""
@@ -191,6 +236,8 @@ class Triton:
             TritonUnavailable: Triton does not answer.
         """
         wanted = {field: name for field, name in names.items() if name is not None}
+        if self.supervisor is not None:
+            await self.supervisor.settled()
         states = await self._states()
         for name in set(wanted.values()) & states.keys():
             if name in self._failed:
@@ -215,59 +262,76 @@ class Triton:
             LoadFailed: it could not be loaded; the message says why.
             TritonUnavailable: Triton does not answer.
         """
-        async with self._loading.setdefault(name, asyncio.Lock()):
-            index = await _control(self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
-            is_ready = any(model.name == name and model.state == _READY for model in index.models)
+        if self.supervisor is not None:
+            if name in self._sick:  # what is left of its process is in the way
+                self.supervisor.note_death(name)
+            await self.supervisor.settled()
+        await self.load_now(name)
+
+    async def load_now(self, name: str) -> None:
+        """`load`, without waiting for a planned restart of Triton."""
+        async with self._load_locks.setdefault(name, asyncio.Lock()):
+            if not is_safe_model(name):
+                self.mark_failed(name, UNSAFE_NAME)
+                raise LoadFailed(f"could not load {name}: {UNSAFE_NAME}")
+            is_ready = await self.is_loaded(name)
             if is_ready and name not in self._sick and name not in self._failed:
                 return
             try:
-                if name in self._sick or (is_ready and name in self._failed):
+                if (name in self._sick and self.supervisor is None) or (is_ready and name in self._failed):
                     # not two copies in memory: unload, wait, load
                     await self._client.unload_model(name, client_timeout=_LOAD_TIMEOUT_S)
                     await self._wait_unloaded(name)
-                await self._client.load_model(name, client_timeout=_LOAD_TIMEOUT_S)
+                self.clear_failed(name)
+                await self._load_unless_it_fails(name)
             except InferenceServerException as error:
-                if name in self._sick and self.on_hung is not None:
-                    self.on_hung()
                 if "UNAVAILABLE" in str(error.status()):
                     raise TritonUnavailable("Triton does not answer") from None
                 reason = reasons.sentence(str(error.message()))
                 self._load_errors[name] = self._reported[name] = reason
-                log.warning("%s is not served: %s", name, reason)
+                if reason == reasons.DIED_AT_START and self.supervisor is not None:
+                    self.mark_failed(name, reason)
+                else:
+                    log.warning("%s is not served: %s", name, reason)
                 raise LoadFailed(f"could not load {name}: {reason}") from None
             self._sick.discard(name)
-            self.clear_failed(name)
             log.info("%s is loaded", name)
+
+    async def _load_unless_it_fails(self, name: str) -> None:
+        """Let Triton load a model. It may never say that the model's process has died; `mark_failed` then ends it."""
+        load = asyncio.ensure_future(self._client.load_model(name, client_timeout=_LOAD_TIMEOUT_S))
+        failed = self._loads[name] = asyncio.get_running_loop().create_future()
+        try:
+            await asyncio.wait([load, failed], return_when=asyncio.FIRST_COMPLETED)
+            if not load.done():
+                self._sick.add(name)
+                raise LoadFailed(f"could not load {name}: {self._failed[name]}")
+            load.result()
+        finally:
+            load.cancel()
+            failed.cancel()
+            del self._loads[name]
 
     def loading(self) -> set[str]:
         """Models that are being loaded at the moment."""
-        return {name for name, lock in self._loading.items() if lock.locked()}
+        return set(self._loads)
 
     def mark_sick(self, name: str) -> None:
-        """The model's process has died: it must be loaded again before the next chunk."""
+        """The model's process has died: nothing can be sent to it before it was loaded again."""
         self._sick.add(name)
 
     def mark_all_well(self) -> None:
-        """Triton was started anew, with all its models."""
+        """Triton was started again, without what a dead process had left."""
         self._sick.clear()
 
-    async def notice_death(self, name: str) -> None:
-        """A model's process is gone: unless it was unloaded, it is marked as sick."""
-        if name in self.loading():
-            return
-        index = await _control(self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
-        if any(model.name == name and model.state == _READY for model in index.models):
-            log.warning("the process of %s has died", name)
-            self.mark_sick(name)
-
-    async def heal(self) -> None:
-        """Load sick models anew. One that has an open sequence waits: Triton would not unload it before its END.
+    async def is_loaded(self, name: str) -> bool:
+        """Whether Triton itself takes the model as loaded, also where its process has died.
 
         Raises:
-            LoadFailed: one could not be loaded.
+            TritonUnavailable: it does not answer.
         """
-        for name in [name for name in self._sick if not self._open_sequences[name]]:
-            await self.load(name)
+        index = await _control(self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
+        return any(model.name == name and model.state == _READY for model in index.models)
 
     async def _wait_unloaded(self, name: str) -> None:
         """Wait for a model to be gone; one whose process died says UNLOADING for ever, but can be loaded again."""
@@ -347,12 +411,11 @@ class Triton:
                 await run_to_end(self._end(sequence))
             finally:
                 self._open_sequences[model] -= 1
-                self._last_sequence_at = time.monotonic()
 
     @property
-    def quiet_s(self) -> float:
-        """Seconds since the last generation, 0 while one is at work."""
-        return 0.0 if any(self._open_sequences.values()) else time.monotonic() - self._last_sequence_at
+    def is_generating(self) -> bool:
+        """Whether a sequence is open."""
+        return any(self._open_sequences.values())
 
     async def _end(self, sequence: "Sequence") -> None:
         if not sequence.started:
@@ -370,9 +433,16 @@ class Triton:
             if sequence.model in self._sick or not isinstance(ours, ChunkTimeout | ModelDied):
                 return
             log.warning("%s did not end its sequence", sequence.model)
-            self.mark_sick(sequence.model)
-            if isinstance(ours, ChunkTimeout) and self.on_hung is not None:
-                self.on_hung()
+            if isinstance(ours, ChunkTimeout) and self.supervisor is not None:
+                self.mark_sick(sequence.model)
+                self.supervisor.kill()
+            else:
+                self._note_death(sequence.model)
+
+    def _note_death(self, model: str) -> None:
+        self.mark_sick(model)
+        if self.supervisor is not None:
+            self.supervisor.note_death(model)
 
     async def call(self, call: ChunkCall) -> ChunkAnswer:
         """Make one call, by shared memory where all its arrays lie there, else through the relay."""
@@ -384,7 +454,7 @@ class Triton:
         except RelayDied:
             raise TritonUnavailable("the way to Triton broke while a chunk was under way") from None
         except ModelDied:
-            self.mark_sick(call.model)
+            self._note_death(call.model)
             raise
 
 

@@ -1,7 +1,7 @@
 """Request bodies on their way to the store: streamed, counted, and refused before they are whole."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from werkzeug.datastructures import Headers
@@ -11,7 +11,6 @@ from filmstrip.geometry import VideoShape, header_holds, pack_video_header
 from frontend.connection import BoundedBody, Pace
 from frontend.store import Draft, Store
 from frontend.stored import Kind, StoredFile
-from frontend.tasks import in_thread
 
 _DIGITS = re.compile(r"[0-9]{1,10}", re.ASCII)
 CHANNELS = (1, 3, 4)
@@ -73,8 +72,10 @@ class BodyReceiver:
                 raise _mismatch(shape, str(received))
             return draft.commit()
 
-    async def blob(self, kind: Kind, limit_bytes: int, check: Callable[[Path], object] = lambda _: None) -> StoredFile:
-        """Store opaque bytes, once `check` (run in a thread) has nothing against the file.
+    async def blob(
+        self, kind: Kind, limit_bytes: int, check: Callable[[Path], Awaitable[object]] | None = None
+    ) -> StoredFile:
+        """Store opaque bytes, once `check` has nothing against the file.
 
         Raises:
             EmptyBody: there are none.
@@ -89,7 +90,8 @@ class BodyReceiver:
                 raise too_large
             if received == 0:
                 raise EmptyBody("the body is empty")
-            await in_thread(check, draft.path)
+            if check is not None:
+                await check(draft.path)
             return draft.commit()
 
     async def _receive(self, draft: Draft, limit_bytes: int) -> int | None:

@@ -1,88 +1,100 @@
-"""Watches over the model processes of the embedded Triton, which itself does not notice when one dies."""
+"""Watches the model processes of the embedded Triton, which itself does not notice when one dies."""
 
 import asyncio
 import contextlib
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import psutil
 
-from filmstrip.errors import LoadFailed, TritonUnavailable
+from filmstrip.errors import TritonUnavailable
+from frontend.reasons import DIED_AT_START
 from frontend.tasks import in_thread
 from frontend.triton import Triton
 
 STUB = "triton_python_backend_stub"
-_QUIET_S = 30.0  # without a generation: a good moment for a new start
-_MOST_DEAD = 16  # no more of them are put up with until then: each keeps its shared memory, 64 MiB
-_STUBLESS_LOAD_S = 5.0  # how long a model may be loading without a process
-
-
-class MustRestart(Exception):
-    """Nothing but a new start helps Triton; the message says why."""
+_ANSWER_S = 5.0  # Triton's own answer, or another process, may follow the end of one
+_LAUNCH_S = 15.0  # how long a model may be loading without a process
 
 
 class ModelWatch:
-    """Has models loaded anew whose process died; a task of its own does that as long as the context is open."""
+    """Notices model processes that die."""
 
-    def __init__(self, server_pid: int, client: Triton) -> None:
+    def __init__(self, server_pid: int, client: Triton, on_death: Callable[[str], None]) -> None:
+        """Watch the processes of one tritonserver.
+
+        Args:
+            server_pid: of tritonserver.
+            client: what loads its models.
+            on_death: called with the name of each model that was loaded and has lost a process.
+        """
         self._server_pid = server_pid
         self._client = client
-        self._stubs: dict[int, str] = {}
-        self._healing: asyncio.Task[None] | None = None
-        self._stubless_since: dict[str, float] = {}
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._healing is not None:
-            self._healing.cancel()
-            await asyncio.gather(self._healing, return_exceptions=True)
+        self._on_death = on_death
+        self._alive: dict[int, str] = {}
+        self._started_in_load: set[int] = set()
+        self._lost: dict[str, float] = {}
+        self._unlaunched: dict[str, float] = {}
+        self._missing: dict[str, int] = {}
 
     async def look(self) -> None:
         """Look once; call it again and again.
 
         Raises:
-            MustRestart: a model can't be loaded, or what one has left behind stays.
+            Exception: looking failed; nothing follows from that.
         """
-        alive, num_dead = await in_thread(_stubs, self._server_pid)
+        alive = await in_thread(model_processes, self._server_pid)
+        if alive is None:
+            return
+        loading = self._client.loading()
+        gone = {pid: model for pid, model in self._alive.items() if pid not in alive}
+        for model in set(gone.values()) - loading:
+            self._missing.setdefault(model, Counter(self._alive.values())[model])
+        self._watch_loads(alive, loading, {model for pid, model in gone.items() if pid in self._started_in_load})
+        started = {pid for pid, model in alive.items() if model in loading and pid not in self._alive}
+        self._started_in_load = (self._started_in_load | started) & alive.keys()
+        self._alive = alive
+        with contextlib.suppress(TritonUnavailable):  # it is asked again at the next look
+            await self._check_missing()
+
+    def _watch_loads(self, alive: dict[int, str], loading: set[str], died: set[str]) -> None:
+        """Fail loads whose process has died: Triton may wait for ever for one that has never answered."""
         now = asyncio.get_running_loop().time()
-        loading = self._client.loading() - set(alive.values())
-        self._stubless_since = {model: self._stubless_since.get(model, now) for model in loading}
-        if any(now - since > _STUBLESS_LOAD_S for since in self._stubless_since.values()):
-            raise MustRestart("a model's process died while it was loaded")
-        if num_dead and self._client.quiet_s > (_QUIET_S if num_dead <= _MOST_DEAD else 0):
-            raise MustRestart("Triton holds on to the memory of a model that died")
-        with contextlib.suppress(TritonUnavailable):  # it died this moment
-            for model in set(self._stubs.values()) - set(alive.values()):
-                await self._client.notice_death(model)
-            self._heal()
-        self._stubs = alive
+        # The first process of a model only completes its configuration: Triton ends it, and starts the real one.
+        replaced = {model for pid, model in alive.items() if pid not in self._alive}
+        lost = dict.fromkeys(died, now + _ANSWER_S) | self._lost
+        self._lost = {model: deadline for model, deadline in lost.items() if model in loading - replaced}
+        self._unlaunched = {
+            model: self._unlaunched.get(model, now + _LAUNCH_S) for model in loading - set(alive.values())
+        }
+        for model, deadline in [*self._lost.items(), *self._unlaunched.items()]:
+            if now > deadline and model not in self._client.failed():
+                self._client.mark_failed(model, DIED_AT_START)
 
-    def _heal(self) -> None:
-        if self._healing is not None and self._healing.done():
-            healed, self._healing = self._healing, None
-            try:
-                healed.result()
-            except LoadFailed as error:
-                raise MustRestart(error.message) from None
-        self._healing = self._healing or asyncio.create_task(self._client.heal(), name="heal models")
+    async def _check_missing(self) -> None:
+        """A model that has lost a process has died, unless it was unloaded or loaded again."""
+        for model, num_before in list(self._missing.items()):
+            num_alive = Counter(self._alive.values())[model]
+            if num_alive < num_before and model not in self._client.loading() and await self._client.is_loaded(model):
+                self._on_death(model)
+            del self._missing[model]
 
 
-def _stubs(server_pid: int) -> tuple[dict[int, str], int]:
-    """The models' processes by pid, and the number of dead ones; the second argument of a stub is its model.py."""
+def model_processes(server_pid: int) -> dict[int, str] | None:
+    """The models of a tritonserver by the ids of their processes; None when it has ended.
+
+    Raises:
+        psutil.Error, OSError: there was no way to look.
+    """
+    try:
+        children = psutil.Process(server_pid).children()
+    except psutil.NoSuchProcess:
+        return None
     found = {}
-    num_dead = 0
-    with contextlib.suppress(psutil.Error):
-        for child in psutil.Process(server_pid).children():
-            with contextlib.suppress(psutil.Error):
-                if child.status() == psutil.STATUS_ZOMBIE:
-                    num_dead += STUB.startswith(child.name())  # of one that died in a chunk, Triton never lets go
-                    continue
-                command = child.cmdline()
-                if command and Path(command[0]).name == STUB:
-                    found[child.pid] = Path(command[1]).parent.parent.name
-    return found, num_dead
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):  # also of one that has ended and was not waited for
+            command = child.cmdline()  # of a stub, the second argument is its model.py
+            if command and Path(command[0]).name == STUB:
+                found[child.pid] = Path(command[1]).parent.parent.name
+    return found

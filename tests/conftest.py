@@ -37,6 +37,7 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
         model_repository=MODELS,
         chunk_timeout_s=3,
         sequence_end_timeout_s=2,
+        model_restart_window_s=0,  # tests kill its models again and again
         log_format="json",
     )
     try:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,12 +20,12 @@ import numpy.typing as npt
 import psutil
 import tritonclient.grpc as triton_grpc
 
+from filmstrip.triton_server import NO_PROXY
 from frontend.call import SendSecret
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = str(ROOT / "tests" / "models")
 """The probe and, as links, the frame processors: not what else was exported beside them, which takes time to load."""
-TRITON_SECRET = "only-the-tests-know"
 Frames = npt.NDArray[np.uint8]
 
 # Requests of the tests themselves go to loopback without a proxy; what they start sees the environment's proxies.
@@ -32,6 +33,13 @@ PROXIES = {name: os.environ.pop(name) for name in list(os.environ) if name.lower
 # `TEST_SERVER_NOFILE=1024 make test` limits the file descriptors of each server, soft and hard.
 _MAX_FILES = os.environ.get("TEST_SERVER_NOFILE")
 _LIMITED = ("prlimit", f"--nofile={_MAX_FILES}:{_MAX_FILES}") if _MAX_FILES else ()
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class Frontend:
@@ -43,7 +51,7 @@ class Frontend:
         self.log_path = folder / "frontend.log"
         self.probe_log = folder / "probe.jsonl"
         self._triton_url = flags[flags.index("--triton-url") + 1] if "--triton-url" in flags else None
-        settings.setdefault("triton_secret", TRITON_SECRET)
+        self._triton_secret = str(settings.get("triton_secret", ""))
         environment = {f"FILMSTRIP_{name.upper()}": str(value) for name, value in settings.items()}
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
@@ -86,7 +94,7 @@ class Frontend:
         """gRPC address of its Triton."""
         if self._triton_url is not None:
             return self._triton_url
-        return self._wait_for_log(r"embedded Triton \(pid \d+\) starts on ([\d.:]+)")
+        return self._wait_for_log(r"embedded Triton \(pid \d+\) starts on ([^\s\"]+)")
 
     @property
     def triton_pid(self) -> int:
@@ -96,8 +104,9 @@ class Frontend:
 
     def triton_client(self) -> triton_grpc.InferenceServerClient:
         """A client of its Triton, beside the frontend."""
-        client = triton_grpc.InferenceServerClient(self.triton_url)
-        client.register_plugin(SendSecret(TRITON_SECRET))
+        client = triton_grpc.InferenceServerClient(self.triton_url, channel_args=[NO_PROXY])
+        if self._triton_secret:
+            client.register_plugin(SendSecret(self._triton_secret))
         return client
 
     def log(self) -> str:

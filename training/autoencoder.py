@@ -160,7 +160,7 @@ def scaled(settings: Settings, folder: Path) -> Settings:
     Raises:
         FileNotFoundError: the autoencoder is not trained yet.
     """
-    scales = json.loads((folder / SCALES_NAME).read_text())
+    scales = json.loads((folder / SCALES_NAME).read_text("utf-8-sig"))
     values = {**settings.checkpoint_values, "vae": {**settings.checkpoint_values["vae"], **scales}}
     return replace(settings, checkpoint_values=values)
 

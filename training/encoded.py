@@ -162,7 +162,7 @@ def read_clips(folder: Path) -> EncodedClips:
     Raises:
         FileNotFoundError: it has not, or was stopped.
     """
-    facts = json.loads((folder / "facts.json").read_text())
+    facts = json.loads((folder / "facts.json").read_text("utf-8-sig"))
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("latents", "objects")}
     return EncodedClips(
         arrays["latents"],

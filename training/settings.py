@@ -147,7 +147,7 @@ class Settings:
 
 def read_settings(path: Path = DEFAULT_PATH) -> Settings:
     """Read a file such as `training/longlive-small.json`; the vocabulary's size comes from the grammar."""
-    values = json.loads(path.read_text())
+    values = json.loads(path.read_text("utf-8-sig"))
     return Settings(
         values["checkpoint"],
         {**values["text_encoder"], "vocab_size": len(VOCABULARY)},

@@ -48,6 +48,7 @@ class Server:
             "BODY_TIMEOUT_S": BODY_TIMEOUT_S,
             "CHUNK_TIMEOUT_S": 5,
             "SEQUENCE_END_TIMEOUT_S": 2,
+            "MODEL_RESTART_WINDOW_S": 0,  # the same models are killed again and again
             "KEEP_ALIVE_S": 0.5,
         }
         environment = {f"FILMSTRIP_{name}": str(value) for name, value in settings.items()}

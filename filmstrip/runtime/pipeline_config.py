@@ -100,7 +100,7 @@ class PipelineConfig:
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Read the file of a model's version folder; errors as `from_json`, and OSError."""
-        return cls.from_json((folder / FILE_NAME).read_text())
+        return cls.from_json((folder / FILE_NAME).read_text("utf-8-sig"))
 
 
 def _frozen(value: Any) -> Any:

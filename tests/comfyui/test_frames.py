@@ -60,15 +60,66 @@ def test_a_png_is_the_image():
     assert np.array_equal(decoded, np.repeat(ALL_BYTES.reshape(16, 16, 1), 3, axis=2))
 
 
-@pytest.mark.parametrize("shape", [(4, 4, 3), (0, 4, 4, 3), (1, 4, 4, 2), (1, 1, 4, 4, 3)])
+@pytest.mark.parametrize(
+    ("shape", "wanted"),
+    [
+        ((4, 5, 3), (1, 4, 5, 3)),
+        ((2, 4, 5, 4), (2, 4, 5, 4)),
+        ((4, 5, 1), (1, 4, 5, 1)),
+        ((1, 2, 4, 5, 3), (2, 4, 5, 3)),
+    ],
+)
+def test_an_image_may_lack_its_batch_axis(shape: tuple[int, ...], wanted: tuple[int, ...]):
+    image = np.random.default_rng(1).random(shape)
+    got = frames.as_images("images", image)
+    assert got.shape == wanted
+    assert np.array_equal(got.ravel(), image.ravel())
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (0, 4, 4, 3), (1, 4, 4, 2), (2, 4, 5), (2, 1, 4, 4, 3), (1, 3, 8, 8)])
 def test_what_is_no_image_is_refused(shape: tuple[int, ...]):
-    with pytest.raises(FilmstripError, match="images: needs images"):
-        frames.check_images("images", np.zeros(shape))
+    with pytest.raises(FilmstripError, match=r"images: needs images \[F, H, W, C\]") as raised:
+        frames.as_images("images", np.zeros(shape))
+    assert str(list(shape)) in str(raised.value)
 
 
-def test_what_is_no_mask_is_refused():
-    with pytest.raises(FilmstripError, match="vace_masks: needs masks"):
-        frames.check_masks("vace_masks", np.zeros((1, 1, 4, 4)))
+@pytest.mark.parametrize(
+    ("shape", "wanted"),
+    [
+        ((4, 5), (1, 4, 5)),
+        ((2, 4, 5), (2, 4, 5)),
+        ((2, 4, 5, 1), (2, 4, 5)),
+        ((2, 1, 4, 5), (2, 4, 5)),
+        ((1, 1, 4, 5), (1, 4, 5)),
+        ((1, 2, 4, 5), (2, 4, 5)),
+        ((1, 4, 5, 1), (1, 4, 5)),
+        ((1, 1, 2, 4, 5), (2, 4, 5)),
+    ],
+)
+def test_masks_come_in_many_forms(shape: tuple[int, ...], wanted: tuple[int, ...]):
+    mask = np.random.default_rng(1).random(shape)
+    got = frames.as_masks("vace_masks", mask)
+    assert got.shape == wanted
+    assert np.array_equal(got.ravel(), mask.ravel())
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((4,), "got an array"),
+        ((2, 2, 4, 5), "got an array"),
+        ((0, 4, 4), "got an array"),
+        ((2, 4, 4, 3), "Convert Image"),
+    ],
+)
+def test_what_is_no_mask_is_refused(shape: tuple[int, ...], said: str):
+    with pytest.raises(FilmstripError, match=f"vace_masks: needs masks .*{said}"):
+        frames.as_masks("vace_masks", np.zeros(shape))
+
+
+def test_a_transparent_image_is_shown_over_black():
+    image = np.array([[[1, 0.5, 0, 1], [1, 1, 1, 0], [0.5, 1, 0, 0.5]]], np.float32)
+    assert frames.rgb(image).tolist() == [[[1, 0.5, 0], [0, 0, 0], [0.25, 0.5, 0]]]
 
 
 # -- The blob -----------------------------------------------------------------------------------------------------

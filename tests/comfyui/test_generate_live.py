@@ -228,8 +228,8 @@ def test_a_seed_is_kept_from_a_pipeline_that_has_none(server: Frontend, comfy: C
 def test_grey_and_transparent_images_become_rgb(server: Frontend, comfy: Comfy, channels: int):
     sent = ramp(3, channels=channels)
     images, _, _ = generate(pipeline(server, "passthrough"), images=comfy.tensor(sent), num_frames=0)
-    wanted = np.repeat(sent, 3, axis=3) if channels == 1 else sent[..., :3]
-    assert np.array_equal(array_of(images), wanted)
+    wanted = np.repeat(sent, 3, axis=3) if channels == 1 else sent[..., :3] * sent[..., 3:]
+    assert np.array_equal(array_of(images), np.rint(wanted * np.float32(255)) / np.float32(255))
 
 
 def test_processors_of_another_server_are_refused(server: Frontend, comfy: Comfy):
@@ -237,3 +237,22 @@ def test_processors_of_another_server_are_refused(server: Frontend, comfy: Comfy
     theirs = type(ours)(type(ours.server)("http://elsewhere"), "gray")
     with pytest.raises(FilmstripError, match="pre_processor: is of http://elsewhere"):
         generate(ours, images=comfy.tensor(ramp(2)), pre_processor=theirs)
+
+
+def test_other_types_and_forms_of_images_and_masks_are_what_they_show(server: Frontend, comfy: Comfy):
+    pixels = np.rint(ramp(1) * 255).astype(np.uint8)
+    mask = (ramp(1)[0, :, :, 0] > 0.5).astype(np.float32)
+
+    def told(images: object, masks: object) -> tuple[str, str]:
+        before = len(server.probed())
+        specs = chunk_spec(0, vace_ref_images=images, vace_masks=masks)
+        generate(pipeline(server), num_frames=9, chunk_specs=specs)
+        tensors = told_to(server, before)[0]["tensors"]
+        return tensors["vace_ref_images"]["sha256"], tensors["vace_masks"]["sha256"]
+
+    plain = told(comfy.tensor(ramp(1)), comfy.tensor(mask[None]))
+    assert told(comfy.tensor(pixels[0]), comfy.tensor(mask)) == plain
+    assert told(ramp(1), comfy.tensor(mask.astype(np.uint8)[None, :, :, None])) == plain
+    assert told(comfy.tensor(ramp(1).astype(np.float64)), comfy.tensor(mask[None, None] > 0)) == plain
+    assert told(comfy.tensor(pixels), comfy.tensor(mask.astype(np.float16)[None])) == plain
+    assert told(comfy.tensor(pixels), comfy.tensor(mask.astype(np.uint8) * 255)) == plain

@@ -259,8 +259,8 @@ def test_https_to_a_server_without_is_a_readable_error(server: Frontend, comfy: 
 @pytest.mark.parametrize(
     ("head", "body", "message"),
     [
-        ("404 Not Found", "not here\n", r"is no Filmstrip server.*404, 'not here'"),
-        ("200 OK", "<html>", r"is no Filmstrip server: it answered b'<html>'"),
+        ("404 Not Found", "not here\n", r"no Filmstrip server at this address.*404 Not Found\): 'not here'"),
+        ("200 OK", "<html>", r"a web page, perhaps a network's"),
         (
             "200 OK",
             '{"pipelines": [{"id": "x", "features": {}}]}',
@@ -289,13 +289,16 @@ def test_a_server_with_keys_takes_the_token_and_says_when_it_is_missing(
     server: Frontend, comfy: Comfy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     with beside(server, tmp_path, api_keys="studio:the-key-of-the-studio-0123456789") as frontend:
-        with pytest.raises(FilmstripError, match=r"token of the Server node, or FILMSTRIP_TOKEN") as caught:
+        with pytest.raises(FilmstripError, match=r"token of the Server node, or in FILMSTRIP_TOKEN") as caught:
             pipeline(frontend)
         assert caught.value.code == "unauthorized"
         images, _, report = generate(pipeline(frontend, token="the-key-of-the-studio-0123456789"), num_frames=9)
         assert array_of(images).shape == (9, 64, 96, 3)
         assert "the-key" not in str(report)
         monkeypatch.setenv("FILMSTRIP_TOKEN", "the-key-of-the-studio-0123456789")
+        with pytest.raises(FilmstripError, match="only to the address that FILMSTRIP_SERVER names"):
+            pipeline(frontend)
+        monkeypatch.setenv("FILMSTRIP_SERVER", f" {frontend.url}/ ")
         assert "the-key" not in repr(pipeline(frontend))
 
 

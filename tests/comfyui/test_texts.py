@@ -1,6 +1,7 @@
 """What is written in text widgets, and the events of a stream."""
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -8,12 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comfyui import lines
+from comfyui.client import Client
 from comfyui.connection import make_server
 from comfyui.errors import FilmstripError
 from comfyui.events import EventReader
 from comfyui.nodes_chunks import FilmstripChunkSpec, FilmstripPromptSchedule
 from comfyui.nodes_generate import FilmstripGenerate
 from comfyui.nodes_server import FilmstripServer
+from comfyui.pipeline_names import token_from_environment
+from tests.answering import Reply, answering
 
 
 def test_a_schedule():
@@ -84,6 +88,75 @@ def test_addresses():
     assert "secret" not in repr(make_server("http://x", "secret"))
     with pytest.raises(FilmstripError, match="token"):
         make_server("http://x", "a\r\nb")
+
+
+@pytest.mark.parametrize(
+    ("variable", "address", "with_token"),
+    [
+        (None, "http://127.0.0.1:8000/", True),
+        ("", "http://127.0.0.1:8000", True),
+        ("https://films.test/video", "https://FILMS.test:443/video/", True),
+        ("https://films.test", "http://films.test", False),
+        ("https://films.test", "https://films.test/other", False),
+        ("https://films.test", "http://127.0.0.1:8000", False),
+        (None, "http://evil.test:8000", False),
+    ],
+)
+def test_the_environments_key_goes_to_no_address_that_a_workflow_brings(
+    variable: str | None, address: str, with_token: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("FILMSTRIP_SERVER", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("FILMSTRIP_SERVER", variable)
+    monkeypatch.setenv("FILMSTRIP_TOKEN", "secret ")
+    assert token_from_environment(address) == ("secret" if with_token else "")
+
+
+def test_seeds_are_those_of_comfyui_and_a_random_one_runs_each_time():
+    kind, options = FilmstripGenerate.INPUT_TYPES()["required"]["seed"]
+    assert (kind, options["min"], options["max"]) == ("INT", -1, 2**64 - 1)
+    assert FilmstripChunkSpec.INPUT_TYPES()["optional"]["chunk_seed"][1]["max"] == 2**64 - 1
+    again = FilmstripGenerate.IS_CHANGED(seed=-1, prompt="a cat")
+    assert math.isnan(again), "ComfyUI compares it with the last one: NaN never equals it"
+    assert FilmstripGenerate.IS_CHANGED(seed=7) == FilmstripGenerate.IS_CHANGED(seed=7)
+
+
+# -- Pipelines ----------------------------------------------------------------------------------------------------
+
+UNKNOWN: dict[str, Any] = {"modes": None, "chunk_size": None, "height": None, "width": None, "features": None}
+READY = {"id": "new", "modes": ["text"], "chunk_size": 12, "height": None, "width": None, "features": {"seed": True}}
+
+
+def reply(**body: Any) -> Reply:
+    return Reply(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_pipeline_that_is_not_loaded_yet_is_loaded_and_waited_for(listed: bool):
+    before = [{"id": "new", "state": "unloaded", "reason": None, **UNKNOWN}] if listed else []
+    with answering(
+        reply(pipelines=before),
+        reply(status="loading"),
+        reply(status="loading", pipeline_id="new"),
+        reply(status="loaded", pipeline_id="new"),
+        reply(pipelines=[READY]),
+    ) as (url, requests):
+        shown: list[str] = []
+        facts = Client(make_server(url), lambda: None).ready_pipeline("new", shown.append)
+    assert facts["chunk_size"] == 12
+    assert shown == ["the server is loading new"] * 2
+    paths = ["pipelines", "pipeline/load", "pipeline/status", "pipeline/status", "pipelines"]
+    assert [request.partition("/api/v1/")[2] for request in requests] == paths
+
+
+def test_a_pipeline_that_cannot_run_says_why():
+    failed = {"id": "new", "state": "failed", "reason": "an engine is damaged", **UNKNOWN}
+    for replies in (
+        (reply(pipelines=[failed]),),
+        (reply(pipelines=[]), reply(status="loading"), reply(status="error", error="an engine is damaged")),
+    ):
+        with answering(*replies) as (url, _), pytest.raises(FilmstripError, match=r"new .*: an engine is damaged"):
+            Client(make_server(url), lambda: None).ready_pipeline("new", lambda _: None)
 
 
 # -- Events -------------------------------------------------------------------------------------------------------

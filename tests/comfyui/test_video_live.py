@@ -1,5 +1,6 @@
 """Generate to Video against the real server: a file as it should be, in little memory."""
 
+import os
 import sys
 import threading
 from pathlib import Path
@@ -113,3 +114,19 @@ def test_an_older_comfyui_has_the_path_for_a_video_and_the_log_for_texts(
 
 def test_it_is_an_output_node():
     assert FilmstripGenerateVideo.OUTPUT_NODE is True
+
+
+def test_any_name_that_a_folder_takes_is_written(tmp_path: Path):
+    folder = tmp_path / "a:b %d"
+    folder.mkdir()
+    for name in ("take:1.mp4", "n" * 251 + ".mp4", "-100% %03d.mp4"):
+        path = folder / name
+        assert video_file.write(str(path), iter(np.zeros((3, 64, 64, 3), np.uint8)), 16) == 3
+        assert count_frames(path) == 3
+    assert len(list(folder.iterdir())) == 3
+    umask = os.umask(0o027)
+    try:
+        video_file.write(str(path), iter(np.zeros((3, 64, 64, 3), np.uint8)), 16)
+    finally:
+        os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o640

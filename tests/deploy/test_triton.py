@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 
 from filmstrip import triton_server
-from frontend.embedded import find_server, free_port, link_backends
+from frontend.embedded import find_server, link_backends
 from tests.faults.aftermath import eventually
-from tests.server import MODELS, ROOT, TRITON_SECRET, Frames, Frontend
+from tests.faults.processes import relays
+from tests.server import MODELS, ROOT, Frames, Frontend, free_port
 
 # What `tritonserver --help` says, before 26.04 and since.
 OLD_HELP = "--exit-timeout-secs <integer>"
+TRITON_SECRET = "only-the-tests-know"
 NEW_HELP = f"{OLD_HELP} --allow-client-shm <boolean>"
 
 
@@ -28,7 +30,13 @@ def command(*words: str) -> list[str]:
 
 def ask_health(port: int, *flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command("health", f"--port={port}", *flags), cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+        command("health", f"--port={port}", *flags),
+        cwd=ROOT,
+        env=os.environ | {"http_proxy": "http://127.0.0.1:9"},  # a container gets the proxies of its builder
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
 
 
@@ -57,7 +65,9 @@ def test_a_frontend_generates_through_it_with_the_secret(tmp_path: Path, clip: F
     secret.write_text(f"{TRITON_SECRET}\n")
     stale = Path("/dev/shm") / f"{prefix}stale"
     stale.touch()
-    chosen = [f"--models={folder}" for folder in MODELS.split(":")]
+    models = tmp_path / 'it\'s "my" (1) & $HOME; ü'
+    models.symlink_to(MODELS)
+    chosen = [f"--models={models}"]
     chosen += ["--load=passthrough", "--load=gray", f"--secret-file={secret}", f"--shm-prefix={prefix}"]
     with triton(tmp_path, *chosen, f"--port={port}", f"--metrics-port={metrics_port}") as process:
         eventually(lambda: ask_health(port, f"--secret-file={secret}").returncode == 0, 30)
@@ -65,7 +75,9 @@ def test_a_frontend_generates_through_it_with_the_secret(tmp_path: Path, clip: F
         stranger = ask_health(port)
         assert (stranger.returncode, "restricted" in stranger.stderr) == (1, True)
         metrics = httpx.get(f"http://127.0.0.1:{metrics_port}/metrics").text
-        frontend = Frontend(tmp_path, "--triton-url", f"127.0.0.1:{port}")
+        assert_says_what_is_missing(tmp_path / "stranger", port)
+        assert_relays_the_secret(tmp_path / "relayed", port, clip)
+        frontend = Frontend(tmp_path, "--triton-url", f"127.0.0.1:{port}", triton_secret=TRITON_SECRET)
         try:
             frontend.wait_healthy()
             with frontend.triton_client() as client:
@@ -84,6 +96,33 @@ def test_a_frontend_generates_through_it_with_the_secret(tmp_path: Path, clip: F
         assert ask_health(port, f"--secret-file={secret}").returncode == 1
     assert 'nv_inference_request_success{model="passthrough"' in metrics
     assert not list(Path("/dev/shm").glob(f"{prefix}*"))
+
+
+def assert_says_what_is_missing(folder: Path, port: int) -> None:
+    folder.mkdir()
+    frontend = Frontend(folder, "--triton-url", f"127.0.0.1:{port}", triton_secret="wrong")
+    try:
+        assert httpx.get(f"{frontend.url}/health").json()["status"] == "unavailable"
+        assert "FILMSTRIP_TRITON_SECRET" in frontend.log()
+        assert frontend.post(pipeline_id="gray", prompt="", num_frames=12).status_code == 503
+    finally:
+        assert frontend.stop() == 0
+
+
+def assert_relays_the_secret(folder: Path, port: int, clip: Frames) -> None:
+    """Without showing it to who lists processes."""
+    folder.mkdir()
+    address, settings = f"127.0.0.1:{port}", {"shared_memory": False, "triton_secret": TRITON_SECRET}
+    frontend = Frontend(folder, "--triton-url", address, **settings)
+    try:
+        frontend.wait_healthy()
+        made = frontend.make(pipeline_id="passthrough", prompt="", input_path=frontend.upload(clip), num_frames=30)
+        assert np.array_equal(made, clip)
+        (relay,) = relays(frontend)
+        assert address in relay.cmdline()
+        assert not any(TRITON_SECRET in word for word in relay.cmdline())
+    finally:
+        assert frontend.stop() == 0
 
 
 @pytest.mark.parametrize(("says", "is_given"), [(OLD_HELP, False), (NEW_HELP, True)])
@@ -112,3 +151,11 @@ def test_an_empty_secret_file_opens_nothing(tmp_path: Path) -> None:
     refused = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert refused.returncode == 1
     assert "secret is empty" in refused.stderr
+
+
+def test_what_triton_would_fail_over_silently_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "models" / "my model" / "1").mkdir(parents=True)
+    words = command("start", "--server=true", f"--models={tmp_path / 'models'}")
+    refused = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "my model: the name of a model's folder may only have letters, digits" in refused.stderr

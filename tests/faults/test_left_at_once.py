@@ -5,7 +5,7 @@ import socket
 import time
 from urllib.parse import urlsplit
 
-from tests.faults.aftermath import harmless
+from tests.faults.aftermath import eventually, harmless
 from tests.server import Frontend
 
 
@@ -19,7 +19,8 @@ def test_a_client_leaves_before_the_first_chunk(victim: Frontend) -> None:
             connection.sendall(head + body)
             time.sleep(0.002 + number * 0.0001)  # not a wait: where in the set-up it leaves
         victim.wait_idle()
-    assert victim.in_shm() == before
+    eventually(lambda: victim.in_shm() == before)  # the last one may have been set up after it had left
+    victim.wait_idle()
     with victim.triton_client() as client:
         assert not client.get_system_shared_memory_status().regions
     assert len(victim.stored("outputs")) - len(outputs) < 200  # most left in time

@@ -78,7 +78,7 @@ def test_a_cancel_that_comes_with_the_request_is_not_lost(server: Frontend) -> N
             eventually(lambda: server.cancel() == "cancelling")
             generating.join()
             if [name for name, _ in ends] == ["cancelled"]:  # before the first: nothing to keep
-                assert ends[0][1] == {"chunk": 0, "total_chunks": 6, "frames_completed": 0}
+                assert ends[0][1] == {"chunk": 0, "total_chunks": 6, "frames_completed": 0, "seed": 42, "unused": []}
                 server.generate(**PROBE)
             else:
                 assert [name for name, _ in ends] == ["progress", "cancelled"]

@@ -12,11 +12,10 @@ import psutil
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from frontend.embedded import free_port
 from tests.conftest import beside
 from tests.faults.aftermath import PROBE, eventually, harmless, is_generating
 from tests.faults.processes import chunk_under_way, error_of, is_running, relays
-from tests.server import Frontend
+from tests.server import Frontend, free_port
 
 
 @contextlib.contextmanager
@@ -25,11 +24,13 @@ def triton_on(port: int, like: Frontend, log_path: Path, probe_log: Path) -> Ite
     running = psutil.Process(like.triton_pid)
     prefix = f"filmstrip-test-{port}-"
     instead = {
+        "--grpc-address=": "--grpc-address=127.0.0.1",
         "--grpc-port=": f"--grpc-port={port}",
         "--backend-config=python,shm-region-prefix-name=": f"--backend-config=python,shm-region-prefix-name={prefix}",
     }
     command = [next((new for old, new in instead.items() if flag.startswith(old)), flag) for flag in running.cmdline()]
     assert set(instead.values()) <= set(command)
+    command.append("--load-model=*")
     with log_path.open("ab") as log:
         process = subprocess.Popen(
             command,

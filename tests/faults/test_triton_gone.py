@@ -200,19 +200,3 @@ def test_its_models_end_with_it(victim: Frontend) -> None:
             kill(victim)
             assert error_of(events) == "triton_unavailable"
         eventually(lambda: not is_running(stub), LONGEST_S)
-
-
-def test_killed_while_its_log_cannot_be_written_it_comes_back_when_it_can(victim: Frontend) -> None:
-    log, in_the_way = victim.data_dir / "triton" / "triton.log", victim.data_dir / "triton" / "triton.log.1"
-    before = victim.triton_pid
-    with harmless(victim):
-        in_the_way.unlink(missing_ok=True)
-        in_the_way.mkdir()  # the old log cannot be moved there
-        try:
-            os.kill(before, signal.SIGKILL)
-            eventually(lambda: "the embedded Triton cannot be started" in victim.log())
-            assert httpx.get(f"{victim.url}/health").json()["status"] == "starting"
-        finally:
-            in_the_way.rmdir()
-        eventually(lambda: victim.triton_pid != before)
-    assert log.is_file()

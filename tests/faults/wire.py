@@ -54,9 +54,9 @@ def ask(frontend: Frontend, sent: bytes) -> Answer:
         received = b""
         while part := connection.recv(65536):
             received += part
-    head, _, body = received.removeprefix(b"HTTP/1.1 100 \r\n").partition(b"\r\n\r\n")
     if received.startswith(b"HTTP/1.1 100 "):
-        head, _, body = body.partition(b"\r\n\r\n")
+        received = received.partition(b"\r\n\r\n")[2]
+    head, _, body = received.partition(b"\r\n\r\n")
     status, *lines = head.decode("latin1").split("\r\n")
     headers = dict(line.lower().split(": ", 1) for line in lines)
     return Answer(int(status.split()[1]), headers, body, time.monotonic() - began)

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from click.testing import CliRunner
 
 from filmstrip import cli, mp4
 from filmstrip.client import Client
-from tests.server import PROXIES, ROOT
+from tests.server import MODELS, PROXIES, ROOT
 
 LONG = 3000  # frames: too many to be done before a test acts on the first chunk
 
@@ -149,3 +151,126 @@ def test_a_second_interrupt_leaves_at_once(server, clip, tmp_path):
     assert "Interrupted." in stderr
     assert stdout == ""
     assert list(tmp_path.iterdir()) == [clip]
+
+
+# -- Waiting ------------------------------------------------------------------------------------------------
+
+
+def command(server_url: str, *arguments: object, before: str = "") -> subprocess.Popen[str]:
+    """The command as a process of its own, which SIGINT interrupts; `before` is Python that runs in it first."""
+    code = f"""
+import resource, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it would be ignored
+{before}
+from filmstrip.cli import main
+main()
+"""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments), "--server", server_url],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def line_with(process: subprocess.Popen[str], text: str) -> str:
+    """The next line on its stderr that holds this text."""
+    assert process.stderr is not None
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if text in line:
+            return line
+    raise AssertionError(f"no {text!r} in {''.join(seen)!r}")
+
+
+def test_a_busy_server_is_an_exit_code_or_is_waited_for(server, run, clip, tmp_path):
+    with started(server, clip, tmp_path / "first.mp4", LONG) as first:
+        refused = run("generate", "-p", "gray", "--video", clip, "-o", tmp_path / "out.mp4")
+        assert refused.exit_code == 4
+        assert "--wait" in refused.stderr
+        with command(server.url, "generate", "-p", "gray", "-v", clip, "-o", tmp_path / "no.mp4", "--wait") as waiting:
+            line_with(waiting, "busy with another generation; waiting")
+            os.kill(waiting.pid, signal.SIGINT)
+            assert waiting.wait(60) == 130
+        with command(server.url, "generate", "-p", "gray", "-v", clip, "-o", tmp_path / "out.mp4", "--wait") as waiting:
+            line_with(waiting, "busy with another generation; waiting")
+            os.kill(first.pid, signal.SIGINT)
+            first.communicate(timeout=60)
+            _, stderr = waiting.communicate(timeout=60)
+            assert waiting.returncode == 0, stderr
+    assert mp4.count_frames(tmp_path / "out.mp4") == 30
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first.mp4", "in.mp4", "out.mp4"]
+
+
+def test_a_server_that_starts_is_waited_for_and_a_pipeline_added_later_is_loaded(start_frontend, clip, tmp_path):
+    repository = tmp_path / "models"
+    repository.mkdir()
+    (repository / "gray").symlink_to(Path(MODELS, "gray").resolve())
+    server = start_frontend("--embedded", model_repository=repository)
+    with command(server.url, "generate", "-p", "gray", "-v", clip, "--wait", "-o", tmp_path / "gray.mp4") as first:
+        line_with(first, "The server is starting; waiting")
+        _, stderr = first.communicate(timeout=100)
+    assert first.returncode == 0, stderr
+
+    (repository / "scribble").symlink_to(Path(MODELS, "scribble").resolve())
+    with command(server.url, "generate", "-p", "scribble", "-v", clip, "-o", tmp_path / "scribble.gif") as second:
+        line_with(second, "Loading scribble")
+        _, stderr = second.communicate(timeout=100)
+    assert second.returncode == 0, stderr
+    with command(server.url, "pipelines") as listing:
+        stdout, _ = listing.communicate(timeout=60)
+    assert len([line for line in stdout.splitlines() if "ready" in line]) == 2, stdout
+
+
+# -- Results that cannot be written -------------------------------------------------------------------------
+
+
+def fetch_again(stderr: str, *more: str) -> None:
+    """Run the command that the message shows."""
+    shown = next(line for line in stderr.splitlines() if line.startswith("  filmstrip download output-"))
+    result = CliRunner().invoke(cli.main, [*shlex.split(shown)[1:], *more])
+    assert result.exit_code == 0, result.output
+
+
+def test_a_disk_that_fills_up_while_the_file_is_written_loses_nothing(server, clip, tmp_path):
+    # As on a full disk, writes fail from some size on.
+    limit = "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
+    out = tmp_path / "o'ut.mp4"
+    arguments = ["generate", "-p", "passthrough", "-v", clip, "-o", out, "--scale", 3]
+    with command(server.url, *arguments, before=limit) as process:
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1, stderr
+    assert "Error: " in stderr
+    assert "Traceback" not in stderr
+    assert list(tmp_path.iterdir()) == [clip], "no part of a file is left"
+    fetch_again(stderr)
+    info = mp4.probe(out)
+    assert (info.height, info.width, float(info.fps), info.num_frames) == (192, 288, 20.0, 30)
+
+
+def test_an_interrupt_while_the_file_is_written_loses_nothing(server, clip, tmp_path):
+    out = tmp_path / "out-%03d.png"
+    arguments = ["generate", "-p", "gray", "-v", clip, "--frames", 120, "--size", "512x512", "--scale", 4, "-o", out]
+    with command(server.url, *arguments) as process:
+        line_with(process, "chunk 10/10")
+        deadline = time.monotonic() + 60
+        while not any(tmp_path.glob(".filmstrip-*/*.png")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None, "the file was written before the test could interrupt it"
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert list(tmp_path.iterdir()) == [clip]
+    fetch_again(stderr, "-o", str(tmp_path / "out.png"))
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_result_that_the_server_does_not_have_is_one_line(run, tmp_path):
+    result = run("download", "output-" + "0" * 32, "-o", tmp_path / "out.mp4")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

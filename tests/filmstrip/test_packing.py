@@ -72,6 +72,29 @@ def test_short_shapes_and_other_floats_become_those_of_the_contract():
     np.testing.assert_array_equal(read(body, spec, "vace_masks")[0, 0], mask)
 
 
+@pytest.mark.parametrize(
+    ("shape", "packed"),
+    [
+        ((4, 5), (1, 1, 1, 4, 5)),
+        ((2, 4, 5), (1, 1, 2, 4, 5)),
+        ((2, 4, 5, 1), (1, 1, 2, 4, 5)),
+        ((2, 1, 4, 5), (1, 1, 2, 4, 5)),
+        ((1, 2, 4, 5), (1, 1, 2, 4, 5)),
+        ((1, 1, 4, 5), (1, 1, 1, 4, 5)),
+        ((1, 4, 5, 1), (1, 1, 1, 4, 5)),
+        ((1, 1, 2, 4, 5), (1, 1, 2, 4, 5)),
+        ((1, 1, 2, 4, 1), (1, 1, 2, 4, 1)),
+    ],
+)
+def test_masks_come_in_many_forms(shape, packed):
+    masks = np.random.default_rng(1).random(shape, np.float32)
+    blob = BlobBuilder()
+    spec = blob.chunk(0, vace_masks=masks, input_video=np.zeros((4, 5, 3), np.uint8))
+    assert tuple(spec["vace_masks_shape"]) == packed
+    assert spec["input_video_shape"] == [1, 4, 5, 3]
+    np.testing.assert_array_equal(read(b"".join(blob), spec, "vace_masks").ravel(), masks.ravel())
+
+
 def test_views_that_are_not_contiguous_are_packed_in_order():
     video = np.arange(2 * 4 * 6 * 3, dtype=np.uint8).reshape(2, 4, 6, 3)[:, ::2, ::-1]
     blob = BlobBuilder()
@@ -93,11 +116,13 @@ def test_large_arrays_come_in_pieces():
     [
         ({"vace_frames": np.zeros((3, 2, 4, 4), np.uint8)}, "vace_frames must be floats"),
         ({"vace_frames": np.zeros((3, 2, 4, 4), bool)}, "vace_frames must be floats"),
-        ({"vace_frames": np.zeros((2, 4, 4), np.float32)}, "vace_frames has 5 or 4"),
-        ({"vace_masks": np.zeros((1, 2, 4, 4), np.float32)}, "vace_masks has 5 or 3"),
-        ({"vace_masks": np.zeros((0, 4, 4), np.float32)}, "none of them 0"),
+        ({"vace_frames": np.zeros((2, 4, 4), np.float32)}, r"vace_frames must be \[1, C"),
+        ({"vace_masks": np.zeros((2, 2, 4, 4), np.float32)}, r"\[H, W\], and not empty, got \[2, 2, 4, 4\]"),
+        ({"vace_masks": np.zeros((0, 4, 4), np.float32)}, "not empty"),
         ({"input_video": np.zeros((2, 4, 4, 3), np.float32)}, "input_video must be uint8"),
-        ({"input_video": np.zeros((4, 4, 3), np.uint8)}, "input_video must be uint8"),
+        ({"input_video": np.zeros((4, 4, 5), np.uint8)}, "input_video must be uint8"),
+        ({"vace_masks": np.zeros((1, 2, 3, 4, 4), np.float32)}, "vace_masks must be"),
+        ({"vace_masks": np.zeros((4, 4), np.uint8)}, "floats or bools"),
     ],
 )
 def test_other_arrays_are_refused_and_leave_nothing_behind(arrays_given, named):

@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -197,6 +198,59 @@ def test_what_is_no_file_is_refused_and_stays(tmp_path):
         with pytest.raises(VideoFileError, match=reason):
             open_output(path)
     assert {path: path.lstat().st_mode for path in tmp_path.iterdir()} == before
+
+
+AS_ANOTHER_USER = """
+import os, sys
+import numpy as np
+from filmstrip.video_file import VideoFileError
+from filmstrip.video_output import open_output
+if os.geteuid() == 0:
+    os.setgid(65534), os.setuid(65534)
+for name in ("writable.mp4", "readonly.mp4", "new.mp4"):
+    try:
+        with open_output(os.path.join(sys.argv[1], name)) as output:
+            print(name, output.write(np.zeros((3, 64, 64, 3), np.uint8), 25).num_frames)
+    except VideoFileError as error:
+        print(str(error).removeprefix(sys.argv[1] + "/"))
+"""
+
+
+def test_a_file_that_cannot_be_replaced_is_written_and_what_may_not_be_written_is_refused():
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file, mode in (("writable.mp4", 0o666), ("readonly.mp4", 0o444)):
+            (folder / file).write_bytes(b"old" * 100_000)
+            (folder / file).chmod(mode)
+        folder.chmod(0o555)
+        done = subprocess.run(
+            [sys.executable, "-c", AS_ANOTHER_USER, name], capture_output=True, text=True, check=True, timeout=100
+        )
+        assert done.stdout.splitlines() == [
+            "writable.mp4 3",
+            "readonly.mp4: Permission denied",
+            "new.mp4: Permission denied",
+        ]
+        assert files(folder) == ["readonly.mp4", "writable.mp4"]
+        assert len(decoded(folder / "writable.mp4")[2]) == 3
+        assert (folder / "readonly.mp4").read_bytes() == b"old" * 100_000
+        folder.chmod(0o755)
+
+
+def test_sizes_and_rates_that_no_file_can_have_are_refused(tmp_path):
+    for fps in (0, -1, 1e-9, 1e9, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="fps must be between"):
+            write_video(tmp_path / "out.mp4", plain(), fps)
+    with pytest.raises(VideoFileError, match=r"out\.mp4 cannot be 96000x64000: at most 16384"):
+        write_video(tmp_path / "out.mp4", plain(), 25, scale=1000)
+    for fps in (0.0001, 1000):
+        for name in ("out.mp4", "out.mkv", "out.webm", "out.gif"):
+            write_video(tmp_path / name, plain(), fps)
+            *_, frames, times = decoded(tmp_path / name)
+            assert len(frames) == (1 if (fps, name) == (1000, "out.gif") else 5)
+            if name != "out.gif":
+                assert float(times[1] - times[0]) == pytest.approx(1 / fps, rel=0.01)
+    assert files(tmp_path) == ["out.gif", "out.mkv", "out.mp4", "out.webm"]
 
 
 @pytest.mark.parametrize("name", ["out.mp4", "out.gif", "out.png", "out-%d.png", "out.webm"])

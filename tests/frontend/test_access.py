@@ -207,7 +207,7 @@ def test_a_client_cannot_fill_the_store_for_others(server: Frontend, tmp_path: P
 
 
 def test_nobody_cancels_the_generation_of_another(locked: Frontend) -> None:
-    slow = {"pipeline_id": "probe", "prompt": "!sleep 0.3", "num_frames": 33}
+    slow = {"pipeline_id": "probe", "prompt": "!sleep 1", "num_frames": 33}
     with httpx.stream("POST", f"{locked.url}/api/v1/generate", json=slow, headers=as_(ALICE), timeout=30) as stream:
         lines = stream.iter_lines()
         assert next(lines) == "id: 1"

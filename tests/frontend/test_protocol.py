@@ -6,10 +6,7 @@ import struct
 import time
 from pathlib import Path
 
-import httpx
 import pytest
-from tritonclient import grpc
-from tritonclient.utils import InferenceServerException
 
 from frontend.protocol import HEAD_BYTES
 from tests.conftest import beside
@@ -73,45 +70,6 @@ def _drop_everything(connection: socket.socket) -> None:
 
 
 # -- Triton's side --------------------------------------------------------------------------------------------
-
-
-def test_the_embedded_triton_serves_nobody_else(server: Frontend) -> None:
-    with grpc.InferenceServerClient(server.triton_url) as stranger:
-        for call in (
-            stranger.is_server_ready,
-            stranger.get_model_repository_index,
-            stranger.get_system_shared_memory_status,
-            lambda: stranger.unload_model("probe"),
-            lambda: stranger.infer("probe", [], sequence_id=1, sequence_end=True),
-            lambda: stranger.register_system_shared_memory("x", "/x", 1),
-        ):
-            with pytest.raises(InferenceServerException, match="restricted"):
-                call()
-
-
-def test_a_frontend_without_the_secret_says_what_is_missing(server: Frontend, tmp_path: Path) -> None:
-    frontend = Frontend(tmp_path, "--triton-url", server.triton_url, triton_secret="wrong")
-    try:
-        assert httpx.get(f"{frontend.url}/health").json()["status"] == "unavailable"
-        assert "FILMSTRIP_TRITON_SECRET" in frontend.log()
-        assert frontend.post(**PROBE).status_code == 503
-    finally:
-        assert frontend.stop() == 0
-
-
-def test_the_secret_goes_through_the_relay_too(server: Frontend, grpc_server: Frontend) -> None:
-    assert grpc_server.make(**PROBE).shape == (33, 64, 96, 3)
-    command = f"frontend.relay {server.triton_url}"
-    relays = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if _has(path, command)]
-    assert relays
-    assert not any(b"only-the-tests-know" in relay for relay in relays)
-
-
-def _has(path: Path, command: str) -> bool:
-    try:
-        return command in path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return False
 
 
 def test_models_are_not_told_keys_and_secrets(server: Frontend) -> None:

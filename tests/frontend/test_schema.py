@@ -310,7 +310,7 @@ def test_a_lora_whose_name_looks_like_a_union_is_named(path: str) -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        *(b"", b" ", b"{", b"x", b"\xff", b"\xff\xfe{\x00}\x00", b"\xef\xbb\xbf" + body(), body() + b"x", body()[:-1]),
+        *(b"", b" ", b"{", b"x", b"\xff", b"\xff\xfe{\x00}\x00", b"\xef\xbb\xbf", body() + b"x", body()[:-1]),
         *(b'{"prompt": "\xc3"}', b'{"prompt": "\\ud800"}', b"{'prompt': 'x'}", b'{"prompt": "\n"}'),
         *(b"[" * 100_000, b'{"a":' * 100_000, b'{"a":' + b"[" * 10_000 + b"]" * 10_000 + b"}", b"1" * 100_000),
     ],

@@ -9,6 +9,7 @@ import pytest
 
 from filmstrip.events import ErrorEvent
 from frontend.generate import Generation, Job
+from frontend.media import ImageDecoder
 from frontend.plan import Plan
 from frontend.settings import Settings
 from frontend.slot import Slot
@@ -35,7 +36,7 @@ async def test_an_error_while_cleaning_up_does_not_keep_the_slot(
     store = StoreThatCannotRemove(settings)
     store.open()
     triton = Triton("127.0.0.1:1", settings)
-    slot = Slot(settings, triton, store)
+    slot = Slot(settings, triton, store, ImageDecoder())
     generation = slot.current = Generation("id")
     job = Job(cast("Plan", None), {}, {}, store.draft(Kind.OUTPUT))
     task = asyncio.create_task(generation.run(job, triton, store))

@@ -492,3 +492,35 @@ async def test_files_in_shared_memory_leave_it_when_dropped_or_expired(open_stor
     await asyncio.sleep(0.06)
     store.expire()
     assert in_shm(store) == []
+
+
+@pytest.mark.parametrize("belongs_to_us", [True, False])
+async def test_other_users_cannot_list_the_data_directory(
+    open_store: OpenStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    belongs_to_us: bool,
+) -> None:
+    folder = tmp_path / "data"
+    store = open_store()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    store.close()
+    folder.chmod(0o755)
+    if not belongs_to_us:
+        monkeypatch.setattr("frontend.store.os.geteuid", lambda: folder.stat().st_uid + 1)
+    open_store()
+    assert folder.stat().st_mode & 0o777 == (0o700 if belongs_to_us else 0o755)
+    (warning,) = [record.getMessage() for record in caplog.records if "open to other" in record.getMessage()]
+    assert ("closed now" if belongs_to_us else "belongs to another user") in warning
+
+
+@pytest.mark.parametrize("embedded", [False, True])
+async def test_only_a_triton_elsewhere_needs_files_that_its_group_can_open(
+    open_store: OpenStore, *, embedded: bool
+) -> None:
+    store = open_store(embedded=embedded, uploads_in_shm=True)
+    file = await put(store, expected_bytes=4)
+    assert file.in_shm
+    assert file.path.stat().st_mode & 0o777 == (0o600 if embedded else 0o660)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from filmstrip.errors import BadImage
-from frontend.media import decode_image
+from frontend.media import ImageDecoder, Requester
 from frontend.stored import Kind, StoredFile, open_stored
 from tests.server import ROOT
 
@@ -47,9 +47,13 @@ def test_a_file_that_was_replaced_by_a_link_is_not_whole(tmp_path: Path) -> None
     assert StoredFile.inspect(tmp_path / name, "", 60) is None
 
 
-def test_an_image_behind_a_link_is_not_read(tmp_path: Path) -> None:
+async def test_an_image_behind_a_link_is_not_read(tmp_path: Path) -> None:
     image = ROOT / "tests" / "frontend" / "pixel.png"
-    assert decode_image(image).shape == (4, 4, 3)
     (tmp_path / "link").symlink_to(image)
-    with pytest.raises(BadImage):
-        decode_image(tmp_path / "link")
+    decoder = ImageDecoder()
+    try:
+        assert await decoder.shape(image, Requester()) == (4, 4, 3)
+        with pytest.raises(BadImage):
+            await decoder.shape(tmp_path / "link", Requester())
+    finally:
+        await decoder.close()

@@ -156,7 +156,7 @@ def read(engine: Path) -> Sidecar:
     """
     path = sidecar_path(engine)
     try:
-        return Sidecar.from_json(path.read_text("utf-8"))
+        return Sidecar.from_json(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise BadSidecar(f"{path} is missing. {how_to_export(engine)}") from None
     except (OSError, ValueError) as error:

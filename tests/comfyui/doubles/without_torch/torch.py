@@ -10,6 +10,10 @@ class Tensor:
     def __init__(self, array: NDArray[Any]) -> None:
         self._array = array
 
+    @property
+    def dtype(self) -> str:
+        return f"torch.{self._array.dtype}"
+
     def detach(self) -> "Tensor":
         return Tensor(self._array)
 
