@@ -11,6 +11,7 @@ from quart import current_app
 
 from filmstrip.errors import FilmstripError, UnknownPipeline
 from frontend.connection import Pace
+from frontend.download import Downloads
 from frontend.embedded import EmbeddedTriton
 from frontend.json_bodies import JsonBodies
 from frontend.media import ImageDecoder
@@ -46,6 +47,7 @@ class Parts:
     decoder: ImageDecoder
     json_bodies: JsonBodies
     embedded: EmbeddedTriton | None
+    downloads: Downloads
     loads: dict[str, PipelineLoad] = field(default_factory=dict)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -122,7 +124,7 @@ async def running(settings: Settings) -> AsyncIterator[Parts]:
         decoder = ImageDecoder()
         slot = Slot(settings, triton, store, decoder)
         json_bodies = JsonBodies(settings.json_bytes, settings.json_total_bytes)
-        parts = Parts(settings, store, triton, slot, decoder, json_bodies, embedded)
+        parts = Parts(settings, store, triton, slot, decoder, json_bodies, embedded, Downloads(settings.downloads))
         async with store.expiring():
             if embedded is not None:
                 embedded.start(triton)

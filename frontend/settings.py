@@ -118,6 +118,8 @@ class Settings(BaseSettings):
         2 * MINUTES, gt=0, description="How long a client may take in nothing of what is sent."
     )
 
+    downloads: int = Field(256, gt=0, description="Most downloads at once; one whose reader stopped takes half a MiB.")
+
     store_bytes: int = Field(32 * GIB, gt=0, description="Most bytes of all stored files together.")
     store_disk_share: float = Field(0.8, gt=0, le=1, description="Most of the free disk that stored files may take.")
     store_files: int = Field(1000, gt=0, description="Most stored files.")

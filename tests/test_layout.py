@@ -73,6 +73,7 @@ FRONTEND_ORDER = (
     "watch",
     "embedded",
     "download",
+    "docs_page",
     "uploads",
     "parts",
     "routes",
