@@ -15,9 +15,10 @@ from typing import BinaryIO
 
 from filmstrip import triton_server
 from filmstrip.errors import LoadFailed, TritonUnavailable
+from filmstrip.model_folders import DuplicateModel, check_unique
 from filmstrip.triton_folder import NoTritonFolder, TritonFolder, make_link
 from frontend.call import SECRET_VARIABLE
-from frontend.settings import Settings
+from frontend.settings import MODELS_DIR, Settings
 from frontend.spawn import spawn
 from frontend.store import Store
 from frontend.stored import SHM_DIR
@@ -49,20 +50,30 @@ def check(settings: Settings) -> None:
     """See what would keep the embedded Triton from starting.
 
     Raises:
-        EmbeddedUnsupported: the wheel or a model repository is missing, or there is no place for Triton's socket.
+        EmbeddedUnsupported: the wheel or a model repository is missing, two models have one name, or there is no place
+            for Triton's socket.
     """
     find_server()
-    for folder in settings.model_repository:
-        if not folder.is_dir():
-            raise EmbeddedUnsupported(f"no model repository {folder}")
-    if os.pathsep in _bin_folder():
-        raise EmbeddedUnsupported(
-            f"the folder of Python, {_bin_folder()}, has a colon in its name: the models cannot find it in PATH. "
-            "Move the virtual environment to a folder without one"
-        )
+    _check_repositories(settings.model_repository)
+    _bin_folder()
     try:
         TritonFolder.create().remove()
     except NoTritonFolder as error:
+        raise EmbeddedUnsupported(str(error)) from None
+
+
+def _check_repositories(repositories: tuple[Path, ...]) -> None:
+    if MODELS_DIR in repositories:
+        MODELS_DIR.mkdir(exist_ok=True)  # so that what is exported while the server runs is seen
+    for folder in repositories:
+        if not folder.is_dir():
+            raise EmbeddedUnsupported(
+                f"no model repository {folder} (FILMSTRIP_MODEL_REPOSITORY is split at each colon; give a path with a "
+                "colon as --model-repository)"
+            )
+    try:
+        check_unique(repositories)
+    except DuplicateModel as error:
         raise EmbeddedUnsupported(str(error)) from None
 
 
@@ -101,6 +112,8 @@ class EmbeddedTriton:
     def __init__(self, settings: Settings, store: Store) -> None:
         self._settings = settings
         self._server = find_server()
+        # The models' processes find their packages through the python3 that comes first.
+        self._path = f"{_bin_folder()}:{os.environ.get('PATH', '')}"
         self._folder = TritonFolder.create()
         self._shm_prefix = store.shm_name("triton")
         self.log_path = settings.data_dir.resolve() / "triton" / "triton.log"
@@ -315,7 +328,7 @@ class EmbeddedTriton:
                     models=(),  # one after the other, by us: so it answers at once, and each can fail alone
                     backends=backends,
                 ),
-                env=_environment(),
+                env=_environment() | {"PATH": self._path},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=log_file,
@@ -345,13 +358,23 @@ class EmbeddedTriton:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without what the models need not know; the stub finds its packages through the python3 it sees first."""
-    kept = {name: value for name, value in os.environ.items() if name not in _PRIVATE}
-    return kept | {"PATH": f"{_bin_folder()}:{os.environ.get('PATH', '')}"}
+    """Ours, without what the models need not know."""
+    return {name: value for name, value in os.environ.items() if name not in _PRIVATE}
 
 
 def _bin_folder() -> str:
-    return str(Path(sys.executable).parent)
+    """The folder of our own Python, for PATH.
+
+    Raises:
+        EmbeddedUnsupported: PATH cannot hold it.
+    """
+    folder = str(Path(sys.executable).parent)
+    if os.pathsep in folder:
+        raise EmbeddedUnsupported(
+            f"the folder of Python, {folder}, has a colon in its name: the models cannot find it in PATH. "
+            "Move the virtual environment to a folder without one"
+        )
+    return folder
 
 
 def _python_version() -> str:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from quart import current_app
 from filmstrip.errors import FilmstripError, UnknownPipeline
 from frontend.connection import Pace
 from frontend.defaults import check_defaults, ignored_params, request_defaults, with_defaults
+from frontend.download import Downloads
 from frontend.embedded import EmbeddedTriton
 from frontend.features import lora_name
 from frontend.json_bodies import JsonBodies
@@ -20,10 +21,11 @@ from frontend.schema import GenerateRequest, LoadEntry, LoadRequest
 from frontend.settings import Settings
 from frontend.slot import Slot
 from frontend.store import Store
-from frontend.triton import Pipeline, State, Triton
+from frontend.triton import Pipeline, Readiness, State, Triton
 
 log = logging.getLogger(__name__)
 
+_REPORT_POLL_S = 1.0
 _EXTENSION = "filmstrip"
 
 
@@ -62,6 +64,7 @@ class Parts:
     decoder: ImageDecoder
     json_bodies: JsonBodies
     embedded: EmbeddedTriton | None
+    downloads: Downloads
     loads: dict[str, PipelineLoad] = field(default_factory=dict)
     defaults: dict[tuple[str, str], LoadedDefaults] = field(default_factory=dict)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -70,6 +73,12 @@ class Parts:
     def is_starting(self) -> bool:
         """Triton is ours and on its way up."""
         return self.embedded is not None and not self.embedded.failed.is_set()
+
+    async def readiness(self) -> Readiness | None:
+        """Whether generations can run, and what cannot; None as long as Triton does not answer."""
+        if self.slot.is_closed or self.triton.is_starting:
+            return None
+        return await self.triton.readiness()
 
     @property
     def pace(self) -> Pace:
@@ -144,10 +153,19 @@ class Parts:
         if all(known[entry.pipeline_id].loaded for entry in entries):
             load.status = "loaded"
             return load
-        task = asyncio.create_task(self._load(load, entries), name="load pipelines")
+        self.begin(self._load(load, entries), "load pipelines")
+        return load
+
+    def begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Have work done in the background, until the server stops."""
+        task = asyncio.create_task(work, name=name)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
-        return load
+
+    async def report_failed_models(self) -> None:
+        """Have the log name the models that failed, once all of them were tried; nobody may ask for the list."""
+        while await self.readiness() is None:  # noqa: ASYNC110 - Triton sends no events
+            await asyncio.sleep(_REPORT_POLL_S)
 
     async def _load(self, load: PipelineLoad, entries: list[LoadEntry]) -> None:
         try:
@@ -172,10 +190,11 @@ async def running(settings: Settings) -> AsyncIterator[Parts]:
         decoder = ImageDecoder()
         slot = Slot(settings, triton, store, decoder)
         json_bodies = JsonBodies(settings.json_bytes, settings.json_total_bytes)
-        parts = Parts(settings, store, triton, slot, decoder, json_bodies, embedded)
+        parts = Parts(settings, store, triton, slot, decoder, json_bodies, embedded, Downloads(settings.downloads))
         async with store.expiring():
             if embedded is not None:
                 embedded.start(triton)
+            parts.begin(parts.report_failed_models(), "report failed models")
             try:
                 yield parts
             finally:
