@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from pydantic import BaseModel
 
-from filmstrip.errors import Overloaded, TooLarge
+from filmstrip.errors import InvalidField, Overloaded, TooLarge
 from frontend.connection import BoundedBody, Pace
 from frontend.schema import parse
 from frontend.tasks import in_thread
@@ -48,10 +48,11 @@ class JsonBodies:
         """A request's body, parsed; it counts until the context ends, for its strings are still held.
 
         Raises:
-            TooLarge: it has more than the limit, or more than `MAX_VALUES` values.
+            TooLarge: it has more bytes than the limit.
+            InvalidField: it has more than `MAX_VALUES` values, or see `parse`.
             Overloaded: all bodies together, or those of the client, would be over the budget.
             SlowBody: it came slower than `pace`.
-            BadJson, InvalidField: see `parse`.
+            BadJson: see `parse`.
         """
         if (content_length or 0) > self._limit_bytes:
             raise self._too_large()
@@ -130,7 +131,7 @@ class _Reservation:
 
 def _parse(model: type[ModelT], data: bytearray) -> ModelT:
     if len(data) > MAX_VALUES and count_values(data, MAX_VALUES) > MAX_VALUES:
-        raise TooLarge(f"the body holds more than {MAX_VALUES} keys, values and lists; long strings are no problem")
+        raise InvalidField(f"the body holds more than {MAX_VALUES} keys, values and lists; long strings are fine")
     return parse(model, data)
 
 
