@@ -8,7 +8,9 @@ TORCH_READY := $(VENV)/.ready-torch
 TESTS_READY := $(VENV)/.ready-tests
 # The pipeline whose weights come with the repository. Of its folder the export writes this file last.
 SMALL := checkpoints/longlive-small
-SMALL_READY := model_repository/longlive-small/config.pbtxt
+SMALL_READY := models/longlive-small/config.pbtxt
+# Where the export wrote until its folder was models/: two models of one name are refused.
+OLD_SMALL := model_repository/longlive-small
 SMALL_FILES := $(wildcard $(addprefix $(SMALL)/,*.json *.safetensors */*.json */*.safetensors))
 # Sidecars tell which engines are of other weights, but not which are of other code.
 GRAPH_CODE := $(wildcard export/*.py export/*/*.py)
@@ -40,6 +42,7 @@ $(TESTS_READY): requirements-tests.txt $(TORCH_READY)
 	@touch $(TESTS_READY)
 
 model: $(SMALL_READY) ## Make the engines of longlive-small, where they are not up to date
+	@[ ! -f $(OLD_SMALL)/1/pipeline.json ] || { echo "removing $(OLD_SMALL), which is in models/ now"; rm -r $(OLD_SMALL); }
 
 $(SMALL_READY): $(SMALL_FILES) $(GRAPH_CODE) $(wildcard filmstrip/*.py filmstrip/runtime/*.py) $(TORCH_READY)
 	$(BIN)/python -m export longlive --checkpoint $(SMALL) --id longlive-small --size 64x64 \
@@ -95,4 +98,4 @@ lock: setup ## Pin again after a change of pyproject.toml
 
 clean: ## Remove what setup, demo and tests made; a training in out/training stays
 	[ ! -d out ] || find out -mindepth 1 -maxdepth 1 ! -name training -exec rm -rf {} +
-	rm -rf $(VENV) model_repository/longlive-small data .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) models/longlive-small data .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,6 +105,29 @@ def generate(order: Order, client: Client, display: Display) -> Made:
     if last.data.get("unused"):
         summary += f"; {order.pipeline.id} has no use for {', '.join(last.data['unused'])}"
     return Made(str(last.data["output_path"]), json.dumps(report, indent=1, ensure_ascii=False), summary)
+
+
+@contextlib.contextmanager
+def not_lost(made: Made) -> Iterator[None]:
+    """Within its block the result is fetched: what goes wrong there names the result, which the server still has.
+
+    Raises:
+        FilmstripError: in place of that of the block.
+    """
+    try:
+        yield
+    except FilmstripError as error:
+        name = made.output_path
+        raise FilmstripError(
+            f"{error}; the video is not lost: the server keeps it for an hour, if not set otherwise, as {name}"
+            f" (filmstrip download {name} -o FILE)",
+            error.code,
+        ) from None
+    except MemoryError:
+        raise FilmstripError(
+            "there is not enough memory for the images of this video: take Generate to Video, or filmstrip download"
+            f" {made.output_path} -o FILE"
+        ) from None
 
 
 def num_frames_of(order: Order) -> int:

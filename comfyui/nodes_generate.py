@@ -12,7 +12,7 @@ from . import lines, video_file, widgets
 from .client import Client, Shape
 from .errors import FilmstripError
 from .frames import Floats, Pixels, to_floats
-from .generation import Order, Pipeline, generate
+from .generation import Order, Pipeline, generate, not_lost
 from .host import Display, OutputFile, as_video, check_interrupted, output_file, to_tensor
 from .nodes_chunks import arrays_of
 from .specs import Specs
@@ -185,7 +185,8 @@ class FilmstripGenerate(_Generator):
         client = Client(pipeline.server, check_interrupted)
         made = generate(_order(pipeline, prompt, num_frames, seed, **others), client, display)
         display.text("downloading")
-        frames, last = client.download(made.output_path, _into_floats)
+        with not_lost(made):
+            frames, last = client.download(made.output_path, _into_floats)
         display.picture(last)
         display.text(made.summary)
         return to_tensor(frames), len(frames), made.report
@@ -232,6 +233,7 @@ class FilmstripGenerateVideo(_Generator):
         """
         display = Display(unique_id)
         client = Client(pipeline.server, check_interrupted)
+        video_file.check(output_file(filename_prefix, 0, 0, ".mp4").path)
         made = generate(_order(pipeline, prompt, num_frames, seed, **others), client, display)
         display.text("downloading and encoding")
 
@@ -239,7 +241,8 @@ class FilmstripGenerateVideo(_Generator):
             file = output_file(filename_prefix, shape[1], shape[2], ".mp4")
             return file, video_file.write(file.path, frames, fps)
 
-        file, count = client.download(made.output_path, encode)
+        with not_lost(made):
+            file, count = client.download(made.output_path, encode)
         display.text(f"{made.summary}: {file.filename}")
         return {"ui": file.shown(), "result": (as_video(file.path), file.path, count, made.report)}
 

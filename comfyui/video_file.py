@@ -19,6 +19,20 @@ _BT709 = 1  # FFmpeg's number of it in each of its colour enumerations
 _CRF = "18"
 
 
+def check(path: str) -> None:
+    """Check that a file can be written there, before there is a video that would be lost.
+
+    Raises:
+        FilmstripError: PyAV is missing, or nothing can be written there.
+    """
+    _pyav()
+    try:
+        with tempfile.NamedTemporaryFile(prefix=".filmstrip-", dir=os.path.dirname(os.path.abspath(path))):
+            pass
+    except OSError as error:
+        raise FilmstripError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
 def write(path: str, frames: Iterable[Pixels], fps: float) -> int:
     """Encode frames, uint8 [H, W, 3] in RGB; gives their number. One frame is in memory at a time.
 
@@ -28,10 +42,7 @@ def write(path: str, frames: Iterable[Pixels], fps: float) -> int:
     Raises:
         FilmstripError: PyAV is missing, or the file cannot be written.
     """
-    try:
-        import av
-    except ImportError:
-        raise FilmstripError("PyAV is missing in ComfyUI's Python: pip install av") from None
+    av = _pyav()
     part = None
     try:
         handle, part = tempfile.mkstemp(
@@ -50,6 +61,14 @@ def write(path: str, frames: Iterable[Pixels], fps: float) -> int:
             with contextlib.suppress(OSError):  # it has its name now
                 os.remove(part)
     return num_frames
+
+
+def _pyav() -> Any:
+    try:
+        import av
+    except ImportError:
+        raise FilmstripError("PyAV is missing in ComfyUI's Python: pip install av") from None
+    return av
 
 
 def _umask() -> int:

@@ -11,6 +11,7 @@ import tritonclient.grpc as triton_grpc
 from tritonclient.utils import InferenceServerException
 
 from filmstrip import triton_server
+from filmstrip.model_folders import DuplicateModel, check_unique
 from filmstrip.triton_folder import NoTritonFolder, TritonFolder, is_safe_path, unsafe_models
 
 SHM_DIR = Path("/dev/shm")  # noqa: S108
@@ -36,8 +37,8 @@ def main() -> None:
     "repositories",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     multiple=True,
-    default=[Path("model_repository")],
-    show_default=True,
+    default=[path for path in (Path("model_repository"), Path("models")) if path.is_dir()],
+    show_default="model_repository, and models where it exists",
     help="Folder of models; several may be given.",
 )
 @click.option(
@@ -71,6 +72,10 @@ def start(
     binary = shutil.which(server)
     if binary is None:
         raise click.ClickException(f"there is no {server}: give --server, or run this in Triton's container")
+    try:
+        check_unique(repositories)
+    except DuplicateModel as error:
+        raise click.ClickException(str(error)) from None
     _check_names(repositories)
     repositories, backends = _shell_safe(repositories, backends)
     flags = triton_server.flags(

@@ -81,7 +81,7 @@ def main() -> None:
 )
 @click.option(
     "--repository",
-    default="model_repository",
+    default="models",
     show_default=True,
     type=click.Path(file_okay=False, path_type=Path),
     help="Triton's model repository, in which the folder NAME is written.",

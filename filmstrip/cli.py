@@ -448,7 +448,7 @@ class _Writing:
             f"{shape.width * self.scale}, {float(self.fps):g} fps"
         )
         for note in written.notes:
-            _note(f"Note: {note}.")
+            _note(f"Note: {note.rstrip('.')}.")
 
     @contextmanager
     def kept(self) -> Iterator[None]:

@@ -274,19 +274,24 @@ class PipelineFacts:
         if "chunk_size" not in parameters:
             return None
         try:
-            raw = {name: json.loads(parameters[name]) for name in parameters.keys() & _PARAMETERS}
+            raw = {name: _parameter(name, parameters[name]) for name in sorted(parameters.keys() & _PARAMETERS)}
             raw["features"] = _features(raw.get("features", {}))
             raw["modes"] = tuple(Mode(mode) for mode in raw["modes"])
             raw["sizes"] = tuple((height, width) for height, width in raw.get("sizes", []))
             raw.setdefault("first_chunk_size", raw["chunk_size"])
             facts = cls(id=id, **raw)
-        except (KeyError, TypeError, ValueError) as error:
+        except KeyError as error:
+            raise ValueError(f"config.pbtxt of {id}: parameter {error} is missing") from error
+        except (TypeError, ValueError) as error:
             raise ValueError(f"config.pbtxt of {id}: {error}") from error
         counts = (facts.chunk_size, facts.first_chunk_size, facts.granularity)
         optional = (facts.height, facts.width, facts.latent_frames, facts.max_references)
         given = (*counts, *(n for n in optional if n is not None), *(side for size in facts.sizes for side in size))
-        if not facts.modes or not all(_is_count(count) for count in given):
-            raise ValueError(f"config.pbtxt of {id}: modes and positive whole numbers are wanted, got {facts}")
+        if not facts.modes:
+            raise ValueError(f"config.pbtxt of {id}: parameter 'modes' names none")
+        bad = [value for value in given if not _is_count(value)]
+        if bad:
+            raise ValueError(f"config.pbtxt of {id}: sizes and numbers of frames must be whole and > 0, got {bad[0]!r}")
         return facts
 
     def to_dict(self) -> dict[str, Any]:
@@ -310,6 +315,13 @@ class PipelineFacts:
         if self.latent_frames is None:
             return 0
         return self.latent_frames + int(first and (mode is Mode.VIDEO or conditioned))
+
+
+def _parameter(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise ValueError(f"parameter {name!r} must be JSON, got {text[:80]!r}") from None
 
 
 def _features(raw: Any) -> Features:

@@ -41,7 +41,7 @@
         └── DiskFull            507  disk_full
 
 Foreign errors become one of these at three boundaries: tritonclient's in `frontend.triton`, ours to JSON or
-SSE in `frontend.app` and `frontend.events`, ours to Triton's own error in `filmstrip.runtime.triton_model`.
+SSE in `frontend.app` and `frontend.slot`, ours to Triton's own error in `filmstrip.runtime.triton_model`.
 Messages are written for the client: they name the field and the value, never a path of the server.
 """
 

@@ -15,7 +15,7 @@ class Progress:
 
     Attributes:
         chunk: the chunk's number, from 1.
-        total_chunks: the best estimate so far; exact when no chunk resets the cache.
+        total_chunks: chunks of the whole generation, resets of the cache counted.
         frames: pixel frames that this chunk added to the output.
         latency: seconds that it took.
         fps: frames / latency.

@@ -132,6 +132,7 @@ class _Source:
         self._is_avi = "avi" in container.format.name.split(",")
         self._num_decoded = 0
         self._end_s = 0.0
+        self._is_cut = False
         self._webp = AnimatedWebp(file) if is_animated_webp(self._file) else None
         rate = self._webp.rate() if self._webp else _nominal_rate(path, self._stream)
         self.fps = rate or _DEFAULT_FPS
@@ -220,10 +221,11 @@ class _Source:
             if packet.pts is not None and packet.time_base:
                 self._end_s = max(self._end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream.index == self._stream.index:  # stream_index is not set where a stream ends
+                self._is_cut = packet.is_corrupt if packet.size else self._is_cut
                 yield from decode(packet)
 
     def _check_whole(self) -> None:
-        missing = missing_part(self._file, self._container, self._stream, self._end_s)
+        missing = missing_part(self._file, self._container, self._stream, self._end_s, self._is_cut)
         if missing:
             raise VideoFileError(f"{display_path(self._path)} breaks off {missing}")
 

@@ -1,6 +1,7 @@
 """Whether a video file has all the bytes that it promises; FFmpeg reads one that breaks off as if it ended there."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 
 import av.container
@@ -8,8 +9,10 @@ from av.video import VideoStream
 
 _MICROSECONDS = 1_000_000
 _KNOWN_BOXES = {b"mdat", b"moov", b"moof"}
+_SEGMENT_ID = b"\x18\x53\x80\x67"
 _TS_PACKET_BYTES = (188, 192, 204)
 _TS_SYNC = 0x47
+_PES_START = re.compile(rb"\x00\x00\x01[\xbb-\xbf\xc0-\xef](..)", re.DOTALL)
 
 
 class FileBytes:
@@ -25,7 +28,11 @@ class FileBytes:
 
 
 def missing_part(
-    file: FileBytes, container: av.container.InputContainer, stream: VideoStream, end_s: float
+    file: FileBytes,
+    container: av.container.InputContainer,
+    stream: VideoStream,
+    end_s: float,
+    is_cut: bool,
 ) -> str | None:
     """Say how much of a file is there, where it has less than it promises; None if it is whole or promises nothing.
 
@@ -34,6 +41,7 @@ def missing_part(
         container: of the file.
         stream: its video.
         end_s: when the last packet of any of its streams ends.
+        is_cut: FFmpeg found less of the last packet of the video than it says.
     """
     names = set(container.format.name.split(","))
     if "mov" in names and (total := len(stream.index_entries)):
@@ -43,11 +51,11 @@ def missing_part(
     for name, promised_bytes in _PROMISES.items():
         promised = promised_bytes(file) if name in names else None
         if promised is not None and promised > file.size:
-            return f"after {file.size} of {promised} bytes"
-    if "gif" in names and not _ends_with_trailer(file):
-        return f"after {end_s:.1f} seconds, without the end mark of a GIF"
+            return f"after {file.size} bytes, in a part that goes to {promised}"
     if "mpegts" in names and _breaks_packet(file):
         return f"after {end_s:.1f} seconds, in the middle of a packet"
+    if is_cut:
+        return f"after {end_s:.1f} seconds"
     if names & {"flv", "matroska"} and container.duration is not None:
         promised_s = container.duration / _MICROSECONDS
         if promised_s - end_s > max(min(1.0, promised_s / 20), 2 / float(stream.average_rate or 25)):
@@ -88,20 +96,21 @@ def _boxes(file: FileBytes) -> Iterator[tuple[int, bytes, int]]:
         start += size
 
 
-def _segment_end(file: FileBytes) -> int | None:
-    """Where the segment of a Matroska file ends; None if it doesn't say."""
+def _elements_end(file: FileBytes) -> int | None:
+    """Where the last element of a Matroska file ends; elements of live recordings have no size, but their parts do."""
     start = 0
-    while len(header := file.read(start, 12)) == 12:
+    while len(header := file.read(start, 12)) >= 2 and header[0]:
         id_bytes = 9 - header[0].bit_length()
-        size_bytes = 9 - header[id_bytes].bit_length() if id_bytes <= 4 else 9
-        if size_bytes > 8 or id_bytes + size_bytes > 12:
+        size_bytes = 9 - header[id_bytes : id_bytes + 1].ljust(1, b"\1")[0].bit_length()
+        if id_bytes > 4 or size_bytes > 8:
             return None
         size = int.from_bytes(header[id_bytes : id_bytes + size_bytes], "big") & ((1 << 7 * size_bytes) - 1)
-        end = start + id_bytes + size_bytes + size
-        if header[:id_bytes] == b"\x18\x53\x80\x67":
-            return None if size == (1 << 7 * size_bytes) - 1 else end
-        start = end
-    return None
+        start += id_bytes + size_bytes
+        has_size = size != (1 << 7 * size_bytes) - 1
+        if has_size and header[:id_bytes] == _SEGMENT_ID:
+            return start + size
+        start += size if has_size else 0
+    return start
 
 
 def _riffs_end(file: FileBytes) -> int | None:
@@ -144,8 +153,30 @@ def _asf_end(file: FileBytes) -> int | None:
     return None if is_broadcast else int.from_bytes(head[place + 40 : place + 48], "little")
 
 
-def _ends_with_trailer(file: FileBytes) -> bool:
-    return file.read(max(0, file.size - 4096), 4096).rstrip(b"\0\n\r").endswith(b";")
+def _gif_end(file: FileBytes) -> int | None:
+    """Where the last block of a GIF ends; a missing end mark between two blocks is forgiven, as by browsers."""
+    data = file.read(0, file.size)
+    place = 13 + _colours_bytes(data[10:11])
+    while data[place : place + 1] in (b"!", b","):
+        is_image = data[place : place + 1] == b","
+        place += 11 + _colours_bytes(data[place + 9 : place + 10]) if is_image else 2
+        while (num_bytes := int.from_bytes(data[place : place + 1])) and place < file.size:
+            place += 1 + num_bytes
+        place += 1
+    return place
+
+
+def _colours_bytes(flags: bytes) -> int:
+    """The length of a colour table of a GIF."""
+    return 3 << ((flags[0] & 7) + 1) if flags and flags[0] & 0x80 else 0
+
+
+def _packet_end(file: FileBytes) -> int | None:
+    """Where the last packet of an MPEG program stream ends."""
+    tail_start = max(0, file.size - 0x20000)
+    tail = file.read(tail_start, 0x20000)
+    packets = [found.end() + int.from_bytes(found[1], "big") for found in _PES_START.finditer(tail)]
+    return tail_start + packets[-1] if packets else None
 
 
 def _breaks_packet(file: FileBytes) -> bool:
@@ -159,10 +190,12 @@ def _breaks_packet(file: FileBytes) -> bool:
 
 _PROMISES: dict[str, Callable[[FileBytes], int | None]] = {
     "mov": _boxes_end,
-    "matroska": _segment_end,
+    "matroska": _elements_end,
     "avi": _riffs_end,
     "webp": _riffs_end,
     "apng": _chunks_end,
+    "gif": _gif_end,
     "ogg": _pages_end,
+    "mpeg": _packet_end,
     "asf": _asf_end,
 }

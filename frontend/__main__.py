@@ -21,7 +21,7 @@ from frontend import embedded, logs, protocol
 from frontend.app import create_app
 from frontend.connection_limit import OpenConnections, most_connections, raise_descriptor_limit
 from frontend.parts import Parts
-from frontend.settings import Settings
+from frontend.settings import Settings, unknown_variables
 from frontend.store import DataDirectoryTaken, Store
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,12 @@ _BACKLOG = 2048  # a client that finds the queue full tries again a second later
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port to listen on; 0 picks a free one.  [default: 8000]")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of uploads and outputs.  [default: data]")
+@click.option(
+    "--model-repository",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Model repository of the embedded Triton; may be given again.  [default: model_repository and models]",
+)
 @click.option("--triton-url", help="gRPC address of Triton without --embedded.  [default: 127.0.0.1:8001]")
 def main(**flags: Any) -> None:
     r"""Serve the Filmstrip API: whole videos from one request, made chunk by chunk on NVIDIA Triton.
@@ -47,7 +53,7 @@ def main(**flags: Any) -> None:
       python -m frontend --host 0.0.0.0 --port 8000 --triton-url triton:8001
     """
     try:
-        settings = Settings(**{name: value for name, value in flags.items() if value is not None})
+        settings = Settings(**{name: value for name, value in flags.items() if value not in (None, ())})
         if settings.embedded:
             embedded.check(settings)
         with contextlib.closing(Store(settings)) as store:
@@ -59,6 +65,8 @@ def main(**flags: Any) -> None:
     except (embedded.EmbeddedUnsupported, DataDirectoryTaken, OSError) as error:
         raise click.ClickException(str(error)) from None
     logs.configure(settings)
+    for name, match in unknown_variables(os.environ).items():
+        log.warning("there is no setting %s%s", name, f"; did you mean {match}?" if match else "")
     descriptors = raise_descriptor_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         sys.exit(runner.run(_serve(settings, listener, descriptors)))

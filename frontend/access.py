@@ -13,8 +13,8 @@ from filmstrip.errors import ForbiddenHost, ForbiddenOrigin, Unauthorized
 from frontend.hosts import Authority, is_loopback_address, is_same_origin
 from frontend.settings import Settings
 
-_OPEN = ("/", "/health", "/docs", "/openapi.json")  # what a monitor or a browser asks for before it has a key
 _ANY_HOST = ("/health", "/health/live", "/health/ready")  # monitors ask by address, and learn nothing
+_OPEN = ("/", *_ANY_HOST, "/docs", "/openapi.json")  # what a monitor or a browser asks for before it has a key
 _HARMLESS = ("GET", "HEAD", "OPTIONS")
 _SCHEME = "bearer"
 

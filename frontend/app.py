@@ -2,15 +2,11 @@
 
 import logging
 from contextlib import AsyncExitStack
-from importlib.resources import files
-from pathlib import Path
-from typing import cast
 
-from quart import Quart, Response, jsonify, redirect, request, send_from_directory
+from quart import Quart, Response, jsonify, request
 from quart_cors import cors
-from quart_schema import HttpSecurityScheme, Info, QuartSchema, hide
+from quart_schema import HttpSecurityScheme, Info, QuartSchema, Server
 from werkzeug.exceptions import HTTPException
-from werkzeug.wrappers import Response as WerkzeugResponse
 
 import filmstrip
 from filmstrip.errors import (
@@ -26,6 +22,7 @@ from filmstrip.errors import (
 from frontend.access import Access
 from frontend.bodies import refuse_wrapped
 from frontend.connection import BoundedBody, BoundedRequest, Connection
+from frontend.docs_page import add_docs
 from frontend.openapi import Provider, accepted_types
 from frontend.parts import provide, running, the_parts
 from frontend.routes import api
@@ -58,8 +55,6 @@ def create_app(settings: Settings | None = None) -> Quart:
         RESPONSE_TIMEOUT=None,  # streams and downloads take as long as they take
         BODY_TIMEOUT=None,  # BoundedBody.pieces has limits of its own
         MAX_CONTENT_LENGTH=None,
-        QUART_SCHEMA_SWAGGER_JS_URL="/docs/swagger-ui-bundle.js",
-        QUART_SCHEMA_SWAGGER_CSS_URL="/docs/swagger-ui.css",
         PROVIDE_AUTOMATIC_OPTIONS=bool(settings.cors_origins),  # the preflights of browsers
     )
     app.register_blueprint(api)
@@ -138,24 +133,12 @@ def _add_errors(app: Quart) -> None:
 
 def _add_docs(app: Quart, settings: Settings) -> None:
     schema = QuartSchema(
-        openapi_path="/openapi.json",
-        swagger_ui_path="/docs",
-        redoc_ui_path=None,
-        scalar_ui_path=None,
+        openapi_path=None,  # quart-schema would make the document anew for each request
         info=Info(title="Filmstrip", version=API_VERSION, description=filmstrip.__doc__),
+        servers=[Server(url=".")],  # relative to the document, so that it holds under a path prefix
         security_schemes={"key": HttpSecurityScheme(scheme="bearer")} if settings.api_keys else None,
         security=[{"key": []}] if settings.api_keys else None,
     )
     schema.openapi_provider_class = Provider
     schema.init_app(app)
-    assets = cast("Path", files("flask_swagger_ui")) / "dist"
-
-    @app.get("/docs/<any('swagger-ui-bundle.js', 'swagger-ui.css'):name>")
-    @hide
-    async def docs_asset(name: str) -> Response:
-        return await send_from_directory(assets, name)
-
-    @app.get("/")
-    @hide
-    async def home() -> WerkzeugResponse:
-        return redirect("/docs")
+    add_docs(app, schema, "Filmstrip")

@@ -6,6 +6,7 @@ from quart import Request
 
 from filmstrip.errors import UnsupportedMediaType
 
+BINARY = "application/octet-stream"
 JSON = "application/json"
 
 

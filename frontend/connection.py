@@ -208,9 +208,10 @@ class Connection(ASGIHTTPConnection):
 
     async def _end_handler(self) -> None:
         """Quart's handler runs on when the connection's own task is cancelled, as at a shutdown."""
-        if self._handler is not None:
-            self._handler.cancel()
-            await asyncio.wait([self._handler])
+        handler, self._handler = self._handler, None  # its exception's traceback holds this connection: a cycle
+        if handler is not None:
+            handler.cancel()
+            await asyncio.wait([handler])
 
     async def handle_messages(self, request: Request, receive: ASGIReceiveCallable) -> None:
         """Feed the body until the client is gone."""

@@ -15,9 +15,10 @@ from typing import BinaryIO
 
 from filmstrip import triton_server
 from filmstrip.errors import LoadFailed, TritonUnavailable
+from filmstrip.model_folders import DuplicateModel, check_unique
 from filmstrip.triton_folder import NoTritonFolder, TritonFolder, make_link
 from frontend.call import SECRET_VARIABLE
-from frontend.settings import Settings
+from frontend.settings import MODELS_DIR, Settings
 from frontend.spawn import spawn
 from frontend.store import Store
 from frontend.stored import SHM_DIR
@@ -49,12 +50,11 @@ def check(settings: Settings) -> None:
     """See what would keep the embedded Triton from starting.
 
     Raises:
-        EmbeddedUnsupported: the wheel or a model repository is missing, or there is no place for Triton's socket.
+        EmbeddedUnsupported: the wheel or a model repository is missing, two models have one name, or there is no place
+            for Triton's socket.
     """
     find_server()
-    for folder in settings.model_repository:
-        if not folder.is_dir():
-            raise EmbeddedUnsupported(f"no model repository {folder}")
+    _check_repositories(settings.model_repository)
     if os.pathsep in _bin_folder():
         raise EmbeddedUnsupported(
             f"the folder of Python, {_bin_folder()}, has a colon in its name: the models cannot find it in PATH. "
@@ -63,6 +63,21 @@ def check(settings: Settings) -> None:
     try:
         TritonFolder.create().remove()
     except NoTritonFolder as error:
+        raise EmbeddedUnsupported(str(error)) from None
+
+
+def _check_repositories(repositories: tuple[Path, ...]) -> None:
+    if MODELS_DIR in repositories:
+        MODELS_DIR.mkdir(exist_ok=True)  # so that what is exported while the server runs is seen
+    for folder in repositories:
+        if not folder.is_dir():
+            raise EmbeddedUnsupported(
+                f"no model repository {folder} (FILMSTRIP_MODEL_REPOSITORY is split at each colon; give a path with a "
+                "colon as --model-repository)"
+            )
+    try:
+        check_unique(repositories)
+    except DuplicateModel as error:
         raise EmbeddedUnsupported(str(error)) from None
 
 

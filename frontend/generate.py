@@ -12,7 +12,7 @@ from filmstrip import contract
 from filmstrip.contract import ChunkParameters, Mode
 from filmstrip.events import Cancelled, Complete, Progress
 from filmstrip.geometry import VIDEO_HEADER_BYTES
-from frontend import metrics, triton
+from frontend import logs, metrics, triton
 from frontend.arrays import Source
 from frontend.call import Tensor
 from frontend.events import EventLog
@@ -57,7 +57,8 @@ class Generation:
 
     def cancel(self) -> None:
         """End it after the chunk under way, keeping what is made by then."""
-        log.info("cancel was asked for")
+        with logs.named(self.id):  # called by another request
+            log.info("cancel was asked for")
         self.cancel_requested = True
 
     async def run(self, job: Job, server: triton.Triton, store: Store) -> Complete | Cancelled:

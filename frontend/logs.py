@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from contextlib import AbstractContextManager
 
 import structlog
 
@@ -36,9 +37,21 @@ def configure(settings: Settings) -> None:
     root.setLevel(settings.log_level)
 
 
+def name_generation(id: str) -> None:
+    """Put a generation's id on every line that follows from this task, its threads and the tasks that it starts."""
+    structlog.contextvars.bind_contextvars(generation=id)
+
+
+def named(id: str) -> AbstractContextManager[None]:
+    """Put a generation's id on the lines of a block, in place of any other."""
+    return structlog.contextvars.bound_contextvars(generation=id)
+
+
 def _no_probes(record: logging.LogRecord) -> bool:
     """Leave out what monitors ask every few seconds."""
-    return not record.getMessage().startswith(("GET /health ", "GET /metrics "))
+    return not record.getMessage().startswith(
+        tuple(f"GET {path} " for path in ("/health", "/health/live", "/health/ready", "/metrics"))
+    )
 
 
 def _on_one_line(record: logging.LogRecord) -> bool:

@@ -14,7 +14,6 @@ from frontend.schema import ErrorAnswer
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-BINARY = "application/octet-stream"
 EVENTS = "text/event-stream"
 _OPERATION = "_filmstrip_operation"
 _MEANINGS = {

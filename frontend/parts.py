@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,16 +11,18 @@ from quart import current_app
 
 from filmstrip.errors import FilmstripError, UnknownPipeline
 from frontend.connection import Pace
+from frontend.download import Downloads
 from frontend.embedded import EmbeddedTriton
 from frontend.json_bodies import JsonBodies
 from frontend.media import ImageDecoder
 from frontend.settings import Settings
 from frontend.slot import Slot
 from frontend.store import Store
-from frontend.triton import Triton
+from frontend.triton import Readiness, Triton
 
 log = logging.getLogger(__name__)
 
+_REPORT_POLL_S = 1.0
 _EXTENSION = "filmstrip"
 
 
@@ -45,6 +47,7 @@ class Parts:
     decoder: ImageDecoder
     json_bodies: JsonBodies
     embedded: EmbeddedTriton | None
+    downloads: Downloads
     loads: dict[str, PipelineLoad] = field(default_factory=dict)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -52,6 +55,12 @@ class Parts:
     def is_starting(self) -> bool:
         """Triton is ours and on its way up."""
         return self.embedded is not None and not self.embedded.failed.is_set()
+
+    async def readiness(self) -> Readiness | None:
+        """Whether generations can run, and what cannot; None as long as Triton does not answer."""
+        if self.slot.is_closed or self.triton.is_starting:
+            return None
+        return await self.triton.readiness()
 
     @property
     def pace(self) -> Pace:
@@ -80,10 +89,19 @@ class Parts:
         if all(known[name].loaded for name in pipeline_ids):
             load.status = "loaded"
             return load
-        task = asyncio.create_task(self._load(load, pipeline_ids), name="load pipelines")
+        self.begin(self._load(load, pipeline_ids), "load pipelines")
+        return load
+
+    def begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Have work done in the background, until the server stops."""
+        task = asyncio.create_task(work, name=name)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
-        return load
+
+    async def report_failed_models(self) -> None:
+        """Have the log name the models that failed, once all of them were tried; nobody may ask for the list."""
+        while await self.readiness() is None:  # noqa: ASYNC110 - Triton sends no events
+            await asyncio.sleep(_REPORT_POLL_S)
 
     async def _load(self, load: PipelineLoad, pipeline_ids: list[str]) -> None:
         try:
@@ -106,10 +124,11 @@ async def running(settings: Settings) -> AsyncIterator[Parts]:
         decoder = ImageDecoder()
         slot = Slot(settings, triton, store, decoder)
         json_bodies = JsonBodies(settings.json_bytes, settings.json_total_bytes)
-        parts = Parts(settings, store, triton, slot, decoder, json_bodies, embedded)
+        parts = Parts(settings, store, triton, slot, decoder, json_bodies, embedded, Downloads(settings.downloads))
         async with store.expiring():
             if embedded is not None:
                 embedded.start(triton)
+            parts.begin(parts.report_failed_models(), "report failed models")
             try:
                 yield parts
             finally:

@@ -152,6 +152,10 @@ class Protocol(H11Protocol):
             )
         )
 
+    def let_go(self) -> None:
+        """Refer to itself no more: its memory is freed now, not when Python next looks for reference cycles."""
+        del self._exchange, self.connection_state
+
     def _new_exchange(self) -> Exchange:
         return Exchange(self._ask_for_body, self._expect_stream)
 
@@ -237,6 +241,10 @@ class Server(tcp_server.TCPServer):
             self._connections.remove(self)
             if hasattr(self, "protocol"):  # it has not been refused, and has said something
                 self._http.stay()
+                self._http.let_go()
+                del self.protocol
+            if (error := self.reader.exception()) is not None:
+                error.__traceback__ = None  # its frames refer to this connection, as the protocol did
 
     # -- What the limit on connections asks ---------------------------------------------------------------------
 

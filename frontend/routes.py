@@ -9,11 +9,11 @@ from quart import Blueprint, Response, jsonify, request
 from filmstrip.errors import InvalidField
 from frontend import metrics
 from frontend.access import client_of_request
-from frontend.bodies import JSON
+from frontend.bodies import BINARY, JSON
 from frontend.connection import BoundedBody, on_close, will_stream
 from frontend.download import send_file
 from frontend.media import Requester
-from frontend.openapi import BINARY, EVENTS, content, describe, parameter
+from frontend.openapi import EVENTS, content, describe, parameter
 from frontend.parts import the_parts
 from frontend.schema import (
     AssetAnswer,
@@ -21,6 +21,7 @@ from frontend.schema import (
     CancelAnswer,
     GenerateRequest,
     HealthAnswer,
+    LiveAnswer,
     LoadAnswer,
     LoadRequest,
     PipelinesAnswer,
@@ -128,20 +129,25 @@ async def upload_asset() -> Response:
     parameters=(
         parameter("path", "query", {"type": "string"}, "An output_path.", required=True),
         parameter("Range", "header", {"type": "string"}, "One range of bytes.", required=False),
+        parameter("If-Range", "header", {"type": "string"}, "The range holds for this ETag alone.", required=False),
+        parameter("If-Match", "header", {"type": "string"}, "ETags, one of which the file must have.", required=False),
+        parameter("If-None-Match", "header", {"type": "string"}, "ETags that the client has.", required=False),
     ),
     answers={
         200: content(BINARY, description="20-byte header and raw uint8 THWC.") | {"headers": _VIDEO_HEADERS},
         206: content(BINARY, description="The range asked for.") | {"headers": _VIDEO_HEADERS},
+        304: {"description": "The client has it already."},
     },
-    errors=(404, 416, 422),
+    errors=(404, 412, 416, 422, 503),
 )
 async def download() -> Response:
     """Download an output video."""
     name = request.args.get("path")
     if not name:
         raise InvalidField("path: missing", "path")
-    store = the_parts().store
-    return send_file(store.find(name, Kind.OUTPUT, owner=client_of_request(), field="path"), request, store)
+    parts = the_parts()
+    file = parts.store.find(name, Kind.OUTPUT, owner=client_of_request(), field="path")
+    return send_file(file, request, parts.store, parts.downloads)
 
 
 @api.delete("/api/v1/files/<name>")
@@ -206,13 +212,30 @@ async def pipeline_status() -> Response:
     answers={200: content(JSON, HealthAnswer), 503: content(JSON, HealthAnswer, "Not now.")}, models=(HealthAnswer,)
 )
 async def health() -> tuple[Response, int]:
-    """Tell whether a generation would be accepted, or one runs."""
+    """Tell whether a generation would be accepted, or one runs, and which pipelines failed."""
     parts = the_parts()
     generating = parts.slot.current is not None
-    is_up = parts.embedded is None or parts.embedded.is_up
-    ready = generating or (not parts.slot.is_closed and is_up and await parts.triton.is_ready())
-    status = "healthy" if ready else "starting" if parts.is_starting else "unavailable"
-    return _answer(HealthAnswer(status=status, generating=generating)), 200 if ready else 503
+    found = await parts.readiness()
+    ready = generating or (found is not None and found.can_generate)
+    status = "healthy" if ready else "starting" if found is None and parts.is_starting else "unavailable"
+    degraded = list(found.degraded) if found is not None else []
+    return _answer(HealthAnswer(status=status, generating=generating, degraded=degraded)), 200 if ready else 503
+
+
+@api.get("/health/ready")
+@describe(
+    answers={200: content(JSON, HealthAnswer), 503: content(JSON, HealthAnswer, "Not now.")}, models=(HealthAnswer,)
+)
+async def ready() -> tuple[Response, int]:
+    """Readiness: the same as /health."""
+    return await health()
+
+
+@api.get("/health/live")
+@describe(answers={200: content(JSON, LiveAnswer)}, models=(LiveAnswer,))
+async def live() -> Response:
+    """Liveness: the server answers requests, whatever Triton does."""
+    return _answer(LiveAnswer(status="live"))
 
 
 @api.get("/metrics")

@@ -253,6 +253,13 @@ class HealthAnswer(BaseModel):
 
     status: Literal["healthy", "starting", "unavailable"]
     generating: bool
+    degraded: list[str]
+
+
+class LiveAnswer(BaseModel):
+    """The server answers requests; whether it can generate is another question."""
+
+    status: Literal["live"]
 
 
 class FeaturesAnswer(BaseModel):

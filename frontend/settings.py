@@ -1,7 +1,10 @@
 """Every setting, its default and what it means; read once from the environment (`FILMSTRIP_*`) and from secrets."""
 
 import hashlib
+import os
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -26,6 +29,10 @@ HOURS = 3600.0
 SECRETS_DIR = Path("/run/secrets")
 """Where container engines put secrets, a file each: `filmstrip_api_keys` is `FILMSTRIP_API_KEYS`."""
 
+_CHECKOUT = Path(__file__).resolve().parent.parent
+MODELS_DIR = _CHECKOUT / "models"
+"""Where the export writes models; made when the embedded Triton starts with the default repositories."""
+
 _CLIENT = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
@@ -46,6 +53,13 @@ class ApiKey(NamedTuple):
 
     def __repr__(self) -> str:  # a key does not belong in a log
         return f"ApiKey({self.client})"
+
+
+def _default_repositories() -> tuple[Path, ...]:
+    """The models that come with the code, and those that were exported, where there can be any."""
+    shipped = _CHECKOUT / "model_repository"
+    has_exports = MODELS_DIR.is_dir() or (shipped.is_dir() and os.access(_CHECKOUT, os.W_OK))
+    return (shipped, MODELS_DIR) if has_exports else (shipped,)
 
 
 class Settings(BaseSettings):
@@ -79,8 +93,8 @@ class Settings(BaseSettings):
         "", repr=False, description="Secret of Triton's restricted protocols; the embedded one needs none."
     )
     model_repository: Annotated[tuple[Path, ...], NoDecode] = Field(
-        (Path(__file__).resolve().parent.parent / "model_repository",),
-        description="Model folders of the embedded Triton, separated by `:`.",
+        default_factory=_default_repositories,
+        description="Model repositories of the embedded Triton, separated by `:`.",
     )
     triton_start_timeout_s: float = Field(5 * MINUTES, gt=0, description="Longest start of the embedded Triton.")
     model_restart_window_s: float = Field(
@@ -104,6 +118,8 @@ class Settings(BaseSettings):
         2 * MINUTES, gt=0, description="How long a client may take in nothing of what is sent."
     )
 
+    downloads: int = Field(256, gt=0, description="Most downloads at once; one whose reader stopped takes half a MiB.")
+
     store_bytes: int = Field(32 * GIB, gt=0, description="Most bytes of all stored files together.")
     store_disk_share: float = Field(0.8, gt=0, le=1, description="Most of the free disk that stored files may take.")
     store_files: int = Field(1000, gt=0, description="Most stored files.")
@@ -113,7 +129,12 @@ class Settings(BaseSettings):
     chunk_timeout_s: float = Field(10 * MINUTES, gt=0, description="Longest chunk before its generation fails.")
     sequence_start_timeout_s: float = Field(10.0, gt=0, description="Longest wait for a free slot in Triton.")
     sequence_end_timeout_s: float = Field(30.0, gt=0, description="Longest wait for Triton to end a sequence.")
-    keep_alive_s: float = Field(10.0, gt=0, description="Longest silence of an event stream before a comment.")
+    keep_alive_s: float = Field(
+        10.0,
+        gt=0,
+        le=15,
+        description="Longest silence of an event stream before a comment; at most 15.",
+    )
     shutdown_timeout_s: float = Field(3.0, gt=0, description="How long open requests may take at shutdown.")
 
     @classmethod
@@ -134,6 +155,14 @@ class Settings(BaseSettings):
     @classmethod
     def _split_paths(cls, value: object) -> object:
         return tuple(Path(part) for part in value.split(":") if part) if isinstance(value, str) else value
+
+    @field_validator("model_repository")
+    @classmethod
+    def _once_each(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        once: dict[Path, Path] = {}
+        for path in value:
+            once.setdefault(path.resolve(), path)
+        return tuple(once.values())
 
     @field_validator("cors_origins", "allowed_hosts", mode="before")
     @classmethod
@@ -158,6 +187,17 @@ class Settings(BaseSettings):
     def _drop_byte_order_mark(cls, value: object) -> object:
         """Editors on Windows begin a file with one, and so a secret, or a variable that is filled from a file."""
         return value.removeprefix("\ufeff") if isinstance(value, str) else value
+
+
+OTHER_VARIABLES = frozenset(f"FILMSTRIP_{name}" for name in ("SERVER", "TOKEN", "PIPELINE", "MODELS", "CHECKPOINTS"))
+"""What the clients and deploy/compose.yaml read."""
+
+
+def unknown_variables(names: Iterable[str]) -> dict[str, str | None]:
+    """Which names of environment variables begin as ours do and mean nothing, each with a close match or None."""
+    known = {f"FILMSTRIP_{field.upper()}" for field in Settings.model_fields} | OTHER_VARIABLES
+    unknown = sorted(name for name in names if name.upper().startswith("FILMSTRIP_") and name.upper() not in known)
+    return {name: next(iter(get_close_matches(name.upper(), known, 1, 0.8)), None) for name in unknown}
 
 
 def _parts(value: str) -> list[str]:

@@ -9,12 +9,10 @@ import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import structlog
-
 from filmstrip.errors import Busy, ClientGone, FilmstripError, InternalError, InvalidField, ShuttingDown
 from filmstrip.events import Cancelled, Complete, ErrorEvent
 from filmstrip.geometry import VIDEO_HEADER_BYTES
-from frontend import metrics
+from frontend import logs, metrics
 from frontend.arrays import Source, Uploads
 from frontend.generate import Generation, Job
 from frontend.media import Image, ImageDecoder, Requester, resolve_image
@@ -61,7 +59,7 @@ class Slot:
         """
         self._check_is_free()
         generation = Generation(secrets.token_hex(8), client)
-        structlog.contextvars.bind_contextvars(generation=generation.id)
+        logs.name_generation(generation.id)
         with contextlib.ExitStack() as uses:
             checked = await self._check(generation, request, uses)
             if generation.cancel_requested:
@@ -108,7 +106,8 @@ class Slot:
     def abandon(self, generation: Generation) -> None:
         """End a generation as soon as the model lets go, because nobody waits for it any more."""
         if self.current is generation and self._task is not None:
-            log.info("the client is gone")
+            with logs.named(generation.id):  # called by the connection, which serves other requests too
+                log.info("the client is gone")
             self._task.cancel()
 
     async def close(self, timeout_s: float) -> None:

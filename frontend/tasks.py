@@ -21,7 +21,10 @@ async def run_to_end(work: Coroutine[Any, Any, T]) -> T:
         except Exception:  # noqa: BLE001  raised from task.result() below
             break
     if cancelled is not None:
-        raise cancelled
+        try:
+            raise cancelled
+        finally:
+            del cancelled  # its traceback holds this frame: a cycle, which would keep all that the caller holds
     return task.result()
 
 

@@ -28,12 +28,12 @@ from filmstrip.errors import (
 )
 from filmstrip.geometry import VideoShape
 from filmstrip.triton_folder import is_safe_model
-from frontend import reasons
+from frontend import reasons, repository
 from frontend.call import ChunkAnswer, ChunkCall, Tensor, call_model, connect, parameters_json
 from frontend.regions import SharedMemoryRefused, Slice
 from frontend.relay import Relay, RelayDied
 from frontend.settings import Settings
-from frontend.tasks import run_to_end
+from frontend.tasks import in_thread, run_to_end
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,19 @@ class Pipeline:
         return self.state is State.READY
 
 
+@dataclass(frozen=True)
+class Readiness:
+    """Whether generations can run.
+
+    Attributes:
+        can_generate: at least one pipeline is ready, or can be loaded, once all models were tried.
+        degraded: ids of the models that failed.
+    """
+
+    can_generate: bool
+    degraded: tuple[str, ...] = ()
+
+
 class Supervisor(Protocol):
     """What starts Triton again, where Triton is ours."""
 
@@ -105,11 +118,17 @@ class Triton:
         self.settings = settings
         self._client = connect(url, secret)
         self._relay = Relay(url, secret)
+        self._repositories = settings.model_repository if settings.embedded else ()
         self._facts: dict[str, PipelineFacts] = {}
         self._bad_parameters: dict[str, str] = {}
+        self._not_pipelines: set[str] = set()
         self._sick: set[str] = set()
         self._failed: dict[str, str] = {}
         self._load_errors: dict[str, str] = {}
+        self._failed_as: dict[str, repository.Fingerprint] = {}
+        self._was_settled = False
+        self._is_reachable = False
+        self._asking: asyncio.Task[Readiness | None] | None = None
         self._reported: dict[str, str | None] = {}
         self._open_sequences: Counter[str] = Counter()
         self._load_locks: dict[str, asyncio.Lock] = {}
@@ -147,49 +166,92 @@ class Triton:
         """
         return sorted(await self._states())
 
-    async def pipelines(self) -> dict[str, Pipeline]:
+    async def pipelines(self, *, read_again: bool = True) -> dict[str, Pipeline]:
         """All pipelines of the repository, by id, and every model that failed; other loaded models are left out.
+
+        Args:
+            read_again: ask Triton for the configuration of each loaded model, and not only of those not yet known.
 
         Raises:
             TritonUnavailable: it does not answer.
         """
-        states = await self._states()
-        ready = [name for name, (state, _) in states.items() if state is State.READY]
-        await asyncio.gather(*(self._read_facts(name) for name in ready))
-        found = {}
-        for name, (state, reason) in sorted(states.items()):
-            facts = self._facts.get(name)
-            if state is State.READY and name in self._bad_parameters:
+        found = await self._states()
+        ready = {name for name, pipeline in found.items() if pipeline.state is State.READY}
+        known = self._facts.keys() | self._bad_parameters.keys() | self._not_pipelines
+        await asyncio.gather(*(self._read_facts(name) for name in (ready if read_again else ready - known)))
+        for name in ready:
+            if name in self._bad_parameters:
                 found[name] = Pipeline(None, State.FAILED, self._bad_parameters[name])
-            elif state is not State.READY or facts is not None:
-                found[name] = Pipeline(facts, state, reason)
+            elif name in self._facts:
+                found[name] = Pipeline(self._facts[name], State.READY)
+            else:
+                del found[name]
         self._report(found)
         return found
 
-    async def _states(self) -> dict[str, tuple[State, str | None]]:
-        """Every model of the repository: its state, and why it is not ready."""
+    async def readiness(self) -> Readiness | None:
+        """Whether generations can run, None where Triton does not answer; calls at the same time share its answer."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._readiness(), name="readiness")
+        return await asyncio.shield(self._asking)
+
+    async def _readiness(self) -> Readiness | None:
+        try:
+            if not self._is_reachable:  # asked again and again until it is, this does not fill the log
+                await self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S)
+            pipelines = await self.pipelines(read_again=False)
+        except (FilmstripError, InferenceServerException) as error:
+            self._is_reachable = False
+            if _RESTRICTED in str(error):
+                log.error("Triton wants a secret that FILMSTRIP_TRITON_SECRET does not give")
+            return None
+        self._is_reachable = True
+        states = {pipeline.state for pipeline in pipelines.values()}
+        self._was_settled = self._was_settled or State.LOADING not in states
+        degraded = tuple(name for name, pipeline in pipelines.items() if pipeline.state is State.FAILED)
+        return Readiness(self._was_settled and bool(states & {State.READY, State.UNLOADED}), degraded)
+
+    async def _states(self) -> dict[str, Pipeline]:
+        """Every model of the repository, by name; of those that are ready, pipelines or not, only the state is given.
+
+        Raises:
+            TritonUnavailable: it does not answer.
+        """
         index = await _control(self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
         versions: dict[str, list[tuple[str, str]]] = {}
         for model in index.models:
             versions.setdefault(model.name, []).append((model.state, model.reason))
-        return {name: self._state(name, of_model) for name, of_model in versions.items()}
+        ready = {name for name, of_model in versions.items() if any(state == _READY for state, _ in of_model)}
+        folders: dict[str, repository.ModelFolder] = {}
+        if self._repositories:
+            doubtful = (await in_thread(repository.model_names, self._repositories) - ready) | self._failed.keys()
+            if doubtful:
+                folders = await in_thread(repository.read_folders, self._repositories, doubtful)
+        names = sorted(versions.keys() | folders.keys())
+        return {name: self._pipeline(name, versions.get(name, []), folders.get(name)) for name in names}
 
-    def _state(self, name: str, versions: list[tuple[str, str]]) -> tuple[State, str | None]:
-        if name in self._failed:
-            return State.FAILED, self._failed[name]
+    def _pipeline(self, name: str, versions: list[tuple[str, str]], folder: repository.ModelFolder | None) -> Pipeline:
+        is_changed = folder is not None and self._failed_as.get(name, folder.fingerprint) != folder.fingerprint
+        if is_changed:  # somebody has repaired it, perhaps
+            self.clear_failed(name)
+        facts = self._facts.get(name) or (folder.facts if folder is not None else None)
         states = {state for state, _ in versions}
+        if name in self._failed:
+            return Pipeline(facts, State.FAILED, self._failed[name])
         if name in self.loading() or "LOADING" in states:
-            return State.LOADING, None
+            return Pipeline(facts, State.LOADING)
         if _READY in states and name in self._sick:
-            return State.UNLOADED, "its process ended; it is loaded again at its next use"
+            return Pipeline(facts, State.UNLOADED, "its process ended; it is loaded again at its next use")
         if _READY in states:
             self._load_errors.pop(name, None)
-            return State.READY, None
+            return Pipeline(facts, State.READY)
         failures = [reasons.sentence(reason) for _, reason in versions if reason not in ("", _UNLOADED_REASON)]
-        reason = next(iter(failures), None) or self._load_errors.get(name)
+        reason = None if is_changed else next(iter(failures), None) or self._load_errors.get(name)
+        if folder is not None and folder.problem is not None:
+            reason = folder.problem
         if reason is None and self.is_starting:
-            return State.LOADING, None
-        return (State.UNLOADED if reason is None else State.FAILED), reason
+            return Pipeline(facts, State.LOADING)
+        return Pipeline(facts, State.UNLOADED if reason is None else State.FAILED, reason)
 
     def _report(self, pipelines: Mapping[str, Pipeline]) -> None:
         """Log each model that failed since the last report."""
@@ -206,13 +268,19 @@ class Triton:
             name: of the model. It should be unloaded in Triton, and stays so.
             reason: one sentence for clients, without paths.
         """
-        log.warning("%s is not served: %s", name, reason)
-        self._reported[name] = reason
         self._failed[name] = reason
         self._sick.discard(name)
+        self._note_failure(name, reason)
         load = self._loads.get(name)
         if load is not None and not load.done():
             load.set_result(None)
+
+    def _note_failure(self, name: str, reason: str) -> None:
+        """Log why a model is not served, and keep what its files were, so that a change to them is seen."""
+        log.warning("%s is not served: %s", name, reason)
+        self._reported[name] = reason
+        for folder in repository.read_folders(self._repositories, [name]).values():
+            self._failed_as[name] = folder.fingerprint
 
     def failed(self) -> frozenset[str]:
         """The models that were marked as failed."""
@@ -242,7 +310,7 @@ class Triton:
         for name in set(wanted.values()) & states.keys():
             if name in self._failed:
                 raise LoadFailed(f"{name} is not served: {self._failed[name]}")
-            if states[name][0] is not State.READY:
+            if states[name].state is not State.READY:
                 await self.load(name)
         await asyncio.gather(*(self._read_facts(name) for name in set(wanted.values()) & states.keys()))
         for field, name in wanted.items():
@@ -277,6 +345,10 @@ class Triton:
             is_ready = await self.is_loaded(name)
             if is_ready and name not in self._sick and name not in self._failed:
                 return
+            folder = (await in_thread(repository.read_folders, self._repositories, [name])).get(name)
+            if folder is not None and folder.problem is not None:  # Triton may wait for such a model without end
+                self._note_failure(name, folder.problem)
+                raise LoadFailed(f"could not load {name}: {folder.problem}")
             try:
                 if (name in self._sick and self.supervisor is None) or (is_ready and name in self._failed):
                     # not two copies in memory: unload, wait, load
@@ -287,12 +359,11 @@ class Triton:
             except InferenceServerException as error:
                 if "UNAVAILABLE" in str(error.status()):
                     raise TritonUnavailable("Triton does not answer") from None
-                reason = reasons.sentence(str(error.message()))
-                self._load_errors[name] = self._reported[name] = reason
+                reason = self._load_errors[name] = reasons.sentence(str(error.message()))
                 if reason == reasons.DIED_AT_START and self.supervisor is not None:
                     self.mark_failed(name, reason)
                 else:
-                    log.warning("%s is not served: %s", name, reason)
+                    self._note_failure(name, reason)
                 raise LoadFailed(f"could not load {name}: {reason}") from None
             self._sick.discard(name)
             log.info("%s is loaded", name)
@@ -351,12 +422,15 @@ class Triton:
         parameters = {key: value.string_value for key, value in answer.config.parameters.items()}
         self._facts.pop(name, None)
         self._bad_parameters.pop(name, None)
+        self._not_pipelines.discard(name)
         try:
             facts = PipelineFacts.from_parameters(name, parameters)
         except ValueError as error:
             self._bad_parameters[name] = reasons.sentence(str(error))
             return
-        if facts is not None:
+        if facts is None:
+            self._not_pipelines.add(name)
+        else:
             self._facts[name] = facts
 
     # -- Shared memory ----------------------------------------------------------------------------------

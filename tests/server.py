@@ -26,6 +26,7 @@ from frontend.call import SendSecret
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = str(ROOT / "tests" / "models")
 """The probe and, as links, the frame processors: not what else was exported beside them, which takes time to load."""
+MODEL_NAMES = sorted(path.parent.name for path in Path(MODELS).glob("*/config.pbtxt"))
 Frames = npt.NDArray[np.uint8]
 
 # Requests of the tests themselves go to loopback without a proxy; what they start sees the environment's proxies.
@@ -67,7 +68,7 @@ class Frontend:
                     str(self.data_dir),
                     *flags,
                 ],
-                env=os.environ | PROXIES | {"FILMSTRIP_PROBE_LOG": str(self.probe_log)} | environment,
+                env=os.environ | PROXIES | {"PROBE_LOG": str(self.probe_log)} | environment,
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,

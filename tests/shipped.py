@@ -31,7 +31,7 @@ def export_shipped(folder: Path) -> Path:
         RuntimeError: the export has failed.
     """
     repository = folder / "repository"
-    made = ROOT / "model_repository" / ID
+    made = ROOT / "models" / ID
     if (made / "config.pbtxt").is_file() and _is_newer_than_the_code(made / "config.pbtxt"):
         shutil.copytree(made, repository / ID)
     command = [sys.executable, "-m", "export", *arguments(), "--repository", str(repository)]

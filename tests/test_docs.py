@@ -91,7 +91,7 @@ def shown(name: str, default: object) -> str:
     if default in ("", ()):
         return ""
     if name == "model_repository":
-        return "`model_repository`"  # beside the package, wherever that is
+        return "`model_repository`, `models`"  # in the checkout, wherever that is
     if name.endswith("_bytes"):
         assert isinstance(default, int)
         size = f"{default // GIB} GiB" if default % GIB == 0 else f"{default // MIB} MiB"
@@ -204,7 +204,8 @@ def test_every_key_of_a_text_encoders_configuration_is_in_the_table():
 
 
 def test_every_pipeline_is_in_the_readme():
-    models = {path.parent.name for path in (ROOT / "model_repository").glob("*/config.pbtxt")} | {"longlive-small"}
+    models = {path.parent.name for path in (ROOT / "model_repository").glob("*/config.pbtxt")}
+    models |= {path.name for path in (ROOT / "checkpoints").glob("*") if (path / "README.md").is_file()}
     assert {quoted(row[0])[0] for row in rows(section(readme, "## Pipelines"))} == models
 
 

@@ -13,7 +13,7 @@ import psutil
 import tritonclient.grpc as triton_grpc
 
 from benchmarks import direct
-from benchmarks.servers import Frontend, Transport
+from benchmarks.servers import ROOT, Frontend, Transport
 from filmstrip import contract
 from filmstrip.contract import ChunkParameters, Mode
 from frontend.watch import STUB
@@ -22,7 +22,7 @@ MIB = 2**20
 UPLOAD_BYTES, ASSET_BYTES, JSON_BYTES = 6 * MIB, MIB // 4, MIB // 2
 STOPPED_S = 2.0
 BODY_TIMEOUT_S = STOPPED_S + 1.5  # a frontend that was stopped sees its clocks before what has come meanwhile
-MODELS = ("probe", "passthrough", "gray", "scribble", "optical-flow")
+MODELS = tuple(path.parent.name for path in (ROOT / "tests" / "models").glob("*/config.pbtxt"))
 _FILE_BYTES = MIB // 2  # of an average file, about
 _SHM = Path("/dev/shm")  # noqa: S108
 

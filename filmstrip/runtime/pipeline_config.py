@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-FILE_NAME = "pipeline.json"
+from filmstrip.model_folders import EXPORT_FILE
+
+FILE_NAME = EXPORT_FILE
 
 MAX_REFERENCES = 4
 """Reference images of a chunk that the engines of the VACE branch are made for."""

@@ -1,6 +1,8 @@
 """Generate to Video against the real server: a file as it should be, in little memory."""
 
+import errno
 import os
+import re
 import sys
 import threading
 from pathlib import Path
@@ -89,9 +91,28 @@ def test_nothing_is_left_of_a_file_that_could_not_be_made(tmp_path: Path):
         video_file.write(str(tmp_path / "nowhere" / "x.mp4"), iter([np.zeros((64, 64, 3), np.uint8)]), 16)
 
 
-def test_a_prefix_that_leads_out_is_refused(server: Frontend, comfy: Comfy):
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_made(
+    server: Frontend, comfy: Comfy, monkeypatch: pytest.MonkeyPatch
+):
+    before = len(server.probed())
     with pytest.raises(FilmstripError, match=r"filename_prefix: '../x' cannot be used: ERROR: Saving image outside"):
         generate_video(pipeline(server), num_frames=9, filename_prefix="../x")
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(FilmstripError, match="pip install av"):
+        generate_video(pipeline(server), num_frames=9)
+    assert len(server.probed()) == before
+
+
+def test_a_video_that_cannot_be_written_is_not_lost(server: Frontend, comfy: Comfy, monkeypatch: pytest.MonkeyPatch):
+    def fill_the_disk(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(video_file, "_encode", fill_the_disk)
+    with pytest.raises(FilmstripError, match=r"No space left on device; the video is not lost: ") as caught:
+        generate_video(pipeline(server), num_frames=9)
+    name = re.search(r"filmstrip download (output-\w+) -o FILE", str(caught.value))
+    assert name is not None
+    assert server.download(name[1]).shape == (9, 64, 96, 3)
 
 
 def test_without_pyav_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

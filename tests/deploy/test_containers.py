@@ -89,9 +89,11 @@ def test_secrets_neither_enter_an_image_nor_git() -> None:
 
 
 def test_what_was_exported_for_this_machine_neither_enters_an_image_nor_git() -> None:
-    assert "model_repository/longlive-small" in (ROOT / ".dockerignore").read_text().splitlines()
+    docker_ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in docker_ignored
+    assert "!models" not in docker_ignored
     ignored = (ROOT / ".gitignore").read_text().splitlines()
-    assert "/model_repository/longlive-small/" in ignored
+    assert "/models/" in ignored
     assert ignored.index("!/checkpoints/longlive-small/") > ignored.index("/checkpoints/*")
 
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
+
 from docs.examples.show import PIPELINE, make
 from filmstrip.client import BlobBuilder, Client, as_vace_frames
 from tests.server import ROOT

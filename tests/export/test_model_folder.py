@@ -12,10 +12,12 @@ pytest.importorskip("torch", reason="torch is not installed: see docs/export.md"
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from export.command import longlive
 from export.errors import BadConfig
 from export.model_folder import IDLE_S, check_name, pipeline_config, pipeline_facts, write_model_folder
 from export.spec import Size
 from filmstrip.contract import INPUTS, OUTPUTS, Mode, PipelineFacts
+from filmstrip.model_folders import is_exported
 from filmstrip.runtime.pipeline_config import PipelineConfig
 from tests.export.configs import LONGLIVE, REWARD_FORCING, SELF_FORCING, parse_config, tiny
 
@@ -98,3 +100,10 @@ def test_names_of_models():
         "longlive-small",
         "v1.2_x",
     ]
+
+
+def test_what_marks_an_exported_folder_is_written_by_the_export(tmp_path: Path):
+    write_model_folder(tmp_path / "tiny", pipeline_config(parse_config(LONGLIVE), SIZES, ()), on_gpu=False)
+    assert is_exported(tmp_path / "tiny")
+    (repository,) = (option for option in longlive.params if option.name == "repository")
+    assert repository.default == "models"  # what git ignores and the embedded Triton reads

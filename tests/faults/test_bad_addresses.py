@@ -244,11 +244,11 @@ def test_http_2_is_not_spoken(server: Frontend) -> None:
 RANGES = [
     # range, status
     ("bytes=0-" + "9" * 30, 206),
-    ("bytes=0-" + "9" * 5000, 200),
+    ("bytes=0-" + "9" * 5000, 206),
     ("bytes=-" + "9" * 30, 206),
-    ("bytes=-0", 200),
+    ("bytes=-0", 416),
     ("bytes=" + "9" * 30 + "-", 416),
-    ("bytes=" + "9" * 5000 + "-", 200),
+    ("bytes=" + "9" * 5000 + "-", 416),
     ("bytes=" + ",".join(f"{start}-{start}" for start in range(0, 6000, 2)), 200),
     ("bytes=" + "0-,-1," * 3000, 200),
     ("bytes=5-2", 200),

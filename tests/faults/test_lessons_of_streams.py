@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import beside
 from tests.faults.aftermath import PROBE, assert_serves, eventually, harmless, is_generating, noise, open_sequences
-from tests.server import Frames, Frontend
+from tests.server import MODEL_NAMES, Frames, Frontend
 
 SLEEPS = {"pipeline_id": "probe", "prompt": "!sleep 30", "num_frames": 9}
 
@@ -149,7 +149,7 @@ def test_with_a_pre_processor_the_pipeline_still_starts_afresh(server: Frontend,
 # -- 17. Again, and the same again ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pipeline", ["optical-flow", "probe", "scribble"])
+@pytest.mark.parametrize("pipeline", MODEL_NAMES)
 def test_the_same_request_gives_the_same_bytes_with_another_between(
     server: Frontend, clip: Frames, pipeline: str
 ) -> None:

@@ -34,7 +34,7 @@ def triton_on(port: int, like: Frontend, log_path: Path, probe_log: Path) -> Ite
     with log_path.open("ab") as log:
         process = subprocess.Popen(
             command,
-            env=running.environ() | {"FILMSTRIP_PROBE_LOG": str(probe_log)},
+            env=running.environ() | {"PROBE_LOG": str(probe_log)},
             stdout=log,
             stderr=log,
             start_new_session=True,

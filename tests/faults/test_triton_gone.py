@@ -122,7 +122,7 @@ def test_while_it_comes_back_requests_are_refused_at_once(victim: Frontend) -> N
     with harmless(victim, inputs=1):
         kill(victim)
         eventually(lambda: httpx.get(f"{victim.url}/health").status_code == 503)
-        assert httpx.get(f"{victim.url}/health").json() == {"status": "starting", "generating": False}
+        assert httpx.get(f"{victim.url}/health").json() == {"status": "starting", "generating": False, "degraded": []}
         began = time.monotonic()
         refused = victim.post(**PROBE)
         assert time.monotonic() - began < 3

@@ -13,11 +13,13 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from filmstrip import cli, console, mp4
+from filmstrip import cli, console, mp4, readiness
 from filmstrip.client import Client, ConnectionFailed, Progress
 from filmstrip.console import GenerationProgress, Interrupt
+from filmstrip.errors import ERRORS
 from filmstrip.geometry import VideoShape, pack_video_header
 from filmstrip.video_output import Output
+from tests.answering import Reply, answering
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -310,6 +312,39 @@ def test_where_a_key_is_missing_the_options_are_named(answer, monkeypatch):
     assert "Authorization" not in requests[-1].headers
     assert "Check the key" in run("pipelines").stderr
     assert requests[-1].headers["Authorization"] == "Bearer secret"
+
+
+def refusing(code: str, **headers: str) -> Reply:
+    error = ERRORS[code]("not now")
+    return Reply(error.status, json.dumps(error.body()).encode(), headers)
+
+
+def test_waiting_outlasts_a_server_that_starts_and_one_that_is_busy(tmp_path, monkeypatch):
+    pauses: list[float] = []
+    monkeypatch.setattr(readiness.time, "sleep", pauses.append)
+    listed = Reply(200, b'{"pipelines": [{"id": "gray"}]}')
+    stream = Reply(200, COMPLETE.encode(), {"Content-Type": "text/event-stream"})
+    video = Reply(200, VIDEO_BYTES, {"Content-Type": "application/octet-stream"})
+    starting = refusing("triton_unavailable")
+    busy = [refusing("busy", **{"Retry-After": "7"}), refusing("busy", **{"Retry-After": "100000"}), refusing("busy")]
+    health = Reply(503, b'{"status": "starting"}')
+    command = ["generate", "-p", "gray", "-o", tmp_path / "out.gif", "--server"]
+    with answering(starting, starting, listed, *busy, stream, video, health=health) as (url, requests):
+        result = run(*command, url, "--wait")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count("The server is starting; waiting. Ctrl-C stops waiting.\n") == 1
+    assert result.stderr.count("The server is busy with another generation; waiting. Ctrl-C stops waiting.\n") == 1
+    assert pauses == [1, 1, 7, readiness.LONGEST_PAUSE_S, 1]
+    assert [request for request in requests if "generate" in request][-1].startswith("GET /api/v1/generate/download")
+
+    with answering(starting, health=health) as (url, requests):
+        result = run(*command, url)
+    assert (result.exit_code, len(requests)) == (1, 1)
+    assert "--wait waits for it" in result.stderr
+    with answering(starting, health=Reply(503, b'{"status": "unavailable"}')) as (url, _):
+        assert run(*command, url, "--wait").exit_code == 1, "waiting would not help"
+    with answering(refusing("storage_full"), health=health) as (url, _):
+        assert run(*command, url, "--wait").exit_code == 1
 
 
 PIPELINES = [

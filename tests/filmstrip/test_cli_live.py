@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -9,13 +10,15 @@ import sys
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from filmstrip import cli, mp4
 from filmstrip.client import Client
-from tests.server import MODELS, PROXIES, ROOT
+from tests.filmstrip.test_video_sound import with_sound
+from tests.server import MODEL_NAMES, MODELS, PROXIES, ROOT
 
 LONG = 3000  # frames: too many to be done before a test acts on the first chunk
 
@@ -45,9 +48,9 @@ def clip(tmp_path):
 def test_pipelines(run):
     shown = run("pipelines")
     assert shown.exit_code == 0
-    assert "optical-flow" in shown.output
+    assert all(name in shown.output for name in MODEL_NAMES)
     listed = json.loads(run("pipelines", "--json").output)
-    assert {pipeline["id"] for pipeline in listed} >= {"passthrough", "gray", "scribble", "optical-flow"}
+    assert {pipeline["id"] for pipeline in listed} == set(MODEL_NAMES)
 
 
 def test_status_and_cancel(run):
@@ -153,6 +156,40 @@ def test_a_second_interrupt_leaves_at_once(server, clip, tmp_path):
     assert list(tmp_path.iterdir()) == [clip]
 
 
+@pytest.mark.parametrize("name", ["take:1.mp4", "12:30.mp4", "-v.mp4", "it's %d.mp4", os.fsdecode(b"caf\xe9.mp4")])
+def test_any_name_that_a_folder_takes_is_read_and_written(server, clip, name):
+    folder = clip.parent
+    (folder / "out").mkdir()
+    clip.rename(folder / name)
+    arguments = ["generate", "-p", "gray", "-v", name, "-o", f"out/{name}", "--server", server.url, "--", "-a cat"]
+    result = subprocess.run(
+        [sys.executable, "-m", "filmstrip.cli", *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr.decode(errors="replace")
+    assert [path.name for path in (folder / "out").iterdir()] == [name]
+    assert mp4.count_frames(folder / "out" / name) == 30
+    assert b": 30 frames, 64x96, 20 fps" in result.stdout
+
+
+def test_the_sound_of_the_input_is_kept_or_a_note_says_why_not(run, tmp_path):
+    source = with_sound(tmp_path / "in.mp4", "aac")
+    kept = run("generate", "-p", "passthrough", "-v", source, "-o", tmp_path / "kept.mp4")
+    assert kept.exit_code == 0, kept.output
+    assert "sound" not in kept.stderr
+    with av.open(tmp_path / "kept.mp4") as container:
+        assert len(container.streams.audio) == 1
+    dropped = run("generate", "-p", "passthrough", "-v", source, "--fps", 7, "-o", tmp_path / "dropped.mp4")
+    assert dropped.exit_code == 0, dropped.output
+    assert re.search(r"Note: .*sound of .* is dropped: .*[^.]\.\n", dropped.stderr)
+    with av.open(tmp_path / "dropped.mp4") as container:
+        assert not container.streams.audio
+
+
 # -- Waiting ------------------------------------------------------------------------------------------------
 
 
@@ -210,7 +247,6 @@ def test_a_server_that_starts_is_waited_for_and_a_pipeline_added_later_is_loaded
     (repository / "gray").symlink_to(Path(MODELS, "gray").resolve())
     server = start_frontend("--embedded", model_repository=repository)
     with command(server.url, "generate", "-p", "gray", "-v", clip, "--wait", "-o", tmp_path / "gray.mp4") as first:
-        line_with(first, "The server is starting; waiting")
         _, stderr = first.communicate(timeout=100)
     assert first.returncode == 0, stderr
 

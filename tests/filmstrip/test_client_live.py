@@ -22,6 +22,7 @@ from filmstrip.client import (
 )
 from filmstrip.errors import BadImage, Busy, InvalidField, UnknownPath, UnknownPipeline
 from filmstrip.geometry import pack_video_header
+from tests.server import MODEL_NAMES
 
 LONG = 3000  # frames: too many to be done before a test acts on the first chunk
 SOON_S = 20.0
@@ -75,7 +76,7 @@ def slot_is_free(client: Client, input_path: str) -> bool:
 def test_what_the_server_is(client):
     assert client.health()["status"] == "healthy"
     ids = {pipeline["id"] for pipeline in client.pipelines()}
-    assert ids >= {"passthrough", "gray", "scribble", "optical-flow"}
+    assert ids == set(MODEL_NAMES)
     gray = client.pipeline("gray")
     assert (gray["chunk_size"], gray["modes"], gray["loaded"]) == (12, ["video"], True)
     assert gray["features"]["frame_processor"] is True

@@ -177,7 +177,7 @@ def test_colours_are_those_of_ffmpeg(tmp_path, codec, pixel_format, tags):
         for name, value in tags.items():
             setattr(stream.codec_context, name, value)
 
-    options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    options = {"x265-params": "log-level=none:bframes=0"} if codec == "libx265" else {}
     path = encode(
         tmp_path / "colours.mkv", [CORNERS] * 2, codec=codec, pixel_format=pixel_format, set_up=tag, options=options
     )
@@ -297,7 +297,7 @@ def hdr_file(path: Path, signal: float, transfer: int, codec: str = "libx265", *
         for name, value in {**HDR_TAGS, "color_trc": transfer, **tags}.items():
             setattr(stream.codec_context, name, value)
 
-    options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    options = {"x265-params": "log-level=none:bframes=0"} if codec == "libx265" else {}
     return encode(
         path, [grey] * 3, codec=codec, pixel_format="yuv420p10le", source="yuv420p10le", set_up=tag, options=options
     )
@@ -338,7 +338,7 @@ def test_dolby_vision_without_a_base_is_refused(tmp_path):
         codec="libx265",
         pixel_format="yuv420p10le",
         set_up=tag,
-        options={"x265-params": "log-level=none"},
+        options={"x265-params": "log-level=none:bframes=0"},
         container_options={"strict": "-2"},
     )
     with pytest.raises(VideoFileError, match=r"HDR in Dolby Vision .*profile 5"):
@@ -600,9 +600,14 @@ def noise(count: int) -> list[np.ndarray]:
         ("a.gif", "gif", {}),
         ("a.apng", "apng", {}),
         ("a.wmv", "msmpeg4", {}),
+        ("live.mkv", "libx264", {"live": "1"}),
+        ("live.webm", "libvpx-vp9", {"live": "1"}),
+        ("a.mpg", "mpeg2video", {}),
+        ("a.vob", "mpeg2video", {}),
+        ("a.m2ts", "libx264", {}),
     ],
 )
-@pytest.mark.parametrize("kept", [0.3, 0.6, 0.93])
+@pytest.mark.parametrize("kept", [0.31, 0.61, 0.93])
 def test_every_container_that_breaks_off_is_refused(tmp_path, name, codec, options, kept):
     pixel_format = {"gif": "rgb8", "apng": "rgb24"}.get(codec, "yuv420p")
     path = encode(
@@ -620,6 +625,23 @@ def test_every_container_that_breaks_off_is_refused(tmp_path, name, codec, optio
         list(read_frames(path))
     with pytest.raises(VideoFileError, match=rf"{name} (breaks off|is damaged) after \d+"):
         count_frames(path)
+
+
+@pytest.mark.parametrize("junk", [bytes(100), b"what some programs append", b";"])
+def test_what_stands_after_the_end_is_passed_over(tmp_path, junk):
+    gif = tmp_path / "a.gif"
+    pictures = [Image.fromarray(frame) for frame in numbered(3)]
+    pictures[0].save(gif, save_all=True, append_images=pictures[1:], duration=100)
+    paths = [gif] + [
+        encode(tmp_path / name, numbered(3), codec=codec)
+        for name, codec in (("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.avi", "mpeg4"), ("a.mpg", "mpeg2video"))
+    ]
+    for path in paths:
+        with path.open("ab") as file:
+            file.write(junk)
+        assert len(assert_agree(path)) == 3
+    gif.write_bytes(gif.read_bytes().removesuffix(junk).removesuffix(b";"))  # without its end mark
+    assert len(assert_agree(gif)) == 3
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41"])

@@ -96,7 +96,9 @@ def test_without_a_key_nothing_is_told_or_done(locked: Frontend, method: str, pa
     assert locked.stored() == stored
 
 
-@pytest.mark.parametrize("path", ["/health", "/docs", "/openapi.json", "/docs/swagger-ui.css"])
+@pytest.mark.parametrize(
+    "path", ["/health", "/health/live", "/health/ready", "/docs", "/openapi.json", "/docs/swagger-ui.css"]
+)
 def test_what_monitors_and_browsers_ask_first_is_open(locked: Frontend, path: str) -> None:
     assert httpx.get(locked.url + path).status_code == 200
 

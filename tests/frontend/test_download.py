@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.faults.wire import request
+from tests.faults.wire import DOWNLOAD, Answer, ask, refusal, request
 from tests.server import Frames, Frontend
 
 
@@ -62,16 +62,168 @@ def test_a_range_outside_the_file(server: Frontend, output: str, whole: bytes) -
     assert answer.headers["content-range"] == f"bytes */{len(whole)}"
 
 
-@pytest.mark.parametrize("wanted", ["bytes=0-1,4-5", "frames=0-1", "bytes=abc", "bytes=5-2", "bytes=-0", ""])
-def test_other_ranges_give_the_whole_file(server: Frontend, output: str, whole: bytes, wanted: str) -> None:
-    answer = get(server, output, Range=wanted)
-    assert (answer.status_code, len(answer.content)) == (200, len(whole))
+@pytest.mark.parametrize(
+    ("wanted", "first", "last"),
+    [
+        ("Bytes=0-3", 0, 3),
+        ("BYTES=-5", -5, None),
+        ("bytes= 0-3 ", 0, 3),
+        ("bytes=\t0-3", 0, 3),
+        ("bytes=,0-3,", 0, 3),
+        ("bytes=000-003", 0, 3),
+        ("bytes=4-" + "9" * 30, 4, None),
+        ("bytes=4-" + "9" * 6000, 4, None),
+        ("bytes=-" + "9" * 30, 0, None),
+        ("bytes=-" + "9" * 6000, 0, None),
+    ],
+    ids=lambda value: ascii(value)[:30],
+)
+def test_ranges_in_rare_spellings(
+    server: Frontend, output: str, whole: bytes, wanted: str, first: int, last: int | None
+) -> None:
+    answer = ask(server, request(f"GET {DOWNLOAD}?path={output}", f"Range: {wanted}"))
+    start = first if first >= 0 else len(whole) + first
+    end = len(whole) - 1 if last is None else last
+    assert answer.status == 206
+    assert answer.body == whole[start : end + 1]
+    assert answer.headers["content-range"] == f"bytes {start}-{end}/{len(whole)}"
 
 
-def test_if_range(server: Frontend, output: str) -> None:
-    etag = get(server, output, "HEAD").headers["etag"]
-    assert get(server, output, Range="bytes=0-1", If_Range=etag).status_code == 206
-    assert get(server, output, Range="bytes=0-1", If_Range='"other"').status_code == 200
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        *("bytes=-0", "bytes=-000", "bytes=99999999999-", "bytes=99999999999-99999999999", "bytes={size}-"),
+        *("bytes=" + "9" * 6000 + "-", "bytes=-0,99999999999-"),
+    ],
+    ids=lambda value: value[:30],
+)
+def test_ranges_without_a_byte_of_the_file(server: Frontend, output: str, whole: bytes, wanted: str) -> None:
+    wanted = wanted.replace("{size}", str(len(whole)))
+    answer = ask(server, request(f"GET {DOWNLOAD}?path={output}", f"Range: {wanted}"))
+    assert refusal(server, answer)["code"] == "range_not_satisfiable"
+    assert answer.headers["content-range"] == f"bytes */{len(whole)}"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        *(["Range: bytes=0-1,4-5"], ["Range: bytes=0-1,99999999999-"], ["Range: bytes=4-5,0-1"]),
+        *(["Range: frames=0-1"], ["Range: bytes 0-1"], ["Range: 0-1"], ["Range: bytes"], ["Range: bytes="]),
+        *(["Range: bytes=abc"], ["Range: bytes=5-2"], ["Range: bytes=--1"], ["Range: bytes=-"], ["Range: bytes=0x1-2"]),
+        *(["Range: bytes=1-2-3"], ["Range: bytes=+1-2"], ["Range: bytes=1.0-2"], ["Range: bytes=\u00b2-\u00b3"]),
+        *(["Range: "], ["Range: bytes=0-1", "Range: bytes=0-1"], ["Range: bytes=,"]),
+    ],
+    ids=ascii,
+)
+def test_several_ranges_or_none_give_the_whole_file(
+    server: Frontend, output: str, whole: bytes, headers: list[str]
+) -> None:
+    answer = ask(server, request(f"GET {DOWNLOAD}?path={output}", *headers))
+    assert (answer.status, answer.body) == (200, whole)
+    assert "content-range" not in answer.headers
+
+
+# -- Preconditions ----------------------------------------------------------------------------------------------
+
+
+def conditional(server: Frontend, output: str, method: str, *headers: str) -> Answer:
+    return ask(
+        server, request(f"{method} {DOWNLOAD}?path={output}", *(each.replace("TAG", output) for each in headers))
+    )
+
+
+DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
+SAME = [
+    *('If-None-Match: "TAG"', 'If-None-Match: W/"TAG"', "If-None-Match: *", 'If-None-Match: "x", W/"y","TAG"'),
+    'If-None-Match: "x"\r\nIf-None-Match: "TAG"',
+]
+OTHER = ['If-None-Match: "x"', 'If-None-Match: W/"x"', 'If-None-Match: "TAG,"', 'If-None-Match: "tag"']
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_what_the_client_has_is_not_sent_again(server: Frontend, output: str, whole: bytes, method: str) -> None:
+    for header in (
+        *SAME,
+        *(f"{each}\r\nRange: bytes=0-1" for each in SAME),
+        'If-None-Match: "x"\r\nIf-None-Match: "TAG"',
+    ):
+        for date in ((), (f"If-Modified-Since: {DATE}",)):
+            answer = conditional(server, output, method, header, *date)
+            assert (answer.status, answer.body) == (304, b""), header
+            assert answer.headers["etag"] == f'"{output}"'
+            assert not {"content-type", "content-length", "content-range", "transfer-encoding"} & set(answer.headers)
+    for header in OTHER:
+        answer = conditional(server, output, method, header)
+        assert answer.status == 200, header
+        assert answer.headers["content-length"] == str(len(whole))
+
+
+def test_the_connection_goes_on_after_an_answer_without_a_body(server: Frontend, output: str, whole: bytes) -> None:
+    address = f"{server.url}{DOWNLOAD}"
+    with httpx.Client() as client:
+        for headers, status in (
+            ({"If-None-Match": "*"}, 304),
+            ({"If-Match": '"x"'}, 412),
+            ({"Range": "bytes=-0"}, 416),
+            ({"Range": "bytes=0-1"}, 206),
+            ({}, 200),
+        ):
+            answer = client.get(address, params={"path": output}, headers=headers)
+            assert answer.status_code == status
+        assert answer.content == whole
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_if_match(server: Frontend, output: str, method: str) -> None:
+    for header in ('If-Match: "TAG"', "If-Match: *", 'If-Match: W/"x", "TAG"', 'If-Match: "x"\r\nIf-Match: "TAG"'):
+        assert conditional(server, output, method, header).status == 200, header
+    for header in ('If-Match: "x"', 'If-Match: W/"TAG"', "If-Match: ", 'If-Match: "TAGx"'):
+        for others in ((), ('If-None-Match: "TAG"',), ("Range: bytes=0-1",), (f"If-Unmodified-Since: {DATE}",)):
+            answer = conditional(server, output, method, header, *others)
+            assert answer.status == 412, header
+            if method == "GET":
+                assert refusal(server, answer)["code"] == "precondition_failed"
+
+
+def test_preconditions_come_in_the_order_of_the_standard(server: Frontend, output: str) -> None:
+    """If-Match, If-None-Match, then Range with If-Range; a file that is not there comes before all of them."""
+    match, none, far = 'If-Match: "TAG"', 'If-None-Match: "TAG"', "Range: bytes=99999999999-"
+    assert conditional(server, output, "GET", match, none, far).status == 304
+    assert conditional(server, output, "GET", match, 'If-None-Match: "x"', far).status == 416
+    assert conditional(server, output, "GET", match, 'If-None-Match: "x"', far, 'If-Range: "x"').status == 200
+    assert conditional(server, output, "GET", match, 'If-None-Match: "x"', "Range: bytes=0-1").status == 206
+    gone = "output-" + "0" * 32
+    for header in (none, "If-None-Match: *", match, "If-Match: *"):
+        assert refusal(server, conditional(server, gone, "GET", header))["code"] == "unknown_path"
+
+
+def test_if_range_takes_the_strong_tag_alone(server: Frontend, output: str, whole: bytes) -> None:
+    part, asked = (206, whole[:2]), "Range: bytes=0-1"
+    answer = conditional(server, output, "GET", asked, 'If-Range: "TAG"')
+    assert (answer.status, answer.body) == part
+    others = ['"x"', 'W/"TAG"', "TAG", "*", "", DATE, "Sun, 06 Nov 2094 08:49:37 GMT", '"TAG", "x"']
+    for other in (*others, '"TAG"\r\nIf-Range: "x"'):
+        answer = conditional(server, output, "GET", asked, f"If-Range: {other}")
+        assert (answer.status, answer.body) == (200, whole), other
+    answer = conditional(server, output, "GET", 'If-Range: "x"')  # without a range it says nothing
+    assert (answer.status, answer.body) == (200, whole)
+
+
+@pytest.mark.parametrize(
+    "header", [f"If-Modified-Since: {DATE}", "If-Modified-Since: x", f"If-Unmodified-Since: {DATE}"]
+)
+def test_dates_say_nothing_of_a_file_without_one(server: Frontend, output: str, whole: bytes, header: str) -> None:
+    answer = conditional(server, output, "GET", header)
+    assert (answer.status, answer.body) == (200, whole)
+    assert "last-modified" not in answer.headers
+
+
+@pytest.mark.parametrize("range_", ["bytes=0-3", "bytes=-1", "bytes=99999999999-", "bytes=-0", "bytes=0-1,4-5"])
+def test_head_ignores_ranges(server: Frontend, output: str, whole: bytes, range_: str) -> None:
+    answer = conditional(server, output, "HEAD", f"Range: {range_}", 'If-Range: "TAG"')
+    assert (answer.status, answer.body) == (200, b"")
+    assert answer.headers["content-length"] == str(len(whole))
+    assert "content-range" not in answer.headers
 
 
 def test_head(server: Frontend, output: str, whole: bytes) -> None:

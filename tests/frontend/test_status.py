@@ -7,7 +7,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.server import Frames, Frontend
+from tests.server import MODEL_NAMES, Frames, Frontend
 
 
 def metric(server: Frontend, name: str) -> float:
@@ -17,16 +17,16 @@ def metric(server: Frontend, name: str) -> float:
 
 
 def test_health(server: Frontend) -> None:
-    assert httpx.get(f"{server.url}/health").json() == {"status": "healthy", "generating": False}
+    assert httpx.get(f"{server.url}/health").json() == {"status": "healthy", "generating": False, "degraded": []}
     with server.stream(pipeline_id="probe", prompt="!sleep 0.5", num_frames=9) as events:
-        assert httpx.get(f"{server.url}/health").json() == {"status": "healthy", "generating": True}
+        assert httpx.get(f"{server.url}/health").json() == {"status": "healthy", "generating": True, "degraded": []}
         list(events)
 
 
 def test_pipelines_say_what_they_are(server: Frontend) -> None:
     answer = httpx.get(f"{server.url}/api/v1/pipelines").json()
     found = {pipeline.pop("id"): pipeline for pipeline in answer["pipelines"]}
-    assert list(found) == ["gray", "optical-flow", "passthrough", "probe", "scribble"]
+    assert list(found) == MODEL_NAMES
     nothing = dict.fromkeys(("seed", "prompts", "noise", "cache", "denoising_steps", "vace"), False)
     assert found["gray"] == {
         "modes": ["video"],

@@ -10,7 +10,7 @@ from filmstrip.contract import INPUTS, OUTPUTS, Mode, PipelineFacts, TensorSpec
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(ROOT.glob("tests/models/*/config.pbtxt"))
-FRAME_PROCESSORS = {"passthrough", "gray", "scribble", "optical-flow"}
+SHIPPED = {path.parent.name: path for path in ROOT.glob("model_repository/*/config.pbtxt")}
 LONGEST_CHUNK_S = 600
 
 
@@ -33,11 +33,10 @@ def as_spec(tensor) -> TensorSpec:
     return TensorSpec(tensor.name, "BYTES" if known == "STRING" else known, tuple(tensor.dims))
 
 
-def test_tests_have_the_probe_and_all_models_but_the_exported_one():
-    assert {path.parent.name for path in CONFIGS} == {*FRAME_PROCESSORS, "probe"}
-    models = {path.parent.name: path for path in ROOT.glob("model_repository/*/config.pbtxt")}
-    assert models.keys() - {"longlive-small"} == FRAME_PROCESSORS
-    assert {path.resolve() for path in CONFIGS} >= {models[name] for name in FRAME_PROCESSORS}
+def test_tests_have_the_probe_and_all_models_that_come_with_the_code():
+    assert SHIPPED
+    assert {path.parent.name for path in CONFIGS} == {*SHIPPED, "probe"}
+    assert {path.resolve() for path in CONFIGS} >= set(SHIPPED.values())
 
 
 def test_the_name_is_the_folders_and_the_code_is_there(path):
@@ -81,7 +80,7 @@ def test_the_facts_can_be_read(path):
     assert 1 <= known.first_chunk_size <= known.chunk_size
 
 
-@pytest.mark.parametrize("name", sorted(FRAME_PROCESSORS))
+@pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_a_frame_processor(name):
     config = read(ROOT / "model_repository" / name / "config.pbtxt")
     known = facts(config)

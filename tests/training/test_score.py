@@ -7,6 +7,8 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
+pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
+
 from filmstrip.calls import TIMEOUT_S
 from filmstrip.client import Client
 from filmstrip.geometry import VideoShape, pack_video_header

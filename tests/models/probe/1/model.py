@@ -2,7 +2,7 @@
 
 Frames, text mode: value (seed + 31 * chunk index + 7 * frame + y + x + 85 * channel) % 256. Video mode: the
 input frames, resized. The report's "probe" holds the parameters as received, "tensors" (sha256 and shape of each)
-and "num_chunks" of this sequence so far; the same goes as one JSON line to the file named by FILMSTRIP_PROBE_LOG.
+and "num_chunks" of this sequence so far; the same goes as one JSON line to the file named by PROBE_LOG.
 
 A chunk whose first prompt starts with one of these misbehaves, after it was logged:
     !raise      RuntimeError with a file path in its text
@@ -94,7 +94,7 @@ def _sleep(chunk: Chunk, seconds: float) -> None:
 
 
 def _log(event: dict[str, object]) -> None:
-    path = os.environ.get("FILMSTRIP_PROBE_LOG")
+    path = os.environ.get("PROBE_LOG")
     if path:
         with Path(path).open("a") as log:
             log.write(json.dumps(event) + "\n")

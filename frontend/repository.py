@@ -1,0 +1,114 @@
+"""The model folders of the embedded Triton: what each says of its pipeline, and why Triton cannot load one."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from filmstrip.contract import PipelineFacts
+from filmstrip.model_folders import model_folders
+from frontend import reasons
+
+CONFIG = "config.pbtxt"
+
+Fingerprint = frozenset[tuple[str, int, int]]
+"""Names, modification times and sizes of a model's files: another one means that the model was changed."""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """What stands in a model's folder.
+
+    Attributes:
+        fingerprint: of its files.
+        problem: why Triton cannot load it, in one sentence without paths; None where nothing is known to be wrong.
+        facts: of its pipeline; None where its configuration cannot be read, or is not that of a pipeline.
+    """
+
+    fingerprint: Fingerprint
+    problem: str | None = None
+    facts: PipelineFacts | None = None
+
+
+def read_folders(repositories: Iterable[Path], names: Collection[str] | None = None) -> dict[str, ModelFolder]:
+    """Read the folders of all models, or of those in `names`, by name."""
+    found = model_folders(repositories)
+    return {name: _read(folders) for name, folders in found.items() if names is None or name in names}
+
+
+def model_names(repositories: Iterable[Path]) -> set[str]:
+    """The names of all models."""
+    return set(model_folders(repositories))
+
+
+def _read(folders: list[Path]) -> ModelFolder:
+    folder = folders[0]
+    fingerprint = _fingerprint(folder)
+    if len(folders) > 1:
+        return ModelFolder(
+            fingerprint, "two model repositories hold a model of this name; delete one and start the server again"
+        )
+    try:
+        config = _read_config(folder)
+        _check_version(folder, config)
+        parameters = {key: value.string_value for key, value in config.parameters.items()}
+        facts = PipelineFacts.from_parameters(folder.name, parameters)
+    except OSError as error:
+        return ModelFolder(fingerprint, f"{Path(error.filename or folder).name} cannot be read: {error.strerror}")
+    except ValueError as error:
+        return ModelFolder(fingerprint, reasons.sentence(str(error)))
+    return ModelFolder(fingerprint, facts=facts)
+
+
+def _read_config(folder: Path) -> ModelConfig:
+    """Read the configuration as Triton does.
+
+    Raises:
+        OSError, ValueError: Triton cannot use it.
+    """
+    try:
+        text = (folder / CONFIG).read_text()
+    except FileNotFoundError:
+        raise ValueError(f"its folder has no {CONFIG}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{CONFIG} is not UTF-8 text") from None
+    if text.startswith("\ufeff"):
+        raise ValueError(f"{CONFIG} begins with a byte order mark, which Triton cannot read: save it as plain UTF-8")
+    try:
+        config = text_format.Parse(text, ModelConfig(), allow_unknown_field=True)
+    except text_format.ParseError as error:
+        line = f"line {error.GetLine()}: " if error.GetLine() else ""
+        what = str(error).partition(" : ")[2] or str(error)
+        raise ValueError(f"{CONFIG} cannot be parsed: {line}{what}") from None
+    if config.name not in ("", folder.name):
+        raise ValueError(f"{CONFIG} names the model {config.name!r}, but its folder is {folder.name!r}")
+    return config
+
+
+def _check_version(folder: Path, config: ModelConfig) -> None:
+    """Check that there is a version with code, which Triton may wait for without end.
+
+    Raises:
+        OSError, ValueError: there is not.
+    """
+    versions = [version for version in folder.iterdir() if version.name.isdecimal() and version.is_dir()]
+    if not versions:
+        raise ValueError("its folder has no version folder, which is named by a number, such as 1")
+    newest = max(versions, key=lambda version: int(version.name))
+    code = config.default_model_filename or "model.py"
+    if config.backend == "python" and not (newest / code).is_file():
+        raise ValueError(f"its version folder {newest.name} has no {code}")
+
+
+def _fingerprint(folder: Path) -> Fingerprint:
+    found = set()
+    for path in folder.rglob("*"):
+        if "__pycache__" not in path.parts:
+            try:
+                status = path.stat()
+            except OSError:  # it was removed just now
+                continue
+            found.add((str(path.relative_to(folder)), status.st_mtime_ns, status.st_size))
+    return frozenset(found)
