@@ -24,6 +24,7 @@ _KEPT_FOR_SMALL = 1 / 16
 _PARSED_AT_ONCE = 1  # Python runs one at a time anyway, and the event loop gets its turn in between
 _PIECE_BYTES = 2**20
 _RETURN_S = 1.0
+_RETURN_AGAIN_S = 8.0
 
 
 class JsonBodies:
@@ -40,6 +41,7 @@ class JsonBodies:
         self._held: Counter[str] = Counter()
         self._parsing = Turns(_PARSED_AT_ONCE)
         self._returning: asyncio.TimerHandle | None = None
+        self._returning_again: asyncio.TimerHandle | None = None
 
     @contextlib.asynccontextmanager
     async def read(
@@ -87,9 +89,16 @@ class JsonBodies:
                 self._return_memory()
 
     def _return_memory(self) -> None:
-        """Give back to the system what large bodies have left in the C library's heap, soon and not too often."""
+        """Give back to the system what large bodies leave in the C library's heap: soon, and when all is quiet again.
+
+        What is still arriving of refused bodies passes through the heap, too.
+        """
+        loop = asyncio.get_running_loop()
         if self._returning is None:
-            self._returning = asyncio.get_running_loop().call_later(_RETURN_S, self._return_now)
+            self._returning = loop.call_later(_RETURN_S, self._return_now)
+        if self._returning_again is not None:
+            self._returning_again.cancel()
+        self._returning_again = loop.call_later(_RETURN_AGAIN_S, self._return_now)
 
     def _return_now(self) -> None:
         self._returning = None
