@@ -39,6 +39,12 @@ _COUNT = {"type": "integer", "minimum": 1, "maximum": 2**32 - 1}
 _VIDEO_HEADERS = {
     f"X-Video-{side}": {"schema": _COUNT, "description": side} for side in ("Frames", "Height", "Width", "Channels")
 }
+_UNUSED_HEADER = {
+    "X-Unused-Fields": {
+        "schema": {"type": "string"},
+        "description": "Fields of the request that the pipeline has no use for, separated by commas.",
+    }
+}
 _EVENT_STREAM = """Server-sent events: `progress` after each chunk, and last one of `complete`, `cancelled`, `error`.
 
 Each has the lines `id`, `event` and `data` (JSON) and ends with an empty line; comments (`: keep-alive`) fill long
@@ -49,7 +55,7 @@ silences. docs/api.md lists the keys of each event."""
 @api.post("/api/v1/batch")
 @describe(
     body=content(JSON, GenerateRequest),
-    answers={200: content(EVENTS, description=_EVENT_STREAM)},
+    answers={200: content(EVENTS, description=_EVENT_STREAM) | {"headers": _UNUSED_HEADER}},
     errors=(400, 404, 408, 409, 413, 422, 503, 507),
     models=(GenerateRequest,),
 )
