@@ -34,7 +34,9 @@ _MEASURED_PACKETS = 1000
 _STANDARD_RATES = [Fraction(rate) for rate in (24, 25, 30, 48, 50, 60, 100, 120, 240)]
 _NEAR = Fraction(2, 100)
 _MAX_GAP_S = 3600
-_MAX_STEP_BACK_S = 1
+_MAX_FRAMES_BACK = 2
+_MAX_STEP_OF_STREAMS_S = 10  # as FFmpeg's dts_delta_threshold
+_CONSTANT = Fraction(6, 5)
 _FRAME_TOLERANCE = Fraction(1, 2)
 _PLAYLISTS = {"hls", "concat", "dash", "sdp", "imf", "webm_dash_manifest", "applehttp"}
 _NO_PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
@@ -130,6 +132,7 @@ class _Source:
         self._stream = _video_stream(path, container)
         self._stream.thread_type = "AUTO"
         self._is_avi = "avi" in container.format.name.split(",")
+        self._may_jump = bool({"mpegts", "mpeg"} & set(container.format.name.split(",")))
         self._num_decoded = 0
         self._end_s = 0.0
         self._is_cut = False
@@ -181,7 +184,8 @@ class _Source:
                 held, origin = frame, time or Fraction(0)
                 continue
             step = 1 / self.fps if time is None else time - origin - elapsed
-            if time is not None and step < -_MAX_STEP_BACK_S:  # the clock was set back, as where recordings are joined
+            is_jump = step < -_MAX_FRAMES_BACK / self.fps or (self._may_jump and step > _MAX_STEP_OF_STREAMS_S)
+            if time is not None and is_jump:  # the clock was set, as where recordings are joined
                 step = 1 / self.fps
                 origin = time - elapsed - step
             self._check_gap(step, elapsed)
@@ -322,19 +326,24 @@ def _decoder(stream: VideoStream) -> Callable[["av.Packet[Any]"], list[av.VideoF
 
 def _nominal_rate(path: Path, stream: VideoStream) -> Fraction | None:
     """The constant rate for a stream: that which FFmpeg takes, where it makes sense; None if its times make none."""
+    guess, mean = stream.guessed_rate, stream.average_rate
     is_gif = stream.codec_context.name == "gif"
-    highest = max(stream.base_rate or 0, stream.guessed_rate or 0)
-    if stream.guessed_rate and highest <= (_MAX_GIF_FPS if is_gif else _MAX_NOMINAL_FPS):
-        return stream.guessed_rate
+    highest = max(stream.base_rate or 0, guess or 0)
+    is_plausible = bool(guess) and highest <= (_MAX_GIF_FPS if is_gif else _MAX_NOMINAL_FPS)
+    if is_plausible and not (guess and mean and guess > mean * _CONSTANT):
+        return guess
     with opened_container(path) as (_, container):
         twin = container.streams[stream.index]
         stamps = sorted(
             {packet.pts for packet in islice(container.demux(twin), _MEASURED_PACKETS) if packet.pts is not None}
         )
         steps = sorted(after - before for before, after in pairwise(stamps))
-        if not steps or not twin.time_base:
-            return None
-        rate = 1 / ((steps[0] if is_gif else steps[len(steps) // 2]) * twin.time_base)
+    is_constant = bool(steps) and steps[-1] <= steps[0] * _CONSTANT
+    if is_plausible and not is_constant:
+        return guess
+    if not steps or not twin.time_base:
+        return None
+    rate = 1 / ((steps[0] if is_gif else steps[len(steps) // 2]) * twin.time_base)
     if rate > _MAX_FPS:
         return None
     near = min(_STANDARD_RATES, key=lambda standard: abs(standard - rate))

@@ -424,6 +424,19 @@ def test_absurd_rates_are_replaced(tmp_path, times, clock, num_frames, fps):
     assert len(assert_agree(path)) == num_frames
 
 
+def test_slow_videos_keep_their_rate_and_joined_recordings_follow_each_other(tmp_path):
+    slow = encode(tmp_path / "slow.webm", numbered(10), codec="libvpx-vp9", rate=Fraction(7, 10))
+    assert float(probe(slow).fps) == pytest.approx(0.7, rel=0.01)
+    assert len(assert_agree(slow)) == 10
+    first = encode(tmp_path / "first.ts", numbered(10), options={"bf": "2"}).read_bytes()
+    second = encode(tmp_path / "second.ts", numbered(10, 48, 64)).read_bytes()
+    times = [90_000 * 18_000 + 3600 * index for index in range(10)]  # five hours later
+    third = encode(tmp_path / "third.ts", numbered(10), times=times, time_base=Fraction(1, 90_000)).read_bytes()
+    (tmp_path / "joined.ts").write_bytes(first + second + third + first)
+    frames = assert_agree(tmp_path / "joined.ts")  # all of the first one's size
+    assert [number_of(frame) for frame in frames] == list(range(10)) * 4
+
+
 def test_a_gif_of_varying_frames(tmp_path):
     pictures = [Image.fromarray(frame) for frame in numbered(12)]
     path = tmp_path / "varying.gif"
