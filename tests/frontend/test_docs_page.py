@@ -55,7 +55,7 @@ def proxy(server: Frontend) -> Iterator[Proxy]:
             connection.request("GET", self.path.removeprefix(PREFIX), headers=headers)
             answer = connection.getresponse()
             body = answer.read()
-            if found.tries_it_out:
+            if found.tries_it_out and answer.getheader("Content-Type", "").startswith("text/html"):
                 body = body.replace(b"</body>", TRY_IT_OUT)
             self.send_response_only(answer.status)
             for name, value in answer.getheaders():
