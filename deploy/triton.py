@@ -12,7 +12,7 @@ from tritonclient.utils import InferenceServerException
 
 from filmstrip import triton_server
 from filmstrip.model_folders import DuplicateModel, check_unique
-from filmstrip.triton_folder import NoTritonFolder, TritonFolder, is_safe_path, unsafe_models
+from filmstrip.triton_folder import NoTritonFolder, TritonFolder, is_safe_model, is_safe_path, unsafe_models
 
 SHM_DIR = Path("/dev/shm")  # noqa: S108
 SHM_PREFIX = "filmstrip-triton-"
@@ -76,7 +76,7 @@ def start(
         check_unique(repositories)
     except DuplicateModel as error:
         raise click.ClickException(str(error)) from None
-    _check_names(repositories)
+    _check_names(repositories, shm_prefix)
     repositories, backends = _shell_safe(repositories, backends)
     flags = triton_server.flags(
         repositories,
@@ -117,12 +117,14 @@ def health(*, port: int, secret_file: Path | None) -> None:
         raise click.ClickException("not ready")
 
 
-def _check_names(repositories: tuple[Path, ...]) -> None:
+def _check_names(repositories: tuple[Path, ...], shm_prefix: str) -> None:
     """Refuse what Triton would fail over without saying why.
 
     Raises:
         click.ClickException: a name that no link can stand in for.
     """
+    if not is_safe_model(shm_prefix):
+        raise click.ClickException("--shm-prefix may only have letters, digits and . _ - + @ , :")
     for folder in repositories:
         for model in unsafe_models(folder):
             raise click.ClickException(

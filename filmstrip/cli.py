@@ -562,7 +562,9 @@ def pipelines(*, as_json: bool, server: _Server) -> None:
     Console().print(table)
     for pipeline in known:
         if pipeline.get("reason"):
-            click.echo(f"{pipeline['id']} is {pipeline_state(pipeline)}: {_one_line(str(pipeline['reason']))}")
+            state = pipeline_state(pipeline)
+            verb = state if state == "failed" else f"is {state}"
+            click.echo(f"{pipeline['id']} {verb}: {_one_line(str(pipeline['reason']))}")
 
 
 @main.command(epilog=_EXIT_CODES)

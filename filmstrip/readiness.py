@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from filmstrip.calls import pick_pipeline, retry_after_s
 from filmstrip.client import Client
-from filmstrip.errors import Busy, FilmstripError, LoadFailed, TritonUnavailable
+from filmstrip.errors import Busy, FilmstripError, LoadFailed, TritonUnavailable, UnknownPipeline
 
 SHORTEST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 60.0
@@ -111,8 +111,11 @@ def load(client: Client, id: str, note: Callable[[str], None]) -> None:
         UnknownPipeline: the server has no such pipeline.
         LoadFailed: it could not be loaded; the message says why.
     """
-    if client.load(id) == "loaded":
-        return
+    try:
+        if client.load(id) == "loaded":
+            return
+    except UnknownPipeline as error:
+        raise UnknownPipeline(error.message) from None  # whatever field of that call it was
     note(f"Loading {id}, which is not loaded yet.")
     while True:
         answer = client.status()

@@ -37,6 +37,7 @@ _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _METHODS = ("GET", "HEAD", "POST", "DELETE")
 _EXPOSED = (
     *("X-Video-Frames", "X-Video-Height", "X-Video-Width", "X-Video-Channels", "X-Generation-Id"),
+    "X-Unused-Fields",
     *("Accept-Ranges", "Content-Length", "Content-Range", "ETag"),
 )
 

@@ -55,11 +55,7 @@ def check(settings: Settings) -> None:
     """
     find_server()
     _check_repositories(settings.model_repository)
-    if os.pathsep in _bin_folder():
-        raise EmbeddedUnsupported(
-            f"the folder of Python, {_bin_folder()}, has a colon in its name: the models cannot find it in PATH. "
-            "Move the virtual environment to a folder without one"
-        )
+    _bin_folder()
     try:
         TritonFolder.create().remove()
     except NoTritonFolder as error:
@@ -116,6 +112,8 @@ class EmbeddedTriton:
     def __init__(self, settings: Settings, store: Store) -> None:
         self._settings = settings
         self._server = find_server()
+        # The models' processes find their packages through the python3 that comes first.
+        self._path = f"{_bin_folder()}:{os.environ.get('PATH', '')}"
         self._folder = TritonFolder.create()
         self._shm_prefix = store.shm_name("triton")
         self.log_path = settings.data_dir.resolve() / "triton" / "triton.log"
@@ -330,7 +328,7 @@ class EmbeddedTriton:
                     models=(),  # one after the other, by us: so it answers at once, and each can fail alone
                     backends=backends,
                 ),
-                env=_environment(),
+                env=_environment() | {"PATH": self._path},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=log_file,
@@ -360,13 +358,23 @@ class EmbeddedTriton:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without what the models need not know; the stub finds its packages through the python3 it sees first."""
-    kept = {name: value for name, value in os.environ.items() if name not in _PRIVATE}
-    return kept | {"PATH": f"{_bin_folder()}:{os.environ.get('PATH', '')}"}
+    """Ours, without what the models need not know."""
+    return {name: value for name, value in os.environ.items() if name not in _PRIVATE}
 
 
 def _bin_folder() -> str:
-    return str(Path(sys.executable).parent)
+    """The folder of our own Python, for PATH.
+
+    Raises:
+        EmbeddedUnsupported: PATH cannot hold it.
+    """
+    folder = str(Path(sys.executable).parent)
+    if os.pathsep in folder:
+        raise EmbeddedUnsupported(
+            f"the folder of Python, {folder}, has a colon in its name: the models cannot find it in PATH. "
+            "Move the virtual environment to a folder without one"
+        )
+    return folder
 
 
 def _python_version() -> str:

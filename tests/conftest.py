@@ -30,11 +30,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
 
 @pytest.fixture(scope="session")
 def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
-    """Another embedded server, which tests may hurt: it comes back by itself."""
+    """Another embedded server, which tests may hurt: it comes back by itself, soon as its models are few."""
+    models = tmp_path_factory.mktemp("victims-models")
+    for name in ("probe", "passthrough", "gray"):
+        (models / name).symlink_to(Path(MODELS) / name)
     frontend = Frontend(
         tmp_path_factory.mktemp("victim"),
         "--embedded",
-        model_repository=MODELS,
+        model_repository=models,
         chunk_timeout_s=3,
         sequence_end_timeout_s=2,
         model_restart_window_s=0,  # tests kill its models again and again

@@ -44,6 +44,7 @@ FRONTEND_ORDER = (
     "schema",
     "prompts",
     "features",
+    "defaults",
     "regions",
     "events",
     "access",

@@ -361,7 +361,7 @@ def test_pipelines_are_listed_with_their_state_and_the_reason(answer):
     shown = run("pipelines").output
     for pipeline in PIPELINES:
         assert pipeline["state"] in shown
-    assert "failed is failed: an engine is damaged\n" in shown
+    assert "failed failed: an engine is damaged\n" in shown
     assert "None" not in shown
 
 
