@@ -37,6 +37,7 @@ FRONTEND_ORDER = (
     # Lowest first: a module imports only from those above its own line.
     "hosts",
     "settings",
+    "access_log",
     "tasks",
     "logs",
     "metrics",
