@@ -22,8 +22,6 @@ class CacheInputs:
         prompts: the prompts in force; within a transition, its target.
         in_transition: the chunk lies within a transition of prompts.
         denoising_steps: the timesteps asked for, None for the pipeline's own.
-        noise_scale: the request's noise scale for this chunk.
-        noise_controller: the noise scale follows the motion of the input.
         manage_cache: resets that a change of parameters causes are wanted.
         reset_cache: a reset is asked for.
     """
@@ -33,8 +31,6 @@ class CacheInputs:
     prompts: tuple[Prompt, ...]
     in_transition: bool
     denoising_steps: tuple[int, ...] | None
-    noise_scale: float
-    noise_controller: bool
     manage_cache: bool
     reset_cache: bool
 
@@ -43,6 +39,8 @@ def reset_reason(
     previous: CacheInputs | None, current: CacheInputs, latent_index: int, latent_frames: int
 ) -> str | None:
     """Why a chunk starts afresh, or None when it goes on from the chunk before.
+
+    A change of the noise scale is no reason: a ramp over several chunks is smooth.
 
     Args:
         previous: the chunk before, None for the first chunk of a generation.
@@ -55,13 +53,11 @@ def reset_reason(
     managed = current.manage_cache
     in_video = current.mode is Mode.VIDEO
     new_prompt = current.prompts != previous.prompts and not current.in_transition
-    new_noise = current.noise_scale != previous.noise_scale and not current.noise_controller
     causes = {
         "reset_cache": current.reset_cache,
         "mode": current.mode is not previous.mode,
         "frame index limit": latent_index >= LATENT_INDEX_LIMIT - latent_frames,
         "denoising_steps": managed and current.denoising_steps != previous.denoising_steps,
-        "noise_scale": managed and new_noise and in_video,
         "prompt": managed and new_prompt and (in_video or current.conditioned),
     }
     return next((cause for cause, holds in causes.items() if holds), None)

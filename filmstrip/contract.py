@@ -75,6 +75,10 @@ REPORT = TensorSpec("report", "BYTES", (1,))
 OUTPUTS = (FRAMES, REPORT)
 
 
+NUM_SEEDS = 2**63 - 2**20
+"""Models take seeds below this: each latent frame's is added to it, and the sum is a signed 64-bit integer."""
+
+
 # -- A chunk's parameters -----------------------------------------------------------------------------------
 
 
@@ -116,7 +120,7 @@ class ChunkParameters:
         prompts: the prompts in force before any transition.
         prompt_interpolation_method: how several prompts are blended.
         transition: set while a transition is under way.
-        seed: of the generation or, where the chunk overrides it, of the chunk.
+        seed: of the generation or, where the chunk overrides it, of the chunk; 0 .. NUM_SEEDS - 1.
         noise_scale: share of noise in video mode, 0..1.
         noise_controller: let the motion of the input set the noise scale.
         kv_cache_attention_bias: factor on the attention to cached tokens outside the sink, None is 1.

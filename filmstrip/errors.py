@@ -330,6 +330,11 @@ class DiskFull(StorageFull):
     code = "disk_full"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things, for a message: 1 frame, 2 frames."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 _WIRE_MARK = "filmstrip-error:"
 
 

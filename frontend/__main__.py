@@ -18,6 +18,7 @@ from hypercorn.config import Config
 from pydantic import ValidationError
 
 from frontend import embedded, logs, protocol
+from frontend.access_log import AccessLog
 from frontend.app import create_app
 from frontend.connection_limit import OpenConnections, most_connections, raise_descriptor_limit
 from frontend.parts import Parts
@@ -125,7 +126,7 @@ async def _serve(settings: Settings, listener: socket.socket, descriptors: int) 
     config.graceful_timeout = settings.shutdown_timeout_s
     config.accesslog = logging.getLogger("frontend.access")
     config.errorlog = logging.getLogger("frontend.hypercorn")
-    config.access_log_format = "%(m)s %(U)s %(s)s %(B)s bytes %(L)s s"
+    config.logger_class = AccessLog
     config.include_server_header = False
     config.backlog = _BACKLOG
     config.h11_max_incomplete_size = protocol.HEAD_BYTES

@@ -10,6 +10,7 @@ from hypercorn.typing import HTTPScope
 from quart import Request, g
 
 from filmstrip.errors import ForbiddenHost, ForbiddenOrigin, Unauthorized
+from frontend.access_log import note
 from frontend.hosts import Authority, is_loopback_address, is_same_origin
 from frontend.settings import Settings
 
@@ -53,6 +54,7 @@ class Access:
         if request.method not in _HARMLESS:
             self._check_origin(request, hosts)
         g.client = "" if self._is_open(request) else self._client(request.headers.get("Authorization", ""))
+        note(request, client=g.client)
 
     def _must_be_local(self, request: Request) -> bool:
         """Whether only this machine can reach the server, so that its host has no other name.

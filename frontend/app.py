@@ -20,6 +20,7 @@ from filmstrip.errors import (
     UnsupportedMediaType,
 )
 from frontend.access import Access
+from frontend.access_log import note
 from frontend.bodies import refuse_wrapped
 from frontend.connection import BoundedBody, BoundedRequest, Connection
 from frontend.docs_page import add_docs
@@ -36,6 +37,7 @@ _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _METHODS = ("GET", "HEAD", "POST", "DELETE")
 _EXPOSED = (
     *("X-Video-Frames", "X-Video-Height", "X-Video-Width", "X-Video-Channels", "X-Generation-Id"),
+    "X-Unused-Fields",
     *("Accept-Ranges", "Content-Length", "Content-Range", "ETag"),
 )
 
@@ -67,11 +69,17 @@ def create_app(settings: Settings | None = None) -> Quart:
     @app.after_request
     async def read_refused_body(response: Response) -> Response:
         """A client that still sends its body would not read the answer."""
+        note(request, status=response.status_code, **_generation_of(response))
         if isinstance(request.body, BoundedBody):
             await request.body.discard(settings.refused_body_bytes, the_parts().pace.at_most(_REFUSED_PAUSE_S))
         return response
 
     return app
+
+
+def _generation_of(response: Response) -> dict[str, str]:
+    generation = response.headers.get("X-Generation-Id")
+    return {"generation": generation} if generation else {}
 
 
 def _add_access(app: Quart, settings: Settings) -> None:

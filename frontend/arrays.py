@@ -7,9 +7,9 @@ from enum import StrEnum
 
 from filmstrip import contract
 from filmstrip.contract import TensorSpec
-from filmstrip.errors import InvalidField
+from filmstrip.errors import InvalidField, counted
 from filmstrip.geometry import VIDEO_HEADER_BYTES, FrameRun, VideoShape, fit_runs, input_runs
-from frontend.schema import ChunkSpec
+from frontend.schema import ChunkSpec, at_chunk
 
 MODEL_CHANNELS = 3
 
@@ -94,7 +94,8 @@ class SpecAt:
 
     def refuse(self, name: str, why: str) -> InvalidField:
         """The error for one of its fields, naming chunk and field."""
-        return InvalidField(f"chunk {self.spec.chunk}: {name}: {why}", f"chunk_specs[{self.position}].{name}")
+        field = f"chunk_specs[{self.position}].{name}"
+        return InvalidField(f"{at_chunk(field, self.spec.chunk)}: {why}", field)
 
     def region(self, name: str, blob_bytes: int | None, itemsize: int) -> tuple[tuple[int, ...], int] | None:
         """Shape and offset of the array `name` in the blob, None where the spec has none.
@@ -113,7 +114,9 @@ class SpecAt:
             raise self.refuse(f"{name}_offset", "the request has no data_blob_path")
         end = offset + math.prod(shape) * itemsize
         if end > blob_bytes:
-            raise self.refuse(f"{name}_offset", f"{shape} at {offset} ends at {end}, the blob has {blob_bytes} bytes")
+            raise self.refuse(
+                f"{name}_offset", f"{shape} at {offset} ends at {end}, the blob has {counted(blob_bytes, 'byte')}"
+            )
         return tuple(shape), offset
 
 
@@ -141,7 +144,7 @@ def own_video(
     dimensions, offset = region
     shape = VideoShape(*dimensions)
     if shape.channels != MODEL_CHANNELS:
-        raise at.refuse("input_video_shape", f"{shape.channels} channels, the models take {MODEL_CHANNELS}")
+        raise at.refuse("input_video_shape", f"{counted(shape.channels, 'channel')}, the models take {MODEL_CHANNELS}")
     if not any_size and (shape.height, shape.width) != size:
         raise at.refuse("input_video_shape", f"frames of {shape.height} x {shape.width}, {_wants(size)}")
     return _video(Source.BLOB, offset, fit_runs(count, shape.frames), count, shape)
@@ -159,9 +162,9 @@ def vace_arrays(at: SpecAt, count: int, size: tuple[int, int], blob_bytes: int |
             continue
         (batch, depth, given, height, width), offset = region
         if batch != 1:
-            raise at.refuse(f"{name}_shape", f"a batch of {batch}, wanted 1")
+            raise at.refuse(f"{name}_shape", f"a batch of {batch}, must be 1")
         if depth not in channels:
-            raise at.refuse(f"{name}_shape", f"{depth} channels, wanted {' or '.join(map(str, channels))}")
+            raise at.refuse(f"{name}_shape", f"{counted(depth, 'channel')}, must be {' or '.join(map(str, channels))}")
         if (height, width) != size:
             raise at.refuse(f"{name}_shape", f"frames of {height} x {width}, {_wants(size)}")
         frame_bytes = height * width * spec.itemsize

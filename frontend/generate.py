@@ -54,6 +54,7 @@ class Generation:
         self.client = client
         self.events = EventLog()
         self.cancel_requested = False
+        self.unused: tuple[str, ...] = ()
 
     def cancel(self) -> None:
         """End it after the chunk under way, keeping what is made by then."""

@@ -35,7 +35,7 @@ MAX_SCANS = 64  # of a progressive JPEG; cameras and encoders write about 10
 MAX_MARKERS = 10_000  # of a JPEG, restart markers apart
 MAX_CHUNKS = 65_536  # of a PNG or WebP
 MAX_EXIF_BYTES = 2**20
-CPU_S = 10  # of one job; the slowest image within the limits above takes about 2 s
+CPU_S = 10  # of one job; the slowest image within the limits above takes a few seconds
 READY = b"ready\n"
 MEMORY_BYTES = 2**30  # of address space beyond what the interpreter has at the start
 

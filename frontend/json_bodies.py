@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from pydantic import BaseModel
 
-from filmstrip.errors import Overloaded, TooLarge
+from filmstrip.errors import InvalidField, Overloaded, TooLarge
 from frontend.connection import BoundedBody, Pace
 from frontend.schema import parse
 from frontend.tasks import in_thread
@@ -24,6 +24,7 @@ _KEPT_FOR_SMALL = 1 / 16
 _PARSED_AT_ONCE = 1  # Python runs one at a time anyway, and the event loop gets its turn in between
 _PIECE_BYTES = 2**20
 _RETURN_S = 1.0
+_RETURN_AGAIN_S = 8.0
 
 
 class JsonBodies:
@@ -40,6 +41,7 @@ class JsonBodies:
         self._held: Counter[str] = Counter()
         self._parsing = Turns(_PARSED_AT_ONCE)
         self._returning: asyncio.TimerHandle | None = None
+        self._returning_again: asyncio.TimerHandle | None = None
 
     @contextlib.asynccontextmanager
     async def read(
@@ -48,10 +50,11 @@ class JsonBodies:
         """A request's body, parsed; it counts until the context ends, for its strings are still held.
 
         Raises:
-            TooLarge: it has more than the limit, or more than `MAX_VALUES` values.
+            TooLarge: it has more bytes than the limit.
+            InvalidField: it has more than `MAX_VALUES` values, or see `parse`.
             Overloaded: all bodies together, or those of the client, would be over the budget.
             SlowBody: it came slower than `pace`.
-            BadJson, InvalidField: see `parse`.
+            BadJson: see `parse`.
         """
         if (content_length or 0) > self._limit_bytes:
             raise self._too_large()
@@ -86,9 +89,16 @@ class JsonBodies:
                 self._return_memory()
 
     def _return_memory(self) -> None:
-        """Give back to the system what large bodies have left in the C library's heap, soon and not too often."""
+        """Give back to the system what large bodies leave in the C library's heap: soon, and when all is quiet again.
+
+        What is still arriving of refused bodies passes through the heap, too.
+        """
+        loop = asyncio.get_running_loop()
         if self._returning is None:
-            self._returning = asyncio.get_running_loop().call_later(_RETURN_S, self._return_now)
+            self._returning = loop.call_later(_RETURN_S, self._return_now)
+        if self._returning_again is not None:
+            self._returning_again.cancel()
+        self._returning_again = loop.call_later(_RETURN_AGAIN_S, self._return_now)
 
     def _return_now(self) -> None:
         self._returning = None
@@ -130,7 +140,7 @@ class _Reservation:
 
 def _parse(model: type[ModelT], data: bytearray) -> ModelT:
     if len(data) > MAX_VALUES and count_values(data, MAX_VALUES) > MAX_VALUES:
-        raise TooLarge(f"the body holds more than {MAX_VALUES} keys, values and lists; long strings are no problem")
+        raise InvalidField(f"the body holds more than {MAX_VALUES} keys, values and lists; long strings are fine")
     return parse(model, data)
 
 

@@ -6,20 +6,23 @@ from contextlib import AbstractContextManager
 
 import structlog
 
+from frontend.access_log import FIELDS, SHORT_FIELDS
 from frontend.settings import LogFormat, Settings
 
 
 def configure(settings: Settings) -> None:
     """Send all logs of the process to stderr in the format of the settings."""
+    is_json = settings.log_format is LogFormat.JSON
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.PositionalArgumentsFormatter(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.stdlib.ExtraAdder(FIELDS if is_json else SHORT_FIELDS),
     ]
     last: list[structlog.typing.Processor]
-    if settings.log_format is LogFormat.JSON:
+    if is_json:
         last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
         last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]

@@ -16,6 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 EVENTS = "text/event-stream"
 _OPERATION = "_filmstrip_operation"
+_GENERATE, _BATCH = "/api/v1/generate", "/api/v1/batch"
 _MEANINGS = {
     400: "The request cannot be understood.",
     401: "No key, or a wrong one.",
@@ -90,6 +91,10 @@ class Provider(OpenAPIProvider):
         for path, methods in paths.items():
             for method, described in methods.items():
                 described.update(operation)
+                if path.startswith(_BATCH):
+                    described["summary"] = f"Another name of {path.replace(_BATCH, _GENERATE)}"
+                    described["tags"] = ["aliases"]
+                    described["operationId"] += "_batch"
                 described["responses"] |= {str(status): _refusal(status) for status in _by_access(path, method)}
                 described["description"] = re.sub(r"\n?(Raises|Args):\n(.|\n)*", "", described["description"]).strip()
         for model in models:

@@ -11,14 +11,17 @@ from quart import current_app
 
 from filmstrip.errors import FilmstripError, UnknownPipeline
 from frontend.connection import Pace
+from frontend.defaults import check_defaults, ignored_params, request_defaults, with_defaults
 from frontend.download import Downloads
 from frontend.embedded import EmbeddedTriton
+from frontend.features import lora_name
 from frontend.json_bodies import JsonBodies
 from frontend.media import ImageDecoder
+from frontend.schema import GenerateRequest, LoadEntry, LoadRequest
 from frontend.settings import Settings
 from frontend.slot import Slot
 from frontend.store import Store
-from frontend.triton import Readiness, Triton
+from frontend.triton import Pipeline, Readiness, State, Triton
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +36,21 @@ class PipelineLoad:
     status: Literal["not_loaded", "loading", "loaded", "error"] = "not_loaded"
     pipeline_id: str | None = None
     load_params: dict[str, Any] | None = None
+    ignored: tuple[str, ...] = ()
     error: str | None = None
+
+
+@dataclass
+class LoadedDefaults:
+    """What a client's last load of a pipeline set for its later requests.
+
+    Attributes:
+        fields: values by the request's fields.
+        were_loaded: the pipeline has been seen loaded since; they end when it is seen unloaded after that.
+    """
+
+    fields: dict[str, Any]
+    were_loaded: bool = False
 
 
 @dataclass
@@ -49,6 +66,7 @@ class Parts:
     embedded: EmbeddedTriton | None
     downloads: Downloads
     loads: dict[str, PipelineLoad] = field(default_factory=dict)
+    defaults: dict[tuple[str, str], LoadedDefaults] = field(default_factory=dict)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
@@ -71,25 +89,71 @@ class Parts:
         """What a client asked to load last."""
         return self.loads.get(client, PipelineLoad())
 
-    async def begin_load(
-        self, client: str, pipeline_ids: list[str], load_params: dict[str, Any] | None
-    ) -> PipelineLoad:
-        """Load pipelines in the background, where they aren't yet; `load_of` tells how it goes.
+    async def pipelines(self) -> dict[str, Pipeline]:
+        """All pipelines of the repository, by id; defaults for those that have been unloaded are dropped.
 
         Raises:
-            UnknownPipeline: the repository has none of such a name.
             TritonUnavailable: Triton does not answer.
         """
         known = await self.triton.pipelines()
-        unknown = [name for name in pipeline_ids if name not in known]
-        if unknown:
-            there = ", ".join(known) or "none"
-            raise UnknownPipeline(f"pipeline_ids: no pipeline {unknown[0][:80]!r}; there are: {there}", "pipeline_ids")
-        load = self.loads[client] = PipelineLoad("loading", pipeline_ids[0], load_params)
-        if all(known[name].loaded for name in pipeline_ids):
+        for key, defaults in list(self.defaults.items()):
+            state = known[key[1]].state if key[1] in known else State.UNLOADED
+            if defaults.were_loaded and state is State.UNLOADED:
+                del self.defaults[key]
+            defaults.were_loaded |= state is State.READY
+        return known
+
+    async def effective(self, client: str, request: GenerateRequest) -> GenerateRequest:
+        """A client's request with the defaults of its last load of the pipeline.
+
+        Raises:
+            TritonUnavailable: Triton does not answer.
+        """
+        key = (client, request.pipeline_id)
+        if key in self.defaults:
+            await self.pipelines()
+        return with_defaults(request, self.defaults[key].fields if key in self.defaults else {})
+
+    def loras_of(self, client: str, pipeline_id: str) -> dict[str, float]:
+        """The LoRAs of a pipeline, by the path that the client loaded them with or their name, and default scales."""
+        names = self.triton.loras(pipeline_id)
+        defaults = self.defaults.get((client, pipeline_id))
+        loaded = {} if defaults is None else defaults.fields.get("lora_scales", {})
+        paths = {lora_name(path, names): path for path in loaded}
+        return {paths.get(name, name): loaded.get(paths.get(name, name), 0.0) for name in names}
+
+    async def begin_load(self, client: str, request: LoadRequest) -> PipelineLoad:
+        """Load pipelines in the background, where they aren't yet; `load_of` tells how it goes.
+
+        The load parameters hold from now on. What a pipeline that is loaded cannot do is refused here; for one that is
+        not, the load ends in an error, and requests that have these defaults are refused.
+
+        Raises:
+            UnknownPipeline: the repository has none of such a name.
+            InvalidField: a pipeline cannot do what the load parameters ask for.
+            TritonUnavailable: Triton does not answer.
+        """
+        known = await self.pipelines()
+        entries = request.entries
+        ignored: set[str] = set()
+        for entry in entries:
+            if entry.pipeline_id not in known:
+                there = ", ".join(known) or "none"
+                message = f"{entry.id_field}: no pipeline {entry.pipeline_id[:80]!r}; there are: {there}"
+                raise UnknownPipeline(message, entry.id_field)
+            facts = known[entry.pipeline_id].facts
+            if facts is not None and known[entry.pipeline_id].loaded:
+                check_defaults(request_defaults(entry.load_params), facts, entry.params_field)
+            ignored |= ignored_params(entry.load_params, facts)
+        for entry in entries:
+            self.defaults[client, entry.pipeline_id] = LoadedDefaults(request_defaults(entry.load_params))
+        load = self.loads[client] = PipelineLoad(
+            "loading", entries[0].pipeline_id, entries[0].load_params, tuple(sorted(ignored))
+        )
+        if all(known[entry.pipeline_id].loaded for entry in entries):
             load.status = "loaded"
             return load
-        self.begin(self._load(load, pipeline_ids), "load pipelines")
+        self.begin(self._load(load, entries), "load pipelines")
         return load
 
     def begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
@@ -103,10 +167,12 @@ class Parts:
         while await self.readiness() is None:  # noqa: ASYNC110 - Triton sends no events
             await asyncio.sleep(_REPORT_POLL_S)
 
-    async def _load(self, load: PipelineLoad, pipeline_ids: list[str]) -> None:
+    async def _load(self, load: PipelineLoad, entries: list[LoadEntry]) -> None:
         try:
-            for name in pipeline_ids:
-                await self.triton.load(name)
+            for entry in entries:
+                await self.triton.load(entry.pipeline_id)
+                facts = await self.triton.facts(pipeline_id=entry.pipeline_id)
+                check_defaults(request_defaults(entry.load_params), facts["pipeline_id"], entry.params_field)
             load.status = "loaded"
         except FilmstripError as error:
             load.status, load.error = "error", error.message

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from filmstrip.cache_policy import CacheInputs, reset_reason
-from filmstrip.contract import ChunkParameters, Mode, PipelineFacts
-from filmstrip.errors import InvalidField
-from filmstrip.geometry import MAX_SIDE, MIN_SIDE, VideoShape, nearest_multiples
+from filmstrip.contract import NUM_SEEDS, ChunkParameters, Mode, PipelineFacts
+from filmstrip.errors import InvalidField, counted
+from filmstrip.geometry import VideoShape
 from frontend.arrays import (
     MODEL_CHANNELS,
     ImagePlan,
@@ -23,7 +23,7 @@ from frontend.arrays import (
     vace_arrays,
     whole_input,
 )
-from frontend.features import check_features, lora_scales
+from frontend.features import check_features, frame_size, lora_scales, unused_fields
 from frontend.prompts import ChunkPrompts, StickyPrompts
 from frontend.schema import ChunkSpec, GenerateRequest
 
@@ -119,7 +119,7 @@ class _Planner:
         chunks = tuple(self._chunks())
         self._check_indices(len(chunks))
         output = VideoShape(self.request.num_frames, *self.size, MODEL_CHANNELS)
-        return Plan(self.chain, output, chunks, self.request.seed, unused=())
+        return Plan(self.chain, output, chunks, self.request.seed, unused_fields(self.request, self.pipeline))
 
     # -- What is checked once ---------------------------------------------------------------------------
 
@@ -132,35 +132,15 @@ class _Planner:
     def _check_input(self) -> None:
         shape = self.uploads.input_shape
         if shape is not None and shape.channels != MODEL_CHANNELS:
-            raise InvalidField(
-                f"input_path: the video has {shape.channels} channels, the models take {MODEL_CHANNELS}", "input_path"
-            )
+            channels = counted(shape.channels, "channel")
+            raise InvalidField(f"input_path: the video has {channels}, the models take {MODEL_CHANNELS}", "input_path")
 
     def _size(self) -> tuple[int, int]:
-        """Height and width of the generation: asked for, else the pipeline's own, else the input's."""
-        native = (self.pipeline.height, self.pipeline.width)
-        given = (self.request.height, self.request.width)
-        inputs = self._input_size()
-        sides = []
-        for name, wanted, own, of_input in zip(("height", "width"), given, native, inputs, strict=True):
-            side = wanted or own or of_input
-            if side is None:
-                raise InvalidField(f"input_path: {self.pipeline.id} needs an input video", "input_path")
-            if side % self.pipeline.granularity:
-                good = " or ".join(map(str, nearest_multiples(side, self.pipeline.granularity, MIN_SIDE, MAX_SIDE)))
-                field = name if wanted else "input_path"
-                raise InvalidField(
-                    f"{field}: {side} is not a multiple of {self.pipeline.granularity}, try {good}", field
-                )
-            sides.append(side)
-        size = sides[0], sides[1]
-        if self.pipeline.sizes and size not in self.pipeline.sizes:
-            known = ", ".join(f"{height}x{width}" for height, width in self.pipeline.sizes)
-            field = "width" if given[0] is None and given[1] is not None else "height"
-            raise InvalidField(
-                f"{field}: {self.pipeline.id} makes no {size[0]}x{size[1]}, it was exported for {known}", field
-            )
-        return size
+        """Height and width of the generation."""
+        height, width = frame_size(self.pipeline, (self.request.height, self.request.width), self._input_size())
+        if height is None or width is None:
+            raise InvalidField(f"input_path: missing, {self.pipeline.id} needs an input video", "input_path")
+        return height, width
 
     def _input_size(self) -> tuple[int | None, int | None]:
         """Height and width of the whole-video input, else of the first video that a chunk has of its own."""
@@ -173,8 +153,8 @@ class _Planner:
     def _check_indices(self, num_chunks: int) -> None:
         for index, at in self.specs.items():
             if index >= num_chunks:
-                frames = self.request.num_frames
-                raise at.refuse("chunk", f"{frames} frames of {self.pipeline.id} are {num_chunks} chunks, from 0")
+                length = f"{counted(self.request.num_frames, 'frame')} of {self.pipeline.id}"
+                raise at.refuse("chunk", f"no chunk {index}, {length} take {counted(num_chunks, 'chunk')} from 0")
 
     # -- The walk through the chunks --------------------------------------------------------------------
 
@@ -220,7 +200,9 @@ class _Chunk:
         if not has_input and (needs_input or Mode.TEXT not in self.pipeline.modes):
             who = "the pre-processor" if planner.chain.pre_processor else self.pipeline.id
             why = "vace_use_input_video" if self.input_is_vace else who
-            raise InvalidField(f"input_path: {why} needs an input video, chunk {index} has none", "input_path")
+            raise InvalidField(
+                f"input_path: missing, {why} needs an input video and chunk {index} has none", "input_path"
+            )
         if self.mode not in self.pipeline.modes:
             why = f"{self.pipeline.id} takes no input video"
             if self.spec.input_video_shape is not None:
@@ -245,8 +227,6 @@ class _Chunk:
             prompts=self.prompts.target,
             in_transition=self.prompts.in_transition,
             denoising_steps=tuple(steps) if steps else None,
-            noise_scale=self.value("noise_scale"),
-            noise_controller=bool(self.value("noise_controller")),
             manage_cache=self.value("manage_cache"),
             reset_cache=spec.reset_cache,
         )
@@ -255,9 +235,6 @@ class _Chunk:
         """The chunk's plan, now that its number of frames is known."""
         shapes = self.planner.uploads.image_shapes
         steps = self.value("denoising_steps")
-        scales_field = (
-            "lora_scales" if self.spec.lora_scales is None else f"chunk_specs[{self.at.position}].lora_scales"
-        )
         parameters = ChunkParameters(
             index=self.index,
             num_frames=count,
@@ -268,12 +245,12 @@ class _Chunk:
             prompts=self.prompts.prompts,
             prompt_interpolation_method=self.prompts.method,
             transition=self.prompts.transition,
-            seed=self.value("seed"),
+            seed=self.value("seed") % NUM_SEEDS,
             noise_scale=self.value("noise_scale"),
             noise_controller=bool(self.value("noise_controller")),
             kv_cache_attention_bias=self.value("kv_cache_attention_bias"),
             denoising_steps=tuple(steps) if steps else None,
-            lora_scales=lora_scales(self.value("lora_scales"), self.pipeline, scales_field, f"chunk {self.index}: "),
+            lora_scales=self._lora_scales(),
             vace_context_scale=self.value("vace_context_scale"),
             vace_use_input_video=self.input_is_vace,
             vace_temporally_locked=self.spec.vace_temporally_locked,
@@ -289,18 +266,24 @@ class _Chunk:
         self._check_bytes(chunk)
         return chunk
 
+    def _lora_scales(self) -> dict[str, float]:
+        if self.spec.lora_scales is None:
+            return lora_scales(self.request.lora_scales, self.pipeline, "lora_scales")
+        field = f"chunk_specs[{self.at.position}].lora_scales"
+        return lora_scales(self.spec.lora_scales, self.pipeline, field, self.index)
+
     def _check_bytes(self, chunk: ChunkPlan) -> None:
         """Refuse a chunk whose arrays are too large, naming the largest of them."""
         frames = len(self.planner.chain.stages) * chunk.frames.num_bytes
         limit = self.planner.max_chunk_bytes
         needed = chunk.input_bytes + frames
         if needed > limit:
-            why = f"the arrays of the chunk take {needed} bytes, over the limit of {limit}"
+            why = f"the arrays of chunk {self.index} take {counted(needed, 'byte')}, over the limit of {limit}"
             largest = max(chunk.tensors, key=lambda tensor: tensor.num_bytes, default=None)
             shape = f"{largest.spec.name}_shape" if largest else ""
             if largest and largest.num_bytes > frames and getattr(self.spec, shape) is not None:
                 raise self.at.refuse(shape, why)
-            raise InvalidField(f"height: chunk {self.index}: {why}", "height")
+            raise InvalidField(f"height: {why}", "height")
 
     def _tensors(self, count: int) -> Iterator[TensorPlan]:
         uploads, size = self.planner.uploads, self.planner.size
@@ -319,11 +302,7 @@ class _Chunk:
             raise self.at.refuse("prompts", "text and prompts exclude each other")
         most = self.pipeline.max_references
         if most is not None and len(spec.vace_ref_images or ()) > most:
-            raise self.at.refuse("vace_ref_images", f"{self.pipeline.id} takes {most} images at most")
-        if spec.transition_target_prompts is None:
-            for name in ("transition_num_steps", "transition_method"):
-                if getattr(spec, name) is not None:
-                    raise self.at.refuse(name, "needs transition_target_prompts")
+            raise self.at.refuse("vace_ref_images", f"{self.pipeline.id} takes at most {counted(most, 'image')}")
 
 
 def _by_chunk(request: GenerateRequest) -> dict[int, SpecAt]:
@@ -331,6 +310,7 @@ def _by_chunk(request: GenerateRequest) -> dict[int, SpecAt]:
     for position, spec in enumerate(request.chunk_specs or ()):
         at = SpecAt(spec, position)
         if spec.chunk in specs:
-            raise at.refuse("chunk", f"also has chunk_specs[{specs[spec.chunk].position}]; one at most is allowed")
+            other = f"chunk_specs[{specs[spec.chunk].position}]"
+            raise at.refuse("chunk", f"{other} is for chunk {spec.chunk} too")
         specs[spec.chunk] = at
     return specs

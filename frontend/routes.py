@@ -24,6 +24,7 @@ from frontend.schema import (
     LiveAnswer,
     LoadAnswer,
     LoadRequest,
+    LoraAnswer,
     PipelinesAnswer,
     PipelineStatusAnswer,
     UploadAnswer,
@@ -38,6 +39,12 @@ _COUNT = {"type": "integer", "minimum": 1, "maximum": 2**32 - 1}
 _VIDEO_HEADERS = {
     f"X-Video-{side}": {"schema": _COUNT, "description": side} for side in ("Frames", "Height", "Width", "Channels")
 }
+_UNUSED_HEADER = {
+    "X-Unused-Fields": {
+        "schema": {"type": "string"},
+        "description": "Fields of the request that the pipeline has no use for, separated by commas.",
+    }
+}
 _EVENT_STREAM = """Server-sent events: `progress` after each chunk, and last one of `complete`, `cancelled`, `error`.
 
 Each has the lines `id`, `event` and `data` (JSON) and ends with an empty line; comments (`: keep-alive`) fill long
@@ -45,25 +52,30 @@ silences. docs/api.md lists the keys of each event."""
 
 
 @api.post("/api/v1/generate")
+@api.post("/api/v1/batch")
 @describe(
     body=content(JSON, GenerateRequest),
-    answers={200: content(EVENTS, description=_EVENT_STREAM)},
+    answers={200: content(EVENTS, description=_EVENT_STREAM) | {"headers": _UNUSED_HEADER}},
     errors=(400, 404, 408, 409, 413, 422, 503, 507),
     models=(GenerateRequest,),
 )
 async def generate() -> Response:
     """Generate a video, chunk by chunk, with an event after each."""
     parts = the_parts()
-    async with _json_body(GenerateRequest) as wanted:
+    client = client_of_request()
+    async with _json_body(GenerateRequest) as body:
         will_stream(request)
-        generation = await parts.slot.start(wanted, client_of_request())
+        generation = await parts.slot.start(await parts.effective(client, body), client)
     on_close(request).callback(parts.slot.abandon, generation)
     response = Response(generation.events.follow(parts.settings.keep_alive_s), content_type=EVENTS)
     response.headers.update({"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "X-Generation-Id": generation.id})
+    if generation.unused:
+        response.headers["X-Unused-Fields"] = ", ".join(generation.unused)
     return response
 
 
 @api.post("/api/v1/generate/cancel")
+@api.post("/api/v1/batch/cancel")
 @describe(answers={200: content(JSON, CancelAnswer)}, models=(CancelAnswer,))
 async def cancel() -> Response:
     """End the client's generation after its current chunk."""
@@ -72,6 +84,7 @@ async def cancel() -> Response:
 
 
 @api.post("/api/v1/generate/upload")
+@api.post("/api/v1/batch/upload")
 @describe(
     parameters=(
         parameter("X-Video-Frames", "header", _COUNT, "T", required=True),
@@ -93,6 +106,7 @@ async def upload() -> Response:
 
 
 @api.post("/api/v1/generate/upload-data")
+@api.post("/api/v1/batch/upload-data")
 @describe(
     body=content(BINARY, description="Packed arrays, which chunk_specs reference by offset and shape."),
     answers={200: content(JSON, BlobAnswer)},
@@ -125,6 +139,7 @@ async def upload_asset() -> Response:
 
 
 @api.get("/api/v1/generate/download")
+@api.get("/api/v1/batch/download")
 @describe(
     parameters=(
         parameter("path", "query", {"type": "string"}, "An output_path.", required=True),
@@ -169,7 +184,7 @@ async def delete_file(name: str) -> Response:
 async def pipelines() -> Response:
     """List the pipelines: the state of each, and what it can do."""
     shown = []
-    for name, pipeline in (await the_parts().triton.pipelines()).items():
+    for name, pipeline in (await the_parts().pipelines()).items():
         facts = {"id": name} if pipeline.facts is None else pipeline.facts.to_dict()
         shown.append(facts | {"loaded": pipeline.loaded, "state": pipeline.state, "reason": pipeline.reason})
     return _answer(PipelinesAnswer.model_validate({"pipelines": shown}))
@@ -184,24 +199,25 @@ async def pipelines() -> Response:
 )
 async def load_pipeline() -> Response:
     """Load pipelines; generate needs this only after an unload, and does it by itself."""
-    async with _json_body(LoadRequest) as wanted:
-        load = await the_parts().begin_load(client_of_request(), wanted.pipeline_ids, wanted.load_params)
-    return _answer(LoadAnswer(status="loaded" if load.status == "loaded" else "loading"))
+    async with _json_body(LoadRequest) as body:
+        load = await the_parts().begin_load(client_of_request(), body)
+    status = "loaded" if load.status == "loaded" else "loading"
+    return _answer(LoadAnswer(status=status, ignored=list(load.ignored)))
 
 
 @api.get("/api/v1/pipeline/status")
 @describe(answers={200: content(JSON, PipelineStatusAnswer)}, models=(PipelineStatusAnswer,))
 async def pipeline_status() -> Response:
     """How the client's last load went."""
-    parts = the_parts()
-    load = parts.load_of(client_of_request())
-    loras = parts.triton.loras(load.pipeline_id) if load.status == "loaded" and load.pipeline_id else ()
+    parts, client = the_parts(), client_of_request()
+    load = parts.load_of(client)
+    loras = parts.loras_of(client, load.pipeline_id) if load.status == "loaded" and load.pipeline_id else {}
     return _answer(
         PipelineStatusAnswer(
             status=load.status,
             pipeline_id=load.pipeline_id,
             load_params=load.load_params,
-            loaded_lora_adapters=[{"path": name} for name in loras],
+            loaded_lora_adapters=[LoraAnswer(path=path, scale=scale) for path, scale in loras.items()],
             error=load.error,
         )
     )

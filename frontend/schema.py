@@ -1,9 +1,15 @@
-"""Requests and answers: the one place of fields, defaults and limits."""
+"""Requests and answers: the one place of fields, defaults and limits.
+
+In an optional field null, an empty string and an empty list mean that the field is not set. Prompt texts are the
+exception: an empty string is a prompt. A key that no field has is refused unless its value is null.
+"""
 
 import codecs
 import json
+from collections import Counter
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -16,31 +22,42 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from filmstrip.contract import Interpolation
 from filmstrip.errors import BadJson, InvalidField
 from filmstrip.geometry import MAX_FRAMES, MAX_SIDE, MIN_SIDE
 
-MAX_SEED = 2**63 - 1 - 2**20
+MAX_SEED = 2**64 - 1
+RANDOM_SEED = -1
 MAX_PROMPT_CHARACTERS = 100_000
 MAX_PROMPTS = 64
 MAX_REF_IMAGES = 16
 MAX_KEYS = 256
 MAX_PIPELINES = 256
+MAX_LORAS = 256
 MAX_LOAD_PARAMS_CHARACTERS = 64 * 1024
 _MAX_U63 = 2**63 - 1
+_MAX_EXACT_FLOAT = 2**53
 
 
 def _a_number(value: Any) -> Any:
     """Numbers only: pydantic by itself takes true and "3" for numbers too."""
     if isinstance(value, bool | str):
-        raise ValueError("a number is wanted")
+        raise ValueError("must be a number")
     return value
+
+
+def _a_whole_number(value: Any) -> Any:
+    """Floats too where they are whole, up to the size from which on they skip numbers."""
+    if isinstance(value, float) and not (value.is_integer() and abs(value) <= _MAX_EXACT_FLOAT):
+        raise ValueError("must be a whole number, written with digits alone")
+    return _a_number(value)
 
 
 def _a_bool(value: Any) -> Any:
     if not isinstance(value, bool):
-        raise ValueError("true or false is wanted")
+        raise ValueError("must be true or false")
     return value
 
 
@@ -53,15 +70,17 @@ def _few(value: Any) -> Any:
 
 # Last in each type: limits that come after a validator are missing from the JSON schema.
 NUMBER = BeforeValidator(_a_number)
+INTEGER = BeforeValidator(_a_whole_number)
 Bool = Annotated[bool, BeforeValidator(_a_bool)]
 Text = Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED), NUMBER]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED), INTEGER]
+RequestSeed = Annotated[int, Field(ge=RANDOM_SEED, le=MAX_SEED), INTEGER]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), NUMBER]
 Bias = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), NUMBER]
 ContextScale = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False), NUMBER]
-Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE), NUMBER]
-Offset = Annotated[int, Field(ge=0, le=_MAX_U63), NUMBER]
-Dimension = Annotated[int, Field(ge=1, le=2**32 - 1), NUMBER]
+Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE), INTEGER]
+Offset = Annotated[int, Field(ge=0, le=_MAX_U63), INTEGER]
+Dimension = Annotated[int, Field(ge=1, le=2**32 - 1), INTEGER]
 VideoDimensions = Annotated[list[Dimension], Field(min_length=4, max_length=4)]
 ArrayDimensions = Annotated[list[Dimension], Field(min_length=5, max_length=5)]
 StoredName = Annotated[str, Field(max_length=256)]
@@ -80,7 +99,7 @@ def _falling(steps: list[int]) -> list[int]:
 
 
 DenoisingSteps = Annotated[
-    list[Annotated[int, Field(ge=1, le=1000), NUMBER]],
+    list[Annotated[int, Field(ge=1, le=1000), INTEGER]],
     Field(min_length=1, max_length=1000, description="Strictly falling timesteps."),
     AfterValidator(_falling),
 ]
@@ -89,7 +108,23 @@ DenoisingSteps = Annotated[
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    _few_keys = model_validator(mode="before")(_few)
+    _prompt_texts: ClassVar[frozenset[str]] = frozenset()
+    """Optional fields in which an empty string is a value."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_unset(cls, value: Any) -> Any:
+        """Leave out the keys that ask for nothing, so that their fields have their defaults and count as not set."""
+        if not isinstance(_few(value), dict):
+            return value
+        return {name: given for name, given in value.items() if not cls._is_unset(name, given)}
+
+    @classmethod
+    def _is_unset(cls, name: str, given: Any) -> bool:
+        field = cls.model_fields.get(name)
+        if field is None or field.is_required():
+            return field is None and given is None
+        return given is None or given == [] or (given == "" and name not in cls._prompt_texts)
 
 
 class WeightedPrompt(_Model):
@@ -101,7 +136,7 @@ class WeightedPrompt(_Model):
 
 def _some_weight(prompts: list[WeightedPrompt]) -> list[WeightedPrompt]:
     if not any(prompt.weight > 0 for prompt in prompts):
-        raise ValueError("one weight at least must be above 0")
+        raise ValueError("at least one weight must be above 0")
     return prompts
 
 
@@ -111,21 +146,26 @@ WeightedPrompts = Annotated[
 
 
 class ChunkSpec(_Model):
-    """What one chunk does otherwise than the request; only prompts stay in force for later chunks."""
+    """Overrides of the request for one chunk; only prompts stay in force for later chunks.
 
-    chunk: Annotated[int, Field(ge=0, lt=MAX_FRAMES), NUMBER] = Field(description="Index of the chunk, from 0.")
+    In an optional field null, "" and [] mean unset: the request's value. `text` takes "" as the empty prompt.
+    """
+
+    _prompt_texts = frozenset({"text"})
+
+    chunk: Annotated[int, Field(ge=0, lt=MAX_FRAMES), INTEGER] = Field(description="Index of the chunk, from 0.")
     text: Text | None = Field(None, description="New prompt; excludes `prompts`.")
     prompts: WeightedPrompts | None = Field(None, description="New prompts to blend; excludes `text`.")
     prompt_interpolation_method: Interpolation | None = None
     transition_target_prompts: WeightedPrompts | None = Field(None, description="Prompts to move to, chunk by chunk.")
-    transition_num_steps: Annotated[int, Field(ge=0, le=MAX_FRAMES), NUMBER] | None = Field(
+    transition_num_steps: Annotated[int, Field(ge=0, le=MAX_FRAMES), INTEGER] | None = Field(
         None, description="Chunks that the transition takes; 0 snaps. 4 where target prompts are given."
     )
     transition_method: Interpolation | None = None
     first_frame_image: ImageSource | None = Field(None, description="Asset or data URL that the chunk starts with.")
     last_frame_image: ImageSource | None = Field(None, description="Asset or data URL that the chunk ends with.")
     vace_ref_images: Annotated[list[ImageSource], Field(max_length=MAX_REF_IMAGES)] | None = None
-    seed: Seed | None = None
+    seed: Seed | None = Field(None, description="As in the request, but for -1.")
     noise_scale: Share | None = None
     kv_cache_attention_bias: Bias | None = None
     reset_cache: Bool = False
@@ -163,16 +203,19 @@ _EXAMPLE: Any = {
 
 
 class GenerateRequest(_Model):
-    """The body of POST /api/v1/generate; its values hold for every chunk that has no ChunkSpec of its own."""
+    """The body of POST /api/v1/generate; its values hold for every chunk whose ChunkSpec does not override them.
+
+    In an optional field null, "" and [] mean unset: the field's default.
+    """
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     pipeline_id: Annotated[str, Field(min_length=1, max_length=256)]
     prompt: PromptOrPrompts = Field(description="A text, or weighted texts to blend.")
-    num_frames: Annotated[int, Field(ge=1, le=MAX_FRAMES), NUMBER] = 64
+    num_frames: Annotated[int, Field(ge=1, le=MAX_FRAMES), INTEGER] = 64
     height: Side | None = Field(None, description="null: the pipeline's own, or the input's.")
     width: Side | None = Field(None, description="null: the pipeline's own, or the input's.")
-    seed: Seed = 42
+    seed: RequestSeed = Field(42, description="-1: a random one, which `complete` names.")
     noise_scale: Share = Field(0.7, description="Share of noise, video-to-video only.")
     manage_cache: Bool = True
     noise_controller: Bool | None = None
@@ -195,15 +238,140 @@ def _json(value: dict[str, Any] | None) -> dict[str, Any] | None:
     return value
 
 
+class LoraToLoad(_Model):
+    """A LoRA and the scale that later requests use by default."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    path: Annotated[str, Field(min_length=1, max_length=4096)]
+    scale: LoraScale = 1.0
+
+
+def _each_once(loras: list[LoraToLoad]) -> list[LoraToLoad]:
+    paths = Counter(lora.path for lora in loras)
+    twice = next((path for path, count in paths.items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"{_shown(twice)} names a LoRA twice")
+    return loras
+
+
+class LoadParams(_Model):
+    """The load parameters that have an effect: defaults for the client's later requests."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    height: Side | None = None
+    width: Side | None = None
+    seed: RequestSeed | None = None
+    vace_context_scale: ContextScale | None = None
+    loras: Annotated[list[LoraToLoad], Field(max_length=MAX_LORAS), AfterValidator(_each_once)] | None = None
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any] | None) -> Self:
+        """Read those among any parameters."""
+        return cls.model_validate({name: value for name, value in (given or {}).items() if name in cls.model_fields})
+
+    @classmethod
+    def ignored(cls, given: Mapping[str, Any] | None) -> frozenset[str]:
+        """Names of the parameters that are set and have no effect; `loras.NAME` for keys of a LoRA."""
+        set_values = {name: value for name, value in (given or {}).items() if value not in (None, "", [])}
+        of_loras = {
+            f"loras.{name}"
+            for lora in set_values.get("loras", ())
+            for name, value in lora.items()
+            if name not in LoraToLoad.model_fields and value not in (None, "", [])
+        }
+        return frozenset(set_values.keys() - cls.model_fields.keys()) | of_loras
+
+
+def _readable(given: dict[str, Any]) -> dict[str, Any]:
+    LoadParams.of(given)
+    return given
+
+
+PipelineId = Annotated[str, Field(min_length=1, max_length=256)]
+AnyLoadParams = Annotated[
+    dict[str, Any],
+    AfterValidator(_json),
+    AfterValidator(_readable),
+    Field(
+        description="height, width, seed, vace_context_scale and loras ([{path, scale}]) become defaults of this "
+        "client's later requests; others are ignored and named in the answer."
+    ),
+]
+
+
+class PipelineToLoad(_Model):
+    """One pipeline and its load parameters."""
+
+    pipeline_id: PipelineId
+    load_params: AnyLoadParams | None = None
+    node_id: Any = Field(None, description="Ignored.")
+
+
+_LOAD_EXAMPLES: Any = [
+    {"pipeline_ids": ["longlive-small"]},
+    {
+        "pipelines": [
+            {"node_id": "1", "pipeline_id": "longlive-small", "load_params": {"height": 64, "width": 64, "seed": 7}}
+        ]
+    },
+]
+
+
 class LoadRequest(_Model):
-    """The body of POST /api/v1/pipeline/load."""
+    """The body of POST /api/v1/pipeline/load, with either `pipeline_ids` or `pipelines`."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"pipeline_ids": ["longlive-small"]}]})
+    model_config = ConfigDict(json_schema_extra={"examples": _LOAD_EXAMPLES})
 
-    pipeline_ids: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=256)]], Field(min_length=1, max_length=MAX_PIPELINES)
-    ]
-    load_params: Annotated[dict[str, Any] | None, AfterValidator(_json)] = None
+    pipeline_ids: Annotated[list[PipelineId], Field(max_length=MAX_PIPELINES)] | None = None
+    pipelines: Annotated[list[PipelineToLoad], Field(max_length=MAX_PIPELINES)] | None = None
+    load_params: AnyLoadParams | None = Field(None, description="For all pipelines that have none of their own.")
+    connection_id: Any = Field(None, description="Ignored.")
+    connection_info: Any = Field(None, description="Ignored.")
+    user_id: Any = Field(None, description="Ignored.")
+
+    @property
+    def entries(self) -> list["LoadEntry"]:
+        """Each pipeline with its load parameters."""
+        if self.pipeline_ids is not None:
+            return [LoadEntry(name, self.load_params, "pipeline_ids", "load_params") for name in self.pipeline_ids]
+        return [
+            LoadEntry(
+                pipeline.pipeline_id,
+                self.load_params if pipeline.load_params is None else pipeline.load_params,
+                f"pipelines[{position}].pipeline_id",
+                "load_params" if pipeline.load_params is None else f"pipelines[{position}].load_params",
+            )
+            for position, pipeline in enumerate(self.pipelines or ())
+        ]
+
+    @model_validator(mode="after")
+    def _names_each_pipeline_once(self) -> Self:
+        if self.pipeline_ids is not None and self.pipelines is not None:
+            raise _custom("pipelines", "cannot be combined with pipeline_ids")
+        if self.pipeline_ids is None and self.pipelines is None:
+            raise _custom("pipeline_ids", "names no pipeline to load, nor does pipelines")
+        params: dict[str, Any] = {}
+        for entry in self.entries:
+            if params.setdefault(entry.pipeline_id, entry.load_params) != entry.load_params:
+                raise _custom("pipelines", f"{_shown(entry.pipeline_id)} has two different load_params")
+        return self
+
+
+class LoadEntry(NamedTuple):
+    """One pipeline to load, its load parameters, and the fields of the request that name them."""
+
+    pipeline_id: str
+    load_params: dict[str, Any] | None
+    id_field: str
+    params_field: str
+
+
+def _custom(field: str, message: str) -> ValidationError:
+    """The error of one field, raised where several are looked at."""
+    error = PydanticCustomError("custom", "{message}", {"message": message})
+    return ValidationError.from_exception_data(field, [{"type": error, "loc": (field,), "input": []}])
 
 
 class ErrorDetail(BaseModel):
@@ -304,6 +472,14 @@ class LoadAnswer(BaseModel):
     """The load has begun, or was done already."""
 
     status: Literal["loading", "loaded"]
+    ignored: list[str] = Field(description="Sorted names of the load parameters that have no effect.")
+
+
+class LoraAnswer(BaseModel):
+    """A LoRA of the pipeline, and the scale that the client's requests use by default."""
+
+    path: str
+    scale: float
 
 
 class PipelineStatusAnswer(BaseModel):
@@ -312,7 +488,7 @@ class PipelineStatusAnswer(BaseModel):
     status: Literal["not_loaded", "loading", "loaded", "error"]
     pipeline_id: str | None
     load_params: dict[str, Any] | None
-    loaded_lora_adapters: list[dict[str, Any]]
+    loaded_lora_adapters: list[LoraAnswer]
     error: str | None
 
 
@@ -332,23 +508,39 @@ def parse(model: type[ModelT], body: bytes | bytearray) -> ModelT:
         errors = error.errors(include_url=False, include_context=False)
     if errors[0]["type"] == "json_invalid":
         raise BadJson(errors[0]["msg"])
-    worst = errors[0]
-    location = worst["loc"][:1] + worst["loc"][2:] if worst["loc"][:1] == ("prompt",) else worst["loc"]  # without tag
-    chunk, name = _chunk_named(location, body), _field_name(location)
-    if worst["type"] == "extra_forbidden":
-        raise InvalidField(f"{chunk}{name}: no such field", name)
-    value = worst["input"]
-    shown = "" if isinstance(value, dict | list) or worst["type"] == "missing" else f", got {_shown(value)}"
-    raise InvalidField(f"{chunk}{name or 'body'}: {worst['msg'].removeprefix('Value error, ')}{shown}", name or None)
+    raise _refusal(errors[0], body)
 
 
-def _chunk_named(location: tuple[int | str, ...], body: bytes | bytearray) -> str:
-    """What a message about a field of a ChunkSpec begins with: its chunk, where it has one."""
+def _refusal(error: ErrorDetails, body: bytes | bytearray) -> InvalidField:
+    """Pydantic's error as ours."""
+    location = error["loc"]
+    if location[:1] == ("prompt",):
+        location = location[:1] + location[2:]  # without the union's tag
+    name = _field_name(location)
     match location:
-        case ("chunk_specs", int(position), field, *_) if field != "chunk":
+        case ("chunk_specs", int(position), _, *_):
             chunk = json.loads(body)["chunk_specs"][position].get("chunk")
-            return f"chunk {chunk}: " if type(chunk) is int else ""
-    return ""
+            where = at_chunk(name, chunk) if type(chunk) is int else name
+        case _:
+            where = name or "body"
+    return InvalidField(f"{where}: {_reason(error)}", name or None)
+
+
+def at_chunk(field: str, chunk: int) -> str:
+    """What a message about a field of a ChunkSpec begins with."""
+    return field if field.endswith("].chunk") else f"{field} (chunk {chunk})"
+
+
+def _reason(error: ErrorDetails) -> str:
+    message, value = error["msg"].removeprefix("Value error, "), error["input"]
+    match error["type"]:
+        case "extra_forbidden":
+            return "unknown field"
+        case "string_too_short":
+            return "must not be empty"
+        case "missing" | "custom":
+            return message
+    return message if isinstance(value, dict | list) else f"{message}, got {_shown(value)}"
 
 
 def _field_name(location: tuple[int | str, ...]) -> str:
@@ -358,15 +550,19 @@ def _field_name(location: tuple[int | str, ...]) -> str:
     return name
 
 
-def _key(key: int | str) -> str:
-    text = str(key) or "''"
-    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
+def _key(key: str) -> str:
+    return _shortened(key) if key else "''"
 
 
 def _shown(value: Any) -> str:
+    """A value of JSON as the client wrote it."""
     if isinstance(value, str):
-        return repr(_key(value[: _SHOWN_CHARACTERS + 1]))
-    return _key(str(value))
+        return repr(_shortened(value))
+    return _shortened(json.dumps(value))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
 
 
 _SHOWN_CHARACTERS = 80

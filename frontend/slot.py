@@ -62,6 +62,7 @@ class Slot:
         logs.name_generation(generation.id)
         with contextlib.ExitStack() as uses:
             checked = await self._check(generation, request, uses)
+            generation.unused = checked.plan.unused
             if generation.cancel_requested:
                 metrics.GENERATIONS.labels("cancelled").inc()
                 log.info("cancelled before it began")

@@ -59,11 +59,12 @@ def _bad_value(client: Client) -> Refusal:
         {"num_frames": 1.5},
         {"height": 1},
         {"height": 4096},
-        {"seed": -1},
-        {"seed": 2**63},
+        {"seed": -2},
+        {"seed": 2**64},
         {"noise_scale": 1.1},
         {"prompt": None},
         {"prompt": []},
+        {"chunk_specs": [{"chunk": 0, "seed": -1}]},
         {"prompt": [{"text": "a", "weight": 0}]},
         {"prompt": [{"text": "a", "weight": 101}]},
         {"prompt": "x" * 100_001},
@@ -85,7 +86,7 @@ def _bad_plan(client: Client) -> Refusal:
         {"height": 65},
         {"lora_scales": {"none": 1}},
         {"pipeline_id": "gray"},
-        {"pipeline_id": "gray", "seed": 1},
+        {"pipeline_id": "gray", "vace_context_scale": 0.5},
         {"post_processor_id": "probe"},
         {"pre_processor_id": "gray"},
         {"vace_use_input_video": True},
@@ -94,7 +95,6 @@ def _bad_plan(client: Client) -> Refusal:
         {"chunk_specs": [{"chunk": 0, **array}]},
         {"chunk_specs": [{"chunk": 0, **array, "vace_frames_offset": 0}]},
         {"chunk_specs": [{"chunk": 0, "text": "a", "prompts": [{"text": "b", "weight": 1}]}]},
-        {"chunk_specs": [{"chunk": 0, "transition_num_steps": 1}]},
     ]
     return _generate(_PLANNED, **client.random.choice(choices))
 

@@ -130,8 +130,8 @@ def test_a_refused_field_is_one_readable_error(server: Frontend, comfy: Comfy):
     assert (caught.value.code, caught.value.field) == ("invalid_field", "height")
     with pytest.raises(FilmstripError, match=r"chunk_specs\[0\].*chunk 99"):
         generate(pipeline(server), chunk_specs=chunk_spec(99, text="x"))
-    with pytest.raises(FilmstripError, match=r"gray.*noise_scale|noise_scale.*gray"):
-        generate(pipeline(server, "gray"), images=comfy.tensor(ramp(2)), noise_scale=0.2)
+    with pytest.raises(FilmstripError, match=r"^vace_context_scale: gray does not support vace"):
+        generate(pipeline(server, "gray"), images=comfy.tensor(ramp(2)), vace_context_scale=0.2)
 
 
 @pytest.mark.parametrize(

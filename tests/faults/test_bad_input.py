@@ -254,7 +254,7 @@ def test_json_that_is_no_request(server: Frontend, name: str) -> None:
 def test_load_params_as_large_as_they_may_be_come_back(server: Frontend) -> None:
     value = "x" * (MAX_LOAD_PARAMS_CHARACTERS - len('{"a": ""}'))
     answer = httpx.post(server.url + LOAD, json={"pipeline_ids": ["probe"], "load_params": {"a": value}})
-    assert answer.json() == {"status": "loaded"}
+    assert answer.json() == {"status": "loaded", "ignored": ["a"]}
     assert httpx.get(f"{server.url}/api/v1/pipeline/status").json()["load_params"] == {"a": value}
 
 

@@ -41,6 +41,7 @@ def check_end(frontend: Frontend, events: list[Event], seed: int, total_chunks: 
     progress, (_, end) = [data for _, data in events[:-1]], events[-1]
     num_frames = sum(data["frames"] for data in progress)
     told = {"chunk": len(progress), "total_chunks": total_chunks, "frames_completed": num_frames}
+    told |= {"seed": seed, "unused": []}
     if num_frames:
         told |= {"output_path": end["output_path"], "video_shape": [num_frames, 64, 96, 3]}
     assert end == told

@@ -22,6 +22,11 @@ POSITIVE = {
     "POST /api/v1/generate/cancel": 1,  # there is but one such request, as there is of each other with a 1
     "POST /api/v1/generate/upload": 200,
     "POST /api/v1/generate/upload-data": 150,
+    "POST /api/v1/batch": 20,
+    "POST /api/v1/batch/cancel": 1,
+    "POST /api/v1/batch/upload": 10,
+    "POST /api/v1/batch/upload-data": 10,
+    "GET /api/v1/batch/download": 10,
     "POST /api/v1/assets": 100,
     "GET /api/v1/generate/download": 150,
     "GET /api/v1/pipelines": 1,

@@ -15,8 +15,6 @@ VIDEO = CacheInputs(
     prompts=CAT,
     in_transition=False,
     denoising_steps=None,
-    noise_scale=0.7,
-    noise_controller=False,
     manage_cache=True,
     reset_cache=False,
 )
@@ -53,12 +51,6 @@ def test_a_chunk_that_changes_nothing_goes_on(chunk):
         (VIDEO, STEPS, "denoising_steps"),
         (VIDEO, STEPS | {"manage_cache": False}, None),
         (replace(TEXT, denoising_steps=(1000, 500)), {"denoising_steps": None}, "denoising_steps"),
-        # Noise: of a video, with the controller off. Text starts from pure noise whatever the scale.
-        (VIDEO, {"noise_scale": 0.5}, "noise_scale"),
-        (VIDEO, {"noise_scale": 0.5, "manage_cache": False}, None),
-        (VIDEO, {"noise_scale": 0.5, "noise_controller": True}, None),
-        (TEXT, {"noise_scale": 0.5}, None),
-        (VIDEO, {"noise_controller": True}, None),
         # Prompts: text recaches instead.
         (TEXT, {"prompts": DOG}, None),
         (VIDEO, {"prompts": DOG}, "prompt"),
@@ -86,5 +78,5 @@ def test_the_frame_index_ends_three_before_1024(latent_index, expected, managed)
 
 
 def test_manage_cache_that_comes_back_compares_with_the_chunk_before_only():
-    off = replace(VIDEO, manage_cache=False, noise_scale=0.5)
+    off = replace(VIDEO, manage_cache=False, denoising_steps=(1000, 500))
     assert reason(off, manage_cache=True) is None

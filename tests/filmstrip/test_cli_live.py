@@ -310,3 +310,24 @@ def test_a_result_that_the_server_does_not_have_is_one_line(run, tmp_path):
     assert result.stderr.startswith("Error: ")
     assert result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+# -- Seeds --------------------------------------------------------------------------------------------------
+
+
+def test_a_random_seed_is_shown_and_makes_the_same_video_again(run, server, tmp_path):
+    def frames(seed: int) -> tuple[str, str]:
+        result = run("generate", "a cat", "-p", "probe", "--frames", 3, "--seed", seed, "-o", tmp_path / "%d.png")
+        assert result.exit_code == 0, result.output
+        return result.stderr, "".join(str((tmp_path / f"{number}.png").read_bytes()) for number in (1, 2, 3))
+
+    shown, first = frames(-1)
+    seed = int(re.search(r"--seed (\d+)", shown)[1])
+    assert frames(seed) == (frames(seed)[0], first)
+    assert "Seed" not in frames(2**64 - 1)[0]
+
+
+def test_what_a_pipeline_has_no_use_for_is_said(run, clip, tmp_path):
+    result = run("generate", "-p", "gray", "-v", clip, "--seed", 3, "--noise-scale", 0.2, "-o", tmp_path / "out.mp4")
+    assert result.exit_code == 0, result.output
+    assert "Note: gray has no use for noise_scale, seed.\n" in result.stderr

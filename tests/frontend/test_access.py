@@ -66,6 +66,11 @@ ENDPOINTS = [
     ("POST", "/api/v1/generate/upload-data"),
     ("POST", "/api/v1/assets"),
     ("GET", "/api/v1/generate/download?path=output-00"),
+    ("POST", "/api/v1/batch"),
+    ("POST", "/api/v1/batch/cancel"),
+    ("POST", "/api/v1/batch/upload"),
+    ("POST", "/api/v1/batch/upload-data"),
+    ("GET", "/api/v1/batch/download?path=output-00"),
     ("GET", "/api/v1/pipelines"),
     ("POST", "/api/v1/pipeline/load"),
     ("DELETE", "/api/v1/files/blob-00"),
@@ -174,7 +179,7 @@ def test_clients_delete_their_own_files_when_nothing_uses_them(locked: Frontend,
         images = [{"chunk": 0, "first_frame_image": asset}, {"chunk": 1, "text": "!sleep 1"}]
         uses = {"pipeline_id": "probe", "prompt": "!sleep 0.5", "num_frames": 24, "chunk_specs": images}
         with alice.generate(**uses, input_path=video, data_blob_path=blob) as events:
-            for name in (video, blob):
+            for name in (video, blob, asset):
                 with pytest.raises(InUse):
                     alice.delete(name)
             alice.delete(unused)

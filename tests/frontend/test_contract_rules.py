@@ -36,7 +36,7 @@ REFUSED = [
     (probe(pre_processor_id="nope"), 404, "unknown_pipeline", "pre_processor_id", ["nope"]),
     (probe(post_processor_id="../gray"), 404, "unknown_pipeline", "post_processor_id", ["../gray"]),
     (probe(post_processor_id="probe"), 422, "invalid_field", "post_processor_id", ["frame processor"]),
-    (probe(surprise=1), 422, "invalid_field", "surprise", ["no such field"]),
+    (probe(surprise=1), 422, "invalid_field", "surprise", ["unknown field"]),
     (probe(num_frames=0), 422, "invalid_field", "num_frames", ["1", "0"]),
     (probe(num_frames=10001), 422, "invalid_field", "num_frames", ["10000", "10001"]),
     (probe(num_frames="48"), 422, "invalid_field", "num_frames", ["number", "48"]),
@@ -45,15 +45,15 @@ REFUSED = [
     (probe(height=100), 422, "invalid_field", "height", ["96", "112"]),
     (probe(width=48), 422, "invalid_field", "width", ["64"]),
     (probe(width=4096), 422, "invalid_field", "width", ["2048"]),
-    (probe(seed=-1), 422, "invalid_field", "seed", ["-1"]),
-    (probe(seed=2**63 - 2**20), 422, "invalid_field", "seed", ["less than or equal"]),
+    (probe(seed=-2), 422, "invalid_field", "seed", ["-2"]),
+    (probe(seed=2**64), 422, "invalid_field", "seed", [str(2**64 - 1), str(2**64)]),
+    (probe(chunk_specs=[{"chunk": 0, "seed": -1}]), 422, "invalid_field", "chunk_specs[0].seed", ["-1"]),
     (probe(noise_scale=1.1), 422, "invalid_field", "noise_scale", ["1.1"]),
     (probe(kv_cache_attention_bias=0), 422, "invalid_field", "kv_cache_attention_bias", ["greater than 0"]),
     (probe(prompt_interpolation_method="cubic"), 422, "invalid_field", "prompt_interpolation_method", ["slerp"]),
     (probe(vace_context_scale=2.5), 422, "invalid_field", "vace_context_scale", ["2.5"]),
     (probe(denoising_steps=[500, 500]), 422, "invalid_field", "denoising_steps", ["fall"]),
     (probe(denoising_steps=[1001]), 422, "invalid_field", "denoising_steps[0]", ["1000"]),
-    (probe(denoising_steps=[]), 422, "invalid_field", "denoising_steps", ["1"]),
     (probe(prompt=[{"text": "a", "weight": 0}]), 422, "invalid_field", "prompt", ["weight"]),
     (probe(prompt=[{"text": "a", "weight": 101}]), 422, "invalid_field", "prompt[0].weight", ["101"]),
     (probe(prompt=[]), 422, "invalid_field", "prompt", ["1"]),
@@ -75,13 +75,6 @@ REFUSED = [
         "invalid_field",
         "chunk_specs[0].prompts",
         ["chunk 2", "text"],
-    ),
-    (
-        probe(chunk_specs=[{"chunk": 2, "transition_num_steps": 3}]),
-        422,
-        "invalid_field",
-        "chunk_specs[0].transition_num_steps",
-        ["transition_target_prompts"],
     ),
     (probe(chunk_specs=[vace()]), 422, "invalid_field", "chunk_specs[0].vace_frames_offset", ["data_blob_path"]),
     (
@@ -127,7 +120,7 @@ BLOB_RULES = [
     ({"vace_frames_shape": [2, 3, 6, 64, 96]}, "vace_frames_shape", "batch"),
     ({"vace_masks_offset": 0, "vace_masks_shape": [1, 3, 1, 64, 96]}, "vace_masks_shape", "channels"),
     ({"input_video_offset": 0, "input_video_shape": [1, 32, 96, 3]}, "input_video_shape", "64 x 96"),
-    ({"input_video_offset": 0, "input_video_shape": [1, 64, 96, 1]}, "input_video_shape", "channels"),
+    ({"input_video_offset": 0, "input_video_shape": [1, 64, 96, 1]}, "input_video_shape", "channel"),
     ({"input_video_offset": BYTES, "input_video_shape": [1, 64, 96, 3]}, "input_video_offset", "ends at"),
 ]
 
@@ -161,21 +154,15 @@ def test_models_take_three_channels(server: Frontend, channels: int) -> None:
     path = server.upload(np.zeros((2, 16, 16, channels), np.uint8))
     answer = server.post(pipeline_id="passthrough", prompt="", input_path=path)
     assert answer.status_code == 422
-    assert f"{channels} channels" in answer.json()["detail"]
+    assert f"{channels} channel" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"seed": 7},
-        {"noise_scale": 0.5},
-        {"manage_cache": False},
-        {"noise_controller": True},
         {"kv_cache_attention_bias": 0.5},
         {"vace_context_scale": 0.5},
-        {"denoising_steps": [1000, 500]},
         {"lora_scales": {"ink": 1}},
-        {"chunk_specs": [{"chunk": 0, "seed": 7}]},
         {"chunk_specs": [{"chunk": 0, "reset_cache": True}]},
         {"chunk_specs": [{"chunk": 0, "transition_target_prompts": [{"text": "a"}]}]},
         {"chunk_specs": [{"chunk": 0, "vace_temporally_locked": False}]},

@@ -7,7 +7,7 @@ import pytest
 
 from filmstrip.contract import Features, Mode, PipelineFacts
 from filmstrip.errors import InvalidField
-from frontend.features import FEATURE_OF_FIELD, check_features
+from frontend.features import FEATURE_OF_FIELD, check_features, unused_fields
 from frontend.schema import ChunkSpec, GenerateRequest
 
 PROMPTS = [{"text": "a"}]
@@ -60,6 +60,10 @@ FREE = {  # any pipeline takes these; files, images and ids are checked elsewher
 }
 
 
+GENERIC = {"seed", "noise_scale", "noise_controller", "manage_cache", "denoising_steps"}
+OF_TRANSITION = {"transition_num_steps", "transition_method"}
+
+
 def flat(rows: list[tuple[str, list[Any], list[Any]]], column: int) -> list[tuple[str, Any]]:
     return [(row[0], value) for row in rows for value in row[column]]
 
@@ -75,7 +79,7 @@ def test_the_tables_here_miss_no_field() -> None:
     assert ChunkSpec.model_fields.keys() - FREE <= {row[0] for row in OF_CHUNK}
 
 
-@pytest.mark.parametrize(("name", "value"), flat(OF_REQUEST, 1))
+@pytest.mark.parametrize(("name", "value"), [case for case in flat(OF_REQUEST, 1) if case[0] not in GENERIC])
 def test_a_field_without_its_feature_is_refused(name: str, value: Any) -> None:
     feature = FEATURE_OF_FIELD[name]
     facts = replace(BARE, features=replace(ALL, **{feature: WITHOUT.get(feature, False)}))
@@ -89,7 +93,9 @@ def test_a_field_without_its_feature_is_refused(name: str, value: Any) -> None:
     check_features(request(**{name: value}), replace(BARE, features=only))
 
 
-@pytest.mark.parametrize(("name", "value"), flat(OF_CHUNK, 1))
+@pytest.mark.parametrize(
+    ("name", "value"), [case for case in flat(OF_CHUNK, 1) if case[0] not in GENERIC | OF_TRANSITION]
+)
 def test_a_field_of_a_chunk_without_its_feature_is_refused(name: str, value: Any) -> None:
     feature = FEATURE_OF_FIELD[name]
     facts = replace(BARE, features=replace(ALL, **{feature: WITHOUT.get(feature, False)}))
@@ -97,7 +103,8 @@ def test_a_field_of_a_chunk_without_its_feature_is_refused(name: str, value: Any
     with pytest.raises(InvalidField) as caught:
         check_features(wanted, facts)
     assert caught.value.field == f"chunk_specs[1].{name}"
-    assert caught.value.message.startswith(f"chunk 7: {name}: bare does not support {feature}; its features: ")
+    where = f"chunk_specs[1].{name} (chunk 7)"
+    assert caught.value.message.startswith(f"{where}: bare does not support {feature}; its features: ")
     only = replace(Features(), **{feature: getattr(ALL, feature)})
     check_features(wanted, replace(BARE, features=only))
 
@@ -113,10 +120,55 @@ def test_a_default_of_a_chunk_is_taken_by_any_pipeline(name: str, value: Any) ->
     check_features(request([{"chunk": 0, name: value}]), BARE)
 
 
-def test_a_chunk_that_does_not_manage_its_cache_is_refused() -> None:
-    with pytest.raises(InvalidField) as caught:
-        check_features(request([{"chunk": 0, "manage_cache": False}]), BARE)
-    assert caught.value.field == "chunk_specs[0].manage_cache"
+# -- What generic clients always send -----------------------------------------------------------------------
+
+GENERIC_VALUES = {  # each of these fields, asking for something and equal to its default
+    "seed": (7, 42),
+    "noise_scale": (0.1, 0.7),
+    "noise_controller": (True, False),
+    "manage_cache": (False, True),
+    "denoising_steps": ([1000, 500], [1]),
+}
+GENERIC_CASES = [(name, value) for name, values in GENERIC_VALUES.items() for value in values]
+
+
+@pytest.mark.parametrize(("name", "value"), GENERIC_CASES)
+def test_a_generic_field_is_taken_by_any_pipeline_and_named_where_it_has_no_use(name: str, value: Any) -> None:
+    with_it = replace(BARE, features=replace(Features(), **{FEATURE_OF_FIELD[name]: True}))
+    for given in (request(**{name: value}), request([{"chunk": 0}, {"chunk": 7, name: value}])):
+        check_features(given, BARE)
+        assert unused_fields(given, BARE) == (name,)
+        assert unused_fields(given, with_it) == ()
+
+
+def test_what_is_not_set_is_not_unused() -> None:
+    unset = dict(zip(GENERIC_VALUES, (None, "", [], None, []), strict=True))
+    for given in (request(), request(**unset), request([{"chunk": 0, **unset}], prompt=PROMPTS)):
+        assert unused_fields(given, BARE) == ()
+
+
+def test_unused_fields_are_sorted_and_named_once() -> None:
+    given = request([{"chunk": 0, "seed": 1}, {"chunk": 1, "manage_cache": True}], seed=1, noise_scale=0.7)
+    assert unused_fields(given, BARE) == ("manage_cache", "noise_scale", "seed")
+
+
+@pytest.mark.parametrize("pipeline", [BARE, replace(BARE, features=ALL)])
+def test_a_transition_without_a_target_is_unused_by_any_pipeline(pipeline: PipelineFacts) -> None:
+    given = request([{"chunk": 0, "transition_num_steps": 0, "transition_method": "linear"}])
+    check_features(given, pipeline)
+    assert unused_fields(given, pipeline) == ("transition_method", "transition_num_steps")
+
+
+def test_a_transition_with_a_target_is_used_or_refused() -> None:
+    spec = {"chunk": 0, "transition_num_steps": 1, "transition_target_prompts": PROMPTS}
+    assert unused_fields(request([spec]), replace(BARE, features=ALL)) == ()
+    with pytest.raises(InvalidField, match="transition_target_prompts"):
+        check_features(request([spec]), BARE)
+
+
+def test_a_generator_does_not_name_fields_of_another_mode() -> None:
+    text_only = replace(BARE, modes=(Mode.TEXT,), features=ALL)
+    assert unused_fields(request(noise_scale=0.3, noise_controller=True), text_only) == ()
 
 
 def test_prompts_may_be_given_to_any_pipeline() -> None:
@@ -126,4 +178,4 @@ def test_prompts_may_be_given_to_any_pipeline() -> None:
 
 def test_a_pipeline_without_features_says_so() -> None:
     with pytest.raises(InvalidField, match=r"its features: none$"):
-        check_features(request(seed=1), replace(BARE, features=Features()))
+        check_features(request(vace_context_scale=0.5), replace(BARE, features=Features()))

@@ -27,6 +27,11 @@ def test_every_endpoint_is_there(document: dict[str, Any]) -> None:
         "/api/v1/generate/upload": ["post"],
         "/api/v1/generate/upload-data": ["post"],
         "/api/v1/generate/download": ["get"],
+        "/api/v1/batch": ["post"],
+        "/api/v1/batch/cancel": ["post"],
+        "/api/v1/batch/upload": ["post"],
+        "/api/v1/batch/upload-data": ["post"],
+        "/api/v1/batch/download": ["get"],
         "/api/v1/assets": ["post"],
         "/api/v1/files/{name}": ["delete"],
         "/api/v1/pipelines": ["get"],
@@ -87,10 +92,25 @@ def test_limits_are_in_the_schema(document: dict[str, Any]) -> None:
 def test_the_examples_are_requests_to_the_pipeline_that_is_shipped(
     document: dict[str, Any], model: type[GenerateRequest | LoadRequest]
 ) -> None:
-    (example,) = document["components"]["schemas"][model.__name__]["examples"]
-    wanted = model.model_validate(example)
-    named = [wanted.pipeline_id] if isinstance(wanted, GenerateRequest) else wanted.pipeline_ids
-    assert named == ["longlive-small"]
+    for example in document["components"]["schemas"][model.__name__]["examples"]:
+        request = model.model_validate(example)
+        named = request.entries if isinstance(request, LoadRequest) else [request]
+        assert [each.pipeline_id for each in named] == ["longlive-small"]
+
+
+def test_the_other_names_of_the_routes_are_described_as_such(document: dict[str, Any]) -> None:
+    own_keys = {"summary", "operationId", "tags"}
+    for path, methods in document["paths"].items():
+        if path.startswith("/api/v1/batch"):
+            original = path.replace("batch", "generate")
+            for method, operation in methods.items():
+                other = document["paths"][original][method]
+                assert operation["summary"] == f"Another name of {original}"
+                assert operation["tags"] == ["aliases"]
+                assert operation.keys() - own_keys == other.keys() - own_keys
+                assert all(operation[key] == other[key] for key in operation.keys() - own_keys)
+    ids = [operation["operationId"] for methods in document["paths"].values() for operation in methods.values()]
+    assert len(ids) == len(set(ids))
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; .ci/run installs it")
@@ -103,5 +123,5 @@ def test_the_docs_page_shows_the_api_without_internet(server: Frontend, tmp_path
     ]
     page = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
     assert "Filmstrip" in page
-    assert page.count('class="opblock ') == 12
+    assert page.count('class="opblock ') == 17
     assert "/api/v1/generate/upload-data" in page

@@ -144,16 +144,18 @@ def test_an_unloaded_pipeline_is_loaded_by_the_request(victim: Frontend) -> None
         client.unload_model("probe")
         eventually(lambda: not shown()["probe"])
     body = {"pipeline_ids": ["probe"], "load_params": {"height": 320, "anything": [1]}}
-    assert httpx.post(f"{victim.url}/api/v1/pipeline/load", json=body).json() == {"status": "loading"}
+    loading = {"status": "loading", "ignored": ["anything"]}
+    assert httpx.post(f"{victim.url}/api/v1/pipeline/load", json=body).json() == loading
     eventually(lambda: httpx.get(f"{victim.url}/api/v1/pipeline/status").json()["status"] == "loaded")
     assert httpx.get(f"{victim.url}/api/v1/pipeline/status").json() == {
         "status": "loaded",
         "pipeline_id": "probe",
         "load_params": {"height": 320, "anything": [1]},
-        "loaded_lora_adapters": [{"path": "ink"}, {"path": "neon"}],
+        "loaded_lora_adapters": [{"path": "ink", "scale": 0}, {"path": "neon", "scale": 0}],
         "error": None,
     }
-    assert httpx.post(f"{victim.url}/api/v1/pipeline/load", json=body).json() == {"status": "loaded"}
+    assert httpx.post(f"{victim.url}/api/v1/pipeline/load", json=body).json() == loading | {"status": "loaded"}
+    httpx.post(f"{victim.url}/api/v1/pipeline/load", json={"pipeline_ids": ["probe"]})
     unknown = httpx.post(f"{victim.url}/api/v1/pipeline/load", json={"pipeline_ids": ["nope"]})
     assert unknown.status_code == 404
     assert victim.log().count("the process of probe has died") == deaths  # to unload is not to die

@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel
 
 from filmstrip.errors import BadJson, FilmstripError, InvalidField
-from frontend.schema import ChunkSpec, GenerateRequest, LoadRequest, parse
+from frontend.schema import ChunkSpec, GenerateRequest, LoadEntry, LoadRequest, parse
 
 LONG = "x" * 100_000
 SIZES = [1, 1, 1, 1, 1]
@@ -36,23 +36,23 @@ NOT_NONE = {"reset_cache": False, "vace_temporally_locked": True}
 
 BOTH = [
     # field of a request and of a chunk, values taken, values refused
-    ("seed", [0, 42, 2**63 - 1 - 2**20], [-1, 2**63 - 2**20, 2**64, 1.5]),
     ("noise_scale", [0, 0.0, 1, 1.0], [-0.001, 1.001, -1e308]),
     ("noise_controller", [True, False, None], [0, 1, "x"]),
     ("manage_cache", [True, False], [0, 1, "x"]),
     ("kv_cache_attention_bias", [1e-9, 1, 1.0, None], [0, 0.0, -0.5, 1.001]),
-    ("prompt_interpolation_method", ["linear", "slerp"], ["cubic", "LINEAR", "", 1]),
+    ("prompt_interpolation_method", ["linear", "slerp"], ["cubic", "LINEAR", 1]),
     ("vace_context_scale", [0, 1.5, 2], [-0.001, 2.001]),
     ("vace_use_input_video", [True, False, None], [0, 1]),
-    ("denoising_steps", [[1000], [1], [1000, 1], [3, 2, 1], None], [[], [1001], [0], [2, 2], [1, 2], [1.5], 1000]),
+    ("denoising_steps", [[1000], [1], [1000, 1], [3, 2, 1], None], [[1001], [0], [2, 2], [1, 2], [1.5], 1000]),
     (
         "lora_scales",
         [{}, {"a": -1.5}, {"x" * 4096: 0, "b": 2}, None],
-        [{"x" * 4097: 1}, [], {"a": None}, {"a": "1"}, {"a": []}],
+        [{"x" * 4097: 1}, {"a": None}, {"a": "1"}, {"a": []}],
     ),
 ]
 OF_REQUEST = [
     *BOTH,
+    ("seed", [-1, 0, 42, 42.0, 2**53 + 1, 2**63, 2**64 - 1], [-2, 2**64, 1.5, 1e19]),
     ("num_frames", [1, 10_000], [0, -1, 10_001, 1.5]),
     ("height", [64, 2048, None], [63, 2049, 0, -64]),
     ("width", [64, 2048, None], [63, 2049, 0, 64.5]),
@@ -63,28 +63,29 @@ OF_REQUEST = [
     ),
     ("input_path", ["video-1", None], [1, "x" * 257]),
     ("data_blob_path", ["blob-1", None], [1, "x" * 257]),
-    ("pre_processor_id", ["gray", None], ["", 1]),
-    ("post_processor_id", ["gray", None], ["", 1]),
+    ("pre_processor_id", ["gray", None], [1]),
+    ("post_processor_id", ["gray", None], [1]),
     ("pipeline_id", ["x"], ["", None, 1, "x" * 257]),
     ("chunk_specs", [[], None, [{"chunk": 0}, {"chunk": 9999}]], [{}, [{"chunk": 0}] * 10_001, [None]]),
 ]
 OF_CHUNK = [
     *BOTH,
+    ("seed", [0, 42, 2**53 + 1, 2**64 - 1], [-1, 2**64, 1.5, 1e19]),
     ("chunk", [0, 9999], [-1, 0.5, 10**4]),
     ("text", ["", "x", LONG, None], [LONG + "x", 1, ["a"]]),
-    ("prompts", [[{"text": "a", "weight": 100}], None], [[], [{"text": "a", "weight": 0}], "a", [{"weight": 1}]]),
-    ("transition_target_prompts", [[{"text": "a"}], None], [[], [{"text": "a", "weight": -1}], "a"]),
+    ("prompts", [[{"text": "a", "weight": 100}], None], [[{"text": "a", "weight": 0}], "a", [{"weight": 1}]]),
+    ("transition_target_prompts", [[{"text": "a"}], None], [[{"text": "a", "weight": -1}], "a"]),
     ("transition_num_steps", [0, 4, 10_000, None], [-1, 1.5, 10_001]),
     ("transition_method", ["linear", "slerp", None], ["cubic"]),
-    ("first_frame_image", ["a", None], ["", 1]),
-    ("last_frame_image", ["a", None], ["", 1]),
+    ("first_frame_image", ["a", None], [1]),
+    ("last_frame_image", ["a", None], [1]),
     ("vace_ref_images", [[], ["a"] * 16, None], ["a", [""], [1], ["a"] * 17]),
-    ("reset_cache", [True, False], [None, 0]),
-    ("vace_temporally_locked", [True, False], [None, 1]),
+    ("reset_cache", [True, False], [0]),
+    ("vace_temporally_locked", [True, False], [1]),
     ("input_video_shape", [SIZES[1:], [2**32 - 1] * 4, None],
-     [[], SIZES, [0, 1, 1, 1], [1, 1, 1, -1], [2**32, 1, 1, 1]]),
+     [SIZES, [0, 1, 1, 1], [1, 1, 1, -1], [2**32, 1, 1, 1]]),
     *((f"{name}_shape", [SIZES, [2**32 - 1] * 5, None],
-       [[], SIZES[1:], [*SIZES, 1], [1, 1, 1, 1, 0], [1.5, *SIZES[1:]]])
+       [SIZES[1:], [*SIZES, 1], [1, 1, 1, 1, 0], [1.5, *SIZES[1:]]])
       for name in ("vace_frames", "vace_masks")),
     *((f"{name}_offset", [0, 3, 2**63 - 1, None], [-1, 0.5, 2**63])
       for name in ("vace_frames", "vace_masks", "input_video")),
@@ -142,10 +143,71 @@ def test_the_tables_here_miss_no_field() -> None:
     assert {row[0] for row in OF_CHUNK} == set(ChunkSpec.model_fields)
 
 
+def unset_values(model: type[GenerateRequest | ChunkSpec]) -> list[Any]:
+    """Each optional field with each value that asks for nothing."""
+    values = [(name, value) for name in model.model_fields for value in (None, "", [])]
+    return [
+        pytest.param(name, value, id=f"{name}-{value}")
+        for name, value in values
+        if not model.model_fields[name].is_required() and (name, value) != ("text", "")
+    ]
+
+
+@pytest.mark.parametrize(("name", "value"), unset_values(GenerateRequest))
+def test_null_and_what_is_empty_leave_a_field_of_a_request_unset(name: str, value: Any) -> None:
+    found = parse(GenerateRequest, body(**{name: value}))
+    assert found == parse(GenerateRequest, body())
+    assert name not in found.model_fields_set
+
+
+@pytest.mark.parametrize(("name", "value"), unset_values(ChunkSpec))
+def test_null_and_what_is_empty_leave_a_field_of_a_chunk_unset(name: str, value: Any) -> None:
+    spec = (parse(GenerateRequest, chunk_body(**{name: value})).chunk_specs or [])[1]
+    assert spec == ChunkSpec(chunk=2)
+    assert name not in spec.model_fields_set
+
+
+def test_an_empty_prompt_text_is_a_prompt() -> None:
+    given = [{"text": "", "weight": ""}]
+    request = parse(GenerateRequest, body(prompt="", chunk_specs=[{"chunk": 0, "text": ""}]))
+    assert (request.prompt, (request.chunk_specs or [])[0].text) == ("", "")
+    request = parse(GenerateRequest, body(prompt=given, chunk_specs=[{"chunk": 0, "prompts": given}]))
+    assert request.model_dump()["prompt"] == [{"text": "", "weight": 100.0}]
+    assert (request.chunk_specs or [])[0].model_dump()["prompts"] == [{"text": "", "weight": 100.0}]
+
+
+def test_no_loras_at_a_chunk_is_a_value() -> None:
+    spec = (parse(GenerateRequest, chunk_body(lora_scales={})).chunk_specs or [])[1]
+    assert spec.lora_scales == {}
+    assert "lora_scales" in spec.model_fields_set
+
+
+@pytest.mark.parametrize("value", [None, "", [], {}, 0])
+def test_an_unknown_key_passes_with_null_only(value: Any) -> None:
+    for given in (body(x=value), chunk_body(x=value), body(prompt=[{"text": "a", "x": value}])):
+        if value is None:
+            parse(GenerateRequest, given)
+        else:
+            error = refusal(given)
+            assert str(error.field).endswith("x")
+            assert error.message.endswith(": unknown field")
+
+
+@pytest.mark.parametrize("value", [None, "", []])
+@pytest.mark.parametrize(
+    ("model", "name"), [(GenerateRequest, "pipeline_id"), (GenerateRequest, "prompt"), (ChunkSpec, "chunk")]
+)
+def test_a_required_field_is_never_unset(model: type[BaseModel], name: str, value: Any) -> None:
+    if name == "prompt" and value == "":
+        return  # an empty prompt
+    given = body(**{name: value}) if model is GenerateRequest else body(chunk_specs=[{name: value}])
+    assert str(refusal(given).field).endswith(name)
+
+
 @pytest.mark.parametrize(("name", "value"), cases(OF_REQUEST, 1))
 def test_a_request_takes_the_edges_of_a_field(name: str, value: Any) -> None:
     found = parse(GenerateRequest, body(**{name: value}))
-    assert found.model_dump(exclude_unset=True, mode="json")[name] == value or name in ("prompt", "chunk_specs")
+    assert found.model_dump(mode="json")[name] == value or name in ("prompt", "chunk_specs")
 
 
 def test_prompts_have_weights() -> None:
@@ -160,7 +222,7 @@ def test_prompts_have_weights() -> None:
 def test_a_chunk_takes_the_edges_of_a_field(name: str, value: Any) -> None:
     specs = parse(GenerateRequest, chunk_body(**{name: value})).chunk_specs
     assert specs is not None
-    assert specs[1].model_dump(exclude_unset=True, mode="json")[name] == value or "prompts" in name
+    assert specs[1].model_dump(mode="json")[name] == value or "prompts" in name or not value
 
 
 @pytest.mark.parametrize(("name", "value"), [*cases(OF_REQUEST, 2), *of_wrong_kinds(OF_REQUEST)])
@@ -180,7 +242,7 @@ def test_a_chunk_refuses_what_lies_outside_a_field(name: str, value: Any) -> Non
     if isinstance(error, InvalidField):
         assert error.field is not None
         assert error.field.startswith(f"chunk_specs[1].{name}")
-        assert f"{error.field}: " in error.message
+        assert error.message.startswith(f"{error.field}: " if name == "chunk" else f"{error.field} (chunk 2): ")
     else:
         assert value == 10**400
 
@@ -189,16 +251,20 @@ def test_a_chunk_refuses_what_lies_outside_a_field(name: str, value: Any) -> Non
     ("given", "field", "words"),
     [
         (body(num_frames=0), "num_frames", "greater than or equal to 1, got 0"),
-        (body(num_frames="48"), "num_frames", "a number is wanted, got '48'"),
-        (body(noise_controller=1), "noise_controller", "true or false is wanted, got 1"),
-        (body(noise_scale=float("nan")), "noise_scale", "finite number, got nan"),
+        (body(num_frames="48"), "num_frames", "must be a number, got '48'"),
+        (body(noise_controller=1), "noise_controller", "must be true or false, got 1"),
+        (body(seed=1.5), "seed", "must be a whole number, written with digits alone, got 1.5"),
+        (body(seed=-2), "seed", "greater than or equal to -1, got -2"),
+        (body(seed=2**64), "seed", "less than or equal to 18446744073709551615, got 18446744073709551616"),
+        (body(pipeline_id=""), "pipeline_id", "must not be empty"),
+        (body(noise_scale=float("nan")), "noise_scale", "finite number, got NaN"),
         (body(denoising_steps=[500, 750]), "denoising_steps", "fall strictly"),
-        (body(denoising_steps=[500, True]), "denoising_steps[1]", "a number is wanted, got True"),
+        (body(denoising_steps=[500, True]), "denoising_steps[1]", "must be a number, got true"),
         (body(prompt=[{"text": "a", "weight": 101}]), "prompt[0].weight", "100, got 101"),
         (body(prompt=[{"text": "a"}, {"weight": 1}]), "prompt[1].text", "required"),
         (body(prompt=[{"text": "a", "weight": 0}]), "prompt", "above 0"),
-        (body(prompt=None), "prompt", "got None"),
-        (body(lora_scales={"a": "x"}), "lora_scales.a", "a number is wanted, got 'x'"),
+        (body(prompt=None), "prompt", "got null"),
+        (body(lora_scales={"a": "x"}), "lora_scales.a", "must be a number, got 'x'"),
         (chunk_body(prompts=[{"text": 5}]), "chunk_specs[1].prompts[0].text", "got 5"),
         (chunk_body(vace_frames_shape=[1, 3, 0, 64, 64]), "chunk_specs[1].vace_frames_shape[2]", "got 0"),
         (body(chunk_specs=[{"seed": 1}]), "chunk_specs[0].chunk", "required"),
@@ -223,14 +289,14 @@ def test_messages_name_the_field_and_the_value(given: bytes, field: str | None, 
         (body(Prompt="x"), "Prompt", ""),
         (body(**{"": 1}), "''", ""),
         (body(prompt=[{"text": "a", "wieght": 1}]), "prompt[0].wieght", ""),
-        (chunk_body(frames=1), "chunk_specs[1].frames", "chunk 2: "),
-        (chunk_body(prompts=[{"text": "a", "wieght": 1}]), "chunk_specs[1].prompts[0].wieght", "chunk 2: "),
+        (chunk_body(frames=1), "chunk_specs[1].frames", " (chunk 2)"),
+        (chunk_body(prompts=[{"text": "a", "wieght": 1}]), "chunk_specs[1].prompts[0].wieght", " (chunk 2)"),
     ],
 )
 def test_an_unknown_key_is_named(given: bytes, field: str, at: str) -> None:
     error = refusal(given)
     assert isinstance(error, InvalidField)
-    assert (error.field, error.message) == (field, f"{at}{field}: no such field")
+    assert (error.field, error.message) == (field, f"{field}{at}: unknown field")
 
 
 @pytest.mark.parametrize("path", ["str", "ink[1].safetensors"])
@@ -288,6 +354,25 @@ def test_big_bodies_have_small_errors(given: bytes) -> None:
 # -- Loading ------------------------------------------------------------------------------------------------
 
 
+def test_what_other_clients_send_with_a_load_is_taken() -> None:
+    given: dict[str, Any] = {"connection_id": None, "connection_info": {"a": [1]}, "user_id": 5, "pipeline_ids": None}
+    given["pipelines"] = [
+        {"node_id": "1", "pipeline_id": "a", "load_params": {"height": 64, "seed": 2**64 - 1}},
+        {"node_id": None, "pipeline_id": "b"},
+        {"pipeline_id": "c", "load_params": []},
+    ]
+    request = parse(LoadRequest, json.dumps(given | {"load_params": {"width": 80}}).encode())
+    assert request.entries == [
+        LoadEntry("a", {"height": 64, "seed": 2**64 - 1}, "pipelines[0].pipeline_id", "pipelines[0].load_params"),
+        LoadEntry("b", {"width": 80}, "pipelines[1].pipeline_id", "load_params"),
+        LoadEntry("c", {"width": 80}, "pipelines[2].pipeline_id", "load_params"),
+    ]
+    request = parse(LoadRequest, b'{"pipeline_ids": ["a", "b", "a"], "pipelines": [], "load_params": {"width": 80}}')
+    assert [(entry.pipeline_id, entry.load_params) for entry in request.entries] == [
+        ("a", {"width": 80}), ("b", {"width": 80}), ("a", {"width": 80})
+    ]  # fmt: skip
+
+
 def test_load_params_are_anything_that_is_json() -> None:
     params = {"height": 320, "loras": [{"path": "x", "scale": 0.5}], "deep": {"a": None}}
     given = parse(LoadRequest, json.dumps({"pipeline_ids": ["a", "b"], "load_params": params}).encode())
@@ -302,7 +387,25 @@ def test_load_params_are_anything_that_is_json() -> None:
         (b'{"pipeline_ids": []}', "pipeline_ids"),
         (b'{"pipeline_ids": "a"}', "pipeline_ids"),
         (b'{"pipeline_ids": [""]}', "pipeline_ids[0]"),
-        (b'{"pipeline_ids": ["a"], "load_params": []}', "load_params"),
+        (b'{"pipeline_ids": ["a"], "load_params": [1]}', "load_params"),
+        (b'{"pipeline_ids": null, "pipelines": []}', "pipeline_ids"),
+        (b'{"pipeline_ids": ["a"], "pipelines": [{"pipeline_id": "a"}]}', "pipelines"),
+        (b'{"pipelines": [{"pipeline_id": "a", "params": {}}]}', "pipelines[0].params"),
+        (b'{"pipelines": [{"node_id": "a"}]}', "pipelines[0].pipeline_id"),
+        (b'{"pipelines": [{"pipeline_id": "a", "load_params": {"seed": -2}}]}', "pipelines[0].load_params.seed"),
+        (b'{"pipelines": [{"pipeline_id": "a"}, {"pipeline_id": "a", "load_params": {"x": 1}}]}', "pipelines"),
+        (b'{"pipeline_ids": ["a"], "load_params": {"height": 63}}', "load_params.height"),
+        (b'{"pipeline_ids": ["a"], "load_params": {"height": "64"}}', "load_params.height"),
+        (b'{"pipeline_ids": ["a"], "load_params": {"seed": 18446744073709551616}}', "load_params.seed"),
+        (b'{"pipeline_ids": ["a"], "load_params": {"vace_context_scale": 3}}', "load_params.vace_context_scale"),
+        (b'{"pipeline_ids": ["a"], "load_params": {"loras": ["x"]}}', "load_params.loras[0]"),
+        (b'{"pipeline_ids": ["a"], "load_params": {"loras": [{"scale": 1}]}}', "load_params.loras[0].path"),
+        (b'{"pipeline_ids": ["a"], "load_params": {"loras": [{"path": ""}]}}', "load_params.loras[0].path"),
+        (b'{"pipeline_ids": ["a"], "load_params": {"loras": [{"path": "x"}, {"path": "x"}]}}', "load_params.loras"),
+        (
+            b'{"pipeline_ids": ["a"], "load_params": {"loras": [{"path": "x", "scale": 101}]}}',
+            "load_params.loras[0].scale",
+        ),
         (b'{"pipeline_ids": ["a"], "load_params": {"x": NaN}}', "load_params"),
         (b'{"pipeline_ids": ["a"], "params": {}}', "params"),
     ],

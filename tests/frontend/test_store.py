@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -189,7 +190,10 @@ async def test_a_file_put_into_a_folder_from_outside_has_no_name(open_store: Ope
 
 async def test_names_differ_and_long_ones_are_shortened_in_messages(open_store: OpenStore) -> None:
     store = open_store()
-    assert len({(await put(store)).name for _ in range(50)}) == 50
+    names = {(await put(store)).name for _ in range(50)}
+    assert len(names) == 50
+    digits = [re.fullmatch(r"[a-z]+-([0-9a-f]{32})", name)[1] for name in names]  # type: ignore[index]
+    assert all(len(set(column)) > 5 for column in zip(*digits, strict=True)), "128 bits, all of them random"
     with pytest.raises(UnknownPath) as caught:
         store.find("x" * 1_000_000, Kind.BLOB)
     assert len(caught.value.message) < 300

@@ -127,8 +127,19 @@ def test_in_video_mode(
     assert changed_chunks(from_video, made, first=CHUNK) == changed
 
 
-def test_a_managed_cache_is_reset_by_a_change_of_noise_scale_or_prompt(longlive: Frontend, source: Frames):
-    for change in ({"noise_scale": 0.5}, {"text": OTHER}, {"denoising_steps": [500]}):
+def test_a_ramp_of_the_noise_scale_keeps_the_cache(longlive: Frontend, source: Frames):
+    ramp = {index: {"noise_scale": 0.7 - 0.1 * index} for index in range(1, 4)}
+    afresh = {index: {**spec, "reset_cache": True} for index, spec in ramp.items()}
+    managed, unmanaged, reset = (
+        make(longlive, chunks, input_video=source, num_frames=48, manage_cache=manage)
+        for manage, chunks in ((True, ramp), (False, ramp), (True, afresh))
+    )
+    assert changed_chunks(managed, unmanaged, first=CHUNK) == []
+    assert changed_chunks(managed, reset, first=CHUNK) == [1, 2, 3]
+
+
+def test_a_managed_cache_is_reset_by_a_change_of_prompt_or_steps(longlive: Frontend, source: Frames):
+    for change in ({"text": OTHER}, {"denoising_steps": [500]}):
         kept, managed, asked = (
             make(longlive, {2: {**change, **more}}, input_video=source, num_frames=36, manage_cache=manage)
             for manage, more in ((False, {}), (True, {}), (False, {"reset_cache": True}))

@@ -44,6 +44,13 @@ def test_the_same_request_gives_the_same_bytes_whatever_ran_between(longlive: Fr
     assert np.array_equal(make(longlive), before)
 
 
+def test_whatever_text_is_a_prompt(longlive: Frontend):
+    digits, zeros = "9" * 99_000, "0" * 99_000
+    prompts = (f"&#{digits};", f"&#x{digits};", f"&#{zeros}65", "\0\u202e\U0001f600&#xd800;", "&amp;" * 20_000)
+    for prompt in prompts:
+        assert make(longlive, num_frames=1, prompt=prompt).shape[0] == 1, prompt[:20]
+
+
 def test_a_chunks_noise_does_not_depend_on_what_came_before(longlive: Frontend):
     """After a reset nothing else of the chunks before is left."""
     reset = {2: {"reset_cache": True}}
