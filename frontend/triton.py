@@ -528,7 +528,7 @@ class Triton:
                 return await _mapped(call_model(self._client, call))
             return await _mapped(self._relay.call(call))
         except RelayDied:
-            raise TritonUnavailable("the way to Triton broke while a chunk was under way") from None
+            raise TritonUnavailable("lost the connection to Triton while generating a chunk") from None
         except ModelDied:
             self._note_death(call.model)
             raise
