@@ -179,8 +179,10 @@ def read_error(response: http.client.HTTPResponse, server: Server) -> FilmstripE
     body = response.read(_READ_ERROR_BYTES)
     try:
         error: Any = json.loads(body)["error"]
-        message, code, blamed = str(error["message"]), str(error["code"]), error.get("field")
+        message, code, blamed = error["message"], error["code"], error.get("field")
     except (ValueError, KeyError, TypeError, AttributeError):
+        return foreign_answer(response, body, server)
+    if not isinstance(message, str) or not isinstance(code, str):
         return foreign_answer(response, body, server)
     if code == "unauthorized":
         message += _HOW_TO_GIVE_A_KEY

@@ -143,7 +143,7 @@ def num_frames_of(order: Order) -> int:
 def _request(order: Order, facts: Mapping[str, Any], client: Client, display: Display) -> dict[str, Any]:
     request: dict[str, Any] = {"pipeline_id": order.pipeline.id, **order.fields, "num_frames": num_frames_of(order)}
     if not facts["features"].get("seed"):
-        # ComfyUI changes a seed by itself, after each run; the server refuses it where it means nothing.
+        # ComfyUI changes a seed by itself, after each run: a note that it is unused would tell the user nothing.
         request.pop("seed", None)
     if order.images is not None:
         frames, height, width, _ = order.images.shape

@@ -119,6 +119,8 @@ def read_error(response: httpx.Response) -> Exception:
         code, message, field_name = answer["error"]["code"], answer["error"]["message"], answer["error"].get("field")
     except (ValueError, KeyError, TypeError, AttributeError):
         return unexpected(response)
+    if not isinstance(code, str) or not isinstance(message, str) or not isinstance(field_name, str | None):
+        return unexpected(response)
     status = response.status_code
     if code not in ERRORS:
         return UnexpectedAnswer(f"{message} ({status} {code})", status)

@@ -312,8 +312,8 @@ class _FilePlace:
         self._target = _writable_target(path)
         try:
             handle, part = _new_part(self._target.parent)
-        except PermissionError:
-            if not self._target.exists():
+        except OSError as error:
+            if error.errno not in _REPLACED_BY_CONTENT or not self._target.exists():
                 raise
             handle, part = _new_part(Path(tempfile.gettempdir()))  # the file may be written, its folder may not
         os.close(handle)

@@ -88,7 +88,7 @@ class Access:
             if hmac.compare_digest(digest, given):
                 found = client
         if found is None or scheme.lower() != _SCHEME:
-            raise Unauthorized("a key is wanted: Authorization: Bearer <key>")
+            raise Unauthorized('missing or invalid API key; send "Authorization: Bearer <key>"')
         return found
 
     def _check_origin(self, request: Request, hosts: Sequence[str]) -> None:

@@ -113,7 +113,9 @@ def frame_size(
     if pipeline.sizes and size not in pipeline.sizes:
         known = ", ".join(f"{height}x{width}" for height, width in pipeline.sizes)
         field = "width" if asked[0] is None and asked[1] is not None else "height"
-        raise InvalidField(f"{field}: {pipeline.id} makes no {size[0]}x{size[1]}, it was exported for {known}", field)
+        raise InvalidField(
+            f"{field}: {pipeline.id} does not support {size[0]}x{size[1]}; exported sizes: {known}", field
+        )
     return size
 
 

@@ -37,6 +37,8 @@ CASES = [
     (Reply(502, b"upstream connect error", {"Server": "envoy"}), "from envoy): 'upstream connect error'", NOT_REACHED),
     (Reply(404, b'{"detail":"Not Found"}'), "no Filmstrip server at this address", FAILED),
     (Reply(503, b""), "nothing to forward to", NOT_REACHED),
+    (Reply(400, b'{"error": {"code": ["busy"], "message": "x"}}'), "refused", FAILED),
+    (Reply(400, b'{"error": {"code": "busy", "message": null}}'), "refused", FAILED),
 ]
 every_case = pytest.mark.parametrize(
     ("reply", "cause", "exit_code"), CASES, ids=[f"{reply.status}-{cause[:12]}" for reply, cause, _ in CASES]

@@ -16,6 +16,7 @@ from PIL import Image
 
 from filmstrip.video_file import VideoFileError
 from filmstrip.video_output import check_output, open_output, write_video
+from tests.faults.mounts import unshare
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 100, 50), (10, 10, 10)]
 
@@ -235,6 +236,25 @@ def test_a_file_that_cannot_be_replaced_is_written_and_what_may_not_be_written_i
         assert len(decoded(folder / "writable.mp4")[2]) == 3
         assert (folder / "readonly.mp4").read_bytes() == b"old" * 100_000
         folder.chmod(0o755)
+
+
+def test_a_file_that_is_mounted_into_a_folder_that_is_read_only_is_written(tmp_path):
+    folder = tmp_path / "read-only"
+    folder.mkdir()
+    inside, target = tmp_path / "inside.mp4", folder / "out.mp4"
+    inside.touch()
+    mounts = (
+        f"mount -t tmpfs tmpfs {folder} && touch {target} && mount --bind {inside} {target}"
+        f' && mount -o remount,ro {folder} && exec "$@"'
+    )
+    code = (
+        "import sys, numpy as np; from filmstrip.video_output import write_video;"
+        " print(write_video(sys.argv[1], np.zeros((3, 64, 64, 3), np.uint8), 25).num_frames)"
+    )
+    command = (*unshare(), "sh", "-c", mounts, "sh", sys.executable, "-c", code, str(target))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert (done.stdout, done.stderr) == ("3\n", "")
+    assert len(decoded(inside)[2]) == 3
 
 
 def test_sizes_and_rates_that_no_file_can_have_are_refused(tmp_path):
