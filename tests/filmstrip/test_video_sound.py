@@ -140,7 +140,7 @@ def test_an_input_that_is_gone_or_damaged_costs_the_sound_alone(tmp_path):
 
 @pytest.mark.parametrize(
     ("rate", "output", "codec"),
-    [(8000, "out.mp4", "aac"), (11025, "out.mp4", "aac"), (12000, "out.mov", "mp3"), (8000, "out.mkv", "aac")],
+    [(8000, "out.mp4", "aac"), (11025, "out.mp4", "aac"), (12000, "out.mov", "mp3"), (8000, "out.mkv", "mp3")],
 )
 def test_sound_that_a_container_refuses_at_its_rate_is_encoded(tmp_path, rate, output, codec):
     path = with_sound(tmp_path / "in.avi", "libmp3lame", rate=rate)
