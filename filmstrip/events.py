@@ -57,7 +57,7 @@ class Cancelled:
 
     Attributes:
         chunk: index, from 0, of the chunk that was not started.
-        total_chunks: chunks that the whole video would have had.
+        total_chunks: chunks that the whole video would have had; 0 where that was not known yet.
         frames_completed: pixel frames made so far.
         output_path: where these can be downloaded, None when there are none.
         video_shape: their shape, None when there are none.

@@ -17,7 +17,6 @@ from filmstrip import triton_server
 from filmstrip.errors import LoadFailed, TritonUnavailable
 from filmstrip.model_folders import DuplicateModel, check_unique
 from filmstrip.triton_folder import NoTritonFolder, TritonFolder, make_link
-from frontend.call import SECRET_VARIABLE
 from frontend.settings import MODELS_DIR, Settings
 from frontend.spawn import spawn
 from frontend.store import Store
@@ -34,7 +33,7 @@ _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
 _LOADS_AT_ONCE = 4  # Triton itself loads no more together
 _LOG_TAIL_LINES = 30
-_PRIVATE = ("FILMSTRIP_API_KEYS", SECRET_VARIABLE)
+_OURS = "FILMSTRIP_"
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 
 
@@ -358,8 +357,8 @@ class EmbeddedTriton:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without what the models need not know."""
-    return {name: value for name, value in os.environ.items() if name not in _PRIVATE}
+    """The environment without settings and keys, which models don't need. Settings count in any case."""
+    return {name: value for name, value in os.environ.items() if not name.upper().startswith(_OURS)}
 
 
 def _bin_folder() -> str:

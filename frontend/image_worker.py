@@ -348,7 +348,7 @@ def _do(job: dict[str, Any], data: bytes) -> tuple[int, ...]:
     pixels = decode(read_data_url(data) if path is None else _read_file(path))
     if "into" in job:
         if list(pixels.shape) != job["shape"]:
-            raise OSError(0, "the image has changed since the request was checked")
+            raise Refused("the image has changed since the request was checked")
         _write(pixels, job["into"], job["offset"])
     return pixels.shape
 

@@ -68,14 +68,14 @@ class ImageDecoder:
         """Decode an image of this shape again and write its pixels, uint8 [H, W, 3], to a place in a file.
 
         Raises:
-            InternalError: it is no longer what it was when its shape was found.
+            InternalError: it has changed since its shape was found, or can't be decoded again; the message says why.
         """
         job = {"into": str(place.path), "offset": place.offset, "shape": list(shape)}
         try:
             await self._decode(job, source, requester, urgent=True)
         except BadImage as error:
             log.warning("an image that was good can't be decoded again: %s", error.message)
-            raise InternalError("an image has changed since the request was checked") from error
+            raise InternalError(error.message) from error
 
     async def close(self) -> None:
         """End all processes."""
@@ -117,13 +117,23 @@ class ImageDecoder:
             await self._end(process)
             if process.returncode == -signal.SIGXCPU:
                 raise BadImage("the image takes too long to decode")
+            await self._end_idle()  # what ended this one may have ended them too: the second attempt gets a new one
         log.warning("the process that decoded an image ended with status %s", process.returncode)
         raise BadImage("the image can't be decoded within the limits of time and memory")
 
     async def _take(self) -> asyncio.subprocess.Process:
-        while not self._idle:
-            await run_to_end(self._start())
-        return self._idle.pop()
+        while True:
+            while not self._idle:
+                await run_to_end(self._start())
+            process = self._idle.pop()
+            if process.returncode is None and not cast("asyncio.StreamWriter", process.stdin).is_closing():
+                return process
+            await self._end(process)
+
+    async def _end_idle(self) -> None:
+        idle, self._idle = self._idle, []
+        for process in idle:
+            await self._end(process)
 
     async def _start(self) -> None:
         """Start a process and leave it with the idle ones."""
@@ -157,7 +167,7 @@ class ImageDecoder:
 async def _exchange(process: asyncio.subprocess.Process, job: bytes, data: bytes) -> bytes:
     """Send a job and read its answer, which is short where the process has ended."""
     jobs, answers = cast("asyncio.StreamWriter", process.stdin), cast("asyncio.StreamReader", process.stdout)
-    with contextlib.suppress(ConnectionError):
+    with contextlib.suppress(ConnectionError, RuntimeError):  # uvloop's error where the process has ended
         jobs.write(job)
         jobs.write(data)
         await jobs.drain()

@@ -58,7 +58,7 @@ def _read(folders: list[Path]) -> ModelFolder:
     except OSError as error:
         return ModelFolder(fingerprint, f"{Path(error.filename or folder).name} cannot be read: {error.strerror}")
     except ValueError as error:
-        return ModelFolder(fingerprint, reasons.sentence(str(error)))
+        return ModelFolder(fingerprint, reasons.sentence(str(error), [folder.parent]))
     return ModelFolder(fingerprint, facts=facts)
 
 

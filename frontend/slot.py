@@ -42,7 +42,7 @@ class Slot:
         self._store = store
         self._decoder = decoder
         self._planning = Turns(_PLANS_AT_ONCE)
-        self._checks: dict[Generation, asyncio.Task[None] | None] = {}  # with what reads the images, while it does
+        self._checks: dict[Generation, asyncio.Task[None] | None] = {}  # with what can be ended of it
         self._task: asyncio.Task[Complete | Cancelled] | None = None
         self.is_closed = False
         self.current: Generation | None = None
@@ -62,12 +62,12 @@ class Slot:
         logs.name_generation(generation.id)
         with contextlib.ExitStack() as uses:
             checked = await self._check(generation, request, uses)
-            generation.unused = checked.plan.unused
-            if generation.cancel_requested:
+            generation.unused = checked.plan.unused if checked is not None else ()
+            if checked is None or generation.cancel_requested:
                 metrics.GENERATIONS.labels("cancelled").inc()
                 log.info("cancelled before it began")
-                plan = checked.plan
-                generation.events.append(Cancelled(0, len(plan.chunks), 0, seed=plan.seed, unused=plan.unused))
+                num_chunks = len(checked.plan.chunks) if checked is not None else 0
+                generation.events.append(Cancelled(0, num_chunks, 0, seed=request.seed, unused=generation.unused))
                 return generation
             self._check_is_free()  # nothing is awaited from here on: one of several finds it free
             num_bytes = VIDEO_HEADER_BYTES + checked.plan.output.num_bytes
@@ -100,9 +100,9 @@ class Slot:
         return bool(checks)
 
     def _end_check(self, generation: Generation) -> None:
-        decoding = self._checks[generation]
-        if decoding is not None:
-            decoding.cancel()
+        preparing = self._checks[generation]
+        if preparing is not None:
+            preparing.cancel()
 
     def abandon(self, generation: Generation) -> None:
         """End a generation as soon as the model lets go, because nobody waits for it any more."""
@@ -159,20 +159,17 @@ class Slot:
 
     # -- What is checked before the stream starts -------------------------------------------------------
 
-    async def _check(self, generation: Generation, request: GenerateRequest, uses: contextlib.ExitStack) -> "_Checked":
-        """What a request asks for; where the client cancels it meanwhile, its images stay unread."""
-        self._checks[generation] = None
+    async def _check(
+        self, generation: Generation, request: GenerateRequest, uses: contextlib.ExitStack
+    ) -> "_Checked | None":
+        """What a request asks for; None where its client cancels it before its pipelines are known."""
+        found = _Found(files={}, images={})
         try:
-            names = ("pipeline_id", "pre_processor_id", "post_processor_id")
-            facts = await self._server.facts(**{name: getattr(request, name) for name in names})
-            chain = Chain(facts["pipeline_id"], facts.get("pre_processor_id"), facts.get("post_processor_id"))
-            files = {}
-            for source, kind in ((Source.INPUT, Kind.VIDEO), (Source.BLOB, Kind.BLOB)):
-                name = getattr(request, source)
-                if name is not None:
-                    files[source] = self._store.find(name, kind, owner=generation.client, field=source)
-                    uses.enter_context(self._store.holding(files[source]))
-            images = await self._read_images(generation, request, uses)
+            await self._prepare_unless_cancelled(generation, request, found, uses)
+            if found.chain is None:
+                return None
+            images, files = found.images, found.files
+            # A request that is cancelled is only planned, so the images that were not read may have any shape.
             shapes = {name: images[name].shape if name in images else _UNREAD for _, name in _image_fields(request)}
             uploads = Uploads(
                 input_shape=files[Source.INPUT].shape if Source.INPUT in files else None,
@@ -180,19 +177,20 @@ class Slot:
                 image_shapes=shapes,
             )
             async with self._planning.turn(generation.client, generation):
-                plan = await in_thread(make_plan, request, chain, uploads, self._settings.chunk_bytes)
+                plan = await in_thread(make_plan, request, found.chain, uploads, self._settings.chunk_bytes)
             return _Checked(plan, files, images)
         finally:
             del self._checks[generation]
 
-    async def _read_images(
-        self, generation: Generation, request: GenerateRequest, uses: contextlib.ExitStack
-    ) -> dict[str, Image]:
-        """The images that a request names; none of them once the client has cancelled it."""
-        images: dict[str, Image] = {}
-        if generation.cancel_requested:
-            return images
-        task = asyncio.create_task(self._resolve_images(generation, request, images, uses), name="read images")
+    async def _prepare_unless_cancelled(
+        self, generation: Generation, request: GenerateRequest, found: "_Found", uses: contextlib.ExitStack
+    ) -> None:
+        """Find everything that a plan needs, or as much as there was time for until the client cancelled.
+
+        Raises:
+            ShuttingDown: the slot was closed meanwhile.
+        """
+        task = asyncio.create_task(self._prepare(generation, request, found, uses), name="prepare a generation")
         self._checks[generation] = task
         try:
             await task
@@ -204,7 +202,19 @@ class Slot:
                 raise ShuttingDown("the server is stopping") from None
         finally:
             self._checks[generation] = None
-        return images
+
+    async def _prepare(
+        self, generation: Generation, request: GenerateRequest, found: "_Found", uses: contextlib.ExitStack
+    ) -> None:
+        names = ("pipeline_id", "pre_processor_id", "post_processor_id")
+        facts = await self._server.facts(**{name: getattr(request, name) for name in names})
+        for source, kind in ((Source.INPUT, Kind.VIDEO), (Source.BLOB, Kind.BLOB)):
+            name = getattr(request, source)
+            if name is not None:
+                found.files[source] = self._store.find(name, kind, owner=generation.client, field=source)
+                uses.enter_context(self._store.holding(found.files[source]))
+        found.chain = Chain(facts["pipeline_id"], facts.get("pre_processor_id"), facts.get("post_processor_id"))
+        await self._resolve_images(generation, request, found.images, uses)
 
     async def _resolve_images(
         self,
@@ -224,6 +234,15 @@ class Slot:
             num_bytes += math.prod(images[name].shape)
             if num_bytes > MAX_IMAGE_BYTES:
                 raise InvalidField(f"{field}: the request's images have more than {MAX_IMAGE_BYTES} bytes", field)
+
+
+@dataclass
+class _Found:
+    """What has been found of all that a request names; a chain comes with all files, but not with all images."""
+
+    files: dict[Source, StoredFile]
+    images: dict[str, Image]
+    chain: Chain | None = None
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,7 @@ class Triton:
         self._client = connect(url, secret)
         self._relay = Relay(url, secret)
         self._repositories = settings.model_repository if settings.embedded else ()
+        self._folders = (*settings.model_repository, settings.data_dir, Path(url.removeprefix("unix:")).parent)
         self._facts: dict[str, PipelineFacts] = {}
         self._bad_parameters: dict[str, str] = {}
         self._not_pipelines: set[str] = set()
@@ -245,7 +246,8 @@ class Triton:
         if _READY in states:
             self._load_errors.pop(name, None)
             return Pipeline(facts, State.READY)
-        failures = [reasons.sentence(reason) for _, reason in versions if reason not in ("", _UNLOADED_REASON)]
+        said = [reason for _, reason in versions if reason not in ("", _UNLOADED_REASON)]
+        failures = [reasons.sentence(reason, self._folders) for reason in said]
         reason = None if is_changed else next(iter(failures), None) or self._load_errors.get(name)
         if folder is not None and folder.problem is not None:
             reason = folder.problem
@@ -359,7 +361,7 @@ class Triton:
             except InferenceServerException as error:
                 if "UNAVAILABLE" in str(error.status()):
                     raise TritonUnavailable("Triton does not answer") from None
-                reason = self._load_errors[name] = reasons.sentence(str(error.message()))
+                reason = self._load_errors[name] = reasons.sentence(str(error.message()), self._folders)
                 if reason == reasons.DIED_AT_START and self.supervisor is not None:
                     self.mark_failed(name, reason)
                 else:
@@ -426,7 +428,7 @@ class Triton:
         try:
             facts = PipelineFacts.from_parameters(name, parameters)
         except ValueError as error:
-            self._bad_parameters[name] = reasons.sentence(str(error))
+            self._bad_parameters[name] = reasons.sentence(str(error), self._folders)
             return
         if facts is None:
             self._not_pipelines.add(name)

@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
+from frontend.embedded import _environment
 from tests.faults.aftermath import PROBE, assert_serves, eventually, harmless
 from tests.faults.processes import chunk_under_way, error_of, is_running, stubs
 from tests.server import MODELS, ROOT, Frames, Frontend
@@ -99,6 +100,15 @@ def test_a_web_proxy_of_the_environment_is_never_asked(
     )
     relayed.wait_healthy()
     assert_serves(relayed)
+
+
+def test_models_get_no_setting_and_no_key_in_any_spelling(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FILMSTRIP_API_KEYS", "filmstrip_api_keys", "Filmstrip_Triton_Secret", "FILMSTRIP_TOKEN"):
+        monkeypatch.setenv(name, "only-the-tests-know")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    environment = _environment()
+    assert environment["CUDA_VISIBLE_DEVICES"] == "0"
+    assert "only-the-tests-know" not in environment.values()
 
 
 # -- Models that cannot start -----------------------------------------------------------------------------------

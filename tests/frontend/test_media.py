@@ -19,6 +19,7 @@ from urllib.parse import quote_from_bytes
 import numpy as np
 import psutil
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
@@ -434,10 +435,15 @@ async def test_an_image_that_has_changed_since_it_was_checked_is_found_out(store
     name = await put(store, Kind.ASSET, photo())
     image = await resolve(name)
     path = store.find(name, Kind.ASSET).path
-    for harm in (lambda: path.write_bytes(photo()[:-40]), lambda: path.write_bytes(png(1, 1, bytes(4))), path.unlink):
+    for harm, reason in (
+        (lambda: path.write_bytes(photo()[:-40]), "not a complete PNG, JPEG or WebP image"),
+        (lambda: path.write_bytes(png(1, 1, bytes(4))), "the image has changed since the request was checked"),
+        (path.unlink, "the image can't be read: No such file or directory"),
+    ):
         harm()
-        with pytest.raises(InternalError, match="changed"):
+        with pytest.raises(InternalError) as caught:
             await resolve.is_photo(image)
+        assert caught.value.message == reason
 
 
 ENCODED = base64.b64encode(photo()).decode()
@@ -539,6 +545,28 @@ async def test_a_process_that_is_ended_costs_nobody_an_image(decoder: ImageDecod
         assert await decoder.shape(data_url(photo()), Requester()) == (6, 9, 3)
         (process,) = children()
         process.kill()
+
+
+async def decode_after_the_death_of_idle_processes() -> None:
+    decoder = ImageDecoder()
+    small, busy = data_url(photo()), data_url(photo("WEBP"))
+    for is_noticed in (False, True):
+        await asyncio.gather(decoder.shape(small, Requester()), decoder.shape(busy, Requester()))
+        processes = children()
+        assert len(processes) == 2
+        for process in processes:
+            process.kill()
+        while is_noticed and any(process.is_running() for process in processes):  # noqa: ASYNC110 - or are zombies
+            await asyncio.sleep(0.01)
+        assert await decoder.shape(small, Requester()) == (6, 9, 3)
+    await decoder.close()
+    assert not children()
+
+
+def test_idle_processes_that_died_cost_nobody_an_image() -> None:
+    """On the loop of the server: uvloop knows at once that a pipe is closed, and says so by an error of its own."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(decode_after_the_death_of_idle_processes())
 
 
 LARGE = png(4096, 4096, bytes(3 * 4096 + 1) * 4096)

@@ -1,8 +1,10 @@
 """Why a model is not served: the sentence for clients in what Triton says."""
 
+from pathlib import Path
+
 import pytest
 
-from frontend.reasons import sentence
+from frontend.reasons import sentence, without_folders
 
 AT = "\n\nAt:\n  /srv/models/gray/1/model.py(3): initialize\n  <frozen importlib._bootstrap>(241): _call\n"
 
@@ -41,3 +43,24 @@ def test_a_sentence_for_clients(said: str, sentence_of_ours: str) -> None:
     assert "/srv" not in made
     assert "\n" not in made
     assert len(made) <= 500
+
+
+PATHS = {  # what a model says: what clients read
+    "no file file:///home/user/m/model.py": "no file model.py",
+    "no file FILE://localhost/home/user/model.py": "no file model.py",
+    "no file //home/user//deep///model.py": "no file model.py",
+    "see unix:///run/user/1/model.py, please": "see unix:model.py, please",
+    "[Errno 2] No such file: '/data/a:b/secret it, all/model.py'": "[Errno 2] No such file: 'model.py'",
+    """No such file: "/home/o'brien/x y/model.py", or 'file:///a/b'""": """No such file: "model.py", or 'b'""",
+    "no file /data/a:b/secret/model.py: is it there?": "no file model.py: is it there?",
+    "no file /home/o'brien/x/model.py, which isn't in /srv/x": "no file model.py, which isn't in x",
+    "no file ~someone/x/model.py": "no file model.py",
+    "no file /known/it's: odd' /gray/1/model.py": "no file model.py",
+    "see https://example.com/a/b or 1/2": "see https://example.com/a/b or 1/2",
+}
+
+
+@pytest.mark.parametrize("said", PATHS)
+def test_no_folder_of_the_server_reaches_clients(said: str) -> None:
+    assert without_folders(said, [Path("/known/it's: odd' ")]) == PATHS[said]
+    assert sentence(f"Internal: RuntimeError: {said}{AT}", [Path("/known/it's: odd' ")]) == PATHS[said].rstrip(".")

@@ -2,15 +2,19 @@
 
 import asyncio
 import errno
+import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import cast
 
 import pytest
 
-from filmstrip.events import ErrorEvent
+from filmstrip.errors import ShuttingDown
+from filmstrip.events import Cancelled, ErrorEvent
 from frontend.generate import Generation, Job
 from frontend.media import ImageDecoder
 from frontend.plan import Plan
+from frontend.schema import GenerateRequest
 from frontend.settings import Settings
 from frontend.slot import Slot
 from frontend.store import Draft, Store
@@ -49,6 +53,42 @@ async def test_an_error_while_cleaning_up_does_not_keep_the_slot(
     assert "Read-only file system" in caplog.text
     await triton.close()
     store.close()
+
+
+@pytest.fixture
+async def slot(tmp_path: Path) -> AsyncIterator[Slot]:
+    """A slot whose Triton takes a connection and never answers."""
+    settings = Settings(data_dir=tmp_path / "data")
+    store = Store(settings)
+    store.open()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        triton = Triton(f"127.0.0.1:{listening.getsockname()[1]}", settings)
+        yield Slot(settings, triton, store, ImageDecoder())
+        await triton.close()
+    store.close()
+
+
+REQUEST = GenerateRequest(pipeline_id="probe", prompt="a cat", num_frames=9, seed=7)
+
+
+async def test_a_cancel_ends_a_check_that_waits_for_triton(slot: Slot) -> None:
+    starting = asyncio.create_task(slot.start(REQUEST, "alice"))
+    await asyncio.sleep(0.1)  # whichever step it is at by then, it gets no answer
+    assert not slot.cancel("bob")
+    assert slot.cancel("alice")
+    generation = await starting
+    assert generation.events.last == Cancelled(0, 0, 0, seed=7)
+    assert not slot.cancel("alice")
+    assert slot.current is None
+
+
+async def test_the_end_of_the_server_ends_a_check_that_waits_for_triton(slot: Slot) -> None:
+    starting = asyncio.create_task(slot.start(REQUEST, "alice"))
+    await asyncio.sleep(0.1)  # whichever step it is at by then, it gets no answer
+    await slot.close(1)
+    with pytest.raises(ShuttingDown):
+        await starting
 
 
 def test_an_output_that_cannot_be_removed_is_no_error_of_the_generation(server: Frontend) -> None:
