@@ -179,7 +179,7 @@ def test_a_model_that_dies_twice_in_a_minute_is_left_unloaded(
         die()
         eventually(lambda: frontend.triton_pid != before)
     die()
-    eventually(lambda: "died twice within 60 s" in frontend.log())
+    eventually(lambda: "died again within 60 s" in frontend.log())
     eventually(lambda: not stubs(frontend, "probe"))
     frontend.wait_healthy()
     refused = frontend.post(**PROBE)
