@@ -161,6 +161,8 @@ def mapped_errors() -> Iterator[None]:
         raise UnexpectedAnswer(f"not a stream of events: {error}") from error
     except (httpx.ConnectError, httpx.ProxyError) as error:
         raise _unreachable(error) from error
+    except httpx.RemoteProtocolError as error:
+        raise ConnectionFailed(f"{_address(error)}: the server went away before its answer was whole") from error
     except httpx.RequestError as error:
         raise ConnectionFailed(f"{_address(error)}: {_reason(error)}") from error
 

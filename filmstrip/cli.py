@@ -16,12 +16,13 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from filmstrip import __version__, environment, mp4
 from filmstrip.client import Client
 from filmstrip.client_errors import ClientError, ServerUnreachable, TimedOut, UnexpectedAnswer, UntrustedCertificate
-from filmstrip.console import GenerationProgress, Interrupt, client_of, track
-from filmstrip.errors import Busy, FilmstripError, TritonUnavailable, Unauthorized, UnknownPath
+from filmstrip.console import GenerationProgress, Interrupt, client_of, leaving_on_signals, track
+from filmstrip.errors import Busy, FilmstripError, InvalidField, TritonUnavailable, Unauthorized, UnknownPath
 from filmstrip.events import Cancelled, Complete, ErrorEvent, Event, Progress
 from filmstrip.foreign_answers import UNREACHED
 from filmstrip.geometry import MAX_FRAMES, MAX_SIDE, MIN_SIDE, VideoShape
@@ -40,9 +41,10 @@ EXIT_BUSY = 4
 EXIT_INTERRUPTED = 130
 _EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the server could not be reached, 4 the server is busy,"
-    " 130 cancelled by Ctrl-C."
+    " 129, 130 or 143 ended by SIGHUP, Ctrl-C or SIGTERM."
 )
 _PLACEHOLDER_PROMPT = "video"
+_PIPE_WIDTH = 10_000
 
 _EXAMPLES = """
 \b
@@ -79,7 +81,8 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with leaving_on_signals():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             ctx.exit(EXIT_INTERRUPTED)
@@ -110,6 +113,8 @@ def _sentence(error: Exception) -> str:
         message += "; --cacert names a file with the certificate of its authority"
     elif isinstance(error, ServerUnreachable) and "write http" not in message:
         message += "; is the server running?"
+    if isinstance(error, InvalidField) and error.field == "input_path" and "missing" in message:
+        message += "; --video names one"
     return _one_line(message)
 
 
@@ -161,6 +166,15 @@ class _Finite(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return number
+
+
+class _OutputPath(click.Path):
+    """The name of a file to write, which an empty one is not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the name is empty.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 @dataclass(frozen=True)
@@ -247,7 +261,7 @@ def _file_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--output",
             "-o",
             required=True,
-            type=click.Path(path_type=Path),
+            type=_OutputPath(readable=False, path_type=Path),
             metavar="FILE",
             help="File to write, in the format of its suffix: .mp4, .mov, .mkv, .webm, .gif; .png is a contact sheet,"
             " name-%05d.png a picture for each frame.",
@@ -269,6 +283,10 @@ def _opened(path: Path) -> Output:
         raise click.BadParameter(str(error), param_hint="--output") from None
 
 
+def _frames(count: int) -> str:
+    return f"{count} frame" if count == 1 else f"{count} frames"
+
+
 def _note(text: str) -> None:
     click.echo(text, err=True)
 
@@ -282,7 +300,7 @@ def main() -> None:
     the result to a file.
 
     Exit codes of every command: 0 done, 1 failed, 2 wrong usage, 3 the server could not be reached, 4 the server is
-    busy, 130 cancelled by Ctrl-C.
+    busy, 129, 130 or 143 ended by SIGHUP, Ctrl-C or SIGTERM.
     """
 
 
@@ -359,7 +377,10 @@ class _Input:
 )
 @click.option("--lora", "loras", type=_lora, metavar="NAME=SCALE", multiple=True, help="Scale of a LoRA; repeatable.")
 @click.option(
-    "--wait", is_flag=True, help="Wait for a server that is busy or still starting; without it that is an error."
+    "--wait",
+    is_flag=True,
+    help="Wait for a server that is busy or still starting, and up to a minute for one that refuses connections;"
+    " without it that is an error.",
 )
 @_file_options
 @_server_options
@@ -444,7 +465,7 @@ class _Writing:
         written = self.file.write(frames, self.fps, num_frames=shape.frames, scale=self.scale, audio=self.audio)
         self.output_path = None
         click.echo(
-            f"{display_path(self.file.path)}: {written.num_frames} frames, {shape.height * self.scale}x"
+            f"{display_path(self.file.path)}: {_frames(written.num_frames)}, {shape.height * self.scale}x"
             f"{shape.width * self.scale}, {float(self.fps):g} fps"
         )
         for note in written.notes:
@@ -496,7 +517,7 @@ def _run(client: Client, patience: Patience, request: dict[str, Any], source: _I
             writing.write(client, last.output_path, last.video_shape)
     if isinstance(last, Cancelled):
         path = display_path(writing.file.path)
-        kept = f"Cancelled: {path} holds the {last.frames_completed} frames made so far."
+        kept = f"Cancelled: {path} holds the {_frames(last.frames_completed)} made so far."
         _note(kept if last.output_path else "Cancelled before the first frame: nothing was written.")
         sys.exit(EXIT_INTERRUPTED)
 
@@ -535,6 +556,11 @@ def download(*, path: str, audio: Path | None, output: Path, fps: float | None, 
         _Writing(server, file, rate, scale, audio).write(client, path, client.output_shape(path))
 
 
+def _cell(text: str) -> Text:
+    """Text that rich neither reads as its markup nor sends to the terminal as it is."""
+    return Text(_one_line(text))
+
+
 # -- The small commands -------------------------------------------------------------------------------------
 
 
@@ -548,7 +574,8 @@ def pipelines(*, as_json: bool, server: _Server) -> None:
     if as_json:
         click.echo(json.dumps(known, indent=2))
         return
-    table = Table("Pipeline", "From", "Chunk", "Size", Column("Features", overflow="fold"), "State")
+    names = ("Pipeline", "From", "Chunk", "Size", "Features", "State")
+    table = Table(*(Column(name, overflow="fold") for name in names))
     for pipeline in known:
         state = pipeline_state(pipeline)
         size = f"{pipeline['height']}x{pipeline['width']}" if pipeline.get("height") else "its input's"
@@ -558,13 +585,16 @@ def pipelines(*, as_json: bool, server: _Server) -> None:
         cells = [", ".join(pipeline.get("modes") or ()), str(pipeline.get("chunk_size") or ""), size]
         if not pipeline.get("chunk_size"):  # nothing is known of it
             cells = ["", "", ""]
-        table.add_row(str(pipeline["id"]), *cells, ", ".join(features), state)
-    Console().print(table)
+        table.add_row(*map(_cell, [str(pipeline.get("id")), *cells, ", ".join(features), state]))
+    console = Console()
+    if not console.is_terminal:  # whatever reads a pipe or a file has no width
+        console = Console(width=_PIPE_WIDTH)
+    console.print(table)
     for pipeline in known:
         if pipeline.get("reason"):
             state = pipeline_state(pipeline)
             verb = state if state == "failed" else f"is {state}"
-            click.echo(f"{pipeline['id']} {verb}: {_one_line(str(pipeline['reason']))}")
+            click.echo(f"{pipeline.get('id')} {verb}: {_one_line(str(pipeline['reason']))}")
 
 
 @main.command(epilog=_EXIT_CODES)

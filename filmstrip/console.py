@@ -1,8 +1,10 @@
 """What the command shows while it works, and how Ctrl-C reaches the server."""
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
@@ -49,6 +51,29 @@ def client_of(
         return Client(url, token, timeout_s, verify=True if cacert is None else cacert)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--cacert") from None
+
+
+@contextmanager
+def leaving_on_signals() -> Iterator[None]:
+    """Within its block SIGTERM and SIGHUP end the command as an exception does, so that no part file is left.
+
+    A signal that is ignored, as SIGHUP by nohup, stays so. Outside of the main thread nothing changes.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, _leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def _bar(console: Console, *last: Any) -> Bar:

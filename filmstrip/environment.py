@@ -7,6 +7,7 @@ import httpx
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 SERVER_VARIABLE = "FILMSTRIP_SERVER"
+_MAX_PORT = 65_535
 TOKEN_VARIABLE = "FILMSTRIP_TOKEN"  # noqa: S105 - a name, not a token
 
 
@@ -36,7 +37,8 @@ def resolve(base_url: str | None, token: str | None) -> Target:
         token: None for the environment's token, an empty one for none at all.
 
     Raises:
-        ValueError: a URL is not one of an HTTP server, or a token cannot be sent in a header.
+        ValueError: a URL is not one of an HTTP server, a token cannot be sent in a header, or there is a token and
+            a URL with a user.
     """
     variable = _read(SERVER_VARIABLE)
     if base_url is None and variable:
@@ -47,13 +49,13 @@ def resolve(base_url: str | None, token: str | None) -> Target:
     else:
         url = parse_url(DEFAULT_URL if base_url is None else base_url)
     if token is not None:
-        return Target(url, _checked(token.strip(), "the token") or None)
+        return _with_token(url, _checked(token.strip(), "the token") or None)
     from_environment = _read(TOKEN_VARIABLE)
     if not from_environment:
         return Target(url)
     if base_url is not None and not _is_environments(url, variable):
         return Target(url, token_withheld=True)
-    return Target(url, _checked(from_environment, TOKEN_VARIABLE))
+    return _with_token(url, _checked(from_environment, TOKEN_VARIABLE))
 
 
 def parse_url(text: str) -> httpx.URL:
@@ -71,6 +73,8 @@ def parse_url(text: str) -> httpx.URL:
         raise ValueError(f"{text!r} is not a URL: {error}") from None
     if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
         raise ValueError(f"{text!r} is not the URL of a server, such as {DEFAULT_URL}")
+    if url.port is not None and not 0 < url.port <= _MAX_PORT:
+        raise ValueError(f"{text!r} has the port {url.port}; ports go from 1 to {_MAX_PORT}")
     return url
 
 
@@ -89,6 +93,14 @@ def _is_environments(url: httpx.URL, variable: str) -> bool:
 def _place(url: httpx.URL) -> tuple[object, ...]:
     port = url.port or {"http": 80, "https": 443}[url.scheme]
     return url.scheme, url.host, port, url.path.rstrip("/")
+
+
+def _with_token(url: httpx.URL, token: str | None) -> Target:
+    if token is not None and url.userinfo:
+        raise ValueError(
+            "the URL names a user, and there is a token: only one of them can be sent; leave out the other"
+        )
+    return Target(url, token)
 
 
 def _checked(token: str, name: str) -> str:

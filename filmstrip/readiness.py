@@ -6,10 +6,12 @@ from typing import Any, TypeVar
 
 from filmstrip.calls import pick_pipeline, retry_after_s
 from filmstrip.client import Client
+from filmstrip.client_errors import ServerUnreachable
 from filmstrip.errors import Busy, FilmstripError, LoadFailed, TritonUnavailable, UnknownPipeline
 
 SHORTEST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 60.0
+LONGEST_REFUSAL_S = 60.0
 _PAUSE_S = 1.0
 _REMINDER_S = 60.0
 _POLL_S = 0.5
@@ -39,15 +41,25 @@ class Patience:
 
         Raises:
             FilmstripError: the server refused, and waiting was not asked for or would not help.
+            ServerUnreachable: likewise, or it refused connections for longer than `LONGEST_REFUSAL_S`.
         """
+        refused_since: float | None = None
         while True:
             try:
                 result = attempt()
+            except ServerUnreachable as error:
+                refused_since = refused_since or time.monotonic()
+                waited = time.monotonic() - refused_since
+                if not self._waits or not _is_refused(error) or waited > LONGEST_REFUSAL_S:
+                    raise
+                self._tell("The server refuses connections, as when it is starting")
+                time.sleep(SHORTEST_PAUSE_S)
             except FilmstripError as error:
                 reason = self._reason(error) if self._waits else None
                 if reason is None:
                     raise
                 self._tell(reason)
+                refused_since = None
                 pause = retry_after_s(error)
                 time.sleep(min(max(_PAUSE_S if pause is None else pause, SHORTEST_PAUSE_S), LONGEST_PAUSE_S))
             else:
@@ -74,6 +86,13 @@ class Patience:
         else:
             return
         self._noted, self._noted_at = reason, now
+
+
+def _is_refused(error: BaseException) -> bool:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ConnectionRefusedError):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None
 
 
 def pipeline_state(facts: Mapping[str, Any]) -> str:

@@ -79,6 +79,7 @@ _FORMATS = {
 }
 _REPLACED_BY_CONTENT = {errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES, errno.EROFS}
 """What rename says of a mount point, of another file system, and in a folder that we may not change."""
+_CHECKED_BYTES = 1 << 16
 _NUMBER = re.compile(r"%(0?)(\d*)d")
 
 
@@ -316,8 +317,8 @@ class _FilePlace:
             if error.errno not in _REPLACED_BY_CONTENT or not self._target.exists():
                 raise
             handle, part = _new_part(Path(tempfile.gettempdir()))  # the file may be written, its folder may not
-        os.close(handle)
         self.part = Path(part)
+        _check_space(handle, self.part)
 
     def commit(self) -> None:
         _replace(self._target, self.part)
@@ -335,6 +336,13 @@ class _SequencePlace:
         self._pattern = pattern
         _writable_target(path.with_name(_numbered(pattern, 1)))
         self.part = Path(tempfile.mkdtemp(prefix=".filmstrip-", suffix=".part", dir=self._folder))
+        try:
+            handle, part = _new_part(self.part)
+            _check_space(handle, Path(part))
+            os.unlink(part)
+        except OSError:
+            self.discard()
+            raise
 
     def commit(self) -> None:
         pictures = sorted(self.part.iterdir())
@@ -393,6 +401,18 @@ def _replace(target: Path, part: Path) -> None:
 
 def _new_part(folder: Path) -> tuple[int, str]:
     return tempfile.mkstemp(prefix=".filmstrip-", suffix=".part", dir=folder)
+
+
+def _check_space(handle: int, part: Path) -> None:
+    """Write to a new part file, so that a full disk shows; it is closed and empty afterwards, or removed."""
+    try:
+        with open(handle, "wb") as file:
+            file.write(bytes(_CHECKED_BYTES))
+            file.flush()
+            file.truncate(0)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def _mode_for(target: Path) -> int:

@@ -5,6 +5,9 @@ import os
 import shlex
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import threading
 
 import httpx
@@ -431,3 +434,96 @@ def test_a_cancel_that_does_not_reach_the_server_is_said():
         signal.raise_signal(signal.SIGINT)
         assert said.wait(5)
     assert "the server is gone" in notes[1]
+
+
+def test_pipelines_are_shown_by_their_whole_names(answer):
+    long = "a-very-long-pipeline-name-" * 8 + "end"
+    names = ["[bold]", "[/x]", "esc\x1b[31m", long]
+    pipelines = [{"id": name, "features": {"loras": ["[b]"]}, "reason": "none"} for name in names] + [
+        {"state": "ready"}
+    ]
+    answer(pipelines=httpx.Response(200, json={"pipelines": pipelines}))
+    result = run("pipelines")
+    assert result.exit_code == 0
+    table, _, _ = result.stdout.partition("\n[bold] ")
+    assert all(name in table for name in ("[bold]", "[/x]", "lora [b]", long))
+    assert "\x1b" not in table
+
+
+def test_an_output_that_may_be_written_but_not_read_is_taken(tmp_path, monkeypatch, answer):
+    path = tmp_path / "out.mp4"
+    path.touch()
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda name, mode, **more: mode != os.R_OK and real(name, mode, **more))
+    answer(pipelines=httpx.Response(200, json={"pipelines": [{"id": "longlive", "features": {"prompts": True}}]}))
+    assert "needs a PROMPT" in run("generate", "-p", "longlive", "-o", path).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-o", ""], "the name is empty"),
+        (["-o", "out.mp4", "--server", "http://127.0.0.1:99999"], "ports go from 1 to 65535"),
+        (["-o", "out.mp4", "--server", "http://127.0.0.1:0"], "ports go from 1 to 65535"),
+        (["-o", "out.mp4", "--server", "http://me:secret@127.0.0.1:9", "--token", "key"], "names a user"),
+    ],
+)
+def test_names_ports_and_users_that_cannot_be_meant_are_refused(tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    result = run("generate", "-p", "gray", *arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert "secret" not in result.stderr
+
+
+def test_an_input_that_is_missing_names_the_option(tmp_path, answer):
+    error = {
+        "error": {
+            "code": "invalid_field",
+            "message": "input_path: missing, gray needs an input video",
+            "field": "input_path",
+        }
+    }
+    answer(
+        pipelines=httpx.Response(200, json={"pipelines": [{"id": "gray", "state": "ready"}]}),
+        generate=httpx.Response(422, json=error),
+    )
+    assert "--video names one" in run("generate", "-p", "gray", "-o", tmp_path / "out.mp4").stderr
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("output", ["out.mp4", "out-%d.png"])
+def test_a_signal_leaves_no_part_file(tmp_path, name, output):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        command = [sys.executable, "-m", "filmstrip.cli", "generate", "-p", "gray", "-o", str(tmp_path / output)]
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with subprocess.Popen([*command, "--server", url], stderr=subprocess.PIPE) as process:
+            connection, _ = server.accept()  # it waits for the answer to its first request
+            with connection:
+                assert connection.recv(1)
+                assert any(entry.name.endswith(".part") for entry in tmp_path.iterdir())
+                process.send_signal(getattr(signal, name))
+                process.communicate(timeout=60)
+    assert process.returncode == 128 + getattr(signal, name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with console.leaving_on_signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_waiting_includes_a_server_that_does_not_listen_yet(tmp_path, monkeypatch):
+    moments = iter(range(0, 1000, 20))
+    monkeypatch.setattr(readiness.time, "monotonic", lambda: float(next(moments)))
+    monkeypatch.setattr(readiness.time, "sleep", lambda _: None)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+    result = run("generate", "-p", "gray", "--wait", "-o", tmp_path / "out.mp4", "--server", url)
+    assert result.exit_code == 3
+    assert "The server refuses connections, as when it is starting; waiting." in result.stderr
+    assert result.stderr.endswith("is the server running?\n")

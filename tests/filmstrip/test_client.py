@@ -521,3 +521,25 @@ async def test_the_async_client_has_every_method_of_the_other():
         return {name.removeprefix("a") if name == "aclose" else name for name in vars(kind) if not name.startswith("_")}
 
     assert names(AsyncClient) == names(Client)
+
+
+def test_a_server_that_goes_away_in_an_answer_is_named_so():
+    def cut(_: httpx.Request) -> httpx.Response:
+        raise httpx.RemoteProtocolError("peer closed connection without sending complete message body")
+
+    with (
+        Client("http://127.0.0.1:9", transport=httpx.MockTransport(cut)) as client,
+        pytest.raises(ConnectionFailed, match=r"the server went away before its answer was whole$"),
+    ):
+        client.pipelines()
+
+
+def test_a_user_in_the_url_and_a_token_exclude_each_other(monkeypatch):
+    with pytest.raises(ValueError, match="names a user") as caught:
+        Client("http://me:secret@127.0.0.1:9", "key")
+    assert "secret" not in str(caught.value)
+    monkeypatch.setenv("FILMSTRIP_SERVER", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setenv("FILMSTRIP_TOKEN", "key")
+    with pytest.raises(ValueError, match="names a user"):
+        Client()
+    Client(token="").close()

@@ -313,3 +313,18 @@ def test_a_full_disk_leaves_the_file_before_it_and_no_part(tmp_path, name):
     assert done.stderr == ""
     assert files(tmp_path) == [name]
     assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out-%d.png"])
+def test_a_full_disk_shows_before_there_is_anything_to_write(tmp_path, name):
+    code = (
+        "import resource, signal, sys; from filmstrip.video_output import open_output\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))\n"  # as a disk with 8 KiB
+        "open_output(sys.argv[1])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / name)]
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert "VideoFileError" in result.stderr
+    assert "File too large" in result.stderr
+    assert files(tmp_path) == []
