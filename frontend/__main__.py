@@ -133,7 +133,7 @@ async def _serve(settings: Settings, listener: socket.socket, descriptors: int) 
     most = most_connections(settings.max_connections, descriptors)
     if most < settings.max_connections:
         log.info("%d connections at most: the process may have %d open files", most, descriptors)
-    protocol.install(OpenConnections(most))
+    protocol.install(OpenConnections(most), settings.refused_body_bytes)
     host, port, *_ = listener.getsockname()
     log.info("Filmstrip listens on http://%s:%d", f"[{host}]" if ":" in host else host, port)
     await serve(app, config, shutdown_trigger=stop)

@@ -25,14 +25,15 @@ from frontend.bodies import refuse_wrapped
 from frontend.connection import BoundedBody, BoundedRequest, Connection
 from frontend.docs_page import add_docs
 from frontend.openapi import Provider, accepted_types
-from frontend.parts import provide, running, the_parts
+from frontend.parts import provide, running
 from frontend.routes import api
 from frontend.settings import Settings
 
 log = logging.getLogger(__name__)
 
 API_VERSION = "1"  # of the API, not of the server: nobody needs to know that from outside
-_REFUSED_PAUSE_S = 2.0  # a client that sends nothing for so long waits for its answer
+_REST_BYTES = 64 * 1024  # what is awaited of an unread body before the answer, so that the connection can stay open
+_REST_S = 0.5
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _METHODS = ("GET", "HEAD", "POST", "DELETE")
 _EXPOSED = (
@@ -67,11 +68,12 @@ def create_app(settings: Settings | None = None) -> Quart:
     _add_parts(app, settings)
 
     @app.after_request
-    async def read_refused_body(response: Response) -> Response:
-        """A client that still sends its body would not read the answer."""
+    async def finish_body(response: Response) -> Response:
+        """Strangers are not waited for: their requests would keep the connection from being closed for others."""
         note(request, status=response.status_code, **_generation_of(response))
         if isinstance(request.body, BoundedBody):
-            await request.body.discard(settings.refused_body_bytes, the_parts().pace.at_most(_REFUSED_PAUSE_S))
+            is_strangers = response.status_code in (401, 403) or request.method in _SAFE_METHODS
+            await request.body.discard(_REST_BYTES, 0 if is_strangers else _REST_S)
         return response
 
     return app

@@ -5,11 +5,12 @@ receiving side waits once a body holds `HIGH_WATER_BYTES`, which in turn lets hy
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
-from typing import Any, Self, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
 from quart import Request
@@ -57,10 +58,6 @@ class Pace:
 
     pause_s: float
     bytes_per_s: int
-
-    def at_most(self, pause_s: float) -> Self:
-        """The same with no longer pauses than this."""
-        return replace(self, pause_s=min(self.pause_s, pause_s))
 
 
 class BoundedBody(Body):
@@ -157,22 +154,30 @@ class BoundedBody(Body):
                 raise TooLarge(f"the body is over the limit of {limit_bytes} bytes")
         return bytes(data)
 
-    async def discard(self, limit_bytes: int, pace: Pace) -> None:
-        """Read up to `limit_bytes` of what is left and throw it away, so that the client can read the answer.
+    async def discard(self, limit_bytes: int, wait_s: float) -> None:
+        """Throw away what is left of the body; unless all of it comes soon, the connection closes after the answer.
 
         Nothing is read while the client waits for 100 Continue: it sends no body if it gets another answer.
+
+        Args:
+            limit_bytes: how much to wait for.
+            wait_s: how long to wait altogether.
         """
-        left = limit_bytes
-        try:
+        with contextlib.suppress(TimeoutError):
             if not self._awaits_continue:
-                async for piece in self.pieces(pace):
-                    left -= len(piece)
-                    if left < 0:
-                        break
-        except SlowBody:
-            pass
+                async with asyncio.timeout(wait_s):
+                    await self._skip(limit_bytes)
+        if self.exchange is not None and not self._received_all:
+            self.exchange.closes = True
         self._discarding = True
+        self._pieces.clear()
         self._drained.set()
+
+    async def _skip(self, limit_bytes: int) -> None:
+        async for piece in self:
+            limit_bytes -= len(piece)
+            if limit_bytes < 0:
+                break
 
 
 class BoundedRequest(Request):

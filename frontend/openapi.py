@@ -110,7 +110,7 @@ def _refusal(status: int) -> dict[str, Any]:
 
 def _by_access(path: str, method: str) -> list[int]:
     """Statuses that `frontend.access` and `frontend.bodies` answer with, on every route alike."""
-    return [401] * needs_key(path) + [403] * needs_known_host(path) + [415] * (method in ("post", "put", "patch"))
+    return [401] * needs_key(path) + [403] * needs_known_host(path) + [415] * (method not in ("get", "head", "options"))
 
 
 def _first_line(model: type[BaseModel] | None) -> str:

@@ -72,7 +72,7 @@ class Parts:
     @property
     def is_starting(self) -> bool:
         """Triton is ours and on its way up."""
-        return self.embedded is not None and not self.embedded.failed.is_set()
+        return not self.slot.is_closed and self.embedded is not None and not self.embedded.failed.is_set()
 
     async def readiness(self) -> Readiness | None:
         """Whether generations can run, and what cannot; None as long as Triton does not answer."""

@@ -8,9 +8,11 @@
 - At a shutdown hypercorn waits for clients that have stopped reading. Here they are cut off.
 - hypercorn sends 100 Continue before the application has seen the head. Here it is sent when the body is first read.
 - After Content-Length with Transfer-Encoding the connection stays open. Here it closes, as RFC 9112 says.
+- Bytes after the last request of a connection, and empty lines before a request, are errors that end the answer under
+  way. Here they are ignored, as RFC 9112 says.
 - A client that has closed its sending side counts as gone. Here it gets its answer, unless that is an event stream.
 - hypercorn closes at once after its last answer; the kernel then resets the connection under a client that still sends,
-  which loses the answer. Here the client may send on for a moment.
+  which loses the answer. Here what the client still sends is read for a while and thrown away.
 - hypercorn takes any number of connections, and one whose client has left stays open for five seconds. Here there is a
   limit, and idle connections make room for new ones.
 
@@ -46,10 +48,11 @@ HEAD_BYTES = 32 * 1024
 READ_BYTES = 256 * 1024  # as much as uvloop reads from a socket at once; hypercorn's own are 64 KiB
 
 
-_LINGER_S = 2.0  # how long a client may go on sending after its answer, and how long it has to see a refusal
-_LINGER_BYTES = 64 * 2**20
+_LINGER_S = 2.0  # how long a client may pause that still sends after its answer, and how long it has to see a refusal
+_LONGEST_LINGER_S = 30.0  # how long it may send altogether
 _REFUSAL_S = 1.0  # how long a request for a stream may take to be refused once its client sends nothing more
 _HEAD = re.compile(rb".*?\n\r?\n", re.DOTALL)
+_EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 _FOLD = re.compile(rb"\n[ \t]")
 _CLOSE = (b"connection", b"close")
 
@@ -61,8 +64,20 @@ class _Parser(h11.Connection):
     def they_are_waiting_for_100_continue(self) -> bool:
         return False
 
+    def receive_data(self, data: bytes) -> None:
+        """Take bytes, unless the last request of the connection has come: nothing counts after it (RFC 9112, 9.6)."""
+        if not data or self.their_state is not h11.MUST_CLOSE:
+            super().receive_data(data)
+
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         """The next event; folded header lines, on which proxies and servers differ, are an error."""
+        if self.their_state is h11.MUST_CLOSE and self.trailing_data[0]:
+            return h11.NEED_DATA
+        if self.their_state in (h11.IDLE, h11.DONE):
+            if empty := _EMPTY_LINES.match(self.trailing_data[0]):  # some clients send one after a body: RFC 9112, 2.2
+                self._receive_buffer.maybe_extract_at_most(empty.end())
+            if self.trailing_data == (b"\r", False):
+                return h11.NEED_DATA
         if self.their_state is h11.IDLE:
             head = _HEAD.match(self.trailing_data[0])
             if head and _FOLD.search(head[0]):
@@ -219,9 +234,12 @@ class Protocol(H11Protocol):
 class Server(tcp_server.TCPServer):
     """One connection's socket."""
 
-    def __init__(self, connections: OpenConnections, *args: Any) -> None:
+    def __init__(self, connections: OpenConnections, refused_body_bytes: int, *args: Any) -> None:
         super().__init__(*args)
         self._connections = connections
+        self._refused_body_bytes = refused_body_bytes
+        self._linger_until = 0.0
+        self._lingering: asyncio.TimerHandle | None = None
         self._first: bytes | None = b""
         self._input_has_ended = False
         self._output_has_ended = False
@@ -239,6 +257,8 @@ class Server(tcp_server.TCPServer):
                 raise
         finally:
             self._connections.remove(self)
+            if self._lingering is not None:
+                self._lingering.cancel()
             if hasattr(self, "protocol"):  # it has not been refused, and has said something
                 self._http.stay()
                 self._http.let_go()
@@ -250,7 +270,12 @@ class Server(tcp_server.TCPServer):
 
     @property
     def is_in_use(self) -> bool:
-        """Bytes that it sent wait to be read, or bytes that were sent to it to be taken."""
+        """Bytes that it sent wait to be read, or bytes that were sent to it to be taken.
+
+        What is sent after the last answer is only thrown away.
+        """
+        if self._output_has_ended:
+            return False
         received = cast("bytearray", self.reader._buffer)  # type: ignore[attr-defined]
         return bool(received) or self.writer.transport.get_write_buffer_size() > 0
 
@@ -277,8 +302,9 @@ class Server(tcp_server.TCPServer):
                 await self._http.handle(RawData(data))
             else:
                 discarded_bytes += len(data)
-                if discarded_bytes > _LINGER_BYTES:
+                if discarded_bytes > self._refused_body_bytes:
                     break
+                self._linger()
         if data is not None and not self._output_has_ended and not self.writer.is_closing():
             self._input_has_ended = True
             if await self._http.end_input():
@@ -317,9 +343,17 @@ class Server(tcp_server.TCPServer):
             self._connections.mark_idle(self)
             with contextlib.suppress(OSError, RuntimeError):
                 self.writer.write_eof()
-            self.loop.call_later(_LINGER_S, self.writer.close)
+            self._linger_until = self.loop.time() + _LONGEST_LINGER_S
+            self._linger()
         else:
             await self._close()
+
+    def _linger(self) -> None:
+        """Close the connection when the client has stopped sending, or takes too long."""
+        if self._lingering is not None:
+            self._lingering.cancel()
+        when = min(self.loop.time() + _LINGER_S, self._linger_until)
+        self._lingering = self.loop.call_at(when, self.writer.close)
 
     async def _refuse(self) -> None:
         """There is no room for it."""
@@ -378,7 +412,12 @@ def _is_host(value: bytes) -> bool:
     return True
 
 
-def install(connections: OpenConnections) -> None:
-    """Let hypercorn use them for every connection from now on."""
+def install(connections: OpenConnections, refused_body_bytes: int) -> None:
+    """Let hypercorn use these classes for every connection from now on.
+
+    Args:
+        connections: those that are open, with their limit.
+        refused_body_bytes: how much is read of what a client still sends after its last answer.
+    """
     hypercorn.protocol.H11Protocol = Protocol  # type: ignore[attr-defined]
-    hypercorn.asyncio.run.TCPServer = functools.partial(Server, connections)  # type: ignore[assignment,attr-defined]
+    hypercorn.asyncio.run.TCPServer = functools.partial(Server, connections, refused_body_bytes)  # type: ignore[assignment,attr-defined]

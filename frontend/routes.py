@@ -232,7 +232,7 @@ async def health() -> tuple[Response, int]:
     parts = the_parts()
     generating = parts.slot.current is not None
     found = await parts.readiness()
-    ready = generating or (found is not None and found.can_generate)
+    ready = not parts.slot.is_closed and (generating or (found is not None and found.can_generate))
     status = "healthy" if ready else "starting" if found is None and parts.is_starting else "unavailable"
     degraded = list(found.degraded) if found is not None else []
     return _answer(HealthAnswer(status=status, generating=generating, degraded=degraded)), 200 if ready else 503

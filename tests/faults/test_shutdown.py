@@ -103,6 +103,27 @@ def test_in_a_generation_its_last_event_says_so(frontend: Frontend, server: Fron
     assert frontend.stored() == []
 
 
+def test_it_is_unhealthy_while_it_stops(tmp_path: Path) -> None:
+    """Nobody sends it new requests while its generation ends, which here takes as long as it may."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "probe").symlink_to(Path(MODELS) / "probe")
+    frontend = Frontend(tmp_path, "--embedded", model_repository=tmp_path / "models", shutdown_timeout_s=6)
+    try:
+        frontend.wait_healthy()
+        with RawClient(frontend.url) as client:
+            client.post_json(GENERATE, PROBE | {"prompt": "!hang"})
+            client.read_head()
+            frontend.wait_probed(0)
+            frontend.process.send_signal(signal.SIGTERM)
+            for path in ("/health", "/health/ready"):
+                eventually(lambda path=path: httpx.get(frontend.url + path).status_code == 503, 5)
+                answer = httpx.get(frontend.url + path).json()
+                assert answer == {"status": "unavailable", "generating": True, "degraded": []}
+    finally:
+        frontend.process.kill()  # the hung model would hold it up
+        frontend.process.wait()
+
+
 def test_signalled_again_and_again(frontend: Frontend, server: Frontend) -> None:
     chunks = len(frontend.probed())
     with RawClient(frontend.url) as client:

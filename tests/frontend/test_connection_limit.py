@@ -151,6 +151,39 @@ def test_the_one_idle_longest_makes_room_and_those_with_a_request_never(server: 
             client.close()
 
 
+def test_bodies_that_are_refused_keep_nobody_out(server: Frontend, tmp_path: Path) -> None:
+    """Clients without a key are answered at once, however slowly they send; then their connections make room."""
+    head = {"Content-Length": str(10**9)}
+    requests = (("POST", UPLOAD_DATA, 401), ("POST", "/nothing", 401), ("GET", "/health", 200))
+    with beside(server, tmp_path, api_keys="me:secret", max_connections=10) as frontend:
+        clients = [RawClient(frontend.url, timeout_s=20) for _ in range(10)]
+        wanted = [requests[number % len(requests)] for number in range(10)]
+        leaving = threading.Event()
+
+        def trickle() -> None:
+            while not leaving.wait(0.02):
+                for client in clients:
+                    with suppress(OSError):
+                        client.send(bytes(1000))
+
+        trickling = threading.Thread(target=trickle)
+        try:
+            for client, (method, path, _) in zip(clients, wanted, strict=True):
+                client.send_head(method, path, head)
+            trickling.start()
+            for client, (_, _, status) in zip(clients, wanted, strict=True):
+                answer = client.read_head()
+                assert (answer.status, answer.headers["Connection"]) == (status, "close")
+                answer.read()
+            for _ in range(3):
+                assert httpx.get(f"{frontend.url}/health").status_code == 200
+        finally:
+            leaving.set()
+            trickling.join()
+            for client in clients:
+                client.close()
+
+
 def health(client: RawClient) -> int:
     client.send_head("GET", "/health")
     answer = client.read_head()

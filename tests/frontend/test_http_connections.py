@@ -5,8 +5,10 @@ import json
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import cast
 
 import hypercorn.asyncio
 import hypercorn.asyncio.run
@@ -17,7 +19,7 @@ from hypercorn.config import Config
 from quart import Quart, Response, request
 
 from frontend import protocol
-from frontend.connection import BoundedRequest, Connection, on_close, will_stream
+from frontend.connection import BoundedBody, BoundedRequest, Connection, on_close, will_stream
 from frontend.connection_limit import OpenConnections
 from tests.conftest import beside
 from tests.faults import wire
@@ -85,7 +87,7 @@ def test_a_refusal_comes_instead_of_100_and_at_once(server: Frontend, tmp_path: 
             assert b"\r\nconnection: close" in head.lower(), code
         assert "Traceback" not in frontend.log()
         assert frontend.stored() == []
-    assert min(seconds) < 1  # to wait for a body takes two
+    assert min(seconds) < 1  # no body is waited for
 
 
 def test_100_is_sent_when_the_body_is_read(frontend: Frontend) -> None:
@@ -205,6 +207,43 @@ def test_no_second_request_can_hide_in_a_first(frontend: Frontend, rest: bytes) 
     assert b"HTTP/1.1" not in answer.body
 
 
+@pytest.mark.parametrize("stray", [b"\r\n", b"\r\n\r\n", b"\0\xff", b"\r\nGET / HTTP/1.1\r\n\r\n"])
+@pytest.mark.parametrize("version", [b"HTTP/1.0", b"HTTP/1.1"])
+def test_nothing_counts_after_the_last_request(frontend: Frontend, version: bytes, stray: bytes) -> None:
+    """RFC 9112, 9.6: also while the answer is a stream, which goes on to its end."""
+    body = json.dumps(PROBE | {"num_frames": 33}).encode()
+    head = f"POST {GENERATE} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    with harmless(frontend, outputs=1), RawClient(frontend.url) as client:
+        client.send(head.encode().replace(b"HTTP/1.1", version) + body + stray)
+        assert client.socket.recv(1).startswith(b"H")
+        client.send(stray)
+        answer = client.read_to_end()
+        assert answer.startswith(b"TTP/1.1 200")
+        assert b"event: complete\n" in answer
+        assert answer.count(b"HTTP/1.1") == 0
+    assert ask_all(frontend, NEXT.replace(b"HTTP/1.1\r\n", version + b"\r\nConnection: close\r\n") + stray).startswith(
+        b"HTTP/1.1 200"
+    )
+
+
+def test_empty_lines_before_a_request_are_passed_over(frontend: Frontend) -> None:
+    """RFC 9112, 2.2: some clients send one after a body."""
+    upload = head_of(f"POST {UPLOAD_DATA}", "Content-Length: 3") + b"abc\r\n"
+    with harmless(frontend, inputs=2):
+        answer = half_closed(frontend, b"\r\n" + NEXT + b"\r\n\r\n" + NEXT + upload + NEXT + b"\r\n")
+        assert answer.count(b"HTTP/1.1 200") == 4
+        assert answer.count(b"HTTP/1.1") == 4
+        with RawClient(frontend.url) as client:
+            for part in (b"\r", b"\n", upload[:-2]):  # a line break that comes in two pieces
+                client.send(part)
+            assert client.read_json()[0] == 200
+            for part in (b"\r", b"\n" + NEXT):
+                client.send(part)
+            assert client.read_head().status == 200
+    assert b" 400 " in half_closed(frontend, b"\n\r" + NEXT)
+    assert half_closed(frontend, b"\r\n" * 100_000 + NEXT).startswith(b"HTTP/1.1 200")
+
+
 def test_http_1_0_has_no_chunks(frontend: Frontend) -> None:
     head = f"POST {CANCEL} HTTP/1.0\r\nHost: localhost\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n"
     assert refusal(frontend, ask(frontend, head.encode() + b"0\r\n\r\n" + NEXT))["code"] == "bad_request"
@@ -257,6 +296,21 @@ class App(Quart):
     asgi_http_class = Connection
 
 
+@asynccontextmanager
+async def served(app: App, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[str, int]]:
+    """The address of an app that is served in this process; 1 MiB of refused bodies is read."""
+    monkeypatch.setattr(hypercorn.protocol, "H11Protocol", None)  # so that both are put back
+    monkeypatch.setattr(hypercorn.asyncio.run, "TCPServer", None)
+    protocol.install(OpenConnections(10), 2**20)
+    listener, config, stopping = socket.create_server(("127.0.0.1", 0)), Config(), asyncio.Event()
+    address = listener.getsockname()
+    config.bind = [f"fd://{listener.detach()}"]
+    serving = asyncio.create_task(hypercorn.asyncio.serve(app, config, shutdown_trigger=stopping.wait))
+    yield address
+    stopping.set()
+    await serving
+
+
 async def test_a_half_closed_client_of_a_stream_waits_a_moment_for_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may have left: what a long check costs is not spent on it."""
     app, ended = App(__name__), asyncio.Queue[str]()
@@ -269,22 +323,44 @@ async def test_a_half_closed_client_of_a_stream_waits_a_moment_for_a_refusal(mon
             await asyncio.Event().wait()
         return Response("no", 422)
 
-    monkeypatch.setattr(hypercorn.protocol, "H11Protocol", None)  # so that both are put back
-    monkeypatch.setattr(hypercorn.asyncio.run, "TCPServer", None)
-    protocol.install(OpenConnections(10))
-    listener, config, stopping = socket.create_server(("127.0.0.1", 0)), Config(), asyncio.Event()
-    address = listener.getsockname()
-    config.bind = [f"fd://{listener.detach()}"]
-    serving = asyncio.create_task(hypercorn.asyncio.serve(app, config, shutdown_trigger=stopping.wait))
-    for how, status in (("short", b"HTTP/1.1 422"), ("long", b"")):
+    async with served(app, monkeypatch) as address:
+        for how, status in (("short", b"HTTP/1.1 422"), ("long", b"")):
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(head_of(f"POST /{how}", "Content-Length: 0"))
+            writer.write_eof()
+            assert (await asyncio.wait_for(reader.read(), 30))[:12] == status
+            assert await asyncio.wait_for(ended.get(), 30) == how
+            writer.close()
+
+
+@pytest.mark.parametrize(("longest_s", "piece"), [(0.5, bytes(10)), (3600, bytes(2**16))], ids=["slow", "large"])
+async def test_a_body_that_is_not_read_ends_after_a_time_and_a_size(
+    monkeypatch: pytest.MonkeyPatch, longest_s: float, piece: bytes
+) -> None:
+    monkeypatch.setattr(protocol, "_LONGEST_LINGER_S", longest_s)
+    app = App(__name__)
+
+    @app.post("/")
+    async def refuse() -> Response:
+        await cast("BoundedBody", request.body).discard(0, 0)
+        return Response("no", 422)
+
+    async with served(app, monkeypatch) as address:
         reader, writer = await asyncio.open_connection(*address)
-        writer.write(head_of(f"POST /{how}", "Content-Length: 0"))
-        writer.write_eof()
-        assert (await asyncio.wait_for(reader.read(), 30))[:12] == status
-        assert await asyncio.wait_for(ended.get(), 30) == how
+        writer.write(head_of("POST /", "Content-Length: 1000000000"))
+        answer = await asyncio.wait_for(reader.read(), 30)  # it comes while the body still does
+        assert answer.startswith(b"HTTP/1.1 422")
+        assert b"\r\nconnection: close\r\n" in answer
+
+        async def send_on() -> None:
+            while True:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0.01)
+
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(send_on(), 30)
         writer.close()
-    stopping.set()
-    await serving
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,14 @@ def test_every_reference_resolves(document: dict[str, Any]) -> None:
     assert names <= document["components"]["schemas"].keys()
 
 
+def test_whatever_may_have_a_body_answers_415(server: Frontend, document: dict[str, Any]) -> None:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            headers = {"Content-Encoding": "gzip"}
+            answer = httpx.request(method, server.url + path.format(name="x"), headers=headers)
+            assert (answer.status_code == 415) == ("415" in operation["responses"]), (method, path)
+
+
 def test_limits_are_in_the_schema(document: dict[str, Any]) -> None:
     fields = document["components"]["schemas"]["GenerateRequest"]["properties"]
     assert fields["num_frames"] == {
