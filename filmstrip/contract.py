@@ -337,7 +337,7 @@ def _parameter(name: str, text: str) -> Any:
 
 
 def _is_plain(value: Any, depth: int = 0) -> bool:
-    """Whether a value can be shown in a JSON answer: valid text, finite numbers of usual size, not nested too deeply."""
+    """Whether a JSON answer can show a value: valid text, finite numbers of usual size, few levels."""
     if isinstance(value, str):
         return not any("\ud800" <= letter <= "\udfff" for letter in value)
     if isinstance(value, list | dict):

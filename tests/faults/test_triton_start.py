@@ -66,6 +66,7 @@ def test_the_data_the_checkout_and_the_models_may_lie_in_any_folder(
     command = psutil.Process(frontend.triton_pid).cmdline()
     assert not any(str(odd_folder) in word for word in command[1:])
     (models / "late").symlink_to(models / "passthrough")  # what is added later is in the linked repository, too
+    assert states(frontend) == {"gray": True, "passthrough": True, "late": False}
     with frontend.triton_client() as client:
         assert "late" in [model.name for model in client.get_model_repository_index().models]
     folder = Path(frontend.triton_url.removeprefix("unix:")).parent
