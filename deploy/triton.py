@@ -17,6 +17,7 @@ from filmstrip.triton_folder import NoTritonFolder, TritonFolder, is_safe_model,
 SHM_DIR = Path("/dev/shm")  # noqa: S108
 SHM_PREFIX = "filmstrip-triton-"
 EXIT_TIMEOUT_S = 5
+_MODEL_FOLDERS = ("model_repository", "models")
 
 _secret_file = click.option(
     "--secret-file",
@@ -37,9 +38,7 @@ def main() -> None:
     "repositories",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     multiple=True,
-    default=[path for path in (Path("model_repository"), Path("models")) if path.is_dir()],
-    show_default="model_repository, and models where it exists",
-    help="Folder of models; several may be given.",
+    help="Folder of models; several may be given.  [default: model_repository and models, where they exist]",
 )
 @click.option(
     "--load",
@@ -72,6 +71,9 @@ def start(
     binary = shutil.which(server)
     if binary is None:
         raise click.ClickException(f"there is no {server}: give --server, or run this in Triton's container")
+    repositories = repositories or tuple(filter(Path.is_dir, map(Path, _MODEL_FOLDERS)))
+    if not repositories:
+        raise click.ClickException(f"there is no folder {' or '.join(_MODEL_FOLDERS)} here: give --models")
     try:
         check_unique(repositories)
     except DuplicateModel as error:
@@ -128,7 +130,8 @@ def _check_names(repositories: tuple[Path, ...], shm_prefix: str) -> None:
     for folder in repositories:
         for model in unsafe_models(folder):
             raise click.ClickException(
-                f"{folder / model}: the name of a model's folder may only have the letters A-Z and a-z, digits and . _ - + @ , :"
+                f"{folder / model}: the name of a model's folder may only have the letters A-Z and a-z, digits and "
+                ". _ - + @ , :"
             )
     python = Path(sys.executable).parent
     if os.pathsep in str(python):

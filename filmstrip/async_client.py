@@ -34,9 +34,9 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
         verify: Verify = True,
     ) -> None:
-        self._http = httpx.AsyncClient(
-            transport=transport, **calls.connection_options(base_url, token, timeout_s, verify)
-        )
+        options = calls.connection_options(base_url, token, timeout_s, verify)
+        with calls.mapped_proxy_errors():
+            self._http = httpx.AsyncClient(transport=transport, **options)
 
     async def __aenter__(self) -> Self:
         return self

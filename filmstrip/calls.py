@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import math
+import os
 import re
 import ssl
 import time
@@ -41,6 +42,8 @@ Verify = ssl.SSLContext | str | Path | bool
 """How a server's TLS certificate is checked: a context; or a PEM file, or a folder of them, of trusted authorities."""
 
 _PEM_CERTIFICATE = re.compile(r"-----BEGIN ((?:TRUSTED |X509 )?CERTIFICATE)-----.*?-----END \1-----", re.DOTALL)
+
+_PROXY = re.compile(r"(http|https|all)_proxy", re.IGNORECASE)
 
 AnswerT = TypeVar("AnswerT")
 
@@ -160,6 +163,16 @@ def mapped_errors() -> Iterator[None]:
         raise _unreachable(error) from error
     except httpx.RequestError as error:
         raise ConnectionFailed(f"{_address(error)}: {_reason(error)}") from error
+
+
+@contextmanager
+def mapped_proxy_errors() -> Iterator[None]:
+    """Where a client is made, httpx looks at the proxies of the environment, and fails over those it can't use."""
+    try:
+        yield
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        names = ", ".join(sorted(name for name, value in os.environ.items() if value and _PROXY.fullmatch(name)))
+        raise ServerUnreachable(f"the proxy of the environment ({names}) cannot be used: {error}") from None
 
 
 def _unreachable(error: httpx.RequestError) -> ServerUnreachable:

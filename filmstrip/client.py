@@ -92,7 +92,9 @@ class Client:
         transport: httpx.BaseTransport | None = None,
         verify: Verify = True,
     ) -> None:
-        self._http = httpx.Client(transport=transport, **calls.connection_options(base_url, token, timeout_s, verify))
+        options = calls.connection_options(base_url, token, timeout_s, verify)
+        with calls.mapped_proxy_errors():
+            self._http = httpx.Client(transport=transport, **options)
 
     def __enter__(self) -> Self:
         return self

@@ -24,7 +24,10 @@ class AccessLog(Logger):
         if self.access_logger is None:
             return
         scope = cast("dict[str, Any]", request)
-        notes = scope.get(_NOTES, {})
+        notes = scope.setdefault(_NOTES, {})
+        if notes.setdefault("is_logged", False):  # hypercorn logs an answer again whose client has left before it
+            return
+        notes["is_logged"] = True
         headers = dict(response.get("headers", ())) if response is not None else {}
         length = headers.get(b"content-length")
         peer = scope.get("client")

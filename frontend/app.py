@@ -60,6 +60,7 @@ def create_app(settings: Settings | None = None) -> Quart:
         MAX_CONTENT_LENGTH=None,
         PROVIDE_AUTOMATIC_OPTIONS=bool(settings.cors_origins),  # the preflights of browsers
     )
+    app.url_map.merge_slashes = False  # it redirects to the host that the client names, without a proxy's prefix
     app.register_blueprint(api)
     _add_access(app, settings)
     _add_errors(app)

@@ -5,7 +5,6 @@ import collections
 import contextlib
 import importlib.util
 import logging
-import math
 import os
 import signal
 import sys
@@ -32,7 +31,6 @@ _WATCH_S = 0.5
 _EXIT_TIMEOUT_S = 3
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
-_LOADS_AT_ONCE = 4  # Triton itself loads no more together
 _LOG_TAIL_LINES = 30
 _OURS = "FILMSTRIP_"
 _LAUNCHER = Path(__file__).with_name("launcher.py")
@@ -124,7 +122,8 @@ class EmbeddedTriton:
         self._client: Triton | None = None
         self._was_ready = False
         self._restart_for: set[str] = set()
-        self._died_at: dict[str, float] = {}
+        self._died: set[str] = set()
+        self._well_since: dict[str, float] = {}
         self._settled = asyncio.Event()
         self._settled.set()
         self.is_up = False
@@ -161,17 +160,28 @@ class EmbeddedTriton:
 
     # -- Models whose process dies ----------------------------------------------------------------------
 
+    def note_ready(self, name: str) -> None:
+        """A model was loaded. Where Triton was started again although this model had not died, it stays as well."""
+        self._well_since.setdefault(name, time.monotonic())
+
     def note_death(self, name: str) -> None:
-        """A model's process has died: Triton is started again, without the model if that happens again too soon."""
+        """A model's process has died: Triton is started again, without the model if that happens again too soon.
+
+        Loading may take longer than the window, which therefore begins when the model is ready again. A process that
+        died while it was loaded does not count: such a load fails.
+        """
         client = self._client
         if client is None or name in self._restart_for:
             return
         now, window_s = time.monotonic(), self._settings.model_restart_window_s
         log.warning("the process of %s has died", name)
         client.mark_sick(name)
-        if name not in client.failed() and now - self._died_at.get(name, -math.inf) < window_s:
-            client.mark_failed(name, f"its process died twice within {window_s:g} s")
-        self._died_at[name] = now
+        well_since = self._well_since.pop(name, None)
+        if well_since is not None and name in self._died and now - well_since < window_s:
+            self._died.discard(name)  # who loads it on purpose has repaired it, perhaps
+            client.mark_failed(name, f"its process died again within {window_s:g} s after it was loaded")
+        elif well_since is not None:
+            self._died.add(name)
         self._restart_for.add(name)
         self._settled.clear()
 
@@ -271,14 +281,13 @@ class EmbeddedTriton:
         """Wait until Triton answers, and have it load every model that it can."""
         deadline = asyncio.get_running_loop().time() + self._settings.triton_start_timeout_s
         names = await self._reach(process, client, deadline)
-        places = asyncio.Semaphore(_LOADS_AT_ONCE)
         client.to_load = set(names) - client.failed()
         if self._was_ready:  # each request waits for its own models only
             self._end_restart(client)
         try:
             async with asyncio.TaskGroup() as group:
                 for name in sorted(client.to_load):
-                    group.create_task(self._load(name, client, places, deadline))
+                    group.create_task(self._load(name, client, deadline))
         finally:
             client.to_load = set()
         log.info("embedded Triton is ready")
@@ -310,24 +319,23 @@ class EmbeddedTriton:
                 )
             await asyncio.sleep(_POLL_S)
 
-    async def _load(self, name: str, client: Triton, places: asyncio.Semaphore, deadline: float) -> None:
+    async def _load(self, name: str, client: Triton, deadline: float) -> None:
         """Load a model, or leave it where it can't be loaded."""
-        async with places:
-            while True:
-                try:
-                    async with asyncio.timeout_at(deadline):
-                        await client.load_now(name)
-                except TritonUnavailable:
-                    await asyncio.sleep(_POLL_S)
-                    continue
-                except LoadFailed:
-                    pass  # the log says so
-                except TimeoutError:
-                    client.mark_failed(
-                        name, f"it was not ready {self._settings.triton_start_timeout_s:g} s after the start"
-                    )
-                client.to_load.discard(name)
-                return
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await client.load_now(name)
+            except TritonUnavailable:
+                await asyncio.sleep(_POLL_S)
+                continue
+            except LoadFailed:
+                pass  # the log says so
+            except TimeoutError:
+                client.mark_failed(
+                    name, f"it was not ready {self._settings.triton_start_timeout_s:g} s after the start"
+                )
+            client.to_load.discard(name)
+            return
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         self._remove_shm()

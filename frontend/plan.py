@@ -153,8 +153,9 @@ class _Planner:
     def _check_indices(self, num_chunks: int) -> None:
         for index, at in self.specs.items():
             if index >= num_chunks:
-                length = f"{counted(self.request.num_frames, 'frame')} of {self.pipeline.id}"
-                raise at.refuse("chunk", f"no chunk {index}, {length} take {counted(num_chunks, 'chunk')} from 0")
+                frames = f"{counted(self.request.num_frames, 'frame')} of {self.pipeline.id}"
+                chunks = counted(num_chunks, "chunk")
+                raise at.refuse("chunk", f"no chunk {index}; the generation has {chunks} ({frames}), numbered from 0")
 
     # -- The walk through the chunks --------------------------------------------------------------------
 

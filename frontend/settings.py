@@ -98,7 +98,10 @@ class Settings(BaseSettings):
     )
     triton_start_timeout_s: float = Field(5 * MINUTES, gt=0, description="Longest start of the embedded Triton.")
     model_restart_window_s: float = Field(
-        60.0, ge=0, description="A model of the embedded Triton that dies twice within this time is left unloaded."
+        60.0,
+        ge=0,
+        description="A model of the embedded Triton that has died, and dies again within this time after it was loaded "
+        "again, is left unloaded.",
     )
 
     shared_memory: bool = Field(True, description="Pass arrays through /dev/shm where Triton accepts it.")

@@ -33,7 +33,7 @@ _SWEEP_S = 60.0
 _MAX_PARTS = os.sysconf("SC_IOV_MAX")
 _MAY_LIE_IN_SHM = (Kind.VIDEO, Kind.BLOB)
 _CLIENT_SHARE = 2  # a client has at most this part of the files and bytes: a half
-_HOW_TO_GO_ON = "delete some (DELETE /api/v1/files/{name}) or try again when some have expired"
+_HOW_TO_GO_ON = "delete some, or try again when some have expired"
 
 
 class DataDirectoryTaken(RuntimeError):
@@ -220,7 +220,7 @@ class Store:
             self._remove(file)
             file = None
         if file is None or file.kind not in kinds or file.owner != owner:
-            wanted = " or ".join(kinds)
+            wanted = kinds[0] if len(kinds) == 1 else "file"
             shown = name if len(name) <= 80 else name[:80] + "..."
             raise UnknownPath(f"{field or 'path'}: no {wanted} {shown!r} here; it may have expired", field)
         return file

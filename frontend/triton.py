@@ -42,6 +42,7 @@ T = TypeVar("T")
 _CONTROL_TIMEOUT_S = 5.0
 _LOAD_TIMEOUT_S = 600.0
 _UNLOAD_TIMEOUT_S = 1.0
+_LOADS_AT_ONCE = 4  # Triton itself loads no more together
 _READY = "READY"
 _UNLOADED_REASON = "unloaded"  # Triton's, of a model that was unloaded on request
 _RESTRICTED = "protocol is restricted"
@@ -93,6 +94,9 @@ class Readiness:
 
 class Supervisor(Protocol):
     """What starts Triton again, where Triton is ours."""
+
+    def note_ready(self, name: str) -> None:
+        """A model was loaded."""
 
     def note_death(self, name: str) -> None:
         """A model's process has died: Triton is started again as soon as no generation runs."""
@@ -147,12 +151,16 @@ class Triton:
         self._open_sequences: Counter[str] = Counter()
         self._load_locks: dict[str, asyncio.Lock] = {}
         self._loads: dict[str, asyncio.Future[None]] = {}
+        self._load_places = asyncio.Semaphore(_LOADS_AT_ONCE)
+        self._waiting_to_load: set[str] = set()
+        self._background: set[asyncio.Task[None]] = set()
         self.is_starting = False
         self.to_load: set[str] = set()
         self.supervisor: Supervisor | None = None
 
     async def close(self) -> None:
         """End the connection."""
+        await asyncio.gather(*self._background)
         await self._relay.close()
         await self._client.close()
 
@@ -277,7 +285,7 @@ class Triton:
         states = {state for state, _ in versions}
         if name in self._failed:
             return Pipeline(facts, State.FAILED, self._failed[name])
-        if name in self.loading() or "LOADING" in states:
+        if name in self.loading() | self._waiting_to_load or "LOADING" in states:
             return Pipeline(facts, State.LOADING)
         if _READY in states and name in self._sick:
             return Pipeline(facts, State.UNLOADED, "its process ended; it is loaded again at its next use")
@@ -316,10 +324,16 @@ class Triton:
             load.set_result(None)
 
     def _note_failure(self, name: str, reason: str) -> None:
-        """Log why a model is not served, and keep what its files were, so that a change to them is seen."""
+        """Log why a model is not served, and keep what its files are, so that a change to them is seen."""
         log.warning("%s is not served: %s", name, reason)
         self._reported[name] = reason
-        for folder in repository.read_folders(self._repositories, [name]).values():
+        if self._repositories:
+            task = asyncio.create_task(self._keep_fingerprint(name), name="keep a fingerprint")
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+
+    async def _keep_fingerprint(self, name: str) -> None:
+        for folder in (await in_thread(repository.read_folders, self._repositories, [name])).values():
             self._failed_as[name] = folder.fingerprint
 
     def failed(self) -> frozenset[str]:
@@ -400,12 +414,13 @@ class Triton:
                 self._note_failure(name, folder.problem)
                 raise LoadFailed(f"could not load {name}: {folder.problem}")
             try:
-                if (name in self._sick and self.supervisor is None) or (is_ready and name in self._failed):
-                    # not two copies in memory: unload, wait, load
-                    await self._client.unload_model(name, client_timeout=_LOAD_TIMEOUT_S)
-                    await self._wait_unloaded(name)
-                self.clear_failed(name)
-                await self._load_unless_it_fails(name)
+                async with self._place_to_load(name):
+                    if (name in self._sick and self.supervisor is None) or (is_ready and name in self._failed):
+                        # not two copies in memory: unload, wait, load
+                        await self._client.unload_model(name, client_timeout=_LOAD_TIMEOUT_S)
+                        await self._wait_unloaded(name)
+                    self.clear_failed(name)
+                    await self._load_unless_it_fails(name)
             except InferenceServerException as error:
                 if "UNAVAILABLE" in str(error.status()):
                     raise TritonUnavailable("Triton does not answer") from None
@@ -416,7 +431,22 @@ class Triton:
                     self._note_failure(name, reason)
                 raise LoadFailed(f"could not load {name}: {reason}") from None
             self._sick.discard(name)
+            if self.supervisor is not None:
+                self.supervisor.note_ready(name)
             log.info("%s is loaded", name)
+
+    @contextlib.asynccontextmanager
+    async def _place_to_load(self, name: str) -> AsyncIterator[None]:
+        """One of the places among the models that Triton loads together: it starts no process for any other."""
+        self._waiting_to_load.add(name)
+        try:
+            await self._load_places.acquire()
+        finally:
+            self._waiting_to_load.discard(name)
+        try:
+            yield
+        finally:
+            self._load_places.release()
 
     async def _load_unless_it_fails(self, name: str) -> None:
         """Let Triton load a model. It may never say that the model's process has died; `mark_failed` then ends it."""
@@ -434,7 +464,7 @@ class Triton:
             del self._loads[name]
 
     def loading(self) -> set[str]:
-        """Models that are being loaded at the moment."""
+        """Models that Triton loads at the moment, without those that wait for their turn."""
         return set(self._loads)
 
     def mark_sick(self, name: str) -> None:

@@ -156,10 +156,30 @@ def test_an_empty_secret_file_opens_nothing(tmp_path: Path) -> None:
 def test_what_triton_would_fail_over_silently_is_refused(tmp_path: Path) -> None:
     (tmp_path / "models" / "my model" / "1").mkdir(parents=True)
     for flag, message in {
-        f"--models={tmp_path / 'models'}": "my model: the name of a model's folder may only have the letters A-Z and a-z, digits",
+        f"--models={tmp_path / 'models'}": "my model: the name of a model's folder may only have the letters",
         "--shm-prefix=my prefix": "--shm-prefix may only have the letters A-Z",
     }.items():
         words = command("start", "--server=true", f"--models={ROOT / 'model_repository'}", flag)
         refused = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
         assert refused.returncode == 1
         assert message in refused.stderr
+
+
+def test_without_any_folder_of_models_it_says_so(tmp_path: Path) -> None:
+    """The folders count that are there when it starts, not those of the checkout."""
+    server = tmp_path / "tritonserver"
+    server.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    server.chmod(0o755)
+
+    def start() -> subprocess.CompletedProcess[str]:
+        words = command("start", f"--server={server}", "--shm-prefix=filmstrip-test-none-")
+        paths = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(words, cwd=tmp_path, env=paths, capture_output=True, text=True, check=False)
+
+    refused = start()
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr == "Error: there is no folder model_repository or models here: give --models\n"
+    (tmp_path / "models").mkdir()
+    assert [flag for flag in start().stdout.splitlines() if "--model-repository" in flag] == [
+        "--model-repository=models"
+    ]

@@ -91,6 +91,7 @@ def test_a_query_of_no_text(server: Frontend, query: str) -> None:
 # -- Addresses ------------------------------------------------------------------------------------------------
 
 NOWHERE = [
+    *("/docs//swagger-ui.css", "/api//v1/pipelines", "/api/v1//pipelines", "/health//live"),
     *("/nothing", "//evil.example/..", "/%", "/%zz%ff%00", "/%0d%0aX-Evil:%20yes%0d%0a%0d%0a", "/" + "a" * 20_000),
     *("/" + quote(SMILE) * 1000, "/docs/../../etc/passwd", "/docs/%2e%2e%2f%2e%2e%2fetc%2fpasswd", "/static/app.py"),
     *(

@@ -343,6 +343,17 @@ def test_a_proxy_is_used_but_for_this_machine(url, used):
     assert connection_options(url, None, 60)["trust_env"] is used
 
 
+@pytest.mark.parametrize(("name", "proxy"), [("ALL_PROXY", "socks5://127.0.0.1:9"), ("http_proxy", "bogus://x")])
+async def test_a_proxy_that_cannot_be_used_is_named(monkeypatch, name, proxy):
+    monkeypatch.setenv(name, proxy)
+    for kind in (Client, AsyncClient):
+        with pytest.raises(ServerUnreachable, match=rf"the proxy of the environment \({name}\) cannot be used: "):
+            kind("http://example.invalid")
+    refused = CliRunner().invoke(cli.main, ["pipelines", "--server", "http://example.invalid"])
+    assert refused.exit_code == 3
+    assert name in refused.stderr
+
+
 def test_the_path_of_a_download_is_quoted():
     answers = download()
     answers.client().download("a b&path=c")

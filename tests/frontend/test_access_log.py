@@ -69,6 +69,17 @@ def test_without_keys_there_is_no_clients_name(server: Frontend) -> None:
     assert "address=127.0.0.1:" in line
 
 
+def test_a_client_that_leaves_before_its_answer_has_one_line(server: Frontend) -> None:
+    paths = [f"/left-before-the-answer-{number}" for number in range(20)]
+    for path in paths:
+        with RawClient(server.url) as client:
+            client.send(request(f"GET {path}"))
+    eventually(lambda: all(lines_of(server, f"{path} ") for path in paths))
+    ask(server, request("GET /the-last-of-all"))
+    eventually(lambda: lines_of(server, "/the-last-of-all"))
+    assert {path: len(lines_of(server, f"{path} ")) for path in paths} == dict.fromkeys(paths, 1)
+
+
 def test_a_client_that_leaves_its_generation_is_named_with_it(
     server: Frontend, start_frontend: Callable[..., Frontend]
 ) -> None:

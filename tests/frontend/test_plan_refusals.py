@@ -145,9 +145,12 @@ def test_a_spec_beyond_the_last_chunk_is_refused() -> None:
     for chunk in (5, 9999):
         error = refusal([{"chunk": 0}, {"chunk": chunk}])
         assert error.field == "chunk_specs[1].chunk"
-        words = f"no chunk {chunk}, 48 frames of longlive take 5 chunks from 0"
+        words = f"no chunk {chunk}; the generation has 5 chunks (48 frames of longlive), numbered from 0"
         assert error.message == f"chunk_specs[1].chunk: {words}"
-    assert "9 frames of longlive take 1 chunk from 0" in refusal([{"chunk": 1}], num_frames=9).message
+    assert (
+        "the generation has 1 chunk (9 frames of longlive), numbered from 0"
+        in refusal([{"chunk": 1}], num_frames=9).message
+    )
 
 
 def test_chunks_that_resets_add_may_have_specs() -> None:

@@ -157,7 +157,7 @@ async def test_a_name_that_was_not_given_out_is_unknown(open_store: OpenStore, t
         with pytest.raises(UnknownPath) as caught:
             store.find(name, *Kind, field="input_path")
         assert caught.value.field == "input_path"
-        assert caught.value.message.startswith("input_path: no video or blob or asset or output ")
+        assert caught.value.message.startswith("input_path: no file ")
     assert on_disk(tmp_path) == before
 
 
