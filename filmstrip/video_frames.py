@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 from fractions import Fraction
 from typing import Any, cast
 
@@ -31,6 +32,15 @@ _SDR_GAMMA = 2.4  # ITU-R BT.1886
 _BANDS = 64  # rows tone-mapped at once, so that no copy of the whole frame in float32 is needed
 
 
+class Alpha(Enum):
+    """What the alpha of a file's frames means."""
+
+    STRAIGHT = auto()
+    IGNORED = auto()
+    UNSURE = auto()
+    """Nothing in a frame where it is 0 everywhere."""
+
+
 class FrameNotSupported(Exception):
     """Frames that can't be shown as their file means them; the message says why."""
 
@@ -42,9 +52,13 @@ class FrameConverter:
         pixel_aspect: width of a pixel by its height.
         size: (height, width) to scale to; None is that of the first frame, as shown.
         codec_tag: that the container gives the stream.
+        alpha: what that of the frames means.
     """
 
-    def __init__(self, pixel_aspect: Fraction, size: tuple[int, int] | None, codec_tag: str) -> None:
+    def __init__(
+        self, pixel_aspect: Fraction, size: tuple[int, int] | None, codec_tag: str, alpha: Alpha = Alpha.STRAIGHT
+    ) -> None:
+        self._alpha = alpha
         self._pixel_aspect = pixel_aspect
         self._size = size
         self._codec_tag = codec_tag
@@ -63,9 +77,11 @@ class FrameConverter:
         transfer = self._hdr_transfer(frame)
         if transfer is not None:
             picture = self._tone_mapped(frame, height, width, transfer)
-        elif _has_alpha(frame):
+        elif _has_alpha(frame) and self._alpha is not Alpha.IGNORED:
             # Composited before it is scaled: the colour of what can't be seen must not run into its neighbours.
-            picture = _over_black(self._reformatted(frame, frame.height, frame.width, "rgba"))
+            rgba = self._reformatted(frame, frame.height, frame.width, "rgba")
+            is_opaque = self._alpha is Alpha.UNSURE and not rgba[..., 3].any()
+            picture = np.ascontiguousarray(rgba[..., :3]) if is_opaque else _over_black(rgba)
             picture = self._reformatted(av.VideoFrame.from_ndarray(picture, format="rgb24"), height, width, "rgb24")
         else:
             picture = self._reformatted(frame, height, width, "rgb24")

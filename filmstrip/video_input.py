@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,13 +15,13 @@ from typing import Any, BinaryIO, Self
 import av
 import av.codec
 import av.container
-from av.stream import Disposition
+from av.stream import Disposition, Stream
 from av.video import VideoStream
 from av.video.codeccontext import VideoCodecContext
 
 from filmstrip.video_file import VideoFileError, display_path, mapped_errors
-from filmstrip.video_frames import FrameConverter, FrameNotSupported
-from filmstrip.video_integrity import FileBytes, missing_part, unreadable_mp4
+from filmstrip.video_frames import Alpha, FrameConverter, FrameNotSupported
+from filmstrip.video_integrity import FileBytes, codec_name, missing_part, unreadable_mp4
 from filmstrip.video_stream import Frame
 from filmstrip.video_webp import AnimatedWebp, is_animated_webp
 
@@ -39,6 +40,7 @@ _MAX_STEP_OF_STREAMS_S = 10  # as FFmpeg's dts_delta_threshold
 _CONSTANT = Fraction(6, 5)
 _FRAME_TOLERANCE = Fraction(1, 2)
 _PLAYLISTS = {"hls", "concat", "dash", "sdp", "imf", "webm_dash_manifest", "applehttp"}
+_PLAYLIST_START = re.compile(rb"(\xef\xbb\xbf)?\s*(#EXTM3U|ffconcat version|<\?xml[^>]*>\s*<MPD|<MPD|v=0\r?\no=)")
 _NO_PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 """FFmpeg's own decoders of these leave the alpha out."""
@@ -129,7 +131,7 @@ class _Source:
         self._path = path
         self._file = FileBytes(file.fileno())
         self._container = container
-        self._stream = _video_stream(path, container)
+        self._stream = _video_stream(path, container, self._file)
         self._stream.thread_type = "AUTO"
         self._is_avi = "avi" in container.format.name.split(",")
         self._may_jump = bool({"mpegts", "mpeg"} & set(container.format.name.split(",")))
@@ -254,7 +256,11 @@ class _Source:
         aspect = self._stream.sample_aspect_ratio
         if not aspect or aspect <= 0 or "gif" in self._container.format.name:  # nobody heeds what a GIF says of it
             aspect = Fraction(1)
-        return FrameConverter(aspect, size, self._stream.codec_context.codec_tag)
+        context = self._stream.codec_context
+        # The fourth byte of a pixel means nothing in an uncompressed AVI, and often in one of HuffYUV.
+        is_raw = self._is_avi and context.name == "rawvideo" and not context.codec_tag.strip("\0")
+        alpha = Alpha.IGNORED if is_raw else Alpha.UNSURE if self._is_avi else Alpha.STRAIGHT
+        return FrameConverter(aspect, size, context.codec_tag, alpha)
 
     def _converted(self, converter: FrameConverter, frame: av.VideoFrame) -> Frame:
         try:
@@ -274,10 +280,14 @@ def opened_container(path: str | Path) -> Iterator[tuple[BinaryIO, av.container.
     with mapped_errors(path), open(path, "rb", opener=_without_blocking) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise VideoFileError(f"{display_path(path)} is not a regular file")
+        if not os.fstat(file.fileno()).st_size:
+            raise VideoFileError(f"{display_path(path)} is empty")
         try:
             # FFmpeg gets no name: it would take "a:b" for a URL, and "%d" for a sequence of pictures.
             container = av.open(_Nameless(file), options={"protocol_whitelist": "none"})
         except av.FFmpegError as error:
+            if _PLAYLIST_START.match(os.pread(file.fileno(), 1024, 0)):
+                raise VideoFileError(f"{display_path(path)} is a playlist, not a video") from error
             reason = unreadable_mp4(FileBytes(file.fileno())) or error.strerror
             raise VideoFileError(f"{display_path(path)} is not a video that can be read: {reason}") from error
         with container:
@@ -287,6 +297,11 @@ def opened_container(path: str | Path) -> Iterator[tuple[BinaryIO, av.container.
             if _PLAYLISTS & set(container.format.name.split(",")):
                 raise VideoFileError(f"{display_path(path)} is a playlist, not a video")
             yield file, container
+
+
+def has_decoder(stream: Stream) -> bool:
+    """Whether FFmpeg can decode a stream; PyAV's attributes of one that it can't do not exist."""
+    return bool(stream.codec_context)
 
 
 class _Nameless:
@@ -302,13 +317,18 @@ def _without_blocking(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # open() of a FIFO would wait for its writer
 
 
-def _video_stream(path: Path, container: av.container.InputContainer) -> VideoStream:
-    """The stream that FFmpeg takes for the best, but for attached pictures."""
-    streams = [stream for stream in container.streams.video if not stream.disposition & _NO_PICTURES]
+def _video_stream(path: Path, container: av.container.InputContainer, file: FileBytes) -> VideoStream:
+    """The stream that FFmpeg takes for the best, but for attached pictures and what it has no decoder for."""
+    found = [stream for stream in container.streams.video if not stream.disposition & _NO_PICTURES]
+    streams = [stream for stream in found if has_decoder(stream)]
     best = container.streams.best("video")
     if best in streams:
         assert isinstance(best, VideoStream)
         return best
+    if found and not streams:
+        raise VideoFileError(
+            f"{display_path(path)} cannot be read: there is no decoder for its video ({codec_name(file, container)})"
+        )
     if not streams:
         raise VideoFileError(f"{display_path(path)}: the file has no video")
     return max(streams, key=lambda stream: (bool(stream.disposition & Disposition.default), stream.bit_rate or 0))

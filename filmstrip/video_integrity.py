@@ -13,6 +13,9 @@ _SEGMENT_ID = b"\x18\x53\x80\x67"
 _TS_PACKET_BYTES = (188, 192, 204)
 _TS_SYNC = 0x47
 _PES_START = re.compile(rb"\x00\x00\x01[\xbb-\xbf\xc0-\xef](..)", re.DOTALL)
+_HEADER_BYTES = 1 << 20
+_MATROSKA_CODEC = re.compile(rb"V_[A-Z0-9/_]+")
+_MP4_CODEC = re.compile(rb"vide.*?stsd.{12}(....)", re.DOTALL)
 
 
 class FileBytes:
@@ -74,6 +77,21 @@ def unreadable_mp4(file: FileBytes) -> str | None:
     if b"moov" not in (kind for _, kind, _ in boxes):
         return "it has no index (moov), as when a recording was not finished"
     return None
+
+
+def codec_name(file: FileBytes, container: av.container.InputContainer) -> str:
+    """What a file calls the codec of its first video; the name of the container where it says nothing."""
+    names = container.format.name.split(",")
+    head = file.read(0, _HEADER_BYTES)
+    if "matroska" in names and (found := _MATROSKA_CODEC.search(head)):
+        return found[0].decode()
+    if "mov" in names:
+        moov = next(
+            (file.read(start, min(size, _HEADER_BYTES)) for start, kind, size in _boxes(file) if kind == b"moov"), b""
+        )
+        if found := _MP4_CODEC.search(moov):
+            return found[1].decode("ascii", "backslashreplace")
+    return names[0].removesuffix("_pipe")
 
 
 def _boxes_end(file: FileBytes) -> int | None:

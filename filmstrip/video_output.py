@@ -193,8 +193,8 @@ class Output:
             self._encoder.notes.append(dropped_note(audio, f"a {self._format.name} has none"))
             return
         try:
-            self._encoder.sound = Sound(audio, fps, num_frames)
-        except SoundDropped as error:
+            self._encoder.sound = Sound(audio, fps, num_frames, self._format.container, self._format.sound)
+        except (SoundDropped, VideoFileError) as error:
             self._encoder.notes.append(dropped_note(audio, error))
 
     def add(self, frame: Frame) -> None:
@@ -447,8 +447,8 @@ class _VideoEncoder:
         height, width, _ = frame.shape
         if self._stream is None:
             self._stream = self._open_stream(height + height % _EVEN, width + width % _EVEN)
-            if self.sound and self._format.sound:
-                self.sound.add_to(self._container, self._format.sound)
+            if self.sound:
+                self.sound.add_to(self._container)
         even = np.pad(frame, ((0, height % _EVEN), (0, width % _EVEN), (0, 0)), mode="edge")
         picture = self._reformatter.reformat(
             av.VideoFrame.from_ndarray(even, format="rgb24"), format="yuv420p", dst_colorspace=Colorspace.ITU709

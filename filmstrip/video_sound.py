@@ -1,8 +1,9 @@
 """The sound of an input video, for the output that shows the start of it."""
 
 import itertools
+import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,11 +15,13 @@ import numpy as np
 from av.audio import AudioStream
 
 from filmstrip.video_file import VideoFileError, display_path
-from filmstrip.video_input import count_frames, first_time, opened_container, probe
+from filmstrip.video_input import count_frames, first_time, has_decoder, opened_container, probe
 
 _RATE_TOLERANCE = Fraction(1, 10_000)
 _GAP_S = Fraction(1, 20)
 _ENCODED_RATE = 48_000
+_INPUT_ERRORS = (av.FFmpegError, OSError, ValueError)
+"""Of reading and decoding; PyAV has no error of FFmpeg for sound that changes in the middle."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,26 @@ class SoundDropped(Exception):
     """The sound can't be kept; the message says why, after "the sound of a file is dropped: "."""
 
 
+class _Sink:
+    """A file that forgets what is written to it."""
+
+    def __init__(self) -> None:
+        self._place = self._size = 0
+
+    def write(self, data: Any) -> int:
+        num_bytes = len(data)
+        self._place += num_bytes
+        self._size = max(self._size, self._place)
+        return num_bytes
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        return self._place
+
+
 class Sound:
     """Sound that is muxed packet by packet beside the frames of an output.
 
@@ -66,12 +89,16 @@ class Sound:
         path: of the input video.
         fps: of the output.
         num_frames: of the output.
+        container: FFmpeg's name of that of the output.
+        sound_format: what sound that takes.
 
     Raises:
         SoundDropped: the output does not show the start of the input at its own rate, or the input can't be read.
     """
 
-    def __init__(self, path: str | Path, fps: Fraction, num_frames: int | None) -> None:
+    def __init__(
+        self, path: str | Path, fps: Fraction, num_frames: int | None, container: str, sound_format: SoundFormat
+    ) -> None:
         try:
             self._start = _start_of_same_span(path, fps, num_frames)
         except VideoFileError as error:
@@ -82,26 +109,54 @@ class Sound:
         self._next: tuple[Fraction, Any] | None = None
         self._output: av.container.OutputContainer | None = None
         self._path = path
+        self._sound_format = sound_format
         self.notes: list[str] = []
+        self._is_copied = self._works(container, is_copied=True)
+        if not self._is_copied and not self._works(container, is_copied=False):
+            raise SoundDropped("it cannot be decoded")
 
-    def add_to(self, output: av.container.OutputContainer, sound_format: SoundFormat) -> None:
-        """Add a stream to an output that has all its other ones.
-
-        Raises:
-            VideoFileError: the input can't be opened any more.
-        """
-        _, container = self._stack.enter_context(opened_container(self._path))
-        source = container.streams.best("audio")
-        assert isinstance(source, AudioStream)
-        name = source.codec_context.codec.canonical_name
-        has_header = name != "aac" or source.codec_context.extradata  # MPEG-TS has it in each packet instead
-        if name in sound_format.copied and has_header:
-            stream = output.add_stream_from_template(source)
-            self._packets = self._copied(container, source, stream, sound_format)
-        else:
-            self._packets = self._encoded(container, source, output, sound_format)
+    def add_to(self, output: av.container.OutputContainer) -> None:
+        """Add a stream to an output that has all its other ones; a note says where the input is gone meanwhile."""
+        try:
+            self._packets = self._packets_for(output, self._stack, is_copied=self._is_copied)
+        except (SoundDropped, VideoFileError) as error:
+            self.notes.append(dropped_note(self._path, error))
         self._output = output
         self._read_next()
+
+    def _works(self, container: str, *, is_copied: bool) -> bool:
+        """Try the sound alone in a container of the output's kind: each has its own rules for codecs and rates.
+
+        Raises:
+            SoundDropped: it cannot be decoded.
+            VideoFileError: the input can't be opened.
+        """
+        with ExitStack() as stack:
+            try:
+                with av.open(_Sink(), "w", format=container) as output:
+                    assert isinstance(output, av.container.OutputContainer)
+                    packets = self._packets_for(output, stack, is_copied=is_copied)
+                    output.start_encoding()
+                    for _, packet in _without_damage(packets):
+                        output.mux(packet)
+                        if not is_copied:  # an encoder's packets are all alike
+                            break
+            except (av.FFmpegError, ValueError):
+                return False
+        return True
+
+    def _packets_for(
+        self, output: av.container.OutputContainer, stack: ExitStack, *, is_copied: bool
+    ) -> Iterator[tuple[Fraction, Any]]:
+        _, container = stack.enter_context(opened_container(self._path))
+        source = _sound_stream(container)
+        if not is_copied:
+            return self._encoded(container, source, output, self._sound_format)
+        name = source.codec_context.codec.canonical_name
+        has_header = name != "aac" or source.codec_context.extradata  # MPEG-TS has it in each packet instead
+        if name not in self._sound_format.copied or not has_header:
+            raise ValueError(name)
+        return self._copied(container, source, output.add_stream_from_template(source), self._sound_format)
 
     def mux_until(self, time: Fraction) -> None:
         """Write what sounds before that time, in seconds.
@@ -111,15 +166,21 @@ class Sound:
         """
         assert self._output is not None
         while self._next is not None and self._next[0] < time:
-            self._output.mux(self._next[1])
+            try:
+                self._output.mux(self._next[1])
+            except ValueError:  # the container takes no such packet; a full disk is another error
+                self._next = None
+                self.notes.append(f"The sound of {display_path(self._path)} ends early: it cannot be written.")
+                return
             self._read_next()
 
     def _read_next(self) -> None:
         try:
             self._next = next(self._packets, None)
-        except (av.FFmpegError, OSError) as error:
+        except _INPUT_ERRORS as error:
             self._next = None
-            self.notes.append(f"The sound of {display_path(self._path)} ends early: it is damaged ({error.strerror}).")
+            reason = getattr(error, "strerror", None) or error
+            self.notes.append(f"The sound of {display_path(self._path)} ends early: it is damaged ({reason}).")
 
     def finish(self) -> None:
         """Write what is left."""
@@ -202,11 +263,25 @@ class Sound:
                 return
 
 
+def _without_damage(packets: Iterator[tuple[Fraction, Any]]) -> Iterator[tuple[Fraction, Any]]:
+    """Packets up to the first that can't be read."""
+    with suppress(*_INPUT_ERRORS):
+        yield from packets
+
+
+def _sound_stream(container: av.container.InputContainer) -> AudioStream:
+    best = container.streams.best("audio")
+    streams = [stream for stream in container.streams.audio if has_decoder(stream)]
+    if not streams:
+        raise SoundDropped("there is no decoder for it")
+    return best if best in streams and isinstance(best, AudioStream) else streams[0]
+
+
 def has_sound(path: str | Path) -> bool:
     """Whether a file has sound; False if it can't be read."""
     try:
         with opened_container(path) as (_, container):
-            return container.streams.best("audio") is not None
+            return bool(container.streams.audio)
     except VideoFileError:
         return False
 

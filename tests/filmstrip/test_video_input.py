@@ -710,3 +710,43 @@ def test_one_frame_is_in_memory_at_a_time(tmp_path):
     num_frames, kilobytes = map(int, done.stdout.split())
     assert num_frames == 301
     assert kilobytes < 150_000  # all frames would take 1.9 GB
+
+
+def test_a_video_without_a_decoder_is_refused_by_the_name_of_its_codec(tmp_path):
+    for name, changes in {
+        "clip.mp4": {b"avc1": b"zzz9", b"avcC": b"zzzC"},
+        "clip.mkv": {b"V_MPEG4/ISO/AVC": b"V_QUUX4/ISO/ZZZ"},
+    }.items():
+        data = encode(tmp_path / name, [CORNERS] * 3).read_bytes()
+        for old, new in changes.items():
+            data = data.replace(old, new)
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "clip.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>')
+    for name, codec in {"clip.mp4": "zzz9", "clip.mkv": "V_QUUX4/ISO/ZZZ", "clip.svg": "svg"}.items():
+        for read in (probe, count_frames, lambda path: next(read_frames(path))):
+            with pytest.raises(VideoFileError, match=rf"{name} cannot be read: there is no decoder .*\({codec}\)"):
+                read(tmp_path / name)
+
+
+@pytest.mark.parametrize("codec", ["rawvideo", "huffyuv"])
+def test_the_unused_fourth_byte_of_an_avi_is_no_alpha(tmp_path, codec):
+    for alpha in (0, 255):
+        frame = np.dstack([CORNERS[..., ::-1], np.full(CORNERS.shape[:2], alpha, np.uint8)])
+        path = encode(tmp_path / f"{alpha}.avi", [frame] * 2, codec=codec, pixel_format="bgra", source="bgra")
+        assert np.array_equal(assert_agree(path)[0], CORNERS)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"#EXTM3U\n#EXTINF:1,\nclip.ts\n", "is a playlist, not a video"),
+        (b"\xef\xbb\xbf#EXTM3U\nclip.mp4\n", "is a playlist, not a video"),
+        (b"ffconcat version 1.0\nfile clip.mp4\n", "is a playlist, not a video"),
+        (b'<?xml version="1.0"?>\n<MPD type="static"></MPD>\n', "is a playlist, not a video"),
+        (b"", "is empty"),
+    ],
+)
+def test_playlists_and_empty_files_are_named(tmp_path, content, reason):
+    (tmp_path / "clip.m3u8").write_bytes(content)
+    with pytest.raises(VideoFileError, match=rf"clip\.m3u8 {reason}"):
+        probe(tmp_path / "clip.m3u8")

@@ -136,3 +136,27 @@ def test_an_input_that_is_gone_or_damaged_costs_the_sound_alone(tmp_path):
     written = write_video(tmp_path / "out.mp4", numbered(25), FPS, audio=path)
     assert written.num_frames == 25
     assert "breaks off" in written.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("rate", "output", "codec"),
+    [(8000, "out.mp4", "aac"), (11025, "out.mp4", "aac"), (12000, "out.mov", "mp3"), (8000, "out.mkv", "mp3")],
+)
+def test_sound_that_a_container_refuses_at_its_rate_is_encoded(tmp_path, rate, output, codec):
+    path = with_sound(tmp_path / "in.avi", "libmp3lame", rate=rate)
+    written = write_video(tmp_path / output, numbered(25), FPS, audio=path)
+    assert written.notes == ()
+    found, heard = loudness(tmp_path / output)
+    assert found == codec
+    assert len(heard) == pytest.approx(len(LEVELS), abs=1)
+    assert max(heard) == pytest.approx(max(LEVELS), abs=0.06)
+
+
+def test_sound_without_a_decoder_costs_the_sound_alone(tmp_path):
+    path = with_sound(tmp_path / "in.mkv", "aac")
+    path.write_bytes(path.read_bytes().replace(b"A_AAC", b"A_QQQ"))
+    for output in ("out.mp4", "out.mkv", "out.webm"):
+        written = write_video(tmp_path / output, numbered(25), FPS, audio=path)
+        assert written.notes == (f"The sound of {path} is dropped: there is no decoder for it.",)
+        with av.open(str(tmp_path / output)) as container:
+            assert len(list(container.decode(video=0))) == 25

@@ -189,7 +189,7 @@ def test_models_that_come_and_go_while_the_server_runs(broken_server: Frontend, 
 
     add_model(repository, "loaded")
     answer = httpx.post(f"{server.url}/api/v1/pipeline/load", json={"pipeline_ids": ["loaded"]})
-    assert answer.json()["status"] == "loading"
+    assert answer.json() == {"status": "loading", "ignored": []}
     eventually(lambda: httpx.get(f"{server.url}/api/v1/pipeline/status").json()["status"] == "loaded")
     assert listed(server)["loaded"]["state"] == "ready"
 
