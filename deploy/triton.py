@@ -126,11 +126,12 @@ def _check_names(repositories: tuple[Path, ...], shm_prefix: str) -> None:
         click.ClickException: a name that no link can stand in for.
     """
     if not is_safe_model(shm_prefix):
-        raise click.ClickException("--shm-prefix may only have letters, digits and . _ - + @ , :")
+        raise click.ClickException("--shm-prefix may only have the letters A-Z and a-z, digits and . _ - + @ , :")
     for folder in repositories:
         for model in unsafe_models(folder):
             raise click.ClickException(
-                f"{folder / model}: the name of a model's folder may only have letters, digits and . _ - + @ , :"
+                f"{folder / model}: the name of a model's folder may only have the letters A-Z and a-z, digits and "
+                ". _ - + @ , :"
             )
     python = Path(sys.executable).parent
     if os.pathsep in str(python):

@@ -7,6 +7,7 @@ generation are Triton's sequence flags. What a pipeline is and can do stands in 
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
@@ -282,6 +283,7 @@ class PipelineFacts:
             raw["features"] = _features(raw.get("features", {}))
             raw["modes"] = tuple(Mode(mode) for mode in raw["modes"])
             raw["sizes"] = tuple((height, width) for height, width in raw.get("sizes", []))
+            raw["defaults"] = _defaults(raw.get("defaults", {}))
             raw.setdefault("first_chunk_size", raw["chunk_size"])
             facts = cls(id=id, **raw)
         except KeyError as error:
@@ -295,7 +297,10 @@ class PipelineFacts:
             raise ValueError(f"config.pbtxt of {id}: parameter 'modes' names none")
         bad = [value for value in given if not _is_count(value)]
         if bad:
-            raise ValueError(f"config.pbtxt of {id}: sizes and numbers of frames must be whole and > 0, got {bad[0]!r}")
+            raise ValueError(
+                f"config.pbtxt of {id}: sizes and numbers of frames must be whole numbers from 1 to {_LARGEST_COUNT}, "
+                f"got {str(bad[0])[:80]}"
+            )
         return facts
 
     def to_dict(self) -> dict[str, Any]:
@@ -323,25 +328,48 @@ class PipelineFacts:
 
 def _parameter(name: str, text: str) -> Any:
     try:
-        return json.loads(text)
-    except ValueError:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
         raise ValueError(f"parameter {name!r} must be JSON, got {text[:80]!r}") from None
+    if not _is_plain(value):
+        raise ValueError(f"parameter {name!r} has a value that no answer can carry: {text[:80]!r}")
+    return value
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    """Whether a JSON answer can show a value: valid text, finite numbers of usual size, few levels."""
+    if isinstance(value, str):
+        return not any("\ud800" <= letter <= "\udfff" for letter in value)
+    if isinstance(value, list | dict):
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        return depth < _DEEPEST and all(_is_plain(part, depth + 1) for part in parts)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or abs(value) < 2**64
+
+
+def _defaults(raw: Any) -> dict[str, Any]:
+    if not isinstance(raw, dict):
+        raise ValueError(f"defaults must be a JSON object: {str(raw)[:80]}")
+    return raw
 
 
 def _features(raw: Any) -> Features:
     known = _known_keys(Features, raw)
     loras = known.pop("loras", [])
     if not all(type(value) is bool for value in known.values()):
-        raise ValueError(f"features must be true or false: {known}")
+        raise ValueError(f"features must be true or false: {str(known)[:80]}")
     if not isinstance(loras, list) or not all(isinstance(name, str) for name in loras):
-        raise ValueError(f"loras must be a list of names: {loras}")
+        raise ValueError(f"loras must be a list of names: {str(loras)[:80]}")
     return Features(**known, loras=tuple(loras))
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and value > 0
+    return type(value) is int and 0 < value <= _LARGEST_COUNT
 
 
+_LARGEST_COUNT = 2**20
+_DEEPEST = 20  # levels of nested lists and objects in a parameter
 _PARAMETERS = frozenset(known.name for known in fields(PipelineFacts)) - {"id"}
 
 

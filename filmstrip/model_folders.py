@@ -1,5 +1,6 @@
 """Where the models are: the folders of Triton's model repositories, each of which must have a name of its own."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,18 +15,30 @@ class DuplicateModel(ValueError):
 def model_folders(repositories: Iterable[Path]) -> dict[str, list[Path]]:
     """The folders of all models by name, in the order of the repositories; usually one each.
 
-    Repositories that cannot be read are passed over, and so are folders whose name starts with "." or "__".
+    Repositories that cannot be read are passed over, and so are folders that `is_model_name` does not take. A link that
+    leads nowhere counts as a folder. Bytes of a name that are not UTF-8 are shown as a backslash and their code.
     """
     found: dict[str, list[Path]] = {}
     for repository in repositories:
         try:
-            folders = sorted(folder for folder in repository.iterdir() if folder.is_dir())
+            folders = sorted(folder for folder in repository.iterdir() if os.path.isdir(folder) or is_dead_link(folder))
         except OSError:
             continue
         for folder in folders:
-            if not folder.name.startswith((".", "__")):
-                found.setdefault(folder.name, []).append(folder)
+            name = os.fsencode(folder.name).decode(errors="backslashreplace")
+            if is_model_name(name):
+                found.setdefault(name, []).append(folder)
     return found
+
+
+def is_model_name(name: str) -> bool:
+    """Whether a folder of this name in a model repository is taken for a model."""
+    return not name.startswith((".", "__")) and name != "lost+found"
+
+
+def is_dead_link(path: Path) -> bool:
+    """Whether a path is a link that leads nowhere, or to itself."""
+    return os.path.islink(path) and not os.path.exists(path)
 
 
 def check_unique(repositories: Iterable[Path]) -> None:

@@ -12,14 +12,18 @@ import re
 import shutil
 import stat
 import tempfile
+import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
+
+from filmstrip.model_folders import model_folders
 
 PREFIX = "filmstrip-triton-"
 SOCKET_BYTES = 107  # the longest path of a Unix socket, as Linux and gRPC have it
 _PORT = 1  # Triton appends it to the address; with a path in front, it is part of the file's name
 _SAFE_PATH = re.compile(r"/[A-Za-z0-9/._+-]*")
-_SAFE_MODEL = re.compile(r"[\w.+@,:-]+")
+_SAFE_MODEL = re.compile(r"[A-Za-z0-9_.+@,:-]+")
 _RANDOM_CHARACTERS = 8  # of tempfile.mkdtemp
 
 
@@ -37,6 +41,8 @@ class TritonFolder:
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
         self._fd = fd
+        self._models: dict[str, Path] = {}
+        self._models_lock = threading.Lock()
 
     @classmethod
     def create(cls) -> Self:
@@ -78,8 +84,34 @@ class TritonFolder:
         """Make a link to `target` at this place in the folder, and return its path."""
         return make_link(target, self.path.joinpath(*names))
 
+    @property
+    def models(self) -> Path:
+        """The model repository in the folder, which `link_models` fills."""
+        return self.path / "models"
+
+    def link_models(self, repositories: Iterable[Path]) -> None:
+        """Make a link to each model of the repositories that Triton can start, and remove those that lead nowhere.
+
+        One link that leads nowhere, or one name that is not UTF-8, in Triton's own repository would keep Triton from
+        listing any model.
+
+        Raises:
+            OSError: a link cannot be made or removed.
+        """
+        with self._models_lock:
+            self.models.mkdir(mode=0o700, exist_ok=True)
+            for name, target in list(self._models.items()):
+                if not os.path.isdir(target):
+                    (self.models / name).unlink(missing_ok=True)
+                    del self._models[name]
+            for name, folders in model_folders(repositories).items():
+                target = folders[0]
+                if name not in self._models and is_safe_model(name) and os.path.isdir(target):
+                    make_link(target, self.models / name)
+                    self._models[name] = target
+
     def renew(self) -> None:
-        """Make the folder again where it was removed, and remove the socket of a Triton that has ended.
+        """Make the folder again where it was removed, and remove what a Triton that has ended used in it.
 
         Raises:
             OSError: it can't be made, or something else is in its place.
@@ -92,6 +124,9 @@ class TritonFolder:
             fd, self._fd = self._fd, fd
         os.close(fd)
         (self.path / f"grpc:{_PORT}").unlink(missing_ok=True)
+        with self._models_lock:
+            shutil.rmtree(self.models, ignore_errors=True)
+            self._models.clear()
 
     def keep_open(self) -> None:
         """Hold the folder for the program that this process becomes, too."""
@@ -124,7 +159,7 @@ def sweep(parent: Path) -> None:
 
 
 def is_safe_model(name: str) -> bool:
-    """Whether Triton can start a model of this name: the name itself reaches a shell."""
+    """Whether Triton can start a model of this name: it reaches a shell, and Python code that only takes ASCII."""
     return _SAFE_MODEL.fullmatch(name) is not None
 
 

@@ -20,6 +20,7 @@ from frontend.settings import MODELS_DIR, Settings
 from frontend.spawn import spawn
 from frontend.store import Store
 from frontend.stored import SHM_DIR
+from frontend.tasks import in_thread
 from frontend.triton import Triton
 from frontend.watch import STUB, ModelWatch
 
@@ -184,9 +185,22 @@ class EmbeddedTriton:
         self._restart_for.add(name)
         self._settled.clear()
 
+    @property
+    def is_restarting(self) -> bool:
+        """A restart for a dead model is not over yet."""
+        return not self._settled.is_set()
+
     async def settled(self) -> None:
         """Wait until a restart for a dead model is over, however it went."""
         await self._settled.wait()
+
+    def link_models(self) -> None:
+        """Let Triton see the model folders that are there now.
+
+        Raises:
+            OSError: it cannot.
+        """
+        self._folder.link_models(self._settings.model_repository)
 
     # -- Supervision ------------------------------------------------------------------------------------
 
@@ -245,8 +259,8 @@ class EmbeddedTriton:
                     raise TritonUnavailable(f"tritonserver ended with status {process.returncode}")
                 if starting.done():
                     starting.result()
-                    if self._restart_for and not client.is_generating:
-                        raise _RestartNeeded(f"the process of {' and '.join(sorted(self._restart_for))} has died")
+                if self._restart_for and not client.is_generating:
+                    raise _RestartNeeded(f"the process of {' and '.join(sorted(self._restart_for))} has died")
                 try:
                     await watch.look()
                     problem = ""
@@ -267,12 +281,20 @@ class EmbeddedTriton:
         """Wait until Triton answers, and have it load every model that it can."""
         deadline = asyncio.get_running_loop().time() + self._settings.triton_start_timeout_s
         names = await self._reach(process, client, deadline)
-        async with asyncio.TaskGroup() as group:
-            for name in names:
-                if name not in client.failed():
+        client.to_load = set(names) - client.failed()
+        if self._was_ready:  # each request waits for its own models only
+            self._end_restart(client)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for name in sorted(client.to_load):
                     group.create_task(self._load(name, client, deadline))
+        finally:
+            client.to_load = set()
         log.info("embedded Triton is ready")
         self._was_ready = self.is_up = True
+        self._end_restart(client)
+
+    def _end_restart(self, client: Triton) -> None:
         client.is_starting = False
         if not self._restart_for:
             self._settled.set()
@@ -312,22 +334,20 @@ class EmbeddedTriton:
                 client.mark_failed(
                     name, f"it was not ready {self._settings.triton_start_timeout_s:g} s after the start"
                 )
+            client.to_load.discard(name)
             return
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         self._remove_shm()
         self._folder.renew()
-        repositories = [
-            self._folder.link(folder, "models", str(number))
-            for number, folder in enumerate(self._settings.model_repository)
-        ]
+        await in_thread(self.link_models)
         backends = link_backends(self._server, self._folder.path / "backends")
         with self._open_log() as log_file:
             return await spawn(
                 sys.executable,
                 *("-I", str(_LAUNCHER), str(os.getpid()), str(self._server / "bin" / "tritonserver")),
                 *triton_server.flags(
-                    repositories,
+                    [self._folder.models],
                     address=self._folder.address,
                     port=self._folder.port,
                     shm_prefix=self._shm_prefix,

@@ -1,5 +1,8 @@
 """The model folders of the embedded Triton: what each says of its pipeline, and why Triton cannot load one."""
 
+import os
+import re
+import stat
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +11,14 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from filmstrip.contract import PipelineFacts
-from filmstrip.model_folders import model_folders
+from filmstrip.model_folders import is_dead_link, model_folders
+from filmstrip.triton_folder import is_safe_model
 from frontend import reasons
 
 CONFIG = "config.pbtxt"
+UNSAFE_NAME = "the name of its folder may only have the letters A-Z and a-z, digits and . _ - + @ , :"
+_LARGEST_CONFIG = 4 * 2**20  # bytes
+_VERSION = re.compile(r"[1-9][0-9]*")
 
 Fingerprint = frozenset[tuple[str, int, int]]
 """Names, modification times and sizes of a model's files: another one means that the model was changed."""
@@ -35,7 +42,7 @@ class ModelFolder:
 def read_folders(repositories: Iterable[Path], names: Collection[str] | None = None) -> dict[str, ModelFolder]:
     """Read the folders of all models, or of those in `names`, by name."""
     found = model_folders(repositories)
-    return {name: _read(folders) for name, folders in found.items() if names is None or name in names}
+    return {name: _read(name, folders) for name, folders in found.items() if names is None or name in names}
 
 
 def model_names(repositories: Iterable[Path]) -> set[str]:
@@ -43,8 +50,12 @@ def model_names(repositories: Iterable[Path]) -> set[str]:
     return set(model_folders(repositories))
 
 
-def _read(folders: list[Path]) -> ModelFolder:
+def _read(name: str, folders: list[Path]) -> ModelFolder:
     folder = folders[0]
+    if is_dead_link(folder) or not is_safe_model(name):
+        return ModelFolder(
+            frozenset(), "its folder is a link that leads nowhere" if is_safe_model(name) else UNSAFE_NAME
+        )
     fingerprint = _fingerprint(folder)
     if len(folders) > 1:
         return ModelFolder(
@@ -59,6 +70,8 @@ def _read(folders: list[Path]) -> ModelFolder:
         return ModelFolder(fingerprint, f"{Path(error.filename or folder).name} cannot be read: {error.strerror}")
     except ValueError as error:
         return ModelFolder(fingerprint, reasons.sentence(str(error), [folder.parent]))
+    except RecursionError:
+        return ModelFolder(fingerprint, f"{CONFIG} cannot be parsed: it is nested too deeply")
     return ModelFolder(fingerprint, facts=facts)
 
 
@@ -69,11 +82,13 @@ def _read_config(folder: Path) -> ModelConfig:
         OSError, ValueError: Triton cannot use it.
     """
     try:
-        text = (folder / CONFIG).read_text()
+        text = _read_regular(folder / CONFIG).decode()
     except FileNotFoundError:
         raise ValueError(f"its folder has no {CONFIG}") from None
     except UnicodeDecodeError:
         raise ValueError(f"{CONFIG} is not UTF-8 text") from None
+    if not text.strip():
+        raise ValueError(f"{CONFIG} is empty")
     if text.startswith("\ufeff"):
         raise ValueError(f"{CONFIG} begins with a byte order mark, which Triton cannot read: save it as plain UTF-8")
     try:
@@ -87,16 +102,39 @@ def _read_config(folder: Path) -> ModelConfig:
     return config
 
 
+def _read_regular(path: Path) -> bytes:
+    """Read a file that is no pipe or device, which could make the reader wait without end.
+
+    Raises:
+        OSError, ValueError: there is no such file, or it is too large.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError(f"{path.name} is not a regular file")
+        content = file.read(_LARGEST_CONFIG + 1)
+    if len(content) > _LARGEST_CONFIG:
+        raise ValueError(f"{path.name} is larger than {_LARGEST_CONFIG // 2**20} MiB")
+    return content
+
+
 def _check_version(folder: Path, config: ModelConfig) -> None:
     """Check that there is a version with code, which Triton may wait for without end.
 
     Raises:
         OSError, ValueError: there is not.
     """
-    versions = [version for version in folder.iterdir() if version.name.isdecimal() and version.is_dir()]
+    versions = [version for version in folder.iterdir() if _VERSION.fullmatch(version.name) and os.path.isdir(version)]
     if not versions:
         raise ValueError("its folder has no version folder, which is named by a number, such as 1")
-    newest = max(versions, key=lambda version: int(version.name))
+    if config.version_policy.HasField("specific"):
+        wanted = {str(version) for version in config.version_policy.specific.versions}
+        versions = [version for version in versions if version.name in wanted]
+        if not versions:
+            numbers = " or ".join(sorted(wanted)) or "none"
+            raise ValueError(
+                f"the version_policy in {CONFIG} asks for version {numbers}, which its folder does not have"
+            )
+    newest = max(versions, key=lambda version: (len(version.name), version.name))
     code = config.default_model_filename or "model.py"
     if config.backend == "python" and not (newest / code).is_file():
         raise ValueError(f"its version folder {newest.name} has no {code}")

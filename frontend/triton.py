@@ -27,6 +27,7 @@ from filmstrip.errors import (
     from_wire,
 )
 from filmstrip.geometry import VideoShape
+from filmstrip.model_folders import is_model_name
 from filmstrip.triton_folder import is_safe_model
 from frontend import reasons, repository
 from frontend.call import ChunkAnswer, ChunkCall, Tensor, call_model, connect, parameters_json
@@ -46,7 +47,7 @@ _READY = "READY"
 _UNLOADED_REASON = "unloaded"  # Triton's, of a model that was unloaded on request
 _RESTRICTED = "protocol is restricted"
 _STATE_LOST = "Triton has lost the generation's state"
-UNSAFE_NAME = "the name of its folder may only have letters, digits and . _ - + @ , :"
+_INDEX_ATTEMPTS = 3  # a model folder may be removed between our look at it and Triton's
 
 
 class State(StrEnum):
@@ -103,8 +104,19 @@ class Supervisor(Protocol):
     def kill(self) -> None:
         """End Triton at once, because a model in it hangs; it is started again."""
 
+    @property
+    def is_restarting(self) -> bool:
+        """A planned restart is not over yet."""
+
     async def settled(self) -> None:
-        """Wait until a planned restart is over."""
+        """Wait until a planned restart is over: Triton answers, and loads its models."""
+
+    def link_models(self) -> None:
+        """Let Triton see the model folders that are there now.
+
+        Raises:
+            OSError: it cannot.
+        """
 
 
 class Triton:
@@ -113,7 +125,8 @@ class Triton:
     Attributes:
         url: of its gRPC port.
         settings: of the frontend.
-        is_starting: it is our own, and has not tried to load every model yet.
+        is_starting: it is our own, and does not answer yet, or has never tried to load every model.
+        to_load: models that it has still to load after its start.
         supervisor: what starts it again, where it is our own.
     """
 
@@ -142,6 +155,7 @@ class Triton:
         self._waiting_to_load: set[str] = set()
         self._background: set[asyncio.Task[None]] = set()
         self.is_starting = False
+        self.to_load: set[str] = set()
         self.supervisor: Supervisor | None = None
 
     async def close(self) -> None:
@@ -207,6 +221,7 @@ class Triton:
     async def _readiness(self) -> Readiness | None:
         try:
             if not self._is_reachable:  # asked again and again until it is, this does not fill the log
+                await self._link_models()
                 await self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S)
             pipelines = await self.pipelines(read_again=False)
         except (FilmstripError, InferenceServerException) as error:
@@ -226,9 +241,9 @@ class Triton:
         Raises:
             TritonUnavailable: it does not answer.
         """
-        index = await _control(self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
+        index = await self._index()
         versions: dict[str, list[tuple[str, str]]] = {}
-        for model in index.models:
+        for model in filter(lambda model: is_model_name(model.name), index.models):
             versions.setdefault(model.name, []).append((model.state, model.reason))
         ready = {name for name, of_model in versions.items() if any(state == _READY for state, _ in of_model)}
         folders: dict[str, repository.ModelFolder] = {}
@@ -238,6 +253,29 @@ class Triton:
                 folders = await in_thread(repository.read_folders, self._repositories, doubtful)
         names = sorted(versions.keys() | folders.keys())
         return {name: self._pipeline(name, versions.get(name, []), folders.get(name)) for name in names}
+
+    async def _index(self) -> Any:
+        """Triton's list of the models in its repository.
+
+        Raises:
+            TritonUnavailable: it does not answer.
+            ModelError: it cannot read its repository.
+        """
+        for attempt in range(1, _INDEX_ATTEMPTS + 1):
+            await self._link_models()
+            try:
+                return await _control(self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
+            except ModelError:
+                if self.supervisor is None or attempt == _INDEX_ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _link_models(self) -> None:
+        if self.supervisor is not None:
+            try:
+                await in_thread(self.supervisor.link_models)
+            except OSError as error:
+                log.warning("new and removed model folders are not seen: %s", error)
 
     def _pipeline(self, name: str, versions: list[tuple[str, str]], folder: repository.ModelFolder | None) -> Pipeline:
         is_changed = folder is not None and self._failed_as.get(name, folder.fingerprint) != folder.fingerprint
@@ -259,7 +297,7 @@ class Triton:
         reason = None if is_changed else next(iter(failures), None) or self._load_errors.get(name)
         if folder is not None and folder.problem is not None:
             reason = folder.problem
-        if reason is None and self.is_starting:
+        if reason is None and (self.is_starting or name in self.to_load):
             return Pipeline(facts, State.LOADING)
         return Pipeline(facts, State.UNLOADED if reason is None else State.FAILED, reason)
 
@@ -346,18 +384,28 @@ class Triton:
             LoadFailed: it could not be loaded; the message says why.
             TritonUnavailable: Triton does not answer.
         """
-        if self.supervisor is not None:
-            if name in self._sick:  # what is left of its process is in the way
-                self.supervisor.note_death(name)
+        if self.supervisor is None:
+            return await self.load_now(name)
+        if name in self._sick:  # what is left of its process is in the way
+            self.supervisor.note_death(name)
+        while True:
             await self.supervisor.settled()
-        await self.load_now(name)
+            try:
+                return await self.load_now(name)
+            except TritonUnavailable:
+                if not self.supervisor.is_restarting:  # else another model has died, and Triton comes back
+                    raise
 
     async def load_now(self, name: str) -> None:
         """`load`, without waiting for a planned restart of Triton."""
-        async with self._load_locks.setdefault(name, asyncio.Lock()):
+        lock = self._load_locks.setdefault(name, asyncio.Lock())
+        waits = lock.locked()
+        async with lock:
+            if waits and name in self._failed:  # no second try for those who have waited for the first
+                raise LoadFailed(f"could not load {name}: {self._failed[name]}")
             if not is_safe_model(name):
-                self.mark_failed(name, UNSAFE_NAME)
-                raise LoadFailed(f"could not load {name}: {UNSAFE_NAME}")
+                self.mark_failed(name, repository.UNSAFE_NAME)
+                raise LoadFailed(f"could not load {name}: {repository.UNSAFE_NAME}")
             is_ready = await self.is_loaded(name)
             if is_ready and name not in self._sick and name not in self._failed:
                 return
@@ -433,7 +481,7 @@ class Triton:
         Raises:
             TritonUnavailable: it does not answer.
         """
-        index = await _control(self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
+        index = await self._index()
         return any(model.name == name and model.state == _READY for model in index.models)
 
     async def _wait_unloaded(self, name: str) -> None:

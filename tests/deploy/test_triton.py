@@ -156,8 +156,8 @@ def test_an_empty_secret_file_opens_nothing(tmp_path: Path) -> None:
 def test_what_triton_would_fail_over_silently_is_refused(tmp_path: Path) -> None:
     (tmp_path / "models" / "my model" / "1").mkdir(parents=True)
     for flag, message in {
-        f"--models={tmp_path / 'models'}": "my model: the name of a model's folder may only have letters, digits",
-        "--shm-prefix=my prefix": "--shm-prefix may only have letters, digits",
+        f"--models={tmp_path / 'models'}": "my model: the name of a model's folder may only have the letters",
+        "--shm-prefix=my prefix": "--shm-prefix may only have the letters A-Z",
     }.items():
         words = command("start", "--server=true", f"--models={ROOT / 'model_repository'}", flag)
         refused = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -66,6 +66,7 @@ def test_the_data_the_checkout_and_the_models_may_lie_in_any_folder(
     command = psutil.Process(frontend.triton_pid).cmdline()
     assert not any(str(odd_folder) in word for word in command[1:])
     (models / "late").symlink_to(models / "passthrough")  # what is added later is in the linked repository, too
+    assert states(frontend) == {"gray": True, "passthrough": True, "late": False}
     with frontend.triton_client() as client:
         assert "late" in [model.name for model in client.get_model_repository_index().models]
     folder = Path(frontend.triton_url.removeprefix("unix:")).parent
@@ -184,7 +185,7 @@ def test_a_model_that_dies_twice_in_a_minute_is_left_unloaded(
     frontend.wait_healthy()
     refused = frontend.post(**PROBE)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "load_failed")
-    assert [name for name, is_loaded in states(frontend).items() if not is_loaded] == ["probe"]
+    eventually(lambda: [name for name, is_loaded in states(frontend).items() if not is_loaded] == ["probe"])
     path = frontend.upload(np.zeros((12, 64, 96, 3), np.uint8))
     assert frontend.make(pipeline_id="gray", prompt="", input_path=path, num_frames=12).shape == (12, 64, 96, 3)
     httpx.post(f"{frontend.url}/api/v1/pipeline/load", json={"pipeline_ids": ["probe"]})

@@ -23,8 +23,14 @@ def test_models_of_all_repositories(tmp_path: Path) -> None:
     names = ("gray", "a b", "empty")
     expected = {name: [model(here, name)] for name in names} | {"longlive": [model(there, "longlive", exported=True)]}
     (here / "notes.txt").touch()
-    for hidden in (".git", "__pycache__"):
+    for hidden in (".git", "__pycache__", "lost+found"):
         (here / hidden).mkdir()
+    for name, target in (("gone", "nowhere"), ("loop", "loop")):
+        (here / name).symlink_to(target)
+        expected[name] = [here / name]
+    odd = os.fsencode(here) + b"/caf\xe9"
+    os.mkdir(odd)
+    expected["caf\\xe9"] = [Path(os.fsdecode(odd))]
     assert model_folders([here, there, tmp_path / "missing"]) == expected
     check_unique([here, there, here / ".." / "here"])
 

@@ -116,9 +116,11 @@ def test_without_a_place_it_says_what_was_tried(runtime_dir: Path, monkeypatch: 
 
 
 def test_models_whose_name_reaches_the_shell(tmp_path: Path) -> None:
-    safe = ["longlive-small", "grün", "v1.5_x", "a+b@c", "日本"]
+    safe = ["longlive-small", "v1.5_x", "a+b@c"]
     odd = [
         "my model",
+        "grün",
+        "日本",
         "a;b",
         "a&b",
         "$HOME",

@@ -1,5 +1,6 @@
 """Every model of the repository is listed with its state; one that fails says why and does not keep others back."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from frontend.reasons import DIED_AT_START
 from frontend.settings import Settings
 from tests.faults.aftermath import eventually
+from tests.faults.processes import stubs
 from tests.server import ROOT, Frames, Frontend
 
 RAISES = """
@@ -50,7 +52,43 @@ def break_models(repository: Path) -> dict[str, str]:
     (add_model(repository, "import-error") / "1" / "model.py").write_text("import a_module_that_is_not_there\n")
     (add_model(repository, "raises") / "1" / "model.py").write_text(RAISES)
     (repository / "empty").mkdir()
+    (repository / "nowhere").symlink_to(repository / "not-there")
+    (repository / "loop").symlink_to("loop")
+    (repository / os.fsdecode(b"caf\xe9")).mkdir()
+    add_model(repository, "café")
+    edit_config(add_model(repository, "deep"), "'12'", "'" + "[" * 3000 + "'")
+    edit_config(add_model(repository, "huge"), "'12'", "'9999999999'")
+    for name, value in (("defaults-list", "[]"), ("defaults-text", '"x"'), ("defaults-null", "null")):
+        config = add_model(repository, name) / "config.pbtxt"
+        config.write_text(
+            f"{config.read_text()}\nparameters {{ key: 'defaults' value {{ string_value: '{value}' }} }}\n"
+        )
+    (add_model(repository, "deep-text") / "config.pbtxt").write_text("a {" * 3000)
+    config = add_model(repository, "fifo") / "config.pbtxt"
+    config.unlink()
+    os.mkfifo(config)
+    (add_model(repository, "no-text") / "config.pbtxt").write_text("\n")
+    config = add_model(repository, "version-7") / "config.pbtxt"
+    config.write_text(f"{config.read_text()}\nversion_policy {{ specific {{ versions: [7] }} }}\n")
+    folder = add_model(repository, "version-0")
+    (folder / "1").rename(folder / "0")
+    for name in ("lost+found", ".git/1", "__pycache__/1"):  # no models
+        (repository / name).mkdir(parents=True)
     return {
+        "nowhere": "its folder is a link that leads nowhere",
+        "loop": "its folder is a link that leads nowhere",
+        "caf\\xe9": "the name of its folder may only have the letters A-Z and a-z",
+        "café": "the name of its folder may only have the letters A-Z and a-z",
+        "deep": "parameter 'chunk_size' must be JSON",
+        "huge": "sizes and numbers of frames must be whole numbers from 1 to 1048576",
+        "defaults-list": "defaults must be a JSON object: []",
+        "defaults-text": "defaults must be a JSON object: x",
+        "defaults-null": "defaults must be a JSON object: None",
+        "deep-text": "config.pbtxt cannot be parsed: it is nested too deeply",
+        "fifo": "config.pbtxt is not a regular file",
+        "no-text": "config.pbtxt is empty",
+        "version-7": "the version_policy in config.pbtxt asks for version 7, which its folder does not have",
+        "version-0": "has no version folder",
         "bad-parameter": "parameter 'chunk_size' must be JSON, got 'twelve'",
         "unparsable": "config.pbtxt cannot be parsed: line 2",
         "other-name": "config.pbtxt names the model 'gray', but its folder is 'other-name'",
@@ -105,7 +143,7 @@ def test_broken_models_are_named_in_the_log_before_anybody_asks(
     broken_server: Frontend, reasons: dict[str, str]
 ) -> None:
     for name, reason in reasons.items():
-        lines = re.compile(rf"{name} is not served: (.*)")
+        lines = re.compile(rf"{re.escape(name)} is not served: (.*)")
         eventually(lambda lines=lines: lines.search(broken_server.log()))  # type: ignore[misc]
         assert all(reason in said for said in lines.findall(broken_server.log()))
 
@@ -159,6 +197,22 @@ def test_models_that_come_and_go_while_the_server_runs(broken_server: Frontend, 
     assert "added" not in listed(server)
     assert server.post(pipeline_id="added", prompt="", num_frames=12).json()["error"]["code"] == "unknown_pipeline"
 
+    broken = [repository / name for name in ("late-link", os.fsdecode(b"late-\xe9"), "late-defaults")]
+    broken[0].symlink_to("late-link")
+    broken[1].mkdir()
+    config = add_model(repository, "late-defaults") / "config.pbtxt"
+    config.write_text(f"{config.read_text()}\nparameters {{ key: 'defaults' value {{ string_value: '[]' }} }}\n")
+    found = listed(server)
+    assert [found[name]["state"] for name in ("late-link", "late-\\xe9", "late-defaults")] == ["failed"] * 3
+    assert httpx.get(f"{server.url}/health").status_code == 200
+    repository.rename(away := repository.with_name("away"))  # for a moment
+    listed(server)
+    away.rename(repository)
+    assert httpx.get(f"{server.url}/health").status_code == 200
+    grays(server, clip, "good")
+    for folder in broken:
+        folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
+
     shutil.rmtree(repository / "raises")  # and repaired under the same name
     add_model(repository, "raises")
     found = listed(server)["raises"]
@@ -166,6 +220,40 @@ def test_models_that_come_and_go_while_the_server_runs(broken_server: Frontend, 
     assert "raises" not in httpx.get(f"{server.url}/health").json()["degraded"]
     grays(server, clip, "raises")
     assert listed(server)["raises"]["state"] == "ready"
+
+
+SLOW = """
+import os, time
+while os.path.exists({flag!r}):
+    time.sleep(0.05)
+"""
+
+
+def test_a_slow_model_keeps_only_its_own_requests_waiting_after_a_death(tmp_path: Path, clip: Frames) -> None:
+    repository, flag = tmp_path / "models", tmp_path / "flag"
+    for name in ("dies", "good"):
+        add_model(repository, name)
+    code = add_model(repository, "slow") / "1" / "model.py"
+    code.write_text(SLOW.format(flag=str(flag)) + code.read_text())
+    server = Frontend(tmp_path, "--embedded", model_repository=repository)
+    try:
+        server.wait_healthy()
+        for _ in range(2):  # the second death comes while the slow model is still being loaded
+            flag.touch()
+            before = server.triton_pid
+            (stub,) = stubs(server, "dies")
+            stub.kill()
+            eventually(lambda before=before: server.triton_pid != before)  # type: ignore[misc]
+            server.wait_healthy()
+            grays(server, clip, "good")
+            found = listed(server)
+            assert (found["slow"]["state"], found["good"]["state"]) == ("loading", "ready")
+            eventually(lambda: listed(server)["dies"]["state"] in ("ready", "failed"))
+        flag.unlink()
+        grays(server, clip, "slow")
+    finally:
+        flag.unlink(missing_ok=True)
+        server.stop()
 
 
 def test_health_is_503_only_where_no_pipeline_can_generate(tmp_path: Path) -> None:
