@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 MAX_IMAGES = 256
 MAX_IMAGE_BYTES = 512 * 2**20  # decoded
 _UNREAD = (1, 1, 3)  # shape of an image of a request that is cancelled: the plan is only counted
+_FACTS_S = 1.0  # how long a cancelled request waits for its pipelines, to tell how many chunks it would have had
 _PLANS_AT_ONCE = 1  # Python runs one at a time anyway
 
 
@@ -42,7 +43,7 @@ class Slot:
         self._store = store
         self._decoder = decoder
         self._planning = Turns(_PLANS_AT_ONCE)
-        self._checks: dict[Generation, asyncio.Task[None] | None] = {}  # with what can be ended of it
+        self._checks: dict[Generation, _Found] = {}
         self._task: asyncio.Task[Complete | Cancelled] | None = None
         self.is_closed = False
         self.current: Generation | None = None
@@ -96,13 +97,18 @@ class Slot:
         checks = [generation for generation in self._checks if generation.client == client]
         for generation in checks:
             generation.cancel()
-            self._end_check(generation)
+            self._end_check(generation, _FACTS_S)
         return bool(checks)
 
-    def _end_check(self, generation: Generation) -> None:
-        preparing = self._checks[generation]
-        if preparing is not None:
-            preparing.cancel()
+    def _end_check(self, generation: Generation, facts_s: float = 0.0) -> None:
+        """Stop finding what a request names; its pipelines may take `facts_s` seconds more to be known."""
+        found = self._checks[generation]
+        if found.task is None:
+            return
+        if found.chain is None:
+            asyncio.get_running_loop().call_later(facts_s, found.task.cancel)
+        else:
+            found.task.cancel()
 
     def abandon(self, generation: Generation) -> None:
         """End a generation as soon as the model lets go, because nobody waits for it any more."""
@@ -163,7 +169,7 @@ class Slot:
         self, generation: Generation, request: GenerateRequest, uses: contextlib.ExitStack
     ) -> "_Checked | None":
         """What a request asks for; None where its client cancels it before its pipelines are known."""
-        found = _Found(files={}, images={})
+        found = self._checks[generation] = _Found(files={}, images={})
         try:
             await self._prepare_unless_cancelled(generation, request, found, uses)
             if found.chain is None:
@@ -191,7 +197,7 @@ class Slot:
             ShuttingDown: the slot was closed meanwhile.
         """
         task = asyncio.create_task(self._prepare(generation, request, found, uses), name="prepare a generation")
-        self._checks[generation] = task
+        found.task = task
         try:
             await task
         except asyncio.CancelledError:
@@ -201,7 +207,7 @@ class Slot:
             if not generation.cancel_requested:
                 raise ShuttingDown("the server is stopping") from None
         finally:
-            self._checks[generation] = None
+            found.task = None
 
     async def _prepare(
         self, generation: Generation, request: GenerateRequest, found: "_Found", uses: contextlib.ExitStack
@@ -214,7 +220,8 @@ class Slot:
                 found.files[source] = self._store.find(name, kind, owner=generation.client, field=source)
                 uses.enter_context(self._store.holding(found.files[source]))
         found.chain = Chain(facts["pipeline_id"], facts.get("pre_processor_id"), facts.get("post_processor_id"))
-        await self._resolve_images(generation, request, found.images, uses)
+        if not generation.cancel_requested:
+            await self._resolve_images(generation, request, found.images, uses)
 
     async def _resolve_images(
         self,
@@ -243,6 +250,7 @@ class _Found:
     files: dict[Source, StoredFile]
     images: dict[str, Image]
     chain: Chain | None = None
+    task: asyncio.Task[None] | None = None
 
 
 @dataclass(frozen=True)
