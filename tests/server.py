@@ -57,8 +57,7 @@ class Frontend:
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 [
-                    *launcher,
-                    *_LIMITED,
+                    *(launcher or _LIMITED),
                     sys.executable,
                     "-m",
                     "frontend",
