@@ -22,7 +22,7 @@ from filmstrip import __version__, environment, mp4
 from filmstrip.client import Client
 from filmstrip.client_errors import ClientError, ServerUnreachable, TimedOut, UnexpectedAnswer, UntrustedCertificate
 from filmstrip.console import GenerationProgress, Interrupt, client_of, leaving_on_signals, track
-from filmstrip.errors import Busy, FilmstripError, InvalidField, TritonUnavailable, Unauthorized, UnknownPath
+from filmstrip.errors import Busy, FilmstripError, InvalidField, TritonUnavailable, Unauthorized, UnknownPath, counted
 from filmstrip.events import Cancelled, Complete, ErrorEvent, Event, Progress
 from filmstrip.foreign_answers import UNREACHED
 from filmstrip.geometry import MAX_FRAMES, MAX_SIDE, MIN_SIDE, VideoShape
@@ -283,10 +283,6 @@ def _opened(path: Path) -> Output:
         raise click.BadParameter(str(error), param_hint="--output") from None
 
 
-def _frames(count: int) -> str:
-    return f"{count} frame" if count == 1 else f"{count} frames"
-
-
 def _note(text: str) -> None:
     click.echo(text, err=True)
 
@@ -465,7 +461,7 @@ class _Writing:
         written = self.file.write(frames, self.fps, num_frames=shape.frames, scale=self.scale, audio=self.audio)
         self.output_path = None
         click.echo(
-            f"{display_path(self.file.path)}: {_frames(written.num_frames)}, {shape.height * self.scale}x"
+            f"{display_path(self.file.path)}: {counted(written.num_frames, 'frame')}, {shape.height * self.scale}x"
             f"{shape.width * self.scale}, {float(self.fps):g} fps"
         )
         for note in written.notes:
@@ -517,7 +513,7 @@ def _run(client: Client, patience: Patience, request: dict[str, Any], source: _I
             writing.write(client, last.output_path, last.video_shape)
     if isinstance(last, Cancelled):
         path = display_path(writing.file.path)
-        kept = f"Cancelled: {path} holds the {_frames(last.frames_completed)} made so far."
+        kept = f"Cancelled: {path} holds the {counted(last.frames_completed, 'frame')} made so far."
         _note(kept if last.output_path else "Cancelled before the first frame: nothing was written.")
         sys.exit(EXIT_INTERRUPTED)
 

@@ -231,7 +231,14 @@ class _Source:
                 yield from decode(packet)
 
     def _check_whole(self) -> None:
-        missing = missing_part(self._file, self._container, self._stream, self._end_s, self._is_cut)
+        missing = missing_part(
+            self._file,
+            self._container,
+            self._stream,
+            end_s=self._end_s,
+            is_cut=self._is_cut,
+            num_decoded=self._num_decoded,
+        )
         if missing:
             raise VideoFileError(f"{display_path(self._path)} breaks off {missing}")
 

@@ -14,6 +14,7 @@ _TS_PACKET_BYTES = (188, 192, 204)
 _TS_SYNC = 0x47
 _PES_START = re.compile(rb"\x00\x00\x01[\xbb-\xbf\xc0-\xef](..)", re.DOTALL)
 _HEADER_BYTES = 1 << 20
+_TAIL_BYTES = 4096
 _MATROSKA_CODEC = re.compile(rb"V_[A-Z0-9/_]+")
 _MP4_CODEC = re.compile(rb"vide.*?stsd.{12}(....)", re.DOTALL)
 
@@ -34,8 +35,10 @@ def missing_part(
     file: FileBytes,
     container: av.container.InputContainer,
     stream: VideoStream,
+    *,
     end_s: float,
     is_cut: bool,
+    num_decoded: int,
 ) -> str | None:
     """Say how much of a file is there, where it has less than it promises; None if it is whole or promises nothing.
 
@@ -45,12 +48,11 @@ def missing_part(
         stream: its video.
         end_s: when the last packet of any of its streams ends.
         is_cut: FFmpeg found less of the last packet of the video than it says.
+        num_decoded: frames of the video that were decoded.
     """
     names = set(container.format.name.split(","))
-    if "mov" in names and (total := len(stream.index_entries)):
-        whole = sum(1 for entry in stream.index_entries if entry.pos + entry.size <= file.size)
-        if whole < total:
-            return f"after {whole} of {total} frames"
+    if frames := _missing_frames(file, names, stream, num_decoded):
+        return frames
     for name, promised_bytes in _PROMISES.items():
         promised = promised_bytes(file) if name in names else None
         if promised is not None and promised > file.size:
@@ -63,6 +65,17 @@ def missing_part(
         promised_s = container.duration / _MICROSECONDS
         if promised_s - end_s > max(min(1.0, promised_s / 20), 2 / float(stream.average_rate or 25)):
             return f"after {end_s:.1f} of {promised_s:.1f} seconds"
+    return None
+
+
+def _missing_frames(file: FileBytes, names: set[str], stream: VideoStream, num_decoded: int) -> str | None:
+    if "mov" in names and (total := len(stream.index_entries)):
+        whole = sum(1 for entry in stream.index_entries if entry.pos + entry.size <= file.size)
+        if whole < total:
+            return f"after {whole} of {total} frames"
+    # An AVI may count frames that it leaves out, so fewer of them mean nothing without the zeros.
+    if "avi" in names and num_decoded < stream.frames and _ends_in_zeros(file):
+        return f"after {num_decoded} of {stream.frames} frames; zeros follow, as in a download that was not finished"
     return None
 
 
@@ -92,6 +105,11 @@ def codec_name(file: FileBytes, container: av.container.InputContainer) -> str:
         if found := _MP4_CODEC.search(moov):
             return found[1].decode("ascii", "backslashreplace")
     return names[0].removesuffix("_pipe")
+
+
+def _ends_in_zeros(file: FileBytes) -> bool:
+    """Whether the end was set aside and never written."""
+    return not any(file.read(max(file.size - _TAIL_BYTES, 0), _TAIL_BYTES))
 
 
 def _boxes_end(file: FileBytes) -> int | None:

@@ -16,7 +16,8 @@ from frontend.settings import Settings
 
 _ANY_HOST = ("/health", "/health/live", "/health/ready")  # monitors ask by address, and learn nothing
 _OPEN = ("/", *_ANY_HOST, "/docs", "/openapi.json")  # what a monitor or a browser asks for before it has a key
-_HARMLESS = ("GET", "HEAD", "OPTIONS")
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+"""Of HTTP: they change nothing."""
 _SCHEME = "bearer"
 
 
@@ -51,7 +52,7 @@ class Access:
         hosts = _hosts(cast("HTTPScope", request.scope))
         if needs_known_host(request.path) and self._must_be_local(request):
             self._check_hosts(hosts)
-        if request.method not in _HARMLESS:
+        if request.method not in SAFE_METHODS:
             self._check_origin(request, hosts)
         g.client = "" if self._is_open(request) else self._client(request.headers.get("Authorization", ""))
         note(request, client=g.client)
@@ -78,7 +79,7 @@ class Access:
 
     def _is_open(self, request: Request) -> bool:
         is_preflight = request.method == "OPTIONS"  # browsers send no credentials with it
-        return not self._digests or is_preflight or (request.method in _HARMLESS and not needs_key(request.path))
+        return not self._digests or is_preflight or (request.method in SAFE_METHODS and not needs_key(request.path))
 
     def _client(self, authorization: str) -> str:
         scheme, _, key = authorization.partition(" ")

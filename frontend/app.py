@@ -19,7 +19,7 @@ from filmstrip.errors import (
     RangeNotSatisfiable,
     UnsupportedMediaType,
 )
-from frontend.access import Access
+from frontend.access import SAFE_METHODS, Access
 from frontend.access_log import note
 from frontend.bodies import refuse_wrapped
 from frontend.connection import BoundedBody, BoundedRequest, Connection
@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 API_VERSION = "1"  # of the API, not of the server: nobody needs to know that from outside
 _REST_BYTES = 64 * 1024  # what is awaited of an unread body before the answer, so that the connection can stay open
 _REST_S = 0.5
-_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _METHODS = ("GET", "HEAD", "POST", "DELETE")
 _EXPOSED = (
     *("X-Video-Frames", "X-Video-Height", "X-Video-Width", "X-Video-Channels", "X-Generation-Id"),
@@ -73,7 +72,7 @@ def create_app(settings: Settings | None = None) -> Quart:
         """Strangers are not waited for: their requests would keep the connection from being closed for others."""
         note(request, status=response.status_code, **_generation_of(response))
         if isinstance(request.body, BoundedBody):
-            is_strangers = response.status_code in (401, 403) or request.method in _SAFE_METHODS
+            is_strangers = response.status_code in (401, 403) or request.method in SAFE_METHODS
             await request.body.discard(_REST_BYTES, 0 if is_strangers else _REST_S)
         return response
 
@@ -91,7 +90,7 @@ def _add_access(app: Quart, settings: Settings) -> None:
     @app.before_request
     async def admit() -> None:
         access.admit(request)
-        if request.method not in _SAFE_METHODS and request.routing_exception is None and request.endpoint is not None:
+        if request.method not in SAFE_METHODS and request.routing_exception is None and request.endpoint is not None:
             refuse_wrapped(request, accepted_types(app.view_functions[request.endpoint]))
 
     @app.before_request

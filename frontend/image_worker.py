@@ -35,6 +35,7 @@ MAX_SCANS = 64  # of a progressive JPEG; cameras and encoders write about 10
 MAX_MARKERS = 10_000  # of a JPEG, restart markers apart
 MAX_CHUNKS = 65_536  # of a PNG or WebP
 MAX_EXIF_BYTES = 2**20
+MAX_PROFILES = 8  # of a PNG, that are looked at for EXIF data
 CPU_S = 10  # of one job; the slowest image within the limits above takes a few seconds
 READY = b"ready\n"
 MEMORY_BYTES = 2**30  # of address space beyond what the interpreter has at the start
@@ -140,6 +141,7 @@ def _parse_png(data: bytes) -> Parsed:
     head, image_data = bytearray(_PNG_HEAD), bytearray()
     exif = xmp = b""
     size = (0, 0)
+    num_profiles = 0
     for name, start, stop in _png_chunks(data):
         if name in _PNG_PIXELS and not image_data:
             head += data[start - 8 : stop + 4]
@@ -152,7 +154,8 @@ def _parse_png(data: bytes) -> Parsed:
             exif = data[start : min(stop, start + MAX_EXIF_BYTES)]
         elif name == b"iTXt" and data.startswith(_XMP_NAME, start):
             xmp = data[start:stop]
-        elif name in (b"tEXt", b"zTXt") and not exif:
+        elif name in (b"tEXt", b"zTXt") and not exif and _PROFILE.match(data, start) and num_profiles < MAX_PROFILES:
+            num_profiles += 1  # each may be inflated to megabytes
             exif = _raw_profile(data[start : min(stop, start + MAX_EXIF_BYTES)], compressed=name == b"zTXt")
     head += struct.pack(">I", len(image_data)) + b"IDAT"
     check = struct.pack(">I", zlib.crc32(image_data, zlib.crc32(b"IDAT")))

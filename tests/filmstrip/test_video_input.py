@@ -640,6 +640,16 @@ def test_every_container_that_breaks_off_is_refused(tmp_path, name, codec, optio
         count_frames(path)
 
 
+def test_an_avi_whose_end_was_never_written_is_refused(tmp_path):
+    path = encode(tmp_path / "a.avi", noise(50), codec="mpeg4")
+    data = path.read_bytes()
+    kept = len(data) * 6 // 10
+    path.write_bytes(data[:kept] + bytes(len(data) - kept))
+    for read in (count_frames, lambda path: list(read_frames(path))):
+        with pytest.raises(VideoFileError, match=r"a\.avi (breaks off after \d+ of 50 frames; zeros|is damaged after)"):
+            read(path)
+
+
 @pytest.mark.parametrize("junk", [bytes(100), b"what some programs append", b";"])
 def test_what_stands_after_the_end_is_passed_over(tmp_path, junk):
     gif = tmp_path / "a.gif"

@@ -259,6 +259,9 @@ LONG_HEADS = {
     "text that unpacks to 100 MB": with_parts(photo(), png_part(b"zTXt", b"Comment\0\0" + BOMB)),
     "many such texts": with_parts(photo(), *[png_part(b"iTXt", b"c\0\1\0\0\0" + BOMB)] * 100),
     "a profile that unpacks to 100 MB": with_parts(photo(), png_part(b"iCCP", b"icc\0\0" + BOMB)),
+    "thousands of profiles that unpack to 2 MB": with_parts(
+        photo(), *[png_part(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\n\n\n" + b"41" * 2**20, 9))] * 3000
+    ),
     "a chunk of 30 MB": with_parts(photo(), png_part(b"prVt", bytes(30_000_000))),
     "EXIF of 30 MB": with_parts(photo(), png_part(b"eXIf", b"MM\0*\0\0\0\x08\xff\xff" + bytes(30_000_000))),
     "a hundred thousand frames": with_parts(
