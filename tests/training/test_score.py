@@ -44,7 +44,7 @@ class Server:
             case "generate":
                 return self._generate(parse_request(GenerateRequest, request.read()))
             case _:
-                return httpx.Response(200, content=self._video)
+                return httpx.Response(200, content=self._video, headers={"Content-Type": "application/octet-stream"})
 
     def _generate(self, request: GenerateRequest) -> httpx.Response:
         self.requests.append(request)
@@ -74,9 +74,14 @@ class Server:
         return httpx.Response(200, text=text, headers={"Content-Type": "text/event-stream"})
 
     def client(
-        self, url: str = "http://filmstrip.test", token: str | None = None, timeout_s: float = TIMEOUT_S
+        self,
+        url: str = "http://filmstrip.test",
+        token: str | None = None,
+        timeout_s: float = TIMEOUT_S,
+        *,
+        verify: bool | str = True,
     ) -> Client:
-        return Client(url, token, timeout_s, httpx.MockTransport(self))
+        return Client(url, token, timeout_s, httpx.MockTransport(self), verify=verify)
 
 
 def test_the_command_tells_shares_and_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
