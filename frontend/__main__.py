@@ -17,13 +17,13 @@ from hypercorn.asyncio import serve
 from hypercorn.config import Config
 from pydantic import ValidationError
 
-from frontend import embedded, logs, protocol
-from frontend.access_log import AccessLog
-from frontend.app import create_app
-from frontend.connection_limit import OpenConnections, most_connections, raise_descriptor_limit
-from frontend.parts import Parts
-from frontend.settings import Settings, unknown_variables
-from frontend.store import DataDirectoryTaken, Store
+from . import embedded, logs, protocol
+from .access_log import AccessLog
+from .app import create_app
+from .connection_limit import OpenConnections, most_connections, raise_descriptor_limit
+from .parts import Parts
+from .settings import Settings, unknown_variables
+from .store import DataDirectoryTaken, Store
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,10 @@ from hypercorn.typing import HTTPScope
 from quart import Request, g
 
 from filmstrip.errors import ForbiddenHost, ForbiddenOrigin, Unauthorized
-from frontend.access_log import note
-from frontend.hosts import Authority, is_loopback_address, is_same_origin
-from frontend.settings import Settings
+
+from .access_log import note
+from .hosts import Authority, is_loopback_address, is_same_origin
+from .settings import Settings
 
 _ANY_HOST = ("/health", "/health/live", "/health/ready")  # monitors ask by address, and learn nothing
 _OPEN = ("/", *_ANY_HOST, "/docs", "/openapi.json")  # what a monitor or a browser asks for before it has a key

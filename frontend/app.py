@@ -19,15 +19,16 @@ from filmstrip.errors import (
     RangeNotSatisfiable,
     UnsupportedMediaType,
 )
-from frontend.access import SAFE_METHODS, Access
-from frontend.access_log import note
-from frontend.bodies import refuse_wrapped
-from frontend.connection import BoundedBody, BoundedRequest, Connection
-from frontend.docs_page import add_docs
-from frontend.openapi import Provider, accepted_types
-from frontend.parts import provide, running
-from frontend.routes import api
-from frontend.settings import Settings
+
+from .access import SAFE_METHODS, Access
+from .access_log import note
+from .bodies import refuse_wrapped
+from .connection import BoundedBody, BoundedRequest, Connection
+from .docs_page import add_docs
+from .openapi import Provider, accepted_types
+from .parts import provide, running
+from .routes import api
+from .settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from filmstrip import contract
 from filmstrip.contract import TensorSpec
 from filmstrip.errors import InvalidField, counted
 from filmstrip.geometry import VIDEO_HEADER_BYTES, FrameRun, VideoShape, fit_runs, input_runs
-from frontend.schema import ChunkSpec, at_chunk
+
+from .schema import ChunkSpec, at_chunk
 
 MODEL_CHANNELS = 3
 

@@ -17,7 +17,8 @@ from filmstrip import contract
 from filmstrip.contract import ChunkParameters, TensorSpec
 from filmstrip.errors import UnknownPath
 from filmstrip.triton_server import NO_PROXY, SECRET_HEADER
-from frontend.regions import Slice
+
+from .regions import Slice
 
 GRPC_MESSAGE_BYTES = 2**31 - 1
 CHANNEL_ARGUMENTS = [  # given at all, they replace every default of tritonclient

@@ -9,8 +9,9 @@ from typing import Any
 
 from filmstrip.contract import PipelineFacts
 from filmstrip.errors import InvalidField
-from frontend.features import GENERIC_FIELDS, check_features, frame_size, lora_scales
-from frontend.schema import RANDOM_SEED, GenerateRequest, LoadParams
+
+from .features import GENERIC_FIELDS, check_features, frame_size, lora_scales
+from .schema import RANDOM_SEED, GenerateRequest, LoadParams
 
 _NUM_RANDOM_SEEDS = 2**32
 

@@ -16,9 +16,9 @@ from typing import cast
 from quart import Quart, Request, Response, request
 from quart_schema import QuartSchema, hide
 
-from frontend.bodies import JSON
-from frontend.download import names_entity_tag
-from frontend.tasks import in_thread
+from .bodies import JSON
+from .download import names_entity_tag
+from .tasks import in_thread
 
 _ASSETS = {"swagger-ui-bundle.js": "text/javascript; charset=utf-8", "swagger-ui.css": "text/css; charset=utf-8"}
 _PAGE = """<!DOCTYPE html>

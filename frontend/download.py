@@ -11,12 +11,13 @@ from werkzeug.http import parse_etags
 
 from filmstrip.errors import PreconditionFailed, RangeNotSatisfiable, TooManyDownloads, UnknownPath
 from filmstrip.geometry import VideoShape
-from frontend import metrics
-from frontend.bodies import BINARY
-from frontend.connection import on_close
-from frontend.store import Store
-from frontend.stored import StoredFile, open_stored
-from frontend.tasks import in_thread
+
+from . import metrics
+from .bodies import BINARY
+from .connection import on_close
+from .store import Store
+from .stored import StoredFile, open_stored
+from .tasks import in_thread
 
 _PIECE_BYTES = 256 * 2**10  # what a reader that has stopped holds; smaller pieces cost speed
 _RANGE = re.compile(r"([0-9]+)-([0-9]*)|-([0-9]+)", re.ASCII)

@@ -16,13 +16,14 @@ from filmstrip import triton_server
 from filmstrip.errors import LoadFailed, TritonUnavailable
 from filmstrip.model_folders import DuplicateModel, check_unique
 from filmstrip.triton_folder import NoTritonFolder, TritonFolder, make_link
-from frontend.settings import MODELS_DIR, Settings
-from frontend.spawn import spawn
-from frontend.store import Store
-from frontend.stored import SHM_DIR
-from frontend.tasks import in_thread
-from frontend.triton import Triton
-from frontend.watch import STUB, ModelWatch
+
+from .settings import MODELS_DIR, Settings
+from .spawn import spawn
+from .store import Store
+from .stored import SHM_DIR
+from .tasks import in_thread
+from .triton import Triton
+from .watch import STUB, ModelWatch
 
 log = logging.getLogger(__name__)
 

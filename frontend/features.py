@@ -7,7 +7,8 @@ from typing import Any
 from filmstrip.contract import PipelineFacts
 from filmstrip.errors import InvalidField
 from filmstrip.geometry import MAX_SIDE, MIN_SIDE, nearest_multiples
-from frontend.schema import ChunkSpec, GenerateRequest, at_chunk
+
+from .schema import ChunkSpec, GenerateRequest, at_chunk
 
 FEATURE_OF_FIELD: Mapping[str, str] = {
     "seed": "seed",

@@ -12,17 +12,18 @@ from filmstrip import contract
 from filmstrip.contract import ChunkParameters, Mode
 from filmstrip.events import Cancelled, Complete, Progress
 from filmstrip.geometry import VIDEO_HEADER_BYTES
-from frontend import logs, metrics, triton
-from frontend.arrays import Source
-from frontend.call import Tensor
-from frontend.events import EventLog
-from frontend.media import Image
-from frontend.plan import ChunkPlan, Plan
-from frontend.regions import Lane
-from frontend.slices import LaneLayout, OpenUpload, gather, open_lanes, open_uploads
-from frontend.store import Draft, Store
-from frontend.stored import StoredFile
-from frontend.tasks import run_to_end
+
+from . import logs, metrics, triton
+from .arrays import Source
+from .call import Tensor
+from .events import EventLog
+from .media import Image
+from .plan import ChunkPlan, Plan
+from .regions import Lane
+from .slices import LaneLayout, OpenUpload, gather, open_lanes, open_uploads
+from .store import Draft, Store
+from .stored import StoredFile
+from .tasks import run_to_end
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,11 @@ import numpy as np
 from pydantic import BaseModel
 
 from filmstrip.errors import InvalidField, Overloaded, TooLarge
-from frontend.connection import BoundedBody, Pace
-from frontend.schema import parse
-from frontend.tasks import in_thread
-from frontend.turns import Turns
+
+from .connection import BoundedBody, Pace
+from .schema import parse
+from .tasks import in_thread
+from .turns import Turns
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 

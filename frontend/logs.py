@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager
 
 import structlog
 
-from frontend.access_log import FIELDS, SHORT_FIELDS
-from frontend.settings import LogFormat, Settings
+from .access_log import FIELDS, SHORT_FIELDS
+from .settings import LogFormat, Settings
 
 
 def configure(settings: Settings) -> None:

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from filmstrip.errors import BadImage, InternalError, InvalidField, ShuttingDown
-from frontend import image_worker
-from frontend.regions import Slice
-from frontend.spawn import spawn
-from frontend.store import Store
-from frontend.stored import Kind
-from frontend.tasks import run_to_end
-from frontend.turns import Turns
+
+from . import image_worker
+from .regions import Slice
+from .spawn import spawn
+from .store import Store
+from .stored import Kind
+from .tasks import run_to_end
+from .turns import Turns
 
 log = logging.getLogger(__name__)
 

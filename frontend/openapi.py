@@ -8,9 +8,9 @@ from pydantic import BaseModel
 from quart_schema.openapi import OpenAPIProvider
 from werkzeug.routing.rules import Rule
 
-from frontend.access import needs_key, needs_known_host
-from frontend.bodies import JSON
-from frontend.schema import ErrorAnswer
+from .access import needs_key, needs_known_host
+from .bodies import JSON
+from .schema import ErrorAnswer
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -10,18 +10,19 @@ from typing import Any, Literal
 from quart import current_app
 
 from filmstrip.errors import FilmstripError, UnknownPipeline
-from frontend.connection import Pace
-from frontend.defaults import check_defaults, ignored_params, request_defaults, with_defaults
-from frontend.download import Downloads
-from frontend.embedded import EmbeddedTriton
-from frontend.features import lora_name
-from frontend.json_bodies import JsonBodies
-from frontend.media import ImageDecoder
-from frontend.schema import GenerateRequest, LoadEntry, LoadRequest
-from frontend.settings import Settings
-from frontend.slot import Slot
-from frontend.store import Store
-from frontend.triton import Pipeline, Readiness, State, Triton
+
+from .connection import Pace
+from .defaults import check_defaults, ignored_params, request_defaults, with_defaults
+from .download import Downloads
+from .embedded import EmbeddedTriton
+from .features import lora_name
+from .json_bodies import JsonBodies
+from .media import ImageDecoder
+from .schema import GenerateRequest, LoadEntry, LoadRequest
+from .settings import Settings
+from .slot import Slot
+from .store import Store
+from .triton import Pipeline, Readiness, State, Triton
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ from filmstrip.cache_policy import CacheInputs, reset_reason
 from filmstrip.contract import NUM_SEEDS, ChunkParameters, Mode, PipelineFacts
 from filmstrip.errors import InvalidField, counted
 from filmstrip.geometry import VideoShape
-from frontend.arrays import (
+
+from .arrays import (
     MODEL_CHANNELS,
     ImagePlan,
     SpecAt,
@@ -23,9 +24,9 @@ from frontend.arrays import (
     vace_arrays,
     whole_input,
 )
-from frontend.features import check_features, frame_size, lora_scales, unused_fields
-from frontend.prompts import ChunkPrompts, StickyPrompts
-from frontend.schema import ChunkSpec, GenerateRequest
+from .features import check_features, frame_size, lora_scales, unused_fields
+from .prompts import ChunkPrompts, StickyPrompts
+from .schema import ChunkSpec, GenerateRequest
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from filmstrip.contract import Interpolation, Prompt, Transition
-from frontend.schema import ChunkSpec, GenerateRequest, WeightedPrompt
+
+from .schema import ChunkSpec, GenerateRequest, WeightedPrompt
 
 DEFAULT_TRANSITION_STEPS = 4
 

@@ -41,8 +41,9 @@ from hypercorn.protocol.h11 import H11Protocol, H11WSConnection
 from hypercorn.typing import ConnectionState
 
 from filmstrip.errors import BadRequest, FilmstripError, HeadTooLarge, TooManyConnections
-from frontend.connection import EXCHANGE, Exchange
-from frontend.connection_limit import OpenConnections
+
+from .connection import EXCHANGE, Exchange
+from .connection_limit import OpenConnections
 
 HEAD_BYTES = 32 * 1024
 READ_BYTES = 256 * 1024  # as much as uvloop reads from a socket at once; hypercorn's own are 64 KiB

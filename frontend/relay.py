@@ -19,8 +19,8 @@ from typing import Any, cast
 import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
-from frontend.call import SECRET_VARIABLE, ChunkAnswer, ChunkCall, call_model, connect
-from frontend.spawn import spawn
+from .call import SECRET_VARIABLE, ChunkAnswer, ChunkCall, call_model, connect
+from .spawn import spawn
 
 _LINE_BYTES = 64 * 2**20
 _GRACE_S = 1.0
@@ -87,7 +87,7 @@ class Relay:
             if self._process is None or self._process.returncode is not None:
                 self._process = await spawn(
                     sys.executable,
-                    *("-m", "frontend.relay", self._url),
+                    *("-m", __name__, self._url),
                     env=os.environ | {SECRET_VARIABLE: self._secret},  # not where every user of the machine reads it
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,

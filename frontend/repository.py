@@ -13,7 +13,8 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from filmstrip.contract import PipelineFacts
 from filmstrip.model_folders import is_dead_link, model_folders
 from filmstrip.triton_folder import is_safe_model
-from frontend import reasons
+
+from . import reasons
 
 CONFIG = "config.pbtxt"
 UNSAFE_NAME = "the name of its folder may only have the letters A-Z and a-z, digits and . _ - + @ , :"

@@ -7,15 +7,16 @@ from pydantic import BaseModel
 from quart import Blueprint, Response, jsonify, request
 
 from filmstrip.errors import InvalidField
-from frontend import metrics
-from frontend.access import client_of_request
-from frontend.bodies import BINARY, JSON
-from frontend.connection import BoundedBody, on_close, will_stream
-from frontend.download import send_file
-from frontend.media import Requester
-from frontend.openapi import EVENTS, content, describe, parameter
-from frontend.parts import the_parts
-from frontend.schema import (
+
+from . import metrics
+from .access import client_of_request
+from .bodies import BINARY, JSON
+from .connection import BoundedBody, on_close, will_stream
+from .download import send_file
+from .media import Requester
+from .openapi import EVENTS, content, describe, parameter
+from .parts import the_parts
+from .schema import (
     AssetAnswer,
     BlobAnswer,
     CancelAnswer,
@@ -29,8 +30,8 @@ from frontend.schema import (
     PipelineStatusAnswer,
     UploadAnswer,
 )
-from frontend.stored import Kind
-from frontend.uploads import BodyReceiver, video_shape
+from .stored import Kind
+from .uploads import BodyReceiver, video_shape
 
 api = Blueprint("api", __name__)
 

@@ -18,7 +18,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from frontend.hosts import Authority
+from .hosts import Authority
 
 KIB = 2**10
 MIB = 2**20

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filmstrip.errors import DiskFull, UnknownPath
-from frontend.arrays import Extent, Source, TensorPlan
-from frontend.call import Tensor
-from frontend.media import Image
-from frontend.plan import ChunkPlan, Plan
-from frontend.regions import Lane, SharedMemoryRefused, Slice
-from frontend.store import Store
-from frontend.stored import StoredFile, open_stored
-from frontend.tasks import in_thread
-from frontend.triton import Triton
+
+from .arrays import Extent, Source, TensorPlan
+from .call import Tensor
+from .media import Image
+from .plan import ChunkPlan, Plan
+from .regions import Lane, SharedMemoryRefused, Slice
+from .store import Store
+from .stored import StoredFile, open_stored
+from .tasks import in_thread
+from .triton import Triton
 
 log = logging.getLogger(__name__)
 

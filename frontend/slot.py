@@ -12,18 +12,19 @@ from dataclasses import dataclass
 from filmstrip.errors import Busy, ClientGone, FilmstripError, InternalError, InvalidField, ShuttingDown
 from filmstrip.events import Cancelled, Complete, ErrorEvent
 from filmstrip.geometry import VIDEO_HEADER_BYTES
-from frontend import logs, metrics
-from frontend.arrays import Source, Uploads
-from frontend.generate import Generation, Job
-from frontend.media import Image, ImageDecoder, Requester, resolve_image
-from frontend.plan import Chain, Plan, make_plan
-from frontend.schema import GenerateRequest
-from frontend.settings import Settings
-from frontend.store import Store
-from frontend.stored import Kind, StoredFile
-from frontend.tasks import in_thread
-from frontend.triton import Triton
-from frontend.turns import Turns
+
+from . import logs, metrics
+from .arrays import Source, Uploads
+from .generate import Generation, Job
+from .media import Image, ImageDecoder, Requester, resolve_image
+from .plan import Chain, Plan, make_plan
+from .schema import GenerateRequest
+from .settings import Settings
+from .store import Store
+from .stored import Kind, StoredFile
+from .tasks import in_thread
+from .triton import Triton
+from .turns import Turns
 
 log = logging.getLogger(__name__)
 

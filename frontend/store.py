@@ -22,10 +22,11 @@ from typing import Self
 
 from filmstrip.errors import DiskFull, InUse, StorageFull, UnknownPath
 from filmstrip.geometry import VideoShape, pack_video_header
-from frontend.disk import give_back, set_aside
-from frontend.settings import Settings
-from frontend.stored import SHM_DIR, Kind, StoredFile, file_name, is_name
-from frontend.tasks import close_in_thread, in_thread
+
+from .disk import give_back, set_aside
+from .settings import Settings
+from .stored import SHM_DIR, Kind, StoredFile, file_name, is_name
+from .tasks import close_in_thread, in_thread
 
 log = logging.getLogger(__name__)
 

@@ -29,12 +29,13 @@ from filmstrip.errors import (
 from filmstrip.geometry import VideoShape
 from filmstrip.model_folders import is_model_name
 from filmstrip.triton_folder import is_safe_model
-from frontend import reasons, repository
-from frontend.call import ChunkAnswer, ChunkCall, Tensor, call_model, connect, parameters_json
-from frontend.regions import SharedMemoryRefused, Slice
-from frontend.relay import Relay, RelayDied
-from frontend.settings import Settings
-from frontend.tasks import in_thread, run_to_end
+
+from . import reasons, repository
+from .call import ChunkAnswer, ChunkCall, Tensor, call_model, connect, parameters_json
+from .regions import SharedMemoryRefused, Slice
+from .relay import Relay, RelayDied
+from .settings import Settings
+from .tasks import in_thread, run_to_end
 
 log = logging.getLogger(__name__)
 

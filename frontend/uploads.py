@@ -8,9 +8,10 @@ from werkzeug.datastructures import Headers
 
 from filmstrip.errors import BadHeader, EmptyBody, SizeMismatch, TooLarge
 from filmstrip.geometry import VideoShape, header_holds, pack_video_header
-from frontend.connection import BoundedBody, Pace
-from frontend.store import Draft, Store
-from frontend.stored import Kind, StoredFile
+
+from .connection import BoundedBody, Pace
+from .store import Draft, Store
+from .stored import Kind, StoredFile
 
 _DIGITS = re.compile(r"[0-9]{1,10}", re.ASCII)
 CHANNELS = (1, 3, 4)

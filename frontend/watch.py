@@ -9,9 +9,10 @@ from pathlib import Path
 import psutil
 
 from filmstrip.errors import TritonUnavailable
-from frontend.reasons import DIED_AT_START
-from frontend.tasks import in_thread
-from frontend.triton import Triton
+
+from .reasons import DIED_AT_START
+from .tasks import in_thread
+from .triton import Triton
 
 STUB = "triton_python_backend_stub"
 _ANSWER_S = 5.0  # Triton's own answer, or another process, may follow the end of one

@@ -103,19 +103,20 @@ MODULES = {
 
 def imports(path: Path) -> set[str]:
     """Full names of the modules that a file imports anywhere; of `from a import b` both a.b, if a module, and a."""
-    return set(_imported(ast.parse(path.read_text(), str(path))))
+    return set(_imported(ast.parse(path.read_text(), str(path)), module_name(path.parent)))
 
 
-def _imported(tree: ast.AST) -> Iterator[str]:
+def _imported(tree: ast.AST, package: str = "") -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: imports are absolute here"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            assert node.level < 2, f"line {node.lineno}: imports from a parent package are absolute here"
+            module = ".".join(filter(None, (package if node.level else "", node.module)))
+            names = [f"{module}.{alias.name}" for alias in node.names]
             yield from (name for name in names if name in MODULES)
             if not all(name in MODULES for name in names):
-                yield str(node.module)
+                yield module
 
 
 def is_within(module: str, *packages: str) -> bool:
