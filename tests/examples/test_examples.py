@@ -17,7 +17,7 @@ from tests.test_docs import rows, section
 
 pytestmark = pytest.mark.timeout(600)  # the first of them waits for the export
 
-README = ROOT / "docs" / "examples" / "README.md"
+README = ROOT / "examples" / "README.md"
 SHARED = {"__init__", "show", "curves", "gallery"}
 TABLE = {row[1].strip("`").rpartition(".")[2]: row for row in rows(section(README.read_text(), "## The examples"))}
 
