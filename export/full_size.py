@@ -26,7 +26,7 @@ from export.errors import BuildFailed
 from export.graph_specs import graph_specs, grid_of
 from export.spec import Precision, Size
 from export.weightless import weightless_networks, write_noise, write_weightless_onnx
-from filmstrip.runtime.engines.sidecar import Builder
+from filmstrip.runtime.engines.manifest import Builder
 
 LONGLIVE = CheckpointConfig(
     dim=1536,

@@ -21,11 +21,11 @@ from export.model_folder import check_name, pipeline_config, write_model_folder
 from export.modules.layers import Linear
 from export.modules.lora import attach
 from export.onnx_files import write_onnx
-from export.origin import Make, Origin, is_up_to_date, sidecar_of
+from export.origin import Make, Origin, is_up_to_date, manifest_of
 from export.spec import GraphSpec, Grid, Part, Precision, Size
 from export.verify import Comparison, check, compare
 from filmstrip.runtime.engines.load import installed_version, load_engine, machine_of
-from filmstrip.runtime.engines.sidecar import Builder, EngineFile, sidecar_path, write
+from filmstrip.runtime.engines.manifest import Builder, EngineFile, manifest_path, write
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class _Exporter:
         for spec in specs:
             make = self._make_of(spec)
             engine = self.engines / _file_name(spec, make)
-            if not self.order.fresh and is_up_to_date(engine, sidecar_of(spec, make, self.origin, {})):
+            if not self.order.fresh and is_up_to_date(engine, manifest_of(spec, make, self.origin, {})):
                 kept.append(spec.name)
             else:
                 with tempfile.TemporaryDirectory(prefix=".making-", dir=self.engines) as folder:
@@ -196,14 +196,14 @@ class _Exporter:
         return engine
 
     def _onnx(self, spec: GraphSpec, folder: Path, make: Make) -> Path:
-        """A graph as an ONNX file with its sidecar."""
+        """A graph as an ONNX file with its manifest."""
         self.watcher.begin(spec.name, f"translating to ONNX, {make.precision}")
         path = folder / f"{spec.name}.onnx"
-        self._write_sidecar(spec, make, path, write_onnx(spec, make.precision, path))
+        self._write_manifest(spec, make, path, write_onnx(spec, make.precision, path))
         return path
 
     def _tensorrt(self, spec: GraphSpec, make: Make, folder: Path, options: BuildOptions) -> Path:
-        """A graph as a TensorRT engine with its sidecar."""
+        """A graph as a TensorRT engine with its manifest."""
         with tempfile.TemporaryDirectory(dir=folder) as for_parser:
             self.watcher.begin(spec.name, f"translating to ONNX, {make.precision}")
             onnx = Path(for_parser) / f"{spec.name}.onnx"
@@ -212,12 +212,12 @@ class _Exporter:
             built = build_engine(onnx, spec, list(make.sizes.values()), options, self.watcher.progress)
         path = folder / f"{spec.name}.engine"
         built.write(path)
-        self._write_sidecar(spec, make, path, [path])
+        self._write_manifest(spec, make, path, [path])
         return path
 
-    def _write_sidecar(self, spec: GraphSpec, make: Make, engine: Path, files: Sequence[Path]) -> None:
+    def _write_manifest(self, spec: GraphSpec, make: Make, engine: Path, files: Sequence[Path]) -> None:
         hashed = {path.name: EngineFile.of(path) for path in files}
-        write(engine, sidecar_of(spec, make, self.origin, hashed))
+        write(engine, manifest_of(spec, make, self.origin, hashed))
 
     def _verify(self, spec: GraphSpec, engine: Path, make: Make) -> None:
         """Compare an engine with its module, as the runtime will load it.
@@ -240,8 +240,8 @@ class _Exporter:
         check(comparisons)
 
     def _put_in_place(self, made: Path, engine: Path) -> None:
-        """Move an engine and all that belongs to it; its sidecar last, without which it counts for nothing."""
-        old, new = sidecar_path(engine), sidecar_path(made)
+        """Move an engine and all that belongs to it; its manifest last, without which it counts for nothing."""
+        old, new = manifest_path(engine), manifest_path(made)
         old.unlink(missing_ok=True)
         for path in made.parent.iterdir():
             if path.is_file() and path != new:

@@ -8,15 +8,15 @@ import torch
 
 from export.checkpoint_folder import weight_files
 from export.spec import GraphSpec, Grid, Part, Precision, Size, varying
-from filmstrip.runtime.engines.errors import BadEngine
-from filmstrip.runtime.engines.sidecar import (
+from filmstrip.runtime.engines.manifest import (
     SPEC_VERSION,
+    BadEngine,
     Builder,
     EngineFile,
     EngineTensor,
+    Manifest,
     Profile,
-    Reach,
-    Sidecar,
+    ShapeRange,
     file_sha256,
     read,
 )
@@ -58,11 +58,11 @@ class Make:
     sizes: Mapping[Size, Grid]
 
 
-def sidecar_of(spec: GraphSpec, make: Make, origin: Origin, files: Mapping[str, EngineFile]) -> Sidecar:
+def manifest_of(spec: GraphSpec, make: Make, origin: Origin, files: Mapping[str, EngineFile]) -> Manifest:
     """What is to be written beside an engine; without `files`, what would be but for them."""
     takes_loras = any(port.name == "lora_scales" for port in spec.inputs)
     loras = origin.loras if takes_loras else {}
-    return Sidecar(
+    return Manifest(
         graph=spec.name,
         spec_version=SPEC_VERSION,
         builder=make.builder,
@@ -86,11 +86,12 @@ def _profiles(spec: GraphSpec, sizes: Mapping[Size, Grid]) -> dict[str, Profile]
     if not spec.has_size:
         return {}
     return {
-        str(size): {name: Reach(*reach) for name, reach in spec.profile(grid).items()} for size, grid in sizes.items()
+        str(size): {name: ShapeRange(*reach) for name, reach in spec.profile(grid).items()}
+        for size, grid in sizes.items()
     }
 
 
-def is_up_to_date(engine: Path, wanted: Sidecar) -> bool:
+def is_up_to_date(engine: Path, wanted: Manifest) -> bool:
     """Whether an engine is there, whole, and made as `wanted` says, but for the files."""
     try:
         found = read(engine)

@@ -11,9 +11,8 @@ from export.config import CheckpointConfig
 from export.modules.text_kv import TextKv
 from export.modules.transformer import Rope
 from export.modules.vace import VaceBranch
-from filmstrip.runtime.frame_window import FrameWindow
-from filmstrip.runtime.rope_tables import rope_tables
 from filmstrip.runtime.schedule import NUM_TIMESTEPS
+from filmstrip.runtime.transformer import FrameWindow, rope_tables
 from training.autoencoder import trained_autoencoder
 from training.batches import Batch
 from training.checkpoints import Budget, Training, load_averages

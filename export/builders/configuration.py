@@ -6,7 +6,7 @@ from typing import Any
 
 from export.builders.options import RTX_TARGETS, BuildOptions
 from export.errors import BuildFailed
-from filmstrip.runtime.engines.sidecar import Builder
+from filmstrip.runtime.engines.manifest import Builder
 
 _GIB = 1 << 30
 

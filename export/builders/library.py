@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from export.builders.progress import BuildProgress
 from export.errors import BuilderMissing
-from filmstrip.runtime.engines.sidecar import Builder
+from filmstrip.runtime.engines.manifest import Builder
 
 _MODULES = {
     Builder.TENSORRT_RTX: ("tensorrt_rtx", "pip install tensorrt-rtx"),

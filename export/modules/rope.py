@@ -1,6 +1,6 @@
 """Rotary positions: queries and keys turned by the angles of their tokens' places.
 
-The tables of `filmstrip.runtime.rope_tables` are inputs of the networks. Who runs them decides at which positions the
+The tables of `filmstrip.runtime.transformer` are inputs of the networks. Who runs them decides at which positions the
 latent frames stand: at their place in the video, or in the window.
 """
 

@@ -15,7 +15,7 @@ from export.checkpoint_folder import load_networks
 from export.lora_files import read_adapter
 from export.modules.layers import Linear
 from export.modules.lora import attach
-from filmstrip.runtime.tokenizer import Tokenizer
+from filmstrip.runtime.text import Tokenizer
 from tests.training.small import linked, small
 from training.autoencoder import scaled, train_decoder, trained_autoencoder
 from training.checkpoint_folder import trained_networks, write_checkpoint

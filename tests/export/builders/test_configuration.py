@@ -11,7 +11,7 @@ from export.builders.configuration import configure, keep_timings
 from export.builders.library import Log, listen
 from export.builders.options import BuildOptions
 from export.spec import Precision
-from filmstrip.runtime.engines.sidecar import Builder
+from filmstrip.runtime.engines.manifest import Builder
 
 
 @pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")

@@ -23,7 +23,7 @@ from export.modules.layers import Linear
 from export.modules.lora import attach
 from export.onnx_files import to_program, write_onnx
 from export.spec import Axis, GraphSpec, Grid, Output, Part, Port, Precision, varying
-from filmstrip.runtime.engines.sidecar import Builder
+from filmstrip.runtime.engines.manifest import Builder
 from tests.export.checkpoints import write_checkpoint, write_lora
 
 GRIDS = (Grid(2, 3), Grid(5, 4))
