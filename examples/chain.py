@@ -7,7 +7,7 @@ import numpy as np
 
 from examples.show import command, make, save
 from filmstrip.client import Client
-from filmstrip.runtime.frame_processors import Scribble
+from filmstrip.runtime.processors import Scribble
 from tests.support.toyworld.grammar import Scene, caption
 from tests.support.toyworld.metrics import overlap
 from tests.support.toyworld.videos import CHUNK_FRAMES, render

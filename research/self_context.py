@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from filmstrip.runtime.frame_window import FrameWindow
 from filmstrip.runtime.schedule import SigmaTable
+from filmstrip.runtime.transformer import FrameWindow
 from research.batches import Batch, Batches
 from research.checkpoints import Budget, Training, load_averages
 from research.encoded import Array, EncodedClips, Kind, read_clips

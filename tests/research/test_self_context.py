@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
-from filmstrip.runtime.frame_window import FrameWindow
+from filmstrip.runtime.transformer import FrameWindow
 from research.autoencoder import scaled
 from research.encoded import Kind, read_clips
 from research.generator import CLIPS_FOLDER, new_generator
