@@ -9,7 +9,7 @@ _KEEP_SIZE = 1  # of fallocate(2)
 _CANNOT = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
-def set_aside(fd: int, num_bytes: int) -> bool:
+def preallocate(fd: int, num_bytes: int) -> bool:
     """Have the file system keep room for a file of so many bytes, whose size stays as it is; False where it can't.
 
     `os.posix_fallocate` would change the size, and write all of it where the file system can't do better.
@@ -25,9 +25,9 @@ def set_aside(fd: int, num_bytes: int) -> bool:
     raise OSError(error, os.strerror(error))
 
 
-def give_back(fd: int, used_bytes: int, aside_bytes: int) -> None:
+def release(fd: int, used_bytes: int, preallocated_bytes: int) -> None:
     """Give back the room that was set aside beyond what is used; some file systems do so only when a file shrinks."""
-    os.ftruncate(fd, aside_bytes)
+    os.ftruncate(fd, preallocated_bytes)
     os.ftruncate(fd, used_bytes)
 
 

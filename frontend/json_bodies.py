@@ -14,8 +14,7 @@ from filmstrip.errors import InvalidField, Overloaded, TooLarge
 
 from .connection import BoundedBody, Pace
 from .schema import parse
-from .tasks import in_thread
-from .turns import Turns
+from .tasks import FairSemaphore, in_thread
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -40,7 +39,7 @@ class JsonBodies:
         self._limit_bytes = limit_bytes
         self._total_bytes = total_bytes
         self._held: Counter[str] = Counter()
-        self._parsing = Turns(_PARSED_AT_ONCE)
+        self._parsing = FairSemaphore(_PARSED_AT_ONCE)
         self._returning: asyncio.TimerHandle | None = None
         self._returning_again: asyncio.TimerHandle | None = None
 

@@ -23,7 +23,7 @@ from typing import Self
 from filmstrip.errors import DiskFull, InUse, StorageFull, UnknownPath
 from filmstrip.geometry import VideoShape, pack_video_header
 
-from .disk import give_back, set_aside
+from .disk import preallocate, release
 from .settings import Settings
 from .stored import SHM_DIR, Kind, StoredFile, file_name, is_name
 from .tasks import close_in_thread, in_thread
@@ -51,7 +51,7 @@ class Draft:
         self.path = path
         self.reserved_bytes = reserved_bytes
         self.written_bytes = 0
-        self.aside_bytes = 0
+        self.preallocated_bytes = 0
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         os.fchmod(self.fd, store.file_mode)  # whatever the umask: Triton's user must be able to map it
 
@@ -61,7 +61,7 @@ class Draft:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._store.drop(self)
+        self._store.discard(self)
 
     async def append(self, *parts: bytes | memoryview) -> None:
         """Append bytes, written in a thread.
@@ -79,7 +79,7 @@ class Draft:
         left = deque(memoryview(part) for part in parts)
         try:
             if self.written_bytes == 0 and self.reserved_bytes and self.path.parent != SHM_DIR:
-                self.aside_bytes = self.reserved_bytes if set_aside(self.fd, self.reserved_bytes) else 0
+                self.preallocated_bytes = self.reserved_bytes if preallocate(self.fd, self.reserved_bytes) else 0
             while left:
                 written = os.writev(self.fd, list(itertools.islice(left, _MAX_PARTS)))
                 while left and written >= len(left[0]):
@@ -97,7 +97,7 @@ class Draft:
 
     def commit(self) -> StoredFile:
         """Give the file its name: from now on clients can use it."""
-        return self._store.adopt(self)
+        return self._store.commit(self)
 
 
 class Store:
@@ -266,11 +266,11 @@ class Store:
             self._make_room(lambda: self._check_bytes(more_bytes, draft.owner))
             draft.reserved_bytes = num_bytes
 
-    def adopt(self, draft: Draft) -> StoredFile:
+    def commit(self, draft: Draft) -> StoredFile:
         """Name a draft."""
         name = f"{draft.kind}-{secrets.token_hex(16)}"
-        if draft.aside_bytes > draft.written_bytes:
-            give_back(draft.fd, draft.written_bytes, draft.aside_bytes)
+        if draft.preallocated_bytes > draft.written_bytes:
+            release(draft.fd, draft.written_bytes, draft.preallocated_bytes)
         called = file_name(name, draft.owner)
         in_shm = draft.path.parent == SHM_DIR
         path = SHM_DIR / f"{self._shm_prefix}{called}" if in_shm else self._folder(draft.kind) / called
@@ -287,7 +287,7 @@ class Store:
         self._files[name] = file
         return file
 
-    def drop(self, draft: Draft) -> None:
+    def discard(self, draft: Draft) -> None:
         """Remove a draft, unless it has been named; one that cannot be removed is removed at the next start."""
         if draft in self._drafts:
             self._drafts.discard(draft)
@@ -353,7 +353,7 @@ class Store:
     def _check_bytes(self, more_bytes: int, owner: str) -> None:
         stored = sum(file.size_bytes for file in self._files.values())
         reserved = sum(draft.reserved_bytes for draft in self._drafts)
-        written = sum(max(draft.written_bytes, draft.aside_bytes) for draft in self._drafts)
+        written = sum(max(draft.written_bytes, draft.preallocated_bytes) for draft in self._drafts)
         disk = os.statvfs(self._root)
         disk_share = self._settings.store_disk_share * (disk.f_bavail * disk.f_frsize + stored + written)
         limit = min(self._settings.store_bytes, int(disk_share))

@@ -237,8 +237,8 @@ async def test_files_are_limited_in_number_with_drafts(open_store: OpenStore) ->
         store.draft(Kind.BLOB)
     drafts: list[Draft] = [store.draft(Kind.BLOB), store.draft(Kind.BLOB)]
     for draft in drafts:
-        store.drop(draft)
-        store.drop(draft)
+        store.discard(draft)
+        store.discard(draft)
     assert await put(store)
 
 
@@ -396,7 +396,7 @@ async def test_a_file_that_was_harmed_is_found_out(
     with pytest.raises(UnknownPath):
         store.find(file.name, Kind.OUTPUT)
     assert on_disk(tmp_path) == []
-    store.drop(store.draft(Kind.BLOB, 1000))  # it counts no more
+    store.discard(store.draft(Kind.BLOB, 1000))  # it counts no more
 
 
 # -- Starting again -----------------------------------------------------------------------------------------
