@@ -16,12 +16,11 @@ from filmstrip.geometry import VIDEO_HEADER_BYTES
 from . import logs, metrics, triton
 from .array_plan import Source
 from .events import EventLog
-from .media import Image
+from .images import RequestImage
 from .plan import ChunkPlan, Plan
 from .relay import TensorRef
 from .staging import OpenUpload, StagingBuffer, StagingLayout, open_buffers, open_uploads, stage_inputs
-from .store import Draft, Store
-from .stored import StoredFile
+from .store import Draft, Store, StoredFile
 from .tasks import run_to_end
 
 log = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ class Job:
 
     plan: Plan
     uploads: Mapping[Source, StoredFile]
-    images: Mapping[str, Image]
+    images: Mapping[str, RequestImage]
     output: Draft
 
 

@@ -28,7 +28,7 @@ from filmstrip.contract import ChunkParameters, TensorSpec
 from filmstrip.errors import UnknownPath
 from filmstrip.triton_server import NO_PROXY, SECRET_HEADER
 
-from .spawn import spawn
+from .tasks import spawn
 
 GRPC_MESSAGE_BYTES = 2**31 - 1
 CHANNEL_ARGUMENTS = [  # given at all, they replace every default of tritonclient

@@ -13,11 +13,10 @@ from pathlib import Path
 from filmstrip.errors import DiskFull, UnknownPath
 
 from .array_plan import Extent, Source, TensorPlan
-from .media import Image
+from .images import RequestImage
 from .plan import ChunkPlan, Plan
 from .relay import FileSlice, TensorRef
-from .store import Store
-from .stored import StoredFile, open_stored
+from .store import Store, StoredFile, open_stored
 from .tasks import in_thread
 from .triton import SharedMemoryRefused, TritonClient
 
@@ -187,7 +186,7 @@ class StagingLayout:
 
 
 async def stage_inputs(
-    chunk: ChunkPlan, buffer: StagingBuffer, uploads: Mapping[Source, OpenUpload], images: Mapping[str, Image]
+    chunk: ChunkPlan, buffer: StagingBuffer, uploads: Mapping[Source, OpenUpload], images: Mapping[str, RequestImage]
 ) -> dict[str, TensorRef]:
     """A chunk's tensors by name, their bytes read into the lane where need be.
 

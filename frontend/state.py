@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from quart import Quart, current_app
 
+from .bodies import JsonBodies
 from .connection import Pace
 from .download import Downloads
 from .embedded import EmbeddedTriton
-from .json_bodies import JsonBodies
-from .media import ImageDecoder
+from .images import ImageDecoder
 from .pipeline_loads import PipelineLoads
 from .settings import Settings
 from .slot import Slot

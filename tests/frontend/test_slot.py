@@ -12,13 +12,12 @@ import pytest
 from filmstrip.errors import ShuttingDown
 from filmstrip.events import Cancelled, ErrorEvent
 from frontend.generation import Generation, Job
-from frontend.media import ImageDecoder
+from frontend.images import ImageDecoder
 from frontend.plan import Plan
 from frontend.schema import GenerateRequest
 from frontend.settings import Settings
 from frontend.slot import Slot
-from frontend.store import Draft, Store
-from frontend.stored import Kind
+from frontend.store import Draft, Kind, Store
 from frontend.triton import TritonClient
 from tests.faults.aftermath import PROBE, assert_serves, eventually, is_generating
 from tests.faults.raw_client import GENERATE, RawClient

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from filmstrip.errors import InUse, StorageFull, UnknownPath
 from filmstrip.geometry import VIDEO_HEADER_BYTES, VideoShape, pack_video_header
 from frontend.settings import Settings
-from frontend.store import Draft, Store
-from frontend.stored import SHM_DIR, Kind, StoredFile
+from frontend.store import SHM_DIR, Draft, Kind, Store, StoredFile
 from tests.faults.aftermath import eventually, held_open
 
 SHAPE = VideoShape(2, 3, 5)
@@ -45,7 +44,7 @@ def open_store(tmp_path: Path) -> Iterator[OpenStore]:
 
 def in_shm(store: Store) -> list[Path]:
     """Every file in shared memory that is the store's, whole or temporary."""
-    return sorted(SHM_DIR.glob(store.shm_name("x").removesuffix("-x-") + "*"))
+    return sorted(SHM_DIR.glob(store.shm_prefix("x").removesuffix("-x-") + "*"))
 
 
 def on_disk(tmp_path: Path) -> list[str]:
@@ -412,7 +411,7 @@ async def test_a_crash_leaves_whole_files_on_disk_and_nothing_else(open_store: O
         os.truncate(lost[-1].path, len(VIDEO) - 1)
     for kind, expected in ((Kind.OUTPUT, 0), (Kind.VIDEO, 1000)):
         await store.draft(kind, expected).append(VIDEO)  # never ends
-    for path in (store.new_work_path(), store.new_shm_path(), SHM_DIR / (store.shm_name("triton") + "1")):
+    for path in (store.new_work_path(), store.new_shm_path(), SHM_DIR / (store.shm_prefix("triton") + "1")):
         path.write_bytes(b"left")
     (tmp_path / "data" / "blobs" / "notes.txt").write_bytes(b"x")
     assert len(in_shm(store)) == 2 + 3

@@ -17,10 +17,8 @@ from filmstrip.errors import BadImage, InternalError, InvalidField, ShuttingDown
 
 from . import image_worker
 from .relay import FileSlice
-from .spawn import spawn
-from .store import Store
-from .stored import Kind
-from .tasks import FairSemaphore, run_to_end
+from .store import Kind, Store
+from .tasks import FairSemaphore, run_to_end, spawn
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +173,7 @@ async def _exchange(process: asyncio.subprocess.Process, job: bytes, data: bytes
 
 
 @dataclass(frozen=True)
-class Image:
+class RequestImage:
     """An image of a request; its pixels are decoded when a chunk needs them.
 
     Attributes:
@@ -195,7 +193,7 @@ async def resolve_image(
     requester: Requester,
     *,
     uses: contextlib.ExitStack,
-) -> Image:
+) -> RequestImage:
     """The image that a field of a request names.
 
     Args:
@@ -220,4 +218,4 @@ async def resolve_image(
         shape = await decoder.shape(found, requester)
     except BadImage as error:
         raise InvalidField(f"{name}: {error.message}", name) from None
-    return Image(shape, functools.partial(decoder.write, found, requester, shape))
+    return RequestImage(shape, functools.partial(decoder.write, found, requester, shape))
