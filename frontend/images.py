@@ -16,12 +16,9 @@ from typing import Any, cast
 from filmstrip.errors import BadImage, InternalError, InvalidField, ShuttingDown
 
 from . import image_worker
-from .regions import Slice
-from .spawn import spawn
-from .store import Store
-from .stored import Kind
-from .tasks import run_to_end
-from .turns import Turns
+from .relay import FileSlice
+from .store import Kind, Store
+from .tasks import FairSemaphore, run_to_end, spawn
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +49,7 @@ class ImageDecoder:
     """
 
     def __init__(self) -> None:
-        self._turns = Turns(_NUM_WORKERS)
+        self._turns = FairSemaphore(_NUM_WORKERS)
         self._idle: list[asyncio.subprocess.Process] = []
         self._all: set[asyncio.subprocess.Process] = set()
         self._is_closed = False
@@ -65,7 +62,7 @@ class ImageDecoder:
         """
         return await self._decode({}, source, requester, urgent=False)
 
-    async def write(self, source: ImageSource, requester: Requester, shape: tuple[int, ...], place: Slice) -> None:
+    async def write(self, source: ImageSource, requester: Requester, shape: tuple[int, ...], place: FileSlice) -> None:
         """Decode an image of this shape again and write its pixels, uint8 [H, W, 3], to a place in a file.
 
         Raises:
@@ -176,7 +173,7 @@ async def _exchange(process: asyncio.subprocess.Process, job: bytes, data: bytes
 
 
 @dataclass(frozen=True)
-class Image:
+class RequestImage:
     """An image of a request; its pixels are decoded when a chunk needs them.
 
     Attributes:
@@ -185,7 +182,7 @@ class Image:
     """
 
     shape: tuple[int, ...]
-    write: Callable[[Slice], Awaitable[None]]
+    write: Callable[[FileSlice], Awaitable[None]]
 
 
 async def resolve_image(
@@ -196,7 +193,7 @@ async def resolve_image(
     requester: Requester,
     *,
     uses: contextlib.ExitStack,
-) -> Image:
+) -> RequestImage:
     """The image that a field of a request names.
 
     Args:
@@ -221,4 +218,4 @@ async def resolve_image(
         shape = await decoder.shape(found, requester)
     except BadImage as error:
         raise InvalidField(f"{name}: {error.message}", name) from None
-    return Image(shape, functools.partial(decoder.write, found, requester, shape))
+    return RequestImage(shape, functools.partial(decoder.write, found, requester, shape))
