@@ -3,7 +3,7 @@
 A graph is exported once for all video sizes. Rows and columns of tokens are axes like any other, and an engine has one
 profile per size, so all sizes share one engine's weights.
 
-A graph change that the runtime must follow needs a new `SPEC_VERSION`, in `filmstrip.runtime.engines.sidecar`.
+A graph change that the runtime must follow needs a new `SPEC_VERSION`, in `filmstrip.runtime.engines.manifest`.
 """
 
 from collections.abc import Callable, Mapping

@@ -9,7 +9,7 @@ library = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not instal
 
 from export.spec import Precision
 from export.tensorrt import BuildLog, BuildOptions, configure, make_logger, save_timing_cache
-from filmstrip.runtime.engines.sidecar import Builder
+from filmstrip.runtime.engines.manifest import Builder
 
 
 @pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
