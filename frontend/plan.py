@@ -11,7 +11,7 @@ from typing import Any
 from filmstrip.cache_policy import CacheInputs, reset_reason
 from filmstrip.contract import NUM_SEEDS, ChunkParameters, Mode, PipelineFacts
 from filmstrip.errors import InvalidField, counted
-from filmstrip.geometry import VideoShape
+from filmstrip.wire import VideoShape
 
 from .arrays import (
     MODEL_CHANNELS,

@@ -12,7 +12,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from filmstrip.contract import PipelineFacts
 from filmstrip.model_folders import is_dead_link, model_folders
-from filmstrip.triton_folder import is_safe_model
+from filmstrip.triton_server import is_safe_model
 
 from . import reasons
 

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from filmstrip.errors import DiskFull, InUse, StorageFull, UnknownPath
-from filmstrip.geometry import VideoShape, pack_video_header
+from filmstrip.wire import VideoShape, pack_video_header
 
 from .disk import give_back, set_aside
 from .settings import Settings

@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from stat import S_ISREG
 
-from filmstrip.geometry import VIDEO_HEADER_BYTES, VideoShape, unpack_video_header
+from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape, unpack_video_header
 
 SHM_DIR = Path("/dev/shm")  # noqa: S108  POSIX shared memory, where Triton looks its keys up
 

@@ -26,9 +26,9 @@ from filmstrip.errors import (
     UnknownPipeline,
     from_wire,
 )
-from filmstrip.geometry import VideoShape
 from filmstrip.model_folders import is_model_name
-from filmstrip.triton_folder import is_safe_model
+from filmstrip.triton_server import is_safe_model
+from filmstrip.wire import VideoShape
 
 from . import reasons, repository
 from .call import ChunkAnswer, ChunkCall, Tensor, call_model, connect, parameters_json

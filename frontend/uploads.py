@@ -7,7 +7,7 @@ from pathlib import Path
 from werkzeug.datastructures import Headers
 
 from filmstrip.errors import BadHeader, EmptyBody, SizeMismatch, TooLarge
-from filmstrip.geometry import VideoShape, header_holds, pack_video_header
+from filmstrip.wire import VideoShape, header_holds, pack_video_header
 
 from .connection import BoundedBody, Pace
 from .store import Draft, Store

@@ -23,10 +23,10 @@ from filmstrip.contract import (
     Mode,
     Prompt,
 )
-from filmstrip.packing import as_vace_frames
 from filmstrip.runtime.chunks import Chunk
 from filmstrip.runtime.longlive import LongLive
 from filmstrip.runtime.tokenizer import Tokenizer
+from filmstrip.wire import as_vace_frames
 from training.looks import CONTROLS
 from training.lora import LORA_NAME
 from training.videos import CHUNK_FRAMES, SIDE, Frames

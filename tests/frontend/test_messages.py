@@ -9,7 +9,7 @@ import pytest
 
 from filmstrip.contract import Features, Mode, PipelineFacts
 from filmstrip.errors import FilmstripError
-from filmstrip.geometry import VideoShape
+from filmstrip.wire import VideoShape
 from frontend.arrays import Uploads
 from frontend.defaults import check_defaults, request_defaults
 from frontend.plan import Chain, make_plan

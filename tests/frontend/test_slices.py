@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from filmstrip.contract import Features, Mode, PipelineFacts
 from filmstrip.errors import DiskFull, UnknownPath
-from filmstrip.geometry import VIDEO_HEADER_BYTES, VideoShape, pack_video_header
+from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape, pack_video_header
 from frontend.arrays import Source, Uploads
 from frontend.call import Tensor
 from frontend.media import Image

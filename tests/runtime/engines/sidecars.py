@@ -3,15 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from filmstrip.runtime.engines.sidecar import (
-    SPEC_VERSION,
-    Builder,
-    EngineFile,
-    EngineTensor,
-    Reach,
-    Sidecar,
-    write,
-)
+from filmstrip.runtime.engines.sidecar import SPEC_VERSION, Builder, EngineFile, EngineTensor, Reach, Sidecar, write
 
 SIDECAR = Sidecar(
     graph="transformer",
