@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from frontend.connection_limit import RESERVED_DESCRIPTORS, most_connections
+from frontend.protocol import RESERVED_DESCRIPTORS, most_connections
 from tests.conftest import beside
 from tests.faults.aftermath import PROBE, eventually, harmless, noise
 from tests.faults.raw_client import RawClient
