@@ -26,7 +26,7 @@ BAD_NAMES = {"core", "common", "utils", "util", "managers", "manager", "services
 PURE = {
     f"filmstrip.{name}"
     for name in (
-        *("contract", "geometry", "cache_policy", "errors", "wire", "triton_server"),
+        *("contract", "geometry", "cache_policy", "errors", "wire", "model_folders", "triton_server"),
         *(f"runtime.engines.{name}" for name in ("errors", "sidecar", "checks")),
     )
 }
