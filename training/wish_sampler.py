@@ -23,9 +23,9 @@ from filmstrip.contract import (
     Mode,
     Prompt,
 )
-from filmstrip.runtime.chunks import Chunk
 from filmstrip.runtime.longlive import LongLive
-from filmstrip.runtime.tokenizer import Tokenizer
+from filmstrip.runtime.sequences import Chunk
+from filmstrip.runtime.text import Tokenizer
 from filmstrip.wire import as_vace_frames
 from training.looks import CONTROLS
 from training.lora import LORA_NAME
