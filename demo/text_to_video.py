@@ -9,11 +9,10 @@ import numpy as np
 
 from demo.following import CheckFailed, check, follow
 from filmstrip.client import Client, Complete
-from filmstrip.video import count_frames, write_video
 from filmstrip.video.contact_sheet import contact_sheet
 from filmstrip.wire import Video
-from training.detectors import Seen, detect
-from training.videos import split_chunks
+from tests.support.toyworld.detectors import Seen, detect
+from tests.support.toyworld.videos import split_chunks
 
 PIPELINE = "longlive-small"
 PROMPT = "a yellow circle moving left on a green background"
