@@ -9,6 +9,7 @@ import numpy as np
 
 from demo.following import CheckFailed, check, follow
 from filmstrip.client import Client, Complete
+from filmstrip.video import count_frames, write_video
 from filmstrip.video.contact_sheet import contact_sheet
 from filmstrip.wire import Video
 from tests.support.toyworld.detectors import Seen, detect

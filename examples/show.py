@@ -14,6 +14,8 @@ import numpy as np
 from filmstrip.client import Client, ClientError, Complete, ErrorEvent, Progress
 from filmstrip.console import client_of
 from filmstrip.errors import FilmstripError
+from filmstrip.video import write_video
+from filmstrip.video.contact_sheet import Thumbnail, thumbnails, write_sheet
 from filmstrip.wire import Frame, Video
 from tests.support.toyworld.detectors import detect
 
