@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from filmstrip.geometry import VIDEO_HEADER_BYTES
+from filmstrip.wire import VIDEO_HEADER_BYTES
 from tests.soak.client import DOWNLOAD, ClientLeft, GenerationCase, SoakClient, StoredFile, fetch, follow
 from tests.soak.judge import (
     CHUNK,

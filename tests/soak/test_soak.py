@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from filmstrip.errors import InternalError, UnknownPath
-from filmstrip.geometry import VideoShape, pack_video_header
+from filmstrip.wire import VideoShape, pack_video_header
 from tests.server import ROOT
 from tests.soak.judge import (
     ExpectedOutcome,
