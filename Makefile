@@ -15,7 +15,7 @@ SMALL_FILES := $(wildcard $(addprefix $(SMALL)/,*.json *.safetensors */*.json */
 # Manifests tell which engines are of other weights, but not which are of other code.
 GRAPH_CODE := $(wildcard export/*.py export/*/*.py)
 
-.PHONY: help setup torch model demo serve test coverage lint fix bench soak compile-full audit check lock clean
+.PHONY: help setup torch model demo serve test coverage lint fix bench soak compile-full audit check release-check lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -87,6 +87,9 @@ audit: setup ## Known vulnerabilities of the pinned packages, where the database
 	$(BIN)/python -m tests.audit
 
 check: lint test audit ## Everything that CI runs, and audit
+
+release-check: setup ## Build the package, install it into an empty environment, make a video with it
+	$(BIN)/python -m tests.support.release_check
 
 lock: setup ## Pin again after a change of pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \

@@ -1,6 +1,7 @@
 """The `filmstrip` command: generate videos on a server, and ask it what it can do."""
 
 import functools
+import importlib
 import json
 import math
 import re
@@ -645,6 +646,25 @@ def cancel(*, server: _Server) -> None:
     with server.client() as client:
         answer = client.cancel()
     click.echo("Cancelling after the current chunk." if answer == "cancelling" else "Nothing is running.")
+
+
+# -- serve --------------------------------------------------------------------------------------------------
+
+
+@main.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    short_help="Run a server (needs the `server` extra).",
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def serve(arguments: tuple[str, ...]) -> None:
+    """Run a server: the same program and options as `python -m frontend` in a checkout."""
+    try:  # here alone: the client needs none of what the server imports
+        server = importlib.import_module("filmstrip.server.__main__")
+    except ModuleNotFoundError as error:
+        message = f"the server is not installed ({error.name} is missing); run: pip install 'filmstrip[server]'"
+        raise click.ClickException(message) from error
+    server.main(arguments, prog_name="filmstrip serve")
 
 
 if __name__ == "__main__":

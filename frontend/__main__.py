@@ -1,4 +1,4 @@
-"""`python -m frontend`: serve with hypercorn on uvloop, in one process."""
+"""`filmstrip serve`, and `python -m frontend` in a checkout: serve with hypercorn on uvloop, in one process."""
 
 import asyncio
 import contextlib
@@ -50,8 +50,8 @@ def main(**flags: Any) -> None:
 
     \b
     Examples:
-      python -m frontend --embedded
-      python -m frontend --host 0.0.0.0 --port 8000 --triton-url triton:8001
+      filmstrip serve --embedded
+      filmstrip serve --host 0.0.0.0 --port 8000 --triton-url triton:8001
     """
     try:
         settings = Settings(**{name: value for name, value in flags.items() if value not in (None, ())})

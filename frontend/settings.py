@@ -29,8 +29,10 @@ HOURS = 3600.0
 SECRETS_DIR = Path("/run/secrets")
 """Where container engines put secrets, a file each: `filmstrip_api_keys` is `FILMSTRIP_API_KEYS`."""
 
-_CHECKOUT = Path(__file__).resolve().parent.parent
-MODELS_DIR = _CHECKOUT / "models"
+_PARENT = Path(__file__).resolve().parent.parent
+"""The checkout, or `filmstrip` in site-packages: both have a folder `model_repository`."""
+_IN_CHECKOUT = (_PARENT / "pyproject.toml").is_file()
+MODELS_DIR = (_PARENT if _IN_CHECKOUT else Path.cwd()) / "models"
 """Where the export writes models; made when the embedded Triton starts with the default repositories."""
 
 _CLIENT = re.compile(r"[A-Za-z0-9_-]{1,32}")
@@ -56,9 +58,12 @@ class ApiKey(NamedTuple):
 
 
 def _default_repositories() -> tuple[Path, ...]:
-    """The models that come with the code, and those that were exported, where there can be any."""
-    shipped = _CHECKOUT / "model_repository"
-    has_exports = MODELS_DIR.is_dir() or (shipped.is_dir() and os.access(_CHECKOUT, os.W_OK))
+    """The models that come with the code, and those that were exported, where there can be any.
+
+    An installed server never makes a folder for exports: it takes `models` in its working directory where there is one.
+    """
+    shipped = _PARENT / "model_repository"
+    has_exports = MODELS_DIR.is_dir() or (_IN_CHECKOUT and shipped.is_dir() and os.access(_PARENT, os.W_OK))
     return (shipped, MODELS_DIR) if has_exports else (shipped,)
 
 
