@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.shipped import CHECKPOINT, ID, LORAS, SIDES, export_shipped
+from tests.support.shipped import CHECKPOINT, ID, LORAS, SIDES, export_shipped
 
 PROMPT = "a red circle moving left on a blue background"
 
