@@ -63,10 +63,12 @@ coverage: $(TESTS_READY) ## Run every test and show which lines none of them rea
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-lint: torch ## Style and types
+lint: torch ## Check style, types, spelling and prose
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/typos
+	$(BIN)/proselint --config .proselintrc.json check $$(git ls-files '*.md')
 
 fix: setup ## Mend what ruff can mend
 	$(BIN)/ruff check --fix .

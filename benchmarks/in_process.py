@@ -18,10 +18,10 @@ from torch import Tensor
 
 from benchmarks.longlive_table import Took
 from benchmarks.small_longlive import PROMPT
-from export.checkpoint_folder import load_networks
+from export.checkpoint import load_networks
 from export.graph_specs import graph_specs
 from export.longlive import attach_loras
-from export.module_engine import ModuleEngine
+from export.verify import ModuleEngine
 from filmstrip.contract import ChunkParameters, Mode, Prompt
 from filmstrip.runtime.chunks import Chunk
 from filmstrip.runtime.engines.engine import Engine

@@ -10,6 +10,10 @@ ExportError
 └── ToleranceExceeded  an engine's outputs differ from its module's by more than its spec allows
 """
 
+from collections.abc import Iterable
+
+_NAMES_SHOWN = 8
+
 
 class ExportError(Exception):
     """Base of the export's errors; the message says what to change."""
@@ -41,3 +45,10 @@ class UnusedInput(BuildFailed):
 
 class ToleranceExceeded(ExportError):
     """An engine's outputs differ from its module's by more than its spec allows."""
+
+
+def shortened(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    shown = list(names)
+    more = len(shown) - _NAMES_SHOWN
+    return ", ".join(shown[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -10,22 +10,110 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from export.builders.engine import build_engine
-from export.builders.options import BuildOptions
-from export.checkpoint import read_weights
-from export.checkpoint_folder import Networks, find_tokenizer, load_networks
+from export.checkpoint import Networks, find_tokenizer, load_networks, read_weights, weight_files
 from export.errors import BadConfig
 from export.graph_specs import graph_specs, grid_of
-from export.lora_files import read_adapter
+from export.lora import attach, read_adapter
 from export.model_folder import check_name, pipeline_config, write_model_folder
 from export.modules.layers import Linear
-from export.modules.lora import attach
 from export.onnx_files import write_onnx
-from export.origin import Make, Origin, is_up_to_date, sidecar_of
-from export.spec import GraphSpec, Grid, Part, Precision, Size
+from export.spec import GraphSpec, Grid, Part, Precision, Size, varying
+from export.tensorrt import BuildOptions, build_engine
 from export.verify import Comparison, check, compare
+from filmstrip.runtime.engines.errors import BadEngine
 from filmstrip.runtime.engines.load import installed_version, load_engine, machine_of
-from filmstrip.runtime.engines.sidecar import Builder, EngineFile, sidecar_path, write
+from filmstrip.runtime.engines.sidecar import (
+    SPEC_VERSION,
+    Builder,
+    EngineFile,
+    EngineTensor,
+    Profile,
+    Reach,
+    Sidecar,
+    file_sha256,
+    read,
+    sidecar_path,
+    write,
+)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """SHA-256 of a checkpoint's files, by their path in its folder, and of the LoRAs' files, by their name."""
+
+    files: Mapping[Part, Mapping[str, str]]
+    loras: Mapping[str, str]
+
+    @classmethod
+    def of(cls, checkpoint: Path, loras: Mapping[str, Path]) -> "Origin":
+        """Hash all files that a checkpoint's engines are made of."""
+        files = {
+            part: {path.relative_to(checkpoint).as_posix(): file_sha256(path) for path in paths}
+            for part, paths in weight_files(checkpoint).items()
+        }
+        return cls(files, {name: file_sha256(path) for name, path in loras.items()})
+
+
+@dataclass(frozen=True)
+class Make:
+    """How engines are made.
+
+    Attributes:
+        builder: what makes them.
+        builder_version: of its library.
+        precision: what they compute in.
+        target: cpu, or a compute capability such as sm89.
+        sizes: of the video, the first of them the pipeline's own.
+    """
+
+    builder: Builder
+    builder_version: str
+    precision: Precision
+    target: str
+    sizes: Mapping[Size, Grid]
+
+
+def sidecar_of(spec: GraphSpec, make: Make, origin: Origin, files: Mapping[str, EngineFile]) -> Sidecar:
+    """What is to be written beside an engine; without `files`, what would be but for them."""
+    takes_loras = any(port.name == "lora_scales" for port in spec.inputs)
+    loras = origin.loras if takes_loras else {}
+    return Sidecar(
+        graph=spec.name,
+        spec_version=SPEC_VERSION,
+        builder=make.builder,
+        builder_version=make.builder_version,
+        precision=make.precision.value,
+        target=make.target,
+        profiles=_profiles(spec, make.sizes),
+        inputs=tuple(_tensor(port.name, port.dtype, varying(port.shape), make) for port in spec.inputs),
+        outputs=tuple(_tensor(output.name, output.dtype, output.shape, make) for output in spec.outputs),
+        checkpoint={**origin.files[spec.part], **{f"--lora {name}": sha256 for name, sha256 in loras.items()}},
+        loras=tuple(loras),
+        files=files,
+    )
+
+
+def _tensor(name: str, dtype: torch.dtype | None, dims: tuple[int, ...], make: Make) -> EngineTensor:
+    return EngineTensor(name, str(dtype or make.precision.dtype).removeprefix("torch."), dims)
+
+
+def _profiles(spec: GraphSpec, sizes: Mapping[Size, Grid]) -> dict[str, Profile]:
+    if not spec.has_size:
+        return {}
+    return {
+        str(size): {name: Reach(*reach) for name, reach in spec.profile(grid).items()} for size, grid in sizes.items()
+    }
+
+
+def is_up_to_date(engine: Path, wanted: Sidecar) -> bool:
+    """Whether an engine is there, whole, and made as `wanted` says, but for the files."""
+    try:
+        found = read(engine)
+        return replace(found, files={}) == wanted and all(
+            EngineFile.of(engine.with_name(name)) == file for name, file in found.files.items()
+        )
+    except (BadEngine, OSError):
+        return False
 
 
 @dataclass(frozen=True)

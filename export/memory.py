@@ -12,15 +12,14 @@ import click
 import torch
 from torch import nn
 
-from export.checkpoint_folder import Networks
+from export.checkpoint import Networks
 from export.config import CheckpointConfig, TaeConfig, TextEncoderConfig, load_config, load_text_encoder_config
 from export.errors import ExportError
 from export.graph_specs import graph_specs, grid_of
 from export.modules.layers import Linear
 from export.modules.tae import TaeDecoder, TaeEncoder
 from export.modules.text_encoder import TextEncoder
-from export.modules.text_kv import TextKv
-from export.modules.transformer import CausalTransformer
+from export.modules.transformer import CausalTransformer, TextKv
 from export.modules.vace import VaceBranch
 from export.modules.vae import VaeDecoder, VaeEncoder
 from export.spec import GraphSpec, Grid, Precision, Size

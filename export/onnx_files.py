@@ -15,7 +15,7 @@ from torch import nn
 from torch.export import Dim
 
 from export.errors import UnusedInput
-from export.graphs import Positional
+from export.graph_specs import Positional
 from export.spec import Axis, GraphSpec, Grid, Precision
 
 OPSET = 23
@@ -27,7 +27,7 @@ _LONGEST = 65536
 def to_program(spec: GraphSpec, precision: Precision) -> torch.onnx.ONNXProgram:
     """Trace a graph and translate it; its weights are those of the spec's module, in the given precision.
 
-    Weights on the meta device have no values, and take no memory here: see `export.weightless`.
+    Weights on the meta device have no values, and take no memory here: see `export.compile_full`.
     """
     module = _without_values(copy.deepcopy(spec.module).to(precision.dtype))
     graph = Positional(module, [port.name for port in spec.inputs]).eval()

@@ -8,7 +8,33 @@ from rich.table import Table
 from torch import Tensor
 
 from export.errors import ToleranceExceeded
-from export.spec import GraphSpec, Grid, Precision, Size
+from export.spec import GraphSpec, Grid, Output, Port, Precision, Size
+
+
+class ModuleEngine:
+    """A graph's own module as the `Engine` of the runtime: no export, no files.
+
+    Args:
+        spec: of the graph.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, spec: GraphSpec) -> None:
+        self._spec = spec
+        ports: list[Port | Output] = [*spec.inputs, *spec.outputs]
+        self._dtypes = {one.name: one.dtype or Precision.FP32.dtype for one in ports}
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type of an input or output."""
+        return self._dtypes[name]
+
+    def run(self, inputs: Mapping[str, Tensor], into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """All outputs; those that memory was given for are copied there. Nothing is checked."""
+        made = self._spec.module(**{port.name: inputs[port.name] for port in self._spec.inputs})
+        outputs = {port.name: output for port, output in zip(self._spec.outputs, made, strict=True)}
+        return outputs | {name: memory.copy_(outputs[name]) for name, memory in (into or {}).items()}
+
 
 Run = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 """Runs an engine: inputs by name to outputs by name."""

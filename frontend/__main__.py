@@ -18,10 +18,10 @@ from hypercorn.config import Config
 from pydantic import ValidationError
 
 from . import embedded, logs, protocol
-from .access_log import AccessLog
 from .app import create_app
-from .connection_limit import OpenConnections, most_connections, raise_descriptor_limit
+from .logs import AccessLog
 from .parts import Parts
+from .protocol import OpenConnections, most_connections, raise_descriptor_limit
 from .settings import Settings, unknown_variables
 from .store import DataDirectoryTaken, Store
 

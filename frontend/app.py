@@ -20,12 +20,11 @@ from filmstrip.errors import (
     UnsupportedMediaType,
 )
 
-from .access import SAFE_METHODS, Access
-from .access_log import note
+from .auth import SAFE_METHODS, Access
 from .bodies import refuse_wrapped
 from .connection import BoundedBody, BoundedRequest, Connection
-from .docs_page import add_docs
-from .openapi import Provider, accepted_types
+from .logs import note
+from .openapi import Provider, accepted_types, add_docs
 from .parts import provide, running
 from .routes import api
 from .settings import Settings

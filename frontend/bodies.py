@@ -1,13 +1,52 @@
-"""Bodies that arrive wrapped, compressed or as a form: refused by their headers, before anything is read."""
+"""Request bodies: refused unread, parsed as JSON within a memory budget, or streamed into the store."""
 
-from collections.abc import Collection
+import asyncio
+import contextlib
+import ctypes
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
+from pydantic import BaseModel
 from quart import Request
+from werkzeug.datastructures import Headers
 
-from filmstrip.errors import UnsupportedMediaType
+from filmstrip.errors import (
+    BadHeader,
+    EmptyBody,
+    InvalidField,
+    Overloaded,
+    SizeMismatch,
+    TooLarge,
+    UnsupportedMediaType,
+)
+from filmstrip.geometry import VideoShape, header_holds, pack_video_header
+
+from .connection import BoundedBody, Pace
+from .schema import parse
+from .store import Draft, Kind, Store, StoredFile
+from .tasks import in_thread
+from .turns import Turns
 
 BINARY = "application/octet-stream"
 JSON = "application/json"
+_DIGITS = re.compile(r"[0-9]{1,10}", re.ASCII)
+CHANNELS = (1, 3, 4)
+_BATCH_BYTES = 2**20  # written at once: going to a thread and back has its price
+_BATCH_PIECES = 1024
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+MAX_VALUES = 500_000  # that many take about half a second to parse
+_SMALL_BYTES = 64 * 1024  # bodies up to here find room when large ones have taken theirs
+_KEPT_FOR_SMALL = 1 / 16
+_PARSED_AT_ONCE = 1  # Python runs one at a time anyway, and the event loop gets its turn in between
+_PIECE_BYTES = 2**20
+_RETURN_S = 1.0
+_RETURN_AGAIN_S = 8.0
 
 
 def refuse_wrapped(request: Request, accepted: Collection[str]) -> None:
@@ -44,3 +83,252 @@ def _what_to_send(accepted: Collection[str]) -> str:
     if accepted:
         return "send the raw bytes as the body, not a form (with curl: --data-binary @FILE, not -F)"
     return "this endpoint takes no body"
+
+
+class JsonBodies:
+    """Reads and parses JSON bodies.
+
+    Args:
+        limit_bytes: of one body.
+        total_bytes: of all bodies that are received, parsed or checked at the same time.
+    """
+
+    def __init__(self, limit_bytes: int, total_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._total_bytes = total_bytes
+        self._held: Counter[str] = Counter()
+        self._parsing = Turns(_PARSED_AT_ONCE)
+        self._returning: asyncio.TimerHandle | None = None
+        self._returning_again: asyncio.TimerHandle | None = None
+
+    @contextlib.asynccontextmanager
+    async def read(
+        self, model: type[ModelT], body: BoundedBody, *, content_length: int | None, client: str, pace: Pace
+    ) -> AsyncIterator[ModelT]:
+        """A request's body, parsed; it counts until the context ends, for its strings are still held.
+
+        Raises:
+            TooLarge: it has more bytes than the limit.
+            InvalidField: it has more than `MAX_VALUES` values, or see `parse`.
+            Overloaded: all bodies together, or those of the client, would be over the budget.
+            SlowBody: it came slower than `pace`.
+            BadJson: see `parse`.
+        """
+        if (content_length or 0) > self._limit_bytes:
+            raise self._too_large()
+        with self._reservation(client) as reservation:
+            reservation.check(content_length or 0)
+            data = bytearray()
+            try:
+                async for piece in body.pieces(pace):
+                    if len(data) + len(piece) > self._limit_bytes:
+                        raise self._too_large()
+                    reservation.grow(len(data) + len(piece))
+                    data += piece
+            except BaseException:
+                data.clear()  # the traceback would keep it for as long as the refused rest is read
+                raise
+            async with self._parsing.turn(client, reservation):
+                parsed = await in_thread(_parse, model, data)
+            data = bytearray()
+            yield parsed
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"the body is over the limit of {self._limit_bytes} bytes")
+
+    @contextlib.contextmanager
+    def _reservation(self, client: str) -> Iterator["_Reservation"]:
+        reservation = _Reservation(self, client)
+        try:
+            yield reservation
+        finally:
+            self.add(client, -reservation.num_bytes)
+            if reservation.num_bytes > _SMALL_BYTES:
+                self._return_memory()
+
+    def _return_memory(self) -> None:
+        """Give back to the system what large bodies leave in the C library's heap: soon, and when all is quiet again.
+
+        What is still arriving of refused bodies passes through the heap, too.
+        """
+        loop = asyncio.get_running_loop()
+        if self._returning is None:
+            self._returning = loop.call_later(_RETURN_S, self._return_now)
+        if self._returning_again is not None:
+            self._returning_again.cancel()
+        self._returning_again = loop.call_later(_RETURN_AGAIN_S, self._return_now)
+
+    def _return_now(self) -> None:
+        self._returning = None
+        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+        if malloc_trim is not None:
+            asyncio.get_running_loop().run_in_executor(None, malloc_trim, 0)
+
+    def check(self, client: str, more_bytes: int, num_bytes: int) -> None:
+        """Refuse `more_bytes` that do not fit, for a body that then has `num_bytes`."""
+        room = self._total_bytes if num_bytes <= _SMALL_BYTES else int(self._total_bytes * (1 - _KEPT_FOR_SMALL))
+        if self._held.total() + more_bytes > room:
+            raise Overloaded("the server holds as many JSON bodies as it has memory for; try again in a moment")
+        if client and self._held[client] + more_bytes > max(room // 2, self._limit_bytes):
+            raise Overloaded("the server holds as many of your JSON bodies as one client may send at once")
+
+    def add(self, client: str, more_bytes: int) -> None:
+        """Count bytes as held, or no longer."""
+        self._held[client] += more_bytes
+        if not self._held[client]:
+            del self._held[client]
+
+
+class _Reservation:
+    """What one body takes of the budget."""
+
+    def __init__(self, bodies: JsonBodies, client: str) -> None:
+        self._bodies = bodies
+        self._client = client
+        self.num_bytes = 0
+
+    def check(self, num_bytes: int) -> None:
+        self._bodies.check(self._client, num_bytes - self.num_bytes, num_bytes)
+
+    def grow(self, num_bytes: int) -> None:
+        self.check(num_bytes)
+        self._bodies.add(self._client, num_bytes - self.num_bytes)
+        self.num_bytes = num_bytes
+
+
+def _parse(model: type[ModelT], data: bytearray) -> ModelT:
+    if len(data) > MAX_VALUES and count_values(data, MAX_VALUES) > MAX_VALUES:
+        raise InvalidField(f"the body holds more than {MAX_VALUES} keys, values and lists; long strings are fine")
+    return parse(model, data)
+
+
+_QUOTE, _BACKSLASH = ord('"'), ord("\\")
+_IS_STRUCTURE = np.zeros(256, np.bool_)
+_IS_STRUCTURE[list(b",:[{")] = True
+
+
+def count_values(data: bytes | bytearray, limit: int) -> int:
+    """Commas, colons and opening brackets outside of strings, counted until there are more than `limit`.
+
+    The parser holds Python's lock from the start of a body to its end, and what it takes grows with this number.
+    NumPy lets go of the lock while it counts.
+    """
+    num_values = 0
+    in_string = np.uint8(0)
+    backslashes = 0  # that the piece before ends with
+    for start in range(0, len(data), _PIECE_BYTES):
+        signs = np.frombuffer(data, np.uint8, min(_PIECE_BYTES, len(data) - start), start)
+        quotes = signs == _QUOTE
+        is_backslash = signs == _BACKSLASH
+        if backslashes or is_backslash.any():
+            places = np.arange(len(signs), dtype=np.int32)
+            others = np.where(is_backslash, np.int32(-1 - backslashes), places)
+            run_lengths = places - np.maximum.accumulate(others)  # of backslashes that end at each place
+            quotes[1:] &= run_lengths[:-1] % 2 == 0
+            quotes[0] &= backslashes % 2 == 0
+            backslashes = int(run_lengths[-1]) if is_backslash[-1] else 0
+        strings = np.bitwise_xor.accumulate(quotes.view(np.uint8)) ^ in_string
+        num_values += int(np.count_nonzero(_IS_STRUCTURE[signs] & (strings == 0)))
+        in_string = strings[-1]
+        if num_values > limit:
+            break
+    return num_values
+
+
+def video_shape(headers: Headers) -> VideoShape:
+    """The shape that the X-Video-* headers give.
+
+    Raises:
+        BadHeader: one is missing or is not a count that the 20-byte header can hold.
+    """
+    frames, height, width = (_count(headers, f"X-Video-{side}") for side in ("Frames", "Height", "Width"))
+    channels = _count(headers, "X-Video-Channels", default="3")
+    if channels not in CHANNELS:
+        raise BadHeader(f"X-Video-Channels must be 1, 3 or 4, got {channels}", "X-Video-Channels")
+    return VideoShape(frames, height, width, channels)
+
+
+def _count(headers: Headers, name: str, default: str | None = None) -> int:
+    given = headers.getlist(name)
+    text = ", ".join(given) if given else default  # given twice they are no number: which one would it be?
+    if text is None:
+        raise BadHeader(f"{name} is missing", name)
+    if not _DIGITS.fullmatch(text) or not header_holds(int(text)):
+        raise BadHeader(f"{name} must be a whole number from 1 to 4294967295, got {text[:80]!r}", name)
+    return int(text)
+
+
+class BodyReceiver:
+    """Takes one request body into the store, where it belongs to `owner`."""
+
+    def __init__(self, store: Store, owner: str, body: BoundedBody, content_length: int | None, pace: Pace) -> None:
+        self._store = store
+        self._owner = owner
+        self._body = body
+        self._content_length = content_length
+        self._pace = pace
+
+    async def video(self, shape: VideoShape, limit_bytes: int) -> StoredFile:
+        """Store a video of exactly this shape.
+
+        Raises:
+            SizeMismatch: the body has another size than the headers say.
+            TooLarge: the headers say more than the limit.
+        """
+        if shape.num_bytes > limit_bytes:
+            raise TooLarge(f"a video of {shape.num_bytes} bytes is over the limit of {limit_bytes} bytes")
+        if self._content_length is not None and self._content_length != shape.num_bytes:
+            raise _mismatch(shape, str(self._content_length))
+        header = pack_video_header(shape)
+        with self._store.draft(Kind.VIDEO, len(header) + shape.num_bytes, owner=self._owner) as draft:
+            await draft.append(header)
+            received = await self._receive(draft, shape.num_bytes)
+            if received is None:
+                raise _mismatch(shape, f"more than {shape.num_bytes}")
+            if received != shape.num_bytes:
+                raise _mismatch(shape, str(received))
+            return draft.commit()
+
+    async def blob(
+        self, kind: Kind, limit_bytes: int, check: Callable[[Path], Awaitable[object]] | None = None
+    ) -> StoredFile:
+        """Store opaque bytes, once `check` has nothing against the file.
+
+        Raises:
+            EmptyBody: there are none.
+            TooLarge: there are more than the limit.
+        """
+        too_large = TooLarge(f"the body is over the limit of {limit_bytes} bytes")
+        if self._content_length is not None and self._content_length > limit_bytes:
+            raise too_large
+        with self._store.draft(kind, self._content_length or 0, owner=self._owner) as draft:
+            received = await self._receive(draft, limit_bytes)
+            if received is None:
+                raise too_large
+            if received == 0:
+                raise EmptyBody("the body is empty")
+            if check is not None:
+                await check(draft.path)
+            return draft.commit()
+
+    async def _receive(self, draft: Draft, limit_bytes: int) -> int | None:
+        """Append the body to the draft; the bytes received, None when they are over the limit."""
+        received = 0
+        batch: list[bytes] = []
+        batch_bytes = 0
+        async for piece in self._body.pieces(self._pace):
+            received += len(piece)
+            if received > limit_bytes:
+                return None
+            batch.append(piece)
+            batch_bytes += len(piece)
+            if batch_bytes >= _BATCH_BYTES or len(batch) == _BATCH_PIECES:
+                await draft.append(*batch)
+                batch, batch_bytes = [], 0
+        await draft.append(*batch)
+        return received
+
+
+def _mismatch(shape: VideoShape, got: str) -> SizeMismatch:
+    dimensions = " x ".join(map(str, shape))
+    return SizeMismatch(f"the headers say {dimensions} = {shape.num_bytes} bytes, the body has {got}")

@@ -15,8 +15,7 @@ from filmstrip.geometry import VideoShape
 from . import metrics
 from .bodies import BINARY
 from .connection import on_close
-from .store import Store
-from .stored import StoredFile, open_stored
+from .store import Store, StoredFile, open_stored
 from .tasks import in_thread
 
 _PIECE_BYTES = 256 * 2**10  # what a reader that has stopped holds; smaller pieces cost speed

@@ -18,10 +18,8 @@ from filmstrip.model_folders import DuplicateModel, check_unique
 from filmstrip.triton_folder import NoTritonFolder, TritonFolder, make_link
 
 from .settings import MODELS_DIR, Settings
-from .spawn import spawn
-from .store import Store
-from .stored import SHM_DIR
-from .tasks import in_thread
+from .store import SHM_DIR, Store
+from .tasks import in_thread, spawn
 from .triton import Triton
 from .watch import STUB, ModelWatch
 
@@ -114,7 +112,7 @@ class EmbeddedTriton:
         # The models' processes find their packages through the python3 that comes first.
         self._path = f"{_bin_folder()}:{os.environ.get('PATH', '')}"
         self._folder = TritonFolder.create()
-        self._shm_prefix = store.shm_name("triton")
+        self._shm_prefix = store.shm_prefix("triton")
         self.log_path = settings.data_dir.resolve() / "triton" / "triton.log"
         self.url = self._folder.url
         self.failed = asyncio.Event()

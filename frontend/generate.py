@@ -17,12 +17,11 @@ from . import logs, metrics, triton
 from .arrays import Source
 from .call import Tensor
 from .events import EventLog
-from .media import Image
+from .images import RequestImage
 from .plan import ChunkPlan, Plan
 from .regions import Lane
 from .slices import LaneLayout, OpenUpload, gather, open_lanes, open_uploads
-from .store import Draft, Store
-from .stored import StoredFile
+from .store import Draft, Store, StoredFile
 from .tasks import run_to_end
 
 log = logging.getLogger(__name__)
@@ -43,7 +42,7 @@ class Job:
 
     plan: Plan
     uploads: Mapping[Source, StoredFile]
-    images: Mapping[str, Image]
+    images: Mapping[str, RequestImage]
     output: Draft
 
 

@@ -1,6 +1,6 @@
 """Decodes images in a process with limits on CPU time and memory: the only place that runs image decoders.
 
-Run as a script (`frontend.media` starts and feeds it). A job is a JSON line on stdin, followed by as many bytes as its
+Run as a script (`frontend.images` starts and feeds it). A job is a JSON line on stdin, followed by as many bytes as its
 `num_bytes` says; its answer is a JSON line on stdout. Nothing of the frontend is imported here, and what a decoder
 does with a hostile file ends with this process.
 

@@ -11,13 +11,13 @@ from quart import current_app
 
 from filmstrip.errors import FilmstripError, UnknownPipeline
 
+from .bodies import JsonBodies
 from .connection import Pace
 from .defaults import check_defaults, ignored_params, request_defaults, with_defaults
 from .download import Downloads
 from .embedded import EmbeddedTriton
 from .features import lora_name
-from .json_bodies import JsonBodies
-from .media import ImageDecoder
+from .images import ImageDecoder
 from .schema import GenerateRequest, LoadEntry, LoadRequest
 from .settings import Settings
 from .slot import Slot

@@ -20,7 +20,7 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 from .call import SECRET_VARIABLE, ChunkAnswer, ChunkCall, call_model, connect
-from .spawn import spawn
+from .tasks import spawn
 
 _LINE_BYTES = 64 * 2**20
 _GRACE_S = 1.0

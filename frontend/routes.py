@@ -9,11 +9,11 @@ from quart import Blueprint, Response, jsonify, request
 from filmstrip.errors import InvalidField
 
 from . import metrics
-from .access import client_of_request
-from .bodies import BINARY, JSON
+from .auth import client_of_request
+from .bodies import BINARY, JSON, BodyReceiver, video_shape
 from .connection import BoundedBody, on_close, will_stream
 from .download import send_file
-from .media import Requester
+from .images import Requester
 from .openapi import EVENTS, content, describe, parameter
 from .parts import the_parts
 from .schema import (
@@ -30,8 +30,7 @@ from .schema import (
     PipelineStatusAnswer,
     UploadAnswer,
 )
-from .stored import Kind
-from .uploads import BodyReceiver, video_shape
+from .store import Kind
 
 api = Blueprint("api", __name__)
 

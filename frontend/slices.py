@@ -13,11 +13,10 @@ from filmstrip.errors import DiskFull, UnknownPath
 
 from .arrays import Extent, Source, TensorPlan
 from .call import Tensor
-from .media import Image
+from .images import RequestImage
 from .plan import ChunkPlan, Plan
 from .regions import Lane, SharedMemoryRefused, Slice
-from .store import Store
-from .stored import StoredFile, open_stored
+from .store import Store, StoredFile, open_stored
 from .tasks import in_thread
 from .triton import Triton
 
@@ -140,7 +139,7 @@ class LaneLayout:
 
 
 async def gather(
-    chunk: ChunkPlan, lane: Lane, uploads: Mapping[Source, OpenUpload], images: Mapping[str, Image]
+    chunk: ChunkPlan, lane: Lane, uploads: Mapping[Source, OpenUpload], images: Mapping[str, RequestImage]
 ) -> dict[str, Tensor]:
     """A chunk's tensors by name, their bytes read into the lane where need be.
 

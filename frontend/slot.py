@@ -16,12 +16,11 @@ from filmstrip.geometry import VIDEO_HEADER_BYTES
 from . import logs, metrics
 from .arrays import Source, Uploads
 from .generate import Generation, Job
-from .media import Image, ImageDecoder, Requester, resolve_image
+from .images import ImageDecoder, Requester, RequestImage, resolve_image
 from .plan import Chain, Plan, make_plan
 from .schema import GenerateRequest
 from .settings import Settings
-from .store import Store
-from .stored import Kind, StoredFile
+from .store import Kind, Store, StoredFile
 from .tasks import in_thread
 from .triton import Triton
 from .turns import Turns
@@ -140,7 +139,7 @@ class Slot:
             outcome = {Complete: "complete", Cancelled: "cancelled"}.get(type(last), getattr(last, "code", ""))
             metrics.GENERATIONS.labels(outcome).inc()
             log.info("ended: %s", outcome)
-            self._store.drop(job.output)
+            self._store.discard(job.output)
         except Exception:
             log.exception("cleaning up after a generation failed")
         finally:
@@ -228,7 +227,7 @@ class Slot:
         self,
         generation: Generation,
         request: GenerateRequest,
-        images: dict[str, Image],
+        images: dict[str, RequestImage],
         uses: contextlib.ExitStack,
     ) -> None:
         requester = Requester(generation.client, generation)
@@ -249,7 +248,7 @@ class _Found:
     """What has been found of all that a request names; a chain comes with all files, but not with all images."""
 
     files: dict[Source, StoredFile]
-    images: dict[str, Image]
+    images: dict[str, RequestImage]
     chain: Chain | None = None
     task: asyncio.Task[None] | None = None
 
@@ -260,7 +259,7 @@ class _Checked:
 
     plan: Plan
     files: Mapping[Source, StoredFile]
-    images: Mapping[str, Image]
+    images: Mapping[str, RequestImage]
 
 
 def _image_fields(request: GenerateRequest) -> Iterator[tuple[str, str]]:

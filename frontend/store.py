@@ -1,40 +1,156 @@
-"""Where uploads and outputs lie: the one class that knows.
+"""The store of uploads and outputs: their names, owners, limits and expiry.
 
-A file gets its name only when it is whole. Names are opaque: 128 random bits behind the kind. Nothing outside
-this module sees a path made from what a client sent.
+A file gets its name only when it is complete. Names are opaque: the kind and 128 random bits. Nothing outside this
+module sees a path made from what a client sent.
 """
 
 import asyncio
 import contextlib
+import ctypes
 import errno
 import fcntl
+import functools
 import hashlib
 import itertools
 import logging
 import os
+import re
 import secrets
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
+from stat import S_ISREG
 from types import TracebackType
 from typing import Self
 
 from filmstrip.errors import DiskFull, InUse, StorageFull, UnknownPath
-from filmstrip.geometry import VideoShape, pack_video_header
+from filmstrip.geometry import VIDEO_HEADER_BYTES, VideoShape, pack_video_header, unpack_video_header
 
-from .disk import give_back, set_aside
 from .settings import Settings
-from .stored import SHM_DIR, Kind, StoredFile, file_name, is_name
 from .tasks import close_in_thread, in_thread
 
 log = logging.getLogger(__name__)
 
+SHM_DIR = Path("/dev/shm")  # noqa: S108  POSIX shared memory, where Triton looks its keys up
+
 _SWEEP_S = 60.0
 _MAX_PARTS = os.sysconf("SC_IOV_MAX")
-_MAY_LIE_IN_SHM = (Kind.VIDEO, Kind.BLOB)
 _CLIENT_SHARE = 2  # a client has at most this part of the files and bytes: a half
-_HOW_TO_GO_ON = "delete some, or try again when some have expired"
+_REMEDY = "delete some, or try again when some have expired"
+_KEEP_SIZE = 1  # of fallocate(2)
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+class Kind(StrEnum):
+    """What a stored file is."""
+
+    VIDEO = "video"
+    BLOB = "blob"
+    ASSET = "asset"
+    OUTPUT = "output"
+
+
+_MAY_BE_IN_SHM = (Kind.VIDEO, Kind.BLOB)
+_HAS_HEADER = (Kind.VIDEO, Kind.OUTPUT)
+_NAME = re.compile(r"(?:video|blob|asset|output)-[0-9a-f]{32}")
+_FILE_NAME = re.compile(rf"({_NAME.pattern})(?:@([A-Za-z0-9_-]+))?")
+
+
+def is_name(text: str) -> bool:
+    """Whether it looks like a name that a store gives."""
+    return _NAME.fullmatch(text) is not None
+
+
+def disk_name(name: str, owner: str) -> str:
+    """What a file is called on disk."""
+    return f"{name}@{owner}" if owner else name
+
+
+def open_stored(path: Path) -> int:
+    """Open a regular file for reading, and never what a symbolic link in its place points to.
+
+    Returns:
+        A file descriptor, which the caller closes.
+
+    Raises:
+        FileNotFoundError: there is no file, or something other than a regular file is in its place.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)  # a FIFO would block
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a symbolic link; a socket
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path)) from error
+        raise
+    if not S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
+    return fd
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A whole file of the store.
+
+    Attributes:
+        name: what clients call it.
+        kind: what it is.
+        owner: the client that it belongs to, empty where the server has no keys.
+        path: where it lies.
+        size_bytes: of the file, header included.
+        shape: of the video behind the header, None for blobs and assets.
+        inode: of the file.
+        expires_at: seconds of the Unix clock.
+    """
+
+    name: str
+    kind: Kind
+    owner: str
+    path: Path
+    size_bytes: int
+    shape: VideoShape | None
+    inode: int
+    expires_at: float
+
+    @classmethod
+    def inspect(cls, path: Path, shm_prefix: str, ttl_s: float) -> "StoredFile | None":
+        """What the file at `path` is, None when it is not a whole file of a store.
+
+        Args:
+            path: on disk, or in shared memory.
+            shm_prefix: what names in shared memory begin with.
+            ttl_s: how long files live from their last change.
+        """
+        named = _FILE_NAME.fullmatch(path.name.removeprefix(shm_prefix))
+        stat = path.lstat()
+        if named is None or not S_ISREG(stat.st_mode):
+            return None
+        kind = Kind(named[1].partition("-")[0])
+        shape = None
+        if kind in _HAS_HEADER:
+            with open(open_stored(path), "rb") as file:
+                try:
+                    shape = unpack_video_header(file.read(VIDEO_HEADER_BYTES))
+                except ValueError:
+                    return None
+            if stat.st_size != VIDEO_HEADER_BYTES + shape.num_bytes:
+                return None
+        return cls(named[1], kind, named[2] or "", path, stat.st_size, shape, stat.st_ino, stat.st_mtime + ttl_s)
+
+    @property
+    def in_shm(self) -> bool:
+        """The file lies in shared memory."""
+        return self.path.parent == SHM_DIR
+
+    def is_intact(self) -> bool:
+        """It is still there: the same file with the same size."""
+        try:
+            stat = self.path.lstat()
+        except OSError:
+            return False
+        return S_ISREG(stat.st_mode) and (stat.st_ino, stat.st_size) == (self.inode, self.size_bytes)
 
 
 class DataDirectoryTaken(RuntimeError):
@@ -51,7 +167,7 @@ class Draft:
         self.path = path
         self.reserved_bytes = reserved_bytes
         self.written_bytes = 0
-        self.aside_bytes = 0
+        self.preallocated_bytes = 0
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         os.fchmod(self.fd, store.file_mode)  # whatever the umask: Triton's user must be able to map it
 
@@ -61,7 +177,7 @@ class Draft:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._store.drop(self)
+        self._store.discard(self)
 
     async def append(self, *parts: bytes | memoryview) -> None:
         """Append bytes, written in a thread.
@@ -79,7 +195,7 @@ class Draft:
         left = deque(memoryview(part) for part in parts)
         try:
             if self.written_bytes == 0 and self.reserved_bytes and self.path.parent != SHM_DIR:
-                self.aside_bytes = self.reserved_bytes if set_aside(self.fd, self.reserved_bytes) else 0
+                self.preallocated_bytes = self.reserved_bytes if preallocate(self.fd, self.reserved_bytes) else 0
             while left:
                 written = os.writev(self.fd, list(itertools.islice(left, _MAX_PARTS)))
                 while left and written >= len(left[0]):
@@ -97,7 +213,7 @@ class Draft:
 
     def commit(self) -> StoredFile:
         """Give the file its name: from now on clients can use it."""
-        return self._store.adopt(self)
+        return self._store.commit(self)
 
 
 class Store:
@@ -124,7 +240,7 @@ class Store:
             DataDirectoryTaken: another frontend uses the directory.
         """
         self._make_folders()
-        self._close_to_others()
+        self._make_private()
         self._lock_fd = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -150,13 +266,13 @@ class Store:
             os.close(self._lock_fd)
             self._lock_fd = None
 
-    def shm_name(self, purpose: str) -> str:
+    def shm_prefix(self, purpose: str) -> str:
         """The beginning of names in shared memory whose files are removed at the next start after a crash."""
         return f"{self._shm_prefix}-{purpose}-"
 
     def new_shm_path(self) -> Path:
         """A path for a temporary file in shared memory, removed at the next start after a crash."""
-        return SHM_DIR / (self.shm_name("tmp") + secrets.token_hex(8))
+        return SHM_DIR / (self.shm_prefix("tmp") + secrets.token_hex(8))
 
     def new_work_path(self) -> Path:
         """A path for a temporary file on disk, removed at the next start after a crash."""
@@ -170,7 +286,7 @@ class Store:
             while True:
                 await asyncio.sleep(min(_SWEEP_S, self._settings.store_ttl_s / 4))
                 self.expire()
-                self.follow_disk()
+                self.forget_damaged()
 
         task = asyncio.create_task(sweep(), name="store sweep")
         try:
@@ -187,9 +303,9 @@ class Store:
             log.info("%s has expired", file.name)
             self._remove(file)
 
-    def follow_disk(self) -> None:
+    def forget_damaged(self) -> None:
         """Forget files that were deleted, truncated or replaced outside the server."""
-        for file in [file for file in self._files.values() if not file.is_whole()]:
+        for file in [file for file in self._files.values() if not file.is_intact()]:
             log.warning("%s was damaged or removed outside the server", file.name)
             self._remove(file)
 
@@ -216,7 +332,7 @@ class Store:
         if file is not None and file.expires_at <= time.time():
             self.expire()
             file = None
-        if file is not None and not file.is_whole():
+        if file is not None and not file.is_intact():
             log.warning("%s was damaged or removed outside the server", file.name)
             self._remove(file)
             file = None
@@ -250,7 +366,7 @@ class Store:
         self._make_room(lambda: self._check_files(owner))
         self._make_room(lambda: self._check_bytes(expected_bytes, owner))
         path = self._partial / secrets.token_hex(16)
-        if kind in _MAY_LIE_IN_SHM and expected_bytes and self._fits_in_shm(expected_bytes):
+        if kind in _MAY_BE_IN_SHM and expected_bytes and self._fits_in_shm(expected_bytes):
             path = self.new_shm_path()
         try:
             draft = Draft(self, kind, owner, path, expected_bytes)
@@ -266,12 +382,12 @@ class Store:
             self._make_room(lambda: self._check_bytes(more_bytes, draft.owner))
             draft.reserved_bytes = num_bytes
 
-    def adopt(self, draft: Draft) -> StoredFile:
+    def commit(self, draft: Draft) -> StoredFile:
         """Name a draft."""
         name = f"{draft.kind}-{secrets.token_hex(16)}"
-        if draft.aside_bytes > draft.written_bytes:
-            give_back(draft.fd, draft.written_bytes, draft.aside_bytes)
-        called = file_name(name, draft.owner)
+        if draft.preallocated_bytes > draft.written_bytes:
+            release_unused(draft.fd, draft.written_bytes, draft.preallocated_bytes)
+        called = disk_name(name, draft.owner)
         in_shm = draft.path.parent == SHM_DIR
         path = SHM_DIR / f"{self._shm_prefix}{called}" if in_shm else self._folder(draft.kind) / called
         try:
@@ -287,7 +403,7 @@ class Store:
         self._files[name] = file
         return file
 
-    def drop(self, draft: Draft) -> None:
+    def discard(self, draft: Draft) -> None:
         """Remove a draft, unless it has been named; one that cannot be removed is removed at the next start."""
         if draft in self._drafts:
             self._drafts.discard(draft)
@@ -299,7 +415,7 @@ class Store:
     def _folder(self, kind: Kind) -> Path:
         return self._root / f"{kind}s"
 
-    def _close_to_others(self) -> None:
+    def _make_private(self) -> None:
         """See that no other user can read what is stored, or even its names, which are enough to download it."""
         found = self._root.stat()
         if not found.st_mode & 0o077:
@@ -337,30 +453,30 @@ class Store:
             check()
         except StorageFull:
             self.expire()
-            self.follow_disk()
+            self.forget_damaged()
             check()
 
     def _check_files(self, owner: str) -> None:
         limit = self._settings.store_files
         if len(self._files) + len(self._drafts) >= limit:
-            raise StorageFull(f"the server holds its {limit} files; {_HOW_TO_GO_ON}")
+            raise StorageFull(f"the server holds its {limit} files; {_REMEDY}")
         share = max(1, limit // _CLIENT_SHARE)
         own = sum(file.owner == owner for file in self._files.values())
         own += sum(draft.owner == owner for draft in self._drafts)
         if owner and own >= share:
-            raise StorageFull(f"you have {share} files on the server, half of its {limit}; {_HOW_TO_GO_ON}")
+            raise StorageFull(f"you have {share} files on the server, half of its {limit}; {_REMEDY}")
 
     def _check_bytes(self, more_bytes: int, owner: str) -> None:
         stored = sum(file.size_bytes for file in self._files.values())
         reserved = sum(draft.reserved_bytes for draft in self._drafts)
-        written = sum(max(draft.written_bytes, draft.aside_bytes) for draft in self._drafts)
+        written = sum(max(draft.written_bytes, draft.preallocated_bytes) for draft in self._drafts)
         disk = os.statvfs(self._root)
         disk_share = self._settings.store_disk_share * (disk.f_bavail * disk.f_frsize + stored + written)
         limit = min(self._settings.store_bytes, int(disk_share))
         if stored + reserved + more_bytes > limit:
             raise StorageFull(
                 f"{more_bytes} bytes more would take the stored files ({stored + reserved} bytes) over the limit of "
-                f"{limit} bytes; {_HOW_TO_GO_ON}"
+                f"{limit} bytes; {_REMEDY}"
             )
         if owner:
             own = sum(file.size_bytes for file in self._files.values() if file.owner == owner)
@@ -368,7 +484,7 @@ class Store:
             if own + more_bytes > limit // _CLIENT_SHARE:
                 raise StorageFull(
                     f"{more_bytes} bytes more would take your files ({own} bytes) over your share of "
-                    f"{limit // _CLIENT_SHARE} bytes, half of the store; {_HOW_TO_GO_ON}"
+                    f"{limit // _CLIENT_SHARE} bytes, half of the store; {_REMEDY}"
                 )
 
     def _fits_in_shm(self, num_bytes: int) -> bool:
@@ -390,3 +506,32 @@ def _unlink(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         log.warning("%s stays: %s", path, error.strerror)
+
+
+def preallocate(fd: int, num_bytes: int) -> bool:
+    """Have the file system keep room for a file of so many bytes, whose size stays as it is; False where it can't.
+
+    `os.posix_fallocate` would change the size, and write all of it where the file system can't do better.
+
+    Raises:
+        OSError: there is no such room.
+    """
+    if _fallocate()(fd, _KEEP_SIZE, 0, num_bytes) == 0:
+        return True
+    error = ctypes.get_errno()
+    if error in _UNSUPPORTED:
+        return False
+    raise OSError(error, os.strerror(error))
+
+
+def release_unused(fd: int, used_bytes: int, preallocated_bytes: int) -> None:
+    """Give back the room that was set aside beyond what is used; some file systems do so only when a file shrinks."""
+    os.ftruncate(fd, preallocated_bytes)
+    os.ftruncate(fd, used_bytes)
+
+
+@functools.cache
+def _fallocate() -> "ctypes._NamedFuncPointer":
+    function = ctypes.CDLL(None, use_errno=True).fallocate
+    function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    return function

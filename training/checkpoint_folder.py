@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from export.checkpoint_folder import Networks, load_networks
+from export.checkpoint import Networks, load_networks
 from export.modules.layers import Linear
 from training.autoencoder import scaled, trained_autoencoder
 from training.checkpoints import load_averages

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from export.modules.layers import Linear
 from export.modules.text_encoder import Embedding, TextEncoder
-from export.modules.text_kv import TextKv
-from export.modules.transformer import Block, CausalTransformer, Head
+from export.modules.transformer import Block, CausalTransformer, Head, TextKv
 from training.batches import Batch, Batches
 from training.checkpoints import Budget, Training
 from training.encoded import read_clips

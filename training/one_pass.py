@@ -10,8 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from export.modules.layers import gate, join_heads, layer_norm, modulate, split_heads
-from export.modules.rope import rotate
+from export.modules.layers import gate, join_heads, layer_norm, modulate, rotate, split_heads
 from export.modules.transformer import Block, CausalTransformer, Rope
 from filmstrip.runtime.rope_tables import rope_tables
 from training.layouts import Layout

@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from export.checkpoint import read_weights
-from export.checkpoint_folder import Networks, load_networks
+from export.checkpoint import Networks, load_networks, read_weights
 from export.config import load_text_encoder_config
 from export.errors import BadCheckpoint
 from training.autoencoder import FILE_NAME as AUTOENCODER

@@ -7,11 +7,11 @@ from tempfile import TemporaryDirectory
 import cv2
 import numpy as np
 
-from export.checkpoint_folder import Networks
+from export.checkpoint import Networks
 from export.graph_specs import graph_specs
 from export.model_folder import pipeline_config
-from export.module_engine import ModuleEngine
 from export.spec import Size
+from export.verify import ModuleEngine
 from filmstrip.contract import ChunkParameters, Mode, Prompt
 from filmstrip.runtime.chunks import Chunk
 from filmstrip.runtime.longlive import LongLive

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from export.config import CheckpointConfig
-from export.modules.text_kv import TextKv
-from export.modules.transformer import Rope
+from export.modules.transformer import Rope, TextKv
 from export.modules.vace import VaceBranch
 from filmstrip.runtime.frame_window import FrameWindow
 from filmstrip.runtime.rope_tables import rope_tables

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.checkpoint_folder import load_networks
+from export.checkpoint import load_networks
 from export.graph_specs import graph_specs
 from export.longlive import attach_loras
 from export.model_folder import pipeline_config
-from export.module_engine import ModuleEngine
 from export.spec import Size
+from export.verify import ModuleEngine
 from filmstrip.contract import (
     FIRST_FRAME_IMAGE,
     INPUT_VIDEO,

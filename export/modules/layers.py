@@ -143,3 +143,13 @@ class TimedNetwork(nn.Module):
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(next(self.parameters()).dtype)
         embedding = self.time_embedding(waves, lora_scales)
         return embedding, self.time_projection[1](F.silu(embedding), lora_scales).unflatten(-1, (6, -1))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair of neighbouring numbers by its angle: x [B, N, L, D], cos and sin [L, D / 2].
+
+    The tables of `filmstrip.runtime.rope_tables` are inputs of the networks: the caller decides whether latent frames
+    stand at their place in the video or in the window.
+    """
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)

@@ -10,11 +10,9 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 import numpy as np
 from torch import nn
 
-from export.checkpoint import read_weights
-from export.checkpoint_folder import load_networks
-from export.lora_files import read_adapter
+from export.checkpoint import load_networks, read_weights
+from export.lora import attach, read_adapter
 from export.modules.layers import Linear
-from export.modules.lora import attach
 from filmstrip.runtime.tokenizer import Tokenizer
 from tests.research.small import linked, small
 from training.autoencoder import scaled, train_decoder, trained_autoencoder

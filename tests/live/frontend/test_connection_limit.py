@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from frontend.connection_limit import RESERVED_DESCRIPTORS, most_connections
+from frontend.protocol import RESERVED_DESCRIPTORS, most_connections
 from tests.conftest import beside
 from tests.support.aftermath import PROBE, eventually, harmless, noise
 from tests.support.raw_client import RawClient

@@ -20,7 +20,7 @@ from quart import Quart, Response, request
 
 from frontend import protocol
 from frontend.connection import BoundedBody, BoundedRequest, Connection, on_close, will_stream
-from frontend.connection_limit import OpenConnections
+from frontend.protocol import OpenConnections
 from tests.conftest import beside
 from tests.support import wire
 from tests.support.aftermath import PROBE, eventually, harmless, noise

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from filmstrip.errors import InvalidField, Overloaded
-from frontend import json_bodies
+from frontend import bodies
+from frontend.bodies import MAX_VALUES, JsonBodies, count_values
 from frontend.connection import BoundedBody, Pace
-from frontend.json_bodies import MAX_VALUES, JsonBodies, count_values
 from frontend.schema import LoadRequest
 from tests.conftest import beside
 from tests.faults.test_slow_checks import always_healthy
@@ -38,7 +38,7 @@ def test_values_are_counted_outside_of_strings(value: Any, ascii_only: bool, pie
     data = json.dumps(value, ensure_ascii=ascii_only).encode()
     expected = len(re.findall(rb"[,:\[{]", re.sub(rb'"(?:[^"\\]|\\.)*"', b"", data)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_bodies, "_PIECE_BYTES", piece_bytes)
+        patch.setattr(bodies, "_PIECE_BYTES", piece_bytes)
         assert count_values(data, 10**9) == expected
 
 

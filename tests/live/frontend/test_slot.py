@@ -12,13 +12,12 @@ import pytest
 from filmstrip.errors import ShuttingDown
 from filmstrip.events import Cancelled, ErrorEvent
 from frontend.generate import Generation, Job
-from frontend.media import ImageDecoder
+from frontend.images import ImageDecoder
 from frontend.plan import Plan
 from frontend.schema import GenerateRequest
 from frontend.settings import Settings
 from frontend.slot import Slot
-from frontend.store import Draft, Store
-from frontend.stored import Kind
+from frontend.store import Draft, Kind, Store
 from frontend.triton import Triton
 from tests.support.aftermath import PROBE, assert_serves, eventually, is_generating
 from tests.support.raw_client import GENERATE, RawClient
@@ -28,8 +27,8 @@ from tests.support.server import Frontend
 class StoreThatCannotRemove(Store):
     """As on a disk that became read-only, which a test cannot do to itself."""
 
-    def drop(self, draft: Draft) -> None:
-        super().drop(draft)
+    def discard(self, draft: Draft) -> None:
+        super().discard(draft)
         raise OSError(errno.EROFS, "Read-only file system")
 
 

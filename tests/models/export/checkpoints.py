@@ -10,8 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from export.config import CheckpointConfig, TaeConfig, VaeConfig, parse_config, parse_text_encoder_config
 from export.modules.tae import TaeDecoder, TaeEncoder
 from export.modules.text_encoder import TextEncoder
-from export.modules.text_kv import TextKv
-from export.modules.transformer import CausalTransformer
+from export.modules.transformer import CausalTransformer, TextKv
 from export.modules.vace import VaceBranch
 from export.modules.vae import VaeDecoder, VaeEncoder
 from tests.models.export.configs import TINY, TINY_TEXT_ENCODER

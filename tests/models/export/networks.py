@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from export.checkpoint import Weights, fill
+from export.checkpoint import fill
 from export.config import CheckpointConfig
 from export.modules.layers import Linear
-from export.modules.text_kv import TextKv
-from export.modules.transformer import CausalTransformer, Rope
+from export.modules.transformer import CausalTransformer, Rope, TextKv
+from export.weight_names import Weights
 from filmstrip.runtime.rope_tables import rope_tables
 
 HEIGHT, WIDTH = 4, 6  # of the latents: 2 x 3 tokens a latent frame

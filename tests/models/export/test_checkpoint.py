@@ -9,14 +9,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed: see docs/export.md")
 
-from export.checkpoint import Weights, fill, read_weights, wan_names
+from export.checkpoint import fill, read_weights
 from export.config import parse_config
 from export.errors import BadCheckpoint
-from export.modules.text_kv import TextKv
-from export.modules.transformer import CausalTransformer
+from export.modules.transformer import CausalTransformer, TextKv
 from export.modules.vace import VaceBranch
 from export.modules.vae import VaeDecoder, VaeEncoder
-from export.vae_key_names import wan_vae_names
+from export.weight_names import Weights, wan_names, wan_vae_names
 from tests.models.export.configs import LONGLIVE, tiny
 from tests.models.export.networks import transformer
 

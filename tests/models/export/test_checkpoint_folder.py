@@ -7,15 +7,14 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
-from export.checkpoint import Weights
-from export.checkpoint_folder import load_networks
+from export.checkpoint import load_networks
 from export.config import TaeConfig, parse_config
 from export.errors import BadCheckpoint, BadConfig
 from export.modules.tae import TaeDecoder, TaeEncoder
-from export.modules.text_kv import TextKv
-from export.modules.transformer import CausalTransformer
+from export.modules.transformer import CausalTransformer, TextKv
 from export.modules.vace import VaceBranch
 from export.modules.vae import VaeDecoder, VaeEncoder
+from export.weight_names import Weights
 from tests.models.export.configs import TINY, tiny
 from tests.models.export.networks import normal, random_weights
 

@@ -14,13 +14,11 @@ pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: see d
 from click.testing import CliRunner
 
 import export.compile_full
-import export.full_size
+from export.compile_full import JOBS, LONGLIVE, Entry, Job, Order, compile_jobs, read_entries, weightless_networks
 from export.config import parse_config
 from export.errors import BuildFailed
-from export.full_size import JOBS, LONGLIVE, Entry, Job, Order, compile_jobs, read_entries
 from export.graph_specs import graph_specs
 from export.spec import Size
-from export.weightless import weightless_networks
 from tests.models.export.configs import LONGLIVE as RELEASED
 from tests.models.export.configs import tiny
 
@@ -80,11 +78,11 @@ def none_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     def at_once(_order: Order, _job: Job, _noise: Path, made_from: str) -> list[Entry]:
         return [made(made_from)]
 
-    monkeypatch.setattr(export.full_size, "_in_own_process", at_once)
+    monkeypatch.setattr(export.compile_full, "_in_own_process", at_once)
 
 
 def test_a_graph_whose_process_is_killed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(export.full_size, "compile_job", die)
+    monkeypatch.setattr(export.compile_full, "compile_job", die)
     with pytest.raises(BuildFailed, match="transformer_without_hints: its process was killed"):
         compile_jobs(ORDER, (WITHOUT_HINTS,), tmp_path / "results.json", print)
 

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 
 from torch import Tensor, nn
 
-from export.checkpoint_folder import load_networks
+from export.checkpoint import load_networks
 from export.errors import BadConfig, UnusedInput
 from export.graph_specs import TOLERANCES, graph_specs, grid_of
 from export.longlive import attach_loras

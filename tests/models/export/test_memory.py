@@ -15,10 +15,9 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel, WanVACETransforme
 from transformers import UMT5Config, UMT5EncoderModel
 
 from export.config import UMT5_XXL, parse_config, parse_text_encoder_config
+from export.lora import Adapter, LowRank, attach
 from export.memory import main, memory, mib
-from export.modules.lora import Adapter, LowRank, attach
-from export.modules.text_kv import TextKv
-from export.modules.transformer import CausalTransformer
+from export.modules.transformer import CausalTransformer, TextKv
 from export.modules.vae import VaeDecoder, VaeEncoder
 from export.spec import Precision, Size
 from filmstrip.runtime.frame_window import FrameWindow

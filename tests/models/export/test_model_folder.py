@@ -12,7 +12,7 @@ pytest.importorskip("torch", reason="torch is not installed: see docs/export.md"
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from export.command import longlive
+from export.__main__ import longlive
 from export.errors import BadConfig
 from export.model_folder import IDLE_S, check_name, pipeline_config, pipeline_facts, write_model_folder
 from export.spec import Size

@@ -9,14 +9,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed: see docs/export.md")
 
-from export.checkpoint import Weights
-from export.checkpoint_folder import find_tokenizer, load_networks
+from export.checkpoint import find_tokenizer, load_networks
 from export.errors import BadCheckpoint, BadConfig
 from export.modules.text_encoder import TextEncoder, distance_buckets
-from export.modules.text_kv import TextKv
-from export.modules.transformer import CausalTransformer
+from export.modules.transformer import CausalTransformer, TextKv
 from export.modules.vae import VaeDecoder, VaeEncoder
-from export.text_encoder_key_names import wan_text_encoder_names
+from export.weight_names import Weights, wan_text_encoder_names
 from tests.models.export.configs import TINY, TINY_TEXT_ENCODER, tiny, tiny_text_encoder
 from tests.models.export.networks import random_weights
 

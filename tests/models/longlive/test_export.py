@@ -12,7 +12,7 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: see doc
 
 from click.testing import CliRunner, Result
 
-from export.command import main
+from export.__main__ import main
 from filmstrip.runtime.engines.errors import BadEngine
 from filmstrip.runtime.engines.load import load_engines
 from filmstrip.runtime.engines.sidecar import read

@@ -9,10 +9,8 @@ import pytest
 
 from filmstrip.errors import DiskFull, StorageFull
 from frontend import store as store_module
-from frontend.disk import give_back, set_aside
 from frontend.settings import Settings
-from frontend.store import Store
-from frontend.stored import Kind
+from frontend.store import Kind, Store, preallocate, release_unused
 
 MIB = 2**20
 
@@ -33,25 +31,25 @@ def on_disk(path: Path) -> int:
 def test_room_is_there_and_given_back_while_the_size_tells_what_was_written(tmp_path: Path) -> None:
     path = tmp_path / "file"
     fd = os.open(path, os.O_RDWR | os.O_CREAT)
-    assert set_aside(fd, 8 * MIB)
+    assert preallocate(fd, 8 * MIB)
     assert (path.stat().st_size, on_disk(path)) == (0, 8 * MIB)
     os.write(fd, bytes(MIB))
     assert (path.stat().st_size, on_disk(path)) == (MIB, 8 * MIB)
-    give_back(fd, MIB, 8 * MIB)
+    release_unused(fd, MIB, 8 * MIB)
     assert (path.stat().st_size, on_disk(path)) == (MIB, MIB)
     os.close(fd)
 
 
 def test_more_room_than_there_is(tmp_path: Path) -> None:
     with (tmp_path / "file").open("wb") as file, pytest.raises(OSError, match=r"space|large") as caught:
-        set_aside(file.fileno(), 2**60)
+        preallocate(file.fileno(), 2**60)
     assert caught.value.errno in (errno.ENOSPC, errno.EFBIG)
 
 
 def test_a_file_that_cannot_have_any(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     with pytest.raises(OSError, match="seek"):
-        set_aside(writing, 1)
+        preallocate(writing, 1)
     os.close(reading)
     os.close(writing)
 
@@ -75,18 +73,18 @@ async def test_room_set_aside_counts_once(tmp_path: Path) -> None:
     opened.open()
     with opened.draft(Kind.BLOB, free // 5) as first:
         await first.append(b"x")
-        assert first.aside_bytes == free // 5
+        assert first.preallocated_bytes == free // 5
         with opened.draft(Kind.BLOB, free // 5), pytest.raises(StorageFull):
             opened.draft(Kind.BLOB, free // 5)
     opened.close()
 
 
 async def test_a_file_system_that_sets_nothing_aside(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """None that would be here by chance; what it answers is what set_aside makes of EOPNOTSUPP."""
-    monkeypatch.setattr(store_module, "set_aside", lambda *_: False)
+    """None that would be here by chance; what it answers is what preallocate makes of EOPNOTSUPP."""
+    monkeypatch.setattr(store_module, "preallocate", lambda *_: False)
     with store.draft(Kind.BLOB, MIB) as draft:
         await draft.append(bytes(MIB))
-        assert draft.aside_bytes == 0
+        assert draft.preallocated_bytes == 0
         assert store.find(draft.commit().name, Kind.BLOB).size_bytes == MIB
 
 
@@ -94,6 +92,6 @@ async def test_no_room_is_a_full_disk(store: Store, monkeypatch: pytest.MonkeyPa
     def full(fd: int, num_bytes: int) -> bool:
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(store_module, "set_aside", full)
+    monkeypatch.setattr(store_module, "preallocate", full)
     with pytest.raises(DiskFull), store.draft(Kind.BLOB, MIB) as draft:
         await draft.append(b"x")

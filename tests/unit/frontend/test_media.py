@@ -27,11 +27,10 @@ from PIL import Image as PillowImage
 from filmstrip.errors import BadImage, InternalError, InvalidField, UnknownPath
 from frontend import image_worker
 from frontend.image_worker import MAX_PIXELS, MAX_SCANS, MAX_SIDE, Refused, decode, read_data_url
-from frontend.media import Image, ImageDecoder, Requester, resolve_image
+from frontend.images import ImageDecoder, Requester, RequestImage, resolve_image
 from frontend.regions import Slice
 from frontend.settings import Settings
-from frontend.store import Store
-from frontend.stored import Kind
+from frontend.store import Kind, Store
 from tests.support.aftermath import eventually
 from tests.support.server import ROOT
 
@@ -384,11 +383,11 @@ class Resolver:
         self._decoder = decoder
         self._folder = folder
 
-    async def __call__(self, source: str) -> Image:
+    async def __call__(self, source: str) -> RequestImage:
         with contextlib.ExitStack() as uses:
             return await resolve_image(source, FIELD, self._store, self._decoder, Requester(), uses=uses)
 
-    async def is_photo(self, image: Image) -> bool:
+    async def is_photo(self, image: RequestImage) -> bool:
         """Whether what it writes into a file, behind other bytes, is the photo."""
         path = self._folder / "lane"
         path.write_bytes(b"x" * (64 + PHOTO.nbytes))
@@ -608,7 +607,7 @@ async def test_a_worker_has_nothing_of_ours(decoder: ImageDecoder, monkeypatch: 
 def test_workers_end_with_the_process_that_started_them() -> None:
     program = f"""
 import asyncio, os, psutil
-from frontend.media import ImageDecoder, Requester
+from frontend.images import ImageDecoder, Requester
 async def main():
     await ImageDecoder().shape({data_url(photo())!r}, Requester())
     print(*(child.pid for child in psutil.Process().children()), flush=True)

@@ -21,14 +21,13 @@ from filmstrip.errors import DiskFull, UnknownPath
 from filmstrip.geometry import VIDEO_HEADER_BYTES, VideoShape, pack_video_header
 from frontend.arrays import Source, Uploads
 from frontend.call import Tensor
-from frontend.media import Image
+from frontend.images import RequestImage
 from frontend.plan import Chain, Plan, make_plan
 from frontend.regions import Lane, SharedMemoryRefused, Slice
 from frontend.schema import GenerateRequest
 from frontend.settings import Settings
 from frontend.slices import LaneLayout, OpenUpload, gather, open_lanes, open_uploads
-from frontend.store import Store
-from frontend.stored import SHM_DIR, Kind, StoredFile
+from frontend.store import SHM_DIR, Kind, Store, StoredFile
 from frontend.triton import Triton
 
 FACTS = PipelineFacts(
@@ -47,7 +46,7 @@ VIDEO = np.random.default_rng(1).integers(0, 256, (40, 2, 2, 3), np.uint8)
 PIXELS = {name: np.full((side, side + 1, 3), side, np.uint8) for name, side in (("a", 3), ("b", 5))}
 
 
-def image(pixels: npt.NDArray[np.uint8]) -> Image:
+def image(pixels: npt.NDArray[np.uint8]) -> RequestImage:
     """An image that was decoded already."""
 
     async def write(place: Slice) -> None:
@@ -55,7 +54,7 @@ def image(pixels: npt.NDArray[np.uint8]) -> Image:
         with place.path.open("r+b") as file:
             os.pwrite(file.fileno(), pixels.tobytes(), place.offset)
 
-    return Image(pixels.shape, write)
+    return RequestImage(pixels.shape, write)
 
 
 IMAGES = {name: image(pixels) for name, pixels in PIXELS.items()}
@@ -299,7 +298,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def leftovers(store: Store, tmp_path: Path) -> list[Path]:
-    prefix = store.shm_name("x").removesuffix("-x-")
+    prefix = store.shm_prefix("x").removesuffix("-x-")
     return [*SHM_DIR.glob(f"{prefix}*"), *(tmp_path / "data" / "work").iterdir()]
 
 

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from filmstrip.errors import InUse, StorageFull, UnknownPath
 from filmstrip.geometry import VIDEO_HEADER_BYTES, VideoShape, pack_video_header
 from frontend.settings import Settings
-from frontend.store import Draft, Store
-from frontend.stored import SHM_DIR, Kind, StoredFile
+from frontend.store import SHM_DIR, Draft, Kind, Store, StoredFile
 from tests.support.aftermath import eventually, held_open
 
 SHAPE = VideoShape(2, 3, 5)
@@ -45,7 +44,7 @@ def open_store(tmp_path: Path) -> Iterator[OpenStore]:
 
 def in_shm(store: Store) -> list[Path]:
     """Every file in shared memory that is the store's, whole or temporary."""
-    return sorted(SHM_DIR.glob(store.shm_name("x").removesuffix("-x-") + "*"))
+    return sorted(SHM_DIR.glob(store.shm_prefix("x").removesuffix("-x-") + "*"))
 
 
 def on_disk(tmp_path: Path) -> list[str]:
@@ -237,8 +236,8 @@ async def test_files_are_limited_in_number_with_drafts(open_store: OpenStore) ->
         store.draft(Kind.BLOB)
     drafts: list[Draft] = [store.draft(Kind.BLOB), store.draft(Kind.BLOB)]
     for draft in drafts:
-        store.drop(draft)
-        store.drop(draft)
+        store.discard(draft)
+        store.discard(draft)
     assert await put(store)
 
 
@@ -396,7 +395,7 @@ async def test_a_file_that_was_harmed_is_found_out(
     with pytest.raises(UnknownPath):
         store.find(file.name, Kind.OUTPUT)
     assert on_disk(tmp_path) == []
-    store.drop(store.draft(Kind.BLOB, 1000))  # it counts no more
+    store.discard(store.draft(Kind.BLOB, 1000))  # it counts no more
 
 
 # -- Starting again -----------------------------------------------------------------------------------------
@@ -412,7 +411,7 @@ async def test_a_crash_leaves_whole_files_on_disk_and_nothing_else(open_store: O
         os.truncate(lost[-1].path, len(VIDEO) - 1)
     for kind, expected in ((Kind.OUTPUT, 0), (Kind.VIDEO, 1000)):
         await store.draft(kind, expected).append(VIDEO)  # never ends
-    for path in (store.new_work_path(), store.new_shm_path(), SHM_DIR / (store.shm_name("triton") + "1")):
+    for path in (store.new_work_path(), store.new_shm_path(), SHM_DIR / (store.shm_prefix("triton") + "1")):
         path.write_bytes(b"left")
     (tmp_path / "data" / "blobs" / "notes.txt").write_bytes(b"x")
     assert len(in_shm(store)) == 2 + 3

@@ -7,8 +7,7 @@ import pytest
 
 from filmstrip.errors import UnknownPath
 from frontend.settings import Settings
-from frontend.store import Store
-from frontend.stored import Kind, StoredFile
+from frontend.store import Kind, Store, StoredFile
 
 
 async def put(store: Store) -> StoredFile:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from filmstrip.errors import BadImage
-from frontend.media import ImageDecoder, Requester
-from frontend.stored import Kind, StoredFile, open_stored
+from frontend.images import ImageDecoder, Requester
+from frontend.store import Kind, StoredFile, open_stored
 from tests.support.server import ROOT
 
 
@@ -40,10 +40,10 @@ def test_a_file_that_was_replaced_by_a_link_is_not_whole(tmp_path: Path) -> None
     (tmp_path / name).write_bytes(b"blob")
     found = StoredFile.inspect(tmp_path / name, "", 60)
     assert found
-    assert found.is_whole()
+    assert found.is_intact()
     (tmp_path / name).rename(tmp_path / "moved")
     (tmp_path / name).symlink_to(tmp_path / "moved")
-    assert not found.is_whole()
+    assert not found.is_intact()
     assert StoredFile.inspect(tmp_path / name, "", 60) is None
 
 

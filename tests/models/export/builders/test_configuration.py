@@ -7,10 +7,8 @@ import pytest
 pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 library = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: see docs/export.md")
 
-from export.builders.configuration import configure, keep_timings
-from export.builders.library import Log, listen
-from export.builders.options import BuildOptions
 from export.spec import Precision
+from export.tensorrt import BuildOptions, Log, configure, keep_timings, listen
 from filmstrip.runtime.engines.sidecar import Builder
 
 

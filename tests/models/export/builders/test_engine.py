@@ -12,17 +12,14 @@ pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: see d
 
 from torch import Tensor, nn
 
-from export.builders.engine import build_engine
-from export.builders.options import RTX_TARGETS, BuildOptions
-from export.checkpoint import read_weights
-from export.checkpoint_folder import load_networks
+from export.checkpoint import load_networks, read_weights
 from export.errors import BuildFailed, UnusedInput
 from export.graph_specs import graph_specs
-from export.lora_files import read_adapter
+from export.lora import attach, read_adapter
 from export.modules.layers import Linear
-from export.modules.lora import attach
 from export.onnx_files import to_program, write_onnx
 from export.spec import Axis, GraphSpec, Grid, Output, Part, Port, Precision, varying
+from export.tensorrt import RTX_TARGETS, BuildOptions, build_engine
 from filmstrip.runtime.engines.sidecar import Builder
 from tests.models.export.checkpoints import write_checkpoint, write_lora
 

@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
-from export.builders.options import RTX_TARGETS, BuildOptions
 from export.errors import BadOptions
 from export.spec import Precision
+from export.tensorrt import RTX_TARGETS, BuildOptions
 from filmstrip.runtime.engines.sidecar import Builder
 
 RTX, TENSORRT = Builder.TENSORRT_RTX, Builder.TENSORRT

@@ -9,7 +9,7 @@ pytest.importorskip("torch", reason="torch is not installed: see docs/export.md"
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.builders.progress import BuildProgress
+from export.tensorrt import BuildProgress
 
 # A phase is the list of its steps, a step the list of the phases within it.
 PHASES = st.recursive(st.just([[]]), lambda inner: st.lists(st.lists(inner, max_size=3), min_size=1, max_size=4))

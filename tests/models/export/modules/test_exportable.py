@@ -8,10 +8,9 @@ from torch import Tensor
 from torch.export import Dim
 
 from export.checkpoint import fill
+from export.lora import Adapter, LowRank, attach
 from export.modules.layers import PositionEmbedding
-from export.modules.lora import Adapter, LowRank, attach
-from export.modules.text_kv import TextKv
-from export.modules.transformer import Rope
+from export.modules.transformer import Rope, TextKv
 from export.modules.vace import VaceBranch
 from export.modules.vae import VaeDecoder, VaeEncoder
 from tests.models.export.configs import tiny

@@ -9,11 +9,9 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 from torch import Tensor
 
 from export.errors import BadCheckpoint
-from export.lora_files import read_adapter
+from export.lora import Adapter, LowRank, attach, merge, read_adapter
 from export.modules.layers import Linear
-from export.modules.lora import Adapter, LowRank, attach, merge
-from export.modules.text_kv import TextKv
-from export.modules.transformer import CausalTransformer
+from export.modules.transformer import CausalTransformer, TextKv
 from tests.models.export.configs import tiny
 from tests.models.export.networks import HEIGHT, WIDTH, normal, rope, transformer
 

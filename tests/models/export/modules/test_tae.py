@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn.functional import conv2d, interpolate, relu, silu
 
-from export.checkpoint import Weights, fill
+from export.checkpoint import fill
 from export.config import LightTaeConfig, TaeConfig
 from export.modules.tae import TaeDecoder, TaeEncoder
 from export.modules.vae import VaeDecoder, VaeEncoder
+from export.weight_names import Weights
 from tests.models.export.configs import tiny
 from tests.models.export.networks import normal, random_weights
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from export.checkpoint import fill
 from export.config import UMT5_XXL, parse_text_encoder_config
 from export.modules.text_encoder import TextEncoder, distance_buckets
-from export.text_encoder_key_names import wan_text_encoder_names
+from export.weight_names import wan_text_encoder_names
 from tests.models.export.configs import TINY_TEXT_ENCODER, tiny_text_encoder
 from tests.models.export.networks import normal, random_weights
 

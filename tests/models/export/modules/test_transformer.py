@@ -8,10 +8,10 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed:
 import torch
 from torch import Tensor
 
-from export.checkpoint import fill, wan_names
+from export.checkpoint import fill
 from export.config import CheckpointConfig
-from export.modules.text_kv import TextKv
-from export.modules.transformer import CausalTransformer
+from export.modules.transformer import CausalTransformer, TextKv
+from export.weight_names import wan_names
 from tests.models.export.configs import tiny
 from tests.models.export.networks import HEIGHT, TOKENS, WIDTH, normal, rope, transformer
 from tests.models.export.references import block_causal_bias, chunk_by_chunk, one_pass

@@ -7,10 +7,10 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed:
 
 from torch import Tensor
 
-from export.checkpoint import fill, wan_names
-from export.modules.text_kv import TextKv
-from export.modules.transformer import CausalTransformer
+from export.checkpoint import fill
+from export.modules.transformer import CausalTransformer, TextKv
 from export.modules.vace import VaceBranch
+from export.weight_names import wan_names
 from tests.models.export.configs import tiny
 from tests.models.export.networks import HEIGHT, TOKENS, WIDTH, normal, rope
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from export.checkpoint import fill
 from export.config import WAN_LATENTS_MEAN, WAN_LATENTS_STD, VaeConfig
 from export.modules.vae import VaeDecoder, VaeEncoder
-from export.vae_key_names import wan_vae_names
+from export.weight_names import wan_vae_names
 from tests.models.export.configs import tiny
 from tests.models.export.networks import normal
 

@@ -14,11 +14,9 @@ pytest.importorskip("onnx", reason="onnx is not installed: see docs/export.md")
 from onnx import TensorProto
 from torch import Tensor
 
-from export.checkpoint import fill
-from export.checkpoint_folder import Networks
+from export.checkpoint import Networks, fill
 from export.graph_specs import graph_specs
-from export.modules.text_kv import TextKv
-from export.modules.transformer import CausalTransformer
+from export.modules.transformer import CausalTransformer, TextKv
 from export.modules.vae import VaeDecoder, VaeEncoder
 from export.spec import GraphSpec, Grid
 from filmstrip.runtime.engines.errors import BadEngine

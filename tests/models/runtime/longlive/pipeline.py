@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.checkpoint_folder import Networks, load_networks
+from export.checkpoint import Networks, load_networks
 from export.config import CheckpointConfig
 from export.graph_specs import graph_specs
+from export.lora import Adapter, LowRank, attach
 from export.model_folder import pipeline_config
-from export.modules.lora import Adapter, LowRank, attach
 from export.spec import Axis, GraphSpec, Precision, Size
 from filmstrip.contract import ChunkParameters, Mode, Prompt
 from filmstrip.runtime.chunks import Chunk

@@ -17,10 +17,8 @@ from filmstrip.errors import BadImage, InternalError, InvalidField, ShuttingDown
 
 from . import image_worker
 from .regions import Slice
-from .spawn import spawn
-from .store import Store
-from .stored import Kind
-from .tasks import run_to_end
+from .store import Kind, Store
+from .tasks import run_to_end, spawn
 from .turns import Turns
 
 log = logging.getLogger(__name__)
@@ -176,7 +174,7 @@ async def _exchange(process: asyncio.subprocess.Process, job: bytes, data: bytes
 
 
 @dataclass(frozen=True)
-class Image:
+class RequestImage:
     """An image of a request; its pixels are decoded when a chunk needs them.
 
     Attributes:
@@ -196,7 +194,7 @@ async def resolve_image(
     requester: Requester,
     *,
     uses: contextlib.ExitStack,
-) -> Image:
+) -> RequestImage:
     """The image that a field of a request names.
 
     Args:
@@ -221,4 +219,4 @@ async def resolve_image(
         shape = await decoder.shape(found, requester)
     except BadImage as error:
         raise InvalidField(f"{name}: {error.message}", name) from None
-    return Image(shape, functools.partial(decoder.write, found, requester, shape))
+    return RequestImage(shape, functools.partial(decoder.write, found, requester, shape))

@@ -11,8 +11,8 @@ from quart import Request, g
 
 from filmstrip.errors import ForbiddenHost, ForbiddenOrigin, Unauthorized
 
-from .access_log import note
 from .hosts import Authority, is_loopback_address, is_same_origin
+from .logs import note
 from .settings import Settings
 
 _ANY_HOST = ("/health", "/health/live", "/health/ready")  # monitors ask by address, and learn nothing

@@ -1,0 +1,399 @@
+"""From an ONNX file to an engine, with TensorRT-RTX or TensorRT, which share one API.
+
+TensorRT itself was not run here: there is no GPU. Everything below was run with TensorRT-RTX.
+"""
+
+import importlib
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+
+from export.errors import BadOptions, BuilderMissing, BuildFailed, UnusedInput
+from export.spec import GraphSpec, Grid, Part, Precision
+from filmstrip.runtime.engines.sidecar import Builder
+
+RTX_TARGETS: Mapping[str, str] = MappingProxyType(
+    {"sm75": "SM75", "sm80": "SM80", "sm86": "SM86", "sm89": "SM89", "sm120": "SM120"}
+)
+"""GPU architectures that TensorRT-RTX compiles for, and its names of them."""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How an engine is built.
+
+    Attributes:
+        builder: the library.
+        precision: what the ONNX file computes in; a strongly typed engine keeps it.
+        targets: GPU architectures as in `RTX_TARGETS`, which one engine of TensorRT-RTX can serve together. None for
+            TensorRT.
+        workspace_gib: most memory that a layer may use beside its tensors; the builder's own limit where None.
+        optimization_level: 0 to 5, how long the builder looks for faster kernels; its own where None.
+        timing_cache: a file of measured kernels that a build reads, and writes anew. TensorRT's alone: TensorRT-RTX
+            measures nothing.
+
+    Raises:
+        BadOptions: the library can't build such an engine.
+    """
+
+    builder: Builder
+    precision: Precision
+    targets: tuple[str, ...] = ()
+    workspace_gib: float | None = None
+    optimization_level: int | None = None
+    timing_cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.workspace_gib is not None and self.workspace_gib <= 0:
+            raise BadOptions(f"a workspace of {self.workspace_gib} GiB must be more than 0")
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise BadOptions(f"optimisation level {self.optimization_level} must be 0 to 5")
+        if self.builder is Builder.TENSORRT_RTX:
+            self._check_rtx()
+        elif self.targets:
+            raise BadOptions("TensorRT builds for the GPU that it runs on: leave the target out")
+
+    def _check_rtx(self) -> None:
+        if not self.targets:
+            raise BadOptions(f"TensorRT-RTX needs a target: one or more of {', '.join(RTX_TARGETS)}")
+        if len(set(self.targets)) < len(self.targets):
+            raise BadOptions(f"a target is named twice in {', '.join(self.targets)}")
+        for target in self.targets:
+            if target in ("sm90", "sm100", "sm103"):
+                raise BadOptions(
+                    f"TensorRT-RTX can't build for {target} (H100, H200, B200): "
+                    "build with plain TensorRT on the GPU itself (--builder tensorrt)"
+                )
+            if target not in RTX_TARGETS:
+                raise BadOptions(f"target {target} must be one of {', '.join(RTX_TARGETS)}")
+        if "sm75" in self.targets and self.precision is Precision.BF16:
+            raise BadOptions("sm75 (Turing) has no bf16: use fp16, or leave sm75 out")
+        if self.timing_cache is not None:
+            raise BadOptions("TensorRT-RTX measures no kernels and has no timing cache: leave it out")
+
+
+Progress = Callable[[str, float], None]
+"""Is told the phase that a build is in, and the share of the whole that is done, 0 to 1, which never falls."""
+
+
+@dataclass
+class _Phase:
+    begins: float
+    per_step: float
+    done: int = 0
+
+
+class BuildProgress:
+    """Turns phases and steps into one share of the whole: a phase fills the step of its parent that it is in.
+
+    TensorRT calls from several threads.
+    """
+
+    def __init__(self, tell: Progress) -> None:
+        self._tell = tell
+        self._phases: dict[str, _Phase] = {}
+        self._share = 0.0
+        self._lock = threading.Lock()
+
+    def start(self, name: str, parent: str | None, num_steps: int) -> None:
+        """A phase begins; without a parent it is the whole build."""
+        with self._lock:
+            around = self._phases.get(parent or "")
+            begins = around.begins + around.done * around.per_step if around else 0.0
+            span = around.per_step if around else 1.0
+            self._phases[name] = _Phase(begins, span / max(num_steps, 1))
+            self._tell(name, self._share)
+
+    def step(self, name: str, index: int) -> None:
+        """Step `index` of a phase is done."""
+        with self._lock:
+            phase = self._phases[name]
+            phase.done = index + 1
+            self._share = max(self._share, min(1.0, phase.begins + phase.done * phase.per_step))
+            self._tell(name, self._share)
+
+    def finish(self, name: str) -> None:
+        """A phase has ended, its steps done or not; its name may come again."""
+        with self._lock:
+            self._phases.pop(name, None)
+
+    def complete(self) -> None:
+        """The build has succeeded: phases may end before all their steps are told of."""
+        self._tell("done", 1.0)
+
+
+_MODULES = {
+    Builder.TENSORRT_RTX: ("tensorrt_rtx", "pip install tensorrt-rtx"),
+    Builder.TENSORRT: ("tensorrt", "pip install tensorrt, on a machine with an NVIDIA GPU"),
+}
+# "Unused Input: x"; "Input Tensor x is unused or used only at compile-time". A parser that does not know an
+# operator's optional input says no more than this, and builds an engine that ignores it.
+_UNUSED = re.compile(r"\bunused (input|weight)|\b(input|weight)s?\b.*\bunused\b", re.IGNORECASE)
+_ACTIVATION = re.compile(r"Total Activation Memory: (\d+) bytes")
+
+
+def load_library(builder: Builder) -> Any:
+    """The module of a library.
+
+    Raises:
+        BuilderMissing: it is not installed.
+    """
+    module, command = _MODULES[builder]
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise BuilderMissing(f"{builder} is not installed ({command}): {error}") from error
+
+
+class Message(NamedTuple):
+    """One line of a library's log."""
+
+    is_error: bool
+    text: str
+
+
+@dataclass
+class Log:
+    """What a library said during a build.
+
+    Attributes:
+        messages: its warnings and errors.
+        activation_bytes: GPU memory that a profile's tensors and scratch space take, profile by profile.
+    """
+
+    messages: list[Message] = field(default_factory=list)
+    activation_bytes: list[int] = field(default_factory=list)
+
+    def unused(self) -> list[str]:
+        """Messages that tell of an input or a weight that has no effect."""
+        return [message.text for message in self.messages if _UNUSED.search(message.text)]
+
+    def errors(self) -> str:
+        """Its errors in one line."""
+        return "; ".join(one.text for one in self.messages if one.is_error) or "no reason was given"
+
+
+def listen(library: Any, log: Log) -> Any:
+    """A logger for a builder."""
+
+    class Listener(library.ILogger):
+        def __init__(self) -> None:
+            library.ILogger.__init__(self)
+
+        def log(self, severity: Any, text: str) -> None:
+            level = library.ILogger
+            if severity in (level.INTERNAL_ERROR, level.ERROR, level.WARNING):
+                log.messages.append(Message(severity != level.WARNING, text))
+            elif size := _ACTIVATION.match(text):
+                log.activation_bytes.append(int(size[1]))
+
+    return Listener()
+
+
+def monitor(library: Any, progress: BuildProgress) -> Any:
+    """A progress monitor for a builder's configuration."""
+
+    class Monitor(library.IProgressMonitor):
+        def __init__(self) -> None:
+            library.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            progress.start(phase_name, parent_phase, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            progress.step(phase_name, step)
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            progress.finish(phase_name)
+
+    return Monitor()
+
+
+_GIB = 1 << 30
+
+
+def configure(library: Any, config: Any, options: BuildOptions) -> None:
+    """Set a builder's configuration as the options say.
+
+    Raises:
+        BuildFailed: the library refuses a target or the timing cache.
+    """
+    if options.builder is Builder.TENSORRT_RTX:
+        config.num_compute_capabilities = len(options.targets)
+        for index, target in enumerate(options.targets):
+            capability = getattr(library.ComputeCapability, RTX_TARGETS[target])
+            if not config.set_compute_capability(capability, index):
+                raise BuildFailed(f"TensorRT-RTX {library.__version__} refuses the target {target}")
+    if options.workspace_gib is not None:
+        config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, int(options.workspace_gib * _GIB))
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.timing_cache is not None:
+        kept = b""
+        with suppress(FileNotFoundError):
+            kept = options.timing_cache.read_bytes()
+        # Without ignore_mismatch, timings of another GPU or version are refused, not used.
+        if not config.set_timing_cache(config.create_timing_cache(kept), ignore_mismatch=False):
+            raise BuildFailed(f"{options.timing_cache} is of another GPU or version: remove it or name another file")
+
+
+def keep_timings(config: Any, path: Path) -> None:
+    """Write the timing cache of a configuration after a build."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(config.get_timing_cache().serialize())
+    part.replace(path)
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine, not yet in a file.
+
+    Attributes:
+        plan: its bytes.
+        grids: of its profiles, in their order; none where no shape depends on the size of the video.
+        activation_bytes: GPU memory that tensors and scratch space take beside the weights, for each profile.
+        builder_version: of the library, which is also the version that must run it.
+        seconds: parsing and building took.
+    """
+
+    plan: memoryview
+    grids: tuple[Grid, ...]
+    activation_bytes: tuple[int, ...]
+    builder_version: str
+    seconds: float
+
+    def write(self, path: Path) -> None:
+        """Put it into a file, whole or not at all."""
+        part = path.with_name(path.name + ".part")
+        try:
+            part.write_bytes(self.plan)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def build_engine(
+    onnx: Path,
+    spec: GraphSpec,
+    grids: Sequence[Grid],
+    options: BuildOptions,
+    progress: Progress | None = None,
+) -> BuiltEngine:
+    """Build a graph's engine with one profile a size.
+
+    Args:
+        onnx: the graph's file, its weights beside it.
+        spec: what the graph was made from.
+        grids: rows and columns of tokens at each size.
+        options: the library and what it builds for.
+        progress: is told how far the build is.
+
+    Raises:
+        BuilderMissing: the library is not installed.
+        BuildFailed: it can't read the file or build the engine, or the file is not that of the spec.
+        UnusedInput: an input of the graph has no effect.
+    """
+    began = time.monotonic()
+    library = load_library(options.builder)
+    log = Log()
+    logger = listen(library, log)
+    builder = library.Builder(logger)
+    network = builder.create_network(_strongly_typed(library))
+    _parse(library, network, logger, onnx, log)
+    _check_ports(library, network, spec, options.precision)
+    if spec.part is not Part.TRANSFORMER or options.precision is Precision.FP32:
+        # No kernel computes in float32, or has room for the VAE's one head of 384 numbers. The transformer's attention
+        # must have a kernel: the scores of all its tokens would fill the memory.
+        _let_decompose(library, network)
+
+    config = builder.create_builder_config()
+    configure(library, config, options)
+    build_progress = BuildProgress(progress or (lambda _phase, _share: None))
+    progress_monitor = monitor(library, build_progress)  # a name of its own: it must live as long as `config`
+    config.progress_monitor = progress_monitor
+    sizes = tuple(grids) if spec.has_size else ()
+    for grid in sizes or grids[:1]:
+        _add_profile(builder, config, spec, grid)
+
+    plan = builder.build_serialized_network(network, config)
+    if unused := log.unused():  # first: it may be the reason of a failure
+        raise UnusedInput(f"{spec.name}: the engine would ignore an input: {'; '.join(unused)}")
+    if plan is None:
+        raise BuildFailed(f"{spec.name} was not built: {log.errors()}")
+    if options.timing_cache is not None:
+        keep_timings(config, options.timing_cache)
+    build_progress.complete()
+    return BuiltEngine(
+        memoryview(plan), sizes, tuple(log.activation_bytes), library.__version__, time.monotonic() - began
+    )
+
+
+def _strongly_typed(library: Any) -> int:
+    """Flags of a network whose types are the file's; releases that know no other kind have no flag for it."""
+    flag = getattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _parse(library: Any, network: Any, logger: Any, onnx: Path, log: Log) -> None:
+    parser = library.OnnxParser(network, logger)
+    if parser.parse_from_file(str(onnx)):
+        return
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    where = [f"node {e.node_name() or e.node()} ({e.node_operator()}): {e.desc()}" for e in errors]
+    raise BuildFailed(f"{onnx.name} can't be parsed: {'; '.join(where) or log.errors()}")
+
+
+def _check_ports(library: Any, network: Any, spec: GraphSpec, precision: Precision) -> None:
+    """Names and types must be the spec's: who runs the engine knows nothing else of it."""
+    found = {
+        "inputs": [network.get_input(index) for index in range(network.num_inputs)],
+        "outputs": [network.get_output(index) for index in range(network.num_outputs)],
+    }
+    for kind, ports in (("inputs", spec.inputs), ("outputs", spec.outputs)):
+        expected = {port.name: _type_of(library, port.dtype or precision.dtype) for port in ports}
+        have = {tensor.name: tensor.dtype for tensor in found[kind]}
+        if have != expected:
+            differ = sorted(name for name in have.keys() | expected if have.get(name) != expected.get(name))
+            raise BuildFailed(
+                f"{spec.name}: {kind} differ from the spec's at {', '.join(differ)}: "
+                f"the file has {_types(have, differ)}, the spec {_types(expected, differ)}"
+            )
+
+
+def _type_of(library: Any, dtype: torch.dtype) -> Any:
+    types = library.DataType
+    return {
+        torch.float32: types.FLOAT,
+        torch.bfloat16: types.BF16,
+        torch.float16: types.HALF,
+        torch.int64: types.INT64,
+    }[dtype]
+
+
+def _types(have: dict[str, Any], names: Sequence[str]) -> str:
+    return ", ".join(str(have[name].name) if name in have else "none" for name in names)
+
+
+def _let_decompose(library: Any, network: Any) -> None:
+    """Let attention run as separate operations where the library has no kernel that does it at once."""
+    for layer in (network.get_layer(index) for index in range(network.num_layers)):
+        if layer.type == library.LayerType.ATTENTION_INPUT:
+            layer.__class__ = library.IAttentionInputLayer  # `get_layer` gives all layers as the same class
+            layer.attention.decomposable = True
+
+
+def _add_profile(builder: Any, config: Any, spec: GraphSpec, grid: Grid) -> None:
+    profile = builder.create_optimization_profile()
+    for name, (shortest, usual, longest) in spec.profile(grid).items():
+        profile.set_shape(name, shortest, usual, longest)
+    if config.add_optimization_profile(profile) < 0:
+        raise BuildFailed(f"{spec.name}: the profile of {grid.rows}x{grid.cols} tokens is refused")

@@ -1,0 +1,174 @@
+"""The names that weights have in released checkpoints, translated to those of Wan's own, which our modules use."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from export.config import VaeConfig
+from export.errors import BadCheckpoint
+from export.modules.tae import TaeDecoder, TimeGrow
+
+Weights = dict[str, Tensor]
+"""Tensors by name; linear layers' are [out, in], as checkpoints have them."""
+
+_PREFIXES = ("model.", "diffusion_model.", "transformer.", "base_model.model.")
+
+# diffusers' names, whole dotted parts. Those that stand alone at the top come first.
+_FROM_DIFFUSERS = tuple(
+    (re.compile(rf"(?<![^.]){pattern}(?![^.])"), name)
+    for pattern, name in (
+        (r"condition_embedder\.time_embedder\.linear_1", "time_embedding.0"),
+        (r"condition_embedder\.time_embedder\.linear_2", "time_embedding.2"),
+        (r"condition_embedder\.time_proj", "time_projection.1"),
+        (r"condition_embedder\.text_embedder\.linear_1", "text_embedding.0"),
+        (r"condition_embedder\.text_embedder\.linear_2", "text_embedding.2"),
+        (r"^proj_out", "head.head"),
+        (r"^scale_shift_table", "head.modulation"),
+        ("scale_shift_table", "modulation"),
+        ("attn1", "self_attn"),
+        ("attn2", "cross_attn"),
+        (r"to_(q|k|v)", r"\1"),
+        (r"to_out\.0", "o"),
+        ("norm2", "norm3"),
+        (r"ffn\.net\.0\.proj", "ffn.0"),
+        (r"ffn\.net\.2", "ffn.2"),
+        ("proj_in", "before_proj"),
+        ("proj_out", "after_proj"),
+    )
+)
+
+
+def wan_names(weights: Mapping[str, Tensor]) -> Weights:
+    """The same weights of a transformer under Wan's own names.
+
+    Raises:
+        BadCheckpoint: two weights come to have one name.
+    """
+    named: Weights = {}
+    for name, value in weights.items():
+        ours = wan_name(name)
+        if ours in named:
+            raise BadCheckpoint(f"two weights are both {ours}, one of them {name}")
+        named[ours] = value
+    return named
+
+
+def wan_name(name: str) -> str:
+    """A transformer weight's name in Wan's own checkpoints, from any of the forms that we accept."""
+    stripped = True
+    while stripped:
+        stripped = False
+        for prefix in _PREFIXES:
+            if name.startswith(prefix):
+                name, stripped = name.removeprefix(prefix), True
+    for pattern, replacement in _FROM_DIFFUSERS:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+# What files hold beside the encoder: the decoder of a whole model, and the tokenizer that ComfyUI's carry as a tensor.
+_NOT_THE_ENCODERS = ("decoder.", "lm_head.", "spiece_model")
+_FROM_TRANSFORMERS = tuple(
+    (re.compile(pattern), name)
+    for pattern, name in (
+        (r"^(shared|(encoder\.)?embed_tokens)\.", "token_embedding."),
+        (r"^(encoder\.)?final_layer_norm\.", "norm."),
+        (r"^(encoder\.)?block\.(\d+)\.layer\.", r"blocks.\2."),
+        (r"^(blocks\.\d+)\.0\.SelfAttention\.relative_attention_bias\.", r"\1.pos_embedding.embedding."),
+        (r"^(blocks\.\d+)\.0\.SelfAttention\.", r"\1.attn."),
+        (r"^(blocks\.\d+)\.0\.layer_norm\.", r"\1.norm1."),
+        (r"^(blocks\.\d+)\.1\.layer_norm\.", r"\1.norm2."),
+        (r"^(blocks\.\d+)\.1\.DenseReluDense\.wi_0\.", r"\1.ffn.gate.0."),
+        (r"^(blocks\.\d+)\.1\.DenseReluDense\.wi_1\.", r"\1.ffn.fc1."),
+        (r"^(blocks\.\d+)\.1\.DenseReluDense\.wo\.", r"\1.ffn.fc2."),
+    )
+)
+
+
+def wan_text_encoder_names(weights: Mapping[str, Tensor]) -> Weights:
+    """The encoder's weights under Wan's own names; those that have them already keep them.
+
+    Raises:
+        BadCheckpoint: two weights come to have one name and are not equal, as `shared` and `embed_tokens` are.
+    """
+    named: Weights = {}
+    for name, value in weights.items():
+        if name.startswith(_NOT_THE_ENCODERS):
+            continue
+        ours = _wan_text_encoder_name(name)
+        if ours in named and not torch.equal(named[ours], value):
+            raise BadCheckpoint(f"two weights are both {ours}, one of them {name}, and differ")
+        named[ours] = value
+    return named
+
+
+def _wan_text_encoder_name(name: str) -> str:
+    for pattern, replacement in _FROM_TRANSFORMERS:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+_PARTS = (
+    (r"^quant_conv\.", "conv1."),
+    (r"^post_quant_conv\.", "conv2."),
+    (r"\.conv_in\.", ".conv1."),
+    (r"\.conv_out\.", ".head.2."),
+    (r"\.norm_out\.", ".head.0."),
+    (r"\.mid_block\.attentions\.0\.", ".middle.1."),
+    (r"\.mid_block\.resnets\.0\.", ".middle.0."),
+    (r"\.mid_block\.resnets\.1\.", ".middle.2."),
+    (r"\.down_blocks\.", ".downsamples."),
+)
+_RESIDUAL = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3", "conv2": "residual.6"}
+
+
+def wan_vae_names(weights: Mapping[str, Tensor], config: VaeConfig) -> dict[str, Tensor]:
+    """The same weights under Wan's own names; those that have them already keep them.
+
+    Raises:
+        BadCheckpoint: two weights come to have one name.
+    """
+    # Only diffusers has a `quant_conv`, and only there is conv1 of a block not the network's own.
+    if "quant_conv.weight" not in weights and "post_quant_conv.weight" not in weights:
+        return dict(weights)
+    named: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        ours = _wan_vae_name(name, config)
+        if ours in named:
+            raise BadCheckpoint(f"two weights are both {ours}, one of them {name}")
+        named[ours] = value
+    return named
+
+
+def _wan_vae_name(name: str, config: VaeConfig) -> str:
+    # The blocks first: their conv1 is not the one that conv_in becomes.
+    name = re.sub(
+        r"(blocks\.\d+|resnets\.\d+)\.(norm1|conv1|norm2|conv2)\.", lambda m: f"{m[1]}.{_RESIDUAL[m[2]]}.", name
+    )
+    name = name.replace(".conv_shortcut.", ".shortcut.")
+    in_stage = config.num_res_blocks + 2
+    name = re.sub(
+        r"\.up_blocks\.(\d+)\.resnets\.(\d+)\.", lambda m: f".upsamples.{int(m[1]) * in_stage + int(m[2])}.", name
+    )
+    name = re.sub(
+        r"\.up_blocks\.(\d+)\.upsamplers\.0\.", lambda m: f".upsamples.{(int(m[1]) + 1) * in_stage - 1}.", name
+    )
+    for pattern, replacement in _PARTS:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def tae_weights(weights: Mapping[str, Tensor], decoder: TaeDecoder) -> dict[str, Tensor]:
+    """The same weights, where a stage that keeps the number of frames has weights that would double it.
+
+    Some of TAEHV's releases are such: the later one of the two frames is meant, as TAEHV's own code has it.
+    """
+    fitting = dict(weights)
+    for place, layer in enumerate(decoder.decoder):
+        name = f"decoder.{place}.conv.weight"
+        if isinstance(layer, TimeGrow) and layer.stride == 1 and name in weights:
+            dim = layer.conv.out_channels
+            fitting[name] = weights[name][-dim:] if len(weights[name]) == 2 * dim else weights[name]
+    return fitting
