@@ -4,7 +4,7 @@ NAME/config.pbtxt         what Triton and the frontend read: tensors, sequence b
 NAME/1/model.py           thin: names a class of filmstrip.runtime
 NAME/1/pipeline.json      what the runtime reads: filmstrip.runtime.pipeline_config
 NAME/1/tokenizer.json     where the checkpoint has a text encoder
-NAME/1/engines/           engines, and a sidecar for each
+NAME/1/engines/           engines, and a manifest for each
 """
 
 import json

@@ -27,7 +27,7 @@ PURE = {
     f"filmstrip.{name}"
     for name in (
         *("contract", "geometry", "cache_policy", "errors", "client_errors", "events", "packing", "triton_server"),
-        *(f"runtime.engines.{name}" for name in ("errors", "sidecar", "checks")),
+        *(f"runtime.engines.{name}" for name in ("manifest",)),
     )
 }
 

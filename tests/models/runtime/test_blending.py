@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
 from filmstrip.contract import ChunkParameters, Interpolation
-from filmstrip.runtime.blending import PromptBlend, blend
+from filmstrip.runtime.text import PromptBlend, blend
 from frontend.prompts import StickyPrompts
 from frontend.schema import GenerateRequest
 

@@ -9,8 +9,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 
 from filmstrip.contract import ChunkParameters, Mode, PipelineFacts
 from filmstrip.errors import InvalidField, ModelError
-from filmstrip.runtime.chunks import Chunk
-from filmstrip.runtime.vace_inputs import conditioning_of, is_doubled, references_of
+from filmstrip.runtime.sequences import Chunk
+from filmstrip.runtime.vace import conditioning_of, is_doubled, references_of
 
 HEIGHT, WIDTH = 16, 24
 WHITE, BLACK = 1.0, -1.0
