@@ -23,11 +23,7 @@ from filmstrip.runtime.engines.manifest import (
     read,
     write,
 )
-<<<<<<<< HEAD:tests/models/runtime/engines/test_sidecar.py
-from tests.models.runtime.engines.sidecars import SIDECAR, sidecar
-========
 from tests.models.runtime.engines.manifests import MANIFEST, manifest
->>>>>>>> main:tests/models/runtime/engines/test_manifest.py
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 lengths = st.integers(-1, 2**40)
