@@ -3,8 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from training.generator import CLIPS_FOLDER
-from training.settings import Settings, read_settings
+from research.generator import CLIPS_FOLDER
+from research.settings import Settings, read_settings
 
 
 def small() -> Settings:

@@ -9,11 +9,11 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 import numpy as np
 from torch import Tensor
 
+from research.augmentations import random_mask, without
+from research.autoencoder import trained_autoencoder
+from research.conditions import Condition, ConditionedClips, conditioned_clips
 from tests.research.small import small
-from training.autoencoder import trained_autoencoder
-from training.conditions import Condition, ConditionedClips, conditioned_clips
-from training.looks import random_mask, without
-from training.videos import SIDE
+from tests.support.toyworld.videos import SIDE
 
 CHANNELS = 4
 

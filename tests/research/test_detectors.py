@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.detectors import Seen, detect
-from training.grammar import ATTRIBUTES, COLOURS, MOTIONS, SHAPES, Scene, all_scenes
-from training.videos import PALETTE, SIDE, Frames, coverage, render
+from tests.support.toyworld.detectors import Seen, detect
+from tests.support.toyworld.grammar import ATTRIBUTES, COLOURS, MOTIONS, SHAPES, Scene, all_scenes
+from tests.support.toyworld.videos import PALETTE, SIDE, Frames, coverage, render
 
 PAIRS = [(colour, background) for colour in COLOURS for background in COLOURS if colour != background]
 NEAR = [("yellow", "orange"), ("red", "orange"), ("purple", "blue"), ("white", "yellow"), ("black", "blue")]

@@ -4,9 +4,9 @@ import pytest
 
 pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
-from training.encoded import Kind, all_clips
-from training.grammar import is_held_out
-from training.settings import read_settings
+from research.encoded import Kind, all_clips
+from research.settings import read_settings
+from tests.support.toyworld.grammar import is_held_out
 
 
 @pytest.mark.parametrize("of", ["clips", "lora_clips"])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.grammar import (
+from tests.support.toyworld.grammar import (
     ATTRIBUTES,
     COLOURS,
     MAX_TOKENS,

@@ -6,18 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from training.grammar import (
-    ATTRIBUTES,
-    SHAPES,
-    BadCaption,
-    Scene,
-    caption,
-    held_out_scenes,
-    is_held_out,
-    num_changed,
-    parse,
-)
-from training.measures import (
+from research.measures import (
     ALL,
     FIRST,
     LONG,
@@ -34,7 +23,18 @@ from training.measures import (
     switches,
     targets,
 )
-from training.videos import Frames, chunk_lengths, render, shots
+from tests.support.toyworld.grammar import (
+    ATTRIBUTES,
+    SHAPES,
+    BadCaption,
+    Scene,
+    caption,
+    held_out_scenes,
+    is_held_out,
+    num_changed,
+    parse,
+)
+from tests.support.toyworld.videos import Frames, chunk_lengths, render, shots
 
 SCENE = Scene("red", "circle", "left", "blue")
 PLAN = Plan(num_prompts=3, num_chunks=4, num_switches=2, num_long=1, long_chunks=12)

@@ -9,11 +9,11 @@ from torch import Tensor
 from export.config import CheckpointConfig
 from export.modules.transformer import CausalTransformer, Rope
 from filmstrip.runtime.transformer import FrameWindow, KvCache, rope_tables
+from research.layouts import Layout, after_switch, from_afar, from_start
+from research.one_pass import velocities
+from research.rollout import Rollout
 from tests.models.export.configs import tiny
 from tests.models.export.networks import HEIGHT, TOKENS, WIDTH, normal, transformer
-from training.layouts import Layout, after_switch, from_afar, from_start
-from training.one_pass import velocities
-from training.rollout import Rollout
 
 WINDOW = FrameWindow(12, 3, 3)
 NUM_FRAMES = 24

@@ -8,14 +8,14 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
 from export.errors import BadCheckpoint
+from research.autoencoder import scaled, train_decoder
+from research.checkpoint_folder import trained_networks, write_checkpoint
+from research.checkpoints import Budget
+from research.generator import CLIPS_FOLDER, FILE_NAME, train_generator
+from research.lora import train_lora, trained_lora
+from research.restore import restore
+from research.vace import train_vace
 from tests.research.small import linked, small
-from training.autoencoder import scaled, train_decoder
-from training.checkpoint_folder import trained_networks, write_checkpoint
-from training.checkpoints import Budget
-from training.generator import CLIPS_FOLDER, FILE_NAME, train_generator
-from training.lora import train_lora, trained_lora
-from training.restore import restore
-from training.vace import train_vace
 
 
 @pytest.fixture(scope="module")

@@ -14,18 +14,18 @@ from export.checkpoint import load_networks, read_weights
 from export.lora import attach, read_adapter
 from export.modules.layers import Linear
 from filmstrip.runtime.text import Tokenizer
+from research.autoencoder import scaled, train_decoder, trained_autoencoder
+from research.checkpoint_folder import trained_networks, write_checkpoint
+from research.checkpoints import Budget
+from research.encoded import tokens_of
+from research.generator import FILE_NAME, new_generator, train_generator
+from research.lora import train_lora
+from research.muon import Muon, orthogonalised
+from research.samples import Sampler
+from research.self_context import train_on_own
+from research.vace import train_vace
 from tests.research.small import linked, small
-from training.autoencoder import scaled, train_decoder, trained_autoencoder
-from training.checkpoint_folder import trained_networks, write_checkpoint
-from training.checkpoints import Budget
-from training.encoded import tokens_of
-from training.generator import FILE_NAME, new_generator, train_generator
-from training.grammar import VOCABULARY, caption, random_scene
-from training.lora import train_lora
-from training.muon import Muon, orthogonalised
-from training.samples import Sampler
-from training.self_context import train_on_own
-from training.vace import train_vace
+from tests.support.toyworld.grammar import VOCABULARY, caption, random_scene
 
 NUM_STEPS = 4
 

@@ -14,12 +14,12 @@ from filmstrip.client import Client
 from filmstrip.geometry import VideoShape, pack_video_header
 from frontend.schema import GenerateRequest
 from frontend.schema import parse as parse_request
-from training.grammar import ATTRIBUTES, caption, parse
-from training.measures import ALL, WHOLE
-from training.score import Served, UnfitVideo, score
-from training.videos import SIDE, chunk_lengths, render
-from training.wish_score import score_conditions
-from training.wishes import Measured, Number
+from research.condition_score import score_conditions
+from research.evaluation import Measured, Number
+from research.measures import ALL, WHOLE
+from research.score import Served, UnfitVideo, score
+from tests.support.toyworld.grammar import ATTRIBUTES, caption, parse
+from tests.support.toyworld.videos import SIDE, chunk_lengths, render
 
 QUICK = ["--prompts", "1", "--chunks", "2", "--switches", "1", "--long", "1", "--long-chunks", "5"]
 
@@ -121,7 +121,7 @@ def test_a_missed_number_of_conditions_is_told_by_the_exit_status(
     value: float, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     made_up = {"control": lambda *_: Measured((Number("overlap", value, 0.6),))}
-    monkeypatch.setattr("training.wish_score.MEASUREMENTS", made_up)
+    monkeypatch.setattr("research.condition_score.MEASUREMENTS", made_up)
     out = tmp_path / "scores.json"
     result = CliRunner().invoke(score_conditions, ["--only", "control", "--out", str(out)])
     assert result.exit_code == status

@@ -8,11 +8,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
 from filmstrip.runtime.transformer import FrameWindow
+from research.autoencoder import scaled
+from research.encoded import Kind, read_clips
+from research.generator import CLIPS_FOLDER, new_generator
+from research.self_context import OwnClips
 from tests.research.small import small
-from training.autoencoder import scaled
-from training.encoded import Kind, read_clips
-from training.generator import CLIPS_FOLDER, new_generator
-from training.self_context import OwnClips
 
 STEPS = [(1000.0, 1.0), (625.0, 0.625)]
 

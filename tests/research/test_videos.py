@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.grammar import SHAPES, Scene, all_scenes
-from training.videos import (
+from tests.support.toyworld.grammar import SHAPES, Scene, all_scenes
+from tests.support.toyworld.videos import (
     CHUNK_FRAMES,
     FIRST_CHUNK_FRAMES,
     MIDDLE,

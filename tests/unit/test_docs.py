@@ -38,11 +38,25 @@ MARKDOWN = sorted(
         *ROOT.glob("*.md"),
         *(ROOT / "docs").rglob("*.md"),
         *(ROOT / "demo").glob("*.md"),
+        *(ROOT / "examples").glob("*.md"),
+        *(ROOT / "research").glob("*.md"),
         *(ROOT / "comfyui").glob("*.md"),
         *(ROOT / "checkpoints").glob("*/*.md"),
     )
 )
-FOLDERS = ("filmstrip", "frontend", "model_repository", "demo", "comfyui", "export", "tests", "docs", ".ci")
+FOLDERS = (
+    "filmstrip",
+    "frontend",
+    "model_repository",
+    "demo",
+    "comfyui",
+    "export",
+    "examples",
+    "research",
+    "tests",
+    "docs",
+    ".ci",
+)
 FILES = (".md", ".py", ".toml", ".lock", ".pbtxt", ".svg", ".triton", "Makefile", "LICENSE")
 ALWAYS_SENT = ("seed", "unused")  # clients have defaults for them: older servers do not send them
 EVENTS = {"progress": Progress, "complete": Complete, "cancelled": Cancelled, "error": ErrorEvent}
@@ -209,11 +223,11 @@ def test_every_pipeline_is_in_the_readme():
     assert {quoted(row[0])[0] for row in rows(section(readme, "## Pipelines"))} == models
 
 
-def test_every_promise_of_security_names_tests_that_exist():
-    promises = rows(section((ROOT / "docs" / "security.md").read_text(), "## What is promised"))
-    assert promises
-    for promise, tests in promises:
-        assert quoted(tests), promise
+def test_every_guarantee_of_security_names_tests_that_exist():
+    guarantees = rows(section((ROOT / "docs" / "security.md").read_text(), "## Guarantees"))
+    assert guarantees
+    for guarantee, tests in guarantees:
+        assert quoted(tests), guarantee
         for name in quoted(tests):
             assert (ROOT / name).is_file(), name
 
