@@ -9,7 +9,7 @@ import hypothesis
 import numpy as np
 import pytest
 
-from filmstrip.mp4 import read_frames
+from filmstrip.video import read_frames
 from tests.support.exports import MODULES, Exports
 from tests.support.server import MODELS, ROOT, Frames, Frontend
 

@@ -15,7 +15,7 @@ import pytest
 from comfyui import video_file
 from comfyui.errors import FilmstripError
 from comfyui.nodes_generate import FilmstripGenerateVideo
-from filmstrip.mp4 import count_frames, probe, read_frames
+from filmstrip.video import count_frames, probe, read_frames
 from tests.support.comfyui.host import Comfy, ramp
 from tests.support.comfyui.nodes import generate_video, pipeline
 from tests.support.server import Frontend

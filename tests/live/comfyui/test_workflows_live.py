@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from filmstrip.mp4 import count_frames
+from filmstrip.video import count_frames
 from tests.support.comfyui.core_nodes import CORE_NODES
 from tests.support.comfyui.host import WORKFLOWS, Comfy, Runner, pack, ramp, workflow
 from tests.support.server import Frontend
