@@ -17,7 +17,7 @@ from benchmarks.soak.judge import Event, Judge, Wanted, wrong_answer, wrong_even
 from benchmarks.soak.traffic import ACTIONS
 from benchmarks.soak.verdict import Verdict, markdown
 from filmstrip.errors import InternalError, UnknownPath
-from filmstrip.geometry import VideoShape, pack_video_header
+from filmstrip.wire import VideoShape, pack_video_header
 from tests.server import ROOT
 
 QUICK = (

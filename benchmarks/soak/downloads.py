@@ -2,7 +2,7 @@
 
 from benchmarks.soak.client import Client, Held
 from benchmarks.soak.judge import wrong_video
-from filmstrip.geometry import VIDEO_HEADER_BYTES
+from filmstrip.wire import VIDEO_HEADER_BYTES
 
 DOWNLOAD = "/api/v1/generate/download"
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from filmstrip.errors import ERRORS
-from filmstrip.geometry import VIDEO_HEADER_BYTES, unpack_video_header
+from filmstrip.wire import VIDEO_HEADER_BYTES, unpack_video_header
 
 Frames = npt.NDArray[np.uint8]
 

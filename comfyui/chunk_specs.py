@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from .blob import Blob
-from .chunks import cut
 from .frames import Floats, vace_frames, vace_masks, video_frames
 
 IMAGES = ("first_frame_image", "last_frame_image", "vace_ref_images")
 """The arrays of a spec that are uploaded as images; the others go into the blob."""
 
+_ALIGNMENT = 4
+"""Of float32, so that the server may use the bytes where they lie."""
 _EXCLUDING = {"text": "prompts", "prompts": "text"}
 
 
@@ -78,3 +78,55 @@ def place(blob: Blob, arrays: Mapping[str, Floats]) -> dict[str, Any]:
         placed[f"{name}_offset"] = blob.add(key, num_bytes, partial(pieces, array))
         placed[f"{name}_shape"] = shape
     return placed
+
+
+def cut(batch_frames: int, chunk_size: int, num_frames: int) -> Iterator[tuple[int, slice]]:
+    """The chunks that get a part of a batch of VACE frames or masks, each with its part.
+
+    Chunk k gets the frames from k * chunk_size on, as it does of an input video: a chunk with VACE arrays has
+    chunk_size frames, the first one too. The server repeats the last frame of a part that is short. A batch of one
+    frame holds for every chunk. Chunks beyond the end of a shorter batch get nothing.
+    """
+    for index in range(-(-num_frames // chunk_size)):
+        if batch_frames == 1:
+            yield index, slice(0, 1)
+            continue
+        start = index * chunk_size
+        if start >= batch_frames:
+            return
+        yield index, slice(start, min(start + chunk_size, batch_frames))
+
+
+class Blob:
+    """Collects arrays; iterate over it for the bytes to send, as often as wanted."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[int, Callable[[], Iterator[memoryview]]]] = []
+        self._offsets: dict[Hashable, int] = {}
+        self.num_bytes = 0
+
+    def add(self, key: Hashable, num_bytes: int, pieces: Callable[[], Iterator[memoryview]]) -> int:
+        """Add an array; gives its offset.
+
+        Args:
+            key: an array that was added under this key before is not added again: several chunks may share one.
+            num_bytes: of the array.
+            pieces: makes its bytes, when they are sent.
+        """
+        if key not in self._offsets:
+            offset = -(-self.num_bytes // _ALIGNMENT) * _ALIGNMENT
+            self._offsets[key] = offset
+            self._parts.append((offset, pieces))
+            self.num_bytes = offset + num_bytes
+        return self._offsets[key]
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        end = 0
+        for offset, pieces in self._parts:
+            if offset > end:
+                yield bytes(offset - end)
+            end = offset
+            for piece in pieces():
+                end += piece.nbytes
+                yield piece
+        assert end == self.num_bytes, "an array gave more or fewer bytes than it was said to have"

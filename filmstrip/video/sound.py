@@ -14,8 +14,15 @@ import av.container
 import numpy as np
 from av.audio import AudioStream
 
-from filmstrip.video_file import VideoFileError, display_path
-from filmstrip.video_input import count_frames, first_time, has_decoder, opened_container, probe
+from filmstrip.video.read import (
+    VideoFileError,
+    count_frames,
+    display_path,
+    first_time,
+    has_decoder,
+    opened_container,
+    probe,
+)
 
 _RATE_TOLERANCE = Fraction(1, 10_000)
 _GAP_S = Fraction(1, 20)

@@ -4,9 +4,8 @@ import json
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, TypeVar
 
-from filmstrip.client_errors import UnexpectedAnswer
-from filmstrip.errors import ERRORS, FilmstripError, ModelError
-from filmstrip.geometry import VideoShape
+from filmstrip.errors import ERRORS, FilmstripError, ModelError, UnexpectedAnswer
+from filmstrip.wire import VideoShape
 
 
 @dataclass(frozen=True)

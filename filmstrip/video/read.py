@@ -15,15 +15,15 @@ from typing import Any, BinaryIO, Self
 import av
 import av.codec
 import av.container
+import numpy as np
 from av.stream import Disposition, Stream
 from av.video import VideoStream
 from av.video.codeccontext import VideoCodecContext
+from PIL import Image, ImageSequence
 
-from filmstrip.video_file import VideoFileError, display_path, mapped_errors
-from filmstrip.video_frames import Alpha, FrameConverter, FrameNotSupported
-from filmstrip.video_integrity import FileBytes, codec_name, missing_part, unreadable_mp4
-from filmstrip.video_stream import Frame
-from filmstrip.video_webp import AnimatedWebp, is_animated_webp
+from filmstrip.video.frames import Alpha, FrameConverter, FrameNotSupported
+from filmstrip.video.integrity import FileBytes, codec_name, missing_part, unreadable_mp4
+from filmstrip.wire import Frame
 
 _DEFAULT_FPS = Fraction(25)
 _MAX_NOMINAL_FPS = 240
@@ -44,6 +44,29 @@ _PLAYLIST_START = re.compile(rb"(\xef\xbb\xbf)?\s*(#EXTM3U|ffconcat version|<\?x
 _NO_PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 """FFmpeg's own decoders of these leave the alpha out."""
+
+_ANIMATION_FLAG = 0x02
+_CLOCK = Fraction(1, 1000)
+_MAX_IGNORED_MS, _DEFAULT_STEP_MS = 10, 100  # browsers show a frame of up to 10 ms for 100 ms
+
+
+class VideoFileError(Exception):
+    """A file that cannot be read or written; the message names it."""
+
+
+def display_path(path: str | Path) -> str:
+    """A path as text that any terminal or log can print: bytes that are not text, and control characters, escaped."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+@contextmanager
+def mapped_errors(path: str | Path) -> Iterator[None]:
+    """The boundary where errors of FFmpeg and of the operating system become `VideoFileError`."""
+    try:
+        yield
+    except (av.FFmpegError, OSError) as error:
+        raise VideoFileError(f"{display_path(path)}: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True)
@@ -375,3 +398,41 @@ def _nominal_rate(path: Path, stream: VideoStream) -> Fraction | None:
         return None
     near = min(_STANDARD_RATES, key=lambda standard: abs(standard - rate))
     return near if abs(near - rate) < near * _NEAR else rate.limit_denominator(1000)
+
+
+# -- Animated WebP, which FFmpeg does not decode --------------------------------------------------------------
+
+
+def is_animated_webp(file: FileBytes) -> bool:
+    """Whether a file is a WebP with several frames."""
+    head = file.read(0, 21)
+    return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) == 21 and bool(head[20] & _ANIMATION_FLAG)
+
+
+class AnimatedWebp:
+    """Frames of an animated WebP, with their times."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def rate(self) -> Fraction | None:
+        """Frames a second by the shortest frame; None if there is only one."""
+        steps = [frame.duration for frame in self.frames()]
+        return 1 / (min(steps) * _CLOCK) if len(steps) > 1 else None
+
+    def frames(self) -> Iterator[av.VideoFrame]:
+        """Frames in RGBA, whole ones: each with what it leaves of those before.
+
+        Raises:
+            OSError: the file is damaged.
+        """
+        self._file.seek(0)
+        with Image.open(self._file, formats=["WEBP"]) as animation:
+            pts = 0
+            for image in ImageSequence.Iterator(animation):
+                frame = av.VideoFrame.from_ndarray(np.asarray(image.convert("RGBA")), format="rgba")
+                frame.pts, frame.time_base = pts, _CLOCK
+                duration = int(image.info.get("duration", 0))
+                frame.duration = duration if duration > _MAX_IGNORED_MS else _DEFAULT_STEP_MS
+                pts += frame.duration
+                yield frame

@@ -21,9 +21,9 @@ from av.video import VideoStream
 from av.video.reformatter import Colorspace, VideoReformatter
 from PIL import Image
 
-from filmstrip.contact_sheet import COLUMNS, ROWS, Thumbnail, picks, sheet_rows, thumbnail, write_sheet
-from filmstrip.video_file import VideoFileError, display_path, mapped_errors
-from filmstrip.video_sound import (
+from filmstrip.video.contact_sheet import COLUMNS, ROWS, Thumbnail, picks, sheet_rows, thumbnail, write_sheet
+from filmstrip.video.read import VideoFileError, display_path, mapped_errors
+from filmstrip.video.sound import (
     MKV_SOUND,
     MOV_SOUND,
     MP4_SOUND,
@@ -34,7 +34,7 @@ from filmstrip.video_sound import (
     dropped_note,
     has_sound,
 )
-from filmstrip.video_stream import Frame
+from filmstrip.wire import Frame
 
 MIN_FPS, MAX_FPS = 0.0001, 1000
 MAX_SIDE = 16_384  # of H.264 and VP9

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from filmstrip.video_stream import Frame
+from filmstrip.wire import Frame
 
 COLUMNS = 6
 ROWS = 4
