@@ -11,13 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.soak.expected import gray, looped, probe_pattern, with_own_videos
-from benchmarks.soak.figures import LIMITS, Figures, leaks
-from benchmarks.soak.judge import Event, Judge, Wanted, wrong_answer, wrong_events, wrong_video
-from benchmarks.soak.traffic import ACTIONS
-from benchmarks.soak.verdict import Verdict, markdown
 from filmstrip.errors import InternalError, UnknownPath
 from filmstrip.wire import VideoShape, pack_video_header
+from tests.soak.judge import (
+    ExpectedOutcome,
+    Judge,
+    StreamEvent,
+    gray,
+    looped,
+    probe_pattern,
+    with_own_videos,
+    wrong_answer,
+    wrong_events,
+    wrong_video,
+)
+from tests.soak.report import LIMITS, Figures, Verdict, leaks, markdown
+from tests.soak.traffic import ACTIONS
 from tests.support.server import ROOT
 
 QUICK = (
@@ -32,7 +41,7 @@ QUICK = (
     "--seed",
     "675",
 )  # its faults: kill Triton, stop the frontend, !hang
-WANTED = Wanted(20, (64, 96))
+WANTED = ExpectedOutcome(20, (64, 96))
 FIGURES = Figures(
     memory=1, relay_memory=None, descriptors=20, threads=9, processes=6, files=0, shm_files=5, shm_bytes=9, regions=0,
     sequences=0,
@@ -41,7 +50,7 @@ FIGURES = Figures(
 
 def start(*flags: str, folder: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.soak", *QUICK, *flags, "--folder", str(folder)],
+        [sys.executable, "-m", "tests.soak", *QUICK, *flags, "--folder", str(folder)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -116,23 +125,23 @@ def test_an_error_has_the_one_shape(body: bytes) -> None:
     assert wrong_answer(404, body, {404}, met_fault=False)
 
 
-def progress(*frames: int) -> list[Event]:
-    return [Event("progress", {"chunk": number, "frames": count}) for number, count in enumerate(frames, 1)]
+def progress(*frames: int) -> list[StreamEvent]:
+    return [StreamEvent("progress", {"chunk": number, "frames": count}) for number, count in enumerate(frames, 1)]
 
 
 USED = {"seed": 42, "unused": []}
 
 
-def complete(**changed: object) -> Event:
+def complete(**changed: object) -> StreamEvent:
     data = {"output_path": "o", "video_shape": [20, 64, 96, 3], "num_frames": 20, "num_chunks": 2, "chunk_size": 12}
-    return Event("complete", {**data, **USED, **changed})
+    return StreamEvent("complete", {**data, **USED, **changed})
 
 
 def test_a_whole_stream_is_right() -> None:
     assert wrong_events([*progress(12, 8), complete()], WANTED, met_fault=False) is None
     cancelled = {"chunk": 1, "total_chunks": 2, "frames_completed": 12, "output_path": "o"}
     cancelled |= {"video_shape": [12, 64, 96, 3], **USED}
-    assert wrong_events([*progress(12), Event("cancelled", cancelled)], WANTED, met_fault=False) is None
+    assert wrong_events([*progress(12), StreamEvent("cancelled", cancelled)], WANTED, met_fault=False) is None
 
 
 @pytest.mark.parametrize(
@@ -148,29 +157,32 @@ def test_a_whole_stream_is_right() -> None:
         [*progress(12, 8), complete(unused=["seed"])],
         [*progress(12, 8), complete(), complete()],
         [progress(12, 8)[1], progress(12, 8)[0], complete()],
-        [Event("cancelled", {"chunk": 0, "total_chunks": 2, "frames_completed": 0, "output_path": "o", **USED})],
-        [*progress(12), Event("cancelled", {"chunk": 1, "total_chunks": 2, "frames_completed": 12, **USED})],
-        [Event("error", {"error": "x", "code": "triton_unavailable"})],
-        [Event("error", {"error": "x", "code": "internal_error"})],
+        [StreamEvent("cancelled", {"chunk": 0, "total_chunks": 2, "frames_completed": 0, "output_path": "o", **USED})],
+        [*progress(12), StreamEvent("cancelled", {"chunk": 1, "total_chunks": 2, "frames_completed": 12, **USED})],
+        [StreamEvent("error", {"error": "x", "code": "triton_unavailable"})],
+        [StreamEvent("error", {"error": "x", "code": "internal_error"})],
     ],
 )
-def test_a_stream_that_is_not_whole_or_says_another_thing_is_wrong(events: list[Event]) -> None:
+def test_a_stream_that_is_not_whole_or_says_another_thing_is_wrong(events: list[StreamEvent]) -> None:
     assert wrong_events(events, WANTED, met_fault=False)
 
 
 def test_near_a_fault_some_errors_are_right_and_others_are_not() -> None:
-    def error(code: str) -> list[Event]:
-        return [*progress(12), Event("error", {"error": "x", "code": code})]
+    def error(code: str) -> list[StreamEvent]:
+        return [*progress(12), StreamEvent("error", {"error": "x", "code": code})]
 
     assert wrong_events(error("sequence_lost"), WANTED, met_fault=True) is None
     assert wrong_events(error("internal_error"), WANTED, met_fault=True)
     assert wrong_events(error("model_error"), WANTED, met_fault=True)
-    assert wrong_events(error("model_error"), Wanted(20, (64, 96), frozenset({"model_error"})), met_fault=False) is None
+    assert (
+        wrong_events(error("model_error"), ExpectedOutcome(20, (64, 96), frozenset({"model_error"})), met_fault=False)
+        is None
+    )
 
 
 def test_a_provoked_error_that_does_not_come_is_wrong() -> None:
-    wanted = Wanted(20, (64, 96), frozenset({"model_error"}))
-    assert wrong_events([*progress(12, 8), complete()], wanted, met_fault=True)
+    outcome = ExpectedOutcome(20, (64, 96), frozenset({"model_error"}))
+    assert wrong_events([*progress(12, 8), complete()], outcome, met_fault=True)
 
 
 def test_one_wrong_byte_of_a_video_is_found() -> None:

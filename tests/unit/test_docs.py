@@ -249,6 +249,11 @@ def test_the_readme_names_the_main_commands():
 
 
 @documents
+def test_no_word_is_doubled(path: Path):
+    assert re.findall(r"\b([A-Za-z]+) \1\b", re.sub(r"`[^`]*`", "", prose(path.read_text()))) == []
+
+
+@documents
 def test_every_link_leads_somewhere(path: Path):
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(path.read_text())):
         if target.startswith("https://"):

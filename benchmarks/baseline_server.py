@@ -1,4 +1,4 @@
-"""The least that an asyncio server does with a body: `python -m benchmarks.bare FOLDER`.
+"""The least that an asyncio server does with a body: `python -m benchmarks.baseline_server FOLDER`.
 
 POST writes the body to `FOLDER/sink`; GET answers with `FOLDER/source`. One uvloop loop and no framework, no
 threads, no checks: what a server in this language could reach on this machine. It prints its port.
@@ -16,7 +16,7 @@ _PIECE_BYTES = 2**20
 _END_OF_HEAD = b"\r\n\r\n"
 
 
-class Bare(asyncio.Protocol):
+class BaselineServer(asyncio.Protocol):
     """One connection, one request."""
 
     def __init__(self, folder: Path) -> None:
@@ -72,7 +72,7 @@ class Bare(asyncio.Protocol):
 
 
 async def _serve(folder: Path) -> None:
-    server = await asyncio.get_running_loop().create_server(lambda: Bare(folder), "127.0.0.1", 0)
+    server = await asyncio.get_running_loop().create_server(lambda: BaselineServer(folder), "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 

@@ -1,10 +1,10 @@
-"""Who says what is wrong: every answer, every event stream and every video comes here."""
+"""Judges every answer, event stream and video, and computes the frames that a generation must produce."""
 
 import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ _SHOWN = 1500
 
 
 @dataclass(frozen=True)
-class Event:
+class StreamEvent:
     """One event of a stream: its name and data."""
 
     name: str
@@ -34,7 +34,7 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExpectedOutcome:
     """What a generation should come to.
 
     Attributes:
@@ -139,12 +139,12 @@ def wrong_error(status: int, body: bytes) -> str | None:
         return f"{status} with an error in another shape: {body[:400]!r}"
     if code not in ERRORS or (ERRORS[code].status != status and code != "bad_request"):
         return f"{status} with the code {code}"
-    if "Traceback" in message or "/tmp/" in message or "site-packages" in message:  # noqa: S108
+    if "Traceback" in message or "/tmp/" in message or "site-packages" in message:
         return f"a message that tells of the server's inside: {message}"
     return None
 
 
-def wrong_events(events: Sequence[Event], wanted: Wanted, *, met_fault: bool) -> str | None:
+def wrong_events(events: Sequence[StreamEvent], outcome: ExpectedOutcome, *, met_fault: bool) -> str | None:
     """What is wrong with the events of a stream that was read to its end."""
     if not events or events[-1].name not in {"complete", "cancelled", "error"}:
         return f"the stream ended without a last event, after {len(events)}"
@@ -156,15 +156,15 @@ def wrong_events(events: Sequence[Event], wanted: Wanted, *, met_fault: bool) ->
     num_frames = sum(event.data["frames"] for event in progress)
     if last.name == "error":
         code = last.data["code"]
-        allowed = wanted.codes | (FAULT_CODES if met_fault else frozenset())
+        allowed = outcome.codes | (FAULT_CODES if met_fault else frozenset())
         return None if code in allowed else f"error {last.data}, expected {sorted(allowed) or 'none'}"
-    if wanted.codes and last.name == "complete":
-        return f"complete, expected an error of {sorted(wanted.codes)}"
-    return _wrong_ending(last, len(progress), num_frames, wanted)
+    if outcome.codes and last.name == "complete":
+        return f"complete, expected an error of {sorted(outcome.codes)}"
+    return _wrong_ending(last, len(progress), num_frames, outcome)
 
 
-def _wrong_ending(last: Event, num_chunks: int, num_frames: int, wanted: Wanted) -> str | None:
-    shape = [num_frames, *wanted.size, 3]
+def _wrong_ending(last: StreamEvent, num_chunks: int, num_frames: int, outcome: ExpectedOutcome) -> str | None:
+    shape = [num_frames, *outcome.size, 3]
     told = dict(last.data)
     name = told.pop("output_path", None)
     seed = told.pop("seed", None)
@@ -180,13 +180,13 @@ def _wrong_ending(last: Event, num_chunks: int, num_frames: int, wanted: Wanted)
             expected["video_shape"] = shape
     else:
         expected = {
-            "video_shape": [wanted.num_frames, *wanted.size, 3],
-            "num_frames": wanted.num_frames,
+            "video_shape": [outcome.num_frames, *outcome.size, 3],
+            "num_frames": outcome.num_frames,
             "num_chunks": num_chunks,
             "chunk_size": 12,
         }
-        if num_frames != wanted.num_frames:
-            return f"complete after {num_frames} frames of {wanted.num_frames}"
+        if num_frames != outcome.num_frames:
+            return f"complete after {num_frames} frames of {outcome.num_frames}"
     if told != expected or (name is not None) != (num_frames > 0):
         return f"{last.name} {last.data}, expected {expected}"
     return None
@@ -207,3 +207,46 @@ def wrong_video(data: bytes, shape: Sequence[int], frames: Frames | None) -> str
     got = np.frombuffer(data, np.uint8, offset=VIDEO_HEADER_BYTES).reshape(shape)
     different = np.flatnonzero((got != frames).any(axis=(1, 2, 3)))
     return f"frames {different[:20].tolist()} are not what they should be" if different.size else None
+
+
+CHUNK = 12
+PROBE_SIZE = (64, 96)
+
+
+def looped(video: Frames, num_frames: int) -> Frames:
+    """The input frames that the output frames [F, H, W, 3] come from, for frame processors in video mode."""
+    return np.asarray(video[np.arange(num_frames) % len(video)], np.uint8)
+
+
+def with_own_videos(whole: Frames | None, own: Mapping[int, Frames], num_frames: int) -> Frames:
+    """The looped input, with the videos that chunks have of their own in its place."""
+    size = (whole if whole is not None else next(iter(own.values()))).shape[1:]
+    frames = np.zeros((num_frames, *size), np.uint8) if whole is None else looped(whole, num_frames).copy()
+    for index, video in own.items():
+        first = index * CHUNK
+        count = min(CHUNK, num_frames - first)
+        frames[first : first + count] = video[np.minimum(np.arange(count), len(video) - 1)]
+    return frames
+
+
+def gray(frames: Frames) -> Frames:
+    """BT.601 luma, rounded: what the model of that name makes."""
+    luma = (frames.astype(np.uint32) @ np.array([299, 587, 114], np.uint32) + 500) // 1000
+    return np.repeat(luma.astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def probe_pattern(seeds: Sequence[int], counts: Sequence[int]) -> Frames:
+    """What the probe model makes in text mode.
+
+    Args:
+        seeds: of each chunk.
+        counts: frames that each chunk added to the output, as its progress event told.
+    """
+    made = [_probe_chunk(index, seeds[index], count) for index, count in enumerate(counts)]
+    return np.concatenate(made) if made else np.zeros((0, *PROBE_SIZE, 3), np.uint8)
+
+
+def _probe_chunk(index: int, seed: int, count: int) -> Frames:
+    height, width = PROBE_SIZE
+    frame, y, x, channel = np.ogrid[:count, :height, :width, :3]
+    return np.asarray((seed + 31 * index + 7 * frame + y + x + 85 * channel) % 256, np.uint8)

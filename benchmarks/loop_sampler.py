@@ -1,4 +1,4 @@
-"""The frontend with a sampler within its event loop: `python -m benchmarks.stalled SAMPLES [flags of the frontend]`.
+"""The frontend with a sampler in its event loop: `python -m benchmarks.loop_sampler SAMPLES [frontend options]`.
 
 The sampler sleeps two milliseconds at a time and writes down when it woke and by how much it overslept: for so
 long the loop served nobody. With `--idle` in place of flags it samples a loop that has nothing else to do, which is

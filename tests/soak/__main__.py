@@ -1,4 +1,4 @@
-"""`python -m benchmarks.soak`: half an hour of traffic and faults, then a verdict."""
+"""`python -m tests.soak`: half an hour of traffic and faults, then a verdict."""
 
 import random
 import shlex
@@ -12,13 +12,10 @@ from pathlib import Path
 
 import click
 
-from benchmarks.soak import verdict
-from benchmarks.soak.chaos import Chaos
-from benchmarks.soak.figures import Sampler, quiet
-from benchmarks.soak.judge import Judge
-from benchmarks.soak.server import Server
-from benchmarks.soak.traffic import Traffic
-from benchmarks.soak.verdict import Verdict
+from tests.soak.judge import Judge
+from tests.soak.report import Sampler, Verdict, markdown, quiet, status_line
+from tests.soak.server import SoakServer
+from tests.soak.traffic import FaultInjector, Traffic
 
 _REPORT_S = 60.0
 _SHOWN_AT_ONCE = 20
@@ -106,9 +103,9 @@ def main(
     shows what there is so far (status 130, or 1).
 
     \b
-    For an afternoon:      python -m benchmarks.soak
-    To try a change:       python -m benchmarks.soak --minutes 3 --warm-up 1 --ttl 10 --kill-every 20
-    What failed once more: python -m benchmarks.soak --seed N     (threads: the same choices, not the same moments)
+    For an afternoon:      python -m tests.soak
+    To try a change:       python -m tests.soak --minutes 3 --warm-up 1 --ttl 10 --kill-every 20
+    What failed once more: python -m tests.soak --seed N     (threads: the same choices, not the same moments)
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is ended then, too
     options = Options(
@@ -117,14 +114,14 @@ def main(
         clients=clients,
         rate=rate,
         kill_every_s=kill_every,
-        seed=random.randrange(2**32) if seed is None else seed,  # noqa: S311
+        seed=random.randrange(2**32) if seed is None else seed,
         ttl_s=ttl,
     )
-    command = shlex.join(["python", "-m", "benchmarks.soak", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "tests.soak", *sys.argv[1:]])
     click.echo(f"{command}, seed {options.seed}")
     with tempfile.TemporaryDirectory(prefix="filmstrip-soak-", dir=folder) as own:
         found = soak(options, Path(own), interrupts())
-    text = verdict.markdown(command, options.seed, found)
+    text = markdown(command, options.seed, found)
     click.echo(f"\n{text}")
     if report is not None:
         report.write_text(text)
@@ -135,7 +132,7 @@ def soak(options: Options, folder: Path, interrupted: threading.Event) -> Verdic
     """Run it all, or what there is time for before it is interrupted."""
     judge = Judge()
     store_files = max(10, round(_FULL_SHARE * options.rate * options.ttl_s))
-    server = Server(folder / "server", options.ttl_s, store_files)
+    server = SoakServer(folder / "server", options.ttl_s, store_files)
     try:
         traffic = Traffic(
             server,
@@ -145,26 +142,26 @@ def soak(options: Options, folder: Path, interrupted: threading.Event) -> Verdic
             seed=options.seed,
             ttl_s=options.ttl_s,
         )
-        chaos = Chaos(server, judge, options.kill_every_s, options.seed, options.ttl_s)
+        faults = FaultInjector(server, judge, options.kill_every_s, options.seed, options.ttl_s)
         sampler = Sampler(server)
         found = Verdict(judge, sampler.peaks)
         patience_s = 1.5 * options.ttl_s + _PATIENCE_S
         with sampler.running():
-            flow(options.warm_up_s, traffic, chaos, sampler=sampler, found=found, interrupted=interrupted)
+            flow(options.warm_up_s, traffic, faults, sampler=sampler, found=found, interrupted=interrupted)
             found.before = quiet(server, judge, patience_s, interrupted)
             if found.before is not None:
                 click.echo("warm: the figures at the end are compared with those of now")
             flow(
                 options.duration_s - options.warm_up_s,
                 traffic,
-                chaos,
+                faults,
                 sampler=sampler,
                 found=found,
                 interrupted=interrupted,
             )
             found.after = quiet(server, judge, patience_s, interrupted)
         found.interrupted = interrupted.is_set()
-        found.longest_recovery_s = chaos.longest_recovery_s
+        found.longest_recovery_s = faults.longest_recovery_s
         found.look_at_log(server.log)
         return found
     finally:
@@ -174,7 +171,7 @@ def soak(options: Options, folder: Path, interrupted: threading.Event) -> Verdic
 def flow(
     duration_s: float,
     traffic: Traffic,
-    chaos: Chaos,
+    faults: FaultInjector,
     *,
     sampler: Sampler,
     found: Verdict,
@@ -183,10 +180,10 @@ def flow(
     """Traffic and faults for so long, with a line a minute."""
     failures = found.judge.failures
     until, shown = time.monotonic() + duration_s, len(failures)
-    with traffic.flowing(), chaos.raging():
+    with traffic.running(), faults.running():
         while (left_s := until - time.monotonic()) > 0 and not interrupted.is_set():
             interrupted.wait(min(_REPORT_S, left_s))
-            click.echo(verdict.status_line(found.judge, sampler.last))
+            click.echo(status_line(found.judge, sampler.last))
             for failure in failures[shown:_SHOWN_AT_ONCE]:  # not only at the end of a long run
                 click.echo(f"  {failure}")
             shown = len(failures)

@@ -24,10 +24,10 @@ STOPPED_S = 2.0
 BODY_TIMEOUT_S = STOPPED_S + 1.5  # a frontend that was stopped sees its clocks before what has come meanwhile
 MODELS = tuple(path.parent.name for path in (ROOT / "tests" / "support" / "model_repository").glob("*/config.pbtxt"))
 _FILE_BYTES = MIB // 2  # of an average file, about
-_SHM = Path("/dev/shm")  # noqa: S108
+_SHM = Path("/dev/shm")
 
 
-class Server:
+class SoakServer:
     """One frontend with its embedded Triton, small limits and short times.
 
     Args:
@@ -125,7 +125,7 @@ class Server:
     def num_sequences(self) -> int:
         """Sequences that the models hold for others.
 
-        Asked with a sequence of one chunk, which is its start and its end.
+        SentRequest with a sequence of one chunk, which is its start and its end.
         """
         told = ChunkParameters(0, 1, 64, 96, Mode.VIDEO)
         chunk = triton_grpc.InferInput(contract.CHUNK.name, [1], contract.CHUNK.dtype)

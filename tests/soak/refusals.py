@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.soak.client import Client
-from benchmarks.soak.server import ASSET_BYTES, JSON_BYTES, UPLOAD_BYTES
-from benchmarks.soak.stream import GENERATE
-from benchmarks.soak.uploads import ASSETS, UPLOAD, UPLOAD_DATA
+from tests.soak.actions import ASSETS, UPLOAD, UPLOAD_DATA
+from tests.soak.client import GENERATE, SoakClient
+from tests.soak.server import ASSET_BYTES, JSON_BYTES, UPLOAD_BYTES
 
 _PLANNED = frozenset({422, 409})  # looked at only when the slot is free
 
@@ -45,13 +44,13 @@ def _video(statuses: set[int], body: bytes, changed: Mapping[str, str | None] | 
     return Refusal("POST", UPLOAD, frozenset(statuses), {"content": body, "headers": headers})
 
 
-def _bad_header(client: Client) -> Refusal:
+def _bad_header(client: SoakClient) -> Refusal:
     side = client.random.choice(["Frames", "Height", "Width", "Channels"])
     bad = ("abc", "-1", "0", "4294967296", "1.5", "", "1 2", "1e3", "9" * 300, "0x10", "+1", "\xb2")
     return _video({400}, b"x", {side: client.random.choice(bad)})
 
 
-def _bad_value(client: Client) -> Refusal:
+def _bad_value(client: SoakClient) -> Refusal:
     choices: list[dict[str, object]] = [
         {"num_frames": 0},
         {"num_frames": 10_001},
@@ -80,7 +79,7 @@ def _bad_value(client: Client) -> Refusal:
     return _generate({422}, **client.random.choice(choices))
 
 
-def _bad_plan(client: Client) -> Refusal:
+def _bad_plan(client: SoakClient) -> Refusal:
     array = {"vace_frames_shape": [1, 3, 2, 64, 96]}
     choices: list[dict[str, object]] = [
         {"height": 65},
@@ -99,7 +98,7 @@ def _bad_plan(client: Client) -> Refusal:
     return _generate(_PLANNED, **client.random.choice(choices))
 
 
-def _bad_json(client: Client) -> Refusal:
+def _bad_json(client: SoakClient) -> Refusal:
     bodies = [
         b"",
         b"{",
@@ -114,14 +113,14 @@ def _bad_json(client: Client) -> Refusal:
     return _raw({400, 422}, client.random.choice(bodies))
 
 
-def _not_a_number(client: Client) -> Refusal:
+def _not_a_number(client: SoakClient) -> Refusal:
     name = client.random.choice(["noise_scale", "vace_context_scale", "kv_cache_attention_bias"])
     value = client.random.choice([math.nan, math.inf, -math.inf])
     body = json.dumps({"pipeline_id": "probe", "prompt": "x", name: value})
     return _raw({400, 422}, body.encode())
 
 
-def _deep_json(client: Client) -> Refusal:
+def _deep_json(client: SoakClient) -> Refusal:
     depth = client.random.choice([50, 1000, 20_000, 60_000])
     opening, closing = client.random.choice([(b"[", b"]"), (b'{"a":', b"}")])
     body = opening * depth + (b"1" if opening != b"[" else b"") + closing * depth
@@ -129,7 +128,7 @@ def _deep_json(client: Client) -> Refusal:
     return _raw({400, 413, 422}, body, path)
 
 
-def _oversized(client: Client) -> Refusal:
+def _oversized(client: SoakClient) -> Refusal:
     most = "4294967295"
     unknown_length = iter([bytes(UPLOAD_BYTES // 4)] * 5)
     choices = [
@@ -142,7 +141,7 @@ def _oversized(client: Client) -> Refusal:
     return client.random.choice(choices)
 
 
-def _wrong_place(client: Client) -> Refusal:
+def _wrong_place(client: SoakClient) -> Refusal:
     choices = [
         ("GET", "/nowhere", 404),
         ("GET", "/api/v1/generate/%2e%2e/%2e%2e/etc/passwd", 404),
@@ -164,7 +163,7 @@ def _wrong_place(client: Client) -> Refusal:
     return Refusal(method, path, frozenset({status}))
 
 
-def _unknown_name(client: Client) -> Refusal:
+def _unknown_name(client: SoakClient) -> Refusal:
     held = client.any_of(client.videos)
     video = held.name if held else "video-" + "0" * 32
     choices: list[dict[str, object]] = [
@@ -180,7 +179,7 @@ def _unknown_name(client: Client) -> Refusal:
     return _generate({404, 409, 422}, **client.random.choice(choices))
 
 
-def _bad_range(client: Client) -> Refusal | None:
+def _bad_range(client: SoakClient) -> Refusal | None:
     held = client.any_of(client.outputs)
     if held is None:
         return None
@@ -189,7 +188,7 @@ def _bad_range(client: Client) -> Refusal | None:
     return Refusal("GET", "/api/v1/generate/download", frozenset({416, 404}), request)
 
 
-REFUSALS: dict[str, Callable[[Client], Refusal | None]] = {
+REFUSALS: dict[str, Callable[[SoakClient], Refusal | None]] = {
     "bad_header": _bad_header,
     "missing_header": lambda client: _video({400}, b"x", {client.random.choice(["Frames", "Width"]): None}),
     "wrong_size": lambda client: _video({400, 507}, client.random.randbytes(client.random.choice([0, 17, 19]))),
@@ -213,7 +212,7 @@ REFUSALS: dict[str, Callable[[Client], Refusal | None]] = {
 }
 
 
-def refused(client: Client, kind: str) -> bool:
+def refused(client: SoakClient, kind: str) -> bool:
     """Send what must be refused; False when it was not looked at, as another generation runs."""
     refusal = REFUSALS[kind](client)
     if refusal is None:
