@@ -24,7 +24,7 @@ from .auth import SAFE_METHODS, Access
 from .bodies import refuse_wrapped
 from .connection import BoundedBody, BoundedRequest, Connection
 from .logs import note
-from .openapi import Provider, accepted_types, add_docs
+from .openapi import DocumentProvider, accepted_types, add_docs
 from .parts import provide, running
 from .routes import api
 from .settings import Settings
@@ -149,6 +149,6 @@ def _add_docs(app: Quart, settings: Settings) -> None:
         security_schemes={"key": HttpSecurityScheme(scheme="bearer")} if settings.api_keys else None,
         security=[{"key": []}] if settings.api_keys else None,
     )
-    schema.openapi_provider_class = Provider
+    schema.openapi_provider_class = DocumentProvider
     schema.init_app(app)
     add_docs(app, schema, "Filmstrip")
