@@ -12,7 +12,7 @@ SMALL_READY := models/longlive-small/config.pbtxt
 # Where the export wrote until its folder was models/: two models of one name are refused.
 OLD_SMALL := model_repository/longlive-small
 SMALL_FILES := $(wildcard $(addprefix $(SMALL)/,*.json *.safetensors */*.json */*.safetensors))
-# Sidecars tell which engines are of other weights, but not which are of other code.
+# Manifests tell which engines are of other weights, but not which are of other code.
 GRAPH_CODE := $(wildcard export/*.py export/*/*.py)
 
 .PHONY: help setup torch model demo serve test coverage lint fix bench soak compile-full audit check lock clean

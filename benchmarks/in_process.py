@@ -23,12 +23,12 @@ from export.graph_specs import graph_specs
 from export.longlive import attach_loras
 from export.verify import ModuleEngine
 from filmstrip.contract import ChunkParameters, Mode, Prompt
-from filmstrip.runtime.chunks import Chunk
 from filmstrip.runtime.engines.engine import Engine
 from filmstrip.runtime.engines.load import load_engines
 from filmstrip.runtime.longlive import LongLive, graph_names
 from filmstrip.runtime.pipeline_config import PipelineConfig
-from filmstrip.runtime.tokenizer import Tokenizer
+from filmstrip.runtime.sequences import Chunk
+from filmstrip.runtime.text import Tokenizer
 
 _CPU = torch.device("cpu")
 

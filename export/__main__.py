@@ -15,8 +15,7 @@ from export.longlive import Exported, Order, export_longlive
 from export.spec import Precision, Size
 from export.tensorrt import RTX_TARGETS, BuildOptions
 from export.verify import Comparison, table
-from filmstrip.runtime.engines.errors import BadEngine
-from filmstrip.runtime.engines.sidecar import Builder
+from filmstrip.runtime.engines.manifest import BadEngine, Builder
 
 _EPILOG = """
 \b

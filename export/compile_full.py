@@ -36,7 +36,7 @@ from export.modules.vae import VaeDecoder, VaeEncoder
 from export.onnx_files import to_program
 from export.spec import GraphSpec, Precision, Size
 from export.tensorrt import RTX_TARGETS, BuildOptions, build_engine
-from filmstrip.runtime.engines.sidecar import Builder
+from filmstrip.runtime.engines.manifest import Builder
 
 _NUM_NOISE = 48 << 20  # numbers: more than the largest weight has
 _PAGE = 4096

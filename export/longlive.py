@@ -20,19 +20,19 @@ from export.onnx_files import write_onnx
 from export.spec import GraphSpec, Grid, Part, Precision, Size, varying
 from export.tensorrt import BuildOptions, build_engine
 from export.verify import Comparison, check, compare
-from filmstrip.runtime.engines.errors import BadEngine
 from filmstrip.runtime.engines.load import installed_version, load_engine, machine_of
-from filmstrip.runtime.engines.sidecar import (
+from filmstrip.runtime.engines.manifest import (
     SPEC_VERSION,
+    BadEngine,
     Builder,
     EngineFile,
     EngineTensor,
+    Manifest,
     Profile,
-    Reach,
-    Sidecar,
+    ShapeRange,
     file_sha256,
+    manifest_path,
     read,
-    sidecar_path,
     write,
 )
 
@@ -73,11 +73,11 @@ class Make:
     sizes: Mapping[Size, Grid]
 
 
-def sidecar_of(spec: GraphSpec, make: Make, origin: Origin, files: Mapping[str, EngineFile]) -> Sidecar:
+def manifest_of(spec: GraphSpec, make: Make, origin: Origin, files: Mapping[str, EngineFile]) -> Manifest:
     """What is to be written beside an engine; without `files`, what would be but for them."""
     takes_loras = any(port.name == "lora_scales" for port in spec.inputs)
     loras = origin.loras if takes_loras else {}
-    return Sidecar(
+    return Manifest(
         graph=spec.name,
         spec_version=SPEC_VERSION,
         builder=make.builder,
@@ -101,11 +101,12 @@ def _profiles(spec: GraphSpec, sizes: Mapping[Size, Grid]) -> dict[str, Profile]
     if not spec.has_size:
         return {}
     return {
-        str(size): {name: Reach(*reach) for name, reach in spec.profile(grid).items()} for size, grid in sizes.items()
+        str(size): {name: ShapeRange(*reach) for name, reach in spec.profile(grid).items()}
+        for size, grid in sizes.items()
     }
 
 
-def is_up_to_date(engine: Path, wanted: Sidecar) -> bool:
+def is_up_to_date(engine: Path, wanted: Manifest) -> bool:
     """Whether an engine is there, whole, and made as `wanted` says, but for the files."""
     try:
         found = read(engine)
@@ -248,7 +249,7 @@ class _Exporter:
         for spec in specs:
             make = self._make_of(spec)
             engine = self.engines / _file_name(spec, make)
-            if not self.order.fresh and is_up_to_date(engine, sidecar_of(spec, make, self.origin, {})):
+            if not self.order.fresh and is_up_to_date(engine, manifest_of(spec, make, self.origin, {})):
                 kept.append(spec.name)
             else:
                 with tempfile.TemporaryDirectory(prefix=".making-", dir=self.engines) as folder:
@@ -284,14 +285,14 @@ class _Exporter:
         return engine
 
     def _onnx(self, spec: GraphSpec, folder: Path, make: Make) -> Path:
-        """A graph as an ONNX file with its sidecar."""
+        """A graph as an ONNX file with its manifest."""
         self.watcher.begin(spec.name, f"translating to ONNX, {make.precision}")
         path = folder / f"{spec.name}.onnx"
-        self._write_sidecar(spec, make, path, write_onnx(spec, make.precision, path))
+        self._write_manifest(spec, make, path, write_onnx(spec, make.precision, path))
         return path
 
     def _tensorrt(self, spec: GraphSpec, make: Make, folder: Path, options: BuildOptions) -> Path:
-        """A graph as a TensorRT engine with its sidecar."""
+        """A graph as a TensorRT engine with its manifest."""
         with tempfile.TemporaryDirectory(dir=folder) as for_parser:
             self.watcher.begin(spec.name, f"translating to ONNX, {make.precision}")
             onnx = Path(for_parser) / f"{spec.name}.onnx"
@@ -300,12 +301,12 @@ class _Exporter:
             built = build_engine(onnx, spec, list(make.sizes.values()), options, self.watcher.progress)
         path = folder / f"{spec.name}.engine"
         built.write(path)
-        self._write_sidecar(spec, make, path, [path])
+        self._write_manifest(spec, make, path, [path])
         return path
 
-    def _write_sidecar(self, spec: GraphSpec, make: Make, engine: Path, files: Sequence[Path]) -> None:
+    def _write_manifest(self, spec: GraphSpec, make: Make, engine: Path, files: Sequence[Path]) -> None:
         hashed = {path.name: EngineFile.of(path) for path in files}
-        write(engine, sidecar_of(spec, make, self.origin, hashed))
+        write(engine, manifest_of(spec, make, self.origin, hashed))
 
     def _verify(self, spec: GraphSpec, engine: Path, make: Make) -> None:
         """Compare an engine with its module, as the runtime will load it.
@@ -328,8 +329,8 @@ class _Exporter:
         check(comparisons)
 
     def _put_in_place(self, made: Path, engine: Path) -> None:
-        """Move an engine and all that belongs to it; its sidecar last, without which it counts for nothing."""
-        old, new = sidecar_path(engine), sidecar_path(made)
+        """Move an engine and all that belongs to it; its manifest last, without which it counts for nothing."""
+        old, new = manifest_path(engine), manifest_path(made)
         old.unlink(missing_ok=True)
         for path in made.parent.iterdir():
             if path.is_file() and path != new:

@@ -23,7 +23,7 @@ from export.modules.transformer import CausalTransformer, TextKv
 from export.modules.vace import VaceBranch
 from export.modules.vae import VaeDecoder, VaeEncoder
 from export.spec import GraphSpec, Grid, Precision, Size
-from filmstrip.runtime.frame_window import FrameWindow
+from filmstrip.runtime.transformer import FrameWindow
 
 
 def memory(

@@ -4,7 +4,7 @@ A graph is made once for all sizes of the video. Rows and columns of tokens are 
 engine has one profile a size: so all sizes share one engine's weights.
 
 A graph that changes so that the runtime must change with it needs a new `SPEC_VERSION`, in
-`filmstrip.runtime.engines.sidecar`.
+`filmstrip.runtime.engines.manifest`.
 """
 
 from collections.abc import Callable, Mapping

@@ -18,7 +18,7 @@ import torch
 
 from export.errors import BadOptions, BuilderMissing, BuildFailed, UnusedInput
 from export.spec import GraphSpec, Grid, Part, Precision
-from filmstrip.runtime.engines.sidecar import Builder
+from filmstrip.runtime.engines.manifest import Builder
 
 RTX_TARGETS: Mapping[str, str] = MappingProxyType(
     {"sm75": "SM75", "sm80": "SM80", "sm86": "SM86", "sm89": "SM89", "sm120": "SM120"}

@@ -20,9 +20,9 @@ from pydantic import ValidationError
 from . import embedded, logs, protocol
 from .app import create_app
 from .logs import AccessLog
-from .parts import Parts
 from .protocol import OpenConnections, connection_limit, raise_descriptor_limit
 from .settings import Settings, unknown_variables
+from .state import AppState
 from .store import DataDirectoryTaken, Store
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ async def _serve(settings: Settings, listener: socket.socket, descriptors: int) 
     async def stop() -> None:
         """Return when the server has to stop, after ending its generation."""
         nonlocal status
-        parts: Parts = app.extensions["filmstrip"]
+        parts: AppState = app.extensions["filmstrip"]
         waits = [asyncio.create_task(signalled.wait())]
         if parts.embedded is not None:
             waits.append(asyncio.create_task(parts.embedded.failed.wait()))
@@ -141,7 +141,7 @@ async def _serve(settings: Settings, listener: socket.socket, descriptors: int) 
     return status
 
 
-def _give_up(parts: Parts) -> None:
+def _give_up(parts: AppState) -> None:
     """Exit although the shutdown is not finished."""
     log.error("shutdown took too long; exiting")
     if parts.embedded is not None:

@@ -8,13 +8,13 @@ import pytest
 from deploy.triton import _read_secret
 from export.config import load_config
 from filmstrip import environment
-from filmstrip.runtime.engines import sidecar
+from filmstrip.runtime.engines import manifest
 from filmstrip.runtime.pipeline_config import FILE_NAME, PipelineConfig
 from frontend import settings as frontend_settings
 from frontend.schema import LoadRequest, parse
 from frontend.settings import ApiKey, Settings
 from tests.export.configs import LONGLIVE
-from tests.runtime.engines.sidecars import SIDECAR
+from tests.runtime.engines.manifests import MANIFEST
 from training.settings import DEFAULT_PATH, read_settings
 
 MARK = "\ufeff"
@@ -34,10 +34,10 @@ def test_the_settings_of_a_training(tmp_path: Path):
     assert read_settings(marked(tmp_path / "settings.json", DEFAULT_PATH.read_text())) == read_settings()
 
 
-def test_the_sidecar_of_an_engine(tmp_path: Path):
+def test_the_manifest_of_an_engine(tmp_path: Path):
     engine = tmp_path / "engine.onnx"
-    marked(sidecar.sidecar_path(engine), SIDECAR.to_json())
-    assert sidecar.read(engine) == SIDECAR
+    marked(manifest.manifest_path(engine), MANIFEST.to_json())
+    assert manifest.read(engine) == MANIFEST
 
 
 def test_the_file_of_a_models_version_folder(tmp_path: Path):

@@ -27,8 +27,8 @@ from filmstrip.errors import ERRORS
 from filmstrip.events import Cancelled, Complete, ErrorEvent, Progress
 from frontend.__main__ import main as frontend_command
 from frontend.app import create_app
-from frontend.features import FEATURE_OF_FIELD
 from frontend.metrics import REGISTRY
+from frontend.plan import FEATURE_OF_FIELD
 from frontend.schema import ChunkSpec, GenerateRequest
 from frontend.settings import GIB, MIB, Settings
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from export.config import CheckpointConfig
-from filmstrip.runtime.frame_window import FrameWindow
 from filmstrip.runtime.schedule import NUM_TIMESTEPS
+from filmstrip.runtime.transformer import FrameWindow
 from training.encoded import Array, EncodedClips, Kind
 from training.layouts import Layout, after_switch, from_afar, from_start
 from training.noise_levels import NoiseLevels

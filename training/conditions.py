@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from export.modules.tae import TaeEncoder
-from filmstrip.runtime.pixels import double_first
-from filmstrip.runtime.vace_context import Conditioning, VaceEncoders, vace_context
+from filmstrip.runtime.pixels import pad_first_frame
+from filmstrip.runtime.vace import Conditioning, VaceEncoders, vace_context
 from training.autoencoder import to_pixels
 from training.encoded import by_latent, tokens_of
 from training.grammar import Scene, caption, random_scene, vague_caption
@@ -123,7 +123,7 @@ def _draw(condition: Condition, scene: Scene, start: tuple[float, float], rng: n
         given = to_pixels(CONTROLS[condition.value].process(drawn)[None])
     parts = [Conditioning.of(CHUNK_FRAMES, frames=part, masks=missing) for part in given.split(CHUNK_FRAMES, dim=2)]
     parts[0] = None if parts[0] is None else parts[0].doubled()
-    return _Drawn(double_first(frames), double_first(covered), parts, [])
+    return _Drawn(pad_first_frame(frames), pad_first_frame(covered), parts, [])
 
 
 def _reference(scene: Scene, rng: np.random.Generator) -> Tensor:

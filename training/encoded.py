@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from export.modules.tae import TaeEncoder
-from filmstrip.runtime.tokenizer import Tokenizer
+from filmstrip.runtime.text import Tokenizer
 from training.autoencoder import to_channels_last, to_pixels
 from training.grammar import (
     Scene,

@@ -19,14 +19,12 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from filmstrip.runtime.tokenizer import END, PADDING
-
 COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "white", "black")
 SHAPES = ("circle", "square", "triangle")
 MOTIONS = ("left", "right", "up", "down")
 ATTRIBUTES = ("background", "colour", "shape", "motion")
 
-UNKNOWN = "<unk>"
+UNKNOWN, PADDING, END = "<unk>", "<pad>", "</s>"  # the last two as `filmstrip.runtime.text` needs them
 ANYTHING = "thing"
 VOCABULARY = (PADDING, END, UNKNOWN, "a", "moving", "on", "background", *COLOURS, *SHAPES, *MOTIONS, ANYTHING)
 MAX_TOKENS = 24
@@ -165,7 +163,7 @@ def _pick(scenes: Sequence[Scene], rng: np.random.Generator) -> Scene:
 
 
 def write_tokenizer(folder: Path) -> Path:
-    """Write the `tokenizer.json` that `filmstrip.runtime.tokenizer` reads; gives its path.
+    """Write the `tokenizer.json` that `filmstrip.runtime.text` reads; gives its path.
 
     A token is a word. Capitals and punctuation are dropped, `an` is `a`, any other word is `<unk>`.
     """

@@ -7,7 +7,7 @@ for it, and a clean one is what a cache-writing pass makes. Which these are `Fra
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from filmstrip.runtime.frame_window import FrameWindow, PassPlan
+from filmstrip.runtime.transformer import FrameWindow, PassPlan
 
 Spans = tuple[tuple[int, int], ...]
 """Places of frames in a layout, as ranges from .. to."""

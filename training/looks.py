@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from filmstrip.runtime.frame_processors import FrameProcessor, Gray, Scribble
+from filmstrip.runtime.processors import FrameProcessor, Gray, Scribble
 from training.videos import SIDE, Floats, Frames
 
 CONTROLS: Mapping[str, FrameProcessor] = MappingProxyType({"gray": Gray(), "scribble": Scribble()})

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from export.modules.layers import gate, join_heads, layer_norm, modulate, rotate, split_heads
 from export.modules.transformer import Block, CausalTransformer, Rope
-from filmstrip.runtime.rope_tables import rope_tables
+from filmstrip.runtime.transformer import rope_tables
 from training.layouts import Layout
 
 Text = tuple[Tensor, Tensor]

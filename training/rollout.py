@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from export.modules.transformer import CausalTransformer, Rope
-from filmstrip.runtime.frame_window import FrameWindow, PassPlan
-from filmstrip.runtime.rope_tables import rope_tables
+from filmstrip.runtime.transformer import FrameWindow, PassPlan, rope_tables
 from training.one_pass import Text
 
 Step = tuple[float, float]

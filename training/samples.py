@@ -13,9 +13,9 @@ from export.model_folder import pipeline_config
 from export.spec import Size
 from export.verify import ModuleEngine
 from filmstrip.contract import ChunkParameters, Mode, Prompt
-from filmstrip.runtime.chunks import Chunk
 from filmstrip.runtime.longlive import LongLive
-from filmstrip.runtime.tokenizer import Tokenizer
+from filmstrip.runtime.sequences import Chunk
+from filmstrip.runtime.text import Tokenizer
 from training.grammar import caption, write_tokenizer
 from training.measures import prompts, switches
 from training.videos import SIDE, Frames, chunk_lengths

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from filmstrip.runtime.frame_window import FrameWindow
 from filmstrip.runtime.schedule import SigmaTable
+from filmstrip.runtime.transformer import FrameWindow
 from training.batches import Batch, Batches
 from training.checkpoints import Budget, Training, load_averages
 from training.encoded import Array, EncodedClips, Kind, read_clips

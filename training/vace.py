@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from export.config import CheckpointConfig
 from export.modules.transformer import Rope, TextKv
 from export.modules.vace import VaceBranch
-from filmstrip.runtime.frame_window import FrameWindow
-from filmstrip.runtime.rope_tables import rope_tables
 from filmstrip.runtime.schedule import NUM_TIMESTEPS
+from filmstrip.runtime.transformer import FrameWindow, rope_tables
 from training.autoencoder import trained_autoencoder
 from training.batches import Batch
 from training.checkpoints import Budget, Training, load_averages

@@ -24,9 +24,9 @@ from filmstrip.contract import (
     Prompt,
 )
 from filmstrip.packing import as_vace_frames
-from filmstrip.runtime.chunks import Chunk
 from filmstrip.runtime.longlive import LongLive
-from filmstrip.runtime.tokenizer import Tokenizer
+from filmstrip.runtime.sequences import Chunk
+from filmstrip.runtime.text import Tokenizer
 from training.looks import CONTROLS
 from training.lora import LORA_NAME
 from training.videos import CHUNK_FRAMES, SIDE, Frames

@@ -7,7 +7,7 @@ import numpy as np
 
 from docs.examples.show import command, make, save
 from filmstrip.client import Client
-from filmstrip.runtime.frame_processors import Scribble
+from filmstrip.runtime.processors import Scribble
 from training.condition_measures import overlap
 from training.grammar import Scene, caption
 from training.videos import CHUNK_FRAMES, render

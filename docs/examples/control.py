@@ -7,7 +7,7 @@ import numpy as np
 
 from docs.examples.show import command, make, save, seen
 from filmstrip.client import BlobBuilder, Client, as_vace_frames
-from filmstrip.runtime.frame_processors import Gray, Scribble
+from filmstrip.runtime.processors import Gray, Scribble
 from filmstrip.video_stream import Video
 from training.condition_measures import place_overlap
 from training.grammar import Scene, caption

@@ -148,7 +148,7 @@ class TimedNetwork(nn.Module):
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair of neighbouring numbers by its angle: x [B, N, L, D], cos and sin [L, D / 2].
 
-    The tables of `filmstrip.runtime.rope_tables` are inputs of the networks: the caller decides whether latent frames
+    The tables of `filmstrip.runtime.transformer` are inputs of the networks: the caller decides whether latent frames
     stand at their place in the video or in the window.
     """
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)

@@ -1,9 +1,10 @@
 """One chunk of LongLive, and of other causal generators of its family, through the engines."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,29 +19,132 @@ from filmstrip.contract import (
     ChunkParameters,
     Mode,
 )
-from filmstrip.errors import InvalidField, ModelError
-from filmstrip.runtime.autoencoder import FeatureStream, StreamingEncoder
-from filmstrip.runtime.blending import PromptBlend
-from filmstrip.runtime.chunks import Chunk, invalid
-from filmstrip.runtime.denoise import denoise
-from filmstrip.runtime.device_stages import DeviceStages
-from filmstrip.runtime.engines.engine import Engine
-from filmstrip.runtime.frame_processors import Frames, resize
-from filmstrip.runtime.frame_window import PassPlan
-from filmstrip.runtime.generator import Generator
-from filmstrip.runtime.latents import ChunkNoise, initial_latents
-from filmstrip.runtime.loras import LoraScales
-from filmstrip.runtime.noise_controller import controlled_noise_scale, motion
-from filmstrip.runtime.pipeline_config import PipelineConfig
-from filmstrip.runtime.pixels import double_first, drop_doubled, to_frames, to_pixels
-from filmstrip.runtime.rope_tables import RopeTables
-from filmstrip.runtime.schedule import SigmaTable, chunk_steps, renoise, x0_from_velocity
-from filmstrip.runtime.text import PromptEncoder, TextKeys, Tokenize
-from filmstrip.runtime.upload import upload
-from filmstrip.runtime.vace_branch import GRAPHS as VACE_GRAPHS
-from filmstrip.runtime.vace_branch import VaceBranch
-from filmstrip.runtime.vace_context import VaceContext
-from filmstrip.runtime.vace_inputs import is_doubled
+from filmstrip.errors import InvalidField, LoadFailed, ModelError
+from filmstrip.runtime.engines.engine import Engine, to_device
+from filmstrip.runtime.engines.load import load_engines
+from filmstrip.runtime.engines.manifest import BadEngine
+from filmstrip.runtime.pipeline_config import FILE_NAME, PipelineConfig
+from filmstrip.runtime.pixels import pad_first_frame, strip_pad, to_frames, to_pixels
+from filmstrip.runtime.processors import Frames, resize
+from filmstrip.runtime.schedule import (
+    ChunkNoise,
+    SigmaTable,
+    chunk_steps,
+    controlled_noise_scale,
+    initial_latents,
+    motion,
+    renoise,
+    x0_from_velocity,
+)
+from filmstrip.runtime.sequences import Chunk, Stages, invalid
+from filmstrip.runtime.text import LoraScales, PromptBlend, PromptEncoder, TextKeys, Tokenize, Tokenizer
+from filmstrip.runtime.transformer import Generator, PassPlan, RopeTables
+from filmstrip.runtime.vace import GRAPHS as VACE_GRAPHS
+from filmstrip.runtime.vace import VaceBranch, VaceContext, is_doubled
+from filmstrip.runtime.vae import FeatureStream, StreamingEncoder
+
+_MILLISECONDS = 1000
+
+
+class Event(Protocol):
+    """A mark in the queue of a GPU: `torch.cuda.Event`."""
+
+    def record(self) -> None:
+        """Put it behind what is queued so far."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until the GPU has come to it."""
+        ...
+
+    def elapsed_time(self, end_event: "Event") -> float:
+        """Milliseconds from this mark to a later one, both of which the GPU has passed."""
+        ...
+
+
+def gpu_event() -> Event:
+    """A mark in the current stream of the current GPU."""
+    make: Callable[..., Any] = torch.cuda.Event
+    event: Event = make(enable_timing=True)
+    return event
+
+
+class DeviceStages(Stages):
+    """Seconds that the device works on each stage; the host is never more than a stage ahead of it.
+
+    So a client that goes away saves the device all steps but the one at work and the next, and the device never waits.
+
+    Args:
+        stages: that were timed before, whose seconds go on here.
+        new_event: makes a mark.
+    """
+
+    def __init__(self, stages: Stages, new_event: Callable[[], Event] = gpu_event) -> None:
+        super().__init__()
+        self.seconds = stages.seconds
+        self._new_event = new_event
+        self._spans: list[tuple[str, Event, Event]] = []
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """See `Stages`; the time is known after `settle`."""
+        if len(self._spans) > 1:
+            _, _, end_of_last_but_one = self._spans[-2]
+            end_of_last_but_one.synchronize()
+        begin, end = self._new_event(), self._new_event()
+        begin.record()
+        try:
+            yield
+        finally:
+            end.record()
+            self._spans.append((name, begin, end))
+
+    def settle(self) -> None:
+        """Wait for the last stage, and add up the times of all."""
+        for name, begin, end in self._spans:
+            end.synchronize()
+            self.seconds[name] = self.seconds.get(name, 0.0) + begin.elapsed_time(end) / _MILLISECONDS
+        self._spans.clear()
+
+
+def denoise(
+    chunk: Chunk,
+    latents: Tensor,
+    timesteps: Sequence[float],
+    *,
+    predict: Callable[[Tensor, float], Tensor],
+    draw_noise: Callable[[], Tensor],
+    sigma_at: Callable[[float], float],
+    x0_from_velocity: Callable[[Tensor, Tensor, float], Tensor],
+    renoise: Callable[[Tensor, Tensor, float], Tensor],
+) -> Tensor:
+    """Predict the clean latents at each timestep; between two, put the noise of the next one on them.
+
+    Args:
+        chunk: what the latents are for; it times the stage `denoise` and may be cancelled before each step.
+        latents: with the noise of the first timestep, [B, C, T, H, W].
+        timesteps: falling.
+        predict: the velocity of latents at a timestep, of their shape.
+        draw_noise: the next noise of the chunk's generator, of the latents' shape.
+        sigma_at: the noise level that a timestep stands for.
+        x0_from_velocity: clean latents from noisy ones, their velocity and their sigma.
+        renoise: noisy latents from clean ones, noise and a sigma.
+
+    Returns:
+        The clean latents of the last step; without any, the latents as they came.
+
+    Raises:
+        Cancelled: the client has taken the request back.
+    """
+    for step, timestep in enumerate(timesteps):
+        chunk.stop_if_cancelled()
+        with chunk.stages.stage("denoise"):
+            sigma = sigma_at(timestep)
+            if step > 0:
+                latents = renoise(latents, draw_noise(), sigma)
+            latents = x0_from_velocity(latents, predict(latents, timestep), sigma)
+    return latents
+
 
 _GRAPHS = (
     *("text_encoder", "text_kv", "transformer"),
@@ -142,7 +246,7 @@ class _Conditions:
 
 
 class LongLiveSequence:
-    """A sequence's state: see `filmstrip.runtime.chunks.SequenceState`.
+    """A sequence's state: see `filmstrip.runtime.sequences.SequenceState`.
 
     On a GPU all work is queued: the host is a step ahead, so that the GPU never waits for it.
     """
@@ -217,7 +321,7 @@ class LongLiveSequence:
         # 10. Decode.
         with stage("decode"):
             pixels = caches.decode(latents)
-            return to_frames(drop_doubled(pixels) if is_doubled(chunk) else pixels)
+            return to_frames(strip_pad(pixels) if is_doubled(chunk) else pixels)
 
     # -- The steps ------------------------------------------------------------------------------------------
 
@@ -274,8 +378,8 @@ class LongLiveSequence:
             moved = motion(pixels, self._config.latent_frames_per_chunk, caches.last_input)
             noise_scale = controlled_noise_scale(moved, noise_scale)
         caches.last_input = pixels[:, :, -1:].clone()
-        pixels = upload(pixels, self._pipeline.device)
-        return caches.encode(double_first(pixels) if is_doubled(chunk) else pixels), noise_scale
+        pixels = to_device(pixels, self._pipeline.device)
+        return caches.encode(pad_first_frame(pixels) if is_doubled(chunk) else pixels), noise_scale
 
     def _noise(self, told: ChunkParameters, num_latent_frames: int) -> ChunkNoise:
         sides = (side // self._config.spatial_factor for side in (told.height, told.width))
@@ -303,3 +407,34 @@ class LongLiveSequence:
             )
 
         return predict
+
+
+def load_longlive(folder: Path, *, device: torch.device, num_threads: int, cuda_graphs: bool = False) -> LongLive:
+    """Read the configuration, the tokenizer and the engines.
+
+    Args:
+        folder: of a version of the model, such as `model_repository/longlive/1`.
+        device: the CPU or a GPU.
+        num_threads: for each engine on the CPU.
+        cuda_graphs: see `filmstrip.runtime.engines.tensorrt.TensorRtEngine`.
+
+    Raises:
+        LoadFailed: one of them is missing or can't be used. For the operator: the message may name files.
+    """
+    try:
+        config = PipelineConfig.read(folder)
+    except (OSError, ValueError) as error:
+        raise LoadFailed(f"{folder / FILE_NAME} can't be read: {error}") from error
+    try:
+        loaded = load_engines(
+            folder / "engines",
+            device=device,
+            num_threads=num_threads,
+            graphs=graph_names(config),
+            loras=config.loras,
+            sizes=[f"{height}x{width}" for height, width in config.sizes],
+            cuda_graphs=cuda_graphs,
+        )
+    except BadEngine as error:
+        raise LoadFailed(str(error)) from error
+    return LongLive(config, loaded.engines, Tokenizer(folder, config.text_len))

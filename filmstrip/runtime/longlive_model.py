@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from filmstrip.runtime.chunks import SequenceState
-from filmstrip.runtime.longlive_folder import load_longlive
+from filmstrip.runtime.longlive import load_longlive
+from filmstrip.runtime.sequences import SequenceState
 from filmstrip.runtime.triton_model import SequenceModel
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from filmstrip.errors import ModelError
-from filmstrip.runtime.frame_processors import Frames
+from filmstrip.runtime.processors import Frames
 
 _WHITE = 255
 
@@ -43,13 +43,13 @@ def resample(pixels: Tensor, num_frames: int) -> Tensor:
     return pixels[..., [index * old // num_frames for index in range(num_frames)], :, :]
 
 
-def double_first(pixels: Tensor) -> Tensor:
+def pad_first_frame(pixels: Tensor) -> Tensor:
     """12 frames as the 13 that a first chunk of video is encoded from, [..., F, H, W] to [..., F + 1, H, W]."""
     return resample(pixels, pixels.shape[-3] + 1)
 
 
-def drop_doubled(pixels: Tensor) -> Tensor:
-    """The 12 frames that 13 were made from by `double_first`."""
+def strip_pad(pixels: Tensor) -> Tensor:
+    """The 12 frames that 13 were made from by `pad_first_frame`."""
     return pixels[..., 1:, :, :]
 
 
@@ -69,7 +69,7 @@ def split_images(joined: npt.NDArray[np.uint8], shapes: Sequence[tuple[int, ...]
     return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def fill(image: Frames, height: int, width: int) -> Frames:
+def resize_cover(image: Frames, height: int, width: int) -> Frames:
     """An image [h, w, 3] that covers a whole frame [H, W, 3]: scaled, the middle of its longer side kept."""
     # Cut before scaling: a long thin image would be immense for a moment.
     kept_height = min(image.shape[0], max(1, round(image.shape[1] * height / width)))
@@ -78,7 +78,7 @@ def fill(image: Frames, height: int, width: int) -> Frames:
     return _scale(image[top : top + kept_height, left : left + kept_width], height, width)
 
 
-def fit(image: Frames, height: int, width: int) -> Frames:
+def letterbox(image: Frames, height: int, width: int) -> Frames:
     """An image [h, w, 3] that is whole within a frame [H, W, 3]: scaled, in the middle of a white ground.
 
     Source:

@@ -1,4 +1,4 @@
-"""From timesteps to sigmas, which timesteps a chunk passes, and the arithmetic of one step.
+"""Timesteps, noise levels and the noise itself.
 
 Flow matching: latents at sigma are (1 - sigma) * x0 + sigma * noise, and the network predicts noise - x0.
 """
@@ -7,9 +7,11 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from filmstrip.contract import Mode
+from filmstrip.runtime.engines.engine import to_device
 
 NUM_TIMESTEPS = 1000
 _ROUNDING = 1e-6  # 1 - 0.9 is a little less than 0.1: such a noise scale still is the 100th timestep
@@ -63,3 +65,75 @@ def x0_from_velocity(x_t: Tensor, velocity: Tensor, sigma: float) -> Tensor:
 def renoise(x0: Tensor, noise: Tensor, sigma: float) -> Tensor:
     """Clean latents with a share `sigma` of noise, in their own type; computed in float64."""
     return ((1 - sigma) * x0.double() + sigma * noise.double()).to(x0.dtype)
+
+
+class ChunkNoise:
+    """The noise of one chunk, in the order in which it is drawn: the initial one, then that of each renoising.
+
+    It depends on the seed and the chunk's place alone, not on what ran before. Numbers are drawn on the CPU in
+    float32 and moved then, so that they are the same for every device.
+
+    Args:
+        seed: of the generation or the chunk.
+        latent_index: of the chunk's first latent frame in the generation, resets not counted.
+        shape: of each draw, [1, C, T, H, W].
+        device: where the noise is wanted.
+        dtype: as what.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        latent_index: int,
+        shape: tuple[int, ...],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._generator = torch.Generator("cpu").manual_seed(seed + latent_index)
+        self._shape = shape
+        self._device = device
+        self._dtype = dtype
+
+    def draw(self) -> Tensor:
+        """The next noise, normally distributed."""
+        noise = torch.randn(self._shape, generator=self._generator, dtype=torch.float32)
+        return to_device(noise, self._device, self._dtype)
+
+
+def initial_latents(noise: Tensor, source: Tensor | None, noise_scale: float) -> Tensor:
+    """What a chunk is denoised from, [1, C, T, H, W].
+
+    Args:
+        noise: the chunk's first draw.
+        source: the input video's latents, None in text mode.
+        noise_scale: share of noise in video mode, 0..1; 0 is the source to the bit.
+    """
+    return noise if source is None else renoise(source, noise, noise_scale)
+
+
+_FULL_MOTION = 0.2  # RMS difference between successive frames that counts as motion 1
+_STILL = 0.8  # noise scale without motion
+_FALL = 0.2  # how much lower it is at motion 1
+_INERTIA = 0.1  # share of the request's own noise scale
+
+
+def motion(frames: Tensor, num_last: int, previous: Tensor | None = None) -> float:
+    """The strongest motion, 0..1, towards any of a chunk's last pixel frames.
+
+    Args:
+        frames: the chunk's input, [1, 3, F, H, W] in -1..1.
+        num_last: how many frames are looked at: the latent frames of a chunk.
+        previous: the last frame of the chunk before, [1, 3, 1, H, W]; it counts where the chunk is so short that
+            no frame of its own comes before those that are looked at.
+    """
+    seen = frames if previous is None else torch.cat([previous, frames], dim=2)
+    seen = seen[:, :, -(num_last + 1) :].float()
+    if seen.shape[2] < 2:
+        return 0.0
+    difference = seen.diff(dim=2).square().mean(dim=(0, 1, 3, 4)).sqrt()  # [F]
+    return min(1.0, float(difference.max()) / _FULL_MOTION)
+
+
+def controlled_noise_scale(motion: float, noise_scale: float) -> float:
+    """The noise scale at a motion 0..1, near to the request's own by a tenth."""
+    return (1 - _INERTIA) * (_STILL - _FALL * motion) + _INERTIA * noise_scale

@@ -1,4 +1,4 @@
-"""What a model keeps for each open sequence, and when it lets go of it.
+"""A chunk as a model gets it, and what the model keeps from one chunk of a sequence to the next. No Triton here.
 
 Triton never tells a model that a sequence was dropped: not when it sat idle too long, not when a second START
 came with the same correlation id, not when a queued request was cancelled. So the rules here stand on their own:
@@ -7,12 +7,147 @@ START replaces, END frees, a chunk that fails or is cancelled frees, and so does
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
-from filmstrip.errors import SequenceLost
+import numpy as np
+import numpy.typing as npt
+
+from filmstrip.contract import INPUT_VIDEO, ChunkParameters, TensorSpec, numpy_dtype
+from filmstrip.errors import BadModelOutput, InvalidField, ModelError, SequenceLost
+from filmstrip.runtime.processors import FrameProcessor, Frames, resize
+
+Tensors: TypeAlias = Mapping[str, npt.NDArray[Any]]
+
+
+class Cancelled(Exception):
+    """The client has taken the request back; raised by a model between two steps of its work."""
+
+
+class Stages:
+    """Seconds spent in each stage of a chunk's making."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time of a `with` block to the stage; entered again, the times add up."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+@dataclass
+class Chunk:
+    """What a model is given to make one chunk.
+
+    Attributes:
+        parameters: see `ChunkParameters`.
+        tensors: the arrays that came with it, by the names of `filmstrip.contract`; views that last for this chunk.
+        is_cancelled: whether the client has taken the request back, to be asked between steps (13 us a call).
+        stages: where the model times its work.
+        report: whatever else the model wants to tell in its report.
+    """
+
+    parameters: ChunkParameters
+    tensors: Tensors
+    is_cancelled: Callable[[], bool]
+    stages: Stages = field(default_factory=Stages)
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def stop_if_cancelled(self) -> None:
+        """Raises `Cancelled` when the client has taken the request back."""
+        if self.is_cancelled():
+            raise Cancelled
+
+    def tensor(self, spec: TensorSpec) -> npt.NDArray[Any]:
+        """A tensor that this chunk cannot be made without.
+
+        Raises:
+            InvalidField: it did not come.
+        """
+        if spec.name not in self.tensors:
+            raise invalid(self.parameters.index, spec, "is missing")
+        return self.tensors[spec.name]
+
+
+class SequenceState(Protocol):
+    """What a model keeps from one chunk of a sequence to the next; made at its START."""
+
+    def chunk(self, chunk: Chunk) -> Frames:
+        """Make the next chunk: [F, H, W, 3] uint8 of the frames and size that its parameters ask for.
+
+        Raises:
+            Cancelled: the client has taken the request back.
+            FilmstripError: what the client may read; any other exception is told as 'the model failed'.
+        """
+        ...
+
+
+def invalid(index: int, spec: TensorSpec, problem: str) -> InvalidField:
+    """The error for a tensor that cannot be served, naming its chunk and field."""
+    return InvalidField(f"chunk {index}: {spec.name} {problem}", f"chunk_specs[chunk={index}].{spec.name}")
+
+
+def read_parameters(texts: npt.NDArray[np.object_]) -> ChunkParameters:
+    """The CHUNK tensor's parameters.
+
+    Raises:
+        ModelError: it isn't a chunk; the frontend and the model are of different versions.
+    """
+    try:
+        (text,) = texts
+        return ChunkParameters.from_json(text)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"the model cannot read the chunk's parameters: {error}") from error
+
+
+def check_tensor(index: int, spec: TensorSpec, array: npt.NDArray[Any]) -> None:
+    """Hold an array against its declaration; floats must be finite.
+
+    Raises:
+        InvalidField: it is of another type or shape, empty, or holds NaN or infinity.
+    """
+    if array.dtype != numpy_dtype(spec):
+        raise invalid(index, spec, f"is {array.dtype}, wanted {spec.dtype}")
+    if not spec.accepts(array.shape):
+        raise invalid(index, spec, f"has shape {list(array.shape)}, wanted {list(spec.dims)}")
+    if array.size == 0:
+        raise invalid(index, spec, f"is empty: its shape is {list(array.shape)}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise invalid(index, spec, "holds NaN or infinity")
+
+
+def check_frames(parameters: ChunkParameters, frames: Frames) -> None:
+    """Hold what a model made against what was asked for.
+
+    Raises:
+        BadModelOutput: it is of another type or shape.
+    """
+    asked = (parameters.num_frames, parameters.height, parameters.width, 3)
+    if frames.shape != asked or frames.dtype != np.uint8:
+        made = f"{frames.dtype} {list(frames.shape)}"
+        raise BadModelOutput(f"chunk {parameters.index}: the model made {made}, asked for uint8 {list(asked)}")
+
+
+class FrameProcessing:
+    """The state of a frame processor's sequence: the input video, resized, goes through the processor."""
+
+    def __init__(self, processor: FrameProcessor) -> None:
+        self._processor = processor
+
+    def chunk(self, chunk: Chunk) -> Frames:
+        """See `SequenceState`."""
+        with chunk.stages.stage("resize"):
+            frames = resize(chunk.tensor(INPUT_VIDEO), chunk.parameters.height, chunk.parameters.width)
+        with chunk.stages.stage("process"):
+            return self._processor.process(frames)
+
 
 State = TypeVar("State")
 

@@ -1,10 +1,13 @@
 """The adapter between Triton's Python backend and our models: the only file that knows `pb_utils`.
 
-A model is a class that makes the state of a sequence (`filmstrip.runtime.chunks.SequenceState`). Everything that
+A model is a class that makes the state of a sequence (`filmstrip.runtime.sequences.SequenceState`). Everything that
 all models share is here: sequences, reading and checking tensors, errors, cancelling, the report.
 """
 
 import json
+import os
+import threading
+import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -16,19 +19,37 @@ import triton_python_backend_utils as pb_utils  # half of its names come later: 
 
 from filmstrip.contract import CHUNK, FRAMES, INPUTS, REPORT, TensorSpec
 from filmstrip.errors import FilmstripError, LoadFailed, ModelError
-from filmstrip.runtime.chunks import (
+from filmstrip.runtime.processors import FrameProcessor
+from filmstrip.runtime.sequences import (
     Cancelled,
     Chunk,
     FrameProcessing,
+    IdleTimer,
+    Sequences,
     SequenceState,
     Stages,
     check_frames,
     check_tensor,
     read_parameters,
 )
-from filmstrip.runtime.frame_processors import FrameProcessor
-from filmstrip.runtime.sequences import IdleTimer, Sequences
-from filmstrip.runtime.watchdog import exit_with_parent
+
+
+def exit_with_parent(period_s: float = 0.5) -> None:
+    """Watch the parent process from a daemon thread, and exit at once when it has died.
+
+    A model that works while tritonserver is killed would otherwise live on, with all its memory. The kernel's own
+    signal (PR_SET_PDEATHSIG) does not serve here: it comes when the parent's *thread* that started us ends, which
+    a tritonserver that lives on may do at any time.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(period_s)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="watchdog", daemon=True).start()
+
 
 _SECOND = 1_000_000  # microseconds
 _IDLE_CHECK_S = 10.0

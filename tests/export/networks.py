@@ -8,7 +8,7 @@ from export.config import CheckpointConfig
 from export.modules.layers import Linear
 from export.modules.transformer import CausalTransformer, Rope, TextKv
 from export.weight_names import Weights
-from filmstrip.runtime.rope_tables import rope_tables
+from filmstrip.runtime.transformer import rope_tables
 
 HEIGHT, WIDTH = 4, 6  # of the latents: 2 x 3 tokens a latent frame
 TOKENS = 6

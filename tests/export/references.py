@@ -8,7 +8,7 @@ from torch import Tensor
 
 from export.config import CheckpointConfig
 from export.modules.transformer import CausalTransformer, Rope
-from filmstrip.runtime.rope_tables import rope_tables
+from filmstrip.runtime.transformer import rope_tables
 from tests.export.networks import HEIGHT, TOKENS, WIDTH
 
 Text = tuple[Tensor, Tensor]

@@ -20,8 +20,7 @@ from export.memory import main, memory, mib
 from export.modules.transformer import CausalTransformer, TextKv
 from export.modules.vae import VaeDecoder, VaeEncoder
 from export.spec import Precision, Size
-from filmstrip.runtime.frame_window import FrameWindow
-from filmstrip.runtime.kv_cache import KvCache
+from filmstrip.runtime.transformer import FrameWindow, KvCache
 from tests.export.configs import LONGLIVE, tiny
 from tests.test_docs import operations, rows, section
 

@@ -9,9 +9,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 from torch import Tensor
 
 from filmstrip.runtime.engines.load import EngineFolder, load_engines
-from filmstrip.runtime.generator import Generator
 from filmstrip.runtime.pipeline_config import PipelineConfig
-from filmstrip.runtime.rope_tables import RopeTables
+from filmstrip.runtime.transformer import Generator, RopeTables
 from tests.export.exported import LORAS, SIZES
 
 pytestmark = pytest.mark.timeout(600)  # the first test waits for the export

@@ -13,12 +13,10 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: see doc
 from click.testing import CliRunner, Result
 
 from export.__main__ import main
-from filmstrip.runtime.engines.errors import BadEngine
 from filmstrip.runtime.engines.load import load_engines
-from filmstrip.runtime.engines.sidecar import read
+from filmstrip.runtime.engines.manifest import BadEngine, read
 from filmstrip.runtime.pipeline_config import PipelineConfig
-from filmstrip.runtime.text import PromptEncoder
-from filmstrip.runtime.tokenizer import Tokenizer
+from filmstrip.runtime.text import PromptEncoder, Tokenizer
 from tests.export.checkpoints import WHOLE, WORDS, write_checkpoint, write_lora
 from tests.export.configs import TINY
 from tests.export.exported import LORAS, SIZES
@@ -84,16 +82,16 @@ def test_every_network_becomes_an_engine_that_the_runtime_loads_with_its_pipelin
     assert not list(version.rglob(".making*"))
 
 
-def test_sidecars_say_what_each_engine_is_made_of(tiny_repository: Path):
+def test_manifests_say_what_each_engine_is_made_of(tiny_repository: Path):
     engines = tiny_repository / "tiny" / "1" / "engines"
     made_of = {path.name.partition(".")[0]: set(read(path).checkpoint) for path in engines.glob("*.onnx")}
     assert made_of["vae_decoder_next"] == {"config.json", "text_encoder/config.json", "vae/vae.pth"}
     assert made_of["transformer"] == {"config.json", "text_encoder/config.json", "base.pt", "--lora ink", "--lora neon"}
     assert made_of["text_kv"] == {"config.json", "text_encoder/config.json", "base.pt"}
-    sidecar = read(engines / "transformer.onnx")
-    assert sidecar.loras == LORAS
-    assert (sidecar.precision, sidecar.target, sidecar.builder) == ("fp32", "cpu", "onnxruntime")
-    assert sidecar.profiles["64x64"]["past_k"].maximum == (3, 1, 2, 12 * 16, 24)
+    manifest = read(engines / "transformer.onnx")
+    assert manifest.loras == LORAS
+    assert (manifest.precision, manifest.target, manifest.builder) == ("fp32", "cpu", "onnxruntime")
+    assert manifest.profiles["64x64"]["past_k"].max == (3, 1, 2, 12 * 16, 24)
     assert read(engines / "text_kv.onnx").profiles == {}
 
 
@@ -126,11 +124,11 @@ def test_engines_of_tensorrt_rtx_are_built_ahead_of_time_without_a_gpu(small: Pa
     assert done.exit_code == 0, done.output
     assert "The engines were not run" in done.output
     engines = small / "repository" / "rtx" / "1" / "engines"
-    sidecars = {path.stem: read(path) for path in engines.glob("*.engine")}
-    assert sidecars.keys() == GRAPHS - {"vace", "vace_text_kv", "vae_encoder_image"}
-    assert {(one.builder, one.target) for one in sidecars.values()} == {("tensorrt-rtx", "sm89,sm120")}
+    manifests = {path.stem: read(path) for path in engines.glob("*.engine")}
+    assert manifests.keys() == GRAPHS - {"vace", "vace_text_kv", "vae_encoder_image"}
+    assert {(one.builder, one.target) for one in manifests.values()} == {("tensorrt-rtx", "sm89,sm120")}
     # T5's sums are too large for float16.
-    assert {name: one.precision for name, one in sidecars.items() if one.precision != "fp16"} == {
+    assert {name: one.precision for name, one in manifests.items() if one.precision != "fp16"} == {
         "text_encoder": "bf16"
     }
     assert "KIND_GPU" in (engines.parent.parent / "config.pbtxt").read_text()
@@ -150,9 +148,9 @@ def test_what_is_up_to_date_is_kept(copy: Path):
 def test_other_loras_are_a_new_export_of_the_transformer_alone(copy: Path):
     lora = write_lora(copy / "ink.pt", 1)
     assert "made: 1, kept: 6" in run(copy, "--lora", f"ink={lora}").output
-    sidecar = read(copy / "repository" / "small" / "1" / "engines" / "transformer.onnx")
-    assert sidecar.loras == ("ink",)
-    assert "lora_scales" in [one.name for one in sidecar.inputs]
+    manifest = read(copy / "repository" / "small" / "1" / "engines" / "transformer.onnx")
+    assert manifest.loras == ("ink",)
+    assert "lora_scales" in [one.name for one in manifest.inputs]
     write_lora(lora, 2)
     assert "made: 1, kept: 6" in run(copy, "--lora", f"ink={lora}").output  # of the same name, but another file
     assert PipelineConfig.read(copy / "repository" / "small" / "1").loras == ("ink",)

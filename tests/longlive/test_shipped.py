@@ -14,7 +14,7 @@ from demo.following import CheckFailed
 from demo.text_to_video import PROMPT, text_to_video
 from filmstrip import mp4
 from filmstrip.client import Client, Event
-from filmstrip.runtime.engines.sidecar import file_sha256, read
+from filmstrip.runtime.engines.manifest import file_sha256, read
 from tests.server import ROOT, Frontend
 from tests.shipped import CHECKPOINT, ID, LORAS, SIDES, arguments
 from training.grammar import is_held_out, parse
@@ -29,23 +29,23 @@ def test_make_gives_the_same_command():
     assert f"python -m export {' '.join(arguments())} $(if" in re.sub(r"[ \t]+", " ", recipe)
 
 
-def test_every_sidecar_names_the_weights_that_are_shipped(small_repository: Path):
+def test_every_manifest_names_the_weights_that_are_shipped(small_repository: Path):
     engines = sorted((small_repository / ID / "1" / "engines").glob("*.onnx"))
-    sidecars = {path.stem: read(path) for path in engines}
+    manifests = {path.stem: read(path) for path in engines}
     weights = {path.relative_to(CHECKPOINT).as_posix(): path for path in CHECKPOINT.rglob("*.safetensors")}
     own = {name: file_sha256(path) for name, path in weights.items() if path not in LORAS.values()}
     told = {
         name: sha256
-        for sidecar in sidecars.values()
-        for name, sha256 in sidecar.checkpoint.items()
+        for manifest in manifests.values()
+        for name, sha256 in manifest.checkpoint.items()
         if name.endswith(".safetensors")
     }
     assert told == own
-    of_transformer = sidecars["transformer"].checkpoint
+    of_transformer = manifests["transformer"].checkpoint
     assert of_transformer["model.safetensors"] == own["model.safetensors"]
     assert {f"--lora {name}": file_sha256(path) for name, path in LORAS.items()}.items() <= of_transformer.items()
-    for sidecar in sidecars.values():
-        assert any(name.endswith(".safetensors") for name in sidecar.checkpoint), sidecar.graph
+    for manifest in manifests.values():
+        assert any(name.endswith(".safetensors") for name in manifest.checkpoint), manifest.graph
 
 
 def test_it_is_loaded_at_the_start_and_says_what_it_can_do(small_server: Frontend):

@@ -5,7 +5,8 @@ import pytest
 
 from filmstrip.contract import INPUT_VIDEO, VACE_FRAMES, VACE_MASKS, ChunkParameters
 from filmstrip.errors import BadModelOutput, InvalidField, ModelError
-from filmstrip.runtime.chunks import (
+from filmstrip.runtime.processors import Gray, Passthrough
+from filmstrip.runtime.sequences import (
     Cancelled,
     Chunk,
     FrameProcessing,
@@ -14,7 +15,6 @@ from filmstrip.runtime.chunks import (
     check_tensor,
     read_parameters,
 )
-from filmstrip.runtime.frame_processors import Gray, Passthrough
 
 PARAMETERS = ChunkParameters(index=3, num_frames=2, height=4, width=6)
 VIDEO = np.arange(2 * 4 * 6 * 3, dtype=np.uint8).reshape(2, 4, 6, 3)

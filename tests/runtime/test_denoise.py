@@ -7,8 +7,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 from torch import Tensor
 
 from filmstrip.contract import ChunkParameters
-from filmstrip.runtime.chunks import Cancelled, Chunk
-from filmstrip.runtime.denoise import denoise
+from filmstrip.runtime.longlive import denoise
+from filmstrip.runtime.sequences import Cancelled, Chunk
 
 STEPS = (1000.0, 937.5, 833.33, 625.0)
 

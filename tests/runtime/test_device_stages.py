@@ -4,8 +4,8 @@ import pytest
 
 pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
-from filmstrip.runtime.chunks import Stages
-from filmstrip.runtime.device_stages import DeviceStages
+from filmstrip.runtime.longlive import DeviceStages
+from filmstrip.runtime.sequences import Stages
 
 
 class Queue:

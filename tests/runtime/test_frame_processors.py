@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from filmstrip.runtime.frame_processors import Gray, OpticalFlow, Passthrough, Scribble, flow_colours, resize
+from filmstrip.runtime.processors import Gray, OpticalFlow, Passthrough, Scribble, flow_colours, resize
 
 SIZES = [(1, 1), (1, 300), (300, 1), (2, 3), (7, 40), (33, 64)]
 PROCESSORS = [Passthrough, Gray, Scribble, OpticalFlow]
@@ -73,7 +73,7 @@ def test_a_read_only_view_is_enough():
 
 
 def test_no_processor_needs_triton():
-    command = "import sys, filmstrip.runtime.frame_processors, filmstrip.runtime.chunks, filmstrip.runtime.sequences\n"
+    command = "import sys, filmstrip.runtime.processors, filmstrip.runtime.sequences, filmstrip.runtime.sequences\n"
     command += "sys.exit('triton_python_backend_utils' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
 

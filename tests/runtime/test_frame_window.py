@@ -1,6 +1,8 @@
 import pytest
 
-from filmstrip.runtime.frame_window import FrameWindow, PassPlan
+pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
+
+from filmstrip.runtime.transformer import FrameWindow, PassPlan
 
 LONGLIVE = FrameWindow(12, 3, 3)
 REWARD_FORCING = FrameWindow(9, 3, 3)

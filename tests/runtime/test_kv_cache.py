@@ -10,8 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from filmstrip.runtime.frame_window import FrameWindow
-from filmstrip.runtime.kv_cache import CleanLatents, KvCache
+from filmstrip.runtime.transformer import CleanLatents, FrameWindow, KvCache
 
 LAYERS, BATCH, HEADS, TOKENS, DIM = 2, 1, 3, 2, 4
 

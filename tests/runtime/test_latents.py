@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
 from filmstrip.contract import NUM_SEEDS
-from filmstrip.runtime.latents import ChunkNoise, initial_latents
+from filmstrip.runtime.schedule import ChunkNoise, initial_latents
 
 SHAPE = (1, 4, 3, 5, 6)
 seeds = st.integers(0, NUM_SEEDS - 1)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
-from filmstrip.runtime.noise_controller import controlled_noise_scale, motion
+from filmstrip.runtime.schedule import controlled_noise_scale, motion
 
 
 def frames(*levels: float) -> "torch.Tensor":

@@ -12,8 +12,17 @@ from PIL import Image
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
 from filmstrip.errors import ModelError
-from filmstrip.runtime.frame_processors import resize
-from filmstrip.runtime.pixels import double_first, drop_doubled, fill, fit, resample, split_images, to_frames, to_pixels
+from filmstrip.runtime.pixels import (
+    letterbox,
+    pad_first_frame,
+    resample,
+    resize_cover,
+    split_images,
+    strip_pad,
+    to_frames,
+    to_pixels,
+)
+from filmstrip.runtime.processors import resize
 
 sides = st.integers(1, 40)
 videos = st.tuples(st.integers(1, 3), sides, sides).flatmap(lambda shape: arrays(np.uint8, (*shape, 3)))
@@ -104,9 +113,9 @@ def test_resampled_frames(count: int, wanted: int, expected: list[int]):
 
 @given(st.integers(1, 60))
 def test_the_doubled_frame_is_the_first_and_goes_again(count: int):
-    doubled = double_first(numbered(count))
+    doubled = pad_first_frame(numbered(count))
     assert numbers(doubled) == [0, *range(count)]
-    assert numbers(drop_doubled(doubled)) == list(range(count))
+    assert numbers(strip_pad(doubled)) == list(range(count))
 
 
 # -- Images ---------------------------------------------------------------------------------------------------
@@ -126,7 +135,7 @@ def test_images_that_do_not_fit_their_shapes_are_refused():
 
 @given(images, sides, sides, st.integers(0, 255))
 def test_an_image_of_one_colour_fills_a_frame_of_any_size(image: np.ndarray, height: int, width: int, level: int):
-    filled = fill(np.full_like(image, level), height, width)
+    filled = resize_cover(np.full_like(image, level), height, width)
     np.testing.assert_array_equal(filled, np.full((height, width, 3), level))
 
 
@@ -138,32 +147,32 @@ def test_the_middle_of_an_image_fills_the_frame(shape: tuple[int, int]):
     image = np.zeros((*shape, 3), np.uint8)
     image[top : top + side, left : left + side] = 200
     for size in (2, 4, 7, 16):
-        assert (fill(image, size, size) == 200).all()
+        assert (resize_cover(image, size, size) == 200).all()
 
 
 def test_an_image_of_the_frames_size_is_left_as_it_is():
     image = ramp(16, 24)
-    np.testing.assert_array_equal(fill(image, 16, 24), image)
-    np.testing.assert_array_equal(fit(image, 16, 24), image)
+    np.testing.assert_array_equal(resize_cover(image, 16, 24), image)
+    np.testing.assert_array_equal(letterbox(image, 16, 24), image)
 
 
 def test_a_shrunk_image_is_the_mean_of_its_pixels():
     """Bilinear would look at two of eight pixels, and see none of the lines."""
     lines = np.zeros((64, 64, 3), np.uint8)
     lines[:, ::8] = 240
-    for made in (fill(lines, 8, 8), fit(lines, 8, 8)):
+    for made in (resize_cover(lines, 8, 8), letterbox(lines, 8, 8)):
         np.testing.assert_array_equal(made, np.full((8, 8, 3), 30))
 
 
 @pytest.mark.parametrize("shape", [(1, 4096), (4096, 1)])
 def test_a_long_thin_image_fills_a_large_frame(shape: tuple[int, int]):
     """Scaled as a whole it would be 48 GiB."""
-    assert fill(np.full((*shape, 3), 9, np.uint8), 2048, 2048).shape == (2048, 2048, 3)
+    assert resize_cover(np.full((*shape, 3), 9, np.uint8), 2048, 2048).shape == (2048, 2048, 3)
 
 
 @given(images, sides, sides)
 def test_an_image_fits_whole_on_white(image: np.ndarray, height: int, width: int):
-    fitted = fit(np.zeros_like(image), height, width)
+    fitted = letterbox(np.zeros_like(image), height, width)
     dark = (fitted == 0).all(axis=2)
     rows, columns = np.flatnonzero(dark.any(axis=1)), np.flatnonzero(dark.any(axis=0))
     assert (fitted[~dark] == 255).all()
@@ -182,5 +191,5 @@ def test_an_image_fits_as_it_does_in_diffusers(shape: tuple[int, int], size: tup
     _, _, ((theirs,),) = diffusers.WanVACEPipeline.preprocess_conditions(
         parts, None, None, Image.fromarray(image), 1, *size, 1, torch.float32, "cpu"
     )
-    ours = to_pixels(fit(image, *size)[None])[0, :, 0]
+    ours = to_pixels(letterbox(image, *size)[None])[0, :, 0]
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1.01 / 127.5)

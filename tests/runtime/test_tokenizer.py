@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as TokenizerFile
 from tokenizers import models, pre_tokenizers, processors
 
+pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
+
 from filmstrip.errors import LoadFailed
-from filmstrip.runtime.tokenizer import Tokenizer, clean
+from filmstrip.runtime.text import Tokenizer, clean
 
 TEXT_LEN = 6
 WORDS = ["<pad>", "</s>", "<unk>", "a", "cat", "walks", "in", "the", "rain"]

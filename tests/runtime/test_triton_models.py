@@ -14,7 +14,7 @@ from tritonclient import grpc
 
 from filmstrip.contract import CHUNK, FRAMES, INPUTS, REPORT, ChunkParameters, Mode, Prompt
 from filmstrip.errors import BadModelOutput, FilmstripError, InvalidField, ModelError, SequenceLost, from_wire
-from filmstrip.runtime.frame_processors import Gray, OpticalFlow, Passthrough, Scribble, resize
+from filmstrip.runtime.processors import Gray, OpticalFlow, Passthrough, Scribble, resize
 from tests.server import Frontend
 
 PROCESSORS = {"passthrough": Passthrough, "gray": Gray, "scribble": Scribble, "optical-flow": OpticalFlow}

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 
 from torch import Tensor
 
-from filmstrip.runtime.vace_context import Conditioning, VaceEncoders, fold_mask, vace_context
+from filmstrip.runtime.vace import Conditioning, VaceEncoders, fold_mask, vace_context
 
 HEIGHT, WIDTH = 4, 6
 SIDE = 2  # pixels of a latent pixel's side in these tests

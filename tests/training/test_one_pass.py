@@ -8,9 +8,7 @@ from torch import Tensor
 
 from export.config import CheckpointConfig
 from export.modules.transformer import CausalTransformer, Rope
-from filmstrip.runtime.frame_window import FrameWindow
-from filmstrip.runtime.kv_cache import KvCache
-from filmstrip.runtime.rope_tables import rope_tables
+from filmstrip.runtime.transformer import FrameWindow, KvCache, rope_tables
 from tests.export.configs import tiny
 from tests.export.networks import HEIGHT, TOKENS, WIDTH, normal, transformer
 from training.layouts import Layout, after_switch, from_afar, from_start

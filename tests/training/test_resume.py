@@ -13,7 +13,7 @@ from torch import nn
 from export.checkpoint import load_networks, read_weights
 from export.lora import attach, read_adapter
 from export.modules.layers import Linear
-from filmstrip.runtime.tokenizer import Tokenizer
+from filmstrip.runtime.text import Tokenizer
 from tests.training.small import linked, small
 from training.autoencoder import scaled, train_decoder, trained_autoencoder
 from training.checkpoint_folder import trained_networks, write_checkpoint

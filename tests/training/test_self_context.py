@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
-from filmstrip.runtime.frame_window import FrameWindow
+from filmstrip.runtime.transformer import FrameWindow
 from tests.training.small import small
 from training.autoencoder import scaled
 from training.encoded import Kind, read_clips

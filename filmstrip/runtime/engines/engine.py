@@ -1,4 +1,4 @@
-"""The seam: named tensors in, named tensors out, whatever runs the graph."""
+"""What every engine has in common: named tensors in, named tensors out, whatever runs the graph."""
 
 from collections.abc import Iterator, Mapping
 from typing import Protocol
@@ -6,7 +6,22 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from filmstrip.runtime.engines.sidecar import EngineTensor, Shape, Sidecar
+from filmstrip.runtime.engines.manifest import EngineTensor, Manifest, Shape
+
+
+def to_device(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of the host on the device; the very same one where it lies there already in that type.
+
+    Args:
+        tensor: on the host.
+        device: where it is wanted.
+        dtype: as what, None for its own type.
+    """
+    if torch.device(device).type == "cuda":
+        # From pageable memory the copy would wait for all that is queued. PyTorch keeps pinned memory until it is read.
+        return tensor.pin_memory().to(device, non_blocking=True).to(dtype or tensor.dtype)
+    return tensor.to(device, dtype)
+
 
 DTYPES: Mapping[str, torch.dtype] = {
     name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "int64", "int32", "bool")
@@ -47,18 +62,18 @@ class Engine(Protocol):
 
 
 class Signature:
-    """Holds the tensors of a call against what a sidecar says of them.
+    """Holds the tensors of a call against what a manifest says of them.
 
     Args:
-        sidecar: of the engine.
+        manifest: of the engine.
         device: where all tensors must lie.
         alignment: bytes that the addresses must be multiples of.
     """
 
-    def __init__(self, sidecar: Sidecar, device: torch.device, *, alignment: int = 1) -> None:
-        self.inputs = {one.name: one for one in sidecar.inputs}
-        self.outputs = {one.name: one for one in sidecar.outputs}
-        self._graph = sidecar.graph
+    def __init__(self, manifest: Manifest, device: torch.device, *, alignment: int = 1) -> None:
+        self.inputs = {one.name: one for one in manifest.inputs}
+        self.outputs = {one.name: one for one in manifest.outputs}
+        self._graph = manifest.graph
         self._device = device
         self._alignment = alignment
         self._dtypes = {name: DTYPES[one.dtype] for name, one in (self.inputs | self.outputs).items()}

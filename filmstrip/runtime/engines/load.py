@@ -8,10 +8,18 @@ from pathlib import Path
 import torch
 
 from filmstrip.runtime.engines import tensorrt
-from filmstrip.runtime.engines.checks import Machine, check, check_together
 from filmstrip.runtime.engines.engine import Engine
-from filmstrip.runtime.engines.errors import BadEngine, ForeignEngine
-from filmstrip.runtime.engines.sidecar import Builder, Sidecar, how_to_export, read
+from filmstrip.runtime.engines.manifest import (
+    BadEngine,
+    Builder,
+    ForeignEngine,
+    Machine,
+    Manifest,
+    check,
+    check_together,
+    how_to_export,
+    read,
+)
 
 _CPU = torch.device("cpu")
 SUFFIXES = (".onnx", ".engine")
@@ -24,11 +32,11 @@ class EngineFolder:
 
     Attributes:
         engines: by the name of the graph.
-        sidecars: what is known of each.
+        manifests: what is known of each.
     """
 
     engines: Mapping[str, Engine]
-    sidecars: Mapping[str, Sidecar]
+    manifests: Mapping[str, Manifest]
 
     def __getitem__(self, graph: str) -> Engine:
         return self.engines[graph]
@@ -59,21 +67,21 @@ def load_engines(
         BadEngine: one of them can't be used, or they don't belong together.
     """
     machines = {one: machine_of(one) for one in (device, _CPU)}
-    sidecars = {path: check(path, machines[_device_for(read(path), device)]) for path in _paths(folder)}
-    if not sidecars:
+    manifests = {path: check(path, machines[_device_for(read(path), device)]) for path in _paths(folder)}
+    if not manifests:
         raise BadEngine(f"{folder} holds no engines. {how_to_export(folder / 'any')}")
-    check_together(sidecars, graphs=graphs, loras=loras, sizes=sizes)
+    check_together(manifests, graphs=graphs, loras=loras, sizes=sizes)
     return EngineFolder(
         {
             one.graph: _open(path, one, _device_for(one, device), num_threads, cuda_graphs)
-            for path, one in sidecars.items()
+            for path, one in manifests.items()
         },
-        {one.graph: one for one in sidecars.values()},
+        {one.graph: one for one in manifests.values()},
     )
 
 
-def _device_for(sidecar: Sidecar, device: torch.device) -> torch.device:
-    on_cpu = sidecar.graph == "text_encoder" and sidecar.target == "cpu"
+def _device_for(manifest: Manifest, device: torch.device) -> torch.device:
+    on_cpu = manifest.graph == "text_encoder" and manifest.target == "cpu"
     return _CPU if on_cpu else device
 
 
@@ -105,7 +113,7 @@ def installed_version(builder: Builder) -> str | None:
 
 
 def _paths(folder: Path) -> Iterator[Path]:
-    """Engines and those that only a sidecar is left of."""
+    """Engines and those that only a manifest is left of."""
     if not folder.is_dir():
         return
     engines = {path for path in folder.iterdir() if path.suffix in SUFFIXES}
@@ -113,10 +121,10 @@ def _paths(folder: Path) -> Iterator[Path]:
     yield from sorted(engines | orphans)
 
 
-def _open(path: Path, sidecar: Sidecar, device: torch.device, num_threads: int, cuda_graphs: bool) -> Engine:
-    if sidecar.builder is not Builder.ONNX_RUNTIME:
-        return tensorrt.TensorRtEngine(path, sidecar, device, cuda_graphs=cuda_graphs)
+def _open(path: Path, manifest: Manifest, device: torch.device, num_threads: int, cuda_graphs: bool) -> Engine:
+    if manifest.builder is not Builder.ONNX_RUNTIME:
+        return tensorrt.TensorRtEngine(path, manifest, device, cuda_graphs=cuda_graphs)
     # Machines with GPUs need not have it.
     from filmstrip.runtime.engines.onnx_runtime import OnnxRuntimeEngine  # noqa: PLC0415
 
-    return OnnxRuntimeEngine(path, sidecar, num_threads=num_threads)
+    return OnnxRuntimeEngine(path, manifest, num_threads=num_threads)

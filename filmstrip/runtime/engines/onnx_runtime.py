@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from filmstrip.runtime.engines.engine import Signature
-from filmstrip.runtime.engines.errors import BadEngine
-from filmstrip.runtime.engines.sidecar import Sidecar, how_to_export
+from filmstrip.runtime.engines.manifest import BadEngine, Manifest, how_to_export
 
 _CPU = torch.device("cpu")
 _NUMBERS = {torch.float32: 1, torch.float16: 10, torch.bfloat16: 16, torch.int64: 7, torch.int32: 6, torch.bool: 9}
@@ -21,14 +20,14 @@ class OnnxRuntimeEngine:
 
     Args:
         path: the `.onnx` file; its external data lies beside it.
-        sidecar: of that file.
+        manifest: of that file.
         num_threads: that work on one run.
 
     Raises:
         BadEngine: ONNX Runtime can't load it.
     """
 
-    def __init__(self, path: Path, sidecar: Sidecar, *, num_threads: int) -> None:
+    def __init__(self, path: Path, manifest: Manifest, *, num_threads: int) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
         # Threads that wait for work by spinning would take the cores of other models.
@@ -37,9 +36,9 @@ class OnnxRuntimeEngine:
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors have no class of their own in common
-            raise BadEngine(f"ONNX Runtime cannot load {path}: {error}. {how_to_export(path, sidecar)}") from error
-        self._signature = Signature(sidecar, _CPU)
-        self._outputs = [one.name for one in sidecar.outputs]
+            raise BadEngine(f"ONNX Runtime cannot load {path}: {error}. {how_to_export(path, manifest)}") from error
+        self._signature = Signature(manifest, _CPU)
+        self._outputs = [one.name for one in manifest.outputs]
 
     @property
     def device(self) -> torch.device:

@@ -14,8 +14,15 @@ import torch
 from torch import Tensor
 
 from filmstrip.runtime.engines.engine import Signature
-from filmstrip.runtime.engines.errors import BadEngine, ForeignEngine
-from filmstrip.runtime.engines.sidecar import Builder, Profile, Shape, Sidecar, how_to_export
+from filmstrip.runtime.engines.manifest import (
+    BadEngine,
+    Builder,
+    ForeignEngine,
+    Manifest,
+    Profile,
+    Shape,
+    how_to_export,
+)
 
 MODULES = {Builder.TENSORRT: "tensorrt", Builder.TENSORRT_RTX: "tensorrt_rtx"}
 _ALIGNMENT = 256  # bytes, of every address that TensorRT is given
@@ -26,7 +33,7 @@ class TensorRtEngine:
 
     Args:
         path: the engine's file.
-        sidecar: of that file.
+        manifest: of that file.
         device: the GPU.
         cuda_graphs: replay a run as one launch where its shapes and addresses are those of the run before. TensorRT
             for RTX sees to it by itself.
@@ -36,26 +43,26 @@ class TensorRtEngine:
         BadEngine: TensorRT can't load it.
     """
 
-    def __init__(self, path: Path, sidecar: Sidecar, device: torch.device, *, cuda_graphs: bool = False) -> None:
+    def __init__(self, path: Path, manifest: Manifest, device: torch.device, *, cuda_graphs: bool = False) -> None:
         if not torch.cuda.is_available():
             raise ForeignEngine(f"{path} needs an NVIDIA GPU, and PyTorch sees none: check nvidia-smi and the driver")
-        trt = importlib.import_module(MODULES[sidecar.builder])
-        is_rtx = sidecar.builder is Builder.TENSORRT_RTX
+        trt = importlib.import_module(MODULES[manifest.builder])
+        is_rtx = manifest.builder is Builder.TENSORRT_RTX
         # With its index, as the device of a tensor has it.
         device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
         self._device = device
         with torch.cuda.device(device):
-            self._engine = load_plan(trt, path, sidecar)
+            self._engine = load_plan(trt, path, manifest)
             self._context = _rtx_context(trt, self._engine, cuda_graphs) if is_rtx else _context(self._engine)
-        if self._engine.num_optimization_profiles != max(1, len(sidecar.profiles)):
-            raise BadEngine(f"{path} has other profiles than its sidecar. {how_to_export(path, sidecar)}")
-        self._graph = sidecar.graph
-        self._signature = Signature(sidecar, device, alignment=_ALIGNMENT)
-        self._profiles = tuple(sidecar.profiles.values())
+        if self._engine.num_optimization_profiles != max(1, len(manifest.profiles)):
+            raise BadEngine(f"{path} has other profiles than its manifest. {how_to_export(path, manifest)}")
+        self._graph = manifest.graph
+        self._signature = Signature(manifest, device, alignment=_ALIGNMENT)
+        self._profiles = tuple(manifest.profiles.values())
         self._profile = 0
         self._shapes: dict[str, Shape] = {}
         # What is empty has no address, and TensorRT wants one for each.
-        self._nowhere = torch.empty(_ALIGNMENT * len(sidecar.inputs), dtype=torch.uint8, device=device)
+        self._nowhere = torch.empty(_ALIGNMENT * len(manifest.inputs), dtype=torch.uint8, device=device)
         self._replays = _Replays(self._context) if cuda_graphs and not is_rtx else None
 
     @property
@@ -145,7 +152,7 @@ def pick_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape], curre
     raise ValueError(f"{graph} was made for no size that these shapes fit: {given}")
 
 
-def load_plan(trt: Any, path: Path, sidecar: Sidecar) -> Any:
+def load_plan(trt: Any, path: Path, manifest: Manifest) -> Any:
     """The engine in a file.
 
     Raises:
@@ -155,7 +162,7 @@ def load_plan(trt: Any, path: Path, sidecar: Sidecar) -> Any:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
         engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise BadEngine(f"{sidecar.builder} cannot load {path}; its log says why. {how_to_export(path, sidecar)}")
+        raise BadEngine(f"{manifest.builder} cannot load {path}; its log says why. {how_to_export(path, manifest)}")
     return engine
 
 

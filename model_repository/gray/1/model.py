@@ -1,6 +1,6 @@
 """The frames in grey."""
 
-from filmstrip.runtime.frame_processors import Gray
+from filmstrip.runtime.processors import Gray
 from filmstrip.runtime.triton_model import FrameProcessorModel
 
 

@@ -1,6 +1,6 @@
 """Motion from the frame before, as colours."""
 
-from filmstrip.runtime.frame_processors import OpticalFlow
+from filmstrip.runtime.processors import OpticalFlow
 from filmstrip.runtime.triton_model import FrameProcessorModel
 
 

@@ -1,6 +1,6 @@
 """The frames as they came."""
 
-from filmstrip.runtime.frame_processors import Passthrough
+from filmstrip.runtime.processors import Passthrough
 from filmstrip.runtime.triton_model import FrameProcessorModel
 
 

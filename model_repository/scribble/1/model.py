@@ -1,6 +1,6 @@
 """Contour lines, white on black."""
 
-from filmstrip.runtime.frame_processors import Scribble
+from filmstrip.runtime.processors import Scribble
 from filmstrip.runtime.triton_model import FrameProcessorModel
 
 

@@ -9,7 +9,7 @@ library = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not instal
 
 from export.spec import Precision
 from export.tensorrt import BuildOptions, Log, configure, keep_timings, listen
-from filmstrip.runtime.engines.sidecar import Builder
+from filmstrip.runtime.engines.manifest import Builder
 
 
 @pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")

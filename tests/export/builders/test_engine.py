@@ -20,7 +20,7 @@ from export.modules.layers import Linear
 from export.onnx_files import to_program, write_onnx
 from export.spec import Axis, GraphSpec, Grid, Output, Part, Port, Precision, varying
 from export.tensorrt import RTX_TARGETS, BuildOptions, build_engine
-from filmstrip.runtime.engines.sidecar import Builder
+from filmstrip.runtime.engines.manifest import Builder
 from tests.export.checkpoints import write_checkpoint, write_lora
 
 GRIDS = (Grid(2, 3), Grid(5, 4))

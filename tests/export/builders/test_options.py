@@ -10,7 +10,7 @@ pytest.importorskip("torch", reason="torch is not installed: see docs/export.md"
 from export.errors import BadOptions
 from export.spec import Precision
 from export.tensorrt import RTX_TARGETS, BuildOptions
-from filmstrip.runtime.engines.sidecar import Builder
+from filmstrip.runtime.engines.manifest import Builder
 
 RTX, TENSORRT = Builder.TENSORRT_RTX, Builder.TENSORRT
 BF16, FP16 = Precision.BF16, Precision.FP16

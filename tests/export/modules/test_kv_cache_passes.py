@@ -8,8 +8,7 @@ from torch import Tensor
 
 from export.config import CheckpointConfig
 from export.modules.transformer import CausalTransformer
-from filmstrip.runtime.frame_window import FrameWindow, PassPlan
-from filmstrip.runtime.kv_cache import CleanLatents, KvCache
+from filmstrip.runtime.transformer import CleanLatents, FrameWindow, KvCache, PassPlan
 from tests.export.configs import tiny
 from tests.export.networks import HEIGHT, TOKENS, WIDTH, normal, rope, transformer
 from tests.export.references import ListCache, Text, block_causal_bias, chunk_by_chunk, one_pass, tables_at

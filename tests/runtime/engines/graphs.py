@@ -8,17 +8,17 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from filmstrip.runtime.engines.sidecar import Builder, EngineFile, EngineTensor, Sidecar, write
-from tests.runtime.engines.sidecars import sidecar
+from filmstrip.runtime.engines.manifest import Builder, EngineFile, EngineTensor, Manifest, write
+from tests.runtime.engines.manifests import manifest
 
 _NAMES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
 
 
-def describe(path: Path, **changed: Any) -> Sidecar:
-    """Write the sidecar of an ONNX file."""
+def describe(path: Path, **changed: Any) -> Manifest:
+    """Write the manifest of an ONNX file."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     data = path.with_name(f"{path.name}.data")
-    one = sidecar(
+    one = manifest(
         **{
             "graph": path.stem,
             "builder": Builder.ONNX_RUNTIME,
@@ -37,7 +37,7 @@ def describe(path: Path, **changed: Any) -> Sidecar:
     return one
 
 
-def sums(path: Path, dtype: int = TensorProto.FLOAT) -> Sidecar:
+def sums(path: Path, dtype: int = TensorProto.FLOAT) -> Manifest:
     """A graph that joins `past` [n, 4] and `x` [m, 4] to `joined`, and adds `x` and `y` to `sum`."""
     shapes = {"past": ("n", 4), "x": ("m", 4), "y": ("m", 4), "joined": ("n + m", 4), "sum": ("m", 4)}
     values = {name: helper.make_tensor_value_info(name, dtype, shape) for name, shape in shapes.items()}
@@ -51,7 +51,7 @@ def sums(path: Path, dtype: int = TensorProto.FLOAT) -> Sidecar:
     return describe(path)
 
 
-def exported(spec: Any, path: Path) -> Sidecar:
+def exported(spec: Any, path: Path) -> Manifest:
     """A graph of a spec, in float32."""
     from export.onnx_files import to_program  # noqa: PLC0415 - needs torch
     from export.spec import Precision  # noqa: PLC0415

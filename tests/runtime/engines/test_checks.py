@@ -6,10 +6,21 @@ from typing import Any
 
 import pytest
 
-from filmstrip.runtime.engines.checks import Machine, check, check_together
-from filmstrip.runtime.engines.errors import BadEngine, BadSidecar, DamagedEngine, ForeignEngine, MixedEngines
-from filmstrip.runtime.engines.sidecar import SPEC_VERSION, Builder, EngineTensor, sidecar_path
-from tests.runtime.engines.sidecars import put, sidecar
+from filmstrip.runtime.engines.manifest import (
+    SPEC_VERSION,
+    BadEngine,
+    BadManifest,
+    Builder,
+    DamagedEngine,
+    EngineTensor,
+    ForeignEngine,
+    Machine,
+    MixedEngines,
+    check,
+    check_together,
+    manifest_path,
+)
+from tests.runtime.engines.manifests import manifest, put
 
 VERSIONS = {Builder.TENSORRT_RTX: "1.7.1.116", Builder.ONNX_RUNTIME: "1.32.0"}
 GPU = Machine("sm89", VERSIONS.get)
@@ -31,7 +42,7 @@ def test_an_engine_for_this_machine_is_used(engine: Path, machine: Machine, chan
 
 
 REFUSALS: list[tuple[Machine, dict[str, Any], type[BadEngine], str]] = [
-    (GPU, {"spec_version": 0}, BadSidecar, f"its graph has version 0, this runtime needs {SPEC_VERSION}"),
+    (GPU, {"spec_version": 0}, BadManifest, f"its graph has version 0, this runtime needs {SPEC_VERSION}"),
     (CPU, {}, ForeignEngine, "was made for a GPU of compute capability 8.9, this is the CPU"),
     (GPU, ON_CPU, ForeignEngine, "was made for the CPU, this is a GPU of compute capability 8.9"),
     (
@@ -41,7 +52,7 @@ REFUSALS: list[tuple[Machine, dict[str, Any], type[BadEngine], str]] = [
         "made for a GPU of compute capability 12.0, this is a GPU of compute capability 8.9",
     ),
     (GPU, {"builder_version": "1.6"}, ForeignEngine, "was made by tensorrt-rtx 1.6, 1.7.1.116 is installed"),
-    (GPU, {"files": {}}, DamagedEngine, "is not the file that its sidecar is of"),
+    (GPU, {"files": {}}, DamagedEngine, "is not the file that its manifest is of"),
 ]
 
 
@@ -75,7 +86,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "has 3 bytes and should have 4": lambda engine: engine.write_bytes(b"pla"),
     "has changed since it was written": lambda engine: engine.write_bytes(b"plan"[::-1]),
     "transformer.engine is missing": Path.unlink,
-    "transformer.engine.json is missing": lambda engine: sidecar_path(engine).unlink(),
+    "transformer.engine.json is missing": lambda engine: manifest_path(engine).unlink(),
 }
 
 
@@ -102,8 +113,8 @@ def test_external_data_is_checked_too(engine: Path):
 
 FOLDER = Path("/srv/longlive/1/engines")
 LATENTS = (EngineTensor("latents", "float32", (1,)),)
-TRANSFORMER = FOLDER / "transformer.engine", sidecar()
-DECODER = FOLDER / "vae_decoder.engine", sidecar(graph="vae_decoder", inputs=LATENTS, loras=())
+TRANSFORMER = FOLDER / "transformer.engine", manifest()
+DECODER = FOLDER / "vae_decoder.engine", manifest(graph="vae_decoder", inputs=LATENTS, loras=())
 NEEDED = ("transformer", "vae_decoder")
 LORAS = ("ink", "anime")
 SIZES = ("320x576", "480x832")
@@ -115,7 +126,7 @@ def test_engines_of_one_export_belong_together():
 
 
 def decoder(**changed: Any) -> dict[Path, Any]:
-    return dict([TRANSFORMER, (DECODER[0], sidecar(**{**vars(DECODER[1]), **changed}))])
+    return dict([TRANSFORMER, (DECODER[0], manifest(**{**vars(DECODER[1]), **changed}))])
 
 
 @pytest.mark.parametrize(
@@ -125,7 +136,7 @@ def decoder(**changed: Any) -> dict[Path, Any]:
         (dict([TRANSFORMER, DECODER]), ("anime", "ink"), "has the LoRAs ink, anime, its pipeline the LoRAs anime, ink"),
         (dict([TRANSFORMER, DECODER]), (), "has the LoRAs ink, anime, its pipeline no LoRAs"),
         (
-            {TRANSFORMER[0]: sidecar(inputs=LATENTS), **dict([DECODER])},
+            {TRANSFORMER[0]: manifest(inputs=LATENTS), **dict([DECODER])},
             LORAS,
             f"no engine of {FOLDER} has the LoRAs ink, anime",
         ),

@@ -9,11 +9,18 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: see docs/export.md")
 pytest.importorskip("onnx", reason="onnx is not installed: see docs/export.md")
 
-from filmstrip.runtime.engines.errors import BadEngine, BadSidecar, DamagedEngine, ForeignEngine, MixedEngines
 from filmstrip.runtime.engines.load import EngineFolder, installed_version, load_engine, load_engines
-from filmstrip.runtime.engines.sidecar import Builder, sidecar_path
+from filmstrip.runtime.engines.manifest import (
+    BadEngine,
+    BadManifest,
+    Builder,
+    DamagedEngine,
+    ForeignEngine,
+    MixedEngines,
+    manifest_path,
+)
 from tests.runtime.engines.graphs import describe, sums
-from tests.runtime.engines.sidecars import put
+from tests.runtime.engines.manifests import put
 
 CPU = torch.device("cpu")
 X = torch.ones(2, 4)
@@ -35,7 +42,7 @@ def load(folder: Path, *graphs: str) -> EngineFolder:
 
 def test_every_engine_of_a_folder_runs(folder: Path):
     engines = load(folder, "transformer")
-    assert engines.engines.keys() == engines.sidecars.keys() == {"text_kv", "transformer"}
+    assert engines.engines.keys() == engines.manifests.keys() == {"text_kv", "transformer"}
     for graph in engines.engines:
         assert torch.equal(engines[graph].run({"past": X, "x": X, "y": X})["sum"], X + X)
         assert (engines[graph].device, engines[graph].dtype("sum")) == (CPU, torch.float32)
@@ -53,11 +60,11 @@ def test_one_bad_engine_fails_the_folder(folder: Path):
         load(folder)
 
 
-def test_an_engine_without_sidecar_and_a_sidecar_without_engine_are_refused(folder: Path):
-    sidecar_path(folder / "text_kv.onnx").rename(folder / "kept")
-    with pytest.raises(BadSidecar, match=r"text_kv\.onnx\.json is missing"):
+def test_an_engine_without_manifest_and_a_manifest_without_engine_are_refused(folder: Path):
+    manifest_path(folder / "text_kv.onnx").rename(folder / "kept")
+    with pytest.raises(BadManifest, match=r"text_kv\.onnx\.json is missing"):
         load(folder)
-    (folder / "kept").rename(sidecar_path(folder / "text_kv.onnx"))
+    (folder / "kept").rename(manifest_path(folder / "text_kv.onnx"))
     (folder / "text_kv.onnx").unlink()
     with pytest.raises(DamagedEngine, match=r"text_kv\.onnx is missing"):
         load(folder)

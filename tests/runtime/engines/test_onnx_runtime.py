@@ -19,12 +19,12 @@ from export.graph_specs import graph_specs
 from export.modules.transformer import CausalTransformer, TextKv
 from export.modules.vae import VaeDecoder, VaeEncoder
 from export.spec import GraphSpec, Grid
-from filmstrip.runtime.engines.errors import BadEngine
+from filmstrip.runtime.engines.manifest import BadEngine
 from filmstrip.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from tests.export.configs import TINY, tiny
 from tests.export.networks import normal, random_weights
 from tests.runtime.engines.graphs import exported, sums
-from tests.runtime.engines.sidecars import sidecar
+from tests.runtime.engines.manifests import manifest
 
 # Two stages of one block each: 15 feature caches.
 CONFIG = tiny(
@@ -118,8 +118,8 @@ def test_outputs_go_where_they_are_wanted(adder: OnnxRuntimeEngine, past: int, i
 
 
 def test_an_output_outlives_later_runs_and_the_engine(tmp_path: Path):
-    sidecar_of_it = sums(tmp_path / "sums.onnx")
-    engine = OnnxRuntimeEngine(tmp_path / "sums.onnx", sidecar_of_it, num_threads=1)
+    manifest = sums(tmp_path / "sums.onnx")
+    engine = OnnxRuntimeEngine(tmp_path / "sums.onnx", manifest, num_threads=1)
     kept = engine.run(TINY_SUMS)["sum"]
     engine.run({name: tensor + 1 for name, tensor in TINY_SUMS.items()})
     del engine
@@ -195,4 +195,4 @@ def test_what_is_no_graph_is_refused(tmp_path: Path):
     path = tmp_path / "vace.onnx"
     path.write_bytes(b"no graph")
     with pytest.raises(BadEngine, match=r"ONNX Runtime cannot load .*vace\.onnx: .*Export it again: python -m export"):
-        OnnxRuntimeEngine(path, sidecar(), num_threads=1)
+        OnnxRuntimeEngine(path, manifest(), num_threads=1)

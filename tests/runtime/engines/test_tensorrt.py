@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
 from filmstrip.runtime.engines import tensorrt
-from filmstrip.runtime.engines.errors import BadEngine, ForeignEngine
-from filmstrip.runtime.engines.sidecar import Reach
+from filmstrip.runtime.engines.manifest import BadEngine, ForeignEngine, ShapeRange
 from filmstrip.runtime.engines.tensorrt import TensorRtEngine, load_plan, pick_profile
-from tests.runtime.engines.sidecars import SIDECAR
+from tests.runtime.engines.manifests import MANIFEST
 
-PROFILES = tuple(SIDECAR.profiles.values())
+PROFILES = tuple(MANIFEST.profiles.values())
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ def test_an_engine_without_sizes_has_one_profile():
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1), st.integers(0, 4), st.integers(0, 9))
 def test_a_profile_is_kept_while_it_fits(reaches: list[tuple[int, int]], length: int, current: int):
-    profiles = [{"x": Reach((low,), (low,), (high,))} for low, high in reaches]
+    profiles = [{"x": ShapeRange((low,), (low,), (high,))} for low, high in reaches]
     current %= len(profiles)
     fitting = [index for index, (low, high) in enumerate(reaches) if low <= length <= high]
     if not fitting:
@@ -65,14 +64,14 @@ def test_a_file_that_is_no_engine_is_refused(trt: ModuleType, tmp_path: Path, ca
     path = tmp_path / "transformer.engine"
     path.write_bytes(b"no engine at all" * 256)
     with pytest.raises(BadEngine, match=r"tensorrt-rtx cannot load .*transformer\.engine; its log says why\. Export"):
-        load_plan(trt, path, SIDECAR)
+        load_plan(trt, path, MANIFEST)
     capfd.readouterr()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_there_is_no_engine(tmp_path: Path):
     with pytest.raises(ForeignEngine, match="needs an NVIDIA GPU, and PyTorch sees none"):
-        TensorRtEngine(tmp_path / "transformer.engine", SIDECAR, torch.device("cuda"))
+        TensorRtEngine(tmp_path / "transformer.engine", MANIFEST, torch.device("cuda"))
 
 
 def test_tensorrt_has_what_is_called(trt: ModuleType):

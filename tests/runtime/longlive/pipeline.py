@@ -16,9 +16,9 @@ from export.lora import Adapter, LowRank, attach
 from export.model_folder import pipeline_config
 from export.spec import Axis, GraphSpec, Precision, Size
 from filmstrip.contract import ChunkParameters, Mode, Prompt
-from filmstrip.runtime.chunks import Chunk
 from filmstrip.runtime.longlive import LongLive, LongLiveSequence
-from filmstrip.runtime.tokenizer import Tokenizer
+from filmstrip.runtime.sequences import Chunk
+from filmstrip.runtime.text import Tokenizer
 from tests.export.checkpoints import write_checkpoint
 from tests.export.networks import normal
 

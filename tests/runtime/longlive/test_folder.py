@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
 from filmstrip.errors import LoadFailed
-from filmstrip.runtime.longlive_folder import load_longlive
+from filmstrip.runtime.longlive import load_longlive
 from filmstrip.runtime.pipeline_config import FILE_NAME
 from tests.runtime.longlive.pipeline import CPU, Tiny
 

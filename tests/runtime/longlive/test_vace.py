@@ -12,7 +12,7 @@ from torch.nn.functional import pixel_unshuffle
 
 from filmstrip.contract import Prompt
 from filmstrip.errors import InvalidField
-from filmstrip.runtime.chunks import Chunk
+from filmstrip.runtime.sequences import Chunk
 from tests.runtime.longlive.pipeline import HEIGHT, WIDTH, Tiny, chunk, engine_calls, run, video, video_chunk
 from tests.runtime.longlive.reference import Reference, assert_same, to_pixels
 

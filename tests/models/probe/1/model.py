@@ -24,8 +24,8 @@ import numpy as np
 
 from filmstrip.contract import INPUT_VIDEO, ChunkParameters, Mode
 from filmstrip.errors import ModelError
-from filmstrip.runtime.chunks import Cancelled, Chunk
-from filmstrip.runtime.frame_processors import Frames, resize
+from filmstrip.runtime.sequences import Cancelled, Chunk
+from filmstrip.runtime.processors import Frames, resize
 from filmstrip.runtime.triton_model import SequenceModel
 
 

@@ -87,7 +87,7 @@ class Uploads:
 
 
 @dataclass(frozen=True)
-class SpecAt:
+class SpecRef:
     """A ChunkSpec and its place in the request's list, for messages."""
 
     spec: ChunkSpec
@@ -128,48 +128,52 @@ def whole_input(index: int, count: int, chunk_size: int, shape: VideoShape, num_
 
 
 def own_video(
-    at: SpecAt, count: int, size: tuple[int, int], *, any_size: bool, blob_bytes: int | None
+    spec_ref: SpecRef, count: int, size: tuple[int, int], *, any_size: bool, blob_bytes: int | None
 ) -> TensorPlan | None:
     """The chunk's own input video, trimmed or padded to `count` frames.
 
     Args:
-        at: the chunk's spec.
+        spec_ref: the chunk's spec.
         count: pixel frames of the chunk.
         size: height and width of the generation.
         any_size: the pipeline takes any size and resizes it.
         blob_bytes: size of the blob.
     """
-    region = at.region("input_video", blob_bytes, itemsize=1)
+    region = spec_ref.region("input_video", blob_bytes, itemsize=1)
     if region is None:
         return None
     dimensions, offset = region
     shape = VideoShape(*dimensions)
     if shape.channels != MODEL_CHANNELS:
-        raise at.refuse("input_video_shape", f"{counted(shape.channels, 'channel')}, the models take {MODEL_CHANNELS}")
+        raise spec_ref.refuse(
+            "input_video_shape", f"{counted(shape.channels, 'channel')}, the models take {MODEL_CHANNELS}"
+        )
     if not any_size and (shape.height, shape.width) != size:
-        raise at.refuse("input_video_shape", f"frames of {shape.height} x {shape.width}, {_wants(size)}")
+        raise spec_ref.refuse("input_video_shape", f"frames of {shape.height} x {shape.width}, {_wants(size)}")
     return _video(Source.BLOB, offset, fit_runs(count, shape.frames), count, shape)
 
 
-def vace_arrays(at: SpecAt, count: int, size: tuple[int, int], blob_bytes: int | None) -> list[TensorPlan]:
+def vace_arrays(spec_ref: SpecRef, count: int, size: tuple[int, int], blob_bytes: int | None) -> list[TensorPlan]:
     """VACE frames and masks of a chunk; locked ones longer than the chunk are trimmed to it."""
     plans = []
     for name, spec, channels in (
         ("vace_frames", contract.VACE_FRAMES, (1, 3)),
         ("vace_masks", contract.VACE_MASKS, (1,)),
     ):
-        region = at.region(name, blob_bytes, spec.itemsize)
+        region = spec_ref.region(name, blob_bytes, spec.itemsize)
         if region is None:
             continue
         (batch, depth, given, height, width), offset = region
         if batch != 1:
-            raise at.refuse(f"{name}_shape", f"a batch of {batch}, must be 1")
+            raise spec_ref.refuse(f"{name}_shape", f"a batch of {batch}, must be 1")
         if depth not in channels:
-            raise at.refuse(f"{name}_shape", f"{counted(depth, 'channel')}, must be {' or '.join(map(str, channels))}")
+            raise spec_ref.refuse(
+                f"{name}_shape", f"{counted(depth, 'channel')}, must be {' or '.join(map(str, channels))}"
+            )
         if (height, width) != size:
-            raise at.refuse(f"{name}_shape", f"frames of {height} x {width}, {_wants(size)}")
+            raise spec_ref.refuse(f"{name}_shape", f"frames of {height} x {width}, {_wants(size)}")
         frame_bytes = height * width * spec.itemsize
-        kept = min(given, count) if at.spec.vace_temporally_locked else given
+        kept = min(given, count) if spec_ref.spec.vace_temporally_locked else given
         if kept == given:
             extents = [Extent(Source.BLOB, offset, depth * given * frame_bytes)]
         else:  # frames lie behind channels: each channel is trimmed by itself

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from filmstrip.runtime.engines.engine import Engine
-from filmstrip.runtime.pixels import double_first
+from filmstrip.runtime.pixels import pad_first_frame
 
 _NEW = "new_"  # before the name of a cache where it comes out
 
@@ -80,7 +80,7 @@ class StreamingEncoder:
         """
         num_frames = pixels.shape[2]
         if num_frames == self._chunk_size:
-            return self._stream(pixels) if self._stream.has_begun else self._stream(double_first(pixels))[:, :, 1:]
+            return self._stream(pixels) if self._stream.has_begun else self._stream(pad_first_frame(pixels))[:, :, 1:]
         if num_frames > self._chunk_size:
             return self._stream(pixels)
         repeats = pixels[:, :, -1:].expand(-1, -1, self._chunk_size + 1 - num_frames, -1, -1)

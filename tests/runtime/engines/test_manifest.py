@@ -8,36 +8,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from filmstrip.runtime.engines.errors import BadSidecar
-from filmstrip.runtime.engines.sidecar import (
+from filmstrip.runtime.engines.manifest import (
     FORMAT,
     PRECISIONS,
+    BadManifest,
     Builder,
     EngineFile,
     EngineTensor,
-    Reach,
-    Sidecar,
+    Manifest,
+    ShapeRange,
     file_sha256,
     how_to_export,
+    manifest_path,
     read,
-    sidecar_path,
     write,
 )
-from tests.runtime.engines.sidecars import SIDECAR, sidecar
+from tests.runtime.engines.manifests import MANIFEST, manifest
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 lengths = st.integers(-1, 2**40)
 shapes = st.lists(lengths, max_size=3).map(tuple)
 tensors = st.lists(st.builds(EngineTensor, texts, texts, shapes), max_size=3).map(tuple)
-sidecars = st.builds(
-    Sidecar,
+manifests = st.builds(
+    Manifest,
     graph=texts,
     spec_version=st.integers(),
     builder=st.sampled_from(Builder),
     builder_version=texts,
     precision=st.sampled_from(PRECISIONS),
     target=texts,
-    profiles=st.dictionaries(texts, st.dictionaries(texts, st.builds(Reach, shapes, shapes, shapes), max_size=2)),
+    profiles=st.dictionaries(texts, st.dictionaries(texts, st.builds(ShapeRange, shapes, shapes, shapes), max_size=2)),
     inputs=tensors,
     outputs=tensors,
     checkpoint=st.dictionaries(texts, texts, max_size=2),
@@ -46,9 +46,9 @@ sidecars = st.builds(
 )
 
 
-@given(one=sidecars)
-def test_what_is_written_is_read(one: Sidecar):
-    again = Sidecar.from_json(one.to_json())
+@given(one=manifests)
+def test_what_is_written_is_read(one: Manifest):
+    again = Manifest.from_json(one.to_json())
     assert again == one
     assert list(again.profiles) == list(one.profiles)  # their order is the engine's
     assert type(again.builder) is Builder
@@ -56,10 +56,10 @@ def test_what_is_written_is_read(one: Sidecar):
 
 def test_the_file_lies_beside_the_engine(tmp_path: Path):
     engine = tmp_path / "transformer.onnx"
-    write(engine, SIDECAR)
-    assert sidecar_path(engine) == tmp_path / "transformer.onnx.json"
-    assert json.loads(sidecar_path(engine).read_text())["format"] == FORMAT
-    assert read(engine) == SIDECAR
+    write(engine, MANIFEST)
+    assert manifest_path(engine) == tmp_path / "transformer.onnx.json"
+    assert json.loads(manifest_path(engine).read_text())["format"] == FORMAT
+    assert read(engine) == MANIFEST
 
 
 def test_the_digest_is_that_of_sha256sum(tmp_path: Path):
@@ -68,13 +68,13 @@ def test_the_digest_is_that_of_sha256sum(tmp_path: Path):
 
 
 def without(key: str) -> str:
-    keys = json.loads(SIDECAR.to_json())
+    keys = json.loads(MANIFEST.to_json())
     del keys[key]
     return json.dumps(keys)
 
 
 def changed(**keys: Any) -> str:
-    return json.dumps(json.loads(SIDECAR.to_json()) | keys)
+    return json.dumps(json.loads(MANIFEST.to_json()) | keys)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def changed(**keys: Any) -> str:
     [
         ("", "Expecting value"),
         ('{"format": 1,', "Expecting property name"),
-        ("[]", "no sidecar of an engine"),
+        ("[]", "no manifest of an engine"),
         ('{"format": 2}', "its format is 2, this runtime reads 1"),
         (without("target"), "missing or unknown: target"),
         (changed(colour="red"), "missing or unknown: colour"),
@@ -99,9 +99,9 @@ def changed(**keys: Any) -> str:
         (changed(files={"../a": {"bytes": 1, "sha256": ""}}), '"../a" is no name of a file'),
     ],
 )
-def test_what_is_no_sidecar_is_refused(tmp_path: Path, text: str, problem: str):
+def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str, problem: str):
     (tmp_path / "vace.onnx.json").write_text(text)
-    with pytest.raises(BadSidecar) as refusal:
+    with pytest.raises(BadManifest) as refusal:
         read(tmp_path / "vace.onnx")
     assert problem in str(refusal.value)
     assert f"{tmp_path}/vace.onnx.json cannot be read: " in str(refusal.value)
@@ -110,7 +110,7 @@ def test_what_is_no_sidecar_is_refused(tmp_path: Path, text: str, problem: str):
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path):
     (tmp_path / "vace.onnx.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(BadSidecar, match="cannot be read"):
+    with pytest.raises(BadManifest, match="cannot be read"):
         read(tmp_path / "vace.onnx")
 
 
@@ -119,8 +119,8 @@ def test_the_command_says_what_is_known():
     assert how_to_export(engine) == (
         "Export it again: python -m export longlive --checkpoint DIR --id longlive-fast --size HxW ..."
     )
-    assert how_to_export(engine, SIDECAR) == (
+    assert how_to_export(engine, MANIFEST) == (
         "Export it again: python -m export longlive --checkpoint DIR --id longlive-fast"
         " --size 320x576 --size 480x832 --lora ink=FILE --lora anime=FILE"
     )
-    assert "--id NAME --size HxW" in how_to_export(Path("/tmp/transformer.engine"), sidecar(profiles={}))
+    assert "--id NAME --size HxW" in how_to_export(Path("/tmp/transformer.engine"), manifest(profiles={}))

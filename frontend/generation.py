@@ -14,19 +14,18 @@ from filmstrip.events import Cancelled, Complete, Progress
 from filmstrip.geometry import VIDEO_HEADER_BYTES
 
 from . import logs, metrics, triton
-from .arrays import Source
-from .call import Tensor
+from .array_plan import Source
 from .events import EventLog
 from .images import RequestImage
 from .plan import ChunkPlan, Plan
-from .regions import Lane
-from .slices import LaneLayout, OpenUpload, gather, open_lanes, open_uploads
+from .relay import TensorRef
+from .staging import OpenUpload, StagingBuffer, StagingLayout, open_buffers, open_uploads, stage_inputs
 from .store import Draft, Store, StoredFile
 from .tasks import run_to_end
 
 log = logging.getLogger(__name__)
 
-_LANES = 2
+_NUM_BUFFERS = 2
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Generation:
             log.info("cancel was asked for")
         self.cancel_requested = True
 
-    async def run(self, job: Job, server: triton.Triton, store: Store) -> Complete | Cancelled:
+    async def run(self, job: Job, server: triton.TritonClient, store: Store) -> Complete | Cancelled:
         """Make the video.
 
         Raises:
@@ -71,13 +70,13 @@ class Generation:
         plan = job.plan
         with job.output:
             async with contextlib.AsyncExitStack() as stack:
-                layout = LaneLayout.of(plan)
+                layout = StagingLayout.of(plan)
                 uploads = await stack.enter_async_context(open_uploads(job.uploads, store, server))
-                num_lanes = min(_LANES, len(plan.chunks))
-                lanes = await stack.enter_async_context(open_lanes(layout.num_bytes, num_lanes, store, server))
+                num_buffers = min(_NUM_BUFFERS, len(plan.chunks))
+                buffers = await stack.enter_async_context(open_buffers(layout.num_bytes, num_buffers, store, server))
                 sequences = [await stack.enter_async_context(server.sequence(stage.id)) for stage in plan.chain.stages]
                 await job.output.append(bytes(VIDEO_HEADER_BYTES))
-                strip = _Strip(job, layout, uploads, lanes, sequences)
+                strip = _ChunkPipeline(job, layout, uploads, buffers, sequences)
                 num_chunks, num_frames = await self._make_chunks(strip)
             # Here Triton's sequences are ended and its memory is given back.
             shape = plan.output._replace(frames=num_frames)
@@ -90,7 +89,7 @@ class Generation:
             chunk_size = plan.chain.pipeline.chunk_size
             return Complete(output.name, shape, num_frames, num_chunks, chunk_size, plan.seed, plan.unused)
 
-    async def _make_chunks(self, strip: "_Strip") -> tuple[int, int]:
+    async def _make_chunks(self, strip: "_ChunkPipeline") -> tuple[int, int]:
         """Make chunks until they are all made or a cancel comes; chunks and frames made."""
         chunks = strip.plan.chunks
         num_frames = 0
@@ -110,7 +109,7 @@ class Generation:
         return len(chunks), num_frames
 
 
-class _Strip:
+class _ChunkPipeline:
     """The chunks of one generation on their way.
 
     While one is with the model, the next is prepared and the one before is written. Chunks take turns in the lanes.
@@ -119,19 +118,19 @@ class _Strip:
     def __init__(
         self,
         job: Job,
-        layout: LaneLayout,
+        layout: StagingLayout,
         uploads: Mapping[Source, OpenUpload],
-        lanes: Sequence[Lane],
-        sequences: Sequence[triton.Sequence],
+        buffers: Sequence[StagingBuffer],
+        sequences: Sequence[triton.ModelSequence],
     ) -> None:
         self.plan = job.plan
         self._job = job
         self._layout = layout
         self._uploads = uploads
-        self._lanes = lanes
+        self._buffers = buffers
         self._sequences = sequences
         self._main = int(job.plan.chain.pre_processor is not None)
-        self._prepared: asyncio.Task[dict[str, Tensor]]
+        self._prepared: asyncio.Task[dict[str, TensorRef]]
         self._writes: list[asyncio.Task[None]] = []
 
     @contextlib.asynccontextmanager
@@ -158,41 +157,41 @@ class _Strip:
         frames = await self._run_stage(self._main, chunk, tensors)
         for stage in range(self._main + 1, len(self._sequences)):
             frames = await self._run_stage(stage, chunk, {frames.name: frames})
-        view = self._lane(index).view(frames.place)[: chunk.keep * chunk.frames.frame_bytes]
+        view = self._buffer(index).view(frames.place)[: chunk.keep * chunk.frames.frame_bytes]
         write = asyncio.create_task(self._write(view, before), name=f"write chunk {index}")
         self._writes = [*self._writes[-1:], write]
 
-    async def _prepare(self, index: int, lane_freed_by: asyncio.Task[None] | None) -> dict[str, Tensor]:
+    async def _prepare(self, index: int, buffer_freed_by: asyncio.Task[None] | None) -> dict[str, TensorRef]:
         """Gather a chunk's tensors in its lane, once that is free, and run the pre-processor on them."""
-        if lane_freed_by is not None:
-            await asyncio.shield(lane_freed_by)
+        if buffer_freed_by is not None:
+            await asyncio.shield(buffer_freed_by)
         chunk = self.plan.chunks[index]
-        tensors = await gather(chunk, self._lane(index), self._uploads, self._job.images)
+        tensors = await stage_inputs(chunk, self._buffer(index), self._uploads, self._job.images)
         for stage in range(self._main):
             name = contract.INPUT_VIDEO.name
             tensors[name] = await self._run_stage(stage, chunk, {name: tensors[name]})
         return tensors
 
-    async def _run_stage(self, stage: int, chunk: ChunkPlan, tensors: Mapping[str, Tensor]) -> Tensor:
+    async def _run_stage(self, stage: int, chunk: ChunkPlan, tensors: Mapping[str, TensorRef]) -> TensorRef:
         """One Triton call; the frames that it answers with."""
-        told = chunk.parameters
+        params = chunk.parameters
         if stage != self._main:  # a frame processor beside the pipeline is told the frames' geometry alone
-            told = ChunkParameters(told.index, told.num_frames, told.height, told.width, Mode.VIDEO)
-        lane = self._lane(told.index)
-        place = lane.slice(self._layout.stage_offsets[stage], chunk.frames.num_bytes)
+            params = ChunkParameters(params.index, params.num_frames, params.height, params.width, Mode.VIDEO)
+        buffer = self._buffer(params.index)
+        place = buffer.slice(self._layout.stage_offsets[stage], chunk.frames.num_bytes)
         sequence = self._sequences[stage]
-        answer = await sequence.chunk(told, tuple(tensors.values()), place, chunk.frames)
+        answer = await sequence.chunk(params, tuple(tensors.values()), place, chunk.frames)
         for name, seconds in answer.report.get("stages", {}).items():
             metrics.STAGE_SECONDS.labels(sequence.model, name).observe(seconds)
-        return Tensor.of(contract.INPUT_VIDEO, tuple(chunk.frames), place)
+        return TensorRef.of(contract.INPUT_VIDEO, tuple(chunk.frames), place)
 
     async def _write(self, view: memoryview, before: asyncio.Task[None] | None) -> None:
         if before is not None:
             await asyncio.shield(before)
         await self._job.output.append(view)
 
-    def _lane(self, index: int) -> Lane:
-        return self._lanes[index % _LANES]
+    def _buffer(self, index: int) -> StagingBuffer:
+        return self._buffers[index % _NUM_BUFFERS]
 
 
 async def _settled(*tasks: asyncio.Task[Any]) -> None:

@@ -1,0 +1,444 @@
+"""The causal transformer: which latent frames a pass makes and sees, its KV cache, its rotary positions.
+
+`FrameWindow` is pure arithmetic on frames counted from the last reset; `KvCache` holds the tensors. A frame's slot
+follows from its number alone, so that what is cached after so many frames does too.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from filmstrip.runtime.engines.engine import Engine, to_device
+from filmstrip.runtime.pipeline_config import PipelineConfig
+from filmstrip.runtime.recent import Recent
+
+
+class RopeTables:
+    """The tables of latent frames of one size, on the device; those used last are kept.
+
+    Args:
+        head_dim: numbers of one head.
+        theta: the base of the wavelengths.
+        rows: of tokens in a latent frame.
+        cols: tokens in a row.
+        device: where the tables are wanted.
+    """
+
+    _MAX_TABLES = 8  # a chunk's own, its cached frames', those of VACE and of a recache, and room for the next ones
+
+    def __init__(self, head_dim: int, theta: float, rows: int, cols: int, device: torch.device) -> None:
+        self._head_dim = head_dim
+        self._theta = theta
+        self._rows = rows
+        self._cols = cols
+        self._device = device
+        self._made: Recent[tuple[int, ...], tuple[Tensor, Tensor]] = Recent(self._MAX_TABLES)
+
+    def at(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of latent frames at these positions, each [T, rows, cols, D / 2] in float32."""
+        return self._made.get(tuple(positions), partial(self._make, positions))
+
+    def _make(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        tables = rope_tables(self._head_dim, torch.tensor(positions), self._rows, self._cols, self._theta)
+        cos, sin = (to_device(table, self._device) for table in tables)
+        shape = (len(positions), self._rows, self._cols, -1)
+        return cos.reshape(shape), sin.reshape(shape)
+
+
+def rope_tables(
+    head_dim: int, frame_positions: Tensor, height: int, width: int, theta: float = 10000.0
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, each [T * height * width, head_dim / 2] in float32.
+
+    Args:
+        head_dim: numbers of one head, D; time takes D - 4 * (D // 6) of them, height and width 2 * (D // 6) each.
+        frame_positions: the latent frames' positions, [T].
+        height: rows of tokens in a latent frame.
+        width: tokens in a row.
+        theta: the base of the wavelengths.
+
+    Computed in float64: float32 loses the low digits of an angle of a late frame.
+    """
+    side = 2 * (head_dim // 6)
+    grid = (frame_positions.numel(), height, width)
+    time = _angles(frame_positions, head_dim - 2 * side, theta)[:, None, None, :].expand(*grid, -1)
+    rows = _angles(torch.arange(height), side, theta)[None, :, None, :].expand(*grid, -1)
+    columns = _angles(torch.arange(width), side, theta)[None, None, :, :].expand(*grid, -1)
+    angles = torch.cat([time, rows, columns], dim=-1).flatten(0, 2)
+    return angles.cos().float(), angles.sin().float()
+
+
+def _angles(positions: Tensor, dim: int, theta: float) -> Tensor:
+    frequencies = theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    return positions.double()[:, None] * frequencies
+
+
+@dataclass(frozen=True)
+class PassPlan:
+    """One pass: the latent frames that go through it and the cached ones that they see.
+
+    Attributes:
+        first_frame: the first frame that goes through.
+        num_frames: how many do, one after the other.
+        seen: the cached frames that they see, rising.
+    """
+
+    first_frame: int
+    num_frames: int
+    seen: tuple[int, ...]
+
+    @property
+    def end(self) -> int:
+        """The frame after the last one."""
+        return self.first_frame + self.num_frames
+
+    @property
+    def absolute_positions(self) -> range:
+        """RoPE positions of the pass's frames, where these are places in the video since the reset."""
+        return range(self.first_frame, self.end)
+
+    @property
+    def window_positions(self) -> range:
+        """RoPE positions of the pass's frames, where these are places in the window: after the cached ones."""
+        return range(len(self.seen), len(self.seen) + self.num_frames)
+
+
+@dataclass(frozen=True)
+class FrameWindow:
+    """The window of a causal generator: a sink that stays, and a ring of slots for the latest frames beside it.
+
+    Attributes:
+        size: latent frames that a chunk may see, the sink and the chunk itself included.
+        sink: latent frames from the start that are never evicted.
+        latent_frames_per_chunk: those of a chunk that is not a first one.
+
+    Raises:
+        ValueError: sink and chunk don't fit in the window.
+    """
+
+    size: int
+    sink: int
+    latent_frames_per_chunk: int
+
+    def __post_init__(self) -> None:
+        if self.ring < 0:
+            raise ValueError(
+                f"a sink of {self.sink} and chunks of {self.latent_frames_per_chunk} latent frames "
+                f"don't fit in a window of {self.size}"
+            )
+
+    @property
+    def capacity(self) -> int:
+        """Slots: the cached frames that a chunk has room for beside itself."""
+        return self.size - self.latent_frames_per_chunk
+
+    @property
+    def ring(self) -> int:
+        """Slots outside the sink."""
+        return self.capacity - self.sink
+
+    def slot(self, frame: int) -> int:
+        """Where a cached frame lies: the sink's slots come first, and a new frame takes that of the oldest."""
+        return frame if frame < self.sink else self.sink + (frame - self.sink) % self.ring
+
+    def held(self, num_frames: int) -> tuple[int, ...]:
+        """The frames that are cached once `num_frames` were, rising."""
+        latest = max(self.sink, num_frames - self.ring)
+        return (*range(min(self.sink, num_frames)), *range(latest, num_frames))
+
+    def chunk(self, first_frame: int, num_frames: int) -> PassPlan:
+        """The next chunk: it sees the sink and as many of the latest frames as have room beside sink and chunk.
+
+        One that is shorter than others sees no more than they do, as no more is cached.
+        """
+        latest = first_frame + num_frames - (self.size - self.sink)
+        seen = (frame for frame in self.held(first_frame) if frame < self.sink or frame >= latest)
+        return PassPlan(first_frame, num_frames, tuple(seen))
+
+    def recache(self, num_frames: int) -> PassPlan | None:
+        """The pass that makes the cache anew after `num_frames`, under another prompt; None where there are none yet.
+
+        While the window holds all frames, all go through it and see only each other. Later the sink stays as it is,
+        and those that have room beside it go through: they see the sink and each other. Earlier ones would be
+        neither seen nor cached.
+        """
+        if num_frames == 0:
+            return None
+        if num_frames <= self.size:
+            return PassPlan(0, num_frames, ())
+        room = self.size - self.sink
+        return PassPlan(num_frames - room, room, tuple(range(self.sink)))
+
+    def past_positions(self, plan: PassPlan) -> tuple[int, ...]:
+        """RoPE positions of the slots, [capacity], where these are places in the window.
+
+        The sink comes first, then the seen frames from the oldest to the newest; the pass's own follow them. A slot
+        that is not seen has position 0.
+        """
+        positions = [0] * self.capacity
+        for place, frame in enumerate(plan.seen):
+            positions[self.slot(frame)] = place
+        return tuple(positions)
+
+
+class KvCache:
+    """Keys and values of the latent frames that the next chunk may see, in buffers that never move.
+
+    The transformer is always given the whole of `k` and `v`, and a bias that says which slots it sees. The order of
+    the slots does not matter: keys carry their position, or are given one by tables in the order of the slots.
+    Nothing here waits for the device.
+
+    Attributes:
+        k: keys, [layers, B, N, P, D] with P = capacity * tokens_per_frame.
+        v: values, the same.
+        num_frames: latent frames since the reset, which is the number of the next one.
+        window: which of them are seen, and where they lie.
+    """
+
+    def __init__(
+        self,
+        window: FrameWindow,
+        *,
+        num_layers: int,
+        num_heads: int,
+        head_dim: int,
+        tokens_per_frame: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        batch: int = 1,
+    ) -> None:
+        shape = (num_layers, batch, num_heads, window.capacity * tokens_per_frame, head_dim)
+        self.k = torch.zeros(shape, dtype=dtype, device=device)
+        self.v = torch.zeros_like(self.k)
+        self.num_frames = 0
+        self.window = window
+        self._tokens_per_frame = tokens_per_frame
+        self._bias: Tensor | None = None
+        self._bias_is_for: tuple[tuple[int, ...], float] | None = None
+
+    def plan_chunk(self, num_frames: int) -> PassPlan:
+        """The passes of the next chunk, of so many latent frames: see `FrameWindow.chunk`."""
+        return self.window.chunk(self.num_frames, num_frames)
+
+    def plan_recache(self) -> PassPlan | None:
+        """The pass after a change of the prompt, None where nothing is cached: see `FrameWindow.recache`."""
+        return self.window.recache(self.num_frames)
+
+    def bias(self, plan: PassPlan, attention_bias: float | None = None) -> Tensor:
+        """What a pass adds to the attention scores of the cached tokens, float32 [P]; not to be written to.
+
+        The same tensor comes again until another one is asked for.
+
+        Args:
+            plan: of the pass.
+            attention_bias: factor above 0 on the attention to tokens outside the sink, None is 1.
+
+        Returns:
+            0 in the sink, the factor's logarithm in other slots that are seen, -inf in the rest.
+        """
+        outside_sink = 0.0 if attention_bias is None else math.log(attention_bias)
+        wanted = (plan.seen, outside_sink)
+        if self._bias is None or self._bias_is_for != wanted:
+            # Filled frame by frame: a table from the host would be a copy to wait for.
+            self._bias = torch.full(self.k.shape[3:4], -math.inf, dtype=torch.float32, device=self.k.device)
+            for frame in plan.seen:
+                seen = self._bias[self._tokens(self.window.slot(frame))]
+                seen.fill_(0.0 if frame < self.window.sink else outside_sink)
+            self._bias_is_for = wanted
+        return self._bias
+
+    def write(self, plan: PassPlan, k: Tensor, v: Tensor) -> None:
+        """Put the keys and values of a pass into the slots of those of its frames that are kept.
+
+        Args:
+            plan: of the next chunk, or of a recache.
+            k: keys, [layers, B, N, L, D], of all frames of the pass.
+            v: values, the same.
+
+        Raises:
+            ValueError: the plan was made before frames came or went, or the tensors don't fit. Nothing is written.
+        """
+        if self.num_frames not in (plan.first_frame, plan.end):
+            raise ValueError(
+                f"frames {plan.first_frame} to {plan.end - 1} don't follow on {self.num_frames} cached ones: plan anew"
+            )
+        shape = (*self.k.shape[:3], plan.num_frames * self._tokens_per_frame, self.k.shape[4])
+        for new in (k, v):
+            if new.shape != shape or new.device != self.k.device:
+                raise ValueError(
+                    f"keys and values must be {list(shape)} on {self.k.device}, got {list(new.shape)} on {new.device}"
+                )
+        for frame in self.window.held(plan.end):
+            if frame >= plan.first_frame:
+                slot, source = self._tokens(self.window.slot(frame)), self._tokens(frame - plan.first_frame)
+                self.k[:, :, :, slot] = k[:, :, :, source]
+                self.v[:, :, :, slot] = v[:, :, :, source]
+        self.num_frames = plan.end
+
+    def reset(self) -> None:
+        """Forget all frames."""
+        # A bias of -inf hides numbers, but not NaN or infinity: none may outlive the reset.
+        self.k.zero_()
+        self.v.zero_()
+        self.num_frames = 0
+
+    def _tokens(self, place: int) -> slice:
+        return slice(place * self._tokens_per_frame, (place + 1) * self._tokens_per_frame)
+
+
+class CleanLatents:
+    """The latest clean latent frames since the reset, as many as the window has room for."""
+
+    def __init__(self, window: FrameWindow) -> None:
+        self._size = window.size
+        self._latents: Tensor | None = None
+
+    def append(self, latents: Tensor) -> None:
+        """Keep a copy of the latents of a chunk, [B, C, T, H, W]."""
+        known = [latents] if self._latents is None else [self._latents, latents]
+        self._latents = torch.cat(known, dim=2)[:, :, -self._size :]
+
+    def latest(self, num_frames: int) -> Tensor:
+        """The last ones, [B, C, num_frames, H, W].
+
+        Raises:
+            ValueError: fewer are kept.
+        """
+        if self._latents is None or not 0 < num_frames <= self._latents.shape[2]:
+            kept = 0 if self._latents is None else self._latents.shape[2]
+            raise ValueError(f"{num_frames} latent frames asked for, {kept} kept")
+        return self._latents[:, :, -num_frames:]
+
+    def reset(self) -> None:
+        """Forget them."""
+        self._latents = None
+
+
+_CLEAN = 0.0  # the timestep of latents without noise
+
+
+class Generator:
+    """Passes of the transformer that see the KV cache, and those that write it.
+
+    Its methods take the text as `inputs`: text_k, text_v and, where there are LoRAs, their scales.
+
+    Args:
+        engine: `transformer`.
+        config: of the pipeline.
+        tables: of the size.
+        rows: of tokens in a latent frame.
+        cols: tokens in a row.
+    """
+
+    def __init__(self, engine: Engine, config: PipelineConfig, tables: RopeTables, rows: int, cols: int) -> None:
+        window = FrameWindow(config.window, config.sink, config.latent_frames_per_chunk)
+        self._engine = engine
+        self._tables = tables
+        self._is_windowed = config.rope_positions == "window"
+        self._clean = CleanLatents(window)
+        self._kv = KvCache(
+            window,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            head_dim=config.head_dim,
+            tokens_per_frame=rows * cols,
+            dtype=engine.dtype("past_k"),
+            device=engine.device,
+        )
+        self._no_hints: _NoHints | None = None
+        if config.num_vace_layers:
+            grid = (rows, cols, config.num_heads * config.head_dim)
+            self._no_hints = _NoHints(config.num_vace_layers, grid, engine.dtype("hints"), engine.device)
+
+    def plan(self, num_frames: int) -> PassPlan:
+        """The passes of the next chunk, of so many latent frames."""
+        return self._kv.plan_chunk(num_frames)
+
+    def velocity(
+        self,
+        plan: PassPlan,
+        latents: Tensor,
+        timestep: float,
+        inputs: Mapping[str, Tensor],
+        *,
+        hints: Tensor | None = None,
+        attention_bias: float | None = None,
+    ) -> Tensor:
+        """What the latents of the chunk, [1, C, T, H, W], are made of at a timestep; the cache stays as it is.
+
+        Args:
+            plan: of the chunk.
+            latents: with the noise of the timestep.
+            timestep: 0 to 1000.
+            inputs: the text.
+            hints: of the VACE branch, None for an unconditioned chunk.
+            attention_bias: see `KvCache.bias`.
+        """
+        return self._run(plan, latents, timestep, inputs, hints=hints, attention_bias=attention_bias)["velocity"]
+
+    def write(self, plan: PassPlan, latents: Tensor, inputs: Mapping[str, Tensor]) -> None:
+        """Cache the clean latents of a chunk, by a pass at timestep 0 without hints and without a bias."""
+        made = self._run(plan, latents, _CLEAN, inputs)
+        self._kv.write(plan, made["new_k"], made["new_v"])
+        self._clean.append(latents)
+
+    def recache(self, inputs: Mapping[str, Tensor]) -> None:
+        """Make the cache anew under another text: see `FrameWindow.recache`."""
+        plan = self._kv.plan_recache()
+        if plan is not None:
+            made = self._run(plan, self._clean.latest(plan.num_frames), _CLEAN, inputs)
+            self._kv.write(plan, made["new_k"], made["new_v"])
+
+    def reset(self) -> None:
+        """Forget all frames."""
+        self._kv.reset()
+        self._clean.reset()
+
+    def _run(
+        self,
+        plan: PassPlan,
+        latents: Tensor,
+        timestep: float,
+        inputs: Mapping[str, Tensor],
+        *,
+        hints: Tensor | None = None,
+        attention_bias: float | None = None,
+    ) -> dict[str, Tensor]:
+        positions = plan.window_positions if self._is_windowed else plan.absolute_positions
+        cos, sin = self._tables.at(positions)
+        given = {
+            "latents": latents,
+            "timesteps": latents.new_full((1, plan.num_frames), timestep, dtype=torch.float32),
+            **inputs,
+            "rope_cos": cos,
+            "rope_sin": sin,
+            "past_k": self._kv.k,
+            "past_v": self._kv.v,
+            "past_bias": self._kv.bias(plan, attention_bias),
+        }
+        if self._is_windowed:
+            tables = self._tables.at(self._kv.window.past_positions(plan))
+            given["past_cos"], given["past_sin"] = (table.flatten(0, 2) for table in tables)
+        if self._no_hints is not None:
+            given["hints"] = self._no_hints.of(plan.num_frames) if hints is None else hints
+        return self._engine.run(given)
+
+
+class _NoHints:
+    """Hints of an unconditioned pass: zeros, in one piece of memory for all lengths, as nobody writes to them."""
+
+    def __init__(self, num_layers: int, grid: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        self._num_layers = num_layers
+        self._grid = grid
+        self._zeros = torch.zeros(0, dtype=dtype, device=device)
+
+    def of(self, num_frames: int) -> Tensor:
+        """[vace_layers, 1, T, rows, cols, C]."""
+        shape = (self._num_layers, 1, num_frames, *self._grid)
+        if self._zeros.numel() < math.prod(shape):
+            self._zeros = self._zeros.new_zeros(math.prod(shape))
+        return self._zeros[: math.prod(shape)].reshape(shape)

@@ -1,0 +1,329 @@
+"""The VACE branch: what a chunk is conditioned with, and the hints for each step.
+
+A mask is 1 where something is to be made and 0 where the frames are to be kept.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from filmstrip.contract import (
+    FIRST_FRAME_IMAGE,
+    INPUT_VIDEO,
+    LAST_FRAME_IMAGE,
+    VACE_FRAMES,
+    VACE_MASKS,
+    VACE_REF_IMAGES,
+    Mode,
+    TensorSpec,
+)
+from filmstrip.runtime.engines.engine import Engine
+from filmstrip.runtime.pipeline_config import MAX_REFERENCES, PipelineConfig
+from filmstrip.runtime.pixels import letterbox, pad_first_frame, resample, resize_cover, split_images, to_pixels
+from filmstrip.runtime.processors import resize
+from filmstrip.runtime.sequences import Chunk, invalid
+from filmstrip.runtime.text import LoraScales, TextKeys
+from filmstrip.runtime.transformer import RopeTables
+from filmstrip.runtime.vae import StreamingEncoder
+
+Encode: TypeAlias = Callable[[Tensor], Tensor]
+"""An encoder: pixels [1, 3, F, H, W] to latents [1, C, T, h, w]."""
+
+_KEY_FRAMES = 4  # a key image stands for the frames of one latent frame
+
+
+# -- In pixels ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Frames and what of them is to be made.
+
+    Attributes:
+        frames: [1, 3, F, H, W] in -1..1.
+        masks: [1, 1, F, H, W] of 0 and 1.
+    """
+
+    frames: Tensor
+    masks: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        num_frames: int,
+        *,
+        frames: Tensor | None = None,
+        masks: Tensor | None = None,
+        first_image: Tensor | None = None,
+        last_image: Tensor | None = None,
+        locked: bool = True,
+    ) -> "Conditioning | None":
+        """What a chunk's arrays and key images amount to; None when there are none.
+
+        Args:
+            num_frames: pixel frames that the chunk answers with.
+            frames: [1, 1 or 3, F, H, W] in -1..1; mid-grey where only masks or key images are given.
+            masks: [1, 1, F, H, W], above 0.5 is to be made; all is where none are given.
+            first_image: [1, 3, 1, H, W]; the chunk's first four frames, to be kept.
+            last_image: likewise its last four.
+            locked: arrays of another length are cut off or go on with their last frame, else they are resampled.
+        """
+        given = [array for array in (frames, masks, first_image, last_image) if array is not None]
+        if not given:
+            return None
+        fit = _lock if locked else resample
+        grey = given[0].new_zeros(1, 3, num_frames, *given[0].shape[-2:])
+        pixels = grey if frames is None else fit(frames, num_frames).expand_as(grey).clone()
+        made = torch.ones_like(grey[:, :1]) if masks is None else (fit(masks, num_frames) > 0.5).to(grey.dtype)
+        for image, place in ((first_image, slice(_KEY_FRAMES)), (last_image, slice(-_KEY_FRAMES, None))):
+            if image is not None:
+                pixels[:, :, place] = image
+                made[:, :, place] = 0
+        return cls(pixels, made)
+
+    def doubled(self) -> "Conditioning":
+        """As a first chunk that follows the video rule is encoded: with its first frame twice."""
+        return Conditioning(pad_first_frame(self.frames), pad_first_frame(self.masks))
+
+
+def _lock(array: Tensor, num_frames: int) -> Tensor:
+    """Cut [..., F, H, W] off at a number of frames, or go on with the last one."""
+    last = array.shape[-3] - 1
+    return array[..., [min(index, last) for index in range(num_frames)], :, :]
+
+
+# -- In latents ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VaceEncoders:
+    """The ways into the latents.
+
+    Attributes:
+        inactive: of what is kept; with a feature cache of its own from chunk to chunk.
+        reactive: of what is to be made; likewise.
+        reference: of one image, without a cache.
+    """
+
+    inactive: Encode
+    reactive: Encode
+    reference: Encode
+
+
+@dataclass(frozen=True)
+class VaceContext:
+    """The conditioning of one chunk.
+
+    Attributes:
+        latents: [1, 2 * C + S * S, R + T, h, w]: kept latents, made latents, folded mask.
+        num_references: R, latent frames before those of the chunk, whose hints are dropped.
+    """
+
+    latents: Tensor
+    num_references: int
+
+
+def vace_context(
+    conditioning: Conditioning | None,
+    references: Sequence[Tensor],
+    encoders: VaceEncoders,
+    num_latent_frames: int,
+    spatial_factor: int = 8,
+) -> VaceContext:
+    """Make a chunk's context.
+
+    References beside frames stand before the chunk's latent frames. References alone stand at the chunk's own
+    places, zeros after them; if they are more than the places, they stand before the chunk too, and it is all zeros.
+
+    Args:
+        conditioning: of the frames that the encoders take, None with references alone.
+        references: images [1, 3, 1, H, W], one at least without conditioning.
+        encoders: see `VaceEncoders`; the first two are used for the conditioning only.
+        num_latent_frames: T, of the chunk.
+        spatial_factor: S, pixels of one side of a latent pixel.
+    """
+    mask_channels = spatial_factor**2
+    parts = [_reference(encoders.reference(image), mask_channels) for image in references]
+    if conditioning is not None:
+        kept = encoders.inactive(conditioning.frames * (1 - conditioning.masks))
+        made = encoders.reactive(conditioning.frames * conditioning.masks)
+        mask = fold_mask(conditioning.masks, num_latent_frames, spatial_factor)
+        parts.append(torch.cat([kept, made, mask.to(kept.dtype)], dim=1))
+        return VaceContext(torch.cat(parts, dim=2), len(references))
+    in_place = len(references) <= num_latent_frames
+    num_empty = num_latent_frames - len(references) if in_place else num_latent_frames
+    _, channels, _, height, width = parts[0].shape
+    parts.append(parts[0].new_zeros(1, channels, num_empty, height, width))
+    return VaceContext(torch.cat(parts, dim=2), 0 if in_place else len(references))
+
+
+def _reference(latents: Tensor, mask_channels: int) -> Tensor:
+    """A reference's context, [1, C, 1, h, w] to [1, 2 * C + mask_channels, 1, h, w]: all of it is kept."""
+    _, channels, *places = latents.shape
+    return torch.cat([latents, latents.new_zeros(1, channels + mask_channels, *places)], dim=1)
+
+
+def fold_mask(masks: Tensor, num_latent_frames: int, spatial_factor: int = 8) -> Tensor:
+    """A mask in channels: [1, 1, F, S * h, S * w] to [1, S * S, T, h, w].
+
+    Channel S * y + x is the mask at row y and column x of each latent pixel. Of the frames, each latent frame takes
+    the one in the middle of its share: of 13 the 1st, 4th, 8th and 11th, counted from 0.
+    """
+    num_frames = masks.shape[2]
+    middles = [(2 * index + 1) * num_frames // (2 * num_latent_frames) for index in range(num_latent_frames)]
+    rows, columns = (side // spatial_factor for side in masks.shape[-2:])
+    tiles = masks[0, 0, middles].reshape(num_latent_frames, rows, spatial_factor, columns, spatial_factor)
+    return tiles.permute(2, 4, 0, 1, 3).reshape(1, spatial_factor**2, num_latent_frames, rows, columns)
+
+
+def is_doubled(chunk: Chunk) -> bool:
+    """Whether the chunk follows the video rule for first chunks: one frame more goes into its latents than out."""
+    told = chunk.parameters
+    arrays = VACE_FRAMES.name in chunk.tensors or VACE_MASKS.name in chunk.tensors or told.vace_use_input_video
+    return told.reset and (told.mode is Mode.VIDEO or arrays)
+
+
+def conditioning_of(chunk: Chunk, device: torch.device | str = "cpu") -> Conditioning | None:
+    """What the VACE branch is given beside references, as the encoders take it; None when there is nothing.
+
+    The chunk's own VACE frames go before an input video that is used as them.
+
+    Raises:
+        InvalidField: the input video is to be used and did not come.
+    """
+    told = chunk.parameters
+    frames = _floats(chunk, VACE_FRAMES)
+    if frames is None and told.vace_use_input_video:
+        frames = to_pixels(resize(chunk.tensor(INPUT_VIDEO), told.height, told.width))
+    arrays = {
+        "frames": frames,
+        "masks": _floats(chunk, VACE_MASKS),
+        "first_image": _key_image(chunk, FIRST_FRAME_IMAGE),
+        "last_image": _key_image(chunk, LAST_FRAME_IMAGE),
+    }
+    there = {name: array.to(device) for name, array in arrays.items() if array is not None}
+    conditioning = Conditioning.of(told.num_frames, locked=told.vace_temporally_locked, **there)
+    return conditioning.doubled() if conditioning is not None and is_doubled(chunk) else conditioning
+
+
+def references_of(chunk: Chunk, device: torch.device | str = "cpu") -> list[Tensor]:
+    """The chunk's reference images, [1, 3, 1, H, W] each, whole on white ground.
+
+    Raises:
+        ModelError: their shapes do not fit their bytes.
+    """
+    told = chunk.parameters
+    if VACE_REF_IMAGES.name not in chunk.tensors:
+        return []
+    images = split_images(chunk.tensor(VACE_REF_IMAGES), told.ref_image_shapes)
+    return [to_pixels(letterbox(image, told.height, told.width)[None]).to(device) for image in images]
+
+
+def _floats(chunk: Chunk, spec: TensorSpec) -> Tensor | None:
+    array = chunk.tensors.get(spec.name)
+    return None if array is None else torch.tensor(array)
+
+
+def _key_image(chunk: Chunk, spec: TensorSpec) -> Tensor | None:
+    image = chunk.tensors.get(spec.name)
+    return (
+        None if image is None else to_pixels(resize_cover(image, chunk.parameters.height, chunk.parameters.width)[None])
+    )
+
+
+GRAPHS = ("vace_text_kv", "vace", "vae_encoder_image")
+"""What a checkpoint with a VACE branch has beside the other graphs."""
+
+
+class VaceBranch:
+    """Conditioning and hints, chunk by chunk.
+
+    Args:
+        engines: by the name of the graph.
+        config: of the pipeline.
+        tables: of the size.
+        inactive: encodes what is kept; with feature caches of its own.
+        reactive: encodes what is made; likewise.
+    """
+
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        config: PipelineConfig,
+        tables: RopeTables,
+        *,
+        inactive: StreamingEncoder,
+        reactive: StreamingEncoder,
+    ) -> None:
+        self._engine = engines["vace"]
+        self._image_encoder = engines["vae_encoder_image"]
+        self._keys = TextKeys(engines["vace_text_kv"])
+        self._config = config
+        self._tables = tables
+        self._streams = (inactive, reactive)
+        self._encoders = VaceEncoders(inactive, reactive, self._encode_image)
+
+    def context(self, chunk: Chunk, num_latent_frames: int) -> VaceContext | None:
+        """The context of the next chunk; None where nothing conditions it.
+
+        Frames that do not follow on those of the chunk before begin anew: see `StreamingEncoder`.
+
+        Raises:
+            InvalidField: it has more references than the engines take, or is to use an input video that isn't there.
+        """
+        device = self._engine.device
+        conditioning, references = conditioning_of(chunk, device), references_of(chunk, device)
+        if len(references) > MAX_REFERENCES:
+            problem = f"has {len(references)} images, the engines take {MAX_REFERENCES} at most"
+            raise invalid(chunk.parameters.index, VACE_REF_IMAGES, problem)
+        if conditioning is None:
+            self.reset()
+            if not references:
+                return None
+        factor = self._config.spatial_factor
+        return vace_context(conditioning, references, self._encoders, num_latent_frames, factor)
+
+    def hints(
+        self,
+        context: VaceContext,
+        latents: Tensor,
+        timestep: float,
+        *,
+        embedding: Tensor,
+        loras: LoraScales,
+        scale: float,
+    ) -> Tensor:
+        """The hints of one step, as the transformer takes them.
+
+        Args:
+            context: of the chunk.
+            latents: its noisy ones, [1, C, T, H, W].
+            timestep: 0 to 1000.
+            embedding: of the text in force, [1, Lt, C].
+            loras: of the chunk.
+            scale: `vace_context_scale`.
+        """
+        num_frames = context.latents.shape[2]
+        cos, sin = self._tables.at(range(num_frames))
+        given = {
+            "latents": latents,
+            "timesteps": latents.new_full((1, num_frames), timestep, dtype=torch.float32),
+            "context": context.latents,
+            **self._keys.of(embedding, loras),
+            "rope_cos": cos,
+            "rope_sin": sin,
+            "scale": latents.new_full((1,), scale, dtype=torch.float32),
+            **loras.inputs(self._engine),
+        }
+        return self._engine.run(given)["hints"]
+
+    def reset(self) -> None:
+        """Forget the conditioning frames so far."""
+        for stream in self._streams:
+            stream.reset()
+
+    def _encode_image(self, pixels: Tensor) -> Tensor:
+        return self._image_encoder.run({"pixels": pixels})["latents"]
