@@ -110,17 +110,17 @@ async def _serve(settings: Settings, listener: socket.socket, descriptors: int) 
     async def stop() -> None:
         """Return when the server has to stop, after ending its generation."""
         nonlocal status
-        parts: AppState = app.extensions["filmstrip"]
+        state: AppState = app.extensions["filmstrip"]
         waits = [asyncio.create_task(signalled.wait())]
-        if parts.embedded is not None:
-            waits.append(asyncio.create_task(parts.embedded.failed.wait()))
+        if state.embedded is not None:
+            waits.append(asyncio.create_task(state.embedded.failed.wait()))
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if not signalled.is_set():
             status = 1
         for wait in waits:
             wait.cancel()
-        loop.call_later(_HARD_LIMIT_S, _give_up, parts)
-        await parts.slot.close(settings.shutdown_timeout_s)
+        loop.call_later(_HARD_LIMIT_S, _give_up, state)
+        await state.slot.close(settings.shutdown_timeout_s)
 
     config = Config()
     config.bind = [f"fd://{listener.fileno()}"]
@@ -141,11 +141,11 @@ async def _serve(settings: Settings, listener: socket.socket, descriptors: int) 
     return status
 
 
-def _give_up(parts: AppState) -> None:
+def _give_up(state: AppState) -> None:
     """Exit although the shutdown is not finished."""
     log.error("shutdown took too long; exiting")
-    if parts.embedded is not None:
-        parts.embedded.kill()
+    if state.embedded is not None:
+        state.embedded.kill()
     with contextlib.suppress(OSError):  # the terminal is closed
         sys.stderr.flush()
     os._exit(1)

@@ -98,10 +98,10 @@ class Readiness:
 class Supervisor(Protocol):
     """What starts Triton again, where Triton is ours."""
 
-    def note_ready(self, name: str) -> None:
+    def on_model_ready(self, name: str) -> None:
         """A model was loaded."""
 
-    def note_death(self, name: str) -> None:
+    def on_model_exit(self, name: str) -> None:
         """A model's process has died: Triton is started again as soon as no generation runs."""
 
     def kill(self) -> None:
@@ -111,7 +111,7 @@ class Supervisor(Protocol):
     def is_restarting(self) -> bool:
         """A planned restart is not over yet."""
 
-    async def settled(self) -> None:
+    async def wait_for_restart(self) -> None:
         """Wait until a planned restart is over: Triton answers, and loads its models."""
 
     def link_models(self) -> None:
@@ -143,7 +143,7 @@ class TritonClient:
         self._infos: dict[str, PipelineInfo] = {}
         self._bad_parameters: dict[str, str] = {}
         self._not_pipelines: set[str] = set()
-        self._sick: set[str] = set()
+        self._unhealthy: set[str] = set()
         self._failed: dict[str, str] = {}
         self._load_errors: dict[str, str] = {}
         self._failed_as: dict[str, repository.Fingerprint] = {}
@@ -292,7 +292,7 @@ class TritonClient:
             return ModelStatus(info, ModelState.FAILED, self._failed[name])
         if name in self.loading() | self._waiting_to_load or "LOADING" in states:
             return ModelStatus(info, ModelState.LOADING)
-        if _READY in states and name in self._sick:
+        if _READY in states and name in self._unhealthy:
             return ModelStatus(info, ModelState.UNLOADED, "its process ended; it is loaded again at its next use")
         if _READY in states:
             self._load_errors.pop(name, None)
@@ -322,7 +322,7 @@ class TritonClient:
             reason: one sentence for clients, without paths.
         """
         self._failed[name] = reason
-        self._sick.discard(name)
+        self._unhealthy.discard(name)
         self._note_failure(name, reason)
         load = self._loads.get(name)
         if load is not None and not load.done():
@@ -364,7 +364,7 @@ class TritonClient:
         """
         wanted = {field: name for field, name in names.items() if name is not None}
         if self.supervisor is not None:
-            await self.supervisor.settled()
+            await self.supervisor.wait_for_restart()
         states = await self._states()
         for name in set(wanted.values()) & states.keys():
             if name in self._failed:
@@ -391,10 +391,10 @@ class TritonClient:
         """
         if self.supervisor is None:
             return await self.load_now(name)
-        if name in self._sick:  # what is left of its process is in the way
-            self.supervisor.note_death(name)
+        if name in self._unhealthy:  # what is left of its process is in the way
+            self.supervisor.on_model_exit(name)
         while True:
-            await self.supervisor.settled()
+            await self.supervisor.wait_for_restart()
             try:
                 return await self.load_now(name)
             except TritonUnavailable:
@@ -412,7 +412,7 @@ class TritonClient:
                 self.mark_failed(name, repository.UNSAFE_NAME)
                 raise LoadFailed(f"could not load {name}: {repository.UNSAFE_NAME}")
             is_ready = await self.is_loaded(name)
-            if is_ready and name not in self._sick and name not in self._failed:
+            if is_ready and name not in self._unhealthy and name not in self._failed:
                 return
             folder = (await in_thread(repository.read_folders, self._repositories, [name])).get(name)
             if folder is not None and folder.problem is not None:  # Triton may wait for such a model without end
@@ -420,7 +420,7 @@ class TritonClient:
                 raise LoadFailed(f"could not load {name}: {folder.problem}")
             try:
                 async with self._place_to_load(name):
-                    if (name in self._sick and self.supervisor is None) or (is_ready and name in self._failed):
+                    if (name in self._unhealthy and self.supervisor is None) or (is_ready and name in self._failed):
                         # not two copies in memory: unload, wait, load
                         await self._client.unload_model(name, client_timeout=_LOAD_TIMEOUT_S)
                         await self._wait_unloaded(name)
@@ -435,9 +435,9 @@ class TritonClient:
                 else:
                     self._note_failure(name, reason)
                 raise LoadFailed(f"could not load {name}: {reason}") from None
-            self._sick.discard(name)
+            self._unhealthy.discard(name)
             if self.supervisor is not None:
-                self.supervisor.note_ready(name)
+                self.supervisor.on_model_ready(name)
             log.info("%s is loaded", name)
 
     @contextlib.asynccontextmanager
@@ -460,7 +460,7 @@ class TritonClient:
         try:
             await asyncio.wait([load, failed], return_when=asyncio.FIRST_COMPLETED)
             if not load.done():
-                self._sick.add(name)
+                self._unhealthy.add(name)
                 raise LoadFailed(f"could not load {name}: {self._failed[name]}")
             load.result()
         finally:
@@ -472,13 +472,13 @@ class TritonClient:
         """Models that Triton loads at the moment, without those that wait for their turn."""
         return set(self._loads)
 
-    def mark_sick(self, name: str) -> None:
+    def mark_unhealthy(self, name: str) -> None:
         """The model's process has died: nothing can be sent to it before it was loaded again."""
-        self._sick.add(name)
+        self._unhealthy.add(name)
 
-    def mark_all_well(self) -> None:
+    def mark_all_healthy(self) -> None:
         """Triton was started again, without what a dead process had left."""
-        self._sick.clear()
+        self._unhealthy.clear()
 
     async def is_loaded(self, name: str) -> bool:
         """Whether Triton itself takes the model as loaded, also where its process has died.
@@ -589,19 +589,19 @@ class TritonClient:
             )
         except InferenceServerException as error:
             ours = _as_ours(error)
-            if sequence.model in self._sick or not isinstance(ours, ChunkTimeout | ModelDied):
+            if sequence.model in self._unhealthy or not isinstance(ours, ChunkTimeout | ModelDied):
                 return
             log.warning("%s did not end its sequence", sequence.model)
             if isinstance(ours, ChunkTimeout) and self.supervisor is not None:
-                self.mark_sick(sequence.model)
+                self.mark_unhealthy(sequence.model)
                 self.supervisor.kill()
             else:
-                self._note_death(sequence.model)
+                self._on_model_exit(sequence.model)
 
-    def _note_death(self, model: str) -> None:
-        self.mark_sick(model)
+    def _on_model_exit(self, model: str) -> None:
+        self.mark_unhealthy(model)
         if self.supervisor is not None:
-            self.supervisor.note_death(model)
+            self.supervisor.on_model_exit(model)
 
     async def call(self, call: ChunkCall) -> ChunkAnswer:
         """Make one call, by shared memory where all its arrays lie there, else through the relay."""
@@ -613,7 +613,7 @@ class TritonClient:
         except RelayDied:
             raise TritonUnavailable("lost the connection to Triton while generating a chunk") from None
         except ModelDied:
-            self._note_death(call.model)
+            self._on_model_exit(call.model)
             raise
 
 

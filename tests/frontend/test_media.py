@@ -440,7 +440,7 @@ async def test_an_image_that_has_changed_since_it_was_checked_is_found_out(store
     for harm, reason in (
         (lambda: path.write_bytes(photo()[:-40]), "not a complete PNG, JPEG or WebP image"),
         (lambda: path.write_bytes(png(1, 1, bytes(4))), "the image has changed since the request was checked"),
-        (path.unlink, "the image can't be read: No such file or directory"),
+        (path.unlink, "cannot read the image: No such file or directory"),
     ):
         harm()
         with pytest.raises(InternalError) as caught:

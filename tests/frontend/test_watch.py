@@ -106,29 +106,29 @@ async def test_the_window_for_a_second_death_begins_when_the_model_is_ready_agai
 
     async def restart(load_s: float) -> None:
         supervisor._restart_for.clear()
-        client.mark_all_well()
+        client.mark_all_healthy()
         clock.now += load_s
         for name in NAMES[:2]:
             if name not in client.failed():
                 await client.load_now(name)
 
     slow, neighbour = NAMES[:2]
-    client.mark_sick(slow)
-    supervisor.note_death(slow)  # what is left of a load that failed
+    client.mark_unhealthy(slow)
+    supervisor.on_model_exit(slow)  # what is left of a load that failed
     await restart(90)
     clock.now += 5
-    supervisor.note_death(slow)  # its first death
+    supervisor.on_model_exit(slow)  # its first death
     assert not client.failed()
     await restart(90)
     clock.now += 5000
-    supervisor.note_death(neighbour)
+    supervisor.on_model_exit(neighbour)
     await restart(90)
     clock.now += 5
-    supervisor.note_death(slow)  # it had been well for long: its neighbour's death does not count
+    supervisor.on_model_exit(slow)  # it had been well for long: its neighbour's death does not count
     assert not client.failed()
     await restart(90)
     clock.now += 59
-    supervisor.note_death(slow)
+    supervisor.on_model_exit(slow)
     assert client.failed() == {slow}
     supervisor._folder.remove()
 
