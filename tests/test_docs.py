@@ -38,11 +38,25 @@ MARKDOWN = sorted(
         *ROOT.glob("*.md"),
         *(ROOT / "docs").rglob("*.md"),
         *(ROOT / "demo").glob("*.md"),
+        *(ROOT / "examples").glob("*.md"),
+        *(ROOT / "research").glob("*.md"),
         *(ROOT / "comfyui").glob("*.md"),
         *(ROOT / "checkpoints").glob("*/*.md"),
     )
 )
-FOLDERS = ("filmstrip", "frontend", "model_repository", "demo", "comfyui", "export", "tests", "docs", ".ci")
+FOLDERS = (
+    "filmstrip",
+    "frontend",
+    "model_repository",
+    "demo",
+    "comfyui",
+    "export",
+    "examples",
+    "research",
+    "tests",
+    "docs",
+    ".ci",
+)
 FILES = (".md", ".py", ".toml", ".lock", ".pbtxt", ".svg", ".triton", "Makefile", "LICENSE")
 ALWAYS_SENT = ("seed", "unused")  # clients have defaults for them: older servers do not send them
 EVENTS = {"progress": Progress, "complete": Complete, "cancelled": Cancelled, "error": ErrorEvent}
