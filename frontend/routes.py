@@ -45,7 +45,7 @@ _UNUSED_HEADER = {
         "description": "Fields of the request that the pipeline ignores, separated by commas.",
     }
 }
-_EVENT_STREAM = """Server-sent events: `progress` after each chunk, and finally one of `complete`, `cancelled` and `error`.
+_EVENT_STREAM = """Server-sent events: `progress` after each chunk, finally one of `complete`, `cancelled` and `error`.
 
 Each event has the lines `id`, `event` and `data` (JSON) and ends with an empty line. Comments (`: keep-alive`) are sent
 during long silences. docs/api.md lists the keys of each event."""
