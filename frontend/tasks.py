@@ -5,8 +5,10 @@ import contextlib
 import os
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
+NUM_THREADS = 8  # for files and parsing; fixed, so that the number of threads does not depend on the machine
 _FIRST_OWN_FD = 3  # after the three standard streams
 
 P = ParamSpec("P")
@@ -32,6 +34,11 @@ async def run_to_end(work: Coroutine[Any, Any, T]) -> T:
     return task.result()
 
 
+def limit_threads(loop: asyncio.AbstractEventLoop) -> None:
+    """Give an event loop a thread pool of `NUM_THREADS`, started as they are needed."""
+    loop.set_default_executor(ThreadPoolExecutor(NUM_THREADS, "worker"))
+
+
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run `call` in a thread and wait until it is done, cancelled or not: what it uses may be freed afterwards."""
     return await run_to_end(asyncio.to_thread(call, *args, **kwargs))
@@ -49,10 +56,10 @@ _Waiters = OrderedDict[Hashable, deque[asyncio.Future[None]]]
 
 
 class FairSemaphore:
-    """At most `limit` holders at once; who waits is served in a round of clients, and of each client's requests.
+    """A semaphore that serves waiting clients in turn, and each client's requests in turn.
 
     Args:
-        limit: holders at once.
+        limit: maximum number of holders at a time.
     """
 
     def __init__(self, limit: int) -> None:
@@ -65,9 +72,9 @@ class FairSemaphore:
         """Wait for a turn and hold it until the context ends.
 
         Args:
-            client: whose work it is.
-            request: which of the client's requests it belongs to.
-            urgent: comes before everything that is not.
+            client: the client whose work it is.
+            request: the request of the client that it belongs to.
+            urgent: whether it comes before everything that is not urgent.
         """
         await self._take(client, request, urgent=urgent)
         try:
@@ -76,7 +83,7 @@ class FairSemaphore:
             self._hand_on()
 
     async def _take(self, client: str, request: Hashable, *, urgent: bool) -> None:
-        if self._free:  # then nobody waits
+        if self._free:  # then nobody is waiting
             self._free -= 1
             return
         ready = asyncio.get_running_loop().create_future()
@@ -87,7 +94,7 @@ class FairSemaphore:
         try:
             await ready
         except asyncio.CancelledError:
-            if ready.done() and not ready.cancelled():  # the turn came together with the cancellation
+            if ready.done() and not ready.cancelled():  # the turn came at the same time as the cancellation
                 self._hand_on()
             raise
 
@@ -106,7 +113,7 @@ class FairSemaphore:
         client, requests = self._waiting.popitem(last=False)
         request, futures = requests.popitem(last=False)
         ready = futures.popleft()
-        if futures:  # to the end of the round
+        if futures:  # to the end of the queue
             requests[request] = futures
         if requests:
             self._waiting[client] = requests
