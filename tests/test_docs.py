@@ -223,11 +223,11 @@ def test_every_pipeline_is_in_the_readme():
     assert {quoted(row[0])[0] for row in rows(section(readme, "## Pipelines"))} == models
 
 
-def test_every_promise_of_security_names_tests_that_exist():
-    promises = rows(section((ROOT / "docs" / "security.md").read_text(), "## What is promised"))
-    assert promises
-    for promise, tests in promises:
-        assert quoted(tests), promise
+def test_every_guarantee_of_security_names_tests_that_exist():
+    guarantees = rows(section((ROOT / "docs" / "security.md").read_text(), "## Guarantees"))
+    assert guarantees
+    for guarantee, tests in guarantees:
+        assert quoted(tests), guarantee
         for name in quoted(tests):
             assert (ROOT / name).is_file(), name
 
