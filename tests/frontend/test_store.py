@@ -516,7 +516,7 @@ async def test_other_users_cannot_list_the_data_directory(
     open_store()
     assert folder.stat().st_mode & 0o777 == (0o700 if belongs_to_us else 0o755)
     (warning,) = [record.getMessage() for record in caplog.records if "accessible to other" in record.getMessage()]
-    assert ("closed now" if belongs_to_us else "belongs to another user") in warning
+    assert ("its mode is now 0700" if belongs_to_us else "belongs to another user") in warning
 
 
 @pytest.mark.parametrize("embedded", [False, True])
