@@ -27,7 +27,7 @@ parameters { key: "cuda_graphs" value { string_value: "true" } }"""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-def check_name(id: str) -> str:
+def check_pipeline_id(id: str) -> str:
     """A pipeline's id, which is its folder's and its Triton model's name.
 
     Raises:

@@ -17,10 +17,10 @@ from filmstrip.errors import LoadFailed, TritonUnavailable
 from filmstrip.model_folders import DuplicateModel, check_unique
 from filmstrip.triton_folder import NoTritonFolder, TritonFolder, make_link
 
+from .model_registry import ModelRegistry
 from .settings import ENV_PREFIX, MODELS_DIR, Settings
 from .store import SHM_DIR, Store
 from .tasks import in_thread, spawn
-from .triton import TritonClient
 from .watch import STUB, ModelWatch
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class EmbeddedTriton:
         self.failed = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
-        self._client: TritonClient | None = None
+        self._models: ModelRegistry | None = None
         self._was_ready = False
         self._restart_for: set[str] = set()
         self._died_before: set[str] = set()
@@ -126,12 +126,12 @@ class EmbeddedTriton:
         self._restart_over.set()
         self.is_up = False
 
-    def start(self, client: TritonClient) -> None:
+    def start(self, models: ModelRegistry) -> None:
         """Start in the background; `failed` is set if the first start fails."""
-        self._client = client
-        client.supervisor = self
-        client.is_starting = True
-        self._supervisor = asyncio.create_task(self._supervise(client), name="embedded triton")
+        self._models = models
+        models.supervisor = self
+        models.is_starting = True
+        self._supervisor = asyncio.create_task(self._supervise(models), name="embedded triton")
 
     async def stop(self) -> None:
         """Stop tritonserver and all its processes."""
@@ -166,16 +166,16 @@ class EmbeddedTriton:
         Loading may take longer than the window, which therefore starts when the model is ready again. A process that
         dies while the model is being loaded does not count: that load fails.
         """
-        client = self._client
-        if client is None or name in self._restart_for:
+        models = self._models
+        if models is None or name in self._restart_for:
             return
         now, window_s = time.monotonic(), self._settings.model_restart_window_s
         log.warning("the process of %s has died", name)
-        client.mark_unhealthy(name)
+        models.mark_unhealthy(name)
         ready_since = self._ready_since.pop(name, None)
         if ready_since is not None and name in self._died_before and now - ready_since < window_s:
             self._died_before.discard(name)  # whoever loads it explicitly may have repaired it
-            client.mark_failed(name, f"its process died again within {window_s:g} s after it was loaded")
+            models.mark_failed(name, f"its process died again within {window_s:g} s after it was loaded")
         elif ready_since is not None:
             self._died_before.add(name)
         self._restart_for.add(name)
@@ -198,13 +198,13 @@ class EmbeddedTriton:
         """
         self._folder.link_models(self._settings.model_repository)
 
-    async def _supervise(self, client: TritonClient) -> None:
+    async def _supervise(self, models: ModelRegistry) -> None:
         pause_s = _FIRST_PAUSE_S
         while True:
             self.is_up = False
-            client.is_starting = True
+            models.is_starting = True
             try:
-                await self._run_once(client)
+                await self._run_once(models)
             except _RestartNeeded as reason:
                 log.warning("%s: restarting Triton", reason)
                 pause_s = 0.0
@@ -231,7 +231,7 @@ class EmbeddedTriton:
         if not self._was_ready:
             self.failed.set()
 
-    async def _run_once(self, client: TritonClient) -> None:
+    async def _run_once(self, models: ModelRegistry) -> None:
         """Start Triton with its models and watch it until it ends.
 
         Raises:
@@ -241,10 +241,10 @@ class EmbeddedTriton:
         process = self._process = await self._spawn()
         log.info("embedded Triton (pid %d) starts on %s", process.pid, self.url)
         self._restart_for.clear()
-        client.mark_all_healthy()
+        models.mark_all_healthy()
         ended = asyncio.ensure_future(process.wait())
-        starting = asyncio.create_task(self._bring_up(process, client), name="start the models")
-        watch = ModelWatch(process.pid, client, self.on_model_exit)
+        starting = asyncio.create_task(self._bring_up(process, models), name="start the models")
+        watch = ModelWatch(process.pid, models, self.on_model_exit)
         problem = ""
         try:
             while True:
@@ -253,7 +253,7 @@ class EmbeddedTriton:
                     raise TritonUnavailable(f"tritonserver exited with status {process.returncode}")
                 if starting.done():
                     starting.result()
-                if self._restart_for and not client.is_generating:
+                if self._restart_for and not models.client.is_generating:
                     raise _RestartNeeded(f"the process of {' and '.join(sorted(self._restart_for))} has died")
                 try:
                     await watch.look()
@@ -271,29 +271,29 @@ class EmbeddedTriton:
     def _look_after_s(self) -> float:
         return _POLL_S if self._restart_for else _WATCH_S
 
-    async def _bring_up(self, process: asyncio.subprocess.Process, client: TritonClient) -> None:
+    async def _bring_up(self, process: asyncio.subprocess.Process, models: ModelRegistry) -> None:
         """Wait until Triton answers, and load every model that can be loaded."""
         deadline = asyncio.get_running_loop().time() + self._settings.triton_start_timeout_s
-        names = await self._reach(process, client, deadline)
-        client.to_load = set(names) - client.failed()
+        names = await self._reach(process, models, deadline)
+        models.to_load = set(names) - models.failed()
         if self._was_ready:  # each request waits for its own models only
-            self._end_restart(client)
+            self._end_restart(models)
         try:
             async with asyncio.TaskGroup() as group:
-                for name in sorted(client.to_load):
-                    group.create_task(self._load(name, client, deadline))
+                for name in sorted(models.to_load):
+                    group.create_task(self._load(name, models, deadline))
         finally:
-            client.to_load = set()
+            models.to_load = set()
         log.info("embedded Triton is ready")
         self._was_ready = self.is_up = True
-        self._end_restart(client)
+        self._end_restart(models)
 
-    def _end_restart(self, client: TritonClient) -> None:
-        client.is_starting = False
+    def _end_restart(self, models: ModelRegistry) -> None:
+        models.is_starting = False
         if not self._restart_for:
             self._restart_over.set()
 
-    async def _reach(self, process: asyncio.subprocess.Process, client: TritonClient, deadline: float) -> list[str]:
+    async def _reach(self, process: asyncio.subprocess.Process, models: ModelRegistry, deadline: float) -> list[str]:
         """Wait until Triton answers; returns the names of its models.
 
         Raises:
@@ -301,9 +301,9 @@ class EmbeddedTriton:
         """
         while True:
             try:
-                problem = await client.why_unreachable()
+                problem = await models.client.why_unreachable()
                 if problem is None:
-                    return await client.model_names()
+                    return await models.model_names()
             except Exception as error:  # noqa: BLE001 - a failed call does not mean that Triton is gone
                 problem = str(error)
             if asyncio.get_running_loop().time() > deadline:
@@ -313,22 +313,22 @@ class EmbeddedTriton:
                 )
             await asyncio.sleep(_POLL_S)
 
-    async def _load(self, name: str, client: TritonClient, deadline: float) -> None:
+    async def _load(self, name: str, models: ModelRegistry, deadline: float) -> None:
         """Load a model; if that fails, leave it unloaded."""
         while True:
             try:
                 async with asyncio.timeout_at(deadline):
-                    await client.load_now(name)
+                    await models.load_now(name)
             except TritonUnavailable:
                 await asyncio.sleep(_POLL_S)
                 continue
             except LoadFailed:
                 pass  # it is in the log
             except TimeoutError:
-                client.mark_failed(
+                models.mark_failed(
                     name, f"it was not ready within {self._settings.triton_start_timeout_s:g} s of the start"
                 )
-            client.to_load.discard(name)
+            models.to_load.discard(name)
             return
 
     async def _spawn(self) -> asyncio.subprocess.Process:

@@ -14,7 +14,7 @@ from tritonclient.grpc import model_config_pb2
 
 from export.__main__ import longlive
 from export.errors import BadConfig
-from export.model_folder import IDLE_S, check_name, pipeline_config, pipeline_facts, write_model_folder
+from export.model_folder import IDLE_S, check_pipeline_id, pipeline_config, pipeline_facts, write_model_folder
 from export.spec import Size
 from filmstrip.contract import INPUTS, OUTPUTS, Mode, PipelineInfo
 from filmstrip.model_folders import is_exported
@@ -91,11 +91,11 @@ def test_a_vace_branch_with_other_channels_than_the_runtime_makes_is_refused():
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a b", "x" * 101])
 def test_what_is_no_name_of_a_model_is_refused(name: str):
     with pytest.raises(BadConfig, match="pipeline id"):
-        check_name(name)
+        check_pipeline_id(name)
 
 
 def test_names_of_models():
-    assert [check_name(name) for name in ("longlive", "longlive-small", "v1.2_x")] == [
+    assert [check_pipeline_id(name) for name in ("longlive", "longlive-small", "v1.2_x")] == [
         "longlive",
         "longlive-small",
         "v1.2_x",
