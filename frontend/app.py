@@ -20,7 +20,7 @@ from filmstrip.errors import (
     UnsupportedMediaType,
 )
 
-from .auth import SAFE_METHODS, Access
+from .auth import SAFE_METHODS, AccessControl
 from .bodies import refuse_wrapped
 from .connection import BoundedBody, BoundedRequest, Connection
 from .logs import note
@@ -85,7 +85,7 @@ def _generation_of(response: Response) -> dict[str, str]:
 
 
 def _add_access(app: Quart, settings: Settings) -> None:
-    access = Access(settings)
+    access = AccessControl(settings)
 
     @app.before_request
     async def admit() -> None:

@@ -1,4 +1,4 @@
-"""Access control: API keys, host names, and the origins of web pages."""
+"""AccessControl control: API keys, host names, and the origins of web pages."""
 
 import hashlib
 import hmac
@@ -32,7 +32,7 @@ def needs_known_host(path: str) -> bool:
     return path not in _ANY_HOST
 
 
-class Access:
+class AccessControl:
     """Admits or refuses each request before its body is read."""
 
     def __init__(self, settings: Settings) -> None:

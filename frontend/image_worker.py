@@ -12,6 +12,7 @@ import base64
 import binascii
 import contextlib
 import ctypes
+import errno
 import io
 import json
 import os
@@ -335,7 +336,7 @@ def _serve(jobs: BinaryIO, answer: Callable[[dict[str, Any]], None]) -> None:
         except MemoryError:
             answer({"refused": "decoding the image takes too much memory"})
         except OSError as error:
-            answer({"failed": error.strerror or "a file cannot be read"})
+            answer({"refused": f"cannot read the image: {error.strerror or 'unknown error'}"})
         del data
 
 
@@ -353,7 +354,7 @@ def _read_file(path: str) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(fd, "rb") as file:
         if not S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(0, "not a regular file")
+            raise OSError(errno.EINVAL, "not a regular file")
         return file.read()
 
 

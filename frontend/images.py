@@ -11,7 +11,9 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
+
+from pydantic import BaseModel
 
 from filmstrip.errors import BadImage, InternalError, InvalidField, ShuttingDown
 
@@ -39,6 +41,13 @@ class Requester:
 
     client: str = ""
     request: object = field(default_factory=object)
+
+
+class _Answer(BaseModel):
+    """A worker's answer: the image's shape [H, W, 3], or why it was refused."""
+
+    shape: tuple[int, ...] = ()
+    refused: str | None = None
 
 
 class ImageDecoder:
@@ -81,7 +90,7 @@ class ImageDecoder:
         await asyncio.gather(*map(self._end, list(self._all)))
 
     async def _decode(
-        self, job: dict[str, Any], source: ImageSource, requester: Requester, *, urgent: bool
+        self, job: dict[str, object], source: ImageSource, requester: Requester, *, urgent: bool
     ) -> tuple[int, ...]:
         data = b""
         if isinstance(source, Path):
@@ -89,14 +98,13 @@ class ImageDecoder:
         else:
             data = source.encode(errors="replace")
         async with self._turns.turn(requester.client, requester.request, urgent=urgent):
+            # Not by pydantic, which refuses paths that are not UTF-8.
             answer = await self._ask(json.dumps(job | {"num_bytes": len(data)}).encode() + b"\n", data)
-        if "refused" in answer:
-            raise BadImage(answer["refused"])
-        if "failed" in answer:
-            raise BadImage(f"cannot read the image: {answer['failed']}")
-        return tuple(cast("list[int]", answer["shape"]))
+        if answer.refused is not None:
+            raise BadImage(answer.refused)
+        return answer.shape
 
-    async def _ask(self, job: bytes, data: bytes) -> dict[str, Any]:
+    async def _ask(self, job: bytes, data: bytes) -> _Answer:
         """The answer to a job, from a second process if the first one ended for another reason than its limits."""
         for _ in range(2):
             process = await self._take()
@@ -111,7 +119,7 @@ class ImageDecoder:
                 raise
             if line.endswith(b"\n"):
                 self._idle.append(process)
-                return cast("dict[str, Any]", json.loads(line))
+                return _Answer.model_validate_json(line)
             await self._end(process)
             if process.returncode == -signal.SIGXCPU:
                 raise BadImage("the image takes too long to decode")
