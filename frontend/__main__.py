@@ -30,9 +30,14 @@ log = logging.getLogger(__name__)
 
 _HARD_LIMIT_S = 9.0  # of a shutdown
 _BACKLOG = 2048  # when the queue is full, a client retries a second later
+_EXAMPLES = """\b
+Examples:
+  filmstrip serve --embedded
+  filmstrip serve --host 0.0.0.0 --port 8000 --triton-url triton:8001
+"""
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EXAMPLES)
 @click.option("--embedded", is_flag=True, default=None, help="Start our own Triton, on a Unix socket.")
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port to listen on; 0 picks a free one.  [default: 8000]")
@@ -45,15 +50,10 @@ _BACKLOG = 2048  # when the queue is full, a client retries a second later
 )
 @click.option("--triton-url", help="gRPC address of Triton, without --embedded.  [default: 127.0.0.1:8001]")
 def main(**flags: Any) -> None:
-    r"""Serve the Filmstrip API: one request, a whole video, generated chunk by chunk on NVIDIA Triton.
+    """Serve the Filmstrip API: one request, a whole video, generated chunk by chunk on NVIDIA Triton.
 
     Every setting can also be set in the environment, as FILMSTRIP_<NAME>; flags take precedence. All settings are
     listed in docs/operations.md.
-
-    \b
-    Examples:
-      filmstrip serve --embedded
-      filmstrip serve --host 0.0.0.0 --port 8000 --triton-url triton:8001
     """
     try:
         settings = Settings(**{name: value for name, value in flags.items() if value not in (None, ())})

@@ -30,8 +30,9 @@ HOURS = 3600.0
 SECRETS_DIR = Path("/run/secrets")
 """Where container engines mount secrets, one file each: `filmstrip_api_keys` is `FILMSTRIP_API_KEYS`."""
 
-_CHECKOUT = Path(__file__).resolve().parent.parent
-MODELS_DIR = _CHECKOUT / "models"
+_HOME = Path(__file__).resolve().parent.parent  # a checkout, or the installed package `filmstrip`
+_IS_CHECKOUT = (_HOME / "pyproject.toml").is_file()
+MODELS_DIR = _HOME / "models" if _IS_CHECKOUT else Path("models")
 """Where the export writes models; created when the embedded Triton starts with the default repositories."""
 
 _CLIENT = re.compile(r"[A-Za-z0-9_-]{1,32}")
@@ -58,8 +59,8 @@ class ApiKey(NamedTuple):
 
 def _default_repositories() -> tuple[Path, ...]:
     """The models that come with the code and, if there can be any, the exported ones."""
-    shipped = _CHECKOUT / "model_repository"
-    has_exports = MODELS_DIR.is_dir() or (shipped.is_dir() and os.access(_CHECKOUT, os.W_OK))
+    shipped = _HOME / "model_repository"
+    has_exports = MODELS_DIR.is_dir() or (_IS_CHECKOUT and shipped.is_dir() and os.access(_HOME, os.W_OK))
     return (shipped, MODELS_DIR) if has_exports else (shipped,)
 
 
