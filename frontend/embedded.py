@@ -15,7 +15,7 @@ from typing import BinaryIO
 from filmstrip import triton_server
 from filmstrip.errors import LoadFailed, TritonUnavailable
 from filmstrip.model_folders import DuplicateModel, check_unique
-from filmstrip.triton_folder import NoTritonFolder, TritonFolder, make_link
+from filmstrip.triton_server import NoTritonFolder, TritonFolder, make_link
 
 from .model_registry import ModelRegistry
 from .settings import ENV_PREFIX, MODELS_DIR, Settings

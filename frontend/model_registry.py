@@ -12,7 +12,7 @@ from typing import Protocol
 from filmstrip.contract import PipelineInfo
 from filmstrip.errors import FilmstripError, LoadFailed, ModelError, TritonUnavailable, UnknownPipeline
 from filmstrip.model_folders import is_model_name
-from filmstrip.triton_folder import is_safe_model
+from filmstrip.triton_server import is_safe_model
 
 from . import repository
 from .tasks import in_thread

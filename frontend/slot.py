@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from filmstrip.errors import Busy, ClientGone, FilmstripError, InternalError, InvalidField, ShuttingDown
-from filmstrip.events import Cancelled, Complete, ErrorEvent
-from filmstrip.geometry import VIDEO_HEADER_BYTES
+from filmstrip.models import Cancelled, Complete, ErrorEvent
+from filmstrip.wire import VIDEO_HEADER_BYTES
 
 from . import logs, metrics
 from .array_plan import Source, Uploads
