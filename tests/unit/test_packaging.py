@@ -68,8 +68,8 @@ def test_an_installed_server_takes_the_models_that_come_with_it(
     (site_packages / "model_repository").mkdir(parents=True)
     if has_models:
         models.mkdir()
-    monkeypatch.setattr(settings, "_PARENT", site_packages)
-    monkeypatch.setattr(settings, "_IN_CHECKOUT", False)
+    monkeypatch.setattr(settings, "_HOME", site_packages)
+    monkeypatch.setattr(settings, "_IS_CHECKOUT", False)
     monkeypatch.setattr(settings, "MODELS_DIR", models)
     expected = (site_packages / "model_repository", *([models] if has_models else []))
     assert settings.Settings(data_dir=tmp_path).model_repository == expected
