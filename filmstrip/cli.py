@@ -45,15 +45,7 @@ from filmstrip.errors import (
 )
 from filmstrip.foreign_answers import UNREACHED
 from filmstrip.geometry import MAX_FRAMES, MAX_SIDE, MIN_SIDE
-from filmstrip.models import (
-    Cancelled,
-    Complete,
-    ErrorEvent,
-    Event,
-    PipelineFeatures,
-    PipelineInfo,
-    Progress,
-)
+from filmstrip.models import Cancelled, Complete, ErrorEvent, Event, PipelineFeatures, PipelineInfo, Progress
 from filmstrip.request_fields import GenerateFields
 from filmstrip.video import count_frames, probe, read_frames
 from filmstrip.video.read import VideoFileError, display_path
