@@ -16,7 +16,7 @@ from export.__main__ import longlive
 from export.errors import BadConfig
 from export.model_folder import IDLE_S, check_pipeline_id, pipeline_config, pipeline_facts, write_model_folder
 from export.spec import Size
-from filmstrip.contract import INPUTS, Mode, OUTPUTS, PipelineInfo
+from filmstrip.contract import INPUTS, OUTPUTS, Mode, PipelineInfo
 from filmstrip.model_folders import is_exported
 from filmstrip.runtime.pipeline_config import PipelineConfig
 from tests.models.export.configs import LONGLIVE, REWARD_FORCING, SELF_FORCING, parse_config, tiny

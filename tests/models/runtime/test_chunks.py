@@ -3,10 +3,18 @@ import time
 import numpy as np
 import pytest
 
-from filmstrip.contract import ChunkParameters, INPUT_VIDEO, VACE_FRAMES, VACE_MASKS
+from filmstrip.contract import INPUT_VIDEO, VACE_FRAMES, VACE_MASKS, ChunkParameters
 from filmstrip.errors import BadModelOutput, InvalidField, ModelError
 from filmstrip.runtime.processors import Gray, Passthrough
-from filmstrip.runtime.sequences import Cancelled, Chunk, FrameProcessing, Stages, check_frames, check_tensor, read_parameters
+from filmstrip.runtime.sequences import (
+    Cancelled,
+    Chunk,
+    FrameProcessing,
+    Stages,
+    check_frames,
+    check_tensor,
+    read_parameters,
+)
 
 PARAMETERS = ChunkParameters(index=3, num_frames=2, height=4, width=6)
 VIDEO = np.arange(2 * 4 * 6 * 3, dtype=np.uint8).reshape(2, 4, 6, 3)

@@ -6,7 +6,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
-from filmstrip.contract import INPUTS, Mode, OUTPUTS, PipelineInfo, TensorSpec
+from filmstrip.contract import INPUTS, OUTPUTS, Mode, PipelineInfo, TensorSpec
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = sorted(ROOT.glob("tests/support/model_repository/*/config.pbtxt"))

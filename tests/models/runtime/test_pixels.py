@@ -12,7 +12,16 @@ from PIL import Image
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
 from filmstrip.errors import ModelError
-from filmstrip.runtime.pixels import letterbox, pad_first_frame, resample, resize_cover, split_images, strip_pad, to_frames, to_pixels
+from filmstrip.runtime.pixels import (
+    letterbox,
+    pad_first_frame,
+    resample,
+    resize_cover,
+    split_images,
+    strip_pad,
+    to_frames,
+    to_pixels,
+)
 from filmstrip.runtime.processors import resize
 
 sides = st.integers(1, 40)

@@ -3,7 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from filmstrip.runtime.engines.manifest import Builder, EngineFile, EngineTensor, Manifest, SPEC_VERSION, ShapeRange, write
+from filmstrip.runtime.engines.manifest import (
+    SPEC_VERSION,
+    Builder,
+    EngineFile,
+    EngineTensor,
+    Manifest,
+    ShapeRange,
+    write,
+)
 
 MANIFEST = Manifest(
     graph="transformer",

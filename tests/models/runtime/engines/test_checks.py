@@ -6,7 +6,20 @@ from typing import Any
 
 import pytest
 
-from filmstrip.runtime.engines.manifest import BadEngine, BadManifest, Builder, DamagedEngine, EngineTensor, ForeignEngine, Machine, MixedEngines, SPEC_VERSION, check, check_together, manifest_path
+from filmstrip.runtime.engines.manifest import (
+    SPEC_VERSION,
+    BadEngine,
+    BadManifest,
+    Builder,
+    DamagedEngine,
+    EngineTensor,
+    ForeignEngine,
+    Machine,
+    MixedEngines,
+    check,
+    check_together,
+    manifest_path,
+)
 from tests.models.runtime.engines.manifests import manifest, put
 
 VERSIONS = {Builder.TENSORRT_RTX: "1.7.1.116", Builder.ONNX_RUNTIME: "1.32.0"}

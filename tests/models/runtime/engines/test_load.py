@@ -10,7 +10,15 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: see doc
 pytest.importorskip("onnx", reason="onnx is not installed: see docs/export.md")
 
 from filmstrip.runtime.engines.load import EngineFolder, installed_version, load_engine, load_engines
-from filmstrip.runtime.engines.manifest import BadEngine, BadManifest, Builder, DamagedEngine, ForeignEngine, MixedEngines, manifest_path
+from filmstrip.runtime.engines.manifest import (
+    BadEngine,
+    BadManifest,
+    Builder,
+    DamagedEngine,
+    ForeignEngine,
+    MixedEngines,
+    manifest_path,
+)
 from tests.models.runtime.engines.graphs import describe, sums
 from tests.models.runtime.engines.manifests import put
 

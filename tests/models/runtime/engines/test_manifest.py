@@ -8,7 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from filmstrip.runtime.engines.manifest import BadManifest, Builder, EngineFile, EngineTensor, FORMAT, Manifest, PRECISIONS, ShapeRange, file_sha256, how_to_export, manifest_path, read, write
+from filmstrip.runtime.engines.manifest import (
+    FORMAT,
+    PRECISIONS,
+    BadManifest,
+    Builder,
+    EngineFile,
+    EngineTensor,
+    Manifest,
+    ShapeRange,
+    file_sha256,
+    how_to_export,
+    manifest_path,
+    read,
+    write,
+)
 from tests.models.runtime.engines.manifests import MANIFEST, manifest
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
