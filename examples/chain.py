@@ -1,44 +1,28 @@
-"""Three pipelines in one request: `pre_processor_id`, `pipeline_id`, `post_processor_id`."""
+"""Three pipelines in one request: `pre_processor_id`, `pipeline_id` and `post_processor_id`."""
 
-from pathlib import Path
-
-import click
 import numpy as np
 
-from examples.show import command, make, save
-from filmstrip.client import Client
-from filmstrip.runtime.processors import Scribble
-from tests.support.toyworld.grammar import Scene, caption
-from tests.support.toyworld.metrics import overlap
-from tests.support.toyworld.videos import CHUNK_FRAMES, render
+from filmstrip.client import Client, Complete
 
-LEADS = Scene("white", "circle", "up", "black")
-PROMPT = caption(Scene("orange", "circle", "up", "blue"))
-CHUNKS = 3
+y, x = np.mgrid[:64, :64]
+source = np.empty((36, 64, 64, 3), np.uint8)  # a white circle that moves up on black
+for number, frame in enumerate(source):
+    frame[:] = 20
+    frame[((y - 50 + number + 32) % 64 - 32) ** 2 + (x - 22) ** 2 < 12**2] = 245
 
-
-def run(client: Client, out: Path) -> None:
-    """Grey frames lead the model, and its video comes back as contours: both processors run on the server."""
-    leading = render([(LEADS, CHUNKS * CHUNK_FRAMES)], start=(50, 22))
-    made = make(
-        client,
-        prompt=PROMPT,
-        num_frames=len(leading),
-        seed=1,
-        input_path=client.upload(leading).input_path,
-        pre_processor_id="gray",
+with Client() as client:
+    with client.generate(
+        pre_processor_id="gray",  # its frames control the generation
+        pipeline_id="longlive-small",
+        post_processor_id="scribble",  # turns the generated frames into outlines
         vace_use_input_video=True,
-        post_processor_id="scribble",
-    )
-    drawn = made.max(axis=3) > 0
-    lead_lines = Scribble().process(leading).max(axis=3) > 0
-    click.echo(f"values in the video: {sorted(set(np.unique(made).tolist()))}")
-    click.echo(f"frames with contours: {drawn.any(axis=(1, 2)).sum()} of {len(made)}")
-    click.echo(f"the contours overlap those of the leading video by {overlap(drawn, lead_lines):.2f}")
-    save(out / "chain", {"in": leading, "out": made})
-
-
-main = command(run)
-
-if __name__ == "__main__":
-    main()
+        prompt="an orange circle moving up on a blue background",
+        input_path=client.upload(source).input_path,
+        num_frames=len(source),
+        seed=1,
+    ) as events:
+        for event in events:
+            print(event)
+    if not isinstance(event, Complete):
+        raise SystemExit("the generation did not complete")
+    client.download_mp4(event.output_path, "chain.mp4", fps=12)

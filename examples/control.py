@@ -1,63 +1,27 @@
-"""A video that follows the grey or scribbled frames of another: a pre-processor, or VACE frames of one's own."""
+"""A video that follows the outlines of another: `pre_processor_id` and `vace_use_input_video`."""
 
-from pathlib import Path
-
-import click
 import numpy as np
 
-from examples.show import command, make, save, seen
-from filmstrip.client import BlobBuilder, Client, as_vace_frames
-from filmstrip.runtime.processors import Gray, Scribble
-from filmstrip.wire import Video
-from tests.support.toyworld.grammar import Scene, caption
-from tests.support.toyworld.metrics import place_overlap
-from tests.support.toyworld.videos import CHUNK_FRAMES, masks, render
+from filmstrip.client import Client, Complete
 
-LEADS = Scene("white", "triangle", "right", "black")
-START = (18, 10)
-PROMPT = caption(Scene("yellow", "triangle", "right", "purple"))
-CHUNKS = 3
+y, x = np.mgrid[:64, :64]
+source = np.empty((36, 64, 64, 3), np.uint8)  # a white circle that moves right on black
+for number, frame in enumerate(source):
+    frame[:] = 20
+    frame[(y - 18) ** 2 + ((x - 10 - number + 32) % 64 - 32) ** 2 < 12**2] = 245
 
-
-def run(client: Client, out: Path) -> None:
-    """The object's course from another video, by its grey frames and by its contours; the colours from the prompt."""
-    shots = [(LEADS, CHUNKS * CHUNK_FRAMES)]
-    leading, covered = render(shots, START), masks(shots, START)
-    input_path = client.upload(leading).input_path
-    videos: dict[str, Video] = {}
-    for name, processor in (("gray", Gray()), ("scribble", Scribble())):
-        # 1. The server makes the control frames.
-        made = make(
-            client,
-            prompt=PROMPT,
-            num_frames=len(leading),
-            seed=1,
-            input_path=input_path,
-            pre_processor_id=name,
-            vace_use_input_video=True,
-        )
-        # 2. The client does, and packs them into a blob.
-        control = processor.process(leading)
-        blob = BlobBuilder()
-        for chunk in range(CHUNKS):
-            part = control[chunk * CHUNK_FRAMES : (chunk + 1) * CHUNK_FRAMES]
-            blob.chunk(chunk, vace_frames=as_vace_frames(part))
-        own = make(
-            client,
-            prompt=PROMPT,
-            num_frames=len(leading),
-            seed=1,
-            data_blob_path=client.upload_data(blob).data_blob_path,
-            chunk_specs=blob.chunk_specs,
-        )
-        same = "the same video" if np.array_equal(made, own) else "another video"
-        click.echo(f"{name}: the object overlaps the leading one's place by {place_overlap(made, covered):.2f}")
-        click.echo(f"{name}: shows: {seen(made[-CHUNK_FRAMES:])}; frames of one's own make {same}")
-        videos |= {f"{name} in": control, f"{name} out": made}
-    save(out / "control", videos)
-
-
-main = command(run)
-
-if __name__ == "__main__":
-    main()
+with Client() as client:
+    with client.generate(
+        pipeline_id="longlive-small",
+        pre_processor_id="scribble",  # or "gray"
+        vace_use_input_video=True,
+        prompt="a yellow circle moving right on a purple background",
+        input_path=client.upload(source).input_path,
+        num_frames=len(source),
+        seed=1,
+    ) as events:
+        for event in events:
+            print(event)
+    if not isinstance(event, Complete):
+        raise SystemExit("the generation did not complete")
+    client.download_mp4(event.output_path, "control.mp4", fps=12)

@@ -1,40 +1,26 @@
-"""An image to begin with, or to arrive at: `first_frame_image` and `last_frame_image`."""
+"""A video that starts with a given image: `first_frame_image`. `last_frame_image` works the same way."""
 
-from pathlib import Path
+import io
 
-import click
+from PIL import Image, ImageDraw
 
-from examples.show import command, make, save
-from filmstrip.client import Client
-from tests.support.toyworld.grammar import Scene, caption
-from tests.support.toyworld.metrics import place_overlap
-from tests.support.toyworld.videos import CHUNK_FRAMES, FIRST_CHUNK_FRAMES, as_png, masks, render
+from filmstrip.client import Client, Complete
 
-SCENE = Scene("green", "square", "down", "white")
-CHUNKS = 3
-PLACES = {"first_frame_image": (14, 48), "last_frame_image": (44, 16)}
+image = Image.new("RGB", (64, 64), (245, 245, 245))
+ImageDraw.Draw(image).rectangle((36, 2, 59, 25), fill=(35, 160, 60))  # a green square
+png = io.BytesIO()
+image.save(png, "PNG")
 
-
-def run(client: Client, out: Path) -> None:
-    """The first chunk begins with an image, then another video's first chunk ends with one."""
-    videos = {}
-    for name, place in PLACES.items():
-        shot = [(SCENE, 1)]
-        path = client.upload_asset(as_png(render(shot, place)[0]))
-        video = videos[name.removesuffix("_frame_image")] = make(
-            client,
-            prompt=caption(SCENE),
-            num_frames=FIRST_CHUNK_FRAMES + (CHUNKS - 1) * CHUNK_FRAMES,
-            seed=1,
-            chunk_specs=[{"chunk": 0, name: path}],
-        )
-        frame = 0 if name == "first_frame_image" else FIRST_CHUNK_FRAMES - 1
-        share = place_overlap(video[frame : frame + 1], masks(shot, place))
-        click.echo(f"{name}: in frame {frame} the object overlaps the image's by {share:.2f}")
-    save(out / "key_images", videos)
-
-
-main = command(run)
-
-if __name__ == "__main__":
-    main()
+with Client() as client:
+    with client.generate(
+        pipeline_id="longlive-small",
+        prompt="a green square moving down on a white background",
+        num_frames=33,
+        seed=1,
+        chunk_specs=[{"chunk": 0, "first_frame_image": client.upload_asset(png.getvalue())}],
+    ) as events:
+        for event in events:
+            print(event)
+    if not isinstance(event, Complete):
+        raise SystemExit("the generation did not complete")
+    client.download_mp4(event.output_path, "key_images.mp4", fps=12)

@@ -1,37 +1,19 @@
-"""A LoRA that sets in slowly: `lora_scales` in `chunk_specs`."""
+"""A LoRA whose scale grows from chunk to chunk: `lora_scales`."""
 
-from pathlib import Path
+from filmstrip.client import Client, Complete
 
-import click
+SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.0)  # one per chunk
 
-from examples.show import command, make, percent, save
-from filmstrip.client import Client
-from tests.support.toyworld.grammar import Scene, caption
-from tests.support.toyworld.metrics import fill_share
-from tests.support.toyworld.videos import CHUNK_FRAMES, FIRST_CHUNK_FRAMES
-
-SCENE = Scene("white", "square", "left", "purple")
-LORA = "outlines"
-SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.0)
-
-
-def run(client: Client, out: Path) -> None:
-    """The scale of a LoRA that draws outlines grows from chunk to chunk."""
-    video = make(
-        client,
-        prompt=caption(SCENE),
-        num_frames=FIRST_CHUNK_FRAMES + (len(SCALES) - 1) * CHUNK_FRAMES,
+with Client() as client:
+    with client.generate(
+        pipeline_id="longlive-small",
+        prompt="a white square moving left on a purple background",
+        num_frames=69,
         seed=1,
-        chunk_specs=[{"chunk": chunk, "lora_scales": {LORA: scale}} for chunk, scale in enumerate(SCALES)],
-    )
-    for chunk, scale in enumerate(SCALES):
-        end = FIRST_CHUNK_FRAMES + chunk * CHUNK_FRAMES
-        filled = fill_share(video[max(0, end - CHUNK_FRAMES) : end], SCENE)
-        click.echo(f"chunk {chunk}, scale {scale}: {percent(filled)} of the object is filled")
-    save(out / "lora_ramp", {"": video})
-
-
-main = command(run)
-
-if __name__ == "__main__":
-    main()
+        chunk_specs=[{"chunk": chunk, "lora_scales": {"outlines": scale}} for chunk, scale in enumerate(SCALES)],
+    ) as events:
+        for event in events:
+            print(event)
+    if not isinstance(event, Complete):
+        raise SystemExit("the generation did not complete")
+    client.download_mp4(event.output_path, "lora_ramp.mp4", fps=12)

@@ -1,37 +1,27 @@
-"""An image that tells what the object looks like: `vace_ref_images`."""
+"""An image that shows what the object looks like: `vace_ref_images`."""
 
-from pathlib import Path
+import io
 
-import click
+from PIL import Image, ImageDraw
 
-from examples.show import command, make, save, seen
-from filmstrip.client import Client
-from tests.support.toyworld.grammar import Scene
-from tests.support.toyworld.videos import CHUNK_FRAMES, FIRST_CHUNK_FRAMES, as_png, render
+from filmstrip.client import Client, Complete
 
-PROMPT = "a thing moving left on a blue background"
-THINGS = (("red", "circle"), ("yellow", "triangle"))
-CHUNKS = 4
+image = Image.new("RGB", (64, 64), (245, 245, 245))
+ImageDraw.Draw(image).polygon([(32, 20), (44, 44), (20, 44)], fill=(255, 230, 50))  # a yellow triangle
+png = io.BytesIO()
+image.save(png, "PNG")
 
-
-def run(client: Client, out: Path) -> None:
-    """The same vague prompt with two images: colour and shape are theirs."""
-    videos = {}
-    for colour, shape in THINGS:
-        image = render([(Scene(colour, shape, "left", "white"), 1)])[0]
-        path = client.upload_asset(as_png(image))
-        video = videos[shape] = make(
-            client,
-            prompt=PROMPT,
-            num_frames=FIRST_CHUNK_FRAMES + (CHUNKS - 1) * CHUNK_FRAMES,
-            seed=1,
-            chunk_specs=[{"chunk": chunk, "vace_ref_images": [path]} for chunk in range(CHUNKS)],
-        )
-        click.echo(f"the image shows a {colour} {shape}, the video: {seen(video[-CHUNK_FRAMES:])}")
-    save(out / "reference_image", videos)
-
-
-main = command(run)
-
-if __name__ == "__main__":
-    main()
+with Client() as client:
+    path = client.upload_asset(png.getvalue())
+    with client.generate(
+        pipeline_id="longlive-small",
+        prompt="a thing moving left on a blue background",
+        num_frames=45,
+        seed=1,
+        chunk_specs=[{"chunk": chunk, "vace_ref_images": [path]} for chunk in range(4)],
+    ) as events:
+        for event in events:
+            print(event)
+    if not isinstance(event, Complete):
+        raise SystemExit("the generation did not complete")
+    client.download_mp4(event.output_path, "reference_image.mp4", fps=12)

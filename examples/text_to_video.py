@@ -1,26 +1,16 @@
 """A video from a sentence."""
 
-from pathlib import Path
+from filmstrip.client import Client, Complete
 
-import click
-
-from examples.show import command, make, save, seen
-from filmstrip.client import Client
-from tests.support.toyworld.videos import CHUNK_FRAMES, FIRST_CHUNK_FRAMES
-
-PROMPT = "a red circle moving left on a blue background"
-CHUNKS = 6
-
-
-def run(client: Client, out: Path) -> None:
-    """A video from a sentence: six chunks, the first of which is shorter."""
-    video = make(client, prompt=PROMPT, num_frames=FIRST_CHUNK_FRAMES + (CHUNKS - 1) * CHUNK_FRAMES, seed=1)
-    click.echo(f"asked for: {PROMPT}")
-    click.echo(f"last chunk shows: {seen(video[-CHUNK_FRAMES:])}")
-    save(out / "text_to_video", {"": video})
-
-
-main = command(run)
-
-if __name__ == "__main__":
-    main()
+with Client() as client:  # the server of FILMSTRIP_SERVER, or http://127.0.0.1:8000
+    with client.generate(
+        pipeline_id="longlive-small",
+        prompt="a red circle moving left on a blue background",
+        num_frames=69,  # six chunks: the first has 9 frames, each later one 12
+        seed=1,
+    ) as events:
+        for event in events:
+            print(event)
+    if not isinstance(event, Complete):
+        raise SystemExit("the generation did not complete")
+    client.download_mp4(event.output_path, "text_to_video.mp4", fps=12)

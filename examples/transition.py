@@ -1,41 +1,26 @@
-"""From one prompt to another, a step a chunk: `transition_target_prompts`."""
+"""A gradual change from one prompt to another: `transition_target_prompts`."""
 
-from pathlib import Path
+from filmstrip.client import Client, Complete
 
-import click
-
-from examples.show import command, make, percent, save
-from filmstrip.client import Client
-from tests.support.toyworld.metrics import colour_way
-from tests.support.toyworld.videos import CHUNK_FRAMES, FIRST_CHUNK_FRAMES
-
-FROM, TO = "red", "yellow"
-CHUNKS, STARTS_AT, STEPS = 9, 2, 5
-
-
-def run(client: Client, out: Path) -> None:
-    """From one prompt to another in five steps, the first of which is still the old prompt; the new one then stays."""
-    transition = {
-        "chunk": STARTS_AT,
-        "transition_target_prompts": [{"text": f"a {TO} square moving right on a blue background", "weight": 100}],
-        "transition_num_steps": STEPS,
-        "transition_method": "linear",
-    }
-    video = make(
-        client,
-        prompt=f"a {FROM} square moving right on a blue background",
-        num_frames=FIRST_CHUNK_FRAMES + (CHUNKS - 1) * CHUNK_FRAMES,
+with Client() as client:
+    with client.generate(
+        pipeline_id="longlive-small",
+        prompt="a red square moving right on a blue background",
+        num_frames=105,
         seed=1,
-        chunk_specs=[transition],
-    )
-    for chunk in range(CHUNKS):
-        end = FIRST_CHUNK_FRAMES + chunk * CHUNK_FRAMES
-        way = colour_way(video[max(0, end - CHUNK_FRAMES) : end], FROM, TO)
-        click.echo(f"chunk {chunk}: the colour is {percent(way)} of the way from {FROM} to {TO}")
-    save(out / "transition", {"": video})
-
-
-main = command(run)
-
-if __name__ == "__main__":
-    main()
+        chunk_specs=[
+            {
+                "chunk": 2,  # where the transition starts
+                "transition_target_prompts": [
+                    {"text": "a yellow square moving right on a blue background", "weight": 100}
+                ],
+                "transition_num_steps": 5,  # one step per chunk; the target prompt then stays
+                "transition_method": "linear",
+            }
+        ],
+    ) as events:
+        for event in events:
+            print(event)
+    if not isinstance(event, Complete):
+        raise SystemExit("the generation did not complete")
+    client.download_mp4(event.output_path, "transition.mp4", fps=12)

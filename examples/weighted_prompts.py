@@ -1,38 +1,21 @@
-"""Two prompts at once: a list of texts with weights."""
+"""Two prompts blended by weight."""
 
-from pathlib import Path
+from filmstrip.client import Client, Complete
 
-import click
-
-from examples.show import command, make, percent, save
-from filmstrip.client import Client
-from tests.support.toyworld.metrics import colour_way
-from tests.support.toyworld.videos import CHUNK_FRAMES, FIRST_CHUNK_FRAMES
-
-FROM, TO = "red", "yellow"
-WEIGHTS = (0, 25, 50, 75, 100)
-
-
-def run(client: Client, out: Path) -> None:
-    """Two prompts at once, blended by weight: from one colour to another."""
-    videos = {}
-    for weight in WEIGHTS:
-        video = videos[f"{weight} %"] = make(
-            client,
+with Client() as client:
+    for weight in (25, 50, 75):
+        with client.generate(
+            pipeline_id="longlive-small",
             prompt=[
-                {"text": f"a {FROM} square moving right on a blue background", "weight": 100 - weight},
-                {"text": f"a {TO} square moving right on a blue background", "weight": weight},
+                {"text": "a red square moving right on a blue background", "weight": 100 - weight},
+                {"text": "a yellow square moving right on a blue background", "weight": weight},
             ],
             prompt_interpolation_method="linear",
-            num_frames=FIRST_CHUNK_FRAMES + CHUNK_FRAMES,
+            num_frames=21,
             seed=1,
-        )
-        way = percent(colour_way(video, FROM, TO))
-        click.echo(f"{weight} % {TO}: the colour is {way} of the way from {FROM} to {TO}")
-    save(out / "weighted_prompts", videos)
-
-
-main = command(run)
-
-if __name__ == "__main__":
-    main()
+        ) as events:
+            *_, event = events
+        print(weight, event)
+        if not isinstance(event, Complete):
+            raise SystemExit("the generation did not complete")
+        client.download_mp4(event.output_path, f"weighted_prompts_{weight}.mp4", fps=12)

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
-from examples.show import PIPELINE, make
+from tests.models.examples.making import PIPELINE, make
 from filmstrip.client import BlobBuilder, Client, as_vace_frames
 from research.augmentations import CONTROLS
 from research.condition_score import ServedCases

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from examples.show import make
+from tests.models.examples.making import make
 from filmstrip.client import Client
 from tests.support.toyworld.grammar import Scene, caption
 from tests.support.toyworld.metrics import colour_way, right_shares

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from examples.show import PIPELINE
 from filmstrip.client import ClientError
 from filmstrip.console import client_of
 from filmstrip.errors import FilmstripError
 from research.condition_score import ServedCases
 from research.evaluation import lora_ramp, video_to_video
 from research.served import TIMEOUT_S, UnfitVideo
+from tests.support.shipped import ID as PIPELINE
 
 Curve = Mapping[float, float]
 
@@ -36,7 +36,7 @@ _STYLE = """
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--server", default="http://127.0.0.1:8000", show_default=True, help="URL of a running server.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="out/examples", show_default=True)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="out/curves", show_default=True)
 @click.option("--scenes", type=click.IntRange(1), default=8, show_default=True, help="That each point is the mean of.")
 def main(server: str, out: Path, scenes: int) -> None:
     """Measure what noise scales and LoRA scales do, and draw the curves: noise_scale.svg, lora_scale.svg."""
