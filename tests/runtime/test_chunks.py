@@ -7,7 +7,7 @@ from filmstrip.contract import INPUT_VIDEO, VACE_FRAMES, VACE_MASKS, ChunkParame
 from filmstrip.errors import BadModelOutput, InvalidField, ModelError
 from filmstrip.runtime.processors import Gray, Passthrough
 from filmstrip.runtime.sequences import (
-    Cancelled,
+    ChunkCancelled,
     Chunk,
     FrameProcessing,
     Stages,
@@ -81,7 +81,7 @@ def test_a_missing_tensor_is_told():
 
 def test_cancelling_stops_between_steps():
     chunk().stop_if_cancelled()
-    with pytest.raises(Cancelled):
+    with pytest.raises(ChunkCancelled):
         chunk(cancelled=True).stop_if_cancelled()
 
 

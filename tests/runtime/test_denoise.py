@@ -8,7 +8,7 @@ from torch import Tensor
 
 from filmstrip.contract import ChunkParameters
 from filmstrip.runtime.longlive import denoise
-from filmstrip.runtime.sequences import Cancelled, Chunk
+from filmstrip.runtime.sequences import ChunkCancelled, Chunk
 
 STEPS = (1000.0, 937.5, 833.33, 625.0)
 
@@ -71,7 +71,7 @@ def test_a_cancelled_chunk_stops_before_its_next_step_and_steps_are_timed():
         return x
 
     running = chunk(lambda: len(predicted) == 2)
-    with pytest.raises(Cancelled):
+    with pytest.raises(ChunkCancelled):
         denoise(running, normal(0), STEPS, predict=predict, draw_noise=lambda: normal(1), **SCHEDULE)
     assert predicted == [1000.0, 937.5]
     assert running.stages.seconds["denoise"] > 0

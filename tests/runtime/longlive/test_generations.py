@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 from filmstrip.contract import Interpolation, Mode, Prompt, Transition
 from filmstrip.errors import InvalidField, ModelError
 from filmstrip.runtime.longlive import graph_names
-from filmstrip.runtime.sequences import Cancelled, Chunk
+from filmstrip.runtime.sequences import ChunkCancelled, Chunk
 from tests.export.checkpoints import WHOLE
 from tests.runtime.longlive.pipeline import (
     HEIGHT,
@@ -222,7 +222,7 @@ def test_a_chunk_can_be_cancelled_between_two_steps(tiny: Tiny, asked: int):
     answers = iter([*[False] * asked, True])
     sequence = pipeline.start()
     before = len(engine_calls(pipeline, "transformer"))
-    with pytest.raises(Cancelled):
+    with pytest.raises(ChunkCancelled):
         sequence.chunk(chunk(0, cancelled=lambda: next(answers)))
     assert len(engine_calls(pipeline, "transformer")) - before == asked
     for state in (pipeline.start(), sequence):
