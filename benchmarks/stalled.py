@@ -70,9 +70,9 @@ def answers(path: Path, begin: float, end: float) -> list[float]:
 def _serve(recorder: Recorder) -> None:
     from frontend import __main__ as server  # noqa: PLC0415 - an idle loop needs none of it
     from frontend.app import create_app  # noqa: PLC0415
-    from frontend.triton import Triton  # noqa: PLC0415
+    from frontend.triton import TritonClient  # noqa: PLC0415
 
-    call: Callable[..., Awaitable[Any]] = Triton.call
+    call: Callable[..., Awaitable[Any]] = TritonClient.call
     tasks = []
 
     def sampled(*args: Any, **kwargs: Any) -> Any:
@@ -91,7 +91,7 @@ def _serve(recorder: Recorder) -> None:
         return answer
 
     vars(server)["create_app"] = sampled
-    Triton.call = timed  # type: ignore[method-assign]
+    TritonClient.call = timed  # type: ignore[method-assign]
     server.main()
 
 

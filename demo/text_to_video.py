@@ -12,8 +12,8 @@ from filmstrip import mp4
 from filmstrip.client import Client, Complete
 from filmstrip.contact_sheet import contact_sheet
 from filmstrip.video_stream import Video
-from training.detectors import Seen, detect
-from training.videos import split_chunks
+from tests.support.toyworld.detectors import Seen, detect
+from tests.support.toyworld.videos import split_chunks
 
 PIPELINE = "longlive-small"
 PROMPT = "a yellow circle moving left on a green background"

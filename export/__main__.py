@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from export.errors import BadOptions, ExportError
-from export.longlive import Exported, Order, export_longlive
+from export.longlive import ExportConfig, ExportResult, export_longlive
 from export.spec import Precision, Size
 from export.tensorrt import RTX_TARGETS, BuildOptions
 from export.verify import Comparison, table
@@ -137,7 +137,7 @@ def longlive(id_: str, loras: Sequence[tuple[str, Path]], **given: Any) -> None:
     """
     order = _order(id_, loras, **given)
     console = Console(stderr=True)
-    with _Shown(console) as shown:
+    with _ConsoleReporter(console) as shown:
         try:
             exported = export_longlive(order, shown)
         except (ExportError, BadEngine) as error:
@@ -146,11 +146,11 @@ def longlive(id_: str, loras: Sequence[tuple[str, Path]], **given: Any) -> None:
     _tell(console, order, exported)
 
 
-def _order(id_: str, loras: Sequence[tuple[str, Path]], **given: Any) -> Order:
+def _order(id_: str, loras: Sequence[tuple[str, Path]], **given: Any) -> ExportConfig:
     names = [name for name, _ in loras]
     if len(set(names)) < len(names):
         raise click.UsageError("two LoRAs have one name")
-    return Order(
+    return ExportConfig(
         checkpoint=given["checkpoint"],
         id=id_,
         sizes=tuple(dict.fromkeys(given["sizes"])),
@@ -187,14 +187,14 @@ def _build_options(given: Mapping[str, Any]) -> BuildOptions | None:
         raise click.UsageError(str(error)) from error
 
 
-def _tell(console: Console, order: Order, exported: Exported) -> None:
+def _tell(console: Console, order: ExportConfig, exported: ExportResult) -> None:
     made = f"engines made: {len(exported.made)}, kept: {len(exported.kept)}"
     console.print(f"[green]{order.id}[/] is in {exported.folder}: {made}.", soft_wrap=True)
     if exported.not_run:
         console.print("The engines were not run: this machine has no GPU. Their graphs were, in float32 on the CPU.")
 
 
-class _Shown:
+class _ConsoleReporter:
     """Progress on a terminal: a bar of the graphs and one of the step at hand; else a line for each step."""
 
     def __init__(self, console: Console) -> None:
@@ -228,25 +228,25 @@ class _Shown:
             self._comparisons = []
 
     def graphs(self, names: Sequence[str]) -> None:
-        """See `Watcher`."""
+        """See `ExportObserver`."""
         self._bar.update(self._graphs, total=len(names))
 
     def begin(self, graph: str, step: str) -> None:
-        """See `Watcher`."""
+        """See `ExportObserver`."""
         self._bar.reset(self._step, description=f"{graph}: {step}", total=None)
         if not self._console.is_terminal:
             self._console.print(f"{graph}: {step}")
 
     def progress(self, phase: str, share: float) -> None:
-        """See `Watcher`."""
+        """See `ExportObserver`."""
         self._bar.update(self._step, description=phase, completed=share, total=1)
 
     def compared(self, comparisons: Sequence[Comparison]) -> None:
-        """See `Watcher`."""
+        """See `ExportObserver`."""
         self._comparisons += comparisons
 
     def done(self) -> None:
-        """See `Watcher`."""
+        """See `ExportObserver`."""
         self._bar.advance(self._graphs)
 
 

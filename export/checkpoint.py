@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from export.config import CheckpointConfig, TaeConfig, VaeConfig, load_config, load_text_encoder_config
-from export.errors import BadCheckpoint, shortened
+from export.errors import BadCheckpoint, abbreviate
 from export.lora import merge, read_adapter
 from export.modules.layers import Linear
 from export.modules.tae import TaeDecoder, TaeEncoder
@@ -26,7 +26,7 @@ from export.modules.text_encoder import TextEncoder
 from export.modules.transformer import CausalTransformer, TextKv
 from export.modules.vace import VaceBranch
 from export.modules.vae import VaeDecoder, VaeEncoder
-from export.spec import Part
+from export.spec import Component
 from export.weight_names import Weights, tae_weights, wan_names, wan_text_encoder_names, wan_vae_names
 
 _NESTS = ("generator", "generator_lora", "state_dict")
@@ -57,11 +57,11 @@ def read_weights(path: Path) -> Weights:
         raise BadCheckpoint(f"{path.name} must hold named tensors, not {type(loaded).__name__}")
     others = [str(name) for name, value in loaded.items() if not isinstance(value, Tensor)]
     if others:
-        raise BadCheckpoint(f"{path.name} holds what is no tensor: {shortened(others)}")
+        raise BadCheckpoint(f"{path.name} holds what is no tensor: {abbreviate(others)}")
     return dict(loaded)
 
 
-def fill(weights: Mapping[str, Tensor], *modules: nn.Module) -> None:
+def load_into(weights: Mapping[str, Tensor], *modules: nn.Module) -> None:
     """Copy weights into modules that share them out: each name must be wanted by one module or more.
 
     Raises:
@@ -81,7 +81,7 @@ def fill(weights: Mapping[str, Tensor], *modules: nn.Module) -> None:
             if list(weights[name].shape) != expected:
                 misshapen.append(f"{name} is {list(weights[name].shape)}, not {expected}")
     problems = [
-        f"{what}: {shortened(names)}"
+        f"{what}: {abbreviate(names)}"
         for what, names in (
             ("missing", missing),
             ("unexpected", unexpected),
@@ -149,7 +149,7 @@ def load_networks(folder: Path) -> Networks:
             # A release of VACE carries a transformer of its own; the branch sees this one's embeddings.
             released = wan_names(_read_all(folder / "vace"))
             weights |= {name: value for name, value in released.items() if name.startswith("vace_")}
-    fill(weights, *parts)
+    load_into(weights, *parts)
 
     layers = [name for part in parts for name, layer in part.named_modules() if isinstance(layer, Linear)]
     for path in _weight_files(folder / "lora"):
@@ -158,12 +158,12 @@ def load_networks(folder: Path) -> Networks:
     return networks
 
 
-def weight_files(folder: Path) -> dict[Part, list[Path]]:
+def weight_files(folder: Path) -> dict[Component, list[Path]]:
     """The files of a checkpoint's folder that each part of its networks is made of, `config.json` among them."""
     folders = {
-        Part.TRANSFORMER: (folder, folder / "lora", folder / "vace"),
-        Part.VAE: (folder / "vae",),
-        Part.TEXT_ENCODER: (folder / "text_encoder",),
+        Component.TRANSFORMER: (folder, folder / "lora", folder / "vace"),
+        Component.VAE: (folder / "vae",),
+        Component.TEXT_ENCODER: (folder / "text_encoder",),
     }
     configs = [folder / "config.json", folder / "text_encoder" / "config.json"]
     return {
@@ -195,7 +195,7 @@ def _load_text_encoder(folder: Path, config: CheckpointConfig) -> TextEncoder:
     in_bfloat16 = all(value.dtype == torch.bfloat16 for value in weights.values())
     with _default_type(torch.bfloat16 if in_bfloat16 else torch.float32):
         encoder = TextEncoder(encoder_config, config.text_len).eval()
-    fill(weights, encoder)
+    load_into(weights, encoder)
     return encoder
 
 
@@ -219,10 +219,10 @@ def load_autoencoder(folder: Path, config: VaeConfig) -> Autoencoder:
     weights = _read_all(folder)
     if isinstance(config, TaeConfig):
         tae = TaeEncoder(config).eval(), TaeDecoder(config).eval()
-        fill(tae_weights(weights, tae[1]), *tae)
+        load_into(tae_weights(weights, tae[1]), *tae)
         return tae
     vae = VaeEncoder(config).eval(), VaeDecoder(config).eval()
-    fill(wan_vae_names(weights, config), *vae)
+    load_into(wan_vae_names(weights, config), *vae)
     return vae
 
 

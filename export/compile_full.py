@@ -116,7 +116,7 @@ Tell = Callable[[str], None]
 """Is told in a sentence what happens."""
 
 
-class Job(NamedTuple):
+class CompileJob(NamedTuple):
     """A graph to be compiled: its name in the results and in its specs, and whether its networks have VACE."""
 
     label: str
@@ -125,18 +125,18 @@ class Job(NamedTuple):
 
 
 JOBS = (
-    *(Job(name, name) for name in ("vae_encoder_first", "vae_encoder_next", "vae_encoder_image")),
-    *(Job(name, name) for name in ("vae_decoder_first", "vae_decoder_next", "text_kv", "vace_text_kv", "vace")),
-    Job("transformer_without_hints", "transformer", vace=False),
-    Job("transformer_with_hints", "transformer"),
+    *(CompileJob(name, name) for name in ("vae_encoder_first", "vae_encoder_next", "vae_encoder_image")),
+    *(CompileJob(name, name) for name in ("vae_decoder_first", "vae_decoder_next", "text_kv", "vace_text_kv", "vace")),
+    CompileJob("transformer_without_hints", "transformer", vace=False),
+    CompileJob("transformer_with_hints", "transformer"),
 )
 
 
 @dataclass(frozen=True)
-class Order:
+class CompileConfig:
     """What is compiled: the graphs of a configuration that has VACE, at sizes, for GPU architectures."""
 
-    config: CheckpointConfig = LONGLIVE
+    checkpoint: CheckpointConfig = LONGLIVE
     sizes: tuple[Size, ...] = SIZES
     targets: tuple[str, ...] = ("sm80", "sm86", "sm89", "sm120")
 
@@ -151,7 +151,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Entry:
+class CompileResult:
     """A graph at a size. One engine serves all sizes and targets: what is not of the size is the engine's.
 
     Attributes:
@@ -163,7 +163,7 @@ class Entry:
         peak_mib: most memory that the process had.
         plan_bytes: of the engine.
         activation_mib: memory on the GPU for tensors and scratch space, beside the engine and its inputs and outputs.
-        made_from: changes with the code and the order.
+        made_from: changes with the code and the config.
     """
 
     graph: str
@@ -177,16 +177,16 @@ class Entry:
     made_from: str
 
 
-def compile_jobs(order: Order, jobs: tuple[Job, ...], results: Path, tell: Tell) -> list[Entry]:
+def compile_jobs(config: CompileConfig, jobs: tuple[CompileJob, ...], results: Path, tell: Tell) -> list[CompileResult]:
     """Compile graphs one after another; each is in the results file as soon as it is done.
 
-    Entries that the file has already are kept where they are made from the same code by the same order.
+    Entries that the file has already are kept where they are made from the same code by the same config.
 
     Raises:
         BadOptions: a target is unknown, or has no bfloat16.
         BuildFailed: a graph does not compile, or its process was killed; the results of those before it stay.
     """
-    made_from = _made_from(order)
+    made_from = _made_from(config)
     done = [entry for entry in read_entries(results) if entry.made_from == made_from]
     results.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=results.parent) as scratch:
@@ -196,34 +196,34 @@ def compile_jobs(order: Order, jobs: tuple[Job, ...], results: Path, tell: Tell)
                 tell(f"{job.label} ({number} of {len(jobs)}): done before")
                 continue
             tell(f"{job.label} ({number} of {len(jobs)})")
-            done += _in_own_process(order, job, noise, made_from)
+            done += _in_own_process(config, job, noise, made_from)
             _write_entries(results, done)
     labels = [job.label for job in jobs]
     return sorted((entry for entry in done if entry.graph in labels), key=lambda entry: labels.index(entry.graph))
 
 
-def compile_job(order: Order, job: Job, noise: Path, made_from: str) -> list[Entry]:
+def compile_job(config: CompileConfig, job: CompileJob, noise: Path, made_from: str) -> list[CompileResult]:
     """Trace, translate and compile one graph in this process; one entry a size.
 
     Raises:
         BuildFailed: it does not compile.
     """
     began = time.monotonic()
-    config = order.config if job.vace else replace(order.config, vace_layers=())
-    spec = next(spec for spec in graph_specs(weightless_networks(config), num_loras=0) if spec.name == job.graph)
+    checkpoint = config.checkpoint if job.vace else replace(config.checkpoint, vace_layers=())
+    spec = next(spec for spec in graph_specs(weightless_networks(checkpoint), num_loras=0) if spec.name == job.graph)
     onnx = noise.parent / f"{job.label}.onnx"
     write_weightless_onnx(spec, onnx, noise)
     _say(job, f"translated in {time.monotonic() - began:.0f} s")
-    grids = [grid_of(config, size) for size in order.sizes]
-    engine = build_engine(onnx, spec, grids, order.options, _tenths(job))
+    grids = [grid_of(checkpoint, size) for size in config.sizes]
+    engine = build_engine(onnx, spec, grids, config.options, _tenths(job))
     onnx.unlink()
     _say(job, f"compiled in {engine.seconds:.0f} s: {len(engine.plan) / _MIB:.0f} MiB")
-    sizes = [str(size) for size in order.sizes] if spec.has_size else ["any"]
+    sizes = [str(size) for size in config.sizes] if spec.depends_on_size else ["any"]
     return [
-        Entry(
+        CompileResult(
             job.label,
             size,
-            ",".join(order.targets),
+            ",".join(config.targets),
             round(time.monotonic() - began, 1),
             round(engine.seconds, 1),
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
@@ -235,30 +235,30 @@ def compile_job(order: Order, job: Job, noise: Path, made_from: str) -> list[Ent
     ]
 
 
-def read_entries(results: Path) -> list[Entry]:
+def read_entries(results: Path) -> list[CompileResult]:
     """The entries of a results file; none where there is no such file."""
-    return [Entry(**entry) for entry in json.loads(results.read_text("utf-8-sig"))] if results.exists() else []
+    return [CompileResult(**entry) for entry in json.loads(results.read_text("utf-8-sig"))] if results.exists() else []
 
 
-def _in_own_process(order: Order, job: Job, noise: Path, made_from: str) -> list[Entry]:
+def _in_own_process(config: CompileConfig, job: CompileJob, noise: Path, made_from: str) -> list[CompileResult]:
     if not noise.exists():
         write_noise(noise)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.submit(compile_job, order, job, noise, made_from).result()
+            return pool.submit(compile_job, config, job, noise, made_from).result()
         except BrokenProcessPool:
             raise BuildFailed(f"{job.label}: its process was killed, most likely for want of memory") from None
 
 
-def _write_entries(results: Path, entries: list[Entry]) -> None:
+def _write_entries(results: Path, entries: list[CompileResult]) -> None:
     part = results.with_name(results.name + ".part")
     part.write_text(json.dumps([asdict(entry) for entry in entries], indent=2) + "\n")
     part.replace(results)
 
 
-def _made_from(order: Order) -> str:
-    """A hash of the order, of the libraries' versions and of the code that makes and builds graphs."""
-    digest = hashlib.sha256(f"{order} {order.options}".encode())
+def _made_from(config: CompileConfig) -> str:
+    """A hash of the config, of the libraries' versions and of the code that makes and builds graphs."""
+    digest = hashlib.sha256(f"{config} {config.options}".encode())
     for library in ("torch", "onnxscript", "tensorrt-rtx"):
         digest.update(f"{library} {version(library)}\n".encode())
     for path in _sources():
@@ -272,7 +272,7 @@ def _sources() -> Iterator[Path]:
     yield from (here / f"{name}.py" for name in ("compile_full", "graph_specs", "onnx_files", "spec", "tensorrt"))
 
 
-def _tenths(job: Job) -> Callable[[str, float], None]:
+def _tenths(job: CompileJob) -> Callable[[str, float], None]:
     """Says each tenth of a build."""
     said = 0
 
@@ -285,11 +285,11 @@ def _tenths(job: Job) -> Callable[[str, float], None]:
     return tell
 
 
-def _say(job: Job, what: str) -> None:
+def _say(job: CompileJob, what: str) -> None:
     print(f"  {job.label}: {what}", file=sys.stderr, flush=True)
 
 
-_TARGETS = Order().targets
+_TARGETS = CompileConfig().targets
 
 
 @click.command()
@@ -308,14 +308,14 @@ def main(out: Path, graphs: tuple[str, ...], targets: tuple[str, ...], fresh: bo
     began = time.monotonic()
     jobs = tuple(job for job in JOBS if not graphs or job.label in graphs)
     try:
-        entries = compile_jobs(Order(targets=targets), jobs, out, console.print)
+        entries = compile_jobs(CompileConfig(targets=targets), jobs, out, console.print)
     except ExportError as error:
         raise click.ClickException(str(error)) from error
     console.print(table(entries))
     console.print(f"{out}: {len(entries)} entries; {(time.monotonic() - began) / 60:.1f} minutes", soft_wrap=True)
 
 
-def table(entries: list[Entry]) -> Table:
+def table(entries: list[CompileResult]) -> Table:
     """Entries as a table: GPU MiB are of tensors and scratch space, beside the plan."""
     shown = Table()
     for heading in ("graph", "size"):

@@ -47,7 +47,7 @@ class ToleranceExceeded(ExportError):
     """An engine's outputs differ from its module's by more than its spec allows."""
 
 
-def shortened(names: Iterable[str]) -> str:
+def abbreviate(names: Iterable[str]) -> str:
     """The first few names, and how many more there are."""
     shown = list(names)
     more = len(shown) - _NAMES_SHOWN

@@ -1,13 +1,13 @@
-"""The graphs that a checkpoint becomes, as declared specs: the one list that all of the export follows.
+"""The graphs that a checkpoint is exported as, declared: everything else in the export follows this list.
 
-A graph is a module with named tensors in, a tuple of tensors out, and no other types on the way. Latents, pixels and
-velocities are float32 at the border whatever a graph computes in, so that the runtime's own arithmetic does not depend
-on it. Keys, values, hints and feature caches keep the graph's precision: they only go from engine to engine. Tables and
-hints come and go by latent frame, row and column, so that no length is a product.
+A graph is a module with named tensors in and a tuple of tensors out. Latents, pixels and velocities cross the border of
+a graph in float32, whatever the graph computes in, so the runtime's own arithmetic does not depend on it. Keys, values,
+hints and feature caches keep the graph's precision: they only go from engine to engine. Tables and hints have separate
+axes for latent frame, row and column, because a length that is a product breaks the translation (see PITFALLS.md).
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,24 @@ from export.modules.layers import Linear
 from export.modules.text_encoder import TextEncoder
 from export.modules.transformer import CausalTransformer, Rope, TextKv
 from export.modules.vace import VaceBranch
-from export.spec import Axis, GraphSpec, Grid, Output, Part, Port, Precision, Range, Shape, Size, varying
+from export.spec import (
+    Axis,
+    AxisRange,
+    Component,
+    GraphSpec,
+    Grid,
+    InputSpec,
+    OutputSpec,
+    Precision,
+    Size,
+    SymbolicShape,
+    dynamic_shape,
+)
 from filmstrip.runtime.pipeline_config import MAX_REFERENCES
 
 
 class TransformerGraph(nn.Module):
-    """See `CausalTransformer`; tables are [T, rows, cols, D / 2], hints as `VaceGraph` makes them."""
+    """`CausalTransformer` with tables [T, rows, cols, D / 2] and hints as `VaceGraph` returns them."""
 
     def __init__(self, network: CausalTransformer) -> None:
         super().__init__()
@@ -47,7 +59,7 @@ class TransformerGraph(nn.Module):
         hints: Tensor | None = None,
         lora_scales: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The velocity in float32; keys and values to be cached."""
+        """The velocity in float32, and the keys and values to cache."""
         dtype = _dtype(self.network)
         velocity, k, v = self.network(
             latents.to(dtype),
@@ -65,7 +77,7 @@ class TransformerGraph(nn.Module):
 
 
 class VaceGraph(nn.Module):
-    """See `VaceBranch`; tables are [R + T, rows, cols, D / 2]."""
+    """`VaceBranch` with tables [R + T, rows, cols, D / 2]."""
 
     def __init__(self, network: VaceBranch) -> None:
         super().__init__()
@@ -100,21 +112,21 @@ class VaceGraph(nn.Module):
 
 
 class TextKvGraph(nn.Module):
-    """See `TextKv`."""
+    """`TextKv` as a graph."""
 
     def __init__(self, network: TextKv) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, *, embeddings: Tensor, lora_scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Keys and values for all layers."""
+        """Keys and values of the text for all layers."""
         dtype = _dtype(self.network)
         scales = None if lora_scales is None else lora_scales.to(dtype)
         return self.network(embeddings.to(dtype), scales)
 
 
 class TextEncoderGraph(nn.Module):
-    """See `TextEncoder`: a prompt's own tokens alone, whose embeddings do not depend on padding."""
+    """`TextEncoder` without padding: the embeddings of a prompt's own tokens do not depend on it."""
 
     def __init__(self, network: TextEncoder) -> None:
         super().__init__()
@@ -126,47 +138,34 @@ class TextEncoderGraph(nn.Module):
 
 
 class VaeGraph(nn.Module):
-    """A pass of the VAE's encoder or decoder: without feature caches among its inputs it is a video's first."""
+    """A pass of the VAE's encoder or decoder; without feature caches as inputs it is the first of a video."""
 
-    def __init__(self, network: nn.Module, takes: str, *, keeps: bool = True) -> None:
-        """`takes` names the input beside the caches; without `keeps` no pass goes on from this one."""
+    def __init__(self, network: nn.Module, input_name: str, *, emits_caches: bool = True) -> None:
+        """`input_name` is the input that is no cache; without `emits_caches` no later pass can continue this one."""
         super().__init__()
         self.network = network
-        self.takes = takes
-        self.keeps = keeps
+        self.input_name = input_name
+        self.emits_caches = emits_caches
 
     def forward(self, **tensors: Tensor) -> tuple[Tensor, ...]:
-        """Pixels to latents or latents to pixels, in float32; the new caches."""
-        x = tensors.pop(self.takes).to(_dtype(self.network))
+        """Pixels to latents or latents to pixels, in float32, and the new caches."""
+        x = tensors.pop(self.input_name).to(_dtype(self.network))
         y, caches = self.network(x, list(tensors.values()) or None)
-        return (y.float(), *caches) if self.keeps else (y.float(),)
-
-
-class Positional(nn.Module):
-    """A graph that takes its inputs by place, as ONNX has them."""
-
-    def __init__(self, named: nn.Module, names: Sequence[str]) -> None:
-        super().__init__()
-        self.named = named
-        self.names = tuple(names)
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """What the graph makes of inputs in the order of `names`."""
-        return self.named(**dict(zip(self.names, tensors, strict=True)))
+        return (y.float(), *caches) if self.emits_caches else (y.float(),)
 
 
 def _dtype(module: nn.Module) -> torch.dtype:
     return next(module.parameters()).dtype
 
 
-# Largest errors as shares of an output's largest value.
+# The largest error, as a share of an output's largest value.
 TOLERANCES = {Precision.FP32: 1e-4, Precision.FP16: 2e-2, Precision.BF16: 1e-1}
 
 _USUAL_TOKENS = 64  # a long sentence
 
 
 def graph_specs(networks: Networks, num_loras: int) -> tuple[GraphSpec, ...]:
-    """All graphs of a checkpoint, its LoRAs attached to the networks before."""
+    """All graphs of a checkpoint; its LoRAs must already be attached to the networks."""
     return tuple(_graph_specs(networks, num_loras))
 
 
@@ -174,7 +173,7 @@ def grid_of(config: CheckpointConfig, size: Size) -> Grid:
     """Rows and columns of tokens at a size.
 
     Raises:
-        BadConfig: the size is no multiple of a token's.
+        BadConfig: the size is not a multiple of a token's.
     """
     units = [config.vae.spatial_factor * patch for patch in config.patch_size[1:]]
     if any(side < unit or side % unit for side, unit in zip(size, units, strict=True)):
@@ -202,8 +201,8 @@ def _sines(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.rand(shape, generator=generator) * 2 - 1
 
 
-class _Declared:
-    """Shapes that several graphs share."""
+class _SharedInputs:
+    """Declarations of inputs that several graphs share."""
 
     def __init__(self, config: CheckpointConfig, num_loras: int) -> None:
         self.config = config
@@ -211,39 +210,39 @@ class _Declared:
         self.rows, self.cols = Axis("rows", patch_h), Axis("cols", patch_w)
         self.num_loras = num_loras
 
-    def lora_scales(self, network: nn.Module) -> tuple[Port, ...]:
-        """An input of those networks alone that have a branch: TensorRT takes an unused one for a mistake."""
-        has_branch = any(isinstance(layer, Linear) and layer.lora_a is not None for layer in network.modules())
-        return (Port("lora_scales", (self.num_loras,), sample=_halves),) if has_branch else ()
+    def lora_scales(self, network: nn.Module) -> tuple[InputSpec, ...]:
+        """Only for networks that an adapter changes: TensorRT reports an unused input as an error."""
+        has_adapter = any(isinstance(layer, Linear) and layer.lora_a is not None for layer in network.modules())
+        return (InputSpec("lora_scales", (self.num_loras,), sample=_halves),) if has_adapter else ()
 
-    def latents(self, frames: int | Axis, channels: int, name: str = "latents") -> Port:
-        return Port(name, (1, channels, frames, self.rows, self.cols))
+    def latents(self, frames: int | Axis, channels: int, name: str = "latents") -> InputSpec:
+        return InputSpec(name, (1, channels, frames, self.rows, self.cols))
 
-    def tables(self, frames: Axis) -> tuple[Port, Port]:
+    def rope_tables(self, frames: Axis) -> tuple[InputSpec, InputSpec]:
         shape = (frames, Axis("rows"), Axis("cols"), self.config.head_dim // 2)
-        return Port("rope_cos", shape, sample=_sines), Port("rope_sin", shape, sample=_sines)
+        return InputSpec("rope_cos", shape, sample=_sines), InputSpec("rope_sin", shape, sample=_sines)
 
-    def hints(self, frames: Axis) -> Port:
+    def hints(self, frames: Axis) -> InputSpec:
         shape = (len(self.config.vace_layers), 1, frames, Axis("rows"), Axis("cols"), self.config.dim)
-        return Port("hints", shape, None)
+        return InputSpec("hints", shape, None)
 
-    def text(self, num_layers: int) -> tuple[Port, Port]:
+    def text_kv(self, num_layers: int) -> tuple[InputSpec, InputSpec]:
         config = self.config
         shape = (num_layers, 1, config.num_heads, config.text_len, config.head_dim)
-        return Port("text_k", shape, None), Port("text_v", shape, None)
+        return InputSpec("text_k", shape, None), InputSpec("text_v", shape, None)
 
 
 def _graph_specs(networks: Networks, num_loras: int) -> Iterator[GraphSpec]:
     config = networks.config
-    declared = _Declared(config, num_loras)
+    shared = _SharedInputs(config, num_loras)
     if networks.text_encoder is not None:
         yield _text_encoder(networks.text_encoder, config)
-    yield _text_kv("text_kv", networks.text_kv, config.num_layers, declared)
-    yield _transformer(networks, declared)
+    yield _text_kv("text_kv", networks.text_kv, config.num_layers, shared)
+    yield _transformer(networks, shared)
     if networks.vace is not None and networks.vace_text_kv is not None:
-        yield _text_kv("vace_text_kv", networks.vace_text_kv, len(config.vace_layers), declared)
-        yield _vace(networks.vace, declared)
-    yield from _vae(networks, declared)
+        yield _text_kv("vace_text_kv", networks.vace_text_kv, len(config.vace_layers), shared)
+        yield _vace(networks.vace, shared)
+    yield from _vae(networks, shared)
 
 
 def _text_encoder(network: TextEncoder, config: CheckpointConfig) -> GraphSpec:
@@ -253,63 +252,63 @@ def _text_encoder(network: TextEncoder, config: CheckpointConfig) -> GraphSpec:
     longest = config.text_len
     return GraphSpec(
         "text_encoder",
-        Part.TEXT_ENCODER,
+        Component.TEXT_ENCODER,
         TextEncoderGraph(network.float()),
-        (Port("ids", (1, Axis("tokens")), torch.int64, ids),),
-        (Output("embeddings", (1, -1, config.text_dim)),),
-        axes={"tokens": Range(1, min(_USUAL_TOKENS, longest), longest)},
-        points=tuple({"tokens": tokens} for tokens in (1, longest // 2, longest)),
+        (InputSpec("ids", (1, Axis("tokens")), torch.int64, ids),),
+        (OutputSpec("embeddings", (1, -1, config.text_dim)),),
+        axes={"tokens": AxisRange(1, min(_USUAL_TOKENS, longest), longest)},
+        test_points=tuple({"tokens": tokens} for tokens in (1, longest // 2, longest)),
         tolerances=TOLERANCES,
     )
 
 
-def _text_kv(name: str, network: TextKv, num_layers: int, declared: _Declared) -> GraphSpec:
-    config = declared.config
+def _text_kv(name: str, network: TextKv, num_layers: int, shared: _SharedInputs) -> GraphSpec:
+    config = shared.config
     return GraphSpec(
         name,
-        Part.TRANSFORMER,
+        Component.TRANSFORMER,
         TextKvGraph(network),
-        (Port("embeddings", (1, config.text_len, config.text_dim)), *declared.lora_scales(network)),
-        tuple(Output(port.name, varying(port.shape), None) for port in declared.text(num_layers)),
+        (InputSpec("embeddings", (1, config.text_len, config.text_dim)), *shared.lora_scales(network)),
+        tuple(OutputSpec(tensor.name, dynamic_shape(tensor.shape), None) for tensor in shared.text_kv(num_layers)),
         axes={},
-        points=({},),
+        test_points=({},),
         tolerances=TOLERANCES,
     )
 
 
-def _transformer(networks: Networks, declared: _Declared) -> GraphSpec:
-    config = declared.config
+def _transformer(networks: Networks, shared: _SharedInputs) -> GraphSpec:
+    config = shared.config
     chunk, window = config.latent_frames_per_chunk, config.window
     frames, past = Axis("frames"), Axis("past")
     cached = (config.num_layers, 1, config.num_heads, past, config.head_dim)
-    optional: list[Port] = []
+    optional: list[InputSpec] = []
     if config.rope_positions == "window":
         table = (past, config.head_dim // 2)
-        optional += [Port("past_cos", table, sample=_sines), Port("past_sin", table, sample=_sines)]
+        optional += [InputSpec("past_cos", table, sample=_sines), InputSpec("past_sin", table, sample=_sines)]
     if config.vace_layers:
-        optional.append(declared.hints(frames))
+        optional.append(shared.hints(frames))
     return GraphSpec(
         "transformer",
-        Part.TRANSFORMER,
+        Component.TRANSFORMER,
         TransformerGraph(networks.transformer),
         (
-            declared.latents(frames, config.in_channels),
-            Port("timesteps", (1, frames), sample=_timesteps),
-            *declared.text(config.num_layers),
-            *declared.tables(frames),
-            Port("past_k", cached, None),
-            Port("past_v", cached, None),
-            Port("past_bias", (past,), sample=_zeros),
+            shared.latents(frames, config.in_channels),
+            InputSpec("timesteps", (1, frames), sample=_timesteps),
+            *shared.text_kv(config.num_layers),
+            *shared.rope_tables(frames),
+            InputSpec("past_k", cached, None),
+            InputSpec("past_v", cached, None),
+            InputSpec("past_bias", (past,), sample=_zeros),
             *optional,
-            *declared.lora_scales(networks.transformer),
+            *shared.lora_scales(networks.transformer),
         ),
         (
-            Output("velocity", varying(declared.latents(frames, config.out_channels).shape)),
-            Output("new_k", varying(cached), None),
-            Output("new_v", varying(cached), None),
+            OutputSpec("velocity", dynamic_shape(shared.latents(frames, config.out_channels).shape)),
+            OutputSpec("new_k", dynamic_shape(cached), None),
+            OutputSpec("new_v", dynamic_shape(cached), None),
         ),
-        axes={"frames": Range(1, chunk, window), "past": Range(0, window - chunk, window, per_frame=True)},
-        points=(
+        axes={"frames": AxisRange(1, chunk, window), "past": AxisRange(0, window - chunk, window, per_frame=True)},
+        test_points=(
             {"frames": chunk, "past": 0},
             {"frames": chunk + 1, "past": 0},
             {"frames": chunk, "past": chunk},
@@ -321,29 +320,29 @@ def _transformer(networks: Networks, declared: _Declared) -> GraphSpec:
     )
 
 
-def _vace(network: VaceBranch, declared: _Declared) -> GraphSpec:
-    config = declared.config
+def _vace(network: VaceBranch, shared: _SharedInputs) -> GraphSpec:
+    config = shared.config
     chunk = config.latent_frames_per_chunk
     frames, context = Axis("frames"), Axis("context_frames")
     return GraphSpec(
         "vace",
-        Part.TRANSFORMER,
+        Component.TRANSFORMER,
         VaceGraph(network),
         (
-            declared.latents(frames, config.in_channels),
-            Port("timesteps", (1, context), sample=_timesteps),
-            declared.latents(context, config.vace_in_channels, "context"),
-            *declared.text(len(config.vace_layers)),
-            *declared.tables(context),
-            Port("scale", (1,), sample=_ones),
-            *declared.lora_scales(network),
+            shared.latents(frames, config.in_channels),
+            InputSpec("timesteps", (1, context), sample=_timesteps),
+            shared.latents(context, config.vace_in_channels, "context"),
+            *shared.text_kv(len(config.vace_layers)),
+            *shared.rope_tables(context),
+            InputSpec("scale", (1,), sample=_ones),
+            *shared.lora_scales(network),
         ),
-        (Output("hints", varying(declared.hints(frames).shape), None),),
+        (OutputSpec("hints", dynamic_shape(shared.hints(frames).shape), None),),
         axes={
-            "frames": Range(1, chunk, chunk + 1),
-            "context_frames": Range(1, chunk, chunk + 1 + MAX_REFERENCES),
+            "frames": AxisRange(1, chunk, chunk + 1),
+            "context_frames": AxisRange(1, chunk, chunk + 1 + MAX_REFERENCES),
         },
-        points=(
+        test_points=(
             {"frames": chunk, "context_frames": chunk},
             {"frames": chunk + 1, "context_frames": chunk + 1},
             {"frames": chunk, "context_frames": chunk + 2},
@@ -352,64 +351,70 @@ def _vace(network: VaceBranch, declared: _Declared) -> GraphSpec:
     )
 
 
-def _vae(networks: Networks, declared: _Declared) -> Iterator[GraphSpec]:
-    config = declared.config
+def _vae(networks: Networks, shared: _SharedInputs) -> Iterator[GraphSpec]:
+    config = shared.config
     chunk, factor = config.latent_frames_per_chunk, config.vae.temporal_factor
     pixel_rows, pixel_cols = (
-        Axis(axis.name, axis.factor * config.vae.spatial_factor) for axis in (declared.rows, declared.cols)
+        Axis(axis.name, axis.factor * config.vae.spatial_factor) for axis in (shared.rows, shared.cols)
     )
 
-    def pixels(frames: int) -> Port:
-        return Port("pixels", (1, 3, frames, pixel_rows, pixel_cols), sample=_sines)
+    def pixels(frames: int) -> InputSpec:
+        return InputSpec("pixels", (1, 3, frames, pixel_rows, pixel_cols), sample=_sines)
 
     if networks.vace is not None:
-        yield _vae_graph("vae_encoder_image", networks.vae_encoder, pixels(1), keeps=False)
+        yield _vae_graph("vae_encoder_image", networks.vae_encoder, pixels(1), emits_caches=False)
     yield _vae_graph("vae_encoder_first", networks.vae_encoder, pixels(1 + factor * chunk))
-    yield _vae_graph("vae_encoder_next", networks.vae_encoder, pixels(factor * chunk), goes_on=True)
+    yield _vae_graph("vae_encoder_next", networks.vae_encoder, pixels(factor * chunk), has_cache_inputs=True)
 
-    latents = declared.latents(Axis("frames"), config.vae.z_dim)
-    either = {"frames": Range(chunk, chunk, chunk + 1)}
-    yield _vae_graph("vae_decoder_first", networks.vae_decoder, latents, axes=either)
-    latents = declared.latents(chunk, config.vae.z_dim)
-    yield _vae_graph("vae_decoder_next", networks.vae_decoder, latents, goes_on=True)
+    latents = shared.latents(Axis("frames"), config.vae.z_dim)
+    axes = {"frames": AxisRange(chunk, chunk, chunk + 1)}
+    yield _vae_graph("vae_decoder_first", networks.vae_decoder, latents, axes=axes)
+    latents = shared.latents(chunk, config.vae.z_dim)
+    yield _vae_graph("vae_decoder_next", networks.vae_decoder, latents, has_cache_inputs=True)
 
 
 def _vae_graph(
     name: str,
     network: nn.Module,
-    port: Port,
+    tensor: InputSpec,
     *,
-    axes: Mapping[str, Range] | None = None,
-    goes_on: bool = False,
-    keeps: bool = True,
+    axes: Mapping[str, AxisRange] | None = None,
+    has_cache_inputs: bool = False,
+    emits_caches: bool = True,
 ) -> GraphSpec:
     axes = axes or {}
-    made, *kept = _shapes_made(network, port, goes_on=goes_on)
-    frames = -1 if axes else made[2]
-    # Rows and columns of a video of one token are the factors of the axes.
-    caches: list[Shape] = [(*shape[:-2], Axis("rows", shape[-2]), Axis("cols", shape[-1])) for shape in kept]
-    before = (Port(f"cache_{index}", shape, None) for index, shape in enumerate(caches)) if goes_on else ()
-    after = (Output(f"new_cache_{index}", varying(shape), None) for index, shape in enumerate(caches))
+    output, *cache_shapes = _output_shapes(network, tensor, has_cache_inputs=has_cache_inputs)
+    frames = -1 if axes else output[2]
+    # `_output_shapes` runs at one row and one column, so the lengths it finds are the factors of the axes.
+    caches: list[SymbolicShape] = [
+        (*shape[:-2], Axis("rows", shape[-2]), Axis("cols", shape[-1])) for shape in cache_shapes
+    ]
+    cache_inputs = (
+        (InputSpec(f"cache_{index}", shape, None) for index, shape in enumerate(caches)) if has_cache_inputs else ()
+    )
+    cache_outputs = (OutputSpec(f"new_cache_{index}", dynamic_shape(shape), None) for index, shape in enumerate(caches))
     return GraphSpec(
         name,
-        Part.VAE,
-        VaeGraph(network, port.name, keeps=keeps),
-        (port, *before),
+        Component.VAE,
+        VaeGraph(network, tensor.name, emits_caches=emits_caches),
+        (tensor, *cache_inputs),
         (
-            Output("latents" if port.name == "pixels" else "pixels", (*made[:2], frames, -1, -1)),
-            *(after if keeps else ()),
+            OutputSpec("latents" if tensor.name == "pixels" else "pixels", (*output[:2], frames, -1, -1)),
+            *(cache_outputs if emits_caches else ()),
         ),
         axes=axes,
-        points=tuple({axis: reach[index] for axis, reach in axes.items()} for index in ((0, 2) if axes else (0,))),
+        test_points=tuple(
+            {name: values[index] for name, values in axes.items()} for index in ((0, 2) if axes else (0,))
+        ),
         tolerances=TOLERANCES,
     )
 
 
-def _shapes_made(network: nn.Module, port: Port, *, goes_on: bool) -> list[tuple[int, ...]]:
-    """Shapes of what a pass makes and of its feature caches, by a run without numbers at a size of one token."""
+def _output_shapes(network: nn.Module, tensor: InputSpec, *, has_cache_inputs: bool) -> list[tuple[int, ...]]:
+    """Shapes of a pass's output and of its feature caches, from a run on the meta device at a size of one token."""
     on_meta = copy.deepcopy(network).to("meta")
-    x = torch.empty(port.at({"rows": 1, "cols": 1, "frames": 2}), device="meta")
-    made, caches = on_meta(x)
-    if goes_on:
-        made, caches = on_meta(x, caches)
-    return [made.shape, *(cache.shape for cache in caches)]
+    x = torch.empty(tensor.resolve({"rows": 1, "cols": 1, "frames": 2}), device="meta")
+    output, caches = on_meta(x)
+    if has_cache_inputs:
+        output, caches = on_meta(x, caches)
+    return [output.shape, *(cache.shape for cache in caches)]

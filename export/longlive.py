@@ -14,10 +14,10 @@ from export.checkpoint import Networks, find_tokenizer, load_networks, read_weig
 from export.errors import BadConfig
 from export.graph_specs import graph_specs, grid_of
 from export.lora import attach, read_adapter
-from export.model_folder import check_name, pipeline_config, write_model_folder
+from export.model_folder import check_pipeline_id, pipeline_config, write_model_folder
 from export.modules.layers import Linear
 from export.onnx_files import write_onnx
-from export.spec import GraphSpec, Grid, Part, Precision, Size, varying
+from export.spec import Component, GraphSpec, Grid, Precision, Size, dynamic_shape
 from export.tensorrt import BuildOptions, build_engine
 from export.verify import Comparison, check, compare
 from filmstrip.runtime.engines.load import installed_version, load_engine, machine_of
@@ -38,14 +38,14 @@ from filmstrip.runtime.engines.manifest import (
 
 
 @dataclass(frozen=True)
-class Origin:
+class Provenance:
     """SHA-256 of a checkpoint's files, by their path in its folder, and of the LoRAs' files, by their name."""
 
-    files: Mapping[Part, Mapping[str, str]]
+    files: Mapping[Component, Mapping[str, str]]
     loras: Mapping[str, str]
 
     @classmethod
-    def of(cls, checkpoint: Path, loras: Mapping[str, Path]) -> "Origin":
+    def of(cls, checkpoint: Path, loras: Mapping[str, Path]) -> "Provenance":
         """Hash all files that a checkpoint's engines are made of."""
         files = {
             part: {path.relative_to(checkpoint).as_posix(): file_sha256(path) for path in paths}
@@ -55,7 +55,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Make:
+class EngineConfig:
     """How engines are made.
 
     Attributes:
@@ -73,10 +73,12 @@ class Make:
     sizes: Mapping[Size, Grid]
 
 
-def manifest_of(spec: GraphSpec, make: Make, origin: Origin, files: Mapping[str, EngineFile]) -> Manifest:
+def manifest_of(
+    spec: GraphSpec, make: EngineConfig, provenance: Provenance, files: Mapping[str, EngineFile]
+) -> Manifest:
     """What is to be written beside an engine; without `files`, what would be but for them."""
-    takes_loras = any(port.name == "lora_scales" for port in spec.inputs)
-    loras = origin.loras if takes_loras else {}
+    takes_loras = any(tensor.name == "lora_scales" for tensor in spec.inputs)
+    loras = provenance.loras if takes_loras else {}
     return Manifest(
         graph=spec.name,
         spec_version=SPEC_VERSION,
@@ -85,20 +87,20 @@ def manifest_of(spec: GraphSpec, make: Make, origin: Origin, files: Mapping[str,
         precision=make.precision.value,
         target=make.target,
         profiles=_profiles(spec, make.sizes),
-        inputs=tuple(_tensor(port.name, port.dtype, varying(port.shape), make) for port in spec.inputs),
+        inputs=tuple(_tensor(tensor.name, tensor.dtype, dynamic_shape(tensor.shape), make) for tensor in spec.inputs),
         outputs=tuple(_tensor(output.name, output.dtype, output.shape, make) for output in spec.outputs),
-        checkpoint={**origin.files[spec.part], **{f"--lora {name}": sha256 for name, sha256 in loras.items()}},
+        checkpoint={**provenance.files[spec.component], **{f"--lora {name}": sha256 for name, sha256 in loras.items()}},
         loras=tuple(loras),
         files=files,
     )
 
 
-def _tensor(name: str, dtype: torch.dtype | None, dims: tuple[int, ...], make: Make) -> EngineTensor:
+def _tensor(name: str, dtype: torch.dtype | None, dims: tuple[int, ...], make: EngineConfig) -> EngineTensor:
     return EngineTensor(name, str(dtype or make.precision.dtype).removeprefix("torch."), dims)
 
 
 def _profiles(spec: GraphSpec, sizes: Mapping[Size, Grid]) -> dict[str, Profile]:
-    if not spec.has_size:
+    if not spec.depends_on_size:
         return {}
     return {
         str(size): {name: ShapeRange(*reach) for name, reach in spec.profile(grid).items()}
@@ -118,7 +120,7 @@ def is_up_to_date(engine: Path, wanted: Manifest) -> bool:
 
 
 @dataclass(frozen=True)
-class Order:
+class ExportConfig:
     """What is to be exported.
 
     Attributes:
@@ -146,7 +148,7 @@ class Order:
     num_threads: int = 1
 
 
-class Watcher(Protocol):
+class ExportObserver(Protocol):
     """Is told how an export goes on."""
 
     def graphs(self, names: Sequence[str]) -> None:
@@ -166,7 +168,7 @@ class Watcher(Protocol):
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """What an export has made.
 
     Attributes:
@@ -182,13 +184,13 @@ class Exported:
     not_run: bool
 
 
-def export_longlive(order: Order, watcher: Watcher) -> Exported:
+def export_longlive(order: ExportConfig, observer: ExportObserver) -> ExportResult:
     """Export a checkpoint of the LongLive family; what is up to date is kept, so that it can go on after a stop.
 
     Raises:
         ExportError: the checkpoint, the order or an engine is wrong. An engine that was there is as it was then.
     """
-    check_name(order.id)
+    check_pipeline_id(order.id)
     if not order.sizes:
         raise BadConfig("no size is given: HEIGHTxWIDTH in pixels")
     networks = load_networks(order.checkpoint)
@@ -198,14 +200,14 @@ def export_longlive(order: Order, watcher: Watcher) -> Exported:
 
     version = order.repository / order.id / "1"
     (version / "engines").mkdir(parents=True, exist_ok=True)
-    exporter = _Exporter(order, version / "engines", grids, watcher)
+    exporter = _Exporter(order, version / "engines", grids, observer)
     made, kept = exporter.export(graph_specs(networks, len(order.loras)))
 
     if tokenizer is not None:
         shutil.copyfile(tokenizer, version / "tokenizer.json")
     config = pipeline_config(networks.config, order.sizes, tuple(order.loras))
     write_model_folder(version.parent, config, on_gpu=order.tensorrt is not None)
-    return Exported(version.parent, made, kept, not exporter.runs_here)
+    return ExportResult(version.parent, made, kept, not exporter.runs_here)
 
 
 def attach_loras(networks: Networks, loras: Mapping[str, Path]) -> None:
@@ -224,18 +226,20 @@ def attach_loras(networks: Networks, loras: Mapping[str, Path]) -> None:
 
 
 class _Exporter:
-    def __init__(self, order: Order, engines: Path, grids: Mapping[Size, Grid], watcher: Watcher) -> None:
+    def __init__(
+        self, order: ExportConfig, engines: Path, grids: Mapping[Size, Grid], observer: ExportObserver
+    ) -> None:
         self.order = order
         self.engines = engines
-        self.watcher = watcher
+        self.observer = observer
         on_cpu = Builder.ONNX_RUNTIME
-        self.make_for_cpu = Make(on_cpu, _version(on_cpu), Precision.FP32, "cpu", grids)
+        self.make_for_cpu = EngineConfig(on_cpu, _version(on_cpu), Precision.FP32, "cpu", grids)
         self.make = self.make_for_cpu
         if order.tensorrt is not None:
             options = order.tensorrt
             target = ",".join(options.targets) or machine_of(torch.device("cuda")).target
-            self.make = Make(options.builder, _version(options.builder), options.precision, target, grids)
-        self.origin = Origin.of(order.checkpoint, order.loras)
+            self.make = EngineConfig(options.builder, _version(options.builder), options.precision, target, grids)
+        self.provenance = Provenance.of(order.checkpoint, order.loras)
 
     @property
     def runs_here(self) -> bool:
@@ -243,25 +247,25 @@ class _Exporter:
         return self.order.tensorrt is None or torch.cuda.is_available()
 
     def export(self, specs: Sequence[GraphSpec]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Make what is not there; the names of what was made and of what was kept."""
-        self.watcher.graphs([spec.name for spec in specs])
+        """EngineConfig what is not there; the names of what was made and of what was kept."""
+        self.observer.graphs([spec.name for spec in specs])
         made, kept = [], []
         for spec in specs:
             make = self._make_of(spec)
             engine = self.engines / _file_name(spec, make)
-            if not self.order.fresh and is_up_to_date(engine, manifest_of(spec, make, self.origin, {})):
+            if not self.order.fresh and is_up_to_date(engine, manifest_of(spec, make, self.provenance, {})):
                 kept.append(spec.name)
             else:
                 with tempfile.TemporaryDirectory(prefix=".making-", dir=self.engines) as folder:
                     self._put_in_place(self._made(spec, make, Path(folder)), engine)
                 made.append(spec.name)
-            self.watcher.done()
+            self.observer.done()
         self._remove_others({_file_name(spec, self._make_of(spec)) for spec in specs})
         return tuple(made), tuple(kept)
 
-    def _make_of(self, spec: GraphSpec) -> Make:
+    def _make_of(self, spec: GraphSpec) -> EngineConfig:
         """How one graph's engine is made."""
-        if spec.part is not Part.TEXT_ENCODER:
+        if spec.component is not Component.TEXT_ENCODER:
             return self.make
         if self.order.text_encoder_on_cpu:
             return self.make_for_cpu
@@ -269,7 +273,7 @@ class _Exporter:
         is_half = self.make.precision is Precision.FP16
         return replace(self.make, precision=Precision.BF16) if is_half else self.make
 
-    def _made(self, spec: GraphSpec, make: Make, folder: Path) -> Path:
+    def _made(self, spec: GraphSpec, make: EngineConfig, folder: Path) -> Path:
         """A graph's engine, new in a folder of its own, and verified."""
         if self.order.tensorrt is None or make is self.make_for_cpu:
             engine = self._onnx(spec, folder, make)
@@ -284,31 +288,31 @@ class _Exporter:
             self._verify(spec, engine, make)
         return engine
 
-    def _onnx(self, spec: GraphSpec, folder: Path, make: Make) -> Path:
+    def _onnx(self, spec: GraphSpec, folder: Path, make: EngineConfig) -> Path:
         """A graph as an ONNX file with its manifest."""
-        self.watcher.begin(spec.name, f"translating to ONNX, {make.precision}")
+        self.observer.begin(spec.name, f"translating to ONNX, {make.precision}")
         path = folder / f"{spec.name}.onnx"
         self._write_manifest(spec, make, path, write_onnx(spec, make.precision, path))
         return path
 
-    def _tensorrt(self, spec: GraphSpec, make: Make, folder: Path, options: BuildOptions) -> Path:
+    def _tensorrt(self, spec: GraphSpec, make: EngineConfig, folder: Path, options: BuildOptions) -> Path:
         """A graph as a TensorRT engine with its manifest."""
         with tempfile.TemporaryDirectory(dir=folder) as for_parser:
-            self.watcher.begin(spec.name, f"translating to ONNX, {make.precision}")
+            self.observer.begin(spec.name, f"translating to ONNX, {make.precision}")
             onnx = Path(for_parser) / f"{spec.name}.onnx"
             write_onnx(spec, make.precision, onnx)
-            self.watcher.begin(spec.name, f"building for {make.target}")
-            built = build_engine(onnx, spec, list(make.sizes.values()), options, self.watcher.progress)
+            self.observer.begin(spec.name, f"building for {make.target}")
+            built = build_engine(onnx, spec, list(make.sizes.values()), options, self.observer.progress)
         path = folder / f"{spec.name}.engine"
         built.write(path)
         self._write_manifest(spec, make, path, [path])
         return path
 
-    def _write_manifest(self, spec: GraphSpec, make: Make, engine: Path, files: Sequence[Path]) -> None:
+    def _write_manifest(self, spec: GraphSpec, make: EngineConfig, engine: Path, files: Sequence[Path]) -> None:
         hashed = {path.name: EngineFile.of(path) for path in files}
-        write(engine, manifest_of(spec, make, self.origin, hashed))
+        write(engine, manifest_of(spec, make, self.provenance, hashed))
 
-    def _verify(self, spec: GraphSpec, engine: Path, make: Make) -> None:
+    def _verify(self, spec: GraphSpec, engine: Path, make: EngineConfig) -> None:
         """Compare an engine with its module, as the runtime will load it.
 
         Raises:
@@ -317,7 +321,7 @@ class _Exporter:
         if not self.order.verify:
             return
         device = torch.device("cpu" if make.target == "cpu" else "cuda")
-        self.watcher.begin(spec.name, f"verifying on {device.type}")
+        self.observer.begin(spec.name, f"verifying on {device.type}")
         loaded = load_engine(engine, device=device, num_threads=self.order.num_threads)
 
         def run(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -325,7 +329,7 @@ class _Exporter:
             return {name: value.cpu() for name, value in outputs.items()}
 
         comparisons = list(compare(spec, make.sizes, make.precision, make.builder.value, run))
-        self.watcher.compared(comparisons)
+        self.observer.compared(comparisons)
         check(comparisons)
 
     def _put_in_place(self, made: Path, engine: Path) -> None:
@@ -344,7 +348,7 @@ class _Exporter:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _file_name(spec: GraphSpec, make: Make) -> str:
+def _file_name(spec: GraphSpec, make: EngineConfig) -> str:
     return f"{spec.name}.{'onnx' if make.builder is Builder.ONNX_RUNTIME else 'engine'}"
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from export.errors import BadCheckpoint, shortened
+from export.errors import BadCheckpoint, abbreviate
 from export.modules.layers import Linear
 from export.weight_names import wan_name
 
@@ -129,7 +129,7 @@ def read_adapter(
         else:
             setattr(parts.setdefault(layer, _Part()), _ENDINGS[ending], value)
     if strange:
-        raise BadCheckpoint(f"LoRA {name} has keys that fit no layer: {shortened(strange)}")
+        raise BadCheckpoint(f"LoRA {name} has keys that fit no layer: {abbreviate(strange)}")
     if not parts:
         raise BadCheckpoint(f"LoRA {name} is empty")
 

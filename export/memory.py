@@ -70,8 +70,8 @@ class _Graphs:
         if graph not in self._specs:
             return 0
         spec = self._specs[graph]
-        values = spec.values(self._grid, point)
-        return sum(prod(port.at(values)) for port in spec.inputs if port.name.startswith(starts))
+        lengths = spec.axis_lengths(self._grid, point)
+        return sum(prod(tensor.resolve(lengths)) for tensor in spec.inputs if tensor.name.startswith(starts))
 
 
 def _counts(graphs: _Graphs, config: CheckpointConfig) -> Iterator[tuple[str, int]]:

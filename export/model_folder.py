@@ -16,7 +16,7 @@ from pathlib import Path
 from export.config import CheckpointConfig
 from export.errors import BadConfig
 from export.spec import Size
-from filmstrip.contract import INPUTS, OUTPUTS, Features, Mode, PipelineFacts, TensorSpec
+from filmstrip.contract import INPUTS, OUTPUTS, Features, Mode, PipelineInfo, TensorSpec
 from filmstrip.runtime.pipeline_config import FILE_NAME, MAX_REFERENCES, PipelineConfig
 
 IDLE_S = 900
@@ -27,7 +27,7 @@ parameters { key: "cuda_graphs" value { string_value: "true" } }"""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-def check_name(id: str) -> str:
+def check_pipeline_id(id: str) -> str:
     """A pipeline's id, which is its folder's and its Triton model's name.
 
     Raises:
@@ -76,10 +76,10 @@ def pipeline_config(config: CheckpointConfig, sizes: tuple[Size, ...], loras: tu
     )
 
 
-def pipeline_facts(id: str, config: PipelineConfig) -> PipelineFacts:
+def pipeline_facts(id: str, config: PipelineConfig) -> PipelineInfo:
     """What the pipeline says of itself; its own size is the first that it was exported for."""
     height, width = config.sizes[0]
-    return PipelineFacts(
+    return PipelineInfo(
         id=id,
         modes=(Mode.TEXT, Mode.VIDEO),
         chunk_size=config.chunk_size,
@@ -117,7 +117,7 @@ def write_model_folder(folder: Path, config: PipelineConfig, *, on_gpu: bool) ->
     (folder / "config.pbtxt").write_text(config_text(pipeline_facts(folder.name, config), on_gpu=on_gpu))
 
 
-def config_text(facts: PipelineFacts, *, on_gpu: bool) -> str:
+def config_text(facts: PipelineInfo, *, on_gpu: bool) -> str:
     """A `config.pbtxt`: one sequence at a time, one chunk a request."""
     tensors = [_tensor("input", spec) for spec in INPUTS] + [_tensor("output", spec) for spec in OUTPUTS]
     kind = "KIND_GPU" if on_gpu else "KIND_CPU"
@@ -143,7 +143,7 @@ def config_text(facts: PipelineFacts, *, on_gpu: bool) -> str:
             "",
             f"instance_group [ {{ kind: {kind} count: 1 }} ]",
             "",
-            "# What the pipeline says of itself: filmstrip.contract.PipelineFacts, each value as JSON.",
+            "# What the pipeline says of itself: filmstrip.contract.PipelineInfo, each value as JSON.",
             *parameters,
             *([_CUDA_GRAPHS] if on_gpu else []),
             "",

@@ -3,7 +3,7 @@
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,10 @@ from typing import Any
 import onnx
 import torch
 from onnxscript import rewriter
-from torch import nn
+from torch import Tensor, nn
 from torch.export import Dim
 
 from export.errors import UnusedInput
-from export.graph_specs import Positional
 from export.spec import Axis, GraphSpec, Grid, Precision
 
 OPSET = 23
@@ -24,24 +23,37 @@ _TRACED = Grid(2, 3)
 _LONGEST = 65536
 
 
+class _Positional(nn.Module):
+    """A graph with positional inputs, as ONNX has them."""
+
+    def __init__(self, named: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.named = named
+        self.names = tuple(names)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The graph's outputs for inputs in the order of `names`."""
+        return self.named(**dict(zip(self.names, tensors, strict=True)))
+
+
 def to_program(spec: GraphSpec, precision: Precision) -> torch.onnx.ONNXProgram:
     """Trace a graph and translate it; its weights are those of the spec's module, in the given precision.
 
     Weights on the meta device have no values, and take no memory here: see `export.compile_full`.
     """
     module = _without_values(copy.deepcopy(spec.module).to(precision.dtype))
-    graph = Positional(module, [port.name for port in spec.inputs]).eval()
+    graph = _Positional(module, [tensor.name for tensor in spec.inputs]).eval()
     # Lengths of 0 and 1 would be taken for constants.
-    point = {name: max(2, reach.usual) for name, reach in spec.axes.items()}
-    values = spec.values(_TRACED, point)
-    dims = {name: Dim(name, min=_least(spec, name), max=_LONGEST) for name in values}
+    point = {name: max(2, axis.opt) for name, axis in spec.axes.items()}
+    lengths = spec.axis_lengths(_TRACED, point)
+    dims = {name: Dim(name, min=_least(spec, name), max=_LONGEST) for name in lengths}
     inputs = [
-        torch.zeros(port.at(values), dtype=precision.dtype if port.dtype is None else port.dtype)
-        for port in spec.inputs
+        torch.zeros(tensor.resolve(lengths), dtype=precision.dtype if tensor.dtype is None else tensor.dtype)
+        for tensor in spec.inputs
     ]
     shapes = tuple(
-        {place: _dim(dims, length) for place, length in enumerate(port.shape) if isinstance(length, Axis)}
-        for port in spec.inputs
+        {place: _dim(dims, length) for place, length in enumerate(tensor.shape) if isinstance(length, Axis)}
+        for tensor in spec.inputs
     )
     with torch.no_grad(), _quiet(), _without_slow_rule():
         program = torch.onnx.export(
@@ -49,7 +61,7 @@ def to_program(spec: GraphSpec, precision: Precision) -> torch.onnx.ONNXProgram:
             tuple(inputs),
             dynamo=True,
             dynamic_shapes=(shapes,),
-            input_names=[port.name for port in spec.inputs],
+            input_names=[tensor.name for tensor in spec.inputs],
             output_names=[output.name for output in spec.outputs],
             opset_version=OPSET,
             external_data=True,
@@ -100,7 +112,7 @@ def _without_slow_rule() -> Iterator[None]:
 
 
 def _least(spec: GraphSpec, name: str) -> int:
-    return spec.axes[name].minimum if name in spec.axes else 1
+    return spec.axes[name].min if name in spec.axes else 1
 
 
 def _dim(dims: Mapping[str, Any], length: Axis) -> Any:
@@ -129,6 +141,6 @@ def check_inputs(path: Path, spec: GraphSpec) -> None:
     graph = onnx.load(path, load_external_data=False).graph
     read = {name for node in graph.node for name in node.input}
     there = {one.name for one in graph.input}
-    unused = [port.name for port in spec.inputs if port.name not in there & read]
+    unused = [tensor.name for tensor in spec.inputs if tensor.name not in there & read]
     if unused:
         raise UnusedInput(f"{spec.name} does nothing with {', '.join(unused)}: see export/PITFALLS.md")

@@ -1,10 +1,9 @@
-"""What the export declares of a graph: its inputs and outputs, which of their lengths vary, how exact it must be.
+"""What the export declares about a graph: its inputs and outputs, which lengths vary, how exact it must be.
 
-A graph is made once for all sizes of the video. Rows and columns of tokens are axes of it like any other, and an
-engine has one profile a size: so all sizes share one engine's weights.
+A graph is exported once for all video sizes. Rows and columns of tokens are axes like any other, and an engine has one
+profile per size, so all sizes share one engine's weights.
 
-A graph that changes so that the runtime must change with it needs a new `SPEC_VERSION`, in
-`filmstrip.runtime.engines.manifest`.
+A graph change that the runtime must follow needs a new `SPEC_VERSION`, in `filmstrip.runtime.engines.manifest`.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 
 class Precision(StrEnum):
-    """What a graph computes in."""
+    """The number format that a graph computes in."""
 
     FP32 = "fp32"
     BF16 = "bf16"
@@ -25,12 +24,12 @@ class Precision(StrEnum):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights, and of tensors that stay within the engines."""
+        """The type of the weights, and of tensors that only go from engine to engine."""
         return {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}[self]
 
 
-class Part(StrEnum):
-    """Which weights of a checkpoint's folder a graph is made of."""
+class Component(StrEnum):
+    """The part of a checkpoint's folder that a graph's weights come from."""
 
     TRANSFORMER = "transformer"
     VAE = "vae"
@@ -54,19 +53,19 @@ class Grid(NamedTuple):
     cols: int
 
 
-class Range(NamedTuple):
-    """Shortest, usual and longest value of an axis.
+class AxisRange(NamedTuple):
+    """The values of an axis in an engine's profile.
 
     Attributes:
-        minimum: of the profile.
-        usual: what an engine is made fastest for.
-        maximum: of the profile.
-        per_frame: the values count latent frames, of which each is rows * cols tokens on the axis.
+        min: the smallest.
+        opt: the one that the engine is optimised for.
+        max: the largest.
+        per_frame: whether the values count latent frames, each of which is rows * cols tokens on the axis.
     """
 
-    minimum: int
-    usual: int
-    maximum: int
+    min: int
+    opt: int
+    max: int
     per_frame: bool = False
 
 
@@ -77,49 +76,50 @@ class Axis(NamedTuple):
     factor: int = 1
 
 
-Shape = tuple[int | Axis, ...]
-Sample = Callable[[tuple[int, ...], torch.Generator], Tensor]
+SymbolicShape = tuple[int | Axis, ...]
+"""A shape with an axis wherever a length varies."""
+Sampler = Callable[[tuple[int, ...], torch.Generator], Tensor]
 """Makes a random tensor of a shape."""
 
 
 def noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Normal noise."""
+    """Normally distributed random numbers."""
     return torch.randn(shape, generator=generator)
 
 
 @dataclass(frozen=True)
-class Port:
+class InputSpec:
     """An input of a graph.
 
     Attributes:
         name: in the ONNX file and the engine.
         shape: numbers, and axes where a length varies.
-        dtype: None for the graph's precision, which tensors have that go from engine to engine.
-        sample: makes what `verify` puts in.
+        dtype: None for the graph's precision, which tensors have that only go from engine to engine.
+        sample: makes random values for verification.
     """
 
     name: str
-    shape: Shape
+    shape: SymbolicShape
     dtype: torch.dtype | None = torch.float32
-    sample: Sample = noise
+    sample: Sampler = noise
 
-    def at(self, values: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape where the axes have these values."""
+    def resolve(self, lengths: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape for these axis lengths."""
         return tuple(
-            length if isinstance(length, int) else values[length.name] * length.factor for length in self.shape
+            length if isinstance(length, int) else lengths[length.name] * length.factor for length in self.shape
         )
 
 
-class Output(NamedTuple):
-    """An output of a graph: `shape` with -1 where a length varies, `dtype` as of a `Port`."""
+class OutputSpec(NamedTuple):
+    """An output of a graph: `shape` has -1 where a length varies, `dtype` is as in `InputSpec`."""
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype | None = torch.float32
 
 
-def varying(shape: Shape) -> tuple[int, ...]:
-    """A shape with -1 where a length varies."""
+def dynamic_shape(shape: SymbolicShape) -> tuple[int, ...]:
+    """The shape with -1 where a length varies."""
     return tuple(length if isinstance(length, int) else -1 for length in shape)
 
 
@@ -132,45 +132,45 @@ class GraphSpec:
 
     Attributes:
         name: of its files.
-        part: where its weights come from.
+        component: where its weights come from.
         module: in float32; its `forward` takes the inputs by name.
-        inputs: in the order of the engine.
-        outputs: likewise.
+        inputs: in the engine's order.
+        outputs: in the engine's order.
         axes: ranges of the axes that vary within one size: all but rows and cols.
-        points: values of these axes, in their ranges' units, at which it is verified.
-        tolerances: by precision, largest error of an output, as a share of the output's largest value.
+        test_points: values of these axes, in the units of their ranges, at which the graph is verified.
+        tolerances: for each precision, the largest error of an output as a share of the output's largest value.
     """
 
     name: str
-    part: Part
+    component: Component
     module: nn.Module
-    inputs: tuple[Port, ...]
-    outputs: tuple[Output, ...]
-    axes: Mapping[str, Range]
-    points: tuple[Mapping[str, int], ...]
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[OutputSpec, ...]
+    axes: Mapping[str, AxisRange]
+    test_points: tuple[Mapping[str, int], ...]
     tolerances: Tolerances
 
     @property
-    def has_size(self) -> bool:
+    def depends_on_size(self) -> bool:
         """Whether a shape depends on the size of the video."""
-        used = {length.name for port in self.inputs for length in port.shape if isinstance(length, Axis)}
+        used = {length.name for tensor in self.inputs for length in tensor.shape if isinstance(length, Axis)}
         return bool(used & {"rows", "cols"}) or any(self.axes[name].per_frame for name in used & self.axes.keys())
 
-    def values(self, grid: Grid, point: Mapping[str, int]) -> dict[str, int]:
-        """The lengths of all axes at a size and a point."""
+    def axis_lengths(self, grid: Grid, point: Mapping[str, int]) -> dict[str, int]:
+        """The lengths of all axes at a size and a test point."""
         tokens = grid.rows * grid.cols
         free = {name: value * (tokens if self.axes[name].per_frame else 1) for name, value in point.items()}
         return {"rows": grid.rows, "cols": grid.cols, **free}
 
     def profile(self, grid: Grid) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
-        """Shortest, usual and longest shape of each input at a size."""
-        low, usual, high = (
-            self.values(grid, {name: reach[index] for name, reach in self.axes.items()}) for index in range(3)
+        """The smallest, optimal and largest shape of each input at a size."""
+        low, opt, high = (
+            self.axis_lengths(grid, {name: values[index] for name, values in self.axes.items()}) for index in range(3)
         )
-        return {port.name: (port.at(low), port.at(usual), port.at(high)) for port in self.inputs}
+        return {tensor.name: (tensor.resolve(low), tensor.resolve(opt), tensor.resolve(high)) for tensor in self.inputs}
 
     def sample(self, grid: Grid, point: Mapping[str, int], seed: int = 0) -> dict[str, Tensor]:
-        """Random inputs in float32 at a size and a point; the same for the same seed."""
+        """Random float32 inputs at a size and a test point; equal for equal seeds."""
         generator = torch.Generator().manual_seed(seed)
-        values = self.values(grid, point)
-        return {port.name: port.sample(port.at(values), generator) for port in self.inputs}
+        lengths = self.axis_lengths(grid, point)
+        return {tensor.name: tensor.sample(tensor.resolve(lengths), generator) for tensor in self.inputs}

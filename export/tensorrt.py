@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from export.errors import BadOptions, BuilderMissing, BuildFailed, UnusedInput
-from export.spec import GraphSpec, Grid, Part, Precision
+from export.spec import Component, GraphSpec, Grid, Precision
 from filmstrip.runtime.engines.manifest import Builder
 
 RTX_TARGETS: Mapping[str, str] = MappingProxyType(
@@ -80,7 +80,7 @@ class BuildOptions:
             raise BadOptions("TensorRT-RTX measures no kernels and has no timing cache: leave it out")
 
 
-Progress = Callable[[str, float], None]
+OnProgress = Callable[[str, float], None]
 """Is told the phase that a build is in, and the share of the whole that is done, 0 to 1, which never falls."""
 
 
@@ -97,7 +97,7 @@ class BuildProgress:
     TensorRT calls from several threads.
     """
 
-    def __init__(self, tell: Progress) -> None:
+    def __init__(self, tell: OnProgress) -> None:
         self._tell = tell
         self._phases: dict[str, _Phase] = {}
         self._share = 0.0
@@ -161,7 +161,7 @@ class Message(NamedTuple):
 
 
 @dataclass
-class Log:
+class BuildLog:
     """What a library said during a build.
 
     Attributes:
@@ -181,7 +181,7 @@ class Log:
         return "; ".join(one.text for one in self.messages if one.is_error) or "no reason was given"
 
 
-def listen(library: Any, log: Log) -> Any:
+def make_logger(library: Any, log: BuildLog) -> Any:
     """A logger for a builder."""
 
     class Listener(library.ILogger):
@@ -198,7 +198,7 @@ def listen(library: Any, log: Log) -> Any:
     return Listener()
 
 
-def monitor(library: Any, progress: BuildProgress) -> Any:
+def make_progress_monitor(library: Any, progress: BuildProgress) -> Any:
     """A progress monitor for a builder's configuration."""
 
     class Monitor(library.IProgressMonitor):
@@ -246,7 +246,7 @@ def configure(library: Any, config: Any, options: BuildOptions) -> None:
             raise BuildFailed(f"{options.timing_cache} is of another GPU or version: remove it or name another file")
 
 
-def keep_timings(config: Any, path: Path) -> None:
+def save_timing_cache(config: Any, path: Path) -> None:
     """Write the timing cache of a configuration after a build."""
     part = path.with_name(path.name + ".part")
     part.write_bytes(config.get_timing_cache().serialize())
@@ -286,7 +286,7 @@ def build_engine(
     spec: GraphSpec,
     grids: Sequence[Grid],
     options: BuildOptions,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> BuiltEngine:
     """Build a graph's engine with one profile a size.
 
@@ -304,23 +304,25 @@ def build_engine(
     """
     began = time.monotonic()
     library = load_library(options.builder)
-    log = Log()
-    logger = listen(library, log)
+    log = BuildLog()
+    logger = make_logger(library, log)
     builder = library.Builder(logger)
-    network = builder.create_network(_strongly_typed(library))
+    network = builder.create_network(_strongly_typed_flag(library))
     _parse(library, network, logger, onnx, log)
-    _check_ports(library, network, spec, options.precision)
-    if spec.part is not Part.TRANSFORMER or options.precision is Precision.FP32:
+    _check_signature(library, network, spec, options.precision)
+    if spec.component is not Component.TRANSFORMER or options.precision is Precision.FP32:
         # No kernel computes in float32, or has room for the VAE's one head of 384 numbers. The transformer's attention
         # must have a kernel: the scores of all its tokens would fill the memory.
-        _let_decompose(library, network)
+        _allow_decomposed_attention(library, network)
 
     config = builder.create_builder_config()
     configure(library, config, options)
     build_progress = BuildProgress(progress or (lambda _phase, _share: None))
-    progress_monitor = monitor(library, build_progress)  # a name of its own: it must live as long as `config`
+    progress_monitor = make_progress_monitor(
+        library, build_progress
+    )  # a name of its own: it must live as long as `config`
     config.progress_monitor = progress_monitor
-    sizes = tuple(grids) if spec.has_size else ()
+    sizes = tuple(grids) if spec.depends_on_size else ()
     for grid in sizes or grids[:1]:
         _add_profile(builder, config, spec, grid)
 
@@ -330,20 +332,20 @@ def build_engine(
     if plan is None:
         raise BuildFailed(f"{spec.name} was not built: {log.errors()}")
     if options.timing_cache is not None:
-        keep_timings(config, options.timing_cache)
+        save_timing_cache(config, options.timing_cache)
     build_progress.complete()
     return BuiltEngine(
         memoryview(plan), sizes, tuple(log.activation_bytes), library.__version__, time.monotonic() - began
     )
 
 
-def _strongly_typed(library: Any) -> int:
+def _strongly_typed_flag(library: Any) -> int:
     """Flags of a network whose types are the file's; releases that know no other kind have no flag for it."""
     flag = getattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
 
-def _parse(library: Any, network: Any, logger: Any, onnx: Path, log: Log) -> None:
+def _parse(library: Any, network: Any, logger: Any, onnx: Path, log: BuildLog) -> None:
     parser = library.OnnxParser(network, logger)
     if parser.parse_from_file(str(onnx)):
         return
@@ -352,7 +354,7 @@ def _parse(library: Any, network: Any, logger: Any, onnx: Path, log: Log) -> Non
     raise BuildFailed(f"{onnx.name} can't be parsed: {'; '.join(where) or log.errors()}")
 
 
-def _check_ports(library: Any, network: Any, spec: GraphSpec, precision: Precision) -> None:
+def _check_signature(library: Any, network: Any, spec: GraphSpec, precision: Precision) -> None:
     """Names and types must be the spec's: who runs the engine knows nothing else of it."""
     found = {
         "inputs": [network.get_input(index) for index in range(network.num_inputs)],
@@ -383,7 +385,7 @@ def _types(have: dict[str, Any], names: Sequence[str]) -> str:
     return ", ".join(str(have[name].name) if name in have else "none" for name in names)
 
 
-def _let_decompose(library: Any, network: Any) -> None:
+def _allow_decomposed_attention(library: Any, network: Any) -> None:
     """Let attention run as separate operations where the library has no kernel that does it at once."""
     for layer in (network.get_layer(index) for index in range(network.num_layers)):
         if layer.type == library.LayerType.ATTENTION_INPUT:

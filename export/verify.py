@@ -8,7 +8,7 @@ from rich.table import Table
 from torch import Tensor
 
 from export.errors import ToleranceExceeded
-from export.spec import GraphSpec, Grid, Output, Port, Precision, Size
+from export.spec import GraphSpec, Grid, InputSpec, OutputSpec, Precision, Size
 
 
 class ModuleEngine:
@@ -22,7 +22,7 @@ class ModuleEngine:
 
     def __init__(self, spec: GraphSpec) -> None:
         self._spec = spec
-        ports: list[Port | Output] = [*spec.inputs, *spec.outputs]
+        ports: list[InputSpec | OutputSpec] = [*spec.inputs, *spec.outputs]
         self._dtypes = {one.name: one.dtype or Precision.FP32.dtype for one in ports}
 
     def dtype(self, name: str) -> torch.dtype:
@@ -31,8 +31,8 @@ class ModuleEngine:
 
     def run(self, inputs: Mapping[str, Tensor], into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """All outputs; those that memory was given for are copied there. Nothing is checked."""
-        made = self._spec.module(**{port.name: inputs[port.name] for port in self._spec.inputs})
-        outputs = {port.name: output for port, output in zip(self._spec.outputs, made, strict=True)}
+        made = self._spec.module(**{tensor.name: inputs[tensor.name] for tensor in self._spec.inputs})
+        outputs = {tensor.name: output for tensor, output in zip(self._spec.outputs, made, strict=True)}
         return outputs | {name: memory.copy_(outputs[name]) for name, memory in (into or {}).items()}
 
 
@@ -86,15 +86,15 @@ def compare(
         runner: what runs the engine, for the table.
         run: the engine.
     """
-    for size, grid in list(sizes.items())[: None if spec.has_size else 1]:
-        for seed, point in enumerate(spec.points):
+    for size, grid in list(sizes.items())[: None if spec.depends_on_size else 1]:
+        for seed, point in enumerate(spec.test_points):
             inputs = _rounded(spec, spec.sample(grid, point, seed), precision)
             with torch.no_grad():
                 expected = spec.module(**{name: _exact(value) for name, value in inputs.items()})
             got = run(inputs)
             for output, reference in zip(spec.outputs, expected, strict=True):
                 error = relative_error(got[output.name], reference)
-                at = size if spec.has_size else None
+                at = size if spec.depends_on_size else None
                 yield Comparison(spec.name, runner, at, point, output.name, error, spec.tolerances[precision])
 
 
@@ -139,7 +139,7 @@ def table(comparisons: Sequence[Comparison]) -> Table:
 
 def _rounded(spec: GraphSpec, inputs: Mapping[str, Tensor], precision: Precision) -> dict[str, Tensor]:
     """Inputs in the types that the engine takes."""
-    return {port.name: inputs[port.name].to(port.dtype or precision.dtype) for port in spec.inputs}
+    return {tensor.name: inputs[tensor.name].to(tensor.dtype or precision.dtype) for tensor in spec.inputs}
 
 
 def _exact(value: Tensor) -> Tensor:

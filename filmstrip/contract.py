@@ -236,7 +236,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class PipelineFacts:
+class PipelineInfo:
     """What `config.pbtxt` tells of a pipeline.
 
     Attributes:
@@ -370,7 +370,7 @@ def _is_count(value: Any) -> bool:
 
 _LARGEST_COUNT = 2**20
 _DEEPEST = 20  # levels of nested lists and objects in a parameter
-_PARAMETERS = frozenset(known.name for known in fields(PipelineFacts)) - {"id"}
+_PARAMETERS = frozenset(known.name for known in fields(PipelineInfo)) - {"id"}
 
 
 def numpy_dtype(spec: TensorSpec) -> np.dtype[Any]:

@@ -20,9 +20,9 @@ from pydantic import ValidationError
 from . import embedded, logs, protocol
 from .app import create_app
 from .logs import AccessLog
-from .parts import Parts
 from .protocol import OpenConnections, most_connections, raise_descriptor_limit
 from .settings import Settings, unknown_variables
+from .state import AppState
 from .store import DataDirectoryTaken, Store
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ async def _serve(settings: Settings, listener: socket.socket, descriptors: int) 
     async def stop() -> None:
         """Return when the server is to stop, once its generation has."""
         nonlocal status
-        parts: Parts = app.extensions["filmstrip"]
+        parts: AppState = app.extensions["filmstrip"]
         waits = [asyncio.create_task(signalled.wait())]
         if parts.embedded is not None:
             waits.append(asyncio.create_task(parts.embedded.failed.wait()))
@@ -140,7 +140,7 @@ async def _serve(settings: Settings, listener: socket.socket, descriptors: int) 
     return status
 
 
-def _give_up(parts: Parts) -> None:
+def _give_up(parts: AppState) -> None:
     """Something holds the shutdown up: end all the same."""
     log.error("the shutdown took too long")
     if parts.embedded is not None:

@@ -25,9 +25,9 @@ from .bodies import refuse_wrapped
 from .connection import BoundedBody, BoundedRequest, Connection
 from .logs import note
 from .openapi import Provider, accepted_types, add_docs
-from .parts import provide, running
 from .routes import api
 from .settings import Settings
+from .state import lifespan
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def create_app(settings: Settings | None = None) -> Quart:
     _add_errors(app)
     _add_docs(app, settings)
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    _add_parts(app, settings)
+    _add_lifespan(app, settings)
 
     @app.after_request
     async def finish_body(response: Response) -> Response:
@@ -103,12 +103,12 @@ def _add_access(app: Quart, settings: Settings) -> None:
         cors(app, allow_origin=settings.cors_origins, allow_methods=_METHODS, expose_headers=_EXPOSED, max_age=600)
 
 
-def _add_parts(app: Quart, settings: Settings) -> None:
+def _add_lifespan(app: Quart, settings: Settings) -> None:
     stack = AsyncExitStack()
 
     @app.before_serving
     async def start() -> None:
-        provide(app.extensions, await stack.enter_async_context(running(settings)))
+        await stack.enter_async_context(lifespan(app, settings))
 
     @app.after_serving
     async def stop() -> None:

@@ -28,8 +28,7 @@ from filmstrip.geometry import VideoShape, header_holds, pack_video_header
 from .connection import BoundedBody, Pace
 from .schema import parse
 from .store import Draft, Kind, Store, StoredFile
-from .tasks import in_thread
-from .turns import Turns
+from .tasks import FairSemaphore, in_thread
 
 BINARY = "application/octet-stream"
 JSON = "application/json"
@@ -97,7 +96,7 @@ class JsonBodies:
         self._limit_bytes = limit_bytes
         self._total_bytes = total_bytes
         self._held: Counter[str] = Counter()
-        self._parsing = Turns(_PARSED_AT_ONCE)
+        self._parsing = FairSemaphore(_PARSED_AT_ONCE)
         self._returning: asyncio.TimerHandle | None = None
         self._returning_again: asyncio.TimerHandle | None = None
 

@@ -20,7 +20,7 @@ from filmstrip.triton_folder import NoTritonFolder, TritonFolder, make_link
 from .settings import MODELS_DIR, Settings
 from .store import SHM_DIR, Store
 from .tasks import in_thread, spawn
-from .triton import Triton
+from .triton import TritonClient
 from .watch import STUB, ModelWatch
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ class EmbeddedTriton:
         self.failed = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
-        self._client: Triton | None = None
+        self._client: TritonClient | None = None
         self._was_ready = False
         self._restart_for: set[str] = set()
         self._died: set[str] = set()
@@ -127,7 +127,7 @@ class EmbeddedTriton:
         self._settled.set()
         self.is_up = False
 
-    def start(self, client: Triton) -> None:
+    def start(self, client: TritonClient) -> None:
         """Begin; `Triton.is_ready` tells when it is up, `failed` when its first start came to nothing."""
         self._client = client
         client.supervisor = self
@@ -203,7 +203,7 @@ class EmbeddedTriton:
 
     # -- Supervision ------------------------------------------------------------------------------------
 
-    async def _supervise(self, client: Triton) -> None:
+    async def _supervise(self, client: TritonClient) -> None:
         pause_s = _FIRST_PAUSE_S
         while True:
             self.is_up = False
@@ -236,7 +236,7 @@ class EmbeddedTriton:
         if not self._was_ready:
             self.failed.set()
 
-    async def _run_once(self, client: Triton) -> None:
+    async def _run_once(self, client: TritonClient) -> None:
         """Start Triton with its models, and watch over it.
 
         Raises:
@@ -276,7 +276,7 @@ class EmbeddedTriton:
     def _look_after_s(self) -> float:
         return _POLL_S if self._restart_for else _WATCH_S
 
-    async def _bring_up(self, process: asyncio.subprocess.Process, client: Triton) -> None:
+    async def _bring_up(self, process: asyncio.subprocess.Process, client: TritonClient) -> None:
         """Wait until Triton answers, and have it load every model that it can."""
         deadline = asyncio.get_running_loop().time() + self._settings.triton_start_timeout_s
         names = await self._reach(process, client, deadline)
@@ -293,12 +293,12 @@ class EmbeddedTriton:
         self._was_ready = self.is_up = True
         self._end_restart(client)
 
-    def _end_restart(self, client: Triton) -> None:
+    def _end_restart(self, client: TritonClient) -> None:
         client.is_starting = False
         if not self._restart_for:
             self._settled.set()
 
-    async def _reach(self, process: asyncio.subprocess.Process, client: Triton, deadline: float) -> list[str]:
+    async def _reach(self, process: asyncio.subprocess.Process, client: TritonClient, deadline: float) -> list[str]:
         """Wait until Triton answers, with the names of its models.
 
         Raises:
@@ -318,7 +318,7 @@ class EmbeddedTriton:
                 )
             await asyncio.sleep(_POLL_S)
 
-    async def _load(self, name: str, client: Triton, deadline: float) -> None:
+    async def _load(self, name: str, client: TritonClient, deadline: float) -> None:
         """Load a model, or leave it where it can't be loaded."""
         while True:
             try:

@@ -16,10 +16,9 @@ from typing import Any, cast
 from filmstrip.errors import BadImage, InternalError, InvalidField, ShuttingDown
 
 from . import image_worker
-from .regions import Slice
+from .relay import FileSlice
 from .store import Kind, Store
-from .tasks import run_to_end, spawn
-from .turns import Turns
+from .tasks import FairSemaphore, run_to_end, spawn
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ class ImageDecoder:
     """
 
     def __init__(self) -> None:
-        self._turns = Turns(_NUM_WORKERS)
+        self._turns = FairSemaphore(_NUM_WORKERS)
         self._idle: list[asyncio.subprocess.Process] = []
         self._all: set[asyncio.subprocess.Process] = set()
         self._is_closed = False
@@ -63,7 +62,7 @@ class ImageDecoder:
         """
         return await self._decode({}, source, requester, urgent=False)
 
-    async def write(self, source: ImageSource, requester: Requester, shape: tuple[int, ...], place: Slice) -> None:
+    async def write(self, source: ImageSource, requester: Requester, shape: tuple[int, ...], place: FileSlice) -> None:
         """Decode an image of this shape again and write its pixels, uint8 [H, W, 3], to a place in a file.
 
         Raises:
@@ -183,7 +182,7 @@ class RequestImage:
     """
 
     shape: tuple[int, ...]
-    write: Callable[[Slice], Awaitable[None]]
+    write: Callable[[FileSlice], Awaitable[None]]
 
 
 async def resolve_image(

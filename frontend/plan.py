@@ -4,19 +4,20 @@ A plan says for each chunk which frames it adds to the output, what the model is
 upload its tensors are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from filmstrip.cache_policy import CacheInputs, reset_reason
-from filmstrip.contract import NUM_SEEDS, ChunkParameters, Mode, PipelineFacts
+from filmstrip.contract import NUM_SEEDS, ChunkParameters, Interpolation, Mode, PipelineInfo, Prompt, Transition
 from filmstrip.errors import InvalidField, counted
-from filmstrip.geometry import VideoShape
+from filmstrip.geometry import MAX_SIDE, MIN_SIDE, VideoShape, nearest_multiples
 
-from .arrays import (
+from .array_plan import (
     MODEL_CHANNELS,
     ImagePlan,
-    SpecAt,
+    SpecRef,
     TensorPlan,
     Uploads,
     images,
@@ -24,21 +25,21 @@ from .arrays import (
     vace_arrays,
     whole_input,
 )
-from .features import check_features, frame_size, lora_scales, unused_fields
-from .prompts import ChunkPrompts, StickyPrompts
-from .schema import ChunkSpec, GenerateRequest
+from .schema import ChunkSpec, GenerateRequest, WeightedPrompt, at_chunk
+
+DEFAULT_TRANSITION_STEPS = 4
 
 
 @dataclass(frozen=True)
 class Chain:
     """The pipelines that each chunk of a generation passes."""
 
-    pipeline: PipelineFacts
-    pre_processor: PipelineFacts | None = None
-    post_processor: PipelineFacts | None = None
+    pipeline: PipelineInfo
+    pre_processor: PipelineInfo | None = None
+    post_processor: PipelineInfo | None = None
 
     @property
-    def stages(self) -> tuple[PipelineFacts, ...]:
+    def stages(self) -> tuple[PipelineInfo, ...]:
         """The pipelines in the order in which a chunk passes them."""
         parts = (self.pre_processor, self.pipeline, self.post_processor)
         return tuple(part for part in parts if part is not None)
@@ -70,8 +71,8 @@ class ChunkPlan:
     @property
     def frames(self) -> VideoShape:
         """Shape of the frames that each stage answers with."""
-        told = self.parameters
-        return VideoShape(told.num_frames, told.height, told.width, MODEL_CHANNELS)
+        params = self.parameters
+        return VideoShape(params.num_frames, params.height, params.width, MODEL_CHANNELS)
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,82 @@ class Plan:
     chunks: tuple[ChunkPlan, ...]
     seed: int
     unused: tuple[str, ...]
+
+
+# -- Prompts ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ChunkPrompts:
+    """The prompts of one chunk.
+
+    Attributes:
+        prompts: in force before any transition.
+        method: how they are blended.
+        transition: under way, or None.
+    """
+
+    prompts: tuple[Prompt, ...]
+    method: Interpolation
+    transition: Transition | None
+
+    @property
+    def target(self) -> tuple[Prompt, ...]:
+        """What the chunk moves to, or stays at."""
+        return self.transition.target if self.transition else self.prompts
+
+    @property
+    def in_transition(self) -> bool:
+        """The chunk moves from one embedding to another; a transition of 0 steps is a change of prompt instead."""
+        return self.transition is not None and self.transition.num_steps > 0
+
+
+class StickyPrompts:
+    """Walks through the chunks of a request in order."""
+
+    def __init__(self, request: GenerateRequest) -> None:
+        self._method = request.prompt_interpolation_method
+        self._prompts = _as_prompts(request.prompt)
+        self._transition: Transition | None = None
+
+    def next_chunk(self, spec: ChunkSpec | None) -> ChunkPrompts:
+        """The prompts of the next chunk, whose spec may set new ones."""
+        self._advance()
+        method = self._method
+        if spec is not None:
+            new = spec.prompts if spec.text is None else spec.text
+            if new is not None:
+                self._prompts = _as_prompts(new)
+                self._transition = None
+            if spec.transition_target_prompts is not None:
+                steps = spec.transition_num_steps
+                self._transition = Transition(
+                    target=_as_prompts(spec.transition_target_prompts),
+                    num_steps=DEFAULT_TRANSITION_STEPS if steps is None else steps,
+                    step=0,
+                    method=spec.transition_method or Interpolation.LINEAR,
+                )
+            method = spec.prompt_interpolation_method or method
+        return ChunkPrompts(self._prompts, method, self._transition)
+
+    def _advance(self) -> None:
+        """Leave the chunk before: its transition goes one step on, or has arrived."""
+        now = self._transition
+        if now is None:
+            return
+        if now.step + 1 >= now.num_steps:
+            self._prompts, self._transition = now.target, None
+        else:
+            self._transition = Transition(now.target, now.num_steps, now.step + 1, now.method)
+
+
+def _as_prompts(given: str | list[WeightedPrompt]) -> tuple[Prompt, ...]:
+    if isinstance(given, str):
+        return (Prompt(given),)
+    return tuple(Prompt(prompt.text, prompt.weight) for prompt in given)
+
+
+# -- Chunks -------------------------------------------------------------------------------------------------
 
 
 def make_plan(request: GenerateRequest, chain: Chain, uploads: Uploads, max_chunk_bytes: int) -> Plan:
@@ -126,9 +203,9 @@ class _Planner:
 
     def _check_processors(self) -> None:
         for name in ("pre_processor", "post_processor"):
-            facts: PipelineFacts | None = getattr(self.chain, name)
-            if facts is not None and not facts.features.frame_processor:
-                raise InvalidField(f"{name}_id: {facts.id} is not a frame processor", f"{name}_id")
+            info: PipelineInfo | None = getattr(self.chain, name)
+            if info is not None and not info.features.frame_processor:
+                raise InvalidField(f"{name}_id: {info.id} is not a frame processor", f"{name}_id")
 
     def _check_input(self) -> None:
         shape = self.uploads.input_shape
@@ -147,16 +224,18 @@ class _Planner:
         """Height and width of the whole-video input, else of the first video that a chunk has of its own."""
         if self.uploads.input_shape is not None:
             return self.uploads.input_shape.height, self.uploads.input_shape.width
-        shapes = (at.spec.input_video_shape for _, at in sorted(self.specs.items()))
+        shapes = (spec_ref.spec.input_video_shape for _, spec_ref in sorted(self.specs.items()))
         first = next((shape for shape in shapes if shape), None)
         return (first[1], first[2]) if first else (None, None)
 
     def _check_indices(self, num_chunks: int) -> None:
-        for index, at in self.specs.items():
+        for index, spec_ref in self.specs.items():
             if index >= num_chunks:
                 frames = f"{counted(self.request.num_frames, 'frame')} of {self.pipeline.id}"
                 chunks = counted(num_chunks, "chunk")
-                raise at.refuse("chunk", f"no chunk {index}; the generation has {chunks} ({frames}), numbered from 0")
+                raise spec_ref.refuse(
+                    "chunk", f"no chunk {index}; the generation has {chunks} ({frames}), numbered from 0"
+                )
 
     # -- The walk through the chunks --------------------------------------------------------------------
 
@@ -165,8 +244,8 @@ class _Planner:
         previous: CacheInputs | None = None
         index = start = latent_index = 0
         while start < self.request.num_frames:
-            at = self.specs.get(index)
-            chunk = _Chunk(self, index, at, sticky.at(at.spec if at else None))
+            spec_ref = self.specs.get(index)
+            chunk = _Chunk(self, index, spec_ref, sticky.next_chunk(spec_ref.spec if spec_ref else None))
             now = chunk.cache_inputs()
             if self.pipeline.features.cache and self.pipeline.latent_frames is not None:
                 first = reset_reason(previous, now, latent_index, self.pipeline.latent_frames) is not None
@@ -186,13 +265,13 @@ class _Planner:
 class _Chunk:
     """One chunk of the walk: its values are the spec's where it has them, else the request's."""
 
-    def __init__(self, planner: _Planner, index: int, at: SpecAt | None, prompts: ChunkPrompts) -> None:
+    def __init__(self, planner: _Planner, index: int, spec_ref: SpecRef | None, prompts: ChunkPrompts) -> None:
         self.planner = planner
         self.request = planner.request
         self.pipeline = planner.pipeline
         self.index = index
-        self.at = at or SpecAt(ChunkSpec(chunk=index), -1)
-        self.spec = self.at.spec
+        self.spec_ref = spec_ref or SpecRef(ChunkSpec(chunk=index), -1)
+        self.spec = self.spec_ref.spec
         self.prompts = prompts
         self._check_spec()
         has_input = planner.uploads.input_shape is not None or self.spec.input_video_shape is not None
@@ -208,7 +287,7 @@ class _Chunk:
         if self.mode not in self.pipeline.modes:
             why = f"{self.pipeline.id} takes no input video"
             if self.spec.input_video_shape is not None:
-                raise self.at.refuse("input_video_shape", why)
+                raise self.spec_ref.refuse("input_video_shape", why)
             raise InvalidField(f"input_path: {why}", "input_path")
         self.has_vace_arrays = (
             self.input_is_vace or self.spec.vace_frames_shape is not None or self.spec.vace_masks_shape is not None
@@ -271,7 +350,7 @@ class _Chunk:
     def _lora_scales(self) -> dict[str, float]:
         if self.spec.lora_scales is None:
             return lora_scales(self.request.lora_scales, self.pipeline, "lora_scales")
-        field = f"chunk_specs[{self.at.position}].lora_scales"
+        field = f"chunk_specs[{self.spec_ref.position}].lora_scales"
         return lora_scales(self.spec.lora_scales, self.pipeline, field, self.index)
 
     def _check_bytes(self, chunk: ChunkPlan) -> None:
@@ -284,35 +363,179 @@ class _Chunk:
             largest = max(chunk.tensors, key=lambda tensor: tensor.num_bytes, default=None)
             shape = f"{largest.spec.name}_shape" if largest else ""
             if largest and largest.num_bytes > frames and getattr(self.spec, shape) is not None:
-                raise self.at.refuse(shape, why)
+                raise self.spec_ref.refuse(shape, why)
             raise InvalidField(f"height: {why}", "height")
 
     def _tensors(self, count: int) -> Iterator[TensorPlan]:
         uploads, size = self.planner.uploads, self.planner.size
         any_size = self.pipeline.height is None or self.planner.chain.pre_processor is not None
-        own = own_video(self.at, count, size, any_size=any_size, blob_bytes=uploads.blob_bytes)
+        own = own_video(self.spec_ref, count, size, any_size=any_size, blob_bytes=uploads.blob_bytes)
         if own is not None:
             yield own
         elif uploads.input_shape is not None:
             chunk_size = self.pipeline.chunk_size
             yield whole_input(self.index, count, chunk_size, uploads.input_shape, self.request.num_frames)
-        yield from vace_arrays(self.at, count, size, uploads.blob_bytes)
+        yield from vace_arrays(self.spec_ref, count, size, uploads.blob_bytes)
 
     def _check_spec(self) -> None:
         spec = self.spec
         if spec.text is not None and spec.prompts is not None:
-            raise self.at.refuse("prompts", "text and prompts exclude each other")
+            raise self.spec_ref.refuse("prompts", "text and prompts exclude each other")
         most = self.pipeline.max_references
         if most is not None and len(spec.vace_ref_images or ()) > most:
-            raise self.at.refuse("vace_ref_images", f"{self.pipeline.id} takes at most {counted(most, 'image')}")
+            raise self.spec_ref.refuse("vace_ref_images", f"{self.pipeline.id} takes at most {counted(most, 'image')}")
 
 
-def _by_chunk(request: GenerateRequest) -> dict[int, SpecAt]:
-    specs: dict[int, SpecAt] = {}
+def _by_chunk(request: GenerateRequest) -> dict[int, SpecRef]:
+    specs: dict[int, SpecRef] = {}
     for position, spec in enumerate(request.chunk_specs or ()):
-        at = SpecAt(spec, position)
+        spec_ref = SpecRef(spec, position)
         if spec.chunk in specs:
             other = f"chunk_specs[{specs[spec.chunk].position}]"
-            raise at.refuse("chunk", f"{other} is for chunk {spec.chunk} too")
-        specs[spec.chunk] = at
+            raise spec_ref.refuse("chunk", f"{other} is for chunk {spec.chunk} too")
+        specs[spec.chunk] = spec_ref
     return specs
+
+
+# -- Features -----------------------------------------------------------------------------------------------
+
+FEATURE_OF_FIELD: Mapping[str, str] = {
+    "seed": "seed",
+    "noise_scale": "noise",
+    "noise_controller": "noise",
+    "manage_cache": "cache",
+    "reset_cache": "cache",
+    "kv_cache_attention_bias": "cache",
+    "denoising_steps": "denoising_steps",
+    "lora_scales": "loras",
+    "vace_context_scale": "vace",
+    "vace_use_input_video": "vace",
+    "vace_temporally_locked": "vace",
+    "vace_frames_shape": "vace",
+    "vace_frames_offset": "vace",
+    "vace_masks_shape": "vace",
+    "vace_masks_offset": "vace",
+    "vace_ref_images": "vace",
+    "first_frame_image": "vace",
+    "last_frame_image": "vace",
+    "transition_target_prompts": "prompts",
+    "transition_num_steps": "prompts",
+    "transition_method": "prompts",
+}
+
+
+GENERIC_FIELDS = frozenset({"seed", "noise_scale", "noise_controller", "manage_cache", "denoising_steps"})
+"""What every generator has and generic clients always send: accepted by any pipeline."""
+
+_OF_TRANSITION = ("transition_num_steps", "transition_method")
+
+
+def check_features(request: GenerateRequest, pipeline: PipelineInfo) -> None:
+    """Refuse the first field that asks for something that the pipeline cannot do.
+
+    `GENERIC_FIELDS` and prompts are never refused, nor is what describes a transition without its target prompts.
+
+    Raises:
+        InvalidField: names the field and the features that the pipeline has.
+    """
+    _check(request, pipeline)
+    for position, spec in enumerate(request.chunk_specs or ()):
+        _check(spec, pipeline, position)
+
+
+def _check(given: GenerateRequest | ChunkSpec, pipeline: PipelineInfo, position: int = 0) -> None:
+    for name, feature in FEATURE_OF_FIELD.items():
+        if name in GENERIC_FIELDS or name in _without_transition(given):
+            continue
+        if _is_set(given, name) and not getattr(pipeline.features, feature):
+            field = where = name
+            if isinstance(given, ChunkSpec):
+                field = f"chunk_specs[{position}].{name}"
+                where = at_chunk(field, given.chunk)
+            has = ", ".join(name for name, has in pipeline.features.to_dict().items() if has) or "none"
+            raise InvalidField(f"{where}: {pipeline.id} does not support {feature}; its features: {has}", field)
+
+
+def unused_fields(request: GenerateRequest, pipeline: PipelineInfo) -> tuple[str, ...]:
+    """The fields that are set in the request or a ChunkSpec, to whatever value, and have no effect; sorted."""
+    useless = {name for name in GENERIC_FIELDS if not getattr(pipeline.features, FEATURE_OF_FIELD[name])}
+    found: set[str] = set()
+    for given in (request, *(request.chunk_specs or ())):
+        found |= given.model_fields_set & (useless | _without_transition(given))
+    return tuple(sorted(found))
+
+
+def _without_transition(given: GenerateRequest | ChunkSpec) -> frozenset[str]:
+    """The fields of a transition where there is none."""
+    has_none = isinstance(given, ChunkSpec) and given.transition_target_prompts is None
+    return frozenset(_OF_TRANSITION) if has_none else frozenset()
+
+
+def _is_set(given: GenerateRequest | ChunkSpec, name: str) -> bool:
+    """Whether a field asks for anything beyond what holds anyway."""
+    if name not in given.model_fields_set:
+        return False
+    value: Any = getattr(given, name)
+    own = type(given).model_fields[name].default
+    of_request = GenerateRequest.model_fields[name].default if name in GenerateRequest.model_fields else None
+    asks_nothing = value is False and own is None and of_request is not True
+    return not asks_nothing and value not in (None, own, of_request, [], {})
+
+
+def frame_size(
+    pipeline: PipelineInfo, asked: tuple[int | None, int | None], inputs: tuple[int | None, int | None] = (None, None)
+) -> tuple[int | None, int | None]:
+    """Height and width of a generation: asked for, else the pipeline's own, else the input's, else None.
+
+    Raises:
+        InvalidField: the pipeline cannot make it; the message names the nearest sizes that it can.
+    """
+    sides = []
+    own = (pipeline.height, pipeline.width)
+    for name, wanted, native, of_input in zip(("height", "width"), asked, own, inputs, strict=True):
+        side = wanted or native or of_input
+        if side is not None and side % pipeline.granularity:
+            good = " or ".join(map(str, nearest_multiples(side, pipeline.granularity, MIN_SIDE, MAX_SIDE)))
+            field = name if wanted else "input_path"
+            raise InvalidField(f"{field}: {side} is not a multiple of {pipeline.granularity}, try {good}", field)
+        sides.append(side)
+    size = sides[0], sides[1]
+    if pipeline.sizes and size not in pipeline.sizes:
+        known = ", ".join(f"{height}x{width}" for height, width in pipeline.sizes)
+        field = "width" if asked[0] is None and asked[1] is not None else "height"
+        raise InvalidField(
+            f"{field}: {pipeline.id} does not support {size[0]}x{size[1]}; exported sizes: {known}", field
+        )
+    return size
+
+
+def lora_scales(
+    given: Mapping[str, float] | None, pipeline: PipelineInfo, field: str, chunk: int | None = None
+) -> dict[str, float]:
+    """The scales by the names under which the LoRAs were exported; a path stands for its file's name.
+
+    Args:
+        given: scales by name or path.
+        pipeline: whose LoRAs they are.
+        field: of the request, for messages.
+        chunk: whose ChunkSpec the field is in.
+
+    Raises:
+        InvalidField: the pipeline has no LoRA of a name, or one is named twice.
+    """
+    scales: dict[str, float] = {}
+    for path, scale in (given or {}).items():
+        name = lora_name(path, pipeline.features.loras)
+        if name is None or name in scales:
+            trouble = "names a LoRA twice" if name else "is not a LoRA of this pipeline"
+            known = ", ".join(pipeline.features.loras) or "none"
+            where = field if chunk is None else at_chunk(field, chunk)
+            raise InvalidField(f"{where}: {path[:80]!r} {trouble}; {pipeline.id} has: {known}", field)
+        scales[name] = scale
+    return scales
+
+
+def lora_name(path: str, names: Collection[str]) -> str | None:
+    """The name among `names` that a path stands for: the path itself, its file's name, or that without its suffix."""
+    file = PurePath(path.replace("\\", "/"))
+    return next((name for name in (path, file.name, file.stem) if name in names), None)

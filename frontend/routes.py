@@ -1,4 +1,4 @@
-"""The endpoints: read the request, ask the part that knows, answer."""
+"""The endpoints: read the request, call the object that owns the work, answer."""
 
 from contextlib import AbstractAsyncContextManager
 from typing import TypeVar
@@ -15,7 +15,6 @@ from .connection import BoundedBody, on_close, will_stream
 from .download import send_file
 from .images import Requester
 from .openapi import EVENTS, content, describe, parameter
-from .parts import the_parts
 from .schema import (
     AssetAnswer,
     BlobAnswer,
@@ -30,6 +29,7 @@ from .schema import (
     PipelineStatusAnswer,
     UploadAnswer,
 )
+from .state import app_state
 from .store import Kind
 
 api = Blueprint("api", __name__)
@@ -61,13 +61,13 @@ silences. docs/api.md lists the keys of each event."""
 )
 async def generate() -> Response:
     """Generate a video, chunk by chunk, with an event after each."""
-    parts = the_parts()
+    state = app_state()
     client = client_of_request()
     async with _json_body(GenerateRequest) as body:
         will_stream(request)
-        generation = await parts.slot.start(await parts.effective(client, body), client)
-    on_close(request).callback(parts.slot.abandon, generation)
-    response = Response(generation.events.follow(parts.settings.keep_alive_s), content_type=EVENTS)
+        generation = await state.slot.start(await state.loads.apply_defaults(client, body), client)
+    on_close(request).callback(state.slot.abandon, generation)
+    response = Response(generation.events.follow(state.settings.keep_alive_s), content_type=EVENTS)
     response.headers.update({"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "X-Generation-Id": generation.id})
     if generation.unused:
         response.headers["X-Unused-Fields"] = ", ".join(generation.unused)
@@ -79,7 +79,7 @@ async def generate() -> Response:
 @describe(answers={200: content(JSON, CancelAnswer)}, models=(CancelAnswer,))
 async def cancel() -> Response:
     """End the client's generation after its current chunk."""
-    is_running = the_parts().slot.cancel(client_of_request())
+    is_running = app_state().slot.cancel(client_of_request())
     return _answer(CancelAnswer(status="cancelling" if is_running else "idle"))
 
 
@@ -100,7 +100,7 @@ async def cancel() -> Response:
 async def upload() -> Response:
     """Upload an input video."""
     shape = video_shape(request.headers)
-    file = await _receiver().video(shape, the_parts().settings.upload_bytes)
+    file = await _receiver().video(shape, app_state().settings.upload_bytes)
     metrics.UPLOADED_BYTES.labels(file.kind).inc(file.size_bytes)
     return _answer(UploadAnswer(input_path=file.name, num_frames=shape.frames, shape=list(shape)))
 
@@ -115,7 +115,7 @@ async def upload() -> Response:
 )
 async def upload_data() -> Response:
     """Upload a blob of packed arrays."""
-    file = await _receiver().blob(Kind.BLOB, the_parts().settings.blob_bytes)
+    file = await _receiver().blob(Kind.BLOB, app_state().settings.blob_bytes)
     metrics.UPLOADED_BYTES.labels(file.kind).inc(file.size_bytes)
     return _answer(BlobAnswer(data_blob_path=file.name, size_bytes=file.size_bytes))
 
@@ -129,10 +129,10 @@ async def upload_data() -> Response:
 )
 async def upload_asset() -> Response:
     """Upload an image for first and last frames and references."""
-    parts = the_parts()
+    state = app_state()
     requester = Requester(client_of_request())
     file = await _receiver().blob(
-        Kind.ASSET, parts.settings.asset_bytes, check=lambda path: parts.decoder.shape(path, requester)
+        Kind.ASSET, state.settings.asset_bytes, check=lambda path: state.decoder.shape(path, requester)
     )
     metrics.UPLOADED_BYTES.labels(file.kind).inc(file.size_bytes)
     return _answer(AssetAnswer(path=file.name))
@@ -160,9 +160,9 @@ async def download() -> Response:
     name = request.args.get("path")
     if not name:
         raise InvalidField("path: missing", "path")
-    parts = the_parts()
-    file = parts.store.find(name, Kind.OUTPUT, owner=client_of_request(), field="path")
-    return send_file(file, request, parts.store, parts.downloads)
+    state = app_state()
+    file = state.store.find(name, Kind.OUTPUT, owner=client_of_request(), field="path")
+    return send_file(file, request, state.store, state.downloads)
 
 
 @api.delete("/api/v1/files/<name>")
@@ -175,7 +175,7 @@ async def download() -> Response:
 )
 async def delete_file(name: str) -> Response:
     """Delete an upload, an asset or an output of the client."""
-    the_parts().store.delete(name, client_of_request())
+    app_state().store.delete(name, client_of_request())
     return Response(status=204)
 
 
@@ -184,9 +184,9 @@ async def delete_file(name: str) -> Response:
 async def pipelines() -> Response:
     """List the pipelines: the state of each, and what it can do."""
     shown = []
-    for name, pipeline in (await the_parts().pipelines()).items():
-        facts = {"id": name} if pipeline.facts is None else pipeline.facts.to_dict()
-        shown.append(facts | {"loaded": pipeline.loaded, "state": pipeline.state, "reason": pipeline.reason})
+    for name, pipeline in (await app_state().loads.pipelines()).items():
+        info = {"id": name} if pipeline.info is None else pipeline.info.to_dict()
+        shown.append(info | {"loaded": pipeline.loaded, "state": pipeline.state, "reason": pipeline.reason})
     return _answer(PipelinesAnswer.model_validate({"pipelines": shown}))
 
 
@@ -200,7 +200,7 @@ async def pipelines() -> Response:
 async def load_pipeline() -> Response:
     """Load pipelines; generate needs this only after an unload, and does it by itself."""
     async with _json_body(LoadRequest) as body:
-        load = await the_parts().begin_load(client_of_request(), body)
+        load = await app_state().loads.start(client_of_request(), body)
     status = "loaded" if load.status == "loaded" else "loading"
     return _answer(LoadAnswer(status=status, ignored=list(load.ignored)))
 
@@ -209,9 +209,13 @@ async def load_pipeline() -> Response:
 @describe(answers={200: content(JSON, PipelineStatusAnswer)}, models=(PipelineStatusAnswer,))
 async def pipeline_status() -> Response:
     """How the client's last load went."""
-    parts, client = the_parts(), client_of_request()
-    load = parts.load_of(client)
-    loras = parts.loras_of(client, load.pipeline_id) if load.status == "loaded" and load.pipeline_id else {}
+    state, client = app_state(), client_of_request()
+    load = state.loads.last(client)
+    loras = (
+        state.loads.default_lora_scales(client, load.pipeline_id)
+        if load.status == "loaded" and load.pipeline_id
+        else {}
+    )
     return _answer(
         PipelineStatusAnswer(
             status=load.status,
@@ -229,11 +233,11 @@ async def pipeline_status() -> Response:
 )
 async def health() -> tuple[Response, int]:
     """Tell whether a generation would be accepted, or one runs, and which pipelines failed."""
-    parts = the_parts()
-    generating = parts.slot.current is not None
-    found = await parts.readiness()
-    ready = not parts.slot.is_closed and (generating or (found is not None and found.can_generate))
-    status = "healthy" if ready else "starting" if found is None and parts.is_starting else "unavailable"
+    state = app_state()
+    generating = state.slot.current is not None
+    found = await state.readiness()
+    ready = not state.slot.is_closed and (generating or (found is not None and found.can_generate))
+    status = "healthy" if ready else "starting" if found is None and state.is_starting else "unavailable"
     degraded = list(found.degraded) if found is not None else []
     return _answer(HealthAnswer(status=status, generating=generating, degraded=degraded)), 200 if ready else 503
 
@@ -262,14 +266,14 @@ async def prometheus() -> Response:
 
 
 def _receiver() -> BodyReceiver:
-    parts = the_parts()
-    return BodyReceiver(parts.store, client_of_request(), _body(), request.content_length, parts.pace)
+    state = app_state()
+    return BodyReceiver(state.store, client_of_request(), _body(), request.content_length, state.pace)
 
 
 def _json_body(model: type[ModelT]) -> AbstractAsyncContextManager[ModelT]:
-    parts = the_parts()
-    return parts.json_bodies.read(
-        model, _body(), content_length=request.content_length, client=client_of_request(), pace=parts.pace
+    state = app_state()
+    return state.json_bodies.read(
+        model, _body(), content_length=request.content_length, client=client_of_request(), pace=state.pace
     )
 
 

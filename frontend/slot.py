@@ -14,16 +14,15 @@ from filmstrip.events import Cancelled, Complete, ErrorEvent
 from filmstrip.geometry import VIDEO_HEADER_BYTES
 
 from . import logs, metrics
-from .arrays import Source, Uploads
-from .generate import Generation, Job
+from .array_plan import Source, Uploads
+from .generation import Generation, Job
 from .images import ImageDecoder, Requester, RequestImage, resolve_image
 from .plan import Chain, Plan, make_plan
 from .schema import GenerateRequest
 from .settings import Settings
 from .store import Kind, Store, StoredFile
-from .tasks import in_thread
-from .triton import Triton
-from .turns import Turns
+from .tasks import FairSemaphore, in_thread
+from .triton import TritonClient
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +36,12 @@ _PLANS_AT_ONCE = 1  # Python runs one at a time anyway
 class Slot:
     """One generation at a time."""
 
-    def __init__(self, settings: Settings, server: Triton, store: Store, decoder: ImageDecoder) -> None:
+    def __init__(self, settings: Settings, server: TritonClient, store: Store, decoder: ImageDecoder) -> None:
         self._settings = settings
         self._server = server
         self._store = store
         self._decoder = decoder
-        self._planning = Turns(_PLANS_AT_ONCE)
+        self._planning = FairSemaphore(_PLANS_AT_ONCE)
         self._checks: dict[Generation, _Found] = {}
         self._task: asyncio.Task[Complete | Cancelled] | None = None
         self.is_closed = False
@@ -213,13 +212,13 @@ class Slot:
         self, generation: Generation, request: GenerateRequest, found: "_Found", uses: contextlib.ExitStack
     ) -> None:
         names = ("pipeline_id", "pre_processor_id", "post_processor_id")
-        facts = await self._server.facts(**{name: getattr(request, name) for name in names})
+        infos = await self._server.pipeline_infos(**{name: getattr(request, name) for name in names})
         for source, kind in ((Source.INPUT, Kind.VIDEO), (Source.BLOB, Kind.BLOB)):
             name = getattr(request, source)
             if name is not None:
                 found.files[source] = self._store.find(name, kind, owner=generation.client, field=source)
                 uses.enter_context(self._store.holding(found.files[source]))
-        found.chain = Chain(facts["pipeline_id"], facts.get("pre_processor_id"), facts.get("post_processor_id"))
+        found.chain = Chain(infos["pipeline_id"], infos.get("pre_processor_id"), infos.get("post_processor_id"))
         if not generation.cancel_requested:
             await self._resolve_images(generation, request, found.images, uses)
 

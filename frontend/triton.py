@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from tritonclient.utils import InferenceServerException
 
-from filmstrip.contract import ChunkParameters, PipelineFacts
+from filmstrip.contract import ChunkParameters, PipelineInfo
 from filmstrip.errors import (
     BadModelOutput,
     ChunkTimeout,
@@ -30,10 +30,8 @@ from filmstrip.geometry import VideoShape
 from filmstrip.model_folders import is_model_name
 from filmstrip.triton_folder import is_safe_model
 
-from . import reasons, repository
-from .call import ChunkAnswer, ChunkCall, Tensor, call_model, connect, parameters_json
-from .regions import SharedMemoryRefused, Slice
-from .relay import Relay, RelayDied
+from . import repository
+from .relay import ChunkAnswer, ChunkCall, FileSlice, Relay, RelayDied, TensorRef, call_model, connect, parameters_json
 from .settings import Settings
 from .tasks import in_thread, run_to_end
 
@@ -51,7 +49,11 @@ _STATE_LOST = "Triton has lost the generation's state"
 _INDEX_ATTEMPTS = 3  # a model folder may be removed between our look at it and Triton's
 
 
-class State(StrEnum):
+class SharedMemoryRefused(Exception):
+    """There is no room in shared memory, or Triton does not take it."""
+
+
+class ModelState(StrEnum):
     """Whether a model can make chunks."""
 
     READY = "ready"
@@ -61,23 +63,23 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class Pipeline:
+class ModelStatus:
     """A model of the repository, as far as it is known.
 
     Attributes:
-        facts: None while Triton has not loaded it since the frontend started.
+        info: None while Triton has not loaded it since the frontend started.
         state: an unloaded one is loaded at its first use.
         reason: why it is not ready, in one sentence without paths; None where there is nothing to say.
     """
 
-    facts: PipelineFacts | None
-    state: State
+    info: PipelineInfo | None
+    state: ModelState
     reason: str | None = None
 
     @property
     def loaded(self) -> bool:
         """Chunks can be sent to it."""
-        return self.state is State.READY
+        return self.state is ModelState.READY
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Supervisor(Protocol):
         """
 
 
-class Triton:
+class TritonClient:
     """One Triton server; its calls raise only errors of `filmstrip.errors`.
 
     Attributes:
@@ -138,7 +140,7 @@ class Triton:
         self._relay = Relay(url, secret)
         self._repositories = settings.model_repository if settings.embedded else ()
         self._folders = (*settings.model_repository, settings.data_dir, Path(url.removeprefix("unix:")).parent)
-        self._facts: dict[str, PipelineFacts] = {}
+        self._infos: dict[str, PipelineInfo] = {}
         self._bad_parameters: dict[str, str] = {}
         self._not_pipelines: set[str] = set()
         self._sick: set[str] = set()
@@ -190,7 +192,7 @@ class Triton:
         """
         return sorted(await self._states())
 
-    async def pipelines(self, *, read_again: bool = True) -> dict[str, Pipeline]:
+    async def pipelines(self, *, read_again: bool = True) -> dict[str, ModelStatus]:
         """All pipelines of the repository, by id, and every model that failed; other loaded models are left out.
 
         Args:
@@ -200,14 +202,14 @@ class Triton:
             TritonUnavailable: it does not answer.
         """
         found = await self._states()
-        ready = {name for name, pipeline in found.items() if pipeline.state is State.READY}
-        known = self._facts.keys() | self._bad_parameters.keys() | self._not_pipelines
-        await asyncio.gather(*(self._read_facts(name) for name in (ready if read_again else ready - known)))
+        ready = {name for name, pipeline in found.items() if pipeline.state is ModelState.READY}
+        known = self._infos.keys() | self._bad_parameters.keys() | self._not_pipelines
+        await asyncio.gather(*(self._read_info(name) for name in (ready if read_again else ready - known)))
         for name in ready:
             if name in self._bad_parameters:
-                found[name] = Pipeline(None, State.FAILED, self._bad_parameters[name])
-            elif name in self._facts:
-                found[name] = Pipeline(self._facts[name], State.READY)
+                found[name] = ModelStatus(None, ModelState.FAILED, self._bad_parameters[name])
+            elif name in self._infos:
+                found[name] = ModelStatus(self._infos[name], ModelState.READY)
             else:
                 del found[name]
         self._report(found)
@@ -232,11 +234,11 @@ class Triton:
             return None
         self._is_reachable = True
         states = {pipeline.state for pipeline in pipelines.values()}
-        self._was_settled = self._was_settled or State.LOADING not in states
-        degraded = tuple(name for name, pipeline in pipelines.items() if pipeline.state is State.FAILED)
-        return Readiness(self._was_settled and bool(states & {State.READY, State.UNLOADED}), degraded)
+        self._was_settled = self._was_settled or ModelState.LOADING not in states
+        degraded = tuple(name for name, pipeline in pipelines.items() if pipeline.state is ModelState.FAILED)
+        return Readiness(self._was_settled and bool(states & {ModelState.READY, ModelState.UNLOADED}), degraded)
 
-    async def _states(self) -> dict[str, Pipeline]:
+    async def _states(self) -> dict[str, ModelStatus]:
         """Every model of the repository, by name; of those that are ready, pipelines or not, only the state is given.
 
         Raises:
@@ -278,33 +280,35 @@ class Triton:
             except OSError as error:
                 log.warning("new and removed model folders are not seen: %s", error)
 
-    def _pipeline(self, name: str, versions: list[tuple[str, str]], folder: repository.ModelFolder | None) -> Pipeline:
+    def _pipeline(
+        self, name: str, versions: list[tuple[str, str]], folder: repository.ModelFolder | None
+    ) -> ModelStatus:
         is_changed = folder is not None and self._failed_as.get(name, folder.fingerprint) != folder.fingerprint
         if is_changed:  # somebody has repaired it, perhaps
             self.clear_failed(name)
-        facts = self._facts.get(name) or (folder.facts if folder is not None else None)
+        info = self._infos.get(name) or (folder.info if folder is not None else None)
         states = {state for state, _ in versions}
         if name in self._failed:
-            return Pipeline(facts, State.FAILED, self._failed[name])
+            return ModelStatus(info, ModelState.FAILED, self._failed[name])
         if name in self.loading() | self._waiting_to_load or "LOADING" in states:
-            return Pipeline(facts, State.LOADING)
+            return ModelStatus(info, ModelState.LOADING)
         if _READY in states and name in self._sick:
-            return Pipeline(facts, State.UNLOADED, "its process ended; it is loaded again at its next use")
+            return ModelStatus(info, ModelState.UNLOADED, "its process ended; it is loaded again at its next use")
         if _READY in states:
             self._load_errors.pop(name, None)
-            return Pipeline(facts, State.READY)
+            return ModelStatus(info, ModelState.READY)
         said = [reason for _, reason in versions if reason not in ("", _UNLOADED_REASON)]
-        failures = [reasons.sentence(reason, self._folders) for reason in said]
+        failures = [repository.client_reason(reason, self._folders) for reason in said]
         reason = None if is_changed else next(iter(failures), None) or self._load_errors.get(name)
         if folder is not None and folder.problem is not None:
             reason = folder.problem
         if reason is None and (self.is_starting or name in self.to_load):
-            return Pipeline(facts, State.LOADING)
-        return Pipeline(facts, State.UNLOADED if reason is None else State.FAILED, reason)
+            return ModelStatus(info, ModelState.LOADING)
+        return ModelStatus(info, ModelState.UNLOADED if reason is None else ModelState.FAILED, reason)
 
-    def _report(self, pipelines: Mapping[str, Pipeline]) -> None:
+    def _report(self, pipelines: Mapping[str, ModelStatus]) -> None:
         """Log each model that failed since the last report."""
-        failed = {name: pipeline.reason for name, pipeline in pipelines.items() if pipeline.state is State.FAILED}
+        failed = {name: pipeline.reason for name, pipeline in pipelines.items() if pipeline.state is ModelState.FAILED}
         for name, reason in failed.items():
             if name not in self._reported or self._reported[name] != reason:
                 log.warning("%s is not served: %s", name, reason)
@@ -348,9 +352,9 @@ class Triton:
 
     def loras(self, name: str) -> tuple[str, ...]:
         """The LoRAs of a pipeline that was loaded."""
-        return self._facts[name].features.loras if name in self._facts else ()
+        return self._infos[name].features.loras if name in self._infos else ()
 
-    async def facts(self, **names: str | None) -> dict[str, PipelineFacts]:
+    async def pipeline_infos(self, **names: str | None) -> dict[str, PipelineInfo]:
         """What the pipelines are that a request names, by the request's fields; loaded first where they aren't.
 
         Raises:
@@ -365,16 +369,16 @@ class Triton:
         for name in set(wanted.values()) & states.keys():
             if name in self._failed:
                 raise LoadFailed(f"{name} is not served: {self._failed[name]}")
-            if states[name].state is not State.READY:
+            if states[name].state is not ModelState.READY:
                 await self.load(name)
-        await asyncio.gather(*(self._read_facts(name) for name in set(wanted.values()) & states.keys()))
+        await asyncio.gather(*(self._read_info(name) for name in set(wanted.values()) & states.keys()))
         for field, name in wanted.items():
             if name in self._bad_parameters:
                 raise LoadFailed(f"{name} is not served: {self._bad_parameters[name]}")
-            if name not in states or name not in self._facts:
+            if name not in states or name not in self._infos:
                 there = ", ".join(await self.pipelines()) or "none"
                 raise UnknownPipeline(f"{field}: no pipeline {name[:80]!r}; there are: {there}", field)
-        return {field: self._facts[name] for field, name in wanted.items()}
+        return {field: self._infos[name] for field, name in wanted.items()}
 
     async def load(self, name: str) -> None:
         """Load a model that isn't, or whose process has died; returns when it is ready.
@@ -425,8 +429,8 @@ class Triton:
             except InferenceServerException as error:
                 if "UNAVAILABLE" in str(error.status()):
                     raise TritonUnavailable("Triton does not answer") from None
-                reason = self._load_errors[name] = reasons.sentence(str(error.message()), self._folders)
-                if reason == reasons.DIED_AT_START and self.supervisor is not None:
+                reason = self._load_errors[name] = repository.client_reason(str(error.message()), self._folders)
+                if reason == repository.DIED_AT_START and self.supervisor is not None:
                     self.mark_failed(name, reason)
                 else:
                     self._note_failure(name, reason)
@@ -495,24 +499,24 @@ class Triton:
                         return
                     await asyncio.sleep(0.05)
 
-    async def _read_facts(self, name: str) -> None:
+    async def _read_info(self, name: str) -> None:
         try:
             answer = await _control(self._client.get_model_config(name, client_timeout=_CONTROL_TIMEOUT_S))
         except ModelError:  # it was unloaded just now
             return
         parameters = {key: value.string_value for key, value in answer.config.parameters.items()}
-        self._facts.pop(name, None)
+        self._infos.pop(name, None)
         self._bad_parameters.pop(name, None)
         self._not_pipelines.discard(name)
         try:
-            facts = PipelineFacts.from_parameters(name, parameters)
+            info = PipelineInfo.from_parameters(name, parameters)
         except ValueError as error:
-            self._bad_parameters[name] = reasons.sentence(str(error), self._folders)
+            self._bad_parameters[name] = repository.client_reason(str(error), self._folders)
             return
-        if facts is None:
+        if info is None:
             self._not_pipelines.add(name)
         else:
-            self._facts[name] = facts
+            self._infos[name] = info
 
     # -- Shared memory ----------------------------------------------------------------------------------
 
@@ -555,9 +559,9 @@ class Triton:
     # -- Sequences --------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def sequence(self, model: str) -> AsyncIterator["Sequence"]:
+    async def sequence(self, model: str) -> AsyncIterator["ModelSequence"]:
         """A sequence of chunks; it is ended in Triton when the context ends, however that happens."""
-        sequence = Sequence(self, model)
+        sequence = ModelSequence(self, model)
         self._open_sequences[model] += 1
         try:
             yield sequence
@@ -572,7 +576,7 @@ class Triton:
         """Whether a sequence is open."""
         return any(self._open_sequences.values())
 
-    async def _end(self, sequence: "Sequence") -> None:
+    async def _end(self, sequence: "ModelSequence") -> None:
         if not sequence.started:
             return
         try:
@@ -613,17 +617,17 @@ class Triton:
             raise
 
 
-class Sequence:
+class ModelSequence:
     """The chunks that one generation sends to one model, in order."""
 
-    def __init__(self, triton: Triton, model: str) -> None:
+    def __init__(self, triton: TritonClient, model: str) -> None:
         self._triton = triton
         self.model = model
         self.id = secrets.randbelow(2**63 - 1) + 1
         self.started = False
 
     async def chunk(
-        self, parameters: ChunkParameters, tensors: tuple[Tensor, ...], frames: Slice, shape: VideoShape
+        self, parameters: ChunkParameters, tensors: tuple[TensorRef, ...], frames: FileSlice, shape: VideoShape
     ) -> ChunkAnswer:
         """Make one chunk; its frames of this shape lie in `frames` when it returns.
 

@@ -10,9 +10,9 @@ import psutil
 
 from filmstrip.errors import TritonUnavailable
 
-from .reasons import DIED_AT_START
+from .repository import DIED_AT_START
 from .tasks import in_thread
-from .triton import Triton
+from .triton import TritonClient
 
 STUB = "triton_python_backend_stub"
 _ANSWER_S = 5.0  # Triton's own answer, or another process, may follow the end of one
@@ -22,7 +22,7 @@ _LAUNCH_S = 15.0  # how long a model may be loading without a process
 class ModelWatch:
     """Notices model processes that die."""
 
-    def __init__(self, server_pid: int, client: Triton, on_death: Callable[[str], None]) -> None:
+    def __init__(self, server_pid: int, client: TritonClient, on_death: Callable[[str], None]) -> None:
         """Watch the processes of one tritonserver.
 
         Args:

@@ -21,7 +21,7 @@ import psutil
 import tritonclient.grpc as triton_grpc
 
 from filmstrip.triton_server import NO_PROXY
-from frontend.call import SendSecret
+from frontend.relay import SendSecret
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = str(ROOT / "tests" / "models")

@@ -13,9 +13,9 @@ from filmstrip.runtime.pipeline_config import FILE_NAME, PipelineConfig
 from frontend import settings as frontend_settings
 from frontend.schema import LoadRequest, parse
 from frontend.settings import ApiKey, Settings
+from research.settings import DEFAULT_PATH, read_settings
 from tests.export.configs import LONGLIVE
 from tests.runtime.engines.manifests import MANIFEST
-from training.settings import DEFAULT_PATH, read_settings
 
 MARK = "\ufeff"
 

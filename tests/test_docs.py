@@ -27,8 +27,8 @@ from filmstrip.errors import ERRORS
 from filmstrip.events import Cancelled, Complete, ErrorEvent, Progress
 from frontend.__main__ import main as frontend_command
 from frontend.app import create_app
-from frontend.features import FEATURE_OF_FIELD
 from frontend.metrics import REGISTRY
+from frontend.plan import FEATURE_OF_FIELD
 from frontend.schema import ChunkSpec, GenerateRequest
 from frontend.settings import GIB, MIB, Settings
 
@@ -38,11 +38,25 @@ MARKDOWN = sorted(
         *ROOT.glob("*.md"),
         *(ROOT / "docs").rglob("*.md"),
         *(ROOT / "demo").glob("*.md"),
+        *(ROOT / "examples").glob("*.md"),
+        *(ROOT / "research").glob("*.md"),
         *(ROOT / "comfyui").glob("*.md"),
         *(ROOT / "checkpoints").glob("*/*.md"),
     )
 )
-FOLDERS = ("filmstrip", "frontend", "model_repository", "demo", "comfyui", "export", "tests", "docs", ".ci")
+FOLDERS = (
+    "filmstrip",
+    "frontend",
+    "model_repository",
+    "demo",
+    "comfyui",
+    "export",
+    "examples",
+    "research",
+    "tests",
+    "docs",
+    ".ci",
+)
 FILES = (".md", ".py", ".toml", ".lock", ".pbtxt", ".svg", ".triton", "Makefile", "LICENSE")
 ALWAYS_SENT = ("seed", "unused")  # clients have defaults for them: older servers do not send them
 EVENTS = {"progress": Progress, "complete": Complete, "cancelled": Cancelled, "error": ErrorEvent}
@@ -209,11 +223,11 @@ def test_every_pipeline_is_in_the_readme():
     assert {quoted(row[0])[0] for row in rows(section(readme, "## Pipelines"))} == models
 
 
-def test_every_promise_of_security_names_tests_that_exist():
-    promises = rows(section((ROOT / "docs" / "security.md").read_text(), "## What is promised"))
-    assert promises
-    for promise, tests in promises:
-        assert quoted(tests), promise
+def test_every_guarantee_of_security_names_tests_that_exist():
+    guarantees = rows(section((ROOT / "docs" / "security.md").read_text(), "## Guarantees"))
+    assert guarantees
+    for guarantee, tests in guarantees:
+        assert quoted(tests), guarantee
         for name in quoted(tests):
             assert (ROOT / name).is_file(), name
 

@@ -1,6 +1,6 @@
 """What the small model makes of all that leads it beside a prompt, through HTTP: means over held-out scenes.
 
-The thresholds stand in `training.wishes`, and how each number is taken.
+The thresholds stand in `research.evaluation`, and how each number is taken.
 """
 
 from dataclasses import replace
@@ -10,15 +10,15 @@ import pytest
 
 pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
-from docs.examples.show import PIPELINE, make
+from examples.show import PIPELINE, make
 from filmstrip.client import BlobBuilder, Client, as_vace_frames
+from research.augmentations import CONTROLS
+from research.condition_score import ServedCases
+from research.evaluation import MEASUREMENTS, EvalCase
+from research.local_sampler import LocalSampler
 from tests.server import ROOT
-from training.grammar import Scene, caption
-from training.looks import CONTROLS
-from training.videos import CHUNK_FRAMES, render
-from training.wish_sampler import WishSampler
-from training.wish_score import ServedWishes
-from training.wishes import MEASUREMENTS, Wish
+from tests.support.toyworld.grammar import Scene, caption
+from tests.support.toyworld.videos import CHUNK_FRAMES, render
 
 pytestmark = pytest.mark.timeout(600)  # the first of them waits for the export
 
@@ -31,34 +31,34 @@ SCENE = Scene("white", "circle", "down", "blue")
 
 @pytest.mark.parametrize("kind", MEASUREMENTS)
 def test_every_number_is_reached(client: Client, kind: str):
-    numbers = MEASUREMENTS[kind](ServedWishes(client, PIPELINE), NUM_SCENES.get(kind, 6)).numbers
+    numbers = MEASUREMENTS[kind](ServedCases(client, PIPELINE), NUM_SCENES.get(kind, 6)).numbers
     missed = [f"{number.what}: {number.value:.3f}, not {number.least}" for number in numbers if not number.holds]
     assert not missed
 
 
-WISH = Wish(caption(SCENE), 2, 3)
+CASE = EvalCase(caption(SCENE), 2, 3)
 SHOTS = [(SCENE, 2 * CHUNK_FRAMES)]
 MASK = np.repeat((np.arange(64) > 40).astype(np.float32)[None, :, None], 2 * CHUNK_FRAMES, 0).repeat(64, 2)
-WISHES = {
-    "source": replace(WISH, source=render(SHOTS), noise_scale=0.5),
-    "control": replace(WISH, source=render(SHOTS), control="scribble"),
-    "masks": replace(WISH, frames=render(SHOTS), masks=MASK),
-    "first image": replace(WISH, first_image=render(SHOTS)[0]),
-    "last image": replace(WISH, last_image=render(SHOTS)[0]),
-    "reference": replace(WISH, reference=render(SHOTS)[0]),
-    "LoRA": replace(WISH, lora_scales=(0.0, 1.0)),
+CASES = {
+    "source": replace(CASE, source=render(SHOTS), noise_scale=0.5),
+    "control": replace(CASE, source=render(SHOTS), control="scribble"),
+    "masks": replace(CASE, frames=render(SHOTS), masks=MASK),
+    "first image": replace(CASE, first_image=render(SHOTS)[0]),
+    "last image": replace(CASE, last_image=render(SHOTS)[0]),
+    "reference": replace(CASE, reference=render(SHOTS)[0]),
+    "LoRA": replace(CASE, lora_scales=(0.0, 1.0)),
 }
 
 
 @pytest.fixture(scope="module")
-def sampler() -> WishSampler:
+def sampler() -> LocalSampler:
     """The same checkpoint in this process."""
-    return WishSampler(ROOT / "checkpoints" / PIPELINE)
+    return LocalSampler(ROOT / "checkpoints" / PIPELINE)
 
 
-@pytest.mark.parametrize("name", WISHES)
-def test_a_checkpoint_in_this_process_makes_what_the_server_makes(client: Client, sampler: WishSampler, name: str):
-    served, own = ServedWishes(client, PIPELINE)(WISHES[name]), sampler(WISHES[name])
+@pytest.mark.parametrize("name", CASES)
+def test_a_checkpoint_in_this_process_makes_what_the_server_makes(client: Client, sampler: LocalSampler, name: str):
+    served, own = ServedCases(client, PIPELINE)(CASES[name]), sampler(CASES[name])
     assert served.shape == own.shape
     assert np.abs(served.astype(int) - own).max() <= MAX_LEVELS_APART
 

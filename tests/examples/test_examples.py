@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from docs.examples.gallery import HEADING
+from examples.gallery import HEADING
 from filmstrip.mp4 import probe
 from tests.server import PROXIES, ROOT, Frontend
 from tests.test_docs import rows, section
 
 pytestmark = pytest.mark.timeout(600)  # the first of them waits for the export
 
-README = ROOT / "docs" / "examples" / "README.md"
+README = ROOT / "examples" / "README.md"
 SHARED = {"__init__", "show", "curves", "gallery"}
 TABLE = {row[1].strip("`").rpartition(".")[2]: row for row in rows(section(README.read_text(), "## The examples"))}
 
@@ -98,7 +98,7 @@ def test_an_example(small_server: Frontend, tmp_path: Path, name: str):
     ],
 )
 def test_an_example_says_what_is_wrong(tmp_path: Path, name: str, url: str, code: int):
-    command = [sys.executable, "-m", f"docs.examples.{name}", "--server", url]
+    command = [sys.executable, "-m", f"examples.{name}", "--server", url]
     done = subprocess.run(
         [*command, "--out", str(tmp_path)], cwd=ROOT, check=False, capture_output=True, text=True, timeout=60
     )
@@ -108,7 +108,7 @@ def test_an_example_says_what_is_wrong(tmp_path: Path, name: str, url: str, code
 
 
 def test_the_curves_are_drawn(small_server: Frontend, tmp_path: Path):
-    command = [sys.executable, "-m", "docs.examples.curves", "--server", small_server.url, "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "examples.curves", "--server", small_server.url, "--out", str(tmp_path)]
     done = subprocess.run(
         [*command, "--scenes", "1"], cwd=ROOT, check=False, capture_output=True, text=True, timeout=120
     )
@@ -122,7 +122,7 @@ def test_the_gallery_writes_its_sections_alone(small_server: Frontend, tmp_path:
     readme = tmp_path / "README.md"
     before = README.read_text().partition(f"{HEADING}\n")[0]
     readme.write_text(f"{before}{HEADING}\n\n### Cancel\n\nkept\n\n### Text to video\n\nreplaced\n")
-    command = [sys.executable, "-m", "docs.examples.gallery", "--server", small_server.url, "--folder", str(tmp_path)]
+    command = [sys.executable, "-m", "examples.gallery", "--server", small_server.url, "--folder", str(tmp_path)]
     for _ in range(2):
         subprocess.run([*command, "--only", "text_to_video"], cwd=ROOT, check=True, timeout=120)
     head, _, rest = readme.read_text().partition(f"{HEADING}\n")

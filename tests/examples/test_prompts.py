@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from docs.examples.show import make
+from examples.show import make
 from filmstrip.client import Client
-from training.condition_measures import colour_way, right_shares
-from training.grammar import Scene, caption
-from training.videos import CHUNK_FRAMES, FIRST_CHUNK_FRAMES, split_chunks
+from tests.support.toyworld.grammar import Scene, caption
+from tests.support.toyworld.metrics import colour_way, right_shares
+from tests.support.toyworld.videos import CHUNK_FRAMES, FIRST_CHUNK_FRAMES, split_chunks
 
 pytestmark = pytest.mark.timeout(600)  # the first of them waits for the export
 

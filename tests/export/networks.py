@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from export.checkpoint import fill
+from export.checkpoint import load_into
 from export.config import CheckpointConfig
 from export.modules.layers import Linear
 from export.modules.transformer import CausalTransformer, Rope, TextKv
@@ -39,7 +39,7 @@ def transformer(config: CheckpointConfig, seed: int = 0) -> tuple[CausalTransfor
     """A causal transformer, the text's part, and the weights of both as a file has them."""
     network, text_kv = CausalTransformer(config).eval(), TextKv(config).eval()
     weights = random_weights(network, text_kv, seed=seed)
-    fill(weights, network, text_kv)
+    load_into(weights, network, text_kv)
     return network, text_kv, weights
 
 

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed: see docs/export.md")
 
-from export.checkpoint import fill, read_weights
+from export.checkpoint import load_into, read_weights
 from export.config import parse_config
 from export.errors import BadCheckpoint
 from export.modules.transformer import CausalTransformer, TextKv
@@ -119,7 +119,7 @@ def as_diffusers(weights: Weights, folder: Path) -> Path:
 def test_each_form_loads_to_the_same_module(form: Callable[[Weights, Path], Path], tmp_path: Path):
     network, text_kv, weights = transformer(CONFIG)
     loaded, loaded_kv = CausalTransformer(CONFIG), TextKv(CONFIG)
-    fill(wan_names(read_weights(form(weights, tmp_path))), loaded, loaded_kv)
+    load_into(wan_names(read_weights(form(weights, tmp_path))), loaded, loaded_kv)
     for one, other in ((network, loaded), (text_kv, loaded_kv)):
         expected = one.state_dict()
         assert expected
@@ -138,7 +138,7 @@ def test_missing_unexpected_and_misshapen_weights_are_named_and_nothing_is_copie
     weights["blocks.0.ffn.0.weight"] = weights["blocks.0.ffn.0.weight"].T.contiguous()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     with pytest.raises(BadCheckpoint) as caught:
-        fill({name: value + 1 for name, value in weights.items()}, network, text_kv)
+        load_into({name: value + 1 for name, value in weights.items()}, network, text_kv)
     assert str(caught.value) == (
         "the weights don't fit: missing: blocks.1.self_attn.q.bias, text_embedding.0.weight; "
         "unexpected: blocks.7.odd; of another shape: blocks.0.ffn.0.weight is [48, 64], not [64, 48]"
@@ -148,7 +148,7 @@ def test_missing_unexpected_and_misshapen_weights_are_named_and_nothing_is_copie
 
 def test_many_names_are_shortened():
     with pytest.raises(BadCheckpoint, match=r"missing: (\S+, ){7}\S+ and 69 more; unexpected: odd$"):
-        fill({"odd": torch.zeros(1)}, transformer(CONFIG)[0])
+        load_into({"odd": torch.zeros(1)}, transformer(CONFIG)[0])
 
 
 def test_a_file_that_would_run_code_is_not_read(tmp_path: Path):
@@ -188,6 +188,6 @@ def test_the_networks_of_the_real_size_have_the_weights_of_diffusers():
         theirs = diffusers.WanTransformer3DModel(num_attention_heads=12, ffn_dim=8960, num_layers=30)
         ours, text_kv = CausalTransformer(config), TextKv(config)
         weights = wan_names(theirs.state_dict())
-        fill(weights, ours, text_kv)
+        load_into(weights, ours, text_kv)
     assert len(weights) == 825
     assert sum(value.numel() for value in weights.values()) == 1_418_996_800

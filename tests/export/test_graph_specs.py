@@ -15,7 +15,7 @@ from export.errors import BadConfig, UnusedInput
 from export.graph_specs import TOLERANCES, graph_specs, grid_of
 from export.longlive import attach_loras
 from export.onnx_files import write_onnx
-from export.spec import GraphSpec, Grid, Output, Part, Port, Precision, Size
+from export.spec import Component, GraphSpec, Grid, InputSpec, OutputSpec, Precision, Size
 from export.verify import compare
 from tests.export.checkpoints import write_checkpoint, write_lora
 from tests.export.configs import LONGLIVE, parse_config
@@ -35,7 +35,7 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, GraphS
 
 def test_the_transformer_takes_any_chunk_and_any_past_of_the_window(specs: dict[str, GraphSpec]):
     spec = specs["transformer"]
-    points = [tuple(point.values()) for point in spec.points]
+    points = [tuple(point.values()) for point in spec.test_points]
     assert {(3, 0), (4, 0), (3, 3), (3, 12), (12, 3)} <= set(points)  # latent frames of the chunk, of the cache
     shortest, usual, longest = spec.profile(GRID)["past_k"]
     assert (shortest, usual, longest) == ((3, 1, 2, 0, 24), (3, 1, 2, 9 * 6, 24), (3, 1, 2, 12 * 6, 24))
@@ -49,7 +49,7 @@ def test_scales_are_inputs_of_the_graphs_that_loras_change(specs: dict[str, Grap
 def test_shapes_of_all_inputs_lie_within_the_profile_at_every_point(specs: dict[str, GraphSpec]):
     for spec in specs.values():
         profile = spec.profile(GRID)
-        for point in spec.points:
+        for point in spec.test_points:
             for name, value in spec.sample(GRID, point).items():
                 low, _, high = profile[name]
                 assert all(a <= b <= c for a, b, c in zip(low, value.shape, high, strict=True)), (spec.name, name)
@@ -57,7 +57,7 @@ def test_shapes_of_all_inputs_lie_within_the_profile_at_every_point(specs: dict[
 
 def test_outputs_have_the_declared_shapes(specs: dict[str, GraphSpec]):
     for spec in specs.values():
-        for point in spec.points[:2]:
+        for point in spec.test_points[:2]:
             for output, made in zip(spec.outputs, spec.module(**spec.sample(GRID, point)), strict=True):
                 assert len(output.shape) == made.ndim
                 assert all(want in (-1, have) for want, have in zip(output.shape, made.shape, strict=True))
@@ -97,7 +97,7 @@ class Forgetful(nn.Module):
 
 
 def test_a_graph_that_forgets_an_input_is_refused(tmp_path: Path):
-    inputs = (Port("x", (3,)), Port("forgotten", (3,)))
-    spec = GraphSpec("one", Part.VAE, Forgetful(), inputs, (Output("y", (3,)),), {}, ({},), TOLERANCES)
+    inputs = (InputSpec("x", (3,)), InputSpec("forgotten", (3,)))
+    spec = GraphSpec("one", Component.VAE, Forgetful(), inputs, (OutputSpec("y", (3,)),), {}, ({},), TOLERANCES)
     with pytest.raises(UnusedInput, match="one does nothing with forgotten"):
         write_onnx(spec, Precision.FP32, tmp_path / "one.onnx")

@@ -14,9 +14,9 @@ from tritonclient.grpc import model_config_pb2
 
 from export.__main__ import longlive
 from export.errors import BadConfig
-from export.model_folder import IDLE_S, check_name, pipeline_config, pipeline_facts, write_model_folder
+from export.model_folder import IDLE_S, check_pipeline_id, pipeline_config, pipeline_facts, write_model_folder
 from export.spec import Size
-from filmstrip.contract import INPUTS, OUTPUTS, Mode, PipelineFacts
+from filmstrip.contract import INPUTS, OUTPUTS, Mode, PipelineInfo
 from filmstrip.model_folders import is_exported
 from filmstrip.runtime.pipeline_config import PipelineConfig
 from tests.export.configs import LONGLIVE, REWARD_FORCING, SELF_FORCING, parse_config, tiny
@@ -51,7 +51,7 @@ def test_the_frontend_reads_the_facts_that_were_written(tmp_path: Path):
     config = pipeline_config(parse_config({**LONGLIVE, "vace_layers": [0, 2]}), SIZES, ('né"w', "ink"))
     write_model_folder(tmp_path / "longlive", config, on_gpu=False)
     parameters = {name: value.string_value for name, value in read_config(tmp_path / "longlive").parameters.items()}
-    facts = PipelineFacts.from_parameters("longlive", parameters)
+    facts = PipelineInfo.from_parameters("longlive", parameters)
     written = pipeline_facts("longlive", config)
     assert facts == replace(written, defaults=json.loads(json.dumps(written.defaults)))
     assert facts.modes == (Mode.TEXT, Mode.VIDEO)
@@ -91,11 +91,11 @@ def test_a_vace_branch_with_other_channels_than_the_runtime_makes_is_refused():
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a b", "x" * 101])
 def test_what_is_no_name_of_a_model_is_refused(name: str):
     with pytest.raises(BadConfig, match="pipeline id"):
-        check_name(name)
+        check_pipeline_id(name)
 
 
 def test_names_of_models():
-    assert [check_name(name) for name in ("longlive", "longlive-small", "v1.2_x")] == [
+    assert [check_pipeline_id(name) for name in ("longlive", "longlive-small", "v1.2_x")] == [
         "longlive",
         "longlive-small",
         "v1.2_x",

@@ -9,7 +9,18 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 from torch import Tensor, nn
 
 from export.errors import ToleranceExceeded
-from export.spec import Axis, GraphSpec, Grid, Output, Part, Port, Precision, Range, Size, varying
+from export.spec import (
+    Axis,
+    AxisRange,
+    Component,
+    GraphSpec,
+    Grid,
+    InputSpec,
+    OutputSpec,
+    Precision,
+    Size,
+    dynamic_shape,
+)
 from export.verify import Comparison, check, compare, relative_error, table
 
 SIZES = {Size(32, 48): Grid(2, 3), Size(64, 64): Grid(4, 4)}
@@ -23,12 +34,12 @@ class Double(nn.Module):
 def spec(*shape: int | Axis) -> GraphSpec:
     return GraphSpec(
         "double",
-        Part.TRANSFORMER,
+        Component.TRANSFORMER,
         Double(),
-        (Port("x", shape), Port("kept", shape, None)),
-        (Output("twice", varying(shape)), Output("kept", varying(shape), None)),
-        axes={"past": Range(0, 2, 4, per_frame=True)},
-        points=({"past": 0}, {"past": 4}),
+        (InputSpec("x", shape), InputSpec("kept", shape, None)),
+        (OutputSpec("twice", dynamic_shape(shape)), OutputSpec("kept", dynamic_shape(shape), None)),
+        axes={"past": AxisRange(0, 2, 4, per_frame=True)},
+        test_points=({"past": 0}, {"past": 4}),
         tolerances={Precision.FP32: 1e-5, Precision.BF16: 1e-2},
     )
 

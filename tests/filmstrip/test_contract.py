@@ -17,7 +17,7 @@ from filmstrip.contract import (
     Features,
     Interpolation,
     Mode,
-    PipelineFacts,
+    PipelineInfo,
     Prompt,
     Transition,
     numpy_dtype,
@@ -121,8 +121,8 @@ def test_tensor_types():
 
 
 def test_facts_of_a_pipeline():
-    facts = PipelineFacts.from_parameters("longlive", LONGLIVE)
-    assert facts == PipelineFacts(
+    facts = PipelineInfo.from_parameters("longlive", LONGLIVE)
+    assert facts == PipelineInfo(
         id="longlive",
         modes=(Mode.TEXT, Mode.VIDEO),
         chunk_size=12,
@@ -139,11 +139,11 @@ def test_facts_of_a_pipeline():
 
 
 def test_a_model_without_a_chunk_size_is_no_pipeline():
-    assert PipelineFacts.from_parameters("decoder", {"FORCE_CPU_ONLY_INPUT_TENSORS": "no"}) is None
+    assert PipelineInfo.from_parameters("decoder", {"FORCE_CPU_ONLY_INPUT_TENSORS": "no"}) is None
 
 
 def test_the_first_chunk_is_as_long_as_the_others_unless_said():
-    facts = PipelineFacts.from_parameters("gray", {"chunk_size": "12", "modes": '["video"]', "EXECUTION_ENV_PATH": "x"})
+    facts = PipelineInfo.from_parameters("gray", {"chunk_size": "12", "modes": '["video"]', "EXECUTION_ENV_PATH": "x"})
     assert facts is not None
     assert facts.first_chunk_size == 12
 
@@ -179,11 +179,11 @@ def test_the_first_chunk_is_as_long_as_the_others_unless_said():
 def test_bad_facts_name_their_pipeline(change):
     parameters = {key: value for key, value in (LONGLIVE | change).items() if value is not ...}
     with pytest.raises(ValueError, match=r"config\.pbtxt of longlive"):
-        PipelineFacts.from_parameters("longlive", parameters)
+        PipelineInfo.from_parameters("longlive", parameters)
 
 
 def test_what_the_pipeline_list_shows_is_json_without_latents():
-    facts = PipelineFacts.from_parameters("longlive", LONGLIVE)
+    facts = PipelineInfo.from_parameters("longlive", LONGLIVE)
     assert facts is not None
     shown = json.loads(json.dumps(facts.to_dict()))
     assert shown["modes"] == ["text", "video"]
@@ -203,12 +203,12 @@ def test_what_the_pipeline_list_shows_is_json_without_latents():
     ],
 )
 def test_frames_and_latents_of_a_chunk(mode, first, conditioned, frames, latents):
-    facts = PipelineFacts.from_parameters("longlive", LONGLIVE)
+    facts = PipelineInfo.from_parameters("longlive", LONGLIVE)
     assert facts is not None
     assert facts.chunk_frames(mode, first=first, conditioned=conditioned) == frames
     assert facts.chunk_latents(mode, first=first, conditioned=conditioned) == latents
 
 
 def test_a_frame_processor_has_no_latents():
-    facts = PipelineFacts("gray", (Mode.VIDEO,), 12, 12)
+    facts = PipelineInfo("gray", (Mode.VIDEO,), 12, 12)
     assert facts.chunk_latents(Mode.VIDEO, first=True, conditioned=False) == 0

@@ -28,7 +28,7 @@ from filmstrip.errors import BadImage, InternalError, InvalidField, UnknownPath
 from frontend import image_worker
 from frontend.image_worker import MAX_PIXELS, MAX_SCANS, MAX_SIDE, Refused, decode, read_data_url
 from frontend.images import ImageDecoder, Requester, RequestImage, resolve_image
-from frontend.regions import Slice
+from frontend.relay import FileSlice
 from frontend.settings import Settings
 from frontend.store import Kind, Store
 from tests.faults.aftermath import eventually
@@ -391,7 +391,7 @@ class Resolver:
         """Whether what it writes into a file, behind other bytes, is the photo."""
         path = self._folder / "lane"
         path.write_bytes(b"x" * (64 + PHOTO.nbytes))
-        await image.write(Slice(path, None, 64, PHOTO.nbytes))
+        await image.write(FileSlice(path, None, 64, PHOTO.nbytes))
         return path.read_bytes() == b"x" * 64 + PHOTO.tobytes()
 
 

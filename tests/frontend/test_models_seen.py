@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from frontend.reasons import DIED_AT_START
+from frontend.repository import DIED_AT_START
 from frontend.settings import Settings
 from tests.faults.aftermath import eventually
 from tests.faults.processes import stubs

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from filmstrip.contract import Features, Mode, PipelineFacts
+from filmstrip.contract import Features, Mode, PipelineInfo
 from filmstrip.errors import InvalidField
 from filmstrip.geometry import VideoShape
-from frontend.arrays import Uploads
+from frontend.array_plan import Uploads
 from frontend.plan import Chain, Plan, make_plan
 from frontend.schema import GenerateRequest
 
-LONGLIVE = PipelineFacts(
+LONGLIVE = PipelineInfo(
     "longlive",
     (Mode.TEXT, Mode.VIDEO),
     chunk_size=12,
@@ -27,7 +27,7 @@ LONGLIVE = PipelineFacts(
         seed=True, prompts=True, noise=True, cache=True, denoising_steps=True, vace=True, loras=("ink", "neon.v2")
     ),
 )
-PROCESSOR = PipelineFacts("gray", (Mode.VIDEO,), 12, 12, features=Features(frame_processor=True))
+PROCESSOR = PipelineInfo("gray", (Mode.VIDEO,), 12, 12, features=Features(frame_processor=True))
 TEXT_ONLY = replace(LONGLIVE, modes=(Mode.TEXT,))
 
 VIDEO = [12, 320, 576, 3]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from filmstrip.contract import Interpolation, Prompt
-from frontend.prompts import ChunkPrompts, StickyPrompts
+from frontend.plan import ChunkPrompts, StickyPrompts
 from frontend.schema import GenerateRequest
 
 TO_B = {"transition_target_prompts": [{"text": "b"}]}
@@ -21,7 +21,7 @@ def walk(num_chunks: int, specs: Mapping[int, Mapping[str, Any]], **fields: Any)
     request = GenerateRequest.model_validate(body)
     by_chunk = {spec.chunk: spec for spec in request.chunk_specs or ()}
     sticky = StickyPrompts(request)
-    return [sticky.at(by_chunk.get(chunk)) for chunk in range(num_chunks)]
+    return [sticky.next_chunk(by_chunk.get(chunk)) for chunk in range(num_chunks)]
 
 
 def told(chunks: list[ChunkPrompts]) -> list[str]:

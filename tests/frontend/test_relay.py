@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from frontend.call import ChunkCall
-from frontend.regions import Slice
-from frontend.relay import Relay, RelayDied
+from frontend.relay import ChunkCall, FileSlice, Relay, RelayDied
 from tests.faults.aftermath import eventually
 
 # The first to start ends at once, but something keeps its output open; the second answers when it is let.
@@ -39,7 +37,7 @@ def relays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_dead_relay_fails_its_own_calls_and_not_those_of_its_successor(relays: Path) -> None:
-    place = Slice(relays, None, 0, 0)
+    place = FileSlice(relays, None, 0, 0)
     call = ChunkCall("m", 1, starts=True, start_timeout_s=1, timeout_s=60, parameters="", tensors=(), frames=place)
 
     async def run() -> None:

@@ -16,21 +16,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from filmstrip.contract import Features, Mode, PipelineFacts
+from filmstrip.contract import Features, Mode, PipelineInfo
 from filmstrip.errors import DiskFull, UnknownPath
 from filmstrip.geometry import VIDEO_HEADER_BYTES, VideoShape, pack_video_header
-from frontend.arrays import Source, Uploads
-from frontend.call import Tensor
+from frontend.array_plan import Source, Uploads
 from frontend.images import RequestImage
 from frontend.plan import Chain, Plan, make_plan
-from frontend.regions import Lane, SharedMemoryRefused, Slice
+from frontend.relay import FileSlice, TensorRef
 from frontend.schema import GenerateRequest
 from frontend.settings import Settings
-from frontend.slices import LaneLayout, OpenUpload, gather, open_lanes, open_uploads
+from frontend.staging import OpenUpload, StagingBuffer, StagingLayout, open_buffers, open_uploads, stage_inputs
 from frontend.store import SHM_DIR, Kind, Store, StoredFile
-from frontend.triton import Triton
+from frontend.triton import SharedMemoryRefused, TritonClient
 
-FACTS = PipelineFacts(
+FACTS = PipelineInfo(
     "tiny",
     (Mode.TEXT, Mode.VIDEO),
     chunk_size=12,
@@ -40,7 +39,7 @@ FACTS = PipelineFacts(
     latent_frames=3,
     features=Features(cache=True, vace=True),
 )
-PROCESSOR = PipelineFacts("gray", (Mode.VIDEO,), 12, 12, features=Features(frame_processor=True))
+PROCESSOR = PipelineInfo("gray", (Mode.VIDEO,), 12, 12, features=Features(frame_processor=True))
 BLOB = np.random.default_rng(0).integers(0, 256, 8192, np.uint8)
 VIDEO = np.random.default_rng(1).integers(0, 256, (40, 2, 2, 3), np.uint8)
 PIXELS = {name: np.full((side, side + 1, 3), side, np.uint8) for name, side in (("a", 3), ("b", 5))}
@@ -49,7 +48,7 @@ PIXELS = {name: np.full((side, side + 1, 3), side, np.uint8) for name, side in (
 def image(pixels: npt.NDArray[np.uint8]) -> RequestImage:
     """An image that was decoded already."""
 
-    async def write(place: Slice) -> None:
+    async def write(place: FileSlice) -> None:
         assert place.num_bytes == pixels.nbytes
         with place.path.open("r+b") as file:
             os.pwrite(file.fileno(), pixels.tobytes(), place.offset)
@@ -103,22 +102,22 @@ def uploads(tmp_path: Path) -> Iterator[Open]:
 
 
 @pytest.fixture
-def lane(tmp_path: Path) -> Iterator[Lane]:
+def buffer(tmp_path: Path) -> Iterator[StagingBuffer]:
     """A lane that Triton has registered."""
-    made = Lane(tmp_path / "lane", 100_000, 0o600)
+    made = StagingBuffer(tmp_path / "lane", 100_000, 0o600)
     made.open()
     made.region = "lane"
     yield made
     made.close()
 
 
-def content(tensor: Tensor) -> npt.NDArray[Any]:
+def content(tensor: TensorRef) -> npt.NDArray[Any]:
     """A tensor as Triton would read it: from the file that its place names."""
     raw = tensor.place.path.read_bytes()[tensor.place.offset :][: tensor.place.num_bytes]
     return np.frombuffer(raw, {"UINT8": "u1", "FP32": "<f4"}[tensor.dtype]).reshape(tensor.shape)
 
 
-def same(tensor: Tensor, expected: npt.NDArray[Any]) -> bool:
+def same(tensor: TensorRef, expected: npt.NDArray[Any]) -> bool:
     return tensor.shape == expected.shape and content(tensor).tobytes() == expected.tobytes()
 
 
@@ -126,21 +125,21 @@ def same(tensor: Tensor, expected: npt.NDArray[Any]) -> bool:
 
 
 @pytest.mark.parametrize("num_input", [1, 5, 12, 20, 36, 40])
-async def test_the_whole_input_is_looped_and_padded(lane: Lane, uploads: Open, num_input: int) -> None:
+async def test_the_whole_input_is_looped_and_padded(buffer: StagingBuffer, uploads: Open, num_input: int) -> None:
     plan = make(31, num_input=num_input)
     files = uploads(num_input)
     played = [VIDEO[frame % num_input] for frame in range(max(31, num_input))]
     for index, chunk in enumerate(plan.chunks):
         frames = played[12 * index :][:12]
         expected = np.stack(frames + frames[-1:] * (12 - len(frames)))
-        assert same((await gather(chunk, lane, files, {}))["input_video"], expected)
+        assert same((await stage_inputs(chunk, buffer, files, {}))["input_video"], expected)
 
 
 @pytest.mark.parametrize("given_frames", [1, 5, 12, 13, 30])
-async def test_a_chunks_own_video_is_trimmed_or_padded(lane: Lane, uploads: Open, given_frames: int) -> None:
+async def test_a_chunks_own_video_is_trimmed_or_padded(buffer: StagingBuffer, uploads: Open, given_frames: int) -> None:
     plan = make(24, [{"chunk": 1, **array("input_video", 7, given_frames, 2, 2, 3)}], num_input=40)
     own = BLOB[7 : 7 + given_frames * 12].reshape(given_frames, 2, 2, 3)
-    found = await gather(plan.chunks[1], lane, uploads(40), {})
+    found = await stage_inputs(plan.chunks[1], buffer, uploads(40), {})
     assert same(found["input_video"], own[np.minimum(np.arange(12), given_frames - 1)])
 
 
@@ -148,76 +147,78 @@ async def test_a_chunks_own_video_is_trimmed_or_padded(lane: Lane, uploads: Open
 @pytest.mark.parametrize("given_frames", [1, 12, 13, 30])
 @pytest.mark.parametrize("locked", [True, False])
 async def test_vace_arrays_are_trimmed_channel_by_channel(
-    lane: Lane, uploads: Open, channels: int, given_frames: int, *, locked: bool
+    buffer: StagingBuffer, uploads: Open, channels: int, given_frames: int, *, locked: bool
 ) -> None:
     shapes = {"vace_frames": (1, channels, given_frames, 2, 2), "vace_masks": (1, 1, given_frames, 2, 2)}
     spec = array("vace_frames", 3, *shapes["vace_frames"]) | array("vace_masks", 2001, *shapes["vace_masks"])
     plan = make(9, [{"chunk": 0, "vace_temporally_locked": locked, **spec}])
-    found = await gather(plan.chunks[0], lane, uploads(1), {})
+    found = await stage_inputs(plan.chunks[0], buffer, uploads(1), {})
     kept = 12 if locked else None
     assert same(found["vace_frames"], floats(3, *shapes["vace_frames"])[:, :, :kept])
     assert same(found["vace_masks"], floats(2001, *shapes["vace_masks"])[:, :, :kept])
 
 
-async def test_images_are_decoded_into_the_lane(lane: Lane, uploads: Open) -> None:
+async def test_images_are_decoded_into_the_lane(buffer: StagingBuffer, uploads: Open) -> None:
     spec = {"chunk": 0, "first_frame_image": "a", "last_frame_image": "b", "vace_ref_images": ["b", "a"]}
-    found = await gather(make(9, [spec]).chunks[0], lane, uploads(1), IMAGES)
+    found = await stage_inputs(make(9, [spec]).chunks[0], buffer, uploads(1), IMAGES)
     assert same(found["first_frame_image"], PIXELS["a"])
     assert same(found["last_frame_image"], PIXELS["b"])
     assert same(found["vace_ref_images"], np.concatenate([PIXELS["b"].ravel(), PIXELS["a"].ravel()]))
 
 
-async def test_a_chunk_of_text_has_no_arrays(lane: Lane, uploads: Open) -> None:
-    assert await gather(make(9).chunks[0], lane, uploads(1), {}) == {}
+async def test_a_chunk_of_text_has_no_arrays(buffer: StagingBuffer, uploads: Open) -> None:
+    assert await stage_inputs(make(9).chunks[0], buffer, uploads(1), {}) == {}
 
 
-async def test_an_upload_that_was_truncated_is_found_out(lane: Lane, uploads: Open) -> None:
+async def test_an_upload_that_was_truncated_is_found_out(buffer: StagingBuffer, uploads: Open) -> None:
     plan = make(12, num_input=12)
     files = uploads(12)
     os.truncate(files[Source.INPUT].file.path, VIDEO_HEADER_BYTES + 12 * 12 - 1)
     with pytest.raises(UnknownPath) as caught:
-        await gather(plan.chunks[0], lane, files, {})
+        await stage_inputs(plan.chunks[0], buffer, files, {})
     assert caught.value.field == "input_path"
 
 
 # -- Places -------------------------------------------------------------------------------------------------
 
 
-async def test_an_array_in_one_piece_stays_where_triton_has_the_upload(lane: Lane, uploads: Open) -> None:
+async def test_an_array_in_one_piece_stays_where_triton_has_the_upload(buffer: StagingBuffer, uploads: Open) -> None:
     plan = make(24, [{"chunk": 1, **array("vace_frames", 5, 1, 3, 12, 2, 2)}], num_input=40)
     files = uploads(40, "shm")
-    found = await gather(plan.chunks[1], lane, files, {})
+    found = await stage_inputs(plan.chunks[1], buffer, files, {})
     video = files[Source.INPUT].path
-    assert found["input_video"].place == Slice(video, "shm video", VIDEO_HEADER_BYTES + 12 * 12, 12 * 12)
-    assert found["vace_frames"].place == Slice(files[Source.BLOB].path, "shm blob", 5, 12 * 48)
+    assert found["input_video"].place == FileSlice(video, "shm video", VIDEO_HEADER_BYTES + 12 * 12, 12 * 12)
+    assert found["vace_frames"].place == FileSlice(files[Source.BLOB].path, "shm blob", 5, 12 * 48)
     assert same(found["input_video"], VIDEO[12:24])
     assert same(found["vace_frames"], floats(5, 1, 3, 12, 2, 2))
 
 
-async def test_an_array_in_pieces_is_copied_though_triton_has_the_upload(lane: Lane, uploads: Open) -> None:
-    found = await gather(make(12, num_input=5).chunks[0], lane, uploads(5, "shm"), {})
-    assert found["input_video"].place == Slice(lane.path, "lane", 0, 144)
+async def test_an_array_in_pieces_is_copied_though_triton_has_the_upload(buffer: StagingBuffer, uploads: Open) -> None:
+    found = await stage_inputs(make(12, num_input=5).chunks[0], buffer, uploads(5, "shm"), {})
+    assert found["input_video"].place == FileSlice(buffer.path, "lane", 0, 144)
     assert same(found["input_video"], VIDEO[np.arange(12) % 5])
 
 
-async def test_an_upload_that_triton_does_not_have_is_copied_into_a_lane_that_it_has(lane: Lane, uploads: Open) -> None:
-    found = await gather(make(12, num_input=12).chunks[0], lane, uploads(12), {})
-    assert found["input_video"].place == Slice(lane.path, "lane", 0, 144)
+async def test_an_upload_that_triton_does_not_have_is_copied_into_a_buffer(
+    buffer: StagingBuffer, uploads: Open
+) -> None:
+    found = await stage_inputs(make(12, num_input=12).chunks[0], buffer, uploads(12), {})
+    assert found["input_video"].place == FileSlice(buffer.path, "lane", 0, 144)
 
 
-async def test_nothing_in_one_piece_is_copied_into_a_lane_on_disk(lane: Lane, uploads: Open) -> None:
-    lane.region = None
+async def test_nothing_in_one_piece_is_copied_into_a_buffer_on_disk(buffer: StagingBuffer, uploads: Open) -> None:
+    buffer.region = None
     files = uploads(40)
     plan = make(24, [{"chunk": 1, **array("vace_masks", 1, 1, 1, 13, 2, 2)}], num_input=40)
-    found = await gather(plan.chunks[1], lane, files, {})
-    assert found["input_video"].place == Slice(files[Source.INPUT].path, None, VIDEO_HEADER_BYTES + 144, 144)
+    found = await stage_inputs(plan.chunks[1], buffer, files, {})
+    assert found["input_video"].place == FileSlice(files[Source.INPUT].path, None, VIDEO_HEADER_BYTES + 144, 144)
     assert found["vace_masks"].place.path == files[Source.BLOB].path
-    looped = await gather(make(12, num_input=5).chunks[0], lane, uploads(5), {})
-    assert looped["input_video"].place == Slice(lane.path, None, 0, 144)
+    looped = await stage_inputs(make(12, num_input=5).chunks[0], buffer, uploads(5), {})
+    assert looped["input_video"].place == FileSlice(buffer.path, None, 0, 144)
 
 
-def spans(found: Mapping[str, Tensor], lane: Lane) -> list[tuple[int, int]]:
-    places = [tensor.place for tensor in found.values() if tensor.place.path == lane.path]
+def spans(found: Mapping[str, TensorRef], buffer: StagingBuffer) -> list[tuple[int, int]]:
+    places = [tensor.place for tensor in found.values() if tensor.place.path == buffer.path]
     return [(place.offset, place.offset + place.num_bytes) for place in places]
 
 
@@ -239,7 +240,7 @@ ARRAYS = st.fixed_dictionaries(
     st.lists(ARRAYS, min_size=1, max_size=4), st.integers(0, 2), st.sampled_from([0, 1, 7, 40]), st.booleans()
 )  # fmt: skip
 def test_a_layout_holds_every_chunk_without_overlap(
-    lane: Lane, uploads: Open, arrays: list[dict[str, Any]], processors: int, num_input: int, locked: bool
+    buffer: StagingBuffer, uploads: Open, arrays: list[dict[str, Any]], processors: int, num_input: int, locked: bool
 ) -> None:
     specs = []
     for index, chosen in enumerate(arrays):
@@ -249,12 +250,12 @@ def test_a_layout_holds_every_chunk_without_overlap(
         specs.append(spec)
     before = PROCESSOR if processors and num_input else None
     plan = make(12 * len(arrays), specs, num_input, Chain(FACTS, before, PROCESSOR if processors > 1 else None))
-    layout = LaneLayout.of(plan)
+    layout = StagingLayout.of(plan)
     files = uploads(max(num_input, 1))
     assert len(layout.stage_offsets) == len(plan.chain.stages)
     for chunk in plan.chunks:
-        found = asyncio.run(gather(chunk, lane, files, IMAGES))
-        taken = [*spans(found, lane)]
+        found = asyncio.run(stage_inputs(chunk, buffer, files, IMAGES))
+        taken = [*spans(found, buffer)]
         assert len(taken) == len(chunk.tensors) + len(chunk.images) == len(found)
         taken += [(offset, offset + chunk.frames.num_bytes) for offset in layout.stage_offsets]
         taken.sort()
@@ -314,20 +315,22 @@ async def test_what_triton_maps_is_open_to_its_group(store: Store) -> None:
     with store.draft(Kind.BLOB, 4) as draft:
         await draft.append(b"data")
         file = draft.commit()
-    async with open_lanes(1000, 2, store, cast("Triton", Registry(2))) as lanes:
-        assert [path.stat().st_mode & 0o777 for path in (file.path, *(lane.path for lane in lanes))] == [0o660] * 3
+    async with open_buffers(1000, 2, store, cast("TritonClient", Registry(2))) as buffers:
+        assert [path.stat().st_mode & 0o777 for path in (file.path, *(buffer.path for buffer in buffers))] == [
+            0o660
+        ] * 3
 
 
 async def test_lanes_lie_in_shared_memory_that_triton_has(store: Store, tmp_path: Path) -> None:
     registry = Registry(2)
     open_files = os.listdir("/proc/self/fd")
-    async with open_lanes(1000, 2, store, cast("Triton", registry)) as lanes:
-        assert {lane.region for lane in lanes} == registry.registered_now.keys()
-        assert len({lane.path for lane in lanes}) == 2
-        for lane in lanes:
-            assert lane.path.parent == SHM_DIR
-            lane.view(lane.slice(10, 3))[:] = b"abc"
-            assert lane.path.read_bytes() == bytes(10) + b"abc" + bytes(987)
+    async with open_buffers(1000, 2, store, cast("TritonClient", registry)) as buffers:
+        assert {buffer.region for buffer in buffers} == registry.registered_now.keys()
+        assert len({buffer.path for buffer in buffers}) == 2
+        for buffer in buffers:
+            assert buffer.path.parent == SHM_DIR
+            buffer.view(buffer.slice(10, 3))[:] = b"abc"
+            assert buffer.path.read_bytes() == bytes(10) + b"abc" + bytes(987)
     assert registry.registered_now == {}
     assert leftovers(store, tmp_path) == []
     assert os.listdir("/proc/self/fd") == open_files
@@ -335,18 +338,18 @@ async def test_lanes_lie_in_shared_memory_that_triton_has(store: Store, tmp_path
 
 @pytest.mark.parametrize("registry", [Registry(0), Registry(1), Registry(2, takes_shared_memory=False)])
 async def test_lanes_lie_on_disk_where_triton_takes_none(store: Store, tmp_path: Path, registry: Registry) -> None:
-    async with open_lanes(1000, 2, store, cast("Triton", registry)) as lanes:
+    async with open_buffers(1000, 2, store, cast("TritonClient", registry)) as buffers:
         assert registry.registered_now == {}
-        assert [lane.region for lane in lanes] == [None, None]
-        assert sorted(leftovers(store, tmp_path)) == sorted(lane.path for lane in lanes)
-        assert [lane.path.stat().st_size for lane in lanes] == [1000, 1000]
-        assert lanes[0].path.parent == tmp_path / "data" / "work"
+        assert [buffer.region for buffer in buffers] == [None, None]
+        assert sorted(leftovers(store, tmp_path)) == sorted(buffer.path for buffer in buffers)
+        assert [buffer.path.stat().st_size for buffer in buffers] == [1000, 1000]
+        assert buffers[0].path.parent == tmp_path / "data" / "work"
     assert leftovers(store, tmp_path) == []
 
 
 async def test_lanes_that_find_no_room_anywhere_leave_nothing(store: Store, tmp_path: Path) -> None:
     with pytest.raises(DiskFull):
-        async with open_lanes(2**60, 2, store, cast("Triton", Registry(2))):
+        async with open_buffers(2**60, 2, store, cast("TritonClient", Registry(2))):
             pass
     assert leftovers(store, tmp_path) == []
 
@@ -359,7 +362,7 @@ async def test_uploads_are_held_open_and_registered_where_they_lie_in_shared_mem
         await draft.append(b"data")
         file = draft.commit()
     registry = Registry(takes)
-    async with open_uploads({Source.BLOB: file}, store, cast("Triton", registry)) as opened:
+    async with open_uploads({Source.BLOB: file}, store, cast("TritonClient", registry)) as opened:
         upload = opened[Source.BLOB]
         assert upload.region == (file.path.name if takes and in_shm else None)
         store._files[file.name] = replace(file, expires_at=0)
@@ -379,6 +382,6 @@ async def test_an_upload_that_is_gone_is_named(store: Store) -> None:
         file = draft.commit()
     file.path.unlink()
     with pytest.raises(UnknownPath, match="data_blob_path") as caught:
-        async with open_uploads({Source.BLOB: file}, store, cast("Triton", Registry(0))):
+        async with open_uploads({Source.BLOB: file}, store, cast("TritonClient", Registry(0))):
             pass
     assert caught.value.field == "data_blob_path"

@@ -11,14 +11,14 @@ import pytest
 
 from filmstrip.errors import ShuttingDown
 from filmstrip.events import Cancelled, ErrorEvent
-from frontend.generate import Generation, Job
+from frontend.generation import Generation, Job
 from frontend.images import ImageDecoder
 from frontend.plan import Plan
 from frontend.schema import GenerateRequest
 from frontend.settings import Settings
 from frontend.slot import Slot
 from frontend.store import Draft, Kind, Store
-from frontend.triton import Triton
+from frontend.triton import TritonClient
 from tests.faults.aftermath import PROBE, assert_serves, eventually, is_generating
 from tests.faults.raw_client import GENERATE, RawClient
 from tests.server import Frontend
@@ -38,7 +38,7 @@ async def test_an_error_while_cleaning_up_does_not_keep_the_slot(
     settings = Settings(data_dir=tmp_path / "data")
     store = StoreThatCannotRemove(settings)
     store.open()
-    triton = Triton("127.0.0.1:1", settings)
+    triton = TritonClient("127.0.0.1:1", settings)
     slot = Slot(settings, triton, store, ImageDecoder())
     generation = slot.current = Generation("id")
     job = Job(cast("Plan", None), {}, {}, store.draft(Kind.OUTPUT))
@@ -62,7 +62,7 @@ async def slot(tmp_path: Path) -> AsyncIterator[Slot]:
     store.open()
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.setblocking(False)
-        triton = Triton(f"127.0.0.1:{listening.getsockname()[1]}", settings)
+        triton = TritonClient(f"127.0.0.1:{listening.getsockname()[1]}", settings)
         yield Slot(settings, triton, store, ImageDecoder())
         await triton.close()
     store.close()

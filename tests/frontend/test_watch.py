@@ -15,7 +15,7 @@ from frontend.embedded import EmbeddedTriton
 from frontend.repository import ModelFolder
 from frontend.settings import Settings
 from frontend.store import Store
-from frontend.triton import State, Triton
+from frontend.triton import ModelState, TritonClient
 from frontend.watch import ModelWatch
 
 NAMES = [f"model-{number}" for number in range(6)]
@@ -49,14 +49,14 @@ async def fake() -> FakeTriton:
 
 
 @pytest.fixture
-async def client(fake: FakeTriton, tmp_path: Path) -> AsyncIterator[Triton]:
+async def client(fake: FakeTriton, tmp_path: Path) -> AsyncIterator[TritonClient]:
     server = grpc.aio.server()
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(fake, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     (tmp_path / "models" / "model-0").mkdir(parents=True)
     settings = Settings(embedded=True, model_repository=(tmp_path / "models",), data_dir=tmp_path / "data")
-    triton = Triton(f"127.0.0.1:{port}", settings)
+    triton = TritonClient(f"127.0.0.1:{port}", settings)
     triton._repositories = ()
     yield triton
     await triton.close()
@@ -64,7 +64,7 @@ async def client(fake: FakeTriton, tmp_path: Path) -> AsyncIterator[Triton]:
 
 
 async def test_a_load_that_waits_for_its_turn_has_not_failed(
-    client: Triton, fake: FakeTriton, monkeypatch: pytest.MonkeyPatch
+    client: TritonClient, fake: FakeTriton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "_LAUNCH_S", 0.0)
     loads = [asyncio.create_task(client.load_now(name)) for name in NAMES]
@@ -79,7 +79,7 @@ async def test_a_load_that_waits_for_its_turn_has_not_failed(
         await asyncio.sleep(0.01)
     assert not client.failed()
     assert len(fake.asked) == 4
-    assert {pipeline.state for pipeline in (await client._states()).values()} == {State.LOADING}
+    assert {pipeline.state for pipeline in (await client._states()).values()} == {ModelState.LOADING}
     (left, *_) = set(NAMES) - set(fake.asked)
     loads[NAMES.index(left)].cancel()  # who waits may leave
     fake.may_load.set()
@@ -98,7 +98,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 async def test_the_window_for_a_second_death_begins_when_the_model_is_ready_again(
-    client: Triton, fake: FakeTriton, clock: SimpleNamespace
+    client: TritonClient, fake: FakeTriton, clock: SimpleNamespace
 ) -> None:
     supervisor = EmbeddedTriton(client.settings, Store(client.settings))
     supervisor._client, client.supervisor = client, supervisor
@@ -134,7 +134,7 @@ async def test_the_window_for_a_second_death_begins_when_the_model_is_ready_agai
 
 
 async def test_the_files_of_a_failed_model_are_read_in_a_thread(
-    client: Triton, monkeypatch: pytest.MonkeyPatch
+    client: TritonClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = []
     read_folders = repository.read_folders

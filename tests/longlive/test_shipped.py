@@ -17,7 +17,7 @@ from filmstrip.client import Client, Event
 from filmstrip.runtime.engines.manifest import file_sha256, read
 from tests.server import ROOT, Frontend
 from tests.shipped import CHECKPOINT, ID, LORAS, SIDES, arguments
-from training.grammar import is_held_out, parse
+from tests.support.toyworld.grammar import is_held_out, parse
 
 pytestmark = pytest.mark.timeout(600)  # the first of them waits for the export
 

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 
 from filmstrip.contract import ChunkParameters, Interpolation
 from filmstrip.runtime.text import PromptBlend, blend
-from frontend.prompts import StickyPrompts
+from frontend.plan import StickyPrompts
 from frontend.schema import GenerateRequest
 
 LINEAR, SLERP = Interpolation.LINEAR, Interpolation.SLERP
@@ -135,7 +135,7 @@ def told(num_chunks: int, specs: Mapping[int, Mapping[str, Any]], **fields: Any)
     sticky = StickyPrompts(request)
     chunks = []
     for index in range(num_chunks):
-        now = sticky.at(by_chunk.get(index))
+        now = sticky.next_chunk(by_chunk.get(index))
         chunks.append(
             ChunkParameters(
                 index=index,

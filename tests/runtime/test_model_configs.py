@@ -6,7 +6,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
-from filmstrip.contract import INPUTS, OUTPUTS, Mode, PipelineFacts, TensorSpec
+from filmstrip.contract import INPUTS, OUTPUTS, Mode, PipelineInfo, TensorSpec
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(ROOT.glob("tests/models/*/config.pbtxt"))
@@ -18,9 +18,9 @@ def read(path: Path) -> ModelConfig:
     return text_format.Parse(path.read_text(), ModelConfig())
 
 
-def facts(config: ModelConfig) -> PipelineFacts | None:
+def facts(config: ModelConfig) -> PipelineInfo | None:
     parameters = {key: value.string_value for key, value in config.parameters.items()}
-    return PipelineFacts.from_parameters(config.name, parameters)
+    return PipelineInfo.from_parameters(config.name, parameters)
 
 
 @pytest.fixture(params=CONFIGS, ids=lambda path: path.parent.name)

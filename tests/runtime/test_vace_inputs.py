@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
-from filmstrip.contract import ChunkParameters, Mode, PipelineFacts
+from filmstrip.contract import ChunkParameters, Mode, PipelineInfo
 from filmstrip.errors import InvalidField, ModelError
 from filmstrip.runtime.sequences import Chunk
 from filmstrip.runtime.vace import conditioning_of, is_doubled, references_of
@@ -126,7 +126,7 @@ def test_references_that_do_not_fit_their_shapes_are_refused():
     [({}, False), ({"vace_frames": floats(0)}, False), ({"vace_masks": floats(0, channels=1)}, False), ({}, True)],
 )
 def test_the_frame_that_is_doubled_is_the_one_that_the_plan_counts(mode, reset, tensors, from_input):
-    facts = PipelineFacts("p", tuple(Mode), chunk_size=12, first_chunk_size=9, latent_frames=3)
+    facts = PipelineInfo("p", tuple(Mode), chunk_size=12, first_chunk_size=9, latent_frames=3)
     latents = facts.chunk_latents(mode, first=reset, conditioned=bool(tensors) or from_input)
     given = chunk(tensors, mode=mode, reset=reset, vace_use_input_video=from_input)
     assert is_doubled(given) == (latents == 4)

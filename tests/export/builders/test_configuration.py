@@ -8,13 +8,13 @@ pytest.importorskip("torch", reason="torch is not installed: see docs/export.md"
 library = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: see docs/export.md")
 
 from export.spec import Precision
-from export.tensorrt import BuildOptions, Log, configure, keep_timings, listen
+from export.tensorrt import BuildLog, BuildOptions, configure, make_logger, save_timing_cache
 from filmstrip.runtime.engines.manifest import Builder
 
 
 @pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
 def test_limits_and_timings_reach_the_library(tmp_path: Path):
-    logger = listen(library, Log())
+    logger = make_logger(library, BuildLog())
     builder = library.Builder(logger)
     options = BuildOptions(
         Builder.TENSORRT,
@@ -27,7 +27,7 @@ def test_limits_and_timings_reach_the_library(tmp_path: Path):
     configure(library, config, options)
     assert config.get_memory_pool_limit(library.MemoryPoolType.WORKSPACE) == 3 << 29
     assert config.builder_optimization_level == 1
-    keep_timings(config, tmp_path / "timings")
+    save_timing_cache(config, tmp_path / "timings")
     kept = (tmp_path / "timings").read_bytes()
     assert kept
     again = builder.create_builder_config()
@@ -36,7 +36,7 @@ def test_limits_and_timings_reach_the_library(tmp_path: Path):
 
 
 def test_targets_reach_the_library():
-    logger = listen(library, Log())
+    logger = make_logger(library, BuildLog())
     builder = library.Builder(logger)
     config = builder.create_builder_config()
     configure(library, config, BuildOptions(Builder.TENSORRT_RTX, Precision.FP16, ("sm75", "sm120")))

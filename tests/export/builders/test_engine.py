@@ -18,7 +18,7 @@ from export.graph_specs import graph_specs
 from export.lora import attach, read_adapter
 from export.modules.layers import Linear
 from export.onnx_files import to_program, write_onnx
-from export.spec import Axis, GraphSpec, Grid, Output, Part, Port, Precision, varying
+from export.spec import Axis, Component, GraphSpec, Grid, InputSpec, OutputSpec, Precision, dynamic_shape
 from export.tensorrt import RTX_TARGETS, BuildOptions, build_engine
 from filmstrip.runtime.engines.manifest import Builder
 from tests.export.checkpoints import write_checkpoint, write_lora
@@ -74,8 +74,8 @@ def test_a_graph_compiles_in_bfloat16_for_every_gpu_and_both_sizes(
     write_onnx(spec, Precision.BF16, tmp_path / "graph.onnx")
     shares: list[float] = []
     engine = build_engine(tmp_path / "graph.onnx", spec, GRIDS, rtx(), lambda _phase, share: shares.append(share))
-    assert engine.grids == (GRIDS if spec.has_size else ())
-    assert len(engine.activation_bytes) == (len(GRIDS) if spec.has_size else 1)
+    assert engine.grids == (GRIDS if spec.depends_on_size else ())
+    assert len(engine.activation_bytes) == (len(GRIDS) if spec.depends_on_size else 1)
     assert shares == sorted(shares)
     assert 0 < shares[len(shares) // 2] < 1 == shares[-1]
     engine.write(tmp_path / "graph.plan")
@@ -117,12 +117,12 @@ def small(module: nn.Module) -> GraphSpec:
     shape = (Axis("rows"), 2, 3)
     return GraphSpec(
         "small",
-        Part.VAE,
+        Component.VAE,
         module,
-        (Port("x", (2, 3)), Port("y", shape)),
-        (Output("out", varying(shape if isinstance(module, Stretched) else (2, 3))),),
+        (InputSpec("x", (2, 3)), InputSpec("y", shape)),
+        (OutputSpec("out", dynamic_shape(shape if isinstance(module, Stretched) else (2, 3))),),
         axes={},
-        points=({},),
+        test_points=({},),
         tolerances={},
     )
 
@@ -147,10 +147,13 @@ def test_a_graph_whose_inputs_all_count_is_built(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"inputs": (Port("x", (2, 3)), Port("z", (2, 3)))}, "inputs differ from the spec's at y, z"),
-        ({"inputs": (Port("x", (2, 3)), Port("y", (2, 3), torch.int64))}, "at y: the file has FLOAT, the spec INT64"),
-        ({"outputs": (Output("other", (2, 3)),)}, "outputs differ from the spec's at other, out"),
-        ({"outputs": (Output("out", (2, 3), torch.float16),)}, "the file has FLOAT, the spec HALF"),
+        ({"inputs": (InputSpec("x", (2, 3)), InputSpec("z", (2, 3)))}, "inputs differ from the spec's at y, z"),
+        (
+            {"inputs": (InputSpec("x", (2, 3)), InputSpec("y", (2, 3), torch.int64))},
+            "at y: the file has FLOAT, the spec INT64",
+        ),
+        ({"outputs": (OutputSpec("other", (2, 3)),)}, "outputs differ from the spec's at other, out"),
+        ({"outputs": (OutputSpec("out", (2, 3), torch.float16),)}, "the file has FLOAT, the spec HALF"),
     ],
 )
 def test_a_file_that_is_not_the_specs_is_refused(changed: dict[str, Any], message: str, tmp_path: Path):

@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 from torch import Tensor
 from torch.export import Dim
 
-from export.checkpoint import fill
+from export.checkpoint import load_into
 from export.lora import Adapter, LowRank, attach
 from export.modules.layers import PositionEmbedding
 from export.modules.transformer import Rope, TextKv
@@ -62,7 +62,7 @@ def test_one_graph_of_the_transformer_serves_every_chunk_and_length_of_the_cache
 
 def test_the_vace_branch_and_the_texts_part_become_graphs():
     branch, text_kv = VaceBranch(CONFIG).eval(), TextKv(CONFIG, vace=True).eval()
-    fill(random_weights(branch, text_kv), branch, text_kv)
+    load_into(random_weights(branch, text_kv), branch, text_kv)
     embeddings = normal(1, 6, 20)
     text = text_kv(embeddings)
     assert_same(torch.export.export(text_kv, (embeddings,)).module()(embeddings), text)
@@ -74,7 +74,7 @@ def test_the_vace_branch_and_the_texts_part_become_graphs():
 @pytest.mark.parametrize(("network", "shape"), [(VaeEncoder, (1, 3, 25, 16, 16)), (VaeDecoder, (1, 4, 7, 2, 2))])
 def test_the_vae_becomes_a_first_and_a_next_graph(network: type[VaeEncoder | VaeDecoder], shape: tuple[int, ...]):
     vae = network(CONFIG.vae).eval()
-    fill(random_weights(vae), vae)
+    load_into(random_weights(vae), vae)
     first, following = normal(*shape).split([13, 12] if network is VaeEncoder else [4, 3], dim=2)
     expected, caches = vae(first)
     got, given = torch.export.export(vae, (first,)).module()(first)
@@ -86,7 +86,7 @@ def test_the_vae_becomes_a_first_and_a_next_graph(network: type[VaeEncoder | Vae
 
 def test_places_in_the_picture_have_one_graph_for_all_sizes():
     embedding = PositionEmbedding(CONFIG.dim).eval()
-    fill(random_weights(embedding), embedding)
+    load_into(random_weights(embedding), embedding)
 
     class Placed(torch.nn.Module):
         def __init__(self) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn.functional import conv2d, interpolate, relu, silu
 
-from export.checkpoint import fill
+from export.checkpoint import load_into
 from export.config import LightTaeConfig, TaeConfig
 from export.modules.tae import TaeDecoder, TaeEncoder
 from export.modules.vae import VaeDecoder, VaeEncoder
@@ -34,7 +34,7 @@ def build(config: TaeConfig) -> tuple[Weights, TaeEncoder, TaeDecoder]:
     encoder, decoder = TaeEncoder(config).eval(), TaeDecoder(config).eval()
     weights = random_weights(encoder, decoder)
     weights["decoder.22.bias"] += 0.5  # so that pixels lie around the middle
-    fill(weights, encoder, decoder)
+    load_into(weights, encoder, decoder)
     return weights, encoder, decoder
 
 
@@ -150,7 +150,7 @@ def test_sizes_are_those_of_the_configuration():
     """A network of our own: 4x in space, 2x in time."""
     config = TaeConfig(dim=6, z_dim=5, dim_mult=(1, 2, 3), num_res_blocks=1, temporal_downsample=(True, False))
     encoder, decoder = TaeEncoder(config).eval(), TaeDecoder(config).eval()
-    fill(random_weights(encoder, decoder), encoder, decoder)
+    load_into(random_weights(encoder, decoder), encoder, decoder)
     pixels = video(7)
     latents = in_pieces(encoder, pixels, [3, 2, 2])
     assert latents.shape == (1, 5, 4, HEIGHT // 4, WIDTH // 4)
@@ -173,7 +173,7 @@ def first_change(network: nn.Module, x: Tensor, frame: int) -> int:
 def test_frames_belong_together_as_in_wans_vae(tae, kind: str):
     if kind == "wan":
         encoder, decoder = VaeEncoder(tiny().vae).eval(), VaeDecoder(tiny().vae).eval()
-        fill(random_weights(encoder, decoder), encoder, decoder)
+        load_into(random_weights(encoder, decoder), encoder, decoder)
     else:
         _, encoder, decoder = tae
     pixels, latents = video(13), normal(1, 4, 4, 2, 3)
@@ -249,7 +249,7 @@ def test_a_first_and_a_next_graph_serve_every_size(tmp_path: Path, which: str, f
     runtime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed: see docs/export.md")
     config = replace(CONFIG, num_res_blocks=1, dim_mult=(1, 2, 4), temporal_downsample=(True, True))  # fewer nodes
     network, channels, factor = (TaeEncoder(config), 3, 4) if which == "encoder" else (TaeDecoder(config), 4, 1)
-    fill(random_weights(network.eval()), network)
+    load_into(random_weights(network.eval()), network)
     rows, cols = Dim("rows", min=2, max=64), Dim("cols", min=2, max=64)
 
     def inputs(height: int, width: int) -> tuple[tuple[Tensor], tuple[Tensor, list[Tensor]]]:

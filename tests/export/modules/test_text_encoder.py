@@ -10,7 +10,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 
 from torch import Tensor
 
-from export.checkpoint import fill
+from export.checkpoint import load_into
 from export.config import UMT5_XXL, parse_text_encoder_config
 from export.modules.text_encoder import TextEncoder, distance_buckets
 from export.weight_names import wan_text_encoder_names
@@ -35,7 +35,7 @@ def prompts() -> tuple[Tensor, Tensor]:
 
 def encoder() -> TextEncoder:
     network = TextEncoder(tiny_text_encoder(), TEXT_LEN).eval()
-    fill(random_weights(network), network)
+    load_into(random_weights(network), network)
     return network
 
 
@@ -56,7 +56,7 @@ def test_it_is_transformers_umt5_within_a_prompt_and_zero_beyond(changed: dict[s
         if "norm" in name or "relative_attention_bias" in name:
             weights[name] = value + (0.1 if "norm" in name else 1) * normal(*value.shape, seed=1)
     theirs.load_state_dict(weights)
-    fill(wan_text_encoder_names(weights), ours)
+    load_into(wan_text_encoder_names(weights), ours)
     ids, mask = prompts()
     got, expected = ours(ids, mask), theirs(ids, mask).last_hidden_state
     for row, length in enumerate(LENGTHS):
@@ -127,6 +127,6 @@ def test_the_encoder_of_the_real_size_has_the_weights_of_transformers():
         theirs = dict(transformers.UMT5EncoderModel(transformers.UMT5Config(**UMT5_XXL)).state_dict())
         del theirs["encoder.embed_tokens.weight"]  # `shared` again; without memory they can't be compared
         weights = wan_text_encoder_names(theirs)
-        fill(weights, ours)
+        load_into(weights, ours)
     assert len(weights) == 242
     assert sum(value.numel() for value in weights.values()) == 5_680_910_336

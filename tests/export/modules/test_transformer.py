@@ -8,7 +8,7 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed:
 import torch
 from torch import Tensor
 
-from export.checkpoint import fill
+from export.checkpoint import load_into
 from export.config import CheckpointConfig
 from export.modules.transformer import CausalTransformer, TextKv
 from export.weight_names import wan_names
@@ -44,7 +44,7 @@ def test_a_chunk_with_an_empty_cache_equals_diffusers(num_frames: int):
     config = tiny()
     theirs = diffusers_transformer(config)
     ours, text_kv = CausalTransformer(config), TextKv(config)
-    fill(wan_names(theirs.state_dict()), ours, text_kv)
+    load_into(wan_names(theirs.state_dict()), ours, text_kv)
 
     latents, text = normal(2, 4, num_frames, HEIGHT, WIDTH), normal(2, 6, 20, seed=1)
     timestep = torch.tensor([937.5, 250.0])
@@ -62,7 +62,7 @@ def test_each_latent_frame_has_its_own_timestep():
     config = tiny()
     theirs = diffusers_transformer(config)
     ours, text_kv = CausalTransformer(config), TextKv(config)
-    fill(wan_names(theirs.state_dict()), ours, text_kv)
+    load_into(wan_names(theirs.state_dict()), ours, text_kv)
     latents, text = normal(1, 4, 3, HEIGHT, WIDTH), normal(1, 6, 20, seed=1)
     timesteps = torch.tensor([[1000.0, 625.0, 0.0]])
     expected = theirs(latents, timesteps.repeat_interleave(TOKENS, dim=1), text).sample
@@ -93,7 +93,7 @@ def test_positions_in_the_window_equal_absolute_ones_until_a_frame_leaves():
     absolute, relative = tiny(), tiny(rope_positions="window")
     ours, text_kv, weights = transformer(absolute)
     other = CausalTransformer(relative)
-    fill(weights, other, TextKv(relative))
+    load_into(weights, other, TextKv(relative))
     latents, text = normal(1, 4, 24, HEIGHT, WIDTH), text_kv(normal(1, 6, 20, seed=1))
     timesteps = torch.full((1, 24), 500.0)
     expected = chunk_by_chunk(absolute, ours, latents, timesteps, text, [3] * 8)
@@ -219,7 +219,7 @@ def test_a_position_embedding_is_nothing_where_its_weights_are_and_else_tells_pl
     plain, text_kv, weights = transformer(without)
     assert not [name for name, _ in plain.named_parameters() if "position" in name]
     name = "position_embedding.linear.weight"
-    fill({**weights, name: scale * normal(48, 16, seed=9)}, network, TextKv(without))
+    load_into({**weights, name: scale * normal(48, 16, seed=9)}, network, TextKv(without))
     # Of one colour, so that tokens differ by their places alone.
     latents, text = normal(1, 4, 3, 1, 1).expand(-1, -1, -1, HEIGHT, WIDTH), text_kv(normal(1, 6, 20, seed=1))
     given = latents, torch.full((1, 3), 500.0), *text, rope(without, 0, 3)

@@ -7,7 +7,7 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed:
 
 from torch import Tensor
 
-from export.checkpoint import fill
+from export.checkpoint import load_into
 from export.modules.transformer import CausalTransformer, TextKv
 from export.modules.vace import VaceBranch
 from export.weight_names import wan_names
@@ -46,7 +46,7 @@ def theirs() -> torch.nn.Module:
 def ours(theirs: torch.nn.Module) -> tuple[CausalTransformer, TextKv, VaceBranch, TextKv]:
     """The four modules that share out diffusers' weights."""
     modules = CausalTransformer(CONFIG), TextKv(CONFIG), VaceBranch(CONFIG), TextKv(CONFIG, vace=True)
-    fill(wan_names(theirs.state_dict()), *modules)
+    load_into(wan_names(theirs.state_dict()), *modules)
     return modules
 
 

@@ -9,7 +9,7 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed:
 
 from torch import Tensor
 
-from export.checkpoint import fill
+from export.checkpoint import load_into
 from export.config import WAN_LATENTS_MEAN, WAN_LATENTS_STD, VaeConfig
 from export.modules.vae import VaeDecoder, VaeEncoder
 from export.weight_names import wan_vae_names
@@ -42,7 +42,7 @@ def build(config: VaeConfig) -> tuple[torch.nn.Module, VaeEncoder, VaeDecoder]:
         if parameter.ndim == 1:
             parameter.add_(normal(*parameter.shape) * 0.1)
     encoder, decoder = VaeEncoder(config).eval(), VaeDecoder(config).eval()
-    fill(wan_vae_names(theirs.state_dict(), config), encoder, decoder)
+    load_into(wan_vae_names(theirs.state_dict(), config), encoder, decoder)
     return theirs, encoder, decoder
 
 

@@ -14,7 +14,7 @@ pytest.importorskip("onnx", reason="onnx is not installed: see docs/export.md")
 from onnx import TensorProto
 from torch import Tensor
 
-from export.checkpoint import Networks, fill
+from export.checkpoint import Networks, load_into
 from export.graph_specs import graph_specs
 from export.modules.transformer import CausalTransformer, TextKv
 from export.modules.vae import VaeDecoder, VaeEncoder
@@ -46,7 +46,7 @@ def _no_gradients():
 def specs() -> dict[str, GraphSpec]:
     networks = [CausalTransformer(CONFIG), TextKv(CONFIG), VaeEncoder(CONFIG.vae), VaeDecoder(CONFIG.vae)]
     for network in networks:
-        fill(random_weights(network.eval()), network)
+        load_into(random_weights(network.eval()), network)
     transformer, text_kv, encoder, decoder = networks
     every = graph_specs(Networks(CONFIG, transformer, text_kv, None, None, encoder, decoder, None), 0)
     return {spec.name: spec for spec in every}

@@ -76,7 +76,7 @@ class ModuleEngine:
         found = {name: values.pop() for name, values in lengths.items()}
         for name, reach in self.spec.axes.items():
             tokens = found["rows"] * found["cols"] if reach.per_frame else 1
-            assert reach.minimum * tokens <= found[name] <= reach.maximum * tokens, (self.spec.name, name, found)
+            assert reach.min * tokens <= found[name] <= reach.max * tokens, (self.spec.name, name, found)
 
 
 class Tiny:

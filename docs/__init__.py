@@ -1,1 +1,0 @@
-"""Documentation, and examples that run."""

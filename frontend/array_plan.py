@@ -1,0 +1,207 @@
+"""Which bytes of which upload are the arrays of one chunk."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from filmstrip import contract
+from filmstrip.contract import TensorSpec
+from filmstrip.errors import InvalidField, counted
+from filmstrip.geometry import VIDEO_HEADER_BYTES, FrameRun, VideoShape, fit_runs, input_runs
+
+from .schema import ChunkSpec, at_chunk
+
+MODEL_CHANNELS = 3
+
+
+class Source(StrEnum):
+    """Which upload bytes are read from, by the request's field."""
+
+    INPUT = "input_path"
+    BLOB = "data_blob_path"
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Consecutive bytes of an upload's file."""
+
+    source: Source
+    offset: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """A tensor that is read from uploads.
+
+    Attributes:
+        spec: the tensor.
+        shape: of the array.
+        extents: the array's bytes, to be joined in this order.
+    """
+
+    spec: TensorSpec
+    shape: tuple[int, ...]
+    extents: tuple[Extent, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the array."""
+        return math.prod(self.shape) * self.spec.itemsize
+
+
+@dataclass(frozen=True)
+class ImagePlan:
+    """A tensor of one or several images, decoded when their chunk is made.
+
+    Attributes:
+        spec: the tensor.
+        sources: the images as the request names them.
+        shape: of the tensor.
+    """
+
+    spec: TensorSpec
+    sources: tuple[str, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the array."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Uploads:
+    """What a plan must know of the uploads that its request names.
+
+    Attributes:
+        input_shape: of the whole-video input.
+        blob_bytes: size of the blob.
+        image_shapes: [H, W, 3] of each image, by the name that the request gives it.
+    """
+
+    input_shape: VideoShape | None = None
+    blob_bytes: int | None = None
+    image_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SpecRef:
+    """A ChunkSpec and its place in the request's list, for messages."""
+
+    spec: ChunkSpec
+    position: int
+
+    def refuse(self, name: str, why: str) -> InvalidField:
+        """The error for one of its fields, naming chunk and field."""
+        field = f"chunk_specs[{self.position}].{name}"
+        return InvalidField(f"{at_chunk(field, self.spec.chunk)}: {why}", field)
+
+    def region(self, name: str, blob_bytes: int | None, itemsize: int) -> tuple[tuple[int, ...], int] | None:
+        """Shape and offset of the array `name` in the blob, None where the spec has none.
+
+        Raises:
+            InvalidField: one of the two is missing, there is no blob, or the region lies outside it.
+        """
+        shape: list[int] | None = getattr(self.spec, f"{name}_shape")
+        offset: int | None = getattr(self.spec, f"{name}_offset")
+        if shape is None and offset is None:
+            return None
+        if shape is None or offset is None:
+            missing, given = ("shape", "offset") if shape is None else ("offset", "shape")
+            raise self.refuse(f"{name}_{missing}", f"missing, while {name}_{given} is given")
+        if blob_bytes is None:
+            raise self.refuse(f"{name}_offset", "the request has no data_blob_path")
+        end = offset + math.prod(shape) * itemsize
+        if end > blob_bytes:
+            raise self.refuse(
+                f"{name}_offset", f"{shape} at {offset} ends at {end}, the blob has {counted(blob_bytes, 'byte')}"
+            )
+        return tuple(shape), offset
+
+
+def whole_input(index: int, count: int, chunk_size: int, shape: VideoShape, num_frames: int) -> TensorPlan:
+    """The frames of the whole-video input that chunk `index` covers."""
+    runs = input_runs(index * chunk_size, count, shape.frames, num_frames)
+    return _video(Source.INPUT, VIDEO_HEADER_BYTES, runs, count, shape)
+
+
+def own_video(
+    spec_ref: SpecRef, count: int, size: tuple[int, int], *, any_size: bool, blob_bytes: int | None
+) -> TensorPlan | None:
+    """The chunk's own input video, trimmed or padded to `count` frames.
+
+    Args:
+        spec_ref: the chunk's spec.
+        count: pixel frames of the chunk.
+        size: height and width of the generation.
+        any_size: the pipeline takes any size and resizes it.
+        blob_bytes: size of the blob.
+    """
+    region = spec_ref.region("input_video", blob_bytes, itemsize=1)
+    if region is None:
+        return None
+    dimensions, offset = region
+    shape = VideoShape(*dimensions)
+    if shape.channels != MODEL_CHANNELS:
+        raise spec_ref.refuse(
+            "input_video_shape", f"{counted(shape.channels, 'channel')}, the models take {MODEL_CHANNELS}"
+        )
+    if not any_size and (shape.height, shape.width) != size:
+        raise spec_ref.refuse("input_video_shape", f"frames of {shape.height} x {shape.width}, {_wants(size)}")
+    return _video(Source.BLOB, offset, fit_runs(count, shape.frames), count, shape)
+
+
+def vace_arrays(spec_ref: SpecRef, count: int, size: tuple[int, int], blob_bytes: int | None) -> list[TensorPlan]:
+    """VACE frames and masks of a chunk; locked ones longer than the chunk are trimmed to it."""
+    plans = []
+    for name, spec, channels in (
+        ("vace_frames", contract.VACE_FRAMES, (1, 3)),
+        ("vace_masks", contract.VACE_MASKS, (1,)),
+    ):
+        region = spec_ref.region(name, blob_bytes, spec.itemsize)
+        if region is None:
+            continue
+        (batch, depth, given, height, width), offset = region
+        if batch != 1:
+            raise spec_ref.refuse(f"{name}_shape", f"a batch of {batch}, must be 1")
+        if depth not in channels:
+            raise spec_ref.refuse(
+                f"{name}_shape", f"{counted(depth, 'channel')}, must be {' or '.join(map(str, channels))}"
+            )
+        if (height, width) != size:
+            raise spec_ref.refuse(f"{name}_shape", f"frames of {height} x {width}, {_wants(size)}")
+        frame_bytes = height * width * spec.itemsize
+        kept = min(given, count) if spec_ref.spec.vace_temporally_locked else given
+        if kept == given:
+            extents = [Extent(Source.BLOB, offset, depth * given * frame_bytes)]
+        else:  # frames lie behind channels: each channel is trimmed by itself
+            starts = (offset + channel * given * frame_bytes for channel in range(depth))
+            extents = [Extent(Source.BLOB, start, kept * frame_bytes) for start in starts]
+        plans.append(TensorPlan(spec, (1, depth, kept, height, width), tuple(extents)))
+    return plans
+
+
+def images(spec: ChunkSpec, shapes: Mapping[str, tuple[int, ...]]) -> list[ImagePlan]:
+    """First and last frame image and references of a chunk."""
+    plans = []
+    for tensor, source in (
+        (contract.FIRST_FRAME_IMAGE, spec.first_frame_image),
+        (contract.LAST_FRAME_IMAGE, spec.last_frame_image),
+    ):
+        if source is not None:
+            plans.append(ImagePlan(tensor, (source,), shapes[source]))
+    if spec.vace_ref_images:
+        joined = sum(math.prod(shapes[source]) for source in spec.vace_ref_images)
+        plans.append(ImagePlan(contract.VACE_REF_IMAGES, tuple(spec.vace_ref_images), (joined,)))
+    return plans
+
+
+def _video(source: Source, offset: int, runs: Sequence[FrameRun], count: int, shape: VideoShape) -> TensorPlan:
+    extents = (Extent(source, offset + first * shape.frame_bytes, length * shape.frame_bytes) for first, length in runs)
+    return TensorPlan(contract.INPUT_VIDEO, (count, *shape[1:]), tuple(extents))
+
+
+def _wants(size: tuple[int, int]) -> str:
+    return f"the generation has {size[0]} x {size[1]}"

@@ -1,0 +1,103 @@
+"""The objects that live as long as the server: created at its start, closed in the right order."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from quart import Quart, current_app
+
+from .bodies import JsonBodies
+from .connection import Pace
+from .download import Downloads
+from .embedded import EmbeddedTriton
+from .images import ImageDecoder
+from .pipeline_loads import PipelineLoads
+from .settings import Settings
+from .slot import Slot
+from .store import Store
+from .triton import Readiness, TritonClient
+
+_REPORT_POLL_S = 1.0
+_EXTENSION = "filmstrip"
+
+
+@dataclass
+class AppState:
+    """What the routes work with."""
+
+    settings: Settings
+    store: Store
+    triton: TritonClient
+    slot: Slot
+    loads: PipelineLoads
+    decoder: ImageDecoder
+    json_bodies: JsonBodies
+    downloads: Downloads
+    embedded: EmbeddedTriton | None
+
+    @property
+    def is_starting(self) -> bool:
+        """Triton is ours and on its way up."""
+        return not self.slot.is_closed and self.embedded is not None and not self.embedded.failed.is_set()
+
+    async def readiness(self) -> Readiness | None:
+        """Whether generations can run, and what cannot; None as long as Triton does not answer."""
+        if self.slot.is_closed or self.triton.is_starting:
+            return None
+        return await self.triton.readiness()
+
+    @property
+    def pace(self) -> Pace:
+        """How slow a client may be."""
+        return Pace(self.settings.body_timeout_s, self.settings.body_bytes_per_s)
+
+    async def report_failed_models(self) -> None:
+        """Log the models that failed once all were tried, even if no client asks for the list."""
+        while await self.readiness() is None:  # noqa: ASYNC110 - Triton sends no events
+            await asyncio.sleep(_REPORT_POLL_S)
+
+
+@contextlib.asynccontextmanager
+async def lifespan(app: Quart, settings: Settings) -> AsyncIterator[None]:
+    """Start everything that serves the app's requests; close it all when the context ends."""
+    store = Store(settings)
+    store.open()
+    try:
+        embedded = EmbeddedTriton(settings, store) if settings.embedded else None
+        url, secret = (embedded.url, "") if embedded else (settings.triton_url, settings.triton_secret)
+        triton = TritonClient(url, settings, secret)
+        decoder = ImageDecoder()
+        state = app.extensions[_EXTENSION] = AppState(
+            settings,
+            store,
+            triton,
+            Slot(settings, triton, store, decoder),
+            PipelineLoads(triton),
+            decoder,
+            JsonBodies(settings.json_bytes, settings.json_total_bytes),
+            Downloads(settings.downloads),
+            embedded,
+        )
+        async with store.expiring():
+            if embedded is not None:
+                embedded.start(triton)
+            report = asyncio.create_task(state.report_failed_models(), name="report failed models")
+            try:
+                yield
+            finally:
+                await state.slot.close(settings.shutdown_timeout_s)
+                await decoder.close()
+                report.cancel()
+                state.loads.close()
+                if embedded is not None:
+                    await embedded.stop()
+                await triton.close()
+    finally:
+        store.close()
+
+
+def app_state() -> AppState:
+    """The state of the app that serves the current request."""
+    state: AppState = current_app.extensions[_EXTENSION]
+    return state

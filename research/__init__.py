@@ -1,0 +1,1 @@
+"""Trains the small model on videos drawn here, run as `python -m research`."""

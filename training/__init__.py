@@ -1,1 +1,0 @@
-"""Trains the small model on videos drawn here, run as `python -m training`."""
