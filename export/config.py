@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from export.errors import BadConfig
 
@@ -204,7 +204,7 @@ class CheckpointConfig:
     text_dim: int = key(_positive, "text_dim", default=4096)
     patch_size: tuple[int, int, int] = key(_list_of(_positive), "patch_size", default=(1, 2, 2))
     rope_theta: float = key(_real, "rope_theta", default=10000.0)
-    rope_positions: str = key(_one_of(*ROPE_POSITIONS), "rope_positions", default="absolute")
+    rope_positions: Literal["absolute", "window"] = key(_one_of(*ROPE_POSITIONS), "rope_positions", default="absolute")
     position_embedding: bool = key(_bool, "position_embedding", default=False)
     video_step_offset: int = key(_count, "video_step_offset", default=0)
     lora_alpha: float | None = key(_real, "lora_alpha", default=None)

@@ -40,7 +40,7 @@ from filmstrip.runtime.sequences import Chunk, Stages, invalid
 from filmstrip.runtime.text import LoraScales, PromptBlend, TextKeys, Tokenize, Tokenizer, prompt_encoder
 from filmstrip.runtime.transformer import CachedTransformer, RopeTables
 from filmstrip.runtime.vace import GRAPHS as VACE_GRAPHS
-from filmstrip.runtime.vace import VaceBranch, VaceContext, has_pad_frame
+from filmstrip.runtime.vace import VaceBranch, has_pad_frame
 from filmstrip.runtime.vae import FeatureStream, StreamingEncoder
 
 _GRAPHS = (
@@ -248,16 +248,16 @@ class LongLiveSequence:
         plan = caches.transformer.plan(num_latent_frames)
 
         def velocity(latents: Tensor, timestep: float) -> Tensor:
-            return caches.transformer.velocity(
-                plan,
-                latents,
-                timestep,
-                text.inputs,
-                hints=_hints(caches.vace, context, text, params, latents, timestep),
-                attention_bias=params.kv_cache_attention_bias,
-            )
+            hints = None
+            if caches.vace is not None and context is not None:
+                scale = params.vace_context_scale
+                hints = caches.vace.hints(
+                    context, latents, timestep, embedding=text.embedding, loras=text.loras, scale=scale
+                )
+            bias = params.kv_cache_attention_bias
+            return caches.transformer.velocity(plan, latents, timestep, text.inputs, hints=hints, attention_bias=bias)
 
-        latents = denoise(chunk, latents, steps, velocity, noise, self._pipeline.sigmas)
+        latents = denoise(chunk, latents, steps, velocity=velocity, noise=noise, sigmas=self._pipeline.sigmas)
         # 9. Cache the clean latents.
         chunk.stop_if_cancelled()
         with stage("cache"):
@@ -332,31 +332,11 @@ class LongLiveSequence:
         return ChunkNoise(params.seed, self._latent_index, shape, self._pipeline.device)
 
 
-def _hints(
-    vace: VaceBranch | None,
-    context: VaceContext | None,
-    text: _Text,
-    params: ChunkParameters,
-    latents: Tensor,
-    timestep: float,
-) -> Tensor | None:
-    """The VACE branch's hints on the very latents that the transformer denoises; None if nothing conditions them."""
-    if vace is None or context is None:
-        return None
-    return vace.hints(
-        context,
-        latents,
-        timestep,
-        embedding=text.embedding,
-        loras=text.loras,
-        scale=params.vace_context_scale,
-    )
-
-
 def denoise(
     chunk: Chunk,
     latents: Tensor,
     timesteps: Sequence[float],
+    *,
     velocity: Callable[[Tensor, float], Tensor],
     noise: ChunkNoise,
     sigmas: SigmaTable,

@@ -4,7 +4,9 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
+
+from pydantic import TypeAdapter
 
 from filmstrip.model_folders import EXPORT_FILE
 from filmstrip.runtime.json_files import STRICT, decode
@@ -88,16 +90,19 @@ class PipelineConfig:
         """The file's text."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
-    @classmethod
-    def from_json(cls, text: str) -> Self:
+    @staticmethod
+    def from_json(text: str) -> "PipelineConfig":
         """Read the file's text.
 
         Raises:
             ValueError: a field is missing, unknown or of another type, as in a file of another version of the export.
         """
-        return decode(cls, text)
+        return decode(_CONFIG, text)
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: Path) -> "PipelineConfig":
         """Read the file of a model's version folder; raises as `from_json`, and OSError."""
         return cls.from_json((folder / FILE_NAME).read_text("utf-8-sig"))
+
+
+_CONFIG = TypeAdapter(PipelineConfig)

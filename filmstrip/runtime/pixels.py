@@ -44,7 +44,7 @@ def resample(pixels: Tensor, num_frames: int) -> Tensor:
 
 
 def pad_first_frame(pixels: Tensor) -> Tensor:
-    """Repeat the first frame, [..., F, H, W] to [..., F + 1, H, W]: a first chunk of video is encoded from 13 frames."""
+    """Repeat the first frame, [..., F, H, W] to [..., F + 1, H, W]: a first chunk of video is encoded from 13."""
     return resample(pixels, pixels.shape[-3] + 1)
 
 

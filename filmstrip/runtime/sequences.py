@@ -242,7 +242,9 @@ class Sequences(Generic[State]):
         with self._lock:
             entry = self._entries.get(id)
             if entry is None:
-                raise SequenceLost("the model no longer holds this sequence: it failed, was cancelled or was idle for too long")
+                raise SequenceLost(
+                    "the model no longer holds this sequence: it failed, was cancelled or was idle for too long"
+                )
             entry.in_use = True
             return entry
 

@@ -32,7 +32,9 @@ class RopeTables:
     _MAX_TABLES = 8  # a chunk's own, its cached frames', those of VACE and of a recache, and room for the next ones
 
     def __init__(self, head_dim: int, theta: float, rows: int, cols: int, device: torch.device) -> None:
-        self._tables = lru_cache(self._MAX_TABLES)(partial(_device_tables, head_dim, theta, rows, cols, device))
+        self._tables = lru_cache(self._MAX_TABLES)(
+            partial(_device_tables, head_dim=head_dim, theta=theta, rows=rows, cols=cols, device=device)
+        )
 
     def at(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Cosines and sines of latent frames at these positions, each [T, rows, cols, D / 2] in float32."""
@@ -40,7 +42,7 @@ class RopeTables:
 
 
 def _device_tables(
-    head_dim: int, theta: float, rows: int, cols: int, device: torch.device, positions: tuple[int, ...]
+    positions: tuple[int, ...], *, head_dim: int, theta: float, rows: int, cols: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     tables = rope_tables(head_dim, torch.tensor(positions), rows, cols, theta)
     cos, sin = (to_device(table, device) for table in tables)
@@ -268,7 +270,7 @@ class KvCache:
         """
         if self.num_frames not in (plan.first_frame, plan.end):
             raise ValueError(
-                f"frames {plan.first_frame} to {plan.end - 1} don't follow {self.num_frames} cached ones: the plan is stale"
+                f"frames {plan.first_frame} to {plan.end - 1} don't follow {self.num_frames} cached ones: stale plan"
             )
         shape = (*self.k.shape[:3], plan.num_frames * self._tokens_per_frame, self.k.shape[4])
         for new in (k, v):

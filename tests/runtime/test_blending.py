@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
 from filmstrip.contract import ChunkParameters, Interpolation
-from filmstrip.runtime.text import PromptBlend, blend
+from filmstrip.runtime.text import PromptBlend, blend, prompt_encoder
 from frontend.plan import StickyPrompts
 from frontend.schema import GenerateRequest
 
@@ -120,6 +120,35 @@ class Encoder:
         return embedding_of(text)
 
 
+class Blends:
+    """A sequence's blends, and the encoder that they ask."""
+
+    def __init__(self) -> None:
+        self.encoder = Encoder()
+        self.prompts = PromptBlend(self.encoder)
+
+
+class TextEncoder:
+    """An engine that counts its runs; it encodes only a prompt's own tokens."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def dtype(self, name: str) -> "torch.dtype":
+        return {"ids": torch.int64, "embeddings": torch.float32}[name]
+
+    def run(self, inputs: Mapping[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
+        self.runs += 1
+        return {"embeddings": inputs["ids"].float().unsqueeze(-1).expand(-1, -1, 2)}
+
+
+def tokens_of(text: str) -> tuple[np.ndarray, np.ndarray]:
+    """A letter and the end, padded to 5."""
+    return np.array([[ord(text), 1, 0, 0, 0]]), np.array([[1, 1, 0, 0, 0]])
+
+
 def embedding_of(text: str) -> "torch.Tensor":
     seed = sum(map(ord, text))
     made = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(seed))
@@ -209,60 +238,70 @@ TRANSITIONS = {
 
 @pytest.mark.parametrize(("specs", "expected"), TRANSITIONS.values(), ids=TRANSITIONS)
 def test_the_embedding_of_each_chunk(specs: dict[int, dict[str, Any]], expected: list[Any]):
-    prompts = PromptBlend()
+    prompts = PromptBlend(embedding_of)
     last = None
     for parameters, wanted in zip(told(len(expected), specs), expected, strict=True):
-        made, changed = prompts.embedding(parameters, embedding_of)
+        made, changed = prompts.embedding(parameters)
         torch.testing.assert_close(made, embedding_of(wanted) if isinstance(wanted, str) else wanted)
         assert changed == (last is None or not torch.equal(made, last))
         last = made
 
 
 def run(
-    prompts: PromptBlend, chunks: list[ChunkParameters]
+    chunks: list[ChunkParameters], blends: Blends | None = None
 ) -> tuple[list["torch.Tensor"], list[bool], list[list[str]]]:
     """Embeddings, whether each changed, and the texts that each had encoded."""
+    blends = blends or Blends()
     made, changed, asked = [], [], []
     for parameters in chunks:
-        encoder = Encoder()
-        embedding, differs = prompts.embedding(parameters, encoder)
+        blends.encoder.asked = []
+        embedding, differs = blends.prompts.embedding(parameters)
         made.append(embedding)
         changed.append(differs)
-        asked.append(encoder.asked)
+        asked.append(blends.encoder.asked)
     return made, changed, asked
 
 
-def test_a_text_is_encoded_once_and_only_when_it_is_heard():
+def test_a_blend_is_made_once_and_of_those_texts_only_that_have_weight():
     specs = {1: to("b", 3), 5: {"text": "a"}, 6: {"prompts": [{"text": "c", "weight": 0}, {"text": "d"}]}}
-    _, changed, asked = run(PromptBlend(), told(8, specs))
+    _, changed, asked = run(told(8, specs))
     assert asked == [["a"], [], ["b"], [], [], [], ["d"], []]
     assert changed == [True, False, True, True, False, True, True, False]
 
 
-def test_a_blend_of_more_texts_than_are_kept_is_made_once():
+def test_a_blend_of_many_texts_is_made_once():
     many = [{"text": str(index)} for index in range(5)]
-    _, changed, asked = run(PromptBlend(max_encoded=2), told(3, {}, prompt=many))
+    _, changed, asked = run(told(3, {}, prompt=many))
     assert asked == [["0", "1", "2", "3", "4"], [], []]
     assert changed == [True, False, False]
 
 
-def test_the_encodings_used_last_are_kept():
-    texts = ["a", "b", "a", "c", "a", "b"]
-    blends = [[{"text": text}, {"text": text, "weight": weight}] for weight, text in enumerate(texts, start=1)]
-    specs = {index: {"prompts": prompts} for index, prompts in enumerate(blends)}
-    _, _, asked = run(PromptBlend(max_encoded=2), told(6, specs))
-    assert asked == [["a"], ["b"], [], ["c"], [], ["b"]]
+def test_the_blends_used_last_are_kept():
+    texts = "abcdaeb"  # four are kept
+    _, _, asked = run(told(7, {index: {"text": text} for index, text in enumerate(texts)}))
+    assert asked == [["a"], ["b"], ["c"], ["d"], [], ["e"], ["b"]]
+
+
+@pytest.mark.parametrize("max_encoded", [2, 16])
+def test_the_embeddings_used_last_are_kept_for_all_sequences(max_encoded: int):
+    engine = TextEncoder()
+    encode = prompt_encoder(tokens_of, engine, torch.device("cpu"), max_encoded)
+    made = [encode(text) for text in ("a", "b", "a", "c", "a", "b")]
+    assert engine.runs == (4 if max_encoded == 2 else 3)
+    assert made[0] is made[2] is made[4]
+    assert made[0].shape == (1, 5, 2)
+    assert not made[0][:, 2:].any()
 
 
 def test_the_same_embedding_from_other_prompts_is_no_change():
     specs = {1: {"prompts": [{"text": "a", "weight": 7}]}, 2: {"prompts": [{"text": "a"}, {"text": "b", "weight": 0}]}}
-    assert run(PromptBlend(), told(3, specs))[1] == [True, False, False]
+    assert run(told(3, specs))[1] == [True, False, False]
 
 
 @pytest.mark.parametrize(("texts", "expected"), [("bc", SLERP), ("bcd", LINEAR)])
 def test_prompts_are_blended_by_the_chunks_method(texts: str, expected: Interpolation):
     listed = [{"text": text, "weight": 2} for text in texts]
-    made, changed, _ = run(PromptBlend(), told(3, {1: {"prompt_interpolation_method": "slerp"}}, prompt=listed))
+    made, changed, _ = run(told(3, {1: {"prompt_interpolation_method": "slerp"}}, prompt=listed))
     embeddings = [embedding_of(text) for text in texts]
     for embedding, method in zip(made, (LINEAR, expected, LINEAR), strict=True):
         torch.testing.assert_close(embedding, blend(embeddings, [1] * len(texts), method))
@@ -271,23 +310,23 @@ def test_prompts_are_blended_by_the_chunks_method(texts: str, expected: Interpol
 
 def test_a_prompt_without_weight_does_not_make_the_others_a_pair():
     three = [{"text": "a"}, {"text": "b"}, {"text": "c", "weight": 0}]
-    made = run(PromptBlend(), told(1, {}, prompt=three, prompt_interpolation_method="slerp"))[0]
+    made = run(told(1, {}, prompt=three, prompt_interpolation_method="slerp"))[0]
     torch.testing.assert_close(made[0], mix("a", "b", 0.5))
 
 
 def test_a_transition_turns_by_its_own_method():
-    made = run(PromptBlend(), told(4, {0: to("b", 4, transition_method="slerp")}))[0]
+    made = run(told(4, {0: to("b", 4, transition_method="slerp")}))[0]
     for embedding, share in zip(made, (0, 1 / 3, 2 / 3, 1), strict=True):
         wanted = blend([embedding_of("a"), embedding_of("b")], [1 - share, share], SLERP)
         torch.testing.assert_close(embedding, wanted)
 
 
 def test_a_reset_in_the_midst_of_a_transition_goes_on_from_the_prompts():
-    prompts = PromptBlend()
+    blends = Blends()
     chunks = told(6, {0: to("b", 4), 1: to("c", 4)})
-    cut_short = run(prompts, chunks[:3])[0]
-    prompts.reset()
-    made, changed, asked = run(prompts, chunks[3:])
+    cut_short = run(chunks[:3], blends)[0]
+    blends.prompts.reset()
+    made, changed, asked = run(chunks[3:], blends)
     torch.testing.assert_close(cut_short[2], mix("a", "c", 1 / 3))
     for embedding, wanted in zip(made, [*way("a", "c", 4)[2:], embedding_of("c")], strict=True):
         torch.testing.assert_close(embedding, wanted)
@@ -296,10 +335,10 @@ def test_a_reset_in_the_midst_of_a_transition_goes_on_from_the_prompts():
 
 
 def test_a_transition_that_begins_at_a_reset_begins_at_the_prompts():
-    prompts = PromptBlend()
+    blends = Blends()
     chunks = told(4, {0: to("b", 4), 2: to("c", 2)})
-    run(prompts, chunks[:2])
-    prompts.reset()
-    made, changed, _ = run(prompts, chunks[2:])
+    run(chunks[:2], blends)
+    blends.prompts.reset()
+    made, changed, _ = run(chunks[2:], blends)
     torch.testing.assert_close(made[0], embedding_of("a"))
     assert changed == [True, True]

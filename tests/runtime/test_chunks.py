@@ -7,8 +7,8 @@ from filmstrip.contract import INPUT_VIDEO, VACE_FRAMES, VACE_MASKS, ChunkParame
 from filmstrip.errors import BadModelOutput, InvalidField, ModelError
 from filmstrip.runtime.processors import Gray, Passthrough
 from filmstrip.runtime.sequences import (
-    ChunkCancelled,
     Chunk,
+    ChunkCancelled,
     FrameProcessing,
     Stages,
     check_frames,

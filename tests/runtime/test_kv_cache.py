@@ -12,18 +12,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from filmstrip.runtime.transformer import CleanLatents, FrameWindow, KvCache
 
-LAYERS, BATCH, HEADS, TOKENS, DIM = 2, 1, 3, 2, 4
+LAYERS, HEADS, TOKENS, DIM = 2, 3, 2, 4
 
 
 def kv_cache(window: FrameWindow, dtype: torch.dtype = torch.float32, device: str = "cpu") -> KvCache:
-    sizes = {"num_layers": LAYERS, "num_heads": HEADS, "head_dim": DIM, "tokens_per_frame": TOKENS, "batch": BATCH}
+    sizes = {"num_layers": LAYERS, "num_heads": HEADS, "head_dim": DIM, "tokens_per_frame": TOKENS}
     return KvCache(window, **sizes, dtype=dtype, device=device)
 
 
 def frames(first_value: int, count: int) -> Tensor:
     """[layers, B, N, L, D] of numbers that occur nowhere else: a frame of value x has x.0 to x.99."""
-    inside = torch.arange(LAYERS * BATCH * HEADS * TOKENS * DIM) / 100
-    one = inside.reshape(LAYERS, BATCH, HEADS, TOKENS, DIM)
+    inside = torch.arange(LAYERS * HEADS * TOKENS * DIM) / 100
+    one = inside.reshape(LAYERS, 1, HEADS, TOKENS, DIM)
     return torch.cat([one + value for value in range(first_value, first_value + count)], dim=3)
 
 
@@ -182,7 +182,7 @@ def test_a_plan_of_another_time_is_refused():
     assert recache is not None
     cache.write(cache.plan_chunk(3), frames(1, 3), frames(1, 3))
     for stale, count in ((chunk, 2), (recache, 4)):
-        with pytest.raises(ValueError, match="don't follow on 7 cached ones: plan anew"):
+        with pytest.raises(ValueError, match="don't follow 7 cached ones"):
             cache.write(stale, frames(1, count), frames(1, count))
 
 
@@ -247,10 +247,10 @@ def test_the_latest_clean_latents_are_kept():
         kept = min(made, 12)
         assert torch.equal(clean.latest(kept), latents(made - kept, kept))
         assert torch.equal(clean.latest(1), latents(made - 1, 1))
-        with pytest.raises(ValueError, match=f"{kept + 1} latent frames asked for, {kept} kept"):
+        with pytest.raises(ValueError, match=f"{kept + 1} latent frames requested, {kept} kept"):
             clean.latest(kept + 1)
     clean.reset()
-    with pytest.raises(ValueError, match="1 latent frames asked for, 0 kept"):
+    with pytest.raises(ValueError, match="1 latent frames requested, 0 kept"):
         clean.latest(1)
     clean.append(latents(7, 3))
     assert torch.equal(clean.latest(3), latents(7, 3))

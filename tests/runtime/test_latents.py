@@ -49,13 +49,6 @@ def test_draws_chunks_and_seeds_differ():
     assert len({tuple(row.tolist()) for row in flat}) == len(all_draws)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_noise_of_another_type_is_the_rounded_noise(dtype: "torch.dtype"):
-    noise = ChunkNoise(42, 3, SHAPE, dtype=dtype).draw()
-    assert noise.dtype == dtype
-    assert torch.equal(noise, draws(42, 3)[0].to(dtype))
-
-
 def test_noise_is_drawn_on_the_cpu_whatever_the_device():
     """The device `meta` has no values to draw, but takes what is moved to it."""
     assert ChunkNoise(42, 3, SHAPE, device="meta").draw().device.type == "meta"

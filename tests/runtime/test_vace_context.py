@@ -150,8 +150,8 @@ def test_what_is_given_is_left_as_it_was(channels: int):
 def test_a_first_chunk_has_its_first_frame_twice():
     made = Conditioning.of(12, frames=levels(*range(12)), masks=masks(0, *[1] * 11))
     assert made is not None
-    assert told(made.doubled().frames) == [0, *range(12)]
-    assert told(made.doubled().masks) == [0, 0, *[1] * 11]
+    assert told(made.padded().frames) == [0, *range(12)]
+    assert told(made.padded().masks) == [0, 0, *[1] * 11]
 
 
 # -- In latents -----------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_a_first_frame_image_by_hand():
     """A first chunk of 12 frames as 13: the image is all of the doubled frame's latents and of the first four's."""
     conditioning = Conditioning.of(12, first_image=IMAGE)
     assert conditioning is not None
-    context = vace_context(conditioning.doubled(), [], encoders(), 4, SIDE)
+    context = vace_context(conditioning.padded(), [], encoders(), 4, SIDE)
     assert told(context.latents[:, :3]) == [-0.5, -0.5, 0, 0]
     assert told(context.latents[:, 3:6]) == [0, 0, 0, 0]
     assert told(context.latents[:, 6:]) == [0, 0, 1, 1]

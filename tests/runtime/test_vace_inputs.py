@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 from filmstrip.contract import ChunkParameters, Mode, PipelineInfo
 from filmstrip.errors import InvalidField, ModelError
 from filmstrip.runtime.sequences import Chunk
-from filmstrip.runtime.vace import conditioning_of, is_doubled, references_of
+from filmstrip.runtime.vace import conditioning_of, has_pad_frame, references_of
 
 HEIGHT, WIDTH = 16, 24
 WHITE, BLACK = 1.0, -1.0
@@ -125,11 +125,11 @@ def test_references_that_do_not_fit_their_shapes_are_refused():
     ("tensors", "from_input"),
     [({}, False), ({"vace_frames": floats(0)}, False), ({"vace_masks": floats(0, channels=1)}, False), ({}, True)],
 )
-def test_the_frame_that_is_doubled_is_the_one_that_the_plan_counts(mode, reset, tensors, from_input):
+def test_the_frame_that_has_pad_frame_is_the_one_that_the_plan_counts(mode, reset, tensors, from_input):
     facts = PipelineInfo("p", tuple(Mode), chunk_size=12, first_chunk_size=9, latent_frames=3)
     latents = facts.chunk_latents(mode, first=reset, conditioned=bool(tensors) or from_input)
     given = chunk(tensors, mode=mode, reset=reset, vace_use_input_video=from_input)
-    assert is_doubled(given) == (latents == 4)
+    assert has_pad_frame(given) == (latents == 4)
 
 
 def test_arrays_are_moved_to_the_device():

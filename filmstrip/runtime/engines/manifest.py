@@ -20,7 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self, TypeAlias, get_args
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, TypeAdapter
 
 from filmstrip.runtime.json_files import STRICT, decode
 
@@ -47,7 +47,7 @@ class MixedEngines(BadEngine):
 
 # -- The manifest -------------------------------------------------------------------------------------------
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 """Version of the manifest itself: goes up when its keys change."""
 
 SPEC_VERSION = 1
@@ -176,8 +176,8 @@ class Manifest:
         keys = {"format": FORMAT, **asdict(self)}
         return "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in keys.items()) + "\n}\n"
 
-    @classmethod
-    def from_json(cls, text: str) -> Self:
+    @staticmethod
+    def from_json(text: str) -> "Manifest":
         """Read the file's text.
 
         Raises:
@@ -187,7 +187,10 @@ class Manifest:
         found = raw.get("format") if isinstance(raw, dict) else None
         if found != FORMAT:  # said alone: the fields of another format would only confuse
             raise ValueError(f"format: must be {FORMAT}, is {json.dumps(found)}")
-        return decode(cls, text)
+        return decode(_MANIFEST, text)
+
+
+_MANIFEST = TypeAdapter(Manifest)
 
 
 def manifest_path(engine: Path) -> Path:

@@ -43,16 +43,16 @@ def test_an_engine_for_this_machine_is_used(engine: Path, machine: Machine, chan
 
 REFUSALS: list[tuple[Machine, dict[str, Any], type[BadEngine], str]] = [
     (GPU, {"spec_version": 0}, BadManifest, f"its graph has version 0, this runtime needs {SPEC_VERSION}"),
-    (CPU, {}, ForeignEngine, "was made for a GPU of compute capability 8.9, this is the CPU"),
-    (GPU, ON_CPU, ForeignEngine, "was made for the CPU, this is a GPU of compute capability 8.9"),
+    (CPU, {}, ForeignEngine, "was built for a GPU of compute capability 8.9, this is the CPU"),
+    (GPU, ON_CPU, ForeignEngine, "was built for the CPU, this is a GPU of compute capability 8.9"),
     (
         GPU,
         {"target": "sm120"},
         ForeignEngine,
-        "made for a GPU of compute capability 12.0, this is a GPU of compute capability 8.9",
+        "built for a GPU of compute capability 12.0, this is a GPU of compute capability 8.9",
     ),
-    (GPU, {"builder_version": "1.6"}, ForeignEngine, "was made by tensorrt-rtx 1.6, 1.7.1.116 is installed"),
-    (GPU, {"files": {}}, DamagedEngine, "is not the file that its manifest is of"),
+    (GPU, {"builder_version": "1.6"}, ForeignEngine, "was built by tensorrt-rtx 1.6, 1.7.1.116 is installed"),
+    (GPU, {"files": {}}, DamagedEngine, "is not the file that its manifest describes"),
 ]
 
 
@@ -83,7 +83,7 @@ def test_a_library_that_lacks_is_named(engine: Path, machine: Machine, changed: 
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
-    "has 3 bytes and should have 4": lambda engine: engine.write_bytes(b"pla"),
+    "has 3 bytes, should have 4": lambda engine: engine.write_bytes(b"pla"),
     "has changed since it was written": lambda engine: engine.write_bytes(b"plan"[::-1]),
     "transformer.engine is missing": Path.unlink,
     "transformer.engine.json is missing": lambda engine: manifest_path(engine).unlink(),
@@ -132,7 +132,7 @@ def decoder(**changed: Any) -> dict[Path, Any]:
 @pytest.mark.parametrize(
     ("engines", "loras", "sentence"),
     [
-        (dict([TRANSFORMER]), LORAS, f"{FOLDER} lacks vae_decoder. {COMMAND}"),
+        (dict([TRANSFORMER]), LORAS, f"{FOLDER} has no engine for vae_decoder. {COMMAND}"),
         (dict([TRANSFORMER, DECODER]), ("anime", "ink"), "has the LoRAs ink, anime, its pipeline the LoRAs anime, ink"),
         (dict([TRANSFORMER, DECODER]), (), "has the LoRAs ink, anime, its pipeline no LoRAs"),
         (
@@ -143,12 +143,12 @@ def decoder(**changed: Any) -> dict[Path, Any]:
         (
             decoder(checkpoint={"longlive_base.pt": "cd" * 32}),
             LORAS,
-            "vae_decoder.engine was made of another longlive_base.pt than others of its folder",
+            "vae_decoder.engine was made from another longlive_base.pt than the other engines of its folder",
         ),
         (
             decoder(profiles={"320x576": {}}),
             LORAS,
-            "vae_decoder.engine was not made for 480x832, which its pipeline offers",
+            "vae_decoder.engine was not built for 480x832, which its pipeline offers",
         ),
         (decoder(graph="transformer"), LORAS, "vae_decoder.engine and transformer.engine are the same graph"),
     ],

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 from filmstrip.contract import Interpolation, Mode, Prompt, Transition
 from filmstrip.errors import InvalidField, ModelError
 from filmstrip.runtime.longlive import graph_names
-from filmstrip.runtime.sequences import ChunkCancelled, Chunk
+from filmstrip.runtime.sequences import Chunk, ChunkCancelled
 from tests.export.checkpoints import WHOLE
 from tests.runtime.longlive.pipeline import (
     HEIGHT,
