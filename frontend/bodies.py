@@ -23,7 +23,7 @@ from filmstrip.errors import (
     TooLarge,
     UnsupportedMediaType,
 )
-from filmstrip.geometry import VideoShape, header_holds, pack_video_header
+from filmstrip.wire import VideoShape, header_holds, pack_video_header
 
 from .connection import BoundedBody, Pace
 from .schema import parse

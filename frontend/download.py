@@ -10,7 +10,7 @@ from werkzeug.datastructures import Headers
 from werkzeug.http import parse_etags
 
 from filmstrip.errors import PreconditionFailed, RangeNotSatisfiable, TooManyDownloads, UnknownPath
-from filmstrip.geometry import VideoShape
+from filmstrip.wire import VideoShape
 
 from . import metrics
 from .bodies import BINARY

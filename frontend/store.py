@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Self
 
 from filmstrip.errors import DiskFull, InUse, StorageFull, UnknownPath
-from filmstrip.geometry import VIDEO_HEADER_BYTES, VideoShape, pack_video_header, unpack_video_header
+from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape, pack_video_header, unpack_video_header
 
 from .settings import Settings
 from .tasks import close_in_thread, in_thread

@@ -24,7 +24,7 @@ from export.config import (
 from filmstrip.cli import main as filmstrip_command
 from filmstrip.contract import Features
 from filmstrip.errors import ERRORS
-from filmstrip.events import Cancelled, Complete, ErrorEvent, Progress
+from filmstrip.models import Cancelled, Complete, ErrorEvent, Progress
 from frontend.__main__ import main as frontend_command
 from frontend.app import create_app
 from frontend.metrics import REGISTRY

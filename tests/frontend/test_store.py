@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from filmstrip.errors import InUse, StorageFull, UnknownPath
-from filmstrip.geometry import VIDEO_HEADER_BYTES, VideoShape, pack_video_header
+from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape, pack_video_header
 from frontend.settings import Settings
 from frontend.store import SHM_DIR, Draft, Kind, Store, StoredFile
 from tests.faults.aftermath import eventually, held_open
