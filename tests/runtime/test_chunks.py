@@ -46,14 +46,14 @@ def test_one_value_that_is_not_finite_is_told(spec, shape, value):
     array[..., -1] = value
     with pytest.raises(InvalidField) as caught:
         check_tensor(3, spec, array)
-    assert caught.value.message == f"chunk 3: {spec.name} holds NaN or infinity"
+    assert caught.value.message == f"chunk 3: {spec.name} contains NaN or infinity"
     assert caught.value.field == f"chunk_specs[chunk=3].{spec.name}"
 
 
 @pytest.mark.parametrize(
     ("array", "problem"),
     [
-        (VIDEO.astype(np.float32), "is float32, wanted UINT8"),
+        (VIDEO.astype(np.float32), "is float32, must be UINT8"),
         (VIDEO[..., :1], r"has shape \[2, 4, 6, 1\]"),
         (VIDEO[0], r"has shape \[4, 6, 3\]"),
         (VIDEO[:0], "is empty"),
@@ -70,7 +70,7 @@ def test_what_was_asked_for_passes():
 
 @pytest.mark.parametrize("frames", [VIDEO[:1], VIDEO[:, 1:], VIDEO[..., :1], VIDEO.astype(np.float32)])
 def test_other_frames_than_asked_for_are_told(frames):
-    with pytest.raises(BadModelOutput, match="chunk 3: the model made"):
+    with pytest.raises(BadModelOutput, match="chunk 3: the model returned"):
         check_frames(PARAMETERS, frames)
 
 
