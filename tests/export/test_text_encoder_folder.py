@@ -137,7 +137,7 @@ def test_what_does_not_fit_is_named(folder: Path):
         load_networks(folder)
     assert str(caught.value) == (
         "the weights don't fit: missing: blocks.2.pos_embedding.embedding.weight; "
-        "unexpected: blocks.0.attn.q.bias; of another shape: norm.weight is [19], not [20]"
+        "unexpected: blocks.0.attn.q.bias; wrong shape: norm.weight is [19], not [20]"
     )
 
 

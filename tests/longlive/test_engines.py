@@ -11,7 +11,7 @@ from torch import Tensor
 from filmstrip.runtime.engines.load import EngineFolder, load_engines
 from filmstrip.runtime.pipeline_config import PipelineConfig
 from filmstrip.runtime.transformer import Generator, RopeTables
-from tests.export.exported import LORAS, SIZES
+from tests.export.exported import LORAS, PROFILES
 
 pytestmark = pytest.mark.timeout(600)  # the first test waits for the export
 ROWS = COLS = 4
@@ -27,7 +27,9 @@ def config(tiny_repository: Path) -> PipelineConfig:
 @pytest.fixture(scope="module")
 def engines(tiny_repository: Path) -> EngineFolder:
     folder = tiny_repository / "tiny" / "1" / "engines"
-    return load_engines(folder, device=CPU, num_threads=1, graphs=("transformer", "text_kv"), loras=LORAS, sizes=SIZES)
+    return load_engines(
+        folder, device=CPU, num_threads=1, graphs=("transformer", "text_kv"), loras=LORAS, sizes=PROFILES
+    )
 
 
 def concatenated(

@@ -205,10 +205,17 @@ def how_to_export(engine: Path, manifest: Manifest | None = None) -> str:
     # model_repository/NAME/1/engines/GRAPH.onnx
     folder = engine.absolute().parent
     name = folder.parent.parent.name if folder.name == "engines" else "NAME"
-    sizes = [f"--size {size}" for size in manifest.profiles] if manifest and manifest.profiles else ["--size HxW ..."]
+    sizes = [f"--size {_as_width_x_height(name)}" for name in manifest.profiles] if manifest else []
+    sizes = sizes or ["--size WxH ..."]
     loras = [f"--lora {lora}=FILE" for lora in manifest.loras] if manifest else []
     command = " ".join(["python -m export longlive --checkpoint DIR --id", name, *sizes, *loras])
     return f"Export it again: {command}"
+
+
+def _as_width_x_height(profile: str) -> str:
+    """A profile's name, HEIGHTxWIDTH, in the order in which people read and write sizes."""
+    height, _, width = profile.partition("x")
+    return f"{width}x{height}"
 
 
 # -- Reading --------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ GPU = Machine("sm89", VERSIONS.get)
 CPU = Machine("cpu", VERSIONS.get)
 ON_CPU: dict[str, Any] = {"builder": Builder.ONNX_RUNTIME, "builder_version": "1.22.0", "target": "cpu"}
 PLAIN: dict[str, Any] = {"builder": Builder.TENSORRT, "builder_version": "10.9.0.34"}
-COMMAND = "Export it again: python -m export longlive --checkpoint DIR --id longlive --size 320x576 --size 480x832"
+COMMAND = "Export it again: python -m export longlive --checkpoint DIR --id longlive --size 576x320 --size 832x480"
 
 
 @pytest.fixture

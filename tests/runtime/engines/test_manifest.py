@@ -117,7 +117,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path):
 def test_the_command_says_what_is_known():
     engine = Path("/srv/model_repository/longlive-fast/1/engines/transformer.engine")
     assert how_to_export(engine) == (
-        "Export it again: python -m export longlive --checkpoint DIR --id longlive-fast --size HxW ..."
+        "Export it again: python -m export longlive --checkpoint DIR --id longlive-fast --size WxH ..."
     )
     assert how_to_export(engine, MANIFEST) == (
         "Export it again: python -m export longlive --checkpoint DIR --id longlive-fast"
