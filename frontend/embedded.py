@@ -17,10 +17,10 @@ from filmstrip.errors import LoadFailed, TritonUnavailable
 from filmstrip.model_folders import DuplicateModel, check_unique
 from filmstrip.triton_folder import NoTritonFolder, TritonFolder, make_link
 
+from .model_registry import ModelRegistry
 from .settings import MODELS_DIR, Settings
 from .store import SHM_DIR, Store
 from .tasks import in_thread, spawn
-from .triton import TritonClient
 from .watch import STUB, ModelWatch
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ class EmbeddedTriton:
         self.failed = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
-        self._client: TritonClient | None = None
+        self._models: ModelRegistry | None = None
         self._was_ready = False
         self._restart_for: set[str] = set()
         self._died: set[str] = set()
@@ -127,12 +127,12 @@ class EmbeddedTriton:
         self._settled.set()
         self.is_up = False
 
-    def start(self, client: TritonClient) -> None:
+    def start(self, models: ModelRegistry) -> None:
         """Begin; `Triton.is_ready` tells when it is up, `failed` when its first start came to nothing."""
-        self._client = client
-        client.supervisor = self
-        client.is_starting = True
-        self._supervisor = asyncio.create_task(self._supervise(client), name="embedded triton")
+        self._models = models
+        models.supervisor = self
+        models.is_starting = True
+        self._supervisor = asyncio.create_task(self._supervise(models), name="embedded triton")
 
     async def stop(self) -> None:
         """End tritonserver and all its processes."""
@@ -159,26 +159,26 @@ class EmbeddedTriton:
 
     # -- Models whose process dies ----------------------------------------------------------------------
 
-    def note_ready(self, name: str) -> None:
+    def on_model_ready(self, name: str) -> None:
         """A model was loaded. Where Triton was started again although this model had not died, it stays as well."""
         self._well_since.setdefault(name, time.monotonic())
 
-    def note_death(self, name: str) -> None:
+    def on_model_exit(self, name: str) -> None:
         """A model's process has died: Triton is started again, without the model if that happens again too soon.
 
         Loading may take longer than the window, which therefore begins when the model is ready again. A process that
         died while it was loaded does not count: such a load fails.
         """
-        client = self._client
-        if client is None or name in self._restart_for:
+        models = self._models
+        if models is None or name in self._restart_for:
             return
         now, window_s = time.monotonic(), self._settings.model_restart_window_s
         log.warning("the process of %s has died", name)
-        client.mark_sick(name)
+        models.mark_unhealthy(name)
         well_since = self._well_since.pop(name, None)
         if well_since is not None and name in self._died and now - well_since < window_s:
             self._died.discard(name)  # who loads it on purpose has repaired it, perhaps
-            client.mark_failed(name, f"its process died again within {window_s:g} s after it was loaded")
+            models.mark_failed(name, f"its process died again within {window_s:g} s after it was loaded")
         elif well_since is not None:
             self._died.add(name)
         self._restart_for.add(name)
@@ -203,13 +203,13 @@ class EmbeddedTriton:
 
     # -- Supervision ------------------------------------------------------------------------------------
 
-    async def _supervise(self, client: TritonClient) -> None:
+    async def _supervise(self, models: ModelRegistry) -> None:
         pause_s = _FIRST_PAUSE_S
         while True:
             self.is_up = False
-            client.is_starting = True
+            models.is_starting = True
             try:
-                await self._run_once(client)
+                await self._run_once(models)
             except _RestartNeeded as reason:
                 log.warning("%s: Triton is started again", reason)
                 pause_s = 0.0
@@ -236,7 +236,7 @@ class EmbeddedTriton:
         if not self._was_ready:
             self.failed.set()
 
-    async def _run_once(self, client: TritonClient) -> None:
+    async def _run_once(self, models: ModelRegistry) -> None:
         """Start Triton with its models, and watch over it.
 
         Raises:
@@ -246,10 +246,10 @@ class EmbeddedTriton:
         process = self._process = await self._spawn()
         log.info("embedded Triton (pid %d) starts on %s", process.pid, self.url)
         self._restart_for.clear()
-        client.mark_all_well()
+        models.mark_all_healthy()
         ended = asyncio.ensure_future(process.wait())
-        starting = asyncio.create_task(self._bring_up(process, client), name="start the models")
-        watch = ModelWatch(process.pid, client, self.note_death)
+        starting = asyncio.create_task(self._bring_up(process, models), name="start the models")
+        watch = ModelWatch(process.pid, models, self.on_model_exit)
         problem = ""
         try:
             while True:
@@ -258,7 +258,7 @@ class EmbeddedTriton:
                     raise TritonUnavailable(f"tritonserver ended with status {process.returncode}")
                 if starting.done():
                     starting.result()
-                if self._restart_for and not client.is_generating:
+                if self._restart_for and not models.client.is_generating:
                     raise _RestartNeeded(f"the process of {' and '.join(sorted(self._restart_for))} has died")
                 try:
                     await watch.look()
@@ -276,29 +276,29 @@ class EmbeddedTriton:
     def _look_after_s(self) -> float:
         return _POLL_S if self._restart_for else _WATCH_S
 
-    async def _bring_up(self, process: asyncio.subprocess.Process, client: TritonClient) -> None:
+    async def _bring_up(self, process: asyncio.subprocess.Process, models: ModelRegistry) -> None:
         """Wait until Triton answers, and have it load every model that it can."""
         deadline = asyncio.get_running_loop().time() + self._settings.triton_start_timeout_s
-        names = await self._reach(process, client, deadline)
-        client.to_load = set(names) - client.failed()
+        names = await self._reach(process, models, deadline)
+        models.to_load = set(names) - models.failed()
         if self._was_ready:  # each request waits for its own models only
-            self._end_restart(client)
+            self._end_restart(models)
         try:
             async with asyncio.TaskGroup() as group:
-                for name in sorted(client.to_load):
-                    group.create_task(self._load(name, client, deadline))
+                for name in sorted(models.to_load):
+                    group.create_task(self._load(name, models, deadline))
         finally:
-            client.to_load = set()
+            models.to_load = set()
         log.info("embedded Triton is ready")
         self._was_ready = self.is_up = True
-        self._end_restart(client)
+        self._end_restart(models)
 
-    def _end_restart(self, client: TritonClient) -> None:
-        client.is_starting = False
+    def _end_restart(self, models: ModelRegistry) -> None:
+        models.is_starting = False
         if not self._restart_for:
             self._settled.set()
 
-    async def _reach(self, process: asyncio.subprocess.Process, client: TritonClient, deadline: float) -> list[str]:
+    async def _reach(self, process: asyncio.subprocess.Process, models: ModelRegistry, deadline: float) -> list[str]:
         """Wait until Triton answers, with the names of its models.
 
         Raises:
@@ -306,9 +306,9 @@ class EmbeddedTriton:
         """
         while True:
             try:
-                problem = await client.why_unreachable()
+                problem = await models.client.why_unreachable()
                 if problem is None:
-                    return await client.model_names()
+                    return await models.model_names()
             except Exception as error:  # noqa: BLE001 - that it can't be asked does not mean that it is gone
                 problem = str(error)
             if asyncio.get_running_loop().time() > deadline:
@@ -318,22 +318,22 @@ class EmbeddedTriton:
                 )
             await asyncio.sleep(_POLL_S)
 
-    async def _load(self, name: str, client: TritonClient, deadline: float) -> None:
+    async def _load(self, name: str, models: ModelRegistry, deadline: float) -> None:
         """Load a model, or leave it where it can't be loaded."""
         while True:
             try:
                 async with asyncio.timeout_at(deadline):
-                    await client.load_now(name)
+                    await models.load_now(name)
             except TritonUnavailable:
                 await asyncio.sleep(_POLL_S)
                 continue
             except LoadFailed:
                 pass  # the log says so
             except TimeoutError:
-                client.mark_failed(
+                models.mark_failed(
                     name, f"it was not ready {self._settings.triton_start_timeout_s:g} s after the start"
                 )
-            client.to_load.discard(name)
+            models.to_load.discard(name)
             return
 
     async def _spawn(self) -> asyncio.subprocess.Process:

@@ -9,9 +9,9 @@ from typing import Any, Literal
 from filmstrip.contract import PipelineInfo
 from filmstrip.errors import FilmstripError, InvalidField, UnknownPipeline
 
+from .model_registry import ModelRegistry, ModelState, ModelStatus
 from .plan import GENERIC_FIELDS, check_features, frame_size, lora_name, lora_scales
 from .schema import RANDOM_SEED, GenerateRequest, LoadEntry, LoadParams, LoadRequest
-from .triton import ModelState, ModelStatus, TritonClient
 
 _NUM_RANDOM_SEEDS = 2**32
 
@@ -43,8 +43,8 @@ class LoadedDefaults:
 class PipelineLoads:
     """Each client's last load of pipelines, and the defaults that it set for the client's later requests."""
 
-    def __init__(self, triton: TritonClient) -> None:
-        self._triton = triton
+    def __init__(self, models: ModelRegistry) -> None:
+        self._models = models
         self._loads: dict[str, PipelineLoad] = {}
         self._defaults: dict[tuple[str, str], LoadedDefaults] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -59,7 +59,7 @@ class PipelineLoads:
         Raises:
             TritonUnavailable: Triton does not answer.
         """
-        known = await self._triton.pipelines()
+        known = await self._models.pipelines()
         for key, defaults in list(self._defaults.items()):
             state = known[key[1]].state if key[1] in known else ModelState.UNLOADED
             if defaults.were_loaded and state is ModelState.UNLOADED:
@@ -80,7 +80,7 @@ class PipelineLoads:
 
     def default_lora_scales(self, client: str, pipeline_id: str) -> dict[str, float]:
         """The default scale of each LoRA of a pipeline, by the path that the client loaded it with, else its name."""
-        names = self._triton.loras(pipeline_id)
+        names = self._models.loras(pipeline_id)
         defaults = self._defaults.get((client, pipeline_id))
         loaded = {} if defaults is None else defaults.fields.get("lora_scales", {})
         paths = {lora_name(path, names): path for path in loaded}
@@ -130,8 +130,8 @@ class PipelineLoads:
     async def _load(self, load: PipelineLoad, entries: list[LoadEntry]) -> None:
         try:
             for entry in entries:
-                await self._triton.load(entry.pipeline_id)
-                infos = await self._triton.pipeline_infos(pipeline_id=entry.pipeline_id)
+                await self._models.load(entry.pipeline_id)
+                infos = await self._models.pipeline_infos(pipeline_id=entry.pipeline_id)
                 check_defaults(request_defaults(entry.load_params), infos["pipeline_id"], entry.params_field)
             load.status = "loaded"
         except FilmstripError as error:

@@ -17,12 +17,12 @@ from . import logs, metrics
 from .array_plan import Source, Uploads
 from .generation import Generation, Job
 from .images import ImageDecoder, Requester, RequestImage, resolve_image
+from .model_registry import ModelRegistry
 from .plan import Chain, Plan, make_plan
 from .schema import GenerateRequest
 from .settings import Settings
 from .store import Kind, Store, StoredFile
 from .tasks import FairSemaphore, in_thread
-from .triton import TritonClient
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +36,9 @@ _PLANS_AT_ONCE = 1  # Python runs one at a time anyway
 class Slot:
     """One generation at a time."""
 
-    def __init__(self, settings: Settings, server: TritonClient, store: Store, decoder: ImageDecoder) -> None:
+    def __init__(self, settings: Settings, models: ModelRegistry, store: Store, decoder: ImageDecoder) -> None:
         self._settings = settings
-        self._server = server
+        self._models = models
         self._store = store
         self._decoder = decoder
         self._planning = FairSemaphore(_PLANS_AT_ONCE)
@@ -77,7 +77,7 @@ class Slot:
         self.current = generation
         metrics.SLOT_IN_USE.set(1)
         log.info("%d frames of %s in %d chunks", request.num_frames, request.pipeline_id, len(job.plan.chunks))
-        self._task = asyncio.create_task(generation.run(job, self._server, self._store), name="generation")
+        self._task = asyncio.create_task(generation.run(job, self._models.client, self._store), name="generation")
         self._task.add_done_callback(lambda _: generation_uses.close())
         self._task.add_done_callback(functools.partial(self._ended, generation, job))
         return generation
@@ -212,7 +212,7 @@ class Slot:
         self, generation: Generation, request: GenerateRequest, found: "_Found", uses: contextlib.ExitStack
     ) -> None:
         names = ("pipeline_id", "pre_processor_id", "post_processor_id")
-        infos = await self._server.pipeline_infos(**{name: getattr(request, name) for name in names})
+        infos = await self._models.pipeline_infos(**{name: getattr(request, name) for name in names})
         for source, kind in ((Source.INPUT, Kind.VIDEO), (Source.BLOB, Kind.BLOB)):
             name = getattr(request, source)
             if name is not None:

@@ -12,11 +12,12 @@ from .connection import Pace
 from .download import Downloads
 from .embedded import EmbeddedTriton
 from .images import ImageDecoder
+from .model_registry import ModelRegistry, Readiness
 from .pipeline_loads import PipelineLoads
 from .settings import Settings
 from .slot import Slot
 from .store import Store
-from .triton import Readiness, TritonClient
+from .triton import TritonClient
 
 _REPORT_POLL_S = 1.0
 _EXTENSION = "filmstrip"
@@ -28,7 +29,7 @@ class AppState:
 
     settings: Settings
     store: Store
-    triton: TritonClient
+    models: ModelRegistry
     slot: Slot
     loads: PipelineLoads
     decoder: ImageDecoder
@@ -43,9 +44,9 @@ class AppState:
 
     async def readiness(self) -> Readiness | None:
         """Whether generations can run, and what cannot; None as long as Triton does not answer."""
-        if self.slot.is_closed or self.triton.is_starting:
+        if self.slot.is_closed or self.models.is_starting:
             return None
-        return await self.triton.readiness()
+        return await self.models.readiness()
 
     @property
     def pace(self) -> Pace:
@@ -67,13 +68,14 @@ async def lifespan(app: Quart, settings: Settings) -> AsyncIterator[None]:
         embedded = EmbeddedTriton(settings, store) if settings.embedded else None
         url, secret = (embedded.url, "") if embedded else (settings.triton_url, settings.triton_secret)
         triton = TritonClient(url, settings, secret)
+        models = ModelRegistry(triton)
         decoder = ImageDecoder()
         state = app.extensions[_EXTENSION] = AppState(
             settings,
             store,
-            triton,
-            Slot(settings, triton, store, decoder),
-            PipelineLoads(triton),
+            models,
+            Slot(settings, models, store, decoder),
+            PipelineLoads(models),
             decoder,
             JsonBodies(settings.json_bytes, settings.json_total_bytes),
             Downloads(settings.downloads),
@@ -81,7 +83,7 @@ async def lifespan(app: Quart, settings: Settings) -> AsyncIterator[None]:
         )
         async with store.expiring():
             if embedded is not None:
-                embedded.start(triton)
+                embedded.start(models)
             report = asyncio.create_task(state.report_failed_models(), name="report failed models")
             try:
                 yield
@@ -92,6 +94,7 @@ async def lifespan(app: Quart, settings: Settings) -> AsyncIterator[None]:
                 state.loads.close()
                 if embedded is not None:
                     await embedded.stop()
+                await models.close()
                 await triton.close()
     finally:
         store.close()

@@ -1,522 +1,151 @@
-"""The one way to Triton: the models' states, loading, shared memory, and sequences of chunks."""
+"""The connection to Triton: control calls, shared memory, and sequences of chunks."""
 
 import asyncio
 import contextlib
 import logging
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from tritonclient.utils import InferenceServerException
 
-from filmstrip.contract import ChunkParameters, PipelineInfo
+from filmstrip.contract import ChunkParameters
 from filmstrip.errors import (
     BadModelOutput,
     ChunkTimeout,
     FilmstripError,
-    LoadFailed,
     ModelDied,
     ModelError,
     SequenceLost,
     TritonUnavailable,
-    UnknownPipeline,
     from_wire,
 )
 from filmstrip.geometry import VideoShape
-from filmstrip.model_folders import is_model_name
-from filmstrip.triton_folder import is_safe_model
 
-from . import repository
 from .relay import ChunkAnswer, ChunkCall, FileSlice, Relay, RelayDied, TensorRef, call_model, connect, parameters_json
 from .settings import Settings
-from .tasks import in_thread, run_to_end
+from .tasks import run_to_end
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _CONTROL_TIMEOUT_S = 5.0
 _LOAD_TIMEOUT_S = 600.0
-_UNLOAD_TIMEOUT_S = 1.0
-_LOADS_AT_ONCE = 4  # Triton itself loads no more together
-_READY = "READY"
-_UNLOADED_REASON = "unloaded"  # Triton's, of a model that was unloaded on request
 _RESTRICTED = "protocol is restricted"
 _STATE_LOST = "Triton has lost the generation's state"
-_INDEX_ATTEMPTS = 3  # a model folder may be removed between our look at it and Triton's
 
 
 class SharedMemoryRefused(Exception):
     """There is no room in shared memory, or Triton does not take it."""
 
 
-class ModelState(StrEnum):
-    """Whether a model can make chunks."""
-
-    READY = "ready"
-    LOADING = "loading"
-    UNLOADED = "unloaded"
-    FAILED = "failed"
+class TritonRefused(Exception):
+    """Triton did not load or unload a model; the text is Triton's own."""
 
 
-@dataclass(frozen=True)
-class ModelStatus:
-    """A model of the repository, as far as it is known.
+class ModelVersion(NamedTuple):
+    """One line of Triton's list of models."""
 
-    Attributes:
-        info: None while Triton has not loaded it since the frontend started.
-        state: an unloaded one is loaded at its first use.
-        reason: why it is not ready, in one sentence without paths; None where there is nothing to say.
-    """
-
-    info: PipelineInfo | None
-    state: ModelState
-    reason: str | None = None
-
-    @property
-    def loaded(self) -> bool:
-        """Chunks can be sent to it."""
-        return self.state is ModelState.READY
+    model: str
+    state: str
+    reason: str
 
 
-@dataclass(frozen=True)
-class Readiness:
-    """Whether generations can run.
+class ModelHealth(Protocol):
+    """Is told about models that fail while a generation uses them."""
 
-    Attributes:
-        can_generate: at least one pipeline is ready, or can be loaded, once all models were tried.
-        degraded: ids of the models that failed.
-    """
+    def is_unhealthy(self, model: str) -> bool:
+        """Whether it is already known to have failed."""
 
-    can_generate: bool
-    degraded: tuple[str, ...] = ()
+    def on_model_exit(self, model: str) -> None:
+        """Its process has ended."""
 
-
-class Supervisor(Protocol):
-    """What starts Triton again, where Triton is ours."""
-
-    def note_ready(self, name: str) -> None:
-        """A model was loaded."""
-
-    def note_death(self, name: str) -> None:
-        """A model's process has died: Triton is started again as soon as no generation runs."""
-
-    def kill(self) -> None:
-        """End Triton at once, because a model in it hangs; it is started again."""
-
-    @property
-    def is_restarting(self) -> bool:
-        """A planned restart is not over yet."""
-
-    async def settled(self) -> None:
-        """Wait until a planned restart is over: Triton answers, and loads its models."""
-
-    def link_models(self) -> None:
-        """Let Triton see the model folders that are there now.
-
-        Raises:
-            OSError: it cannot.
-        """
+    def on_unresponsive(self, model: str) -> None:
+        """It does not end its sequence in time."""
 
 
 class TritonClient:
-    """One Triton server; its calls raise only errors of `filmstrip.errors`.
+    """One Triton server; its calls only raise errors of `filmstrip.errors`.
 
     Attributes:
         url: of its gRPC port.
         settings: of the frontend.
-        is_starting: it is our own, and does not answer yet, or has never tried to load every model.
-        to_load: models that it has still to load after its start.
-        supervisor: what starts it again, where it is our own.
+        health: is told about models that fail.
     """
 
     def __init__(self, url: str, settings: Settings, secret: str = "") -> None:
         self.url = url
         self.settings = settings
+        self.health: ModelHealth | None = None
         self._client = connect(url, secret)
         self._relay = Relay(url, secret)
-        self._repositories = settings.model_repository if settings.embedded else ()
-        self._folders = (*settings.model_repository, settings.data_dir, Path(url.removeprefix("unix:")).parent)
-        self._infos: dict[str, PipelineInfo] = {}
-        self._bad_parameters: dict[str, str] = {}
-        self._not_pipelines: set[str] = set()
-        self._sick: set[str] = set()
-        self._failed: dict[str, str] = {}
-        self._load_errors: dict[str, str] = {}
-        self._failed_as: dict[str, repository.Fingerprint] = {}
-        self._was_settled = False
-        self._is_reachable = False
-        self._asking: asyncio.Task[Readiness | None] | None = None
-        self._reported: dict[str, str | None] = {}
         self._open_sequences: Counter[str] = Counter()
-        self._load_locks: dict[str, asyncio.Lock] = {}
-        self._loads: dict[str, asyncio.Future[None]] = {}
-        self._load_places = asyncio.Semaphore(_LOADS_AT_ONCE)
-        self._waiting_to_load: set[str] = set()
-        self._background: set[asyncio.Task[None]] = set()
-        self.is_starting = False
-        self.to_load: set[str] = set()
-        self.supervisor: Supervisor | None = None
 
     async def close(self) -> None:
         """End the connection."""
-        await asyncio.gather(*self._background)
         await self._relay.close()
         await self._client.close()
 
-    # -- What it holds ----------------------------------------------------------------------------------
-
-    async def is_ready(self) -> bool:
-        """Whether it answers, says that it is ready, and has tried to load every model."""
-        return not self.is_starting and await self.why_unreachable() is None
+    # -- Control ----------------------------------------------------------------------------------------
 
     async def why_unreachable(self) -> str | None:
-        """The reason why it does not answer as one that is ready; None if it does."""
+        """The reason why Triton is not ready to answer; None if it is."""
         try:
             is_ready = await self._client.is_server_ready(client_timeout=_CONTROL_TIMEOUT_S)
         except InferenceServerException as error:
             text = str(error.message())
-            if _RESTRICTED in text:
-                log.error("Triton wants a secret that FILMSTRIP_TRITON_SECRET does not give")
+            _log_if_restricted(text)
             return f"{error.status() or 'error'}: {text}"
         return None if is_ready else "Triton answers that it is not ready"
 
-    async def model_names(self) -> list[str]:
-        """All models of the repository, loaded or not.
-
-        Raises:
-            TritonUnavailable: it does not answer.
-        """
-        return sorted(await self._states())
-
-    async def pipelines(self, *, read_again: bool = True) -> dict[str, ModelStatus]:
-        """All pipelines of the repository, by id, and every model that failed; other loaded models are left out.
-
-        Args:
-            read_again: ask Triton for the configuration of each loaded model, and not only of those not yet known.
-
-        Raises:
-            TritonUnavailable: it does not answer.
-        """
-        found = await self._states()
-        ready = {name for name, pipeline in found.items() if pipeline.state is ModelState.READY}
-        known = self._infos.keys() | self._bad_parameters.keys() | self._not_pipelines
-        await asyncio.gather(*(self._read_info(name) for name in (ready if read_again else ready - known)))
-        for name in ready:
-            if name in self._bad_parameters:
-                found[name] = ModelStatus(None, ModelState.FAILED, self._bad_parameters[name])
-            elif name in self._infos:
-                found[name] = ModelStatus(self._infos[name], ModelState.READY)
-            else:
-                del found[name]
-        self._report(found)
-        return found
-
-    async def readiness(self) -> Readiness | None:
-        """Whether generations can run, None where Triton does not answer; calls at the same time share its answer."""
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._readiness(), name="readiness")
-        return await asyncio.shield(self._asking)
-
-    async def _readiness(self) -> Readiness | None:
+    async def is_listing_models(self) -> bool:
+        """Whether Triton lists its models; unlike `list_models`, a failure is not logged and not an error."""
         try:
-            if not self._is_reachable:  # asked again and again until it is, this does not fill the log
-                await self._link_models()
-                await self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S)
-            pipelines = await self.pipelines(read_again=False)
-        except (FilmstripError, InferenceServerException) as error:
-            self._is_reachable = False
-            if _RESTRICTED in str(error):
-                log.error("Triton wants a secret that FILMSTRIP_TRITON_SECRET does not give")
-            return None
-        self._is_reachable = True
-        states = {pipeline.state for pipeline in pipelines.values()}
-        self._was_settled = self._was_settled or ModelState.LOADING not in states
-        degraded = tuple(name for name, pipeline in pipelines.items() if pipeline.state is ModelState.FAILED)
-        return Readiness(self._was_settled and bool(states & {ModelState.READY, ModelState.UNLOADED}), degraded)
+            await self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S)
+        except InferenceServerException as error:
+            _log_if_restricted(str(error.message()))
+            return False
+        return True
 
-    async def _states(self) -> dict[str, ModelStatus]:
-        """Every model of the repository, by name; of those that are ready, pipelines or not, only the state is given.
+    async def list_models(self) -> list[ModelVersion]:
+        """Every version of every model in Triton's repository.
 
         Raises:
-            TritonUnavailable: it does not answer.
+            TritonUnavailable: Triton does not answer.
+            ModelError: Triton cannot read its repository.
         """
-        index = await self._index()
-        versions: dict[str, list[tuple[str, str]]] = {}
-        for model in filter(lambda model: is_model_name(model.name), index.models):
-            versions.setdefault(model.name, []).append((model.state, model.reason))
-        ready = {name for name, of_model in versions.items() if any(state == _READY for state, _ in of_model)}
-        folders: dict[str, repository.ModelFolder] = {}
-        if self._repositories:
-            doubtful = (await in_thread(repository.model_names, self._repositories) - ready) | self._failed.keys()
-            if doubtful:
-                folders = await in_thread(repository.read_folders, self._repositories, doubtful)
-        names = sorted(versions.keys() | folders.keys())
-        return {name: self._pipeline(name, versions.get(name, []), folders.get(name)) for name in names}
+        index = await _control(self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
+        return [ModelVersion(model.name, model.state, model.reason) for model in index.models]
 
-    async def _index(self) -> Any:
-        """Triton's list of the models in its repository.
+    async def model_parameters(self, model: str) -> dict[str, str]:
+        """The `parameters` of a loaded model's configuration.
 
         Raises:
-            TritonUnavailable: it does not answer.
-            ModelError: it cannot read its repository.
-        """
-        for attempt in range(1, _INDEX_ATTEMPTS + 1):
-            await self._link_models()
-            try:
-                return await _control(self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
-            except ModelError:
-                if self.supervisor is None or attempt == _INDEX_ATTEMPTS:
-                    raise
-        raise AssertionError("unreachable")
-
-    async def _link_models(self) -> None:
-        if self.supervisor is not None:
-            try:
-                await in_thread(self.supervisor.link_models)
-            except OSError as error:
-                log.warning("new and removed model folders are not seen: %s", error)
-
-    def _pipeline(
-        self, name: str, versions: list[tuple[str, str]], folder: repository.ModelFolder | None
-    ) -> ModelStatus:
-        is_changed = folder is not None and self._failed_as.get(name, folder.fingerprint) != folder.fingerprint
-        if is_changed:  # somebody has repaired it, perhaps
-            self.clear_failed(name)
-        info = self._infos.get(name) or (folder.info if folder is not None else None)
-        states = {state for state, _ in versions}
-        if name in self._failed:
-            return ModelStatus(info, ModelState.FAILED, self._failed[name])
-        if name in self.loading() | self._waiting_to_load or "LOADING" in states:
-            return ModelStatus(info, ModelState.LOADING)
-        if _READY in states and name in self._sick:
-            return ModelStatus(info, ModelState.UNLOADED, "its process ended; it is loaded again at its next use")
-        if _READY in states:
-            self._load_errors.pop(name, None)
-            return ModelStatus(info, ModelState.READY)
-        said = [reason for _, reason in versions if reason not in ("", _UNLOADED_REASON)]
-        failures = [repository.client_reason(reason, self._folders) for reason in said]
-        reason = None if is_changed else next(iter(failures), None) or self._load_errors.get(name)
-        if folder is not None and folder.problem is not None:
-            reason = folder.problem
-        if reason is None and (self.is_starting or name in self.to_load):
-            return ModelStatus(info, ModelState.LOADING)
-        return ModelStatus(info, ModelState.UNLOADED if reason is None else ModelState.FAILED, reason)
-
-    def _report(self, pipelines: Mapping[str, ModelStatus]) -> None:
-        """Log each model that failed since the last report."""
-        failed = {name: pipeline.reason for name, pipeline in pipelines.items() if pipeline.state is ModelState.FAILED}
-        for name, reason in failed.items():
-            if name not in self._reported or self._reported[name] != reason:
-                log.warning("%s is not served: %s", name, reason)
-        self._reported = failed
-
-    def mark_failed(self, name: str, reason: str) -> None:
-        """Serve a model no longer, until it is loaded on purpose or `clear_failed` is called.
-
-        Args:
-            name: of the model. It should be unloaded in Triton, and stays so.
-            reason: one sentence for clients, without paths.
-        """
-        self._failed[name] = reason
-        self._sick.discard(name)
-        self._note_failure(name, reason)
-        load = self._loads.get(name)
-        if load is not None and not load.done():
-            load.set_result(None)
-
-    def _note_failure(self, name: str, reason: str) -> None:
-        """Log why a model is not served, and keep what its files are, so that a change to them is seen."""
-        log.warning("%s is not served: %s", name, reason)
-        self._reported[name] = reason
-        if self._repositories:
-            task = asyncio.create_task(self._keep_fingerprint(name), name="keep a fingerprint")
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
-
-    async def _keep_fingerprint(self, name: str) -> None:
-        for folder in (await in_thread(repository.read_folders, self._repositories, [name])).values():
-            self._failed_as[name] = folder.fingerprint
-
-    def failed(self) -> frozenset[str]:
-        """The models that were marked as failed."""
-        return frozenset(self._failed)
-
-    def clear_failed(self, name: str) -> None:
-        """Forget that a model failed: it is loaded at its next use, where it is not loaded already."""
-        self._failed.pop(name, None)
-        self._load_errors.pop(name, None)
-
-    def loras(self, name: str) -> tuple[str, ...]:
-        """The LoRAs of a pipeline that was loaded."""
-        return self._infos[name].features.loras if name in self._infos else ()
-
-    async def pipeline_infos(self, **names: str | None) -> dict[str, PipelineInfo]:
-        """What the pipelines are that a request names, by the request's fields; loaded first where they aren't.
-
-        Raises:
-            UnknownPipeline: the repository has none of such a name.
-            LoadFailed: one could not be loaded.
+            ModelError: it is not loaded.
             TritonUnavailable: Triton does not answer.
         """
-        wanted = {field: name for field, name in names.items() if name is not None}
-        if self.supervisor is not None:
-            await self.supervisor.settled()
-        states = await self._states()
-        for name in set(wanted.values()) & states.keys():
-            if name in self._failed:
-                raise LoadFailed(f"{name} is not served: {self._failed[name]}")
-            if states[name].state is not ModelState.READY:
-                await self.load(name)
-        await asyncio.gather(*(self._read_info(name) for name in set(wanted.values()) & states.keys()))
-        for field, name in wanted.items():
-            if name in self._bad_parameters:
-                raise LoadFailed(f"{name} is not served: {self._bad_parameters[name]}")
-            if name not in states or name not in self._infos:
-                there = ", ".join(await self.pipelines()) or "none"
-                raise UnknownPipeline(f"{field}: no pipeline {name[:80]!r}; there are: {there}", field)
-        return {field: self._infos[name] for field, name in wanted.items()}
+        answer = await _control(self._client.get_model_config(model, client_timeout=_CONTROL_TIMEOUT_S))
+        return {key: value.string_value for key, value in answer.config.parameters.items()}
 
-    async def load(self, name: str) -> None:
-        """Load a model that isn't, or whose process has died; returns when it is ready.
-
-        One that was marked as failed gets another chance.
+    async def load_model(self, model: str) -> None:
+        """Load a model and wait until it is ready.
 
         Raises:
-            LoadFailed: it could not be loaded; the message says why.
+            TritonRefused: it could not be loaded.
             TritonUnavailable: Triton does not answer.
         """
-        if self.supervisor is None:
-            return await self.load_now(name)
-        if name in self._sick:  # what is left of its process is in the way
-            self.supervisor.note_death(name)
-        while True:
-            await self.supervisor.settled()
-            try:
-                return await self.load_now(name)
-            except TritonUnavailable:
-                if not self.supervisor.is_restarting:  # else another model has died, and Triton comes back
-                    raise
+        await _load_or_unload(self._client.load_model(model, client_timeout=_LOAD_TIMEOUT_S))
 
-    async def load_now(self, name: str) -> None:
-        """`load`, without waiting for a planned restart of Triton."""
-        lock = self._load_locks.setdefault(name, asyncio.Lock())
-        waits = lock.locked()
-        async with lock:
-            if waits and name in self._failed:  # no second try for those who have waited for the first
-                raise LoadFailed(f"could not load {name}: {self._failed[name]}")
-            if not is_safe_model(name):
-                self.mark_failed(name, repository.UNSAFE_NAME)
-                raise LoadFailed(f"could not load {name}: {repository.UNSAFE_NAME}")
-            is_ready = await self.is_loaded(name)
-            if is_ready and name not in self._sick and name not in self._failed:
-                return
-            folder = (await in_thread(repository.read_folders, self._repositories, [name])).get(name)
-            if folder is not None and folder.problem is not None:  # Triton may wait for such a model without end
-                self._note_failure(name, folder.problem)
-                raise LoadFailed(f"could not load {name}: {folder.problem}")
-            try:
-                async with self._place_to_load(name):
-                    if (name in self._sick and self.supervisor is None) or (is_ready and name in self._failed):
-                        # not two copies in memory: unload, wait, load
-                        await self._client.unload_model(name, client_timeout=_LOAD_TIMEOUT_S)
-                        await self._wait_unloaded(name)
-                    self.clear_failed(name)
-                    await self._load_unless_it_fails(name)
-            except InferenceServerException as error:
-                if "UNAVAILABLE" in str(error.status()):
-                    raise TritonUnavailable("Triton does not answer") from None
-                reason = self._load_errors[name] = repository.client_reason(str(error.message()), self._folders)
-                if reason == repository.DIED_AT_START and self.supervisor is not None:
-                    self.mark_failed(name, reason)
-                else:
-                    self._note_failure(name, reason)
-                raise LoadFailed(f"could not load {name}: {reason}") from None
-            self._sick.discard(name)
-            if self.supervisor is not None:
-                self.supervisor.note_ready(name)
-            log.info("%s is loaded", name)
-
-    @contextlib.asynccontextmanager
-    async def _place_to_load(self, name: str) -> AsyncIterator[None]:
-        """One of the places among the models that Triton loads together: it starts no process for any other."""
-        self._waiting_to_load.add(name)
-        try:
-            await self._load_places.acquire()
-        finally:
-            self._waiting_to_load.discard(name)
-        try:
-            yield
-        finally:
-            self._load_places.release()
-
-    async def _load_unless_it_fails(self, name: str) -> None:
-        """Let Triton load a model. It may never say that the model's process has died; `mark_failed` then ends it."""
-        load = asyncio.ensure_future(self._client.load_model(name, client_timeout=_LOAD_TIMEOUT_S))
-        failed = self._loads[name] = asyncio.get_running_loop().create_future()
-        try:
-            await asyncio.wait([load, failed], return_when=asyncio.FIRST_COMPLETED)
-            if not load.done():
-                self._sick.add(name)
-                raise LoadFailed(f"could not load {name}: {self._failed[name]}")
-            load.result()
-        finally:
-            load.cancel()
-            failed.cancel()
-            del self._loads[name]
-
-    def loading(self) -> set[str]:
-        """Models that Triton loads at the moment, without those that wait for their turn."""
-        return set(self._loads)
-
-    def mark_sick(self, name: str) -> None:
-        """The model's process has died: nothing can be sent to it before it was loaded again."""
-        self._sick.add(name)
-
-    def mark_all_well(self) -> None:
-        """Triton was started again, without what a dead process had left."""
-        self._sick.clear()
-
-    async def is_loaded(self, name: str) -> bool:
-        """Whether Triton itself takes the model as loaded, also where its process has died.
+    async def unload_model(self, model: str) -> None:
+        """Begin to unload a model.
 
         Raises:
-            TritonUnavailable: it does not answer.
+            TritonRefused: it could not be unloaded.
+            TritonUnavailable: Triton does not answer.
         """
-        index = await self._index()
-        return any(model.name == name and model.state == _READY for model in index.models)
-
-    async def _wait_unloaded(self, name: str) -> None:
-        """Wait for a model to be gone; one whose process died says UNLOADING for ever, but can be loaded again."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_UNLOAD_TIMEOUT_S):
-                while True:
-                    index = await self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S)
-                    if not any(model.name == name and model.state in (_READY, "UNLOADING") for model in index.models):
-                        return
-                    await asyncio.sleep(0.05)
-
-    async def _read_info(self, name: str) -> None:
-        try:
-            answer = await _control(self._client.get_model_config(name, client_timeout=_CONTROL_TIMEOUT_S))
-        except ModelError:  # it was unloaded just now
-            return
-        parameters = {key: value.string_value for key, value in answer.config.parameters.items()}
-        self._infos.pop(name, None)
-        self._bad_parameters.pop(name, None)
-        self._not_pipelines.discard(name)
-        try:
-            info = PipelineInfo.from_parameters(name, parameters)
-        except ValueError as error:
-            self._bad_parameters[name] = repository.client_reason(str(error), self._folders)
-            return
-        if info is None:
-            self._not_pipelines.add(name)
-        else:
-            self._infos[name] = info
+        await _load_or_unload(self._client.unload_model(model, client_timeout=_LOAD_TIMEOUT_S))
 
     # -- Shared memory ----------------------------------------------------------------------------------
 
@@ -588,32 +217,34 @@ class TritonClient:
                 client_timeout=self.settings.sequence_end_timeout_s,
             )
         except InferenceServerException as error:
-            ours = _as_ours(error)
-            if sequence.model in self._sick or not isinstance(ours, ChunkTimeout | ModelDied):
+            failure = _to_filmstrip_error(error)
+            if not isinstance(failure, ChunkTimeout | ModelDied):
+                return
+            if self.health is None or self.health.is_unhealthy(sequence.model):
                 return
             log.warning("%s did not end its sequence", sequence.model)
-            if isinstance(ours, ChunkTimeout) and self.supervisor is not None:
-                self.mark_sick(sequence.model)
-                self.supervisor.kill()
+            if isinstance(failure, ChunkTimeout):
+                self.health.on_unresponsive(sequence.model)
             else:
-                self._note_death(sequence.model)
-
-    def _note_death(self, model: str) -> None:
-        self.mark_sick(model)
-        if self.supervisor is not None:
-            self.supervisor.note_death(model)
+                self.health.on_model_exit(sequence.model)
 
     async def call(self, call: ChunkCall) -> ChunkAnswer:
-        """Make one call, by shared memory where all its arrays lie there, else through the relay."""
-        places = (call.frames, *(tensor.place for tensor in call.tensors))
+        """Make one call: through shared memory if all its arrays lie there, else through the relay.
+
+        Raises:
+            ModelError: the model could not make the chunk.
+            TritonUnavailable: Triton does not answer, or the connection broke.
+        """
+        slices = (call.frames, *(tensor.place for tensor in call.tensors))
         try:
-            if all(place.region is not None for place in places):
-                return await _mapped(call_model(self._client, call))
-            return await _mapped(self._relay.call(call))
+            if all(place.region is not None for place in slices):
+                return await _translated(call_model(self._client, call))
+            return await _translated(self._relay.call(call))
         except RelayDied:
             raise TritonUnavailable("lost the connection to Triton while generating a chunk") from None
         except ModelDied:
-            self._note_death(call.model)
+            if self.health is not None:
+                self.health.on_model_exit(call.model)
             raise
 
 
@@ -657,27 +288,41 @@ class ModelSequence:
         return answer
 
 
-async def _mapped(call: Awaitable[T]) -> T:
-    """Await a call of tritonclient; its errors become ours here and nowhere else."""
+async def _translated(call: Awaitable[T]) -> T:
+    """Await a call of tritonclient; this is the one place that translates its errors."""
     try:
         return await call
     except InferenceServerException as error:
-        raise _as_ours(error) from None
+        raise _to_filmstrip_error(error) from None
 
 
 async def _control(call: Awaitable[Any]) -> Any:
-    """Await a call that is no chunk."""
+    """Await a control call: a timeout means that Triton is unavailable."""
     try:
-        return await _mapped(call)
+        return await _translated(call)
     except ChunkTimeout:
         raise TritonUnavailable("Triton does not answer") from None
 
 
-def _as_ours(error: InferenceServerException) -> FilmstripError:
+async def _load_or_unload(call: Awaitable[Any]) -> None:
+    try:
+        await call
+    except InferenceServerException as error:
+        if "UNAVAILABLE" in str(error.status()):
+            raise TritonUnavailable("Triton does not answer") from None
+        raise TritonRefused(str(error.message())) from None
+
+
+def _log_if_restricted(text: str) -> None:
+    if _RESTRICTED in text:
+        log.error("Triton requires a secret that FILMSTRIP_TRITON_SECRET does not contain")
+
+
+def _to_filmstrip_error(error: InferenceServerException) -> FilmstripError:
     text, status = str(error.message()), str(error.status())
-    ours = from_wire(text)
-    if ours is not None:
-        return ours
+    own = from_wire(text)
+    if own is not None:
+        return own
     log.warning("Triton answered %s: %s", status, text)
     causes: tuple[tuple[bool, FilmstripError], ...] = (
         ("must specify the START flag" in text, SequenceLost(_STATE_LOST)),
@@ -688,4 +333,4 @@ def _as_ours(error: InferenceServerException) -> FilmstripError:
         ("DEADLINE_EXCEEDED" in status, ChunkTimeout("Triton did not answer in time")),
         ("UNAVAILABLE" in status or "CANCELLED" in status, TritonUnavailable("Triton does not answer")),
     )
-    return next((ours for holds, ours in causes if holds), ModelError("the model failed"))
+    return next((cause for holds, cause in causes if holds), ModelError("the model failed"))

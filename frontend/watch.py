@@ -10,9 +10,9 @@ import psutil
 
 from filmstrip.errors import TritonUnavailable
 
+from .model_registry import ModelRegistry
 from .repository import DIED_AT_START
 from .tasks import in_thread
-from .triton import TritonClient
 
 STUB = "triton_python_backend_stub"
 _ANSWER_S = 5.0  # Triton's own answer, or another process, may follow the end of one
@@ -22,17 +22,17 @@ _LAUNCH_S = 15.0  # how long a model may be loading without a process
 class ModelWatch:
     """Notices model processes that die."""
 
-    def __init__(self, server_pid: int, client: TritonClient, on_death: Callable[[str], None]) -> None:
+    def __init__(self, server_pid: int, models: ModelRegistry, on_exit: Callable[[str], None]) -> None:
         """Watch the processes of one tritonserver.
 
         Args:
             server_pid: of tritonserver.
-            client: what loads its models.
-            on_death: called with the name of each model that was loaded and has lost a process.
+            models: its models.
+            on_exit: called with the name of each model that was loaded and has lost a process.
         """
         self._server_pid = server_pid
-        self._client = client
-        self._on_death = on_death
+        self._models = models
+        self._on_exit = on_exit
         self._alive: dict[int, str] = {}
         self._started_in_load: set[int] = set()
         self._lost: dict[str, float] = {}
@@ -48,7 +48,7 @@ class ModelWatch:
         alive = await in_thread(model_processes, self._server_pid)
         if alive is None:
             return
-        loading = self._client.loading()
+        loading = self._models.loading()
         gone = {pid: model for pid, model in self._alive.items() if pid not in alive}
         for model in set(gone.values()) - loading:
             self._missing.setdefault(model, Counter(self._alive.values())[model])
@@ -70,15 +70,15 @@ class ModelWatch:
             model: self._unlaunched.get(model, now + _LAUNCH_S) for model in loading - set(alive.values())
         }
         for model, deadline in [*self._lost.items(), *self._unlaunched.items()]:
-            if now > deadline and model not in self._client.failed():
-                self._client.mark_failed(model, DIED_AT_START)
+            if now > deadline and model not in self._models.failed():
+                self._models.mark_failed(model, DIED_AT_START)
 
     async def _check_missing(self) -> None:
         """A model that has lost a process has died, unless it was unloaded or loaded again."""
         for model, num_before in list(self._missing.items()):
             num_alive = Counter(self._alive.values())[model]
-            if num_alive < num_before and model not in self._client.loading() and await self._client.is_loaded(model):
-                self._on_death(model)
+            if num_alive < num_before and model not in self._models.loading() and await self._models.is_loaded(model):
+                self._on_exit(model)
             del self._missing[model]
 
 

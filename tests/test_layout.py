@@ -52,6 +52,7 @@ FRONTEND_ORDER = (
     "launcher",
     "relay",
     "triton",
+    "model_registry",
     "store",
     "images",
     "staging",

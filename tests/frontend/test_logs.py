@@ -11,7 +11,13 @@ from tests.conftest import beside
 from tests.faults.aftermath import eventually
 from tests.server import Frontend
 
-OF_GENERATIONS = {"frontend.slot", "frontend.generation", "frontend.staging", "frontend.triton"}
+OF_GENERATIONS = {
+    "frontend.slot",
+    "frontend.generation",
+    "frontend.staging",
+    "frontend.triton",
+    "frontend.model_registry",
+}
 TEXT_LINE = re.compile(
     r"\[(?P<level>\w+) *\] (?P<event>.*?) *\[(?P<logger>[\w.]+)\](?: generation=(?P<generation>\w+))?$"
 )

@@ -13,6 +13,7 @@ from filmstrip.errors import ShuttingDown
 from filmstrip.events import Cancelled, ErrorEvent
 from frontend.generation import Generation, Job
 from frontend.images import ImageDecoder
+from frontend.model_registry import ModelRegistry
 from frontend.plan import Plan
 from frontend.schema import GenerateRequest
 from frontend.settings import Settings
@@ -39,7 +40,7 @@ async def test_an_error_while_cleaning_up_does_not_keep_the_slot(
     store = StoreThatCannotRemove(settings)
     store.open()
     triton = TritonClient("127.0.0.1:1", settings)
-    slot = Slot(settings, triton, store, ImageDecoder())
+    slot = Slot(settings, ModelRegistry(triton), store, ImageDecoder())
     generation = slot.current = Generation("id")
     job = Job(cast("Plan", None), {}, {}, store.draft(Kind.OUTPUT))
     task = asyncio.create_task(generation.run(job, triton, store))
@@ -63,7 +64,7 @@ async def slot(tmp_path: Path) -> AsyncIterator[Slot]:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.setblocking(False)
         triton = TritonClient(f"127.0.0.1:{listening.getsockname()[1]}", settings)
-        yield Slot(settings, triton, store, ImageDecoder())
+        yield Slot(settings, ModelRegistry(triton), store, ImageDecoder())
         await triton.close()
     store.close()
 

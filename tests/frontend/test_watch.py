@@ -12,10 +12,11 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from frontend import embedded, repository, watch
 from frontend.embedded import EmbeddedTriton
+from frontend.model_registry import ModelRegistry, ModelState
 from frontend.repository import ModelFolder
 from frontend.settings import Settings
 from frontend.store import Store
-from frontend.triton import ModelState, TritonClient
+from frontend.triton import TritonClient
 from frontend.watch import ModelWatch
 
 NAMES = [f"model-{number}" for number in range(6)]
@@ -49,7 +50,7 @@ async def fake() -> FakeTriton:
 
 
 @pytest.fixture
-async def client(fake: FakeTriton, tmp_path: Path) -> AsyncIterator[TritonClient]:
+async def models(fake: FakeTriton, tmp_path: Path) -> AsyncIterator[ModelRegistry]:
     server = grpc.aio.server()
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(fake, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -57,36 +58,38 @@ async def client(fake: FakeTriton, tmp_path: Path) -> AsyncIterator[TritonClient
     (tmp_path / "models" / "model-0").mkdir(parents=True)
     settings = Settings(embedded=True, model_repository=(tmp_path / "models",), data_dir=tmp_path / "data")
     triton = TritonClient(f"127.0.0.1:{port}", settings)
-    triton._repositories = ()
-    yield triton
+    registry = ModelRegistry(triton)
+    registry._repositories = ()
+    yield registry
+    await registry.close()
     await triton.close()
     await server.stop(None)
 
 
 async def test_a_load_that_waits_for_its_turn_has_not_failed(
-    client: TritonClient, fake: FakeTriton, monkeypatch: pytest.MonkeyPatch
+    models: ModelRegistry, fake: FakeTriton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "_LAUNCH_S", 0.0)
-    loads = [asyncio.create_task(client.load_now(name)) for name in NAMES]
+    loads = [asyncio.create_task(models.load_now(name)) for name in NAMES]
     async with asyncio.timeout(20):
         while len(fake.asked) < 4:  # noqa: ASYNC110 - the fake counts them
             await asyncio.sleep(0.01)
     await asyncio.sleep(0.1)  # the others would have come to it by now
-    watching = ModelWatch(1, client, lambda _: None)
+    watching = ModelWatch(1, models, lambda _: None)
     alive = dict(enumerate(fake.asked[:4]))
     for _ in range(2):
-        watching._watch_loads(alive, client.loading(), set())
+        watching._watch_loads(alive, models.loading(), set())
         await asyncio.sleep(0.01)
-    assert not client.failed()
+    assert not models.failed()
     assert len(fake.asked) == 4
-    assert {pipeline.state for pipeline in (await client._states()).values()} == {ModelState.LOADING}
+    assert {pipeline.state for pipeline in (await models._states()).values()} == {ModelState.LOADING}
     (left, *_) = set(NAMES) - set(fake.asked)
     loads[NAMES.index(left)].cancel()  # who waits may leave
     fake.may_load.set()
     await asyncio.gather(*loads, return_exceptions=True)
     assert set(fake.asked) == set(NAMES) - {left}
-    await client.load_now(left)
-    assert not client.failed() | client.loading()
+    await models.load_now(left)
+    assert not models.failed() | models.loading()
 
 
 @pytest.fixture
@@ -98,43 +101,43 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 async def test_the_window_for_a_second_death_begins_when_the_model_is_ready_again(
-    client: TritonClient, fake: FakeTriton, clock: SimpleNamespace
+    models: ModelRegistry, fake: FakeTriton, clock: SimpleNamespace
 ) -> None:
-    supervisor = EmbeddedTriton(client.settings, Store(client.settings))
-    supervisor._client, client.supervisor = client, supervisor
+    supervisor = EmbeddedTriton(models.client.settings, Store(models.client.settings))
+    supervisor._models, models.supervisor = models, supervisor
     fake.may_load.set()
 
     async def restart(load_s: float) -> None:
         supervisor._restart_for.clear()
-        client.mark_all_well()
+        models.mark_all_healthy()
         clock.now += load_s
         for name in NAMES[:2]:
-            if name not in client.failed():
-                await client.load_now(name)
+            if name not in models.failed():
+                await models.load_now(name)
 
     slow, neighbour = NAMES[:2]
-    client.mark_sick(slow)
-    supervisor.note_death(slow)  # what is left of a load that failed
+    models.mark_unhealthy(slow)
+    supervisor.on_model_exit(slow)  # what is left of a load that failed
     await restart(90)
     clock.now += 5
-    supervisor.note_death(slow)  # its first death
-    assert not client.failed()
+    supervisor.on_model_exit(slow)  # its first death
+    assert not models.failed()
     await restart(90)
     clock.now += 5000
-    supervisor.note_death(neighbour)
+    supervisor.on_model_exit(neighbour)
     await restart(90)
     clock.now += 5
-    supervisor.note_death(slow)  # it had been well for long: its neighbour's death does not count
-    assert not client.failed()
+    supervisor.on_model_exit(slow)  # it had been well for long: its neighbour's death does not count
+    assert not models.failed()
     await restart(90)
     clock.now += 59
-    supervisor.note_death(slow)
-    assert client.failed() == {slow}
+    supervisor.on_model_exit(slow)
+    assert models.failed() == {slow}
     supervisor._folder.remove()
 
 
 async def test_the_files_of_a_failed_model_are_read_in_a_thread(
-    client: TritonClient, monkeypatch: pytest.MonkeyPatch
+    models: ModelRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = []
     read_folders = repository.read_folders
@@ -144,9 +147,9 @@ async def test_the_files_of_a_failed_model_are_read_in_a_thread(
         return read_folders(repositories, names)
 
     monkeypatch.setattr(repository, "read_folders", note_thread)
-    client._repositories = client.settings.model_repository
-    client.mark_failed("model-0", "it has a fault")
-    await asyncio.gather(*client._background)
-    assert "model-0" in client._failed_as
+    models._repositories = models.client.settings.model_repository
+    models.mark_failed("model-0", "it has a fault")
+    await asyncio.gather(*models._background)
+    assert "model-0" in models._failed_as
     assert threads
     assert threading.main_thread() not in threads

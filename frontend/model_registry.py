@@ -1,0 +1,488 @@
+"""The models in Triton's repository: the state of each, loading them, and why one is not served."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from filmstrip.contract import PipelineInfo
+from filmstrip.errors import FilmstripError, LoadFailed, ModelError, TritonUnavailable, UnknownPipeline
+from filmstrip.model_folders import is_model_name
+from filmstrip.triton_folder import is_safe_model
+
+from . import repository
+from .tasks import in_thread
+from .triton import ModelVersion, TritonClient, TritonRefused
+
+log = logging.getLogger(__name__)
+
+_UNLOAD_TIMEOUT_S = 1.0
+_LOADS_AT_ONCE = 4  # Triton itself does not load more at a time
+_READY = "READY"
+_UNLOADED_REASON = "unloaded"  # Triton's, of a model that was unloaded on request
+_INDEX_ATTEMPTS = 3  # a model folder may be removed between our look at it and Triton's
+
+
+class ModelState(StrEnum):
+    """Whether a model can make chunks."""
+
+    READY = "ready"
+    LOADING = "loading"
+    UNLOADED = "unloaded"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """A model of the repository, as far as it is known.
+
+    Attributes:
+        info: None while Triton has not loaded it since the frontend started.
+        state: an unloaded one is loaded at its first use.
+        reason: why it is not ready, in one sentence without paths; None where there is nothing to say.
+    """
+
+    info: PipelineInfo | None
+    state: ModelState
+    reason: str | None = None
+
+    @property
+    def loaded(self) -> bool:
+        """Chunks can be sent to it."""
+        return self.state is ModelState.READY
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """Whether generations can run.
+
+    Attributes:
+        can_generate: at least one pipeline is ready, or can be loaded, once all models were tried.
+        degraded: ids of the models that failed.
+    """
+
+    can_generate: bool
+    degraded: tuple[str, ...] = ()
+
+
+class Supervisor(Protocol):
+    """What starts Triton again, where Triton is ours."""
+
+    def on_model_ready(self, name: str) -> None:
+        """A model was loaded."""
+
+    def on_model_exit(self, name: str) -> None:
+        """A model's process has died: Triton is started again as soon as no generation runs."""
+
+    def kill(self) -> None:
+        """End Triton at once, because a model in it hangs; it is started again."""
+
+    @property
+    def is_restarting(self) -> bool:
+        """A planned restart is not over yet."""
+
+    async def settled(self) -> None:
+        """Wait until a planned restart is over: Triton answers, and loads its models."""
+
+    def link_models(self) -> None:
+        """Let Triton see the model folders that are there now.
+
+        Raises:
+            OSError: it cannot.
+        """
+
+
+class ModelRegistry:
+    """The models of one Triton server.
+
+    Attributes:
+        client: the connection to Triton.
+        is_starting: Triton is embedded, and does not answer yet or has not tried to load every model.
+        to_load: models that Triton has yet to load after its start.
+        supervisor: restarts Triton, if it is embedded.
+    """
+
+    def __init__(self, client: TritonClient) -> None:
+        settings = client.settings
+        self.client = client
+        client.health = self
+        self._repositories = settings.model_repository if settings.embedded else ()
+        triton_folder = Path(client.url.removeprefix("unix:")).parent
+        self._folders = (*settings.model_repository, settings.data_dir, triton_folder)
+        self._infos: dict[str, PipelineInfo] = {}
+        self._bad_parameters: dict[str, str] = {}
+        self._not_pipelines: set[str] = set()
+        self._unhealthy: set[str] = set()
+        self._failed: dict[str, str] = {}
+        self._load_errors: dict[str, str] = {}
+        self._failed_as: dict[str, repository.Fingerprint] = {}
+        self._was_settled = False
+        self._is_reachable = False
+        self._asking: asyncio.Task[Readiness | None] | None = None
+        self._reported: dict[str, str | None] = {}
+        self._load_locks: dict[str, asyncio.Lock] = {}
+        self._loads: dict[str, asyncio.Future[None]] = {}
+        self._load_places = asyncio.Semaphore(_LOADS_AT_ONCE)
+        self._waiting_to_load: set[str] = set()
+        self._background: set[asyncio.Task[None]] = set()
+        self.is_starting = False
+        self.to_load: set[str] = set()
+        self.supervisor: Supervisor | None = None
+
+    async def close(self) -> None:
+        """Wait for work in the background."""
+        await asyncio.gather(*self._background)
+
+    # -- States -----------------------------------------------------------------------------------------
+
+    async def model_names(self) -> list[str]:
+        """All models of the repository, loaded or not.
+
+        Raises:
+            TritonUnavailable: it does not answer.
+        """
+        return sorted(await self._states())
+
+    async def pipelines(self, *, read_again: bool = True) -> dict[str, ModelStatus]:
+        """All pipelines of the repository, by id, and every model that failed; other loaded models are left out.
+
+        Args:
+            read_again: ask Triton for the configuration of each loaded model, and not only of those not yet known.
+
+        Raises:
+            TritonUnavailable: it does not answer.
+        """
+        found = await self._states()
+        ready = {name for name, pipeline in found.items() if pipeline.state is ModelState.READY}
+        known = self._infos.keys() | self._bad_parameters.keys() | self._not_pipelines
+        await asyncio.gather(*(self._read_info(name) for name in (ready if read_again else ready - known)))
+        for name in ready:
+            if name in self._bad_parameters:
+                found[name] = ModelStatus(None, ModelState.FAILED, self._bad_parameters[name])
+            elif name in self._infos:
+                found[name] = ModelStatus(self._infos[name], ModelState.READY)
+            else:
+                del found[name]
+        self._report(found)
+        return found
+
+    async def readiness(self) -> Readiness | None:
+        """Whether generations can run, None where Triton does not answer; calls at the same time share its answer."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._readiness(), name="readiness")
+        return await asyncio.shield(self._asking)
+
+    async def _readiness(self) -> Readiness | None:
+        try:
+            if not self._is_reachable:  # asked again and again until it is, without filling the log
+                await self._link_models()
+                if not await self.client.is_listing_models():
+                    return None
+            pipelines = await self.pipelines(read_again=False)
+        except FilmstripError:
+            self._is_reachable = False
+            return None
+        self._is_reachable = True
+        states = {pipeline.state for pipeline in pipelines.values()}
+        self._was_settled = self._was_settled or ModelState.LOADING not in states
+        degraded = tuple(name for name, pipeline in pipelines.items() if pipeline.state is ModelState.FAILED)
+        return Readiness(self._was_settled and bool(states & {ModelState.READY, ModelState.UNLOADED}), degraded)
+
+    async def _states(self) -> dict[str, ModelStatus]:
+        """Every model of the repository, by name; of those that are ready, pipelines or not, only the state is given.
+
+        Raises:
+            TritonUnavailable: it does not answer.
+        """
+        versions: dict[str, list[ModelVersion]] = {}
+        for version in await self._index():
+            if is_model_name(version.model):
+                versions.setdefault(version.model, []).append(version)
+        ready = {name for name, listed in versions.items() if any(version.state == _READY for version in listed)}
+        folders: dict[str, repository.ModelFolder] = {}
+        if self._repositories:
+            doubtful = (await in_thread(repository.model_names, self._repositories) - ready) | self._failed.keys()
+            if doubtful:
+                folders = await in_thread(repository.read_folders, self._repositories, doubtful)
+        names = sorted(versions.keys() | folders.keys())
+        return {name: self._pipeline(name, versions.get(name, []), folders.get(name)) for name in names}
+
+    async def _index(self) -> list[ModelVersion]:
+        """Triton's list of the models in its repository, as the folders are now.
+
+        Raises:
+            TritonUnavailable: it does not answer.
+            ModelError: it cannot read its repository.
+        """
+        for attempt in range(1, _INDEX_ATTEMPTS + 1):
+            await self._link_models()
+            try:
+                return await self.client.list_models()
+            except ModelError:
+                if self.supervisor is None or attempt == _INDEX_ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _link_models(self) -> None:
+        if self.supervisor is not None:
+            try:
+                await in_thread(self.supervisor.link_models)
+            except OSError as error:
+                log.warning("new and removed model folders are not seen: %s", error)
+
+    def _pipeline(self, name: str, versions: list[ModelVersion], folder: repository.ModelFolder | None) -> ModelStatus:
+        is_changed = folder is not None and self._failed_as.get(name, folder.fingerprint) != folder.fingerprint
+        if is_changed:  # somebody has repaired it, perhaps
+            self.clear_failed(name)
+        info = self._infos.get(name) or (folder.info if folder is not None else None)
+        states = {version.state for version in versions}
+        if name in self._failed:
+            return ModelStatus(info, ModelState.FAILED, self._failed[name])
+        if name in self.loading() | self._waiting_to_load or "LOADING" in states:
+            return ModelStatus(info, ModelState.LOADING)
+        if _READY in states and name in self._unhealthy:
+            return ModelStatus(info, ModelState.UNLOADED, "its process ended; it is loaded again at its next use")
+        if _READY in states:
+            self._load_errors.pop(name, None)
+            return ModelStatus(info, ModelState.READY)
+        said = [version.reason for version in versions if version.reason not in ("", _UNLOADED_REASON)]
+        failures = [repository.client_reason(reason, self._folders) for reason in said]
+        reason = None if is_changed else next(iter(failures), None) or self._load_errors.get(name)
+        if folder is not None and folder.problem is not None:
+            reason = folder.problem
+        if reason is None and (self.is_starting or name in self.to_load):
+            return ModelStatus(info, ModelState.LOADING)
+        return ModelStatus(info, ModelState.UNLOADED if reason is None else ModelState.FAILED, reason)
+
+    def _report(self, pipelines: Mapping[str, ModelStatus]) -> None:
+        """Log each model that failed since the last report."""
+        failed = {name: pipeline.reason for name, pipeline in pipelines.items() if pipeline.state is ModelState.FAILED}
+        for name, reason in failed.items():
+            if name not in self._reported or self._reported[name] != reason:
+                log.warning("%s is not served: %s", name, reason)
+        self._reported = failed
+
+    def mark_failed(self, name: str, reason: str) -> None:
+        """Serve a model no longer, until it is loaded on purpose or `clear_failed` is called.
+
+        Args:
+            name: of the model. It should be unloaded in Triton, and stays so.
+            reason: one sentence for clients, without paths.
+        """
+        self._failed[name] = reason
+        self._unhealthy.discard(name)
+        self._note_failure(name, reason)
+        load = self._loads.get(name)
+        if load is not None and not load.done():
+            load.set_result(None)
+
+    def _note_failure(self, name: str, reason: str) -> None:
+        """Log why a model is not served, and keep what its files are, so that a change to them is seen."""
+        log.warning("%s is not served: %s", name, reason)
+        self._reported[name] = reason
+        if self._repositories:
+            task = asyncio.create_task(self._keep_fingerprint(name), name="keep a fingerprint")
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+
+    async def _keep_fingerprint(self, name: str) -> None:
+        for folder in (await in_thread(repository.read_folders, self._repositories, [name])).values():
+            self._failed_as[name] = folder.fingerprint
+
+    def failed(self) -> frozenset[str]:
+        """The models that were marked as failed."""
+        return frozenset(self._failed)
+
+    def clear_failed(self, name: str) -> None:
+        """Forget that a model failed: it is loaded at its next use, where it is not loaded already."""
+        self._failed.pop(name, None)
+        self._load_errors.pop(name, None)
+
+    def loras(self, name: str) -> tuple[str, ...]:
+        """The LoRAs of a pipeline that was loaded."""
+        return self._infos[name].features.loras if name in self._infos else ()
+
+    async def pipeline_infos(self, **names: str | None) -> dict[str, PipelineInfo]:
+        """What the pipelines are that a request names, by the request's fields; loaded first where they aren't.
+
+        Raises:
+            UnknownPipeline: the repository has none of such a name.
+            LoadFailed: one could not be loaded.
+            TritonUnavailable: Triton does not answer.
+        """
+        wanted = {field: name for field, name in names.items() if name is not None}
+        if self.supervisor is not None:
+            await self.supervisor.settled()
+        states = await self._states()
+        for name in set(wanted.values()) & states.keys():
+            if name in self._failed:
+                raise LoadFailed(f"{name} is not served: {self._failed[name]}")
+            if states[name].state is not ModelState.READY:
+                await self.load(name)
+        await asyncio.gather(*(self._read_info(name) for name in set(wanted.values()) & states.keys()))
+        for field, name in wanted.items():
+            if name in self._bad_parameters:
+                raise LoadFailed(f"{name} is not served: {self._bad_parameters[name]}")
+            if name not in states or name not in self._infos:
+                there = ", ".join(await self.pipelines()) or "none"
+                raise UnknownPipeline(f"{field}: no pipeline {name[:80]!r}; there are: {there}", field)
+        return {field: self._infos[name] for field, name in wanted.items()}
+
+    async def load(self, name: str) -> None:
+        """Load a model that isn't, or whose process has died; returns when it is ready.
+
+        One that was marked as failed gets another chance.
+
+        Raises:
+            LoadFailed: it could not be loaded; the message says why.
+            TritonUnavailable: Triton does not answer.
+        """
+        if self.supervisor is None:
+            return await self.load_now(name)
+        if name in self._unhealthy:  # what is left of its process is in the way
+            self.supervisor.on_model_exit(name)
+        while True:
+            await self.supervisor.settled()
+            try:
+                return await self.load_now(name)
+            except TritonUnavailable:
+                if not self.supervisor.is_restarting:  # else another model has died, and Triton comes back
+                    raise
+
+    async def load_now(self, name: str) -> None:
+        """`load`, without waiting for a planned restart of Triton."""
+        lock = self._load_locks.setdefault(name, asyncio.Lock())
+        waits = lock.locked()
+        async with lock:
+            if waits and name in self._failed:  # no second try for those who have waited for the first
+                raise LoadFailed(f"could not load {name}: {self._failed[name]}")
+            if not is_safe_model(name):
+                self.mark_failed(name, repository.UNSAFE_NAME)
+                raise LoadFailed(f"could not load {name}: {repository.UNSAFE_NAME}")
+            is_ready = await self.is_loaded(name)
+            if is_ready and name not in self._unhealthy and name not in self._failed:
+                return
+            folder = (await in_thread(repository.read_folders, self._repositories, [name])).get(name)
+            if folder is not None and folder.problem is not None:  # Triton may wait for such a model without end
+                self._note_failure(name, folder.problem)
+                raise LoadFailed(f"could not load {name}: {folder.problem}")
+            try:
+                async with self._place_to_load(name):
+                    if (name in self._unhealthy and self.supervisor is None) or (is_ready and name in self._failed):
+                        # not two copies in memory: unload, wait, load
+                        await self.client.unload_model(name)
+                        await self._wait_unloaded(name)
+                    self.clear_failed(name)
+                    await self._load_unless_it_fails(name)
+            except TritonRefused as refusal:
+                reason = self._load_errors[name] = repository.client_reason(str(refusal), self._folders)
+                if reason == repository.DIED_AT_START and self.supervisor is not None:
+                    self.mark_failed(name, reason)
+                else:
+                    self._note_failure(name, reason)
+                raise LoadFailed(f"could not load {name}: {reason}") from None
+            self._unhealthy.discard(name)
+            if self.supervisor is not None:
+                self.supervisor.on_model_ready(name)
+            log.info("%s is loaded", name)
+
+    @contextlib.asynccontextmanager
+    async def _place_to_load(self, name: str) -> AsyncIterator[None]:
+        """One of the places among the models that Triton loads together: it starts no process for any other."""
+        self._waiting_to_load.add(name)
+        try:
+            await self._load_places.acquire()
+        finally:
+            self._waiting_to_load.discard(name)
+        try:
+            yield
+        finally:
+            self._load_places.release()
+
+    async def _load_unless_it_fails(self, name: str) -> None:
+        """Let Triton load a model. It may never say that the model's process has died; `mark_failed` then ends it."""
+        load = asyncio.create_task(self.client.load_model(name), name=f"load {name}")
+        failed = self._loads[name] = asyncio.get_running_loop().create_future()
+        try:
+            await asyncio.wait([load, failed], return_when=asyncio.FIRST_COMPLETED)
+            if not load.done():
+                self._unhealthy.add(name)
+                raise LoadFailed(f"could not load {name}: {self._failed[name]}")
+            load.result()
+        finally:
+            load.cancel()
+            failed.cancel()
+            del self._loads[name]
+
+    def loading(self) -> set[str]:
+        """Models that Triton loads at the moment, without those that wait for their turn."""
+        return set(self._loads)
+
+    def mark_unhealthy(self, name: str) -> None:
+        """The model's process has died: nothing can be sent to it before it was loaded again."""
+        self._unhealthy.add(name)
+
+    def mark_all_healthy(self) -> None:
+        """Triton was started again, without what a dead process had left."""
+        self._unhealthy.clear()
+
+    async def is_loaded(self, name: str) -> bool:
+        """Whether Triton itself takes the model as loaded, also where its process has died.
+
+        Raises:
+            TritonUnavailable: it does not answer.
+        """
+        return any(version.model == name and version.state == _READY for version in await self._index())
+
+    async def _wait_unloaded(self, name: str) -> None:
+        """Wait for a model to be gone; one whose process died says UNLOADING for ever, but can be loaded again."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_UNLOAD_TIMEOUT_S):
+                while True:
+                    with contextlib.suppress(ModelError):
+                        listed = await self.client.list_models()
+                        if not any(model == name and state in (_READY, "UNLOADING") for model, state, _ in listed):
+                            return
+                    await asyncio.sleep(0.05)
+
+    async def _read_info(self, name: str) -> None:
+        try:
+            parameters = await self.client.model_parameters(name)
+        except ModelError:  # it was unloaded just now
+            return
+        self._infos.pop(name, None)
+        self._bad_parameters.pop(name, None)
+        self._not_pipelines.discard(name)
+        try:
+            info = PipelineInfo.from_parameters(name, parameters)
+        except ValueError as error:
+            self._bad_parameters[name] = repository.client_reason(str(error), self._folders)
+            return
+        if info is None:
+            self._not_pipelines.add(name)
+        else:
+            self._infos[name] = info
+
+    # -- Health -----------------------------------------------------------------------------------------
+
+    def is_unhealthy(self, model: str) -> bool:
+        """Whether the model's process has ended, or hangs."""
+        return model in self._unhealthy
+
+    def on_model_exit(self, model: str) -> None:
+        """The model's process has ended: it is loaded again before its next use, or Triton is restarted."""
+        self.mark_unhealthy(model)
+        if self.supervisor is not None:
+            self.supervisor.on_model_exit(model)
+
+    def on_unresponsive(self, model: str) -> None:
+        """The model hangs: an embedded Triton is killed and restarted, another one loads the model again."""
+        if self.supervisor is None:
+            self.on_model_exit(model)
+        else:
+            self.mark_unhealthy(model)
+            self.supervisor.kill()
