@@ -121,6 +121,6 @@ def test_the_command_says_what_is_known():
     )
     assert how_to_export(engine, MANIFEST) == (
         "Export it again: python -m export longlive --checkpoint DIR --id longlive-fast"
-        " --size 320x576 --size 480x832 --lora ink=FILE --lora anime=FILE"
+        " --size 576x320 --size 832x480 --lora ink=FILE --lora anime=FILE"
     )
-    assert "--id NAME --size HxW" in how_to_export(Path("/tmp/transformer.engine"), manifest(profiles={}))
+    assert "--id NAME --size WxH" in how_to_export(Path("/tmp/transformer.engine"), manifest(profiles={}))
