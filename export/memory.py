@@ -78,7 +78,7 @@ def _components(graphs: _Graphs, config: CheckpointConfig) -> Iterator[tuple[str
     yield "text encoder: weights", graphs.weights("text_encoder")
     yield "transformer: weights", graphs.weights("transformer", "text_kv")
     yield "VACE branch: weights", graphs.weights("vace")
-    yield "VAE: weights, once for each graph", graphs.weights("vae_")
+    yield "VAE: weights, once per graph", graphs.weights("vae_")
     text = [graphs.inputs(graph, "text_") for graph in ("transformer", "vace")]
     yield "keys and values of the text", sum(text)
     yield "KV cache", graphs.inputs("transformer", "past_k", "past_v", past=window.capacity)

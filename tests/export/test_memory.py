@@ -52,7 +52,7 @@ def test_weights_are_those_of_independent_networks() -> None:
     assert parts["VACE branch: weights"] == 2 * (num_parameters(vace) - wan + embeddings)
     encoders = num_parameters(vae.encoder) + num_parameters(vae.quant_conv)
     decoders = num_parameters(vae.decoder) + num_parameters(vae.post_quant_conv)
-    assert parts["VAE: weights, once for each graph"] == 2 * (3 * encoders + 2 * decoders)
+    assert parts["VAE: weights, once per graph"] == 2 * (3 * encoders + 2 * decoders)
 
 
 @pytest.mark.parametrize(("size", "tokens"), [(SMALL, 20 * 36), (LARGE, 30 * 52)])
