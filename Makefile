@@ -78,13 +78,13 @@ bench: model ## Measure against the machine's limits
 	$(BIN)/python -m benchmarks
 
 soak: setup ## Half an hour of random traffic and faults, then a verdict
-	$(BIN)/python -m benchmarks.soak
+	$(BIN)/python -m tests.soak
 
 compile-full: $(TESTS_READY) ## Every graph of LongLive at full size, without weights, compiled for GPUs that are not here
 	$(BIN)/python -m export.compile_full
 
 audit: setup ## Known vulnerabilities of the pinned packages, where the database can be reached
-	$(BIN)/python -m tests.audit
+	$(BIN)/python -m tests.support.audit
 
 check: lint test audit ## Everything that CI runs, and audit
 

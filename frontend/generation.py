@@ -10,8 +10,8 @@ from typing import Any
 
 from filmstrip import contract
 from filmstrip.contract import ChunkParameters, Mode
-from filmstrip.events import Cancelled, Complete, Progress
-from filmstrip.geometry import VIDEO_HEADER_BYTES
+from filmstrip.models import Cancelled, Complete, Progress
+from filmstrip.wire import VIDEO_HEADER_BYTES
 
 from . import logs, metrics, triton
 from .array_plan import Source
