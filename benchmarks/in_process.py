@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.longlive import PROMPT, Took
-from export.checkpoint import load_networks
+from export.checkpoint import attach_loras, load_networks
 from export.graph_specs import graph_specs
-from export.longlive import attach_loras
 from export.verify import ModuleEngine
 from filmstrip.contract import ChunkParameters, Mode, Prompt
 from filmstrip.runtime.engines.engine import Engine

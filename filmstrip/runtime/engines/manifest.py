@@ -229,10 +229,17 @@ def how_to_export(engine: Path, manifest: Manifest | None = None) -> str:
     # model_repository/NAME/1/engines/GRAPH.onnx
     folder = engine.absolute().parent
     name = folder.parent.parent.name if folder.name == "engines" else "NAME"
-    sizes = [f"--size {size}" for size in manifest.profiles] if manifest and manifest.profiles else ["--size HxW ..."]
+    sizes = [f"--size {_as_width_x_height(name)}" for name in manifest.profiles] if manifest else []
+    sizes = sizes or ["--size WxH ..."]
     loras = [f"--lora {lora}=FILE" for lora in manifest.loras] if manifest else []
     command = " ".join(["python -m export longlive --checkpoint DIR --id", name, *sizes, *loras])
     return f"Export it again: {command}"
+
+
+def _as_width_x_height(profile: str) -> str:
+    """A profile's name, HEIGHTxWIDTH, in the order in which people read and write sizes."""
+    height, _, width = profile.partition("x")
+    return f"{width}x{height}"
 
 
 # -- Whether an engine can be used --------------------------------------------------------------------------
@@ -310,7 +317,7 @@ def _check_pipeline(engine: Path, manifest: Manifest, loras: Sequence[str], size
     again = how_to_export(engine, manifest)
     if manifest.takes_loras and manifest.loras != tuple(loras):
         raise MixedEngines(f"{engine} has {_listed(manifest.loras)}, its pipeline {_listed(loras)}. {again}")
-    lacking = sorted(set(sizes) - manifest.profiles.keys())
+    lacking = [_as_width_x_height(size) for size in sorted(set(sizes) - manifest.profiles.keys())]
     if manifest.profiles and lacking:
         raise MixedEngines(f"{engine} was not built for {', '.join(lacking)}, which its pipeline offers. {again}")
 

@@ -12,7 +12,7 @@ from filmstrip.runtime.engines.engine import Engine
 from filmstrip.runtime.engines.load import load_engines
 from filmstrip.runtime.pipeline_config import PipelineConfig
 from filmstrip.runtime.transformer import CachedTransformer, RopeTables
-from tests.models.export.exported import LORAS, SIZES
+from tests.models.export.exported import LORAS, PROFILES
 
 pytestmark = pytest.mark.timeout(600)  # the first test waits for the export
 ROWS = COLS = 4
@@ -28,7 +28,9 @@ def config(tiny_repository: Path) -> PipelineConfig:
 @pytest.fixture(scope="module")
 def engines(tiny_repository: Path) -> dict[str, Engine]:
     folder = tiny_repository / "tiny" / "1" / "engines"
-    return load_engines(folder, device=CPU, num_threads=1, graphs=("transformer", "text_kv"), loras=LORAS, sizes=SIZES)
+    return load_engines(
+        folder, device=CPU, num_threads=1, graphs=("transformer", "text_kv"), loras=LORAS, sizes=PROFILES
+    )
 
 
 def concatenated(

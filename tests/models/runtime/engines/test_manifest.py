@@ -128,13 +128,13 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path):
 def test_the_command_says_what_is_known():
     engine = Path("/srv/model_repository/longlive-fast/1/engines/transformer.engine")
     assert how_to_export(engine) == (
-        "Export it again: python -m export longlive --checkpoint DIR --id longlive-fast --size HxW ..."
+        "Export it again: python -m export longlive --checkpoint DIR --id longlive-fast --size WxH ..."
     )
     assert how_to_export(engine, MANIFEST) == (
         "Export it again: python -m export longlive --checkpoint DIR --id longlive-fast"
-        " --size 320x576 --size 480x832 --lora ink=FILE --lora anime=FILE"
+        " --size 576x320 --size 832x480 --lora ink=FILE --lora anime=FILE"
     )
-    assert "--id NAME --size HxW" in how_to_export(Path("/tmp/transformer.engine"), manifest(profiles={}))
+    assert "--id NAME --size WxH" in how_to_export(Path("/tmp/transformer.engine"), manifest(profiles={}))
 
 
 # -- Engines that may not be used ----------------------------------------------------------------------------
@@ -144,7 +144,7 @@ GPU = Machine("sm89", VERSIONS.get)
 CPU = Machine("cpu", VERSIONS.get)
 ON_CPU: dict[str, Any] = {"builder": Builder.ONNX_RUNTIME, "builder_version": "1.22.0", "target": "cpu"}
 PLAIN: dict[str, Any] = {"builder": Builder.TENSORRT, "builder_version": "10.9.0.34"}
-COMMAND = "Export it again: python -m export longlive --checkpoint DIR --id longlive --size 320x576 --size 480x832"
+COMMAND = "Export it again: python -m export longlive --checkpoint DIR --id longlive --size 576x320 --size 832x480"
 
 
 @pytest.fixture
@@ -265,7 +265,7 @@ def decoder(**changed: Any) -> dict[Path, Any]:
         (
             decoder(profiles={"320x576": {}}),
             LORAS,
-            "vae_decoder.engine was not built for 480x832, which its pipeline offers",
+            "vae_decoder.engine was not built for 832x480, which its pipeline offers",
         ),
         (decoder(graph="transformer"), LORAS, "vae_decoder.engine and transformer.engine are the same graph"),
     ],
