@@ -130,9 +130,7 @@ class Slot:
 
         Whatever fails here, the slot is freed and the last event is sent.
         """
-        last: Complete | Cancelled | ErrorEvent = ErrorEvent(
-            "the server failed; its log tells more", InternalError.code
-        )
+        last: Complete | Cancelled | ErrorEvent = ErrorEvent("internal error; see the server's log", InternalError.code)
         try:
             last = self._last_event(task)
             outcome = {Complete: "complete", Cancelled: "cancelled"}.get(type(last), getattr(last, "code", ""))
@@ -156,7 +154,7 @@ class Slot:
             log.warning("%s: %s", error.code, error.message)
             return ErrorEvent(error.message, error.code)
         log.error("a generation failed", exc_info=error)
-        return ErrorEvent("the server failed; its log tells more", InternalError.code)
+        return ErrorEvent("internal error; see the server's log", InternalError.code)
 
     def _free(self) -> None:
         self.current = self._task = None

@@ -13,10 +13,10 @@ import psutil
 import pytest
 
 from tests.conftest import beside
-from tests.faults.aftermath import CHATTY_S, LONG, NUM_LONG_CHUNKS, PROBE, eventually, harmless, is_generating, noise
-from tests.faults.probe_video import probe_video
-from tests.faults.raw_client import DOWNLOAD, GENERATE, RawClient
-from tests.server import Frontend
+from tests.support.aftermath import CHATTY_S, LONG, NUM_LONG_CHUNKS, PROBE, eventually, harmless, is_generating, noise
+from tests.support.probe_video import probe_video
+from tests.support.raw_client import DOWNLOAD, GENERATE, RawClient
+from tests.support.server import Frontend
 
 SLEEPER = {"pipeline_id": "probe", "prompt": "!sleep 60", "num_frames": 9}
 NOTICED_S = 5  # how soon a client is missed: far less than the sleeper's chunk
@@ -94,7 +94,7 @@ def test_gone_in_the_json_body(frontend: Frontend, leave: Leave) -> None:
 
 def was_broken_off(frontend: Frontend) -> bool:
     """The newest line of the access log tells of a request without an answer."""
-    lines = [line for line in frontend.log().splitlines() if "frontend.access" in line]
+    lines = [line for line in frontend.log().splitlines() if "filmstrip.access" in line]
     return bool(lines) and f"POST {GENERATE} - " in lines[-1]
 
 

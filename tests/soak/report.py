@@ -15,6 +15,7 @@ import psutil
 
 from benchmarks.report import machine
 from benchmarks.servers import memory_of
+from frontend.tasks import NUM_THREADS
 from tests.soak.judge import Judge
 from tests.soak.server import MIB, SoakServer
 
@@ -72,7 +73,7 @@ LIMITS = {
     "memory": Limit("memory of the frontend", 32 * MIB, why="what the allocator keeps"),
     "relay_memory": Limit("memory of the relay", 32 * MIB, why="likewise"),
     "descriptors": Limit("open descriptors", 3, why="a relay that a fault made needful has two pipes and a connection"),
-    "threads": Limit("threads", 3, why="pools of threads grow when they are first needed"),
+    "threads": Limit("threads", NUM_THREADS, why="the pool starts its threads when they are first needed"),
     "processes": Limit("processes, without the relay", 0, exact=True),
     "files": Limit("files in the data directory", 0),
     "shm_files": Limit("files in shared memory", 0),
