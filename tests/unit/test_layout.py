@@ -26,7 +26,7 @@ BAD_NAMES = {"core", "common", "utils", "util", "managers", "manager", "services
 PURE = {
     f"filmstrip.{name}"
     for name in (
-        *("contract", "geometry", "cache_policy", "errors", "wire", "model_folders", "triton_server"),
+        *("contract", "geometry", "cache_policy", "errors", "request_fields", "wire", "model_folders", "triton_server"),
         *(f"runtime.engines.{name}" for name in ("manifest",)),
     )
 }
@@ -151,7 +151,7 @@ def test_nothing_in_the_product_imports_the_research_or_the_examples():
 
 def test_the_client_needs_nothing_that_runs_in_triton():
     client = [module for module in of("filmstrip") if not is_within(module, "filmstrip.runtime")]
-    assert not breaches(client, "filmstrip.runtime", "torch", "cv2", "tritonclient", "quart", "pydantic")
+    assert not breaches(client, "filmstrip.runtime", "torch", "cv2", "tritonclient", "quart")
 
 
 def test_the_runtime_knows_nothing_of_http():
