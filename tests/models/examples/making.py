@@ -1,0 +1,16 @@
+"""One video by the small model, for tests of what its frames show."""
+
+from typing import Any
+
+from filmstrip.client import Client, Complete
+from filmstrip.wire import Video
+
+PIPELINE = "longlive-small"
+
+
+def make(client: Client, **request: Any) -> Video:
+    """Generate with the small model, and download the frames, [F, 64, 64, 3]."""
+    with client.generate(pipeline_id=PIPELINE, **request) as events:
+        *_, event = events
+    assert isinstance(event, Complete), event
+    return client.download(event.output_path)
