@@ -10,12 +10,12 @@ import pytest
 
 pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
-from tests.models.examples.making import PIPELINE, make
 from filmstrip.client import BlobBuilder, Client, as_vace_frames
 from research.augmentations import CONTROLS
 from research.condition_score import ServedCases
 from research.evaluation import MEASUREMENTS, EvalCase
 from research.local_sampler import LocalSampler
+from tests.models.examples.making import PIPELINE, make
 from tests.support.server import ROOT
 from tests.support.toyworld.grammar import Scene, caption
 from tests.support.toyworld.videos import CHUNK_FRAMES, render

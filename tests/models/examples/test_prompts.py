@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.models.examples.making import make
 from filmstrip.client import Client
+from tests.models.examples.making import make
 from tests.support.toyworld.grammar import Scene, caption
 from tests.support.toyworld.metrics import colour_way, right_shares
 from tests.support.toyworld.videos import CHUNK_FRAMES, FIRST_CHUNK_FRAMES, split_chunks
