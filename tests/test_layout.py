@@ -56,6 +56,7 @@ FRONTEND_ORDER = (
     "store",
     "images",
     "staging",
+    "request_check",
     "generation",
     "slot",
     "watch",
