@@ -281,7 +281,7 @@ class ChunkPipeline:
         place = staged.buffer.slice(self._layout.stage_offsets[stage], shape.num_bytes)
         sequence = self._sequences[stage]
         answer = await sequence.chunk(params, tuple(staged.inputs.values()), place, shape)
-        for name, seconds in answer.report.get("stages", {}).items():
+        for name, seconds in answer.stages.items():
             metrics.STAGE_SECONDS.labels(sequence.model, name).observe(seconds)
         return TensorRef.of(contract.INPUT_VIDEO, tuple(shape), place)
 
