@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 from filmstrip.contract import ChunkParameters, Interpolation
 from filmstrip.runtime.text import PromptBlend, blend
 from frontend.plan import StickyPrompts
-from frontend.schema import GenerateRequest
+from frontend.schema import ChunkSpec, GenerateRequest, options_for
 
 LINEAR, SLERP = Interpolation.LINEAR, Interpolation.SLERP
 HALF = math.sqrt(0.5)
@@ -135,7 +135,8 @@ def told(num_chunks: int, specs: Mapping[int, Mapping[str, Any]], **fields: Any)
     sticky = StickyPrompts(request)
     chunks = []
     for index in range(num_chunks):
-        now = sticky.next_chunk(by_chunk.get(index))
+        spec = by_chunk.get(index, ChunkSpec(chunk=index))
+        now = sticky.next_chunk(spec)
         chunks.append(
             ChunkParameters(
                 index=index,
@@ -143,7 +144,7 @@ def told(num_chunks: int, specs: Mapping[int, Mapping[str, Any]], **fields: Any)
                 height=64,
                 width=64,
                 prompts=now.prompts,
-                prompt_interpolation_method=now.method,
+                prompt_interpolation_method=options_for(request, spec).prompt_interpolation_method,
                 transition=now.transition,
             )
         )
