@@ -78,7 +78,7 @@ bench: model ## Measure against the machine's limits
 	$(BIN)/python -m benchmarks
 
 soak: setup ## Half an hour of random traffic and faults, then a verdict
-	$(BIN)/python -m benchmarks.soak
+	$(BIN)/python -m tests.soak
 
 compile-full: $(TESTS_READY) ## Every graph of LongLive at full size, without weights, compiled for GPUs that are not here
 	$(BIN)/python -m export.compile_full

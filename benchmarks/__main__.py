@@ -9,17 +9,17 @@ from pathlib import Path
 
 import click
 
-from benchmarks import chunks, longlive, memory, moments, report, stalls, transfers
-from benchmarks.options import Options
+from benchmarks import chunks, latency, longlive, report, transfers
+from benchmarks.report import Options
 
 README = Path(__file__).with_name("README.md")
 BENCHMARKS = {
-    "transfers": ("Uploads and downloads", transfers.measure),
-    "chunks": ("Chunks", chunks.measure),
-    "stalls": ("Stalls of the event loop", stalls.measure),
-    "moments": ("First event and cancel", moments.measure),
-    "memory": ("Memory and length", memory.measure),
-    "longlive": ("LongLive", longlive.measure),
+    "transfers": ("Uploads and downloads", transfers.measure_transfers),
+    "chunks": ("Chunks", chunks.measure_chunks),
+    "stalls": ("Stalls of the event loop", latency.measure_stalls),
+    "latency": ("First event and cancel", latency.measure_latency),
+    "memory": ("Memory and length", chunks.measure_memory),
+    "longlive": ("LongLive", longlive.measure_longlive),
 }
 
 

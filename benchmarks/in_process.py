@@ -16,8 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.longlive_table import Took
-from benchmarks.small_longlive import PROMPT
+from benchmarks.longlive import PROMPT, Took
 from export.checkpoint import load_networks
 from export.graph_specs import graph_specs
 from export.longlive import attach_loras

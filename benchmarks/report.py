@@ -1,4 +1,4 @@
-"""What was measured, as a table for people and as a Markdown section for the README."""
+"""What a run was asked for, and what it measured: as a table for people and as a Markdown section for the README."""
 
 import datetime
 import os
@@ -125,3 +125,20 @@ def _cpu_model() -> str:
         if name.strip() == "model name":
             return value.strip()
     return platform.machine()
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command's flags.
+
+    Attributes:
+        folder: an empty folder for servers and their files.
+        rounds: how often everything is measured, in turns.
+        quick: smaller files and fewer chunks: tells whether the benchmarks work, not how fast the server is.
+        large: 1 GB transfers and a 2 GiB blob as well.
+    """
+
+    folder: Path
+    rounds: int
+    quick: bool
+    large: bool

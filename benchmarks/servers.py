@@ -82,7 +82,7 @@ class Process:
 
 
 class Frontend(Process):
-    """A frontend that is healthy; with `samples` it runs within `benchmarks.stalled`."""
+    """A frontend that is healthy; with `samples` it runs within `benchmarks.loop_sampler`."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Frontend(Process):
     ) -> None:
         folder.mkdir()
         self.data_dir = folder / "data"
-        module = ["frontend"] if samples is None else ["benchmarks.stalled", str(samples)]
+        module = ["frontend"] if samples is None else ["benchmarks.loop_sampler", str(samples)]
         triton = ["--embedded"] if triton_url is None else ["--triton-url", triton_url]
         address = ["--host", "127.0.0.1", "--port", "0", "--data-dir", str(self.data_dir)]
         settings = _SETTINGS[transport] | {

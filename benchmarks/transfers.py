@@ -1,4 +1,4 @@
-"""Uploads and downloads against a bare socket server and a copy of the file."""
+"""Uploads and downloads against a minimal socket server and a copy of the file."""
 
 import shutil
 import time
@@ -8,8 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import wire
-from benchmarks.options import Options
-from benchmarks.report import MIB, Ratio, Row, median
+from benchmarks.report import MIB, Options, Ratio, Row, median
 from benchmarks.servers import Frontend, Memory, Process, Transport, frontends
 
 MB = 10**6
@@ -46,7 +45,7 @@ class _Series:
         return answer
 
 
-def measure(options: Options) -> list[Row]:
+def measure_transfers(options: Options) -> list[Row]:
     """MB/s, CPU seconds for each GB, and growth of memory."""
     sizes = [20 * MB] if options.quick else [100 * MB, *([1000 * MB] if options.large else [])]
     with frontends(options.folder / "transfers", Transport.LANES, Transport.UPLOADS) as servers:
@@ -62,15 +61,15 @@ def _of_size(options: Options, servers: dict[Transport, Frontend], size: int) ->
     uploaded = wire.upload(disk.url, source, frames, HEIGHT, WIDTH)
     *_, last = wire.generate(disk.url, pipeline_id="passthrough", input_path=uploaded, num_frames=frames)
     output = str(last.data["output_path"])
-    with _bare(folder) as (bare, bare_url):
+    with _baseline_server(folder) as (baseline, baseline_url):
         download = f"/api/v1/generate/download?path={output}"
         uploads = {
             server: _Series(server, partial(wire.upload, server.url, source, frames, HEIGHT, WIDTH))
             for server in (disk, shm)
         }
-        sink = _Series(bare, partial(wire.send_file, bare_url, "/", source, {}))
+        sink = _Series(baseline, partial(wire.send_file, baseline_url, "/", source, {}))
         down = _Series(disk, partial(wire.receive_file, disk.url, download))
-        origin = _Series(bare, partial(wire.receive_file, bare_url, "/"))
+        origin = _Series(baseline, partial(wire.receive_file, baseline_url, "/"))
         copy = _Series(None, partial(shutil.copyfile, source, folder / "copy"))
         warm = partial(wire.warm_memory, folder, size)
         for _ in range(options.rounds):
@@ -89,11 +88,11 @@ def _of_size(options: Options, servers: dict[Transport, Frontend], size: int) ->
     source.unlink()
     num_bytes = frames * HEIGHT * WIDTH * 3
     return [
-        *_rows("upload", uploads[disk], "bare sink", sink, num_bytes, share=_UPLOAD_SHARE),
-        *_rows("upload to /dev/shm", uploads[shm], "bare sink to disk", sink, num_bytes),
-        *_rows("download", down, "bare source", origin, num_bytes, share=_DOWNLOAD_SHARE),
-        _speed("bare sink", sink, "copy of the file", copy, num_bytes),
-        _speed("bare source", origin, "copy of the file", copy, num_bytes),
+        *_rows("upload", uploads[disk], "baseline sink", sink, num_bytes, share=_UPLOAD_SHARE),
+        *_rows("upload to /dev/shm", uploads[shm], "baseline sink to disk", sink, num_bytes),
+        *_rows("download", down, "baseline source", origin, num_bytes, share=_DOWNLOAD_SHARE),
+        _speed("baseline sink", sink, "copy of the file", copy, num_bytes),
+        _speed("baseline source", origin, "copy of the file", copy, num_bytes),
     ]
 
 
@@ -140,8 +139,8 @@ def _cpu_s(series: _Series, num_bytes: int) -> float:
 
 
 @contextmanager
-def _bare(folder: Path) -> Iterator[tuple[Process, str]]:
-    process = Process(folder / "bare.log", "benchmarks.bare", str(folder))
+def _baseline_server(folder: Path) -> Iterator[tuple[Process, str]]:
+    process = Process(folder / "baseline.log", "benchmarks.baseline_server", str(folder))
     try:
         port = process.wait_for(r"(\d+)\n")
         yield process, f"http://127.0.0.1:{port}"

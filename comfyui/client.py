@@ -1,4 +1,7 @@
-"""The calls of a server that the nodes need; each can be stopped while it waits."""
+"""The calls of a server that the nodes need, on the standard library; each can be stopped while it waits.
+
+ComfyUI's users share one Python environment among many node packs: what is not needed cannot break.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,86 @@ import contextlib
 import http.client
 import json
 import queue
+import socket
+import ssl
 import struct
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 
-from .connection import Bytes, Connection, Server, foreign_answer
 from .errors import FilmstripError
-from .events import LAST_EVENTS, Event, EventReader
+from .foreign_answers import describe
 from .frames import Pixels
-from .waiting import sleep_polling, while_polling
 
 CANCEL_TIMEOUT_S = 2.0
 LOAD_POLL_S = 0.5
 _HEADER = struct.Struct("<5I")  # ndim, then T, H, W, C
 _READ_BYTES = 2**16
+CONNECT_TIMEOUT_S = 10.0
+_PIECE_BYTES = 2**20
+_READ_ERROR_BYTES = 2**16
 
+_HOW_TO_GIVE_A_KEY = (
+    " (give the key as the token of the Server node, or in FILMSTRIP_TOKEN in ComfyUI's environment, which goes only to"
+    " the address that FILMSTRIP_SERVER names there)"
+)
+POLL_S = 0.1
+_JOIN_S = 3.0
+
+LAST_EVENTS = ("complete", "cancelled", "error")
+"""Every generation ends with one of these."""
+
+_NEEDED = {
+    "progress": ("chunk", "total_chunks", "frames", "latency", "fps"),
+    "complete": ("output_path", "video_shape", "num_frames", "num_chunks", "chunk_size"),
+    "cancelled": ("frames_completed",),
+    "error": ("error", "code"),
+}
+
+Bytes = bytes | memoryview
 Shape = tuple[int, int, int, int]  # F, H, W, C
 ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a server is and how to talk to it.
+
+    Attributes:
+        url: such as http://127.0.0.1:8000, without a slash at its end.
+        token: sent as `Authorization: Bearer`; empty for none. Never part of a repr, so never in a log.
+        timeout_s: longest silence of a connection.
+    """
+
+    url: str
+    token: str = field(default="", repr=False)
+    timeout_s: float = 60.0
+
+
+def make_server(url: str, token: str = "", timeout_s: float = 60.0) -> Server:
+    """Check an address.
+
+    Raises:
+        FilmstripError: it is not one of an HTTP server.
+    """
+    stripped = url.strip().rstrip("/")
+    try:
+        parts = urlsplit(stripped)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number, a bracket that isn't closed
+        good = False
+    if not good or parts.query or parts.fragment or parts.username is not None:
+        raise FilmstripError(f"{url!r} is not the address of a server, such as http://127.0.0.1:8000")
+    token = token.strip()
+    if not token.isascii() or not token.isprintable():
+        raise FilmstripError("the token holds characters that no token has")
+    return Server(stripped, token, timeout_s)
 
 
 class Client:
@@ -283,3 +345,241 @@ class _Body:
         frame = np.empty(shape[1:], np.uint8)
         for _ in range(shape[0]):
             yield self.read_into(frame)
+
+
+# -- Connections ---------------------------------------------------------------------------------------------------
+
+
+class Connection:
+    """One request and its answer; close it after use."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        parts = urlsplit(server.url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._prefix = parts.path
+        self._http = kind(parts.hostname or "", parts.port, timeout=min(CONNECT_TIMEOUT_S, server.timeout_s))
+        self._socket: socket.socket | None = None
+        self._aborted = False
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def abort(self) -> None:
+        """End the request from another thread; that one meets an error."""
+        self._aborted = True
+        if self._socket is not None:
+            with contextlib.suppress(OSError):  # it was closed already
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: Iterable[Bytes] = (),
+        also_good: frozenset[int] = frozenset(),
+    ) -> http.client.HTTPResponse:
+        """Send a request; gives the answer, whose body is still to be read.
+
+        Statuses besides 2xx that carry an answer and not an error are those of `also_good`.
+
+        Raises:
+            FilmstripError: the server refused, or it could not be reached.
+        """
+        with self.readable_errors():
+            response = self._send(method, path, headers, body)
+            if response.status // 100 != 2 and response.status not in also_good:
+                raise read_error(response, self._server)
+        return response
+
+    def check_stream(self, response: http.client.HTTPResponse, media_type: str) -> None:
+        """Check that an answer is a stream of this type, and not a login page, say.
+
+        Raises:
+            FilmstripError: it is something else.
+        """
+        with self.readable_errors():
+            if response.headers.get_content_type() != media_type:
+                raise foreign_answer(response, response.peek(), self._server)
+
+    def _send(
+        self, method: str, path: str, headers: Mapping[str, str], body: Iterable[Bytes]
+    ) -> http.client.HTTPResponse:
+        self._http.connect()
+        self._socket = self._http.sock
+        if self._aborted:
+            raise FilmstripError("the request was given up", "cancelled")
+        self._socket.settimeout(self._server.timeout_s)
+        self._http.putrequest(method, self._prefix + path)
+        if self._server.token:
+            self._http.putheader("Authorization", f"Bearer {self._server.token}")
+        for name, value in headers.items():
+            self._http.putheader(name, value)
+        self._http.endheaders()
+        try:
+            for whole in body:
+                raw = memoryview(whole).cast("B")
+                for start in range(0, raw.nbytes, _PIECE_BYTES):
+                    self._http.send(raw[start : start + _PIECE_BYTES])
+        except (BrokenPipeError, ConnectionResetError):
+            # A server that refuses a body answers and closes: what it says is worth more than the broken pipe.
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                return self._http.getresponse()
+            raise
+        return self._http.getresponse()
+
+    @contextlib.contextmanager
+    def readable_errors(self) -> Iterator[None]:
+        """The boundary where the standard library's errors become ours."""
+        url = self._server.url
+        try:
+            yield
+        except TimeoutError:
+            if self._socket is None:
+                raise FilmstripError(f"no Filmstrip server answers at {url}", "unreachable") from None
+            silence = f"{self._server.timeout_s:g} s"
+            raise FilmstripError(
+                f"nothing came from the Filmstrip server at {url} for {silence}", "timed_out"
+            ) from None
+        except ssl.SSLError as error:
+            why = error.reason or "TLS failed"
+            raise FilmstripError(
+                f"no secure connection to the Filmstrip server at {url}: {why}", "unreachable"
+            ) from None
+        except (OSError, http.client.HTTPException) as error:
+            if self._socket is None:
+                why = getattr(error, "strerror", None) or "no connection"
+                raise FilmstripError(f"no Filmstrip server answers at {url}: {why}", "unreachable") from None
+            raise FilmstripError(
+                f"the connection to the Filmstrip server at {url} broke: it went away, or was stopped", "broken"
+            ) from None
+
+
+def read_error(response: http.client.HTTPResponse, server: Server) -> FilmstripError:
+    """What an error answer says."""
+    body = response.read(_READ_ERROR_BYTES)
+    try:
+        error: Any = json.loads(body)["error"]
+        message, code, blamed = error["message"], error["code"], error.get("field")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return foreign_answer(response, body, server)
+    if not isinstance(message, str) or not isinstance(code, str):
+        return foreign_answer(response, body, server)
+    if code == "unauthorized":
+        message += _HOW_TO_GIVE_A_KEY
+    return FilmstripError(message, code, None if blamed is None else str(blamed))
+
+
+def foreign_answer(response: http.client.HTTPResponse, body: bytes, server: Server) -> FilmstripError:
+    """The error for an answer that does not come from Filmstrip."""
+    message = describe(server.url, response.status, response.headers.get, body)
+    return FilmstripError(message + (_HOW_TO_GIVE_A_KEY if response.status == 401 else ""), "not_filmstrip")
+
+
+# -- Events --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event: its name and the object that it carries."""
+
+    name: str
+    data: dict[str, Any]
+
+
+class EventReader:
+    """Reads the events of a generation as the bytes of its stream come, cut anywhere."""
+
+    def __init__(self) -> None:
+        self._pending = b""
+        self._name = ""
+        self._data: list[str] = []
+
+    def feed(self, data: bytes) -> Iterator[Event]:
+        """Take the next bytes; give the events that they complete. Names that this version doesn't know are left out.
+
+        Raises:
+            FilmstripError: the stream is none of Filmstrip's.
+        """
+        *lines, self._pending = (self._pending + data).split(b"\n")
+        for line in lines:
+            event = self._line(line.removesuffix(b"\r").decode(errors="replace"))
+            if event is not None:
+                yield event
+
+    def _line(self, line: str) -> Event | None:
+        if not line:
+            name, data = self._name, "\n".join(self._data)
+            self._name, self._data = "", []
+            return _read_event(name, data) if name in _NEEDED else None
+        key, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if key == "event":
+            self._name = value
+        elif key == "data":
+            self._data.append(value)
+        return None  # a comment, an id, or part of an event
+
+
+def _read_event(name: str, data: str) -> Event:
+    try:
+        raw = json.loads(data)
+        missing = [key for key in _NEEDED[name] if key not in raw]
+    except (ValueError, TypeError):
+        missing = ["JSON"]
+        raw = None
+    if not isinstance(raw, dict) or missing:
+        raise FilmstripError(
+            f"a {name} event of another version of Filmstrip, or of no Filmstrip: {data[:80]!r}", "not_filmstrip"
+        )
+    return Event(name, raw)
+
+
+# -- Waiting -------------------------------------------------------------------------------------------------------
+
+
+def while_polling(work: Callable[[], ResultT], poll: Callable[[], None], abort: Callable[[], None]) -> ResultT:
+    """Do the work, calling `poll` every 0.1 s.
+
+    Args:
+        work: runs in a thread of its own.
+        poll: runs in this thread; what it raises (ComfyUI's interrupt) ends the wait.
+        abort: makes the work end soon; called when `poll` has raised.
+
+    Raises:
+        BaseException: what the work or the poll raised.
+    """
+    outcome: Future[ResultT] = Future()
+    done = threading.Event()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - handed over, to be raised in the thread that waits
+            outcome.set_exception(error)
+        finally:
+            done.set()
+
+    thread = threading.Thread(target=run, name="filmstrip", daemon=True)
+    thread.start()
+    try:
+        poll()
+        while not done.wait(POLL_S):
+            poll()
+    except BaseException:
+        abort()
+        thread.join(_JOIN_S)  # a connection attempt cannot be aborted: the thread then ends by itself later
+        raise
+    return outcome.result()
+
+
+def sleep_polling(seconds: float, poll: Callable[[], None]) -> None:
+    """Sleep, calling `poll` every 0.1 s."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        poll()
+        time.sleep(min(POLL_S, left))

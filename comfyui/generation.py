@@ -9,15 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .blob import Blob
-from .client import Client, Shape
-from .connection import Server
+from .chunk_specs import IMAGES, Blob, Specs, merge, place, with_batches
+from .client import Client, Event, Server, Shape, sleep_polling
 from .errors import FilmstripError
-from .events import Event
 from .frames import Floats, to_png, video_frames
 from .host import Display, check_interrupted
-from .specs import IMAGES, Specs, merge, place, with_batches
-from .waiting import sleep_polling
 from .widgets import RANDOM_SEED
 
 DEFAULT_NUM_FRAMES = 64

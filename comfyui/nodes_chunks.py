@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import lines, widgets
+from . import widgets
+from .chunk_specs import ChunkSpec, Specs
 from .errors import FilmstripError
 from .frames import Floats, as_images, as_masks
 from .host import to_array
-from .specs import ChunkSpec, Specs
 
 MAX_CHUNK = 9999
 MAX_REFERENCES = 16
@@ -90,10 +90,10 @@ class FilmstripChunkSpec:
         lora_scales: str | None = None,
     ) -> bool | str:
         return (
-            lines.complaint(lines.weighted_prompts, prompts)
-            or lines.complaint(lines.weighted_prompts, transition_target_prompts)
-            or lines.complaint(lines.denoising_steps, denoising_steps)
-            or lines.complaint(lines.lora_scales, lora_scales)
+            widgets.validation_error(widgets.parse_weighted_prompts, prompts)
+            or widgets.validation_error(widgets.parse_weighted_prompts, transition_target_prompts)
+            or widgets.validation_error(widgets.parse_denoising_steps, denoising_steps)
+            or widgets.validation_error(widgets.parse_lora_scales, lora_scales)
             or True
         )
 
@@ -128,9 +128,9 @@ class FilmstripChunkSpec:
         """
         fields = widgets.given(
             text=text.strip() or None,
-            prompts=widgets.prompts(prompts),
+            prompts=widgets.parse_weighted_prompts(prompts) or None,
             prompt_interpolation_method=widgets.method(prompt_interpolation_method),
-            transition_target_prompts=widgets.prompts(transition_target_prompts),
+            transition_target_prompts=widgets.parse_weighted_prompts(transition_target_prompts) or None,
             transition_num_steps=widgets.unless_negative(transition_num_steps),
             transition_method=widgets.method(transition_method),
             seed=widgets.unless_negative(chunk_seed),
@@ -139,8 +139,8 @@ class FilmstripChunkSpec:
             kv_cache_attention_bias=widgets.unless_negative(kv_cache_attention_bias),
             reset_cache=reset_cache or None,
             manage_cache=widgets.switch(manage_cache),
-            denoising_steps=widgets.steps(denoising_steps),
-            lora_scales=widgets.scales(lora_scales),
+            denoising_steps=widgets.parse_denoising_steps(denoising_steps) or None,
+            lora_scales=widgets.parse_lora_scales(lora_scales) or None,
             vace_context_scale=widgets.unless_negative(vace_context_scale),
             vace_use_input_video=widgets.switch(vace_use_input_video),
             vace_temporally_locked=None if vace_temporally_locked else False,
@@ -170,7 +170,7 @@ class FilmstripPromptSchedule:
 
     @classmethod
     def VALIDATE_INPUTS(cls, schedule: str | None = None) -> bool | str:  # noqa: D102 - ComfyUI's interface
-        return lines.complaint(lines.schedule, schedule) or True
+        return widgets.validation_error(widgets.parse_schedule, schedule) or True
 
     def add(self, schedule: str, chunk_specs: Specs = ()) -> tuple[Specs]:
         """Add the schedule's specs.
@@ -178,7 +178,9 @@ class FilmstripPromptSchedule:
         Raises:
             FilmstripError: a line is not like `4: a dog`.
         """
-        specs = (ChunkSpec(chunk, {"text": prompt}) for chunk, prompt in sorted(lines.schedule(schedule).items()))
+        specs = (
+            ChunkSpec(chunk, {"text": prompt}) for chunk, prompt in sorted(widgets.parse_schedule(schedule).items())
+        )
         return ((*chunk_specs, *specs),)
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from . import lines, video_file, widgets
+from . import video_file, widgets
+from .chunk_specs import Specs
 from .client import Client, Shape
 from .errors import FilmstripError
 from .frames import Floats, Pixels, to_floats
 from .generation import Order, Pipeline, generate, not_lost
 from .host import Display, OutputFile, as_video, check_interrupted, output_file, to_tensor
 from .nodes_chunks import arrays_of
-from .specs import Specs
 
 MAX_FRAMES = 10_000
 DEFAULT_NOISE_SCALE = 0.7
@@ -95,9 +95,9 @@ class _Generator:
         cls, weighted_prompts: str | None = None, denoising_steps: str | None = None, lora_scales: str | None = None
     ) -> bool | str:
         return (
-            lines.complaint(lines.weighted_prompts, weighted_prompts)
-            or lines.complaint(lines.denoising_steps, denoising_steps)
-            or lines.complaint(lines.lora_scales, lora_scales)
+            widgets.validation_error(widgets.parse_weighted_prompts, weighted_prompts)
+            or widgets.validation_error(widgets.parse_denoising_steps, denoising_steps)
+            or widgets.validation_error(widgets.parse_lora_scales, lora_scales)
             or True
         )
 
@@ -133,7 +133,7 @@ def _order(
             raise FilmstripError(f"{name}: is of {other.server.url}, the pipeline of {pipeline.server.url}")
     # What is at its default is not sent, so that a pipeline that has no use for it does not say so.
     fields = widgets.given(
-        prompt=widgets.prompts(weighted_prompts) or prompt,
+        prompt=widgets.parse_weighted_prompts(weighted_prompts) or None or prompt,
         seed=seed,
         width=width or None,
         height=height or None,
@@ -144,8 +144,8 @@ def _order(
         prompt_interpolation_method=widgets.method(prompt_interpolation_method),
         vace_context_scale=None if vace_context_scale == 1 else vace_context_scale,
         vace_use_input_video=widgets.switch(vace_use_input_video),
-        denoising_steps=widgets.steps(denoising_steps),
-        lora_scales=widgets.scales(lora_scales),
+        denoising_steps=widgets.parse_denoising_steps(denoising_steps) or None,
+        lora_scales=widgets.parse_lora_scales(lora_scales) or None,
         pre_processor_id=pre_processor.id if pre_processor else None,
         post_processor_id=post_processor.id if post_processor else None,
     )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from .lines import denoising_steps, lora_scales, weighted_prompts
+from .errors import FilmstripError
 
 MAX_SEED = 0xFFFFFFFFFFFFFFFF  # of ComfyUI's own seed widgets, so that one of them can set several nodes
 RANDOM_SEED = -1
 AS_IS = "default"
 SWITCH = [AS_IS, "on", "off"]
 METHOD = [AS_IS, "linear", "slerp"]
+
+FULL_WEIGHT = 100.0
 
 Widget = tuple[Any, dict[str, Any]]
 
@@ -60,21 +65,86 @@ def method(value: str) -> str | None:
     return None if value == AS_IS else value
 
 
-def scales(value: str) -> dict[str, float] | None:
-    """LoRA scales, or nothing said."""
-    return lora_scales(value) or None
-
-
-def steps(value: str) -> list[int] | None:
-    """Denoising steps, or nothing said."""
-    return denoising_steps(value) or None
-
-
-def prompts(value: str) -> list[dict[str, Any]] | None:
-    """Weighted prompts, or nothing said."""
-    return weighted_prompts(value) or None
-
-
 def unless_negative(value: float) -> float | None:
     """A number, or nothing said."""
     return None if value < 0 else value
+
+
+# -- Texts, line by line -------------------------------------------------------------------------------------------
+
+
+# Empty lines and lines that begin with # count for nothing.
+
+
+def parse_schedule(text: str) -> dict[int, str]:
+    """`0: a cat` and so on: the prompt that each chunk begins with, by the chunk's index."""
+    prompts: dict[int, str] = {}
+    for number, line in _lines(text):
+        index, colon, prompt = line.partition(":")
+        if not colon or re.fullmatch(r"[0-9]{1,6}", index.strip()) is None:
+            raise FilmstripError(f"line {number} of the schedule is not like '4: a dog': {line!r}")
+        if int(index) in prompts:
+            raise FilmstripError(f"line {number} of the schedule: chunk {int(index)} has a prompt already")
+        prompts[int(index)] = prompt.strip()
+    return prompts
+
+
+def parse_weighted_prompts(text: str) -> list[dict[str, Any]]:
+    """`70: a cat` a line: prompts to blend and their weights; 100 for a line without one."""
+    prompts = []
+    for number, line in _lines(text):
+        weight, colon, prompt = line.partition(":")
+        value = _float(weight) if colon else None
+        if value is None:
+            value, prompt = FULL_WEIGHT, line
+        if not 0 <= value <= FULL_WEIGHT:
+            raise FilmstripError(f"line {number} of the prompts: a weight is 0 to 100, got {weight.strip()}")
+        prompts.append({"text": prompt.strip(), "weight": value})
+    return prompts
+
+
+def parse_lora_scales(text: str) -> dict[str, float]:
+    """`ink: 0.5` a line: the scale of each LoRA. The last colon counts: a name may have others."""
+    scales: dict[str, float] = {}
+    for number, line in _lines(text):
+        name, colon, scale = line.rpartition(":")
+        value = _float(scale)
+        if not colon or not name.strip() or value is None:
+            raise FilmstripError(f"line {number} of the LoRA scales is not like 'ink: 0.5': {line!r}")
+        scales[name.strip()] = value
+    return scales
+
+
+def parse_denoising_steps(text: str) -> list[int]:
+    """`1000, 750, 500, 250`: the timesteps; the server checks that they fall."""
+    words = re.split(r"[\s,]+", text.strip())
+    if words == [""]:
+        return []
+    if not all(re.fullmatch(r"[0-9]{1,6}", word) for word in words):
+        raise FilmstripError(f"denoising steps are whole numbers such as '1000, 750, 500, 250', got {text.strip()!r}")
+    return [int(word) for word in words]
+
+
+def validation_error(read: Callable[[str], object], text: str | None) -> str | None:
+    """What is wrong with a widget's text, for VALIDATE_INPUTS; None is a text that comes by a link later."""
+    try:
+        if text is not None:
+            read(text)
+    except FilmstripError as error:
+        return str(error)
+    return None
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        stripped = line.strip()
+        if stripped and not stripped.startswith("#"):
+            yield number, stripped
+
+
+def _float(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

@@ -13,9 +13,9 @@ from demo.following import CheckFailed
 from demo.real_clip import cancelled_optical_flow, scribble
 from demo.server import ServerDied, started
 from demo.text_to_video import text_to_video
-from filmstrip import mp4
 from filmstrip.client import Client, ClientError
 from filmstrip.errors import FilmstripError
+from filmstrip.video import VideoFileError
 
 
 @click.command()
@@ -37,7 +37,7 @@ def main(server: str | None, out: Path) -> None:
                 with Client(url) as client:
                     parts = (text_to_video, scribble, cancelled_optical_flow)
                     files = [file for part in parts for file in part(client, out)]
-    except (CheckFailed, ServerDied, FilmstripError, ClientError, mp4.VideoFileError) as error:
+    except (CheckFailed, ServerDied, FilmstripError, ClientError, VideoFileError) as error:
         click.echo(f"FAILED: {error}", err=True)
         sys.exit(1)
     click.echo(f"\nAll checks held, in {time.monotonic() - began:.0f} s. See:")

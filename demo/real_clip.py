@@ -8,10 +8,10 @@ import click
 import numpy as np
 
 from demo.following import CheckFailed, check, follow
-from filmstrip import mp4
 from filmstrip.client import Cancelled, Client, Complete, Event, Progress
-from filmstrip.contact_sheet import Thumbnail, thumbnails, write_sheet
-from filmstrip.video_stream import Frame, Video
+from filmstrip.video import VideoInfo, count_frames, probe, read_frames, write_video
+from filmstrip.video.contact_sheet import Thumbnail, thumbnails, write_sheet
+from filmstrip.wire import Frame, Video
 
 CLIP = Path(__file__).with_name("big_buck_bunny.mp4")
 LONG_FRAMES = 300
@@ -48,8 +48,8 @@ def scribble(client: Client, out: Path) -> Iterator[Path]:
     check(set(np.unique(video)) == {0, 255}, "a scribble is black and white, and both")
     check(bool((video.max(axis=(1, 2, 3)) == 255).all()), "every frame has outlines")
 
-    mp4.write(out / "scribble.mp4", video, info.fps)
-    check(mp4.count_frames(out / "scribble.mp4") == len(clip), "scribble.mp4 has every frame")
+    write_video(out / "scribble.mp4", video, info.fps)
+    check(count_frames(out / "scribble.mp4") == len(clip), "scribble.mp4 has every frame")
     _comparison(clip, video, out / "scribble.png")
     yield from (out / "scribble.mp4", out / "scribble.png")
 
@@ -72,16 +72,16 @@ def cancelled_optical_flow(client: Client, out: Path) -> Iterator[Path]:
 
     path = out / "optical-flow-cancelled.mp4"
     num_frames = client.download_mp4(last.output_path, path, float(info.fps))
-    check(num_frames == mp4.count_frames(path) == made, f"{path.name} has the {made} frames made so far")
+    check(num_frames == count_frames(path) == made, f"{path.name} has the {made} frames made so far")
     looped = np.take(clip, range(made), axis=0, mode="wrap")
     sheet = path.with_suffix(".png")
-    _comparison(looped, mp4.read_frames(path), sheet)
+    _comparison(looped, read_frames(path), sheet)
     yield from (path, sheet)
 
 
 @functools.cache
-def _clip() -> tuple[mp4.VideoInfo, Video]:
-    return mp4.probe(CLIP), np.stack(list(mp4.read_frames(CLIP)))
+def _clip() -> tuple[VideoInfo, Video]:
+    return probe(CLIP), np.stack(list(read_frames(CLIP)))
 
 
 def _cancel_half_way(client: Client, events: Iterator[Event]) -> Iterator[Event]:

@@ -8,10 +8,10 @@ import click
 import numpy as np
 
 from demo.following import CheckFailed, check, follow
-from filmstrip import mp4
 from filmstrip.client import Client, Complete
-from filmstrip.contact_sheet import contact_sheet
-from filmstrip.video_stream import Video
+from filmstrip.video import count_frames, write_video
+from filmstrip.video.contact_sheet import contact_sheet
+from filmstrip.wire import Video
 from tests.support.toyworld.detectors import Seen, detect
 from tests.support.toyworld.videos import split_chunks
 
@@ -42,8 +42,8 @@ def text_to_video(client: Client, out: Path) -> Iterator[Path]:
     click.echo(f"  made in {seconds:.1f} s, {num_frames / seconds:.0f} frames a second")
 
     path, sheet = out / f"{PIPELINE}.mp4", out / f"{PIPELINE}.png"
-    mp4.write(path, _enlarged(video, _ENLARGED), _FPS)
-    check(mp4.count_frames(path) == num_frames, f"{path.name} has every frame, {_ENLARGED} times as large")
+    write_video(path, _enlarged(video, _ENLARGED), _FPS)
+    check(count_frames(path) == num_frames, f"{path.name} has every frame, {_ENLARGED} times as large")
     large = _enlarged(video, _ENLARGED_SHEET)
     contact_sheet(large, num_frames, sheet, columns=_COLUMNS, rows=_ROWS, width=large.shape[2])
 

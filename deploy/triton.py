@@ -12,7 +12,7 @@ from tritonclient.utils import InferenceServerException
 
 from filmstrip import triton_server
 from filmstrip.model_folders import DuplicateModel, check_unique
-from filmstrip.triton_folder import NoTritonFolder, TritonFolder, is_safe_model, is_safe_path, unsafe_models
+from filmstrip.triton_server import NoTritonFolder, TritonFolder, is_safe_model, is_safe_path, unsafe_models
 
 SHM_DIR = Path("/dev/shm")  # noqa: S108
 SHM_PREFIX = "filmstrip-triton-"

@@ -8,7 +8,7 @@ import numpy as np
 from examples.show import command, make, save, seen
 from filmstrip.client import BlobBuilder, Client, as_vace_frames
 from filmstrip.runtime.processors import Gray, Scribble
-from filmstrip.video_stream import Video
+from filmstrip.wire import Video
 from tests.support.toyworld.grammar import Scene, caption
 from tests.support.toyworld.metrics import place_overlap
 from tests.support.toyworld.videos import CHUNK_FRAMES, masks, render

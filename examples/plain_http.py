@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 
 from examples.show import PIPELINE, save, seen
-from filmstrip.video_stream import Video
+from filmstrip.wire import Video
 
 PROMPT = "a yellow square moving down on a purple background"
 

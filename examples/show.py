@@ -11,12 +11,12 @@ from typing import Any
 import click
 import numpy as np
 
-from filmstrip import mp4
 from filmstrip.client import Client, ClientError, Complete, ErrorEvent, Progress
 from filmstrip.console import client_of
-from filmstrip.contact_sheet import Thumbnail, thumbnails, write_sheet
 from filmstrip.errors import FilmstripError
-from filmstrip.video_stream import Frame, Video
+from filmstrip.video import write_video
+from filmstrip.video.contact_sheet import Thumbnail, thumbnails, write_sheet
+from filmstrip.wire import Frame, Video
 from tests.support.toyworld.detectors import detect
 
 PIPELINE = "longlive-small"
@@ -70,7 +70,7 @@ def make(client: Client, **request: Any) -> Video:
 def save(path: Path, videos: Mapping[str, Video]) -> None:
     """Write videos of one length beside each other as `path`.mp4, enlarged, and a contact sheet with a row of each."""
     beside = np.concatenate(list(videos.values()), axis=2)
-    mp4.write(path.with_suffix(".mp4"), (_enlarged(frame) for frame in beside), _FPS)
+    write_video(path.with_suffix(".mp4"), (_enlarged(frame) for frame in beside), _FPS)
     rows: list[tuple[str, list[Thumbnail]]] = []
     for label, video in videos.items():
         drawn = (_enlarged(frame) for frame in video)

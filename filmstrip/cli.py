@@ -18,17 +18,39 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from filmstrip import __version__, environment, mp4
+from filmstrip import __version__, connection
 from filmstrip.client import Client
-from filmstrip.client_errors import ClientError, ServerUnreachable, TimedOut, UnexpectedAnswer, UntrustedCertificate
-from filmstrip.console import GenerationProgress, Interrupt, client_of, leaving_on_signals, track
-from filmstrip.errors import Busy, FilmstripError, InvalidField, TritonUnavailable, Unauthorized, UnknownPath, counted
-from filmstrip.events import Cancelled, Complete, ErrorEvent, Event, Progress
+from filmstrip.console import (
+    GenerationProgress,
+    Interrupt,
+    Patience,
+    client_of,
+    leaving_on_signals,
+    pipeline_state,
+    ready_pipelines,
+    track,
+)
+from filmstrip.errors import (
+    Busy,
+    ClientError,
+    FilmstripError,
+    InvalidField,
+    ServerUnreachable,
+    TimedOut,
+    TritonUnavailable,
+    Unauthorized,
+    UnexpectedAnswer,
+    UnknownPath,
+    UntrustedCertificate,
+    counted,
+)
 from filmstrip.foreign_answers import UNREACHED
-from filmstrip.geometry import MAX_FRAMES, MAX_SIDE, MIN_SIDE, VideoShape
-from filmstrip.readiness import Patience, pipeline_state, ready_pipelines
-from filmstrip.video_file import VideoFileError, display_path
-from filmstrip.video_output import MAX_FPS, MIN_FPS, Output, open_output
+from filmstrip.geometry import MAX_FRAMES, MAX_SIDE, MIN_SIDE
+from filmstrip.models import Cancelled, Complete, ErrorEvent, Event, Progress
+from filmstrip.video import count_frames, probe, read_frames
+from filmstrip.video.read import VideoFileError, display_path
+from filmstrip.video.write import MAX_FPS, MIN_FPS, Output, open_output
+from filmstrip.wire import VideoShape
 
 DEFAULT_PIPELINE = "longlive-small"
 DEFAULT_FPS = 16
@@ -202,11 +224,11 @@ class _Server:
         return options + (["--cacert", str(self.cacert)] if self.cacert is not None else [])
 
     def _how_to_give_a_key(self) -> str:
-        target = environment.resolve(self.url, self.token)
+        target = connection.resolve(self.url, self.token)
         if target.token_withheld:
             return (
                 "FILMSTRIP_TOKEN was not sent, as it is for the server that FILMSTRIP_SERVER names (else"
-                f" {environment.DEFAULT_URL}): give this server's key with --token."
+                f" {connection.DEFAULT_URL}): give this server's key with --token."
             )
         if target.token is None:
             return "Give the key with --token or in FILMSTRIP_TOKEN."
@@ -234,7 +256,7 @@ def _server_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--server",
             metavar="URL",
-            help=f"URL of the server.  [env var: FILMSTRIP_SERVER; default: {environment.DEFAULT_URL}]",
+            help=f"URL of the server.  [env var: FILMSTRIP_SERVER; default: {connection.DEFAULT_URL}]",
         ),
     ):
         with_server = option(with_server)
@@ -313,13 +335,13 @@ class _Input:
 
     @classmethod
     def of(cls, path: Path, size: tuple[int, int] | None, max_frames: int | None) -> "_Input":
-        info = mp4.probe(path)
-        num_frames = mp4.count_frames(path, max_frames or MAX_FRAMES)
+        info = probe(path)
+        num_frames = count_frames(path, max_frames or MAX_FRAMES)
         height, width = size or (info.height, info.width)
         return cls(path, VideoShape(num_frames, height, width), info.fps)
 
     def upload(self, client: Client) -> str:
-        frames = mp4.read_frames(self.path, (self.shape.height, self.shape.width), self.shape.frames)
+        frames = read_frames(self.path, (self.shape.height, self.shape.width), self.shape.frames)
         return client.upload(track(frames, self.shape.frames, "Uploading"), self.shape).input_path
 
 
@@ -548,7 +570,7 @@ def download(*, path: str, audio: Path | None, output: Path, fps: float | None, 
     otherwise. `filmstrip generate` does this by itself, and shows this command where it fails.
     """
     with _opened(output) as file, server.client() as client:
-        rate = fps or (mp4.probe(audio).fps if audio else DEFAULT_FPS)
+        rate = fps or (probe(audio).fps if audio else DEFAULT_FPS)
         _Writing(server, file, rate, scale, audio).write(client, path, client.output_shape(path))
 
 

@@ -11,35 +11,67 @@
             client.download_mp4(event.output_path, "scribble.mp4", fps=25)
 
 What the server refuses is raised as the class of its code (`filmstrip.errors`); what goes wrong on the way to
-it as a `filmstrip.client_errors.ClientError`. A generation that fails or is cancelled under way is no
+it as a `ClientError`. A generation that fails or is cancelled under way is no
 exception but its last event.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+import asyncio
+import json
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeVar
+from typing import Any, BinaryIO, Generic, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
 import httpx_sse
 import numpy as np
 
-from filmstrip import calls, mp4
-from filmstrip.async_client import AsyncClient
-from filmstrip.calls import TIMEOUT_S, Call, UploadedData, UploadedVideo, Verify, mapped_errors
-from filmstrip.client_errors import (
+from filmstrip.connection import (
+    TIMEOUT_S,
+    Verify,
+    connection_options,
+    mapped_errors,
+    mapped_proxy_errors,
+    read_error,
+    unexpected,
+)
+from filmstrip.errors import (
     ClientError,
     ConnectionFailed,
     ServerUnreachable,
     TimedOut,
     UnexpectedAnswer,
+    UnknownPipeline,
     UntrustedCertificate,
 )
-from filmstrip.events import LAST_EVENTS, Cancelled, Complete, ErrorEvent, Event, Progress, parse_event
-from filmstrip.geometry import VideoShape
-from filmstrip.packing import BlobBuilder, as_vace_frames
-from filmstrip.video_stream import Frame, FrameReader, Video, VideoReader, shape_of, video_body
+from filmstrip.models import LAST_EVENTS, Cancelled, Complete, ErrorEvent, Event, Progress, parse_event, read_shape
+from filmstrip.video import open_mp4
+from filmstrip.wire import (
+    VIDEO_HEADER_BYTES,
+    BlobBuilder,
+    BodyChecker,
+    Frame,
+    FrameReader,
+    Video,
+    VideoReader,
+    VideoShape,
+    as_vace_frames,
+    shape_of,
+    video_body,
+)
 
 __all__ = [
     "AsyncClient",
@@ -62,7 +94,206 @@ __all__ = [
     "as_vace_frames",
 ]
 
+EVENT_STREAM = "text/event-stream"
+BINARY = "application/octet-stream"
+
 AnswerT = TypeVar("AnswerT")
+PieceT = TypeVar("PieceT")
+
+
+@dataclass(frozen=True)
+class UploadedVideo:
+    """An input video that the server holds: `input_path` goes into the request."""
+
+    input_path: str
+    num_frames: int
+    shape: VideoShape
+
+
+@dataclass(frozen=True)
+class UploadedData:
+    """A blob that the server holds: `data_blob_path` goes into the request."""
+
+    data_blob_path: str
+    size_bytes: int
+
+
+# -- The endpoints ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Call(Generic[AnswerT]):
+    """One call of one endpoint.
+
+    Attributes:
+        method: the HTTP method.
+        path: from the base URL on.
+        read: makes the answer from the JSON of the body.
+        params: the query.
+        headers: beside those of every call.
+        json: the body, where it is JSON.
+        also_good: statuses besides 2xx that carry an answer, not an error.
+        stream: media type of an answer that is read as it comes.
+    """
+
+    method: str
+    path: str
+    read: Callable[[Any], AnswerT]
+    params: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    json: Any = None
+    also_good: frozenset[int] = frozenset()
+    stream: str = ""
+
+    def build(self, http: httpx.Client | httpx.AsyncClient, content: Any = None) -> httpx.Request:
+        """The request, to be sent by `http`; `content` is the body where it isn't JSON."""
+        return http.build_request(
+            self.method, self.path, params=self.params, headers=self.headers, json=self.json, content=content
+        )
+
+    def answer(self, response: httpx.Response) -> AnswerT:
+        """Read an answer, whose body must have been read.
+
+        Raises:
+            FilmstripError: the server refused; the class is that of the error's code.
+            UnexpectedAnswer: the answer is not Filmstrip's.
+        """
+        if not (response.is_success or response.status_code in self.also_good):
+            raise read_error(response)
+        try:
+            return self.read(None if response.status_code == httpx.codes.NO_CONTENT else json.loads(response.content))
+        except (ValueError, KeyError, TypeError):
+            raise unexpected(response) from None
+
+    def is_stream(self, response: httpx.Response) -> bool:
+        """Whether an answer is the stream that this call answers with, and not a login page, say."""
+        media_type: str = response.headers.get("Content-Type", "")
+        return media_type.partition(";")[0].strip().lower() == self.stream
+
+
+def _upload_call(shape: VideoShape) -> _Call[UploadedVideo]:
+    """POST an input video of this shape."""
+    headers = {
+        "X-Video-Frames": str(shape.frames),
+        "X-Video-Height": str(shape.height),
+        "X-Video-Width": str(shape.width),
+        "X-Video-Channels": str(shape.channels),
+        **_binary(shape.num_bytes),
+    }
+    return _Call("POST", "/api/v1/generate/upload", _uploaded_video, headers=headers)
+
+
+def _upload_data_call(num_bytes: int | None) -> _Call[UploadedData]:
+    """POST a blob; None where its size is not known beforehand."""
+    return _Call("POST", "/api/v1/generate/upload-data", _uploaded_data, headers=_binary(num_bytes))
+
+
+def _upload_asset_call() -> _Call[str]:
+    """POST an image."""
+    return _Call("POST", "/api/v1/assets", _text("path"), headers=_binary(None))
+
+
+def _pipelines_call() -> _Call[list[dict[str, Any]]]:
+    """GET what the model repository holds."""
+    return _Call("GET", "/api/v1/pipelines", lambda raw: [dict(pipeline) for pipeline in raw["pipelines"]])
+
+
+def _load_call(pipeline_ids: str | Sequence[str], load_params: Mapping[str, Any] | None) -> _Call[str]:
+    """POST that pipelines be loaded."""
+    ids = [pipeline_ids] if isinstance(pipeline_ids, str) else list(pipeline_ids)
+    body: dict[str, Any] = {"pipeline_ids": ids}
+    if load_params is not None:
+        body["load_params"] = dict(load_params)
+    return _Call("POST", "/api/v1/pipeline/load", _text("status"), json=body)
+
+
+def _status_call() -> _Call[dict[str, Any]]:
+    """GET how the last load went."""
+    return _Call("GET", "/api/v1/pipeline/status", _object)
+
+
+def _health_call() -> _Call[dict[str, Any]]:
+    """GET whether a generation would be accepted; 503 says no, in the same words."""
+    return _Call("GET", "/health", _health, also_good=frozenset({503}))
+
+
+def _cancel_call() -> _Call[str]:
+    """POST that the generation end after its current chunk."""
+    return _Call("POST", "/api/v1/generate/cancel", _text("status"))
+
+
+def _generate_call(request: Mapping[str, Any]) -> _Call[None]:
+    """POST a generation; the answer is a stream of events."""
+    headers = {"Accept": EVENT_STREAM, "Cache-Control": "no-store"}
+    return _Call("POST", "/api/v1/generate", _no_json, headers=headers, json=dict(request), stream=EVENT_STREAM)
+
+
+def _download_call(output_path: str, *, header_only: bool = False) -> _Call[None]:
+    """GET an output video, or its 20-byte header alone; the answer is binary."""
+    # Identity: compressing raw video would cost the server far more than the bytes saved.
+    headers = {"Accept-Encoding": "identity"}
+    if header_only:
+        headers["Range"] = f"bytes=0-{VIDEO_HEADER_BYTES - 1}"
+    params = {"path": output_path}
+    return _Call("GET", "/api/v1/generate/download", _no_json, params, headers, stream=BINARY)
+
+
+def _delete_call(name: str) -> _Call[None]:
+    """DELETE a stored file; the answer has no body."""
+    return _Call("DELETE", f"/api/v1/files/{quote(name, safe='')}", lambda _: None)
+
+
+def _request_of(request: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of a generation from a dict and keywords; keywords that are None count as not given."""
+    return {**(request or {}), **{name: value for name, value in fields.items() if value is not None}}
+
+
+def pick_pipeline(id: str, known: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The pipeline of this id.
+
+    Raises:
+        UnknownPipeline: there is none; the message lists those there are.
+    """
+    for pipeline in known:
+        if pipeline.get("id") == id:
+            return pipeline
+    names = ", ".join(str(pipeline.get("id")) for pipeline in known) or "none"
+    raise UnknownPipeline(f"there is no pipeline {id!r}; this server has: {names}")
+
+
+def _binary(num_bytes: int | None) -> dict[str, str]:
+    headers = {"Content-Type": BINARY}
+    if num_bytes is not None:
+        # Known beforehand, so that the server can refuse a body that is too large before it has read it.
+        headers["Content-Length"] = str(num_bytes)
+    return headers
+
+
+def _uploaded_video(raw: Any) -> UploadedVideo:
+    return UploadedVideo(str(raw["input_path"]), int(raw["num_frames"]), read_shape(raw["shape"]))
+
+
+def _uploaded_data(raw: Any) -> UploadedData:
+    return UploadedData(str(raw["data_blob_path"]), int(raw["size_bytes"]))
+
+
+def _text(key: str) -> Callable[[Any], str]:
+    return lambda raw: str(raw[key])
+
+
+def _object(raw: Any) -> dict[str, Any]:
+    return dict(raw)
+
+
+def _health(raw: Any) -> dict[str, Any]:
+    return {**raw, "status": str(raw["status"])}
+
+
+def _no_json(raw: Any) -> None:  # noqa: ARG001 - these answers are read as streams
+    raise ClientError("this answer is a stream")
+
+
+# -- The clients --------------------------------------------------------------------------------------------------
 
 
 class Client:
@@ -92,8 +323,8 @@ class Client:
         transport: httpx.BaseTransport | None = None,
         verify: Verify = True,
     ) -> None:
-        options = calls.connection_options(base_url, token, timeout_s, verify)
-        with calls.mapped_proxy_errors():
+        options = connection_options(base_url, token, timeout_s, verify)
+        with mapped_proxy_errors():
             self._http = httpx.Client(transport=transport, **options)
 
     def __enter__(self) -> Self:
@@ -123,18 +354,18 @@ class Client:
             shape = shape_of(video)
         if shape is None:
             raise ValueError("the shape of a video that comes in pieces must be given")
-        return self._send(calls.upload(shape), video_body(video, shape))
+        return self._send(_upload_call(shape), video_body(video, shape))
 
     def upload_data(self, data: bytes | BlobBuilder | Iterable[bytes]) -> UploadedData:
         """Send a blob of arrays that chunk_specs point into."""
         if isinstance(data, bytes):
-            return self._send(calls.upload_data(len(data)), data)
+            return self._send(_upload_data_call(len(data)), data)
         size = data.size if isinstance(data, BlobBuilder) else None
-        return self._send(calls.upload_data(size), iter(data))
+        return self._send(_upload_data_call(size), iter(data))
 
     def upload_asset(self, image: bytes | Path) -> str:
         """Send a PNG, JPEG or WebP image; gives the path that image fields of a request take."""
-        return self._send(calls.upload_asset(), image.read_bytes() if isinstance(image, Path) else image)
+        return self._send(_upload_asset_call(), image.read_bytes() if isinstance(image, Path) else image)
 
     def delete(self, name: str) -> None:
         """Delete one of this client's uploads, assets or outputs by the name that the server gave it.
@@ -143,11 +374,11 @@ class Client:
             UnknownPath: the server has no such file of this client.
             InUse: a generation or a download uses it.
         """
-        self._send(calls.delete(name))
+        self._send(_delete_call(name))
 
     def pipelines(self) -> list[dict[str, Any]]:
         """What each pipeline of the server is and can do."""
-        return self._send(calls.pipelines())
+        return self._send(_pipelines_call())
 
     def pipeline(self, id: str) -> dict[str, Any]:
         """What one pipeline is and can do.
@@ -155,23 +386,23 @@ class Client:
         Raises:
             UnknownPipeline: the server doesn't have it.
         """
-        return calls.pick_pipeline(id, self.pipelines())
+        return pick_pipeline(id, self.pipelines())
 
     def load(self, pipeline_ids: str | Sequence[str], load_params: Mapping[str, Any] | None = None) -> str:
         """Have pipelines loaded; answers at once with "loading" or "loaded"."""
-        return self._send(calls.load(pipeline_ids, load_params))
+        return self._send(_load_call(pipeline_ids, load_params))
 
     def status(self) -> dict[str, Any]:
         """How the last load went: "status", "pipeline_id", "load_params", "error"..."""
-        return self._send(calls.status())
+        return self._send(_status_call())
 
     def health(self) -> dict[str, Any]:
         """The server's health; its "status" is "healthy" when a generation would be accepted, or one runs."""
-        return self._send(calls.health())
+        return self._send(_health_call())
 
     def cancel(self) -> str:
         """End the generation under way after its current chunk; "cancelling", or "idle" when nothing runs."""
-        return self._send(calls.cancel())
+        return self._send(_cancel_call())
 
     @contextmanager
     def generate(self, request: Mapping[str, Any] | None = None, /, **fields: Any) -> Iterator[Iterator[Event]]:
@@ -188,14 +419,14 @@ class Client:
             FilmstripError: the server refused, before anything was generated.
             ConnectionFailed: also when the stream ends without a last event.
         """
-        call = calls.generate(calls.request_of(request, fields))
+        call = _generate_call(_request_of(request, fields))
         with self._stream(call) as response:
-            yield _events(response)
+            yield _read_events(response)
 
     def output_shape(self, output_path: str) -> VideoShape:
         """The shape of an output; its frames are not fetched."""
         reader = FrameReader()
-        with self._stream(calls.download(output_path, header_only=True)) as response, mapped_errors():
+        with self._stream(_download_call(output_path, header_only=True)) as response, mapped_errors():
             for data in response.iter_bytes():
                 next(reader.feed(data), None)
                 if reader.shape is not None:
@@ -205,7 +436,7 @@ class Client:
     def download(self, output_path: str) -> Video:
         """Fetch an output as one array [F, H, W, C]."""
         reader = VideoReader()
-        with self._stream(calls.download(output_path)) as response, mapped_errors():
+        with self._stream(_download_call(output_path)) as response, mapped_errors():
             for data in response.iter_bytes():
                 reader.feed(data)
         return reader.finish()
@@ -213,7 +444,7 @@ class Client:
     def download_frames(self, output_path: str) -> Generator[Frame, None, None]:
         """Fetch an output frame by frame, [H, W, C]; no more than one frame is in memory."""
         reader = FrameReader()
-        with self._stream(calls.download(output_path)) as response, mapped_errors():
+        with self._stream(_download_call(output_path)) as response, mapped_errors():
             for data in response.iter_bytes():
                 yield from reader.feed(data)
         reader.finish()
@@ -221,38 +452,202 @@ class Client:
     def download_to(self, output_path: str, file: BinaryIO) -> int:
         """Write an output, 20-byte header and all, into an open file; gives the number of bytes."""
         num_bytes = 0
-        with self._stream(calls.download(output_path)) as response, mapped_errors():
+        with self._stream(_download_call(output_path)) as response, mapped_errors():
             for data in response.iter_bytes():
                 num_bytes += file.write(data)
         return num_bytes
 
     def download_mp4(self, output_path: str, path: str | Path, fps: float) -> int:
-        """Fetch an output and encode it as it comes; gives the number of frames. See `mp4.write`."""
-        with closing(self.download_frames(output_path)) as frames:
-            return mp4.write(path, frames, fps)
+        """Fetch an output and encode it as it comes; gives the number of frames. See `filmstrip.video`."""
+        with open_mp4(path) as output, closing(self.download_frames(output_path)) as frames:
+            return output.write(frames, fps).num_frames
 
-    def _send(self, call: Call[AnswerT], content: bytes | Iterator[bytes] | None = None) -> AnswerT:
+    def _send(self, call: _Call[AnswerT], content: bytes | Iterator[bytes] | None = None) -> AnswerT:
         with mapped_errors():
             response = self._http.send(call.build(self._http, content))
         return call.answer(response)
 
     @contextmanager
-    def _stream(self, call: Call[None]) -> Iterator[httpx.Response]:
+    def _stream(self, call: _Call[None]) -> Iterator[httpx.Response]:
         with mapped_errors():
             response = self._http.send(call.build(self._http), stream=True)
         with closing(response):
             if not response.is_success:
                 with mapped_errors():
                     response.read()
-                raise calls.read_error(response)
+                raise read_error(response)
             if not call.is_stream(response):
                 with mapped_errors():
-                    raise calls.unexpected(response, next(response.iter_bytes(), b""))
+                    raise unexpected(response, next(response.iter_bytes(), b""))
             # Not within mapped_errors: what the caller's block raises is the caller's.
             yield response
 
 
-def _events(response: httpx.Response) -> Iterator[Event]:
+class AsyncClient:
+    """A client for asyncio; see `filmstrip.client.Client` for the arguments and the errors."""
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        token: str | None = None,
+        timeout_s: float = TIMEOUT_S,
+        transport: httpx.AsyncBaseTransport | None = None,
+        verify: Verify = True,
+    ) -> None:
+        options = connection_options(base_url, token, timeout_s, verify)
+        with mapped_proxy_errors():
+            self._http = httpx.AsyncClient(transport=transport, **options)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+    async def upload(
+        self,
+        video: Video | Iterable[Frame | bytes] | AsyncIterable[Frame | bytes],
+        shape: VideoShape | None = None,
+    ) -> UploadedVideo:
+        """Send an input video: an array [F, H, W, C], or frames or bytes one after the other and their shape."""
+        if isinstance(video, np.ndarray):
+            shape = shape_of(video)
+        if shape is None:
+            raise ValueError("the shape of a video that comes in pieces must be given")
+        return await self._send(_upload_call(shape), _video_body(_pieces(video), shape))
+
+    async def upload_data(self, data: bytes | BlobBuilder | Iterable[bytes] | AsyncIterable[bytes]) -> UploadedData:
+        """Send a blob of arrays that chunk_specs point into."""
+        if isinstance(data, bytes):
+            return await self._send(_upload_data_call(len(data)), data)
+        size = data.size if isinstance(data, BlobBuilder) else None
+        return await self._send(_upload_data_call(size), _pieces(data))
+
+    async def upload_asset(self, image: bytes | Path) -> str:
+        """Send a PNG, JPEG or WebP image; gives the path that image fields of a request take."""
+        body = await asyncio.to_thread(image.read_bytes) if isinstance(image, Path) else image
+        return await self._send(_upload_asset_call(), body)
+
+    async def delete(self, name: str) -> None:
+        """Delete one of this client's uploads, assets or outputs by the name that the server gave it.
+
+        Raises:
+            UnknownPath: the server has no such file of this client.
+            InUse: a generation or a download uses it.
+        """
+        await self._send(_delete_call(name))
+
+    async def pipelines(self) -> list[dict[str, Any]]:
+        """What each pipeline of the server is and can do."""
+        return await self._send(_pipelines_call())
+
+    async def pipeline(self, id: str) -> dict[str, Any]:
+        """What one pipeline is and can do."""
+        return pick_pipeline(id, await self.pipelines())
+
+    async def load(self, pipeline_ids: str | Sequence[str], load_params: Mapping[str, Any] | None = None) -> str:
+        """Have pipelines loaded; answers at once with "loading" or "loaded"."""
+        return await self._send(_load_call(pipeline_ids, load_params))
+
+    async def status(self) -> dict[str, Any]:
+        """How the last load went."""
+        return await self._send(_status_call())
+
+    async def health(self) -> dict[str, Any]:
+        """The server's health."""
+        return await self._send(_health_call())
+
+    async def cancel(self) -> str:
+        """End the generation under way after its current chunk; "cancelling", or "idle" when nothing runs."""
+        return await self._send(_cancel_call())
+
+    @asynccontextmanager
+    async def generate(
+        self, request: Mapping[str, Any] | None = None, /, **fields: Any
+    ) -> AsyncIterator[AsyncIterator[Event]]:
+        """Generate a video: `async with client.generate(...) as events`, then `async for event in events`."""
+        call = _generate_call(_request_of(request, fields))
+        async with self._stream(call) as response, aclosing(_aread_events(response)) as events:
+            yield events
+
+    async def output_shape(self, output_path: str) -> VideoShape:
+        """The shape of an output; its frames are not fetched."""
+        reader = FrameReader()
+        async with self._stream(_download_call(output_path, header_only=True)) as response:
+            with mapped_errors():
+                async for data in response.aiter_bytes():
+                    next(reader.feed(data), None)
+                    if reader.shape is not None:
+                        return reader.shape
+        raise ConnectionFailed("the download ended within its header")
+
+    async def download(self, output_path: str) -> Video:
+        """Fetch an output as one array [F, H, W, C]."""
+        reader = VideoReader()
+        async with self._stream(_download_call(output_path)) as response:
+            with mapped_errors():
+                async for data in response.aiter_bytes():
+                    reader.feed(data)
+        return reader.finish()
+
+    async def download_frames(self, output_path: str) -> AsyncGenerator[Frame, None]:
+        """Fetch an output frame by frame; wrap it in `contextlib.aclosing` where you may stop early."""
+        reader = FrameReader()
+        async with self._stream(_download_call(output_path)) as response:
+            with mapped_errors():
+                async for data in response.aiter_bytes():
+                    for frame in reader.feed(data):
+                        yield frame
+        reader.finish()
+
+    async def download_to(self, output_path: str, file: BinaryIO) -> int:
+        """Write an output, 20-byte header and all, into an open file; gives the number of bytes."""
+        num_bytes = 0
+        async with self._stream(_download_call(output_path)) as response:
+            with mapped_errors():
+                async for data in response.aiter_bytes():
+                    num_bytes += await asyncio.to_thread(file.write, data)
+        return num_bytes
+
+    async def download_mp4(self, output_path: str, path: str | Path, fps: float) -> int:
+        """Fetch an output and encode it as it comes, in a thread; gives the number of frames."""
+        with open_mp4(path) as output:
+            output.start(fps)
+            async with aclosing(self.download_frames(output_path)) as frames:
+                async for frame in frames:
+                    await asyncio.to_thread(output.add, frame)
+            return output.commit().num_frames
+
+    async def _send(self, call: _Call[AnswerT], content: bytes | AsyncIterator[bytes] | None = None) -> AnswerT:
+        with mapped_errors():
+            response = await self._http.send(call.build(self._http, content))
+        return call.answer(response)
+
+    @asynccontextmanager
+    async def _stream(self, call: _Call[None]) -> AsyncIterator[httpx.Response]:
+        with mapped_errors():
+            response = await self._http.send(call.build(self._http), stream=True)
+        async with aclosing(response):
+            if not response.is_success:
+                with mapped_errors():
+                    await response.aread()
+                raise read_error(response)
+            if not call.is_stream(response):
+                with mapped_errors():
+                    raise unexpected(response, await anext(response.aiter_bytes(), b""))
+            yield response
+
+
+# -- Streams -----------------------------------------------------------------------------------------------------
+
+
+def _read_events(response: httpx.Response) -> Iterator[Event]:
     with mapped_errors():
         for sse in httpx_sse.EventSource(response).iter_sse():
             event = parse_event(sse.event, sse.data)
@@ -261,3 +656,31 @@ def _events(response: httpx.Response) -> Iterator[Event]:
             if isinstance(event, LAST_EVENTS):
                 return
     raise ConnectionFailed("the stream ended before the generation did")
+
+
+async def _aread_events(response: httpx.Response) -> AsyncGenerator[Event, None]:
+    with mapped_errors():
+        async with aclosing(httpx_sse.EventSource(response).aiter_sse()) as events:
+            async for sse in events:
+                event = parse_event(sse.event, sse.data)
+                if event is not None:
+                    yield event
+                if isinstance(event, LAST_EVENTS):
+                    return
+    raise ConnectionFailed("the stream ended before the generation did")
+
+
+async def _pieces(source: Iterable[PieceT] | AsyncIterable[PieceT]) -> AsyncIterator[PieceT]:
+    if isinstance(source, AsyncIterable):
+        async for piece in source:
+            yield piece
+    else:
+        for piece in source:
+            yield piece
+
+
+async def _video_body(frames: AsyncIterator[Frame | bytes], shape: VideoShape) -> AsyncIterator[bytes]:
+    checker = BodyChecker(shape)
+    async for frame in frames:
+        yield checker.add(frame)
+    checker.finish()

@@ -1,4 +1,4 @@
-"""Every error that a client of Filmstrip can meet, in one tree.
+"""Every error that a client of Filmstrip can meet.
 
     FilmstripError
     ├── BadRequest              400  bad_request
@@ -39,6 +39,15 @@
     ├── TooManyDownloads        503  too_many_downloads
     └── StorageFull             507  storage_full
         └── DiskFull            507  disk_full
+
+    ClientError
+    ├── ConnectionFailed              the server cannot be reached, or the connection broke
+    │   ├── ServerUnreachable         no connection could be made: refused, unknown host, no route
+    │   │   └── UntrustedCertificate  the server's TLS certificate is not trusted
+    │   └── TimedOut                  nothing came for longer than the timeout
+    └── UnexpectedAnswer              the answer is not Filmstrip's: a proxy, another program, another version
+
+A FilmstripError is the server's own answer; a ClientError is what goes wrong on the way to it.
 
 Foreign errors become one of these at three boundaries: tritonclient's in `frontend.triton`, ours to JSON or
 SSE in `frontend.app` and `frontend.slot`, ours to Triton's own error in `filmstrip.runtime.triton_model`.
@@ -328,6 +337,41 @@ class DiskFull(StorageFull):
     """The disk itself is full."""
 
     code = "disk_full"
+
+
+# -- What goes wrong on the way to the server ------------------------------------------------------------------
+
+
+class ClientError(Exception):
+    """Base of the errors of a client; the message is one readable line."""
+
+
+class ConnectionFailed(ClientError):
+    """The server cannot be reached, or the connection broke before the answer was whole."""
+
+
+class ServerUnreachable(ConnectionFailed):
+    """No connection could be made: nothing listens there, the host is unknown, or there is no way to it."""
+
+
+class UntrustedCertificate(ServerUnreachable):
+    """The server's TLS certificate is not trusted; `verify` of the clients names the authority that signed it."""
+
+
+class TimedOut(ConnectionFailed):
+    """Nothing came, or nothing was taken, for longer than the timeout."""
+
+
+class UnexpectedAnswer(ClientError):
+    """The answer is not Filmstrip's; the message says what it may be.
+
+    Attributes:
+        status: HTTP status of the answer.
+    """
+
+    def __init__(self, message: str, status: int = 200) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def counted(number: int, noun: str) -> str:

@@ -1,7 +1,6 @@
-"""The arithmetic of frames: headers, how chunks tile a video, which input frames a chunk covers."""
+"""The arithmetic of frames: how chunks tile a video, which input frames a chunk covers."""
 
 import math
-import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -10,52 +9,6 @@ MAX_FRAMES = 10_000
 MIN_SIDE = 64
 MAX_SIDE = 2048
 """Least and most height and width that a request may ask for, in pixels."""
-VIDEO_HEADER_BYTES = 20
-_VIDEO_NDIM = 4
-_U32_MAX = 2**32 - 1
-
-
-class VideoShape(NamedTuple):
-    """Shape [F, H, W, C] of a uint8 video."""
-
-    frames: int
-    height: int
-    width: int
-    channels: int = 3
-
-    @property
-    def frame_bytes(self) -> int:
-        """Bytes of one frame."""
-        return self.height * self.width * self.channels
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all frames, without the header."""
-        return self.frames * self.frame_bytes
-
-
-def pack_video_header(shape: VideoShape) -> bytes:
-    """The 20-byte header: ndim, then the four dimensions, each a little-endian u32."""
-    return struct.pack("<5I", _VIDEO_NDIM, *shape)
-
-
-def unpack_video_header(header: bytes) -> VideoShape:
-    """Read a 20-byte header back.
-
-    Raises:
-        ValueError: it is not the header of a four-dimensional video with positive dimensions.
-    """
-    if len(header) != VIDEO_HEADER_BYTES:
-        raise ValueError(f"a video header has {VIDEO_HEADER_BYTES} bytes, got {len(header)}")
-    ndim, *dims = struct.unpack("<5I", header)
-    if ndim != _VIDEO_NDIM or min(dims) < 1:
-        raise ValueError(f"not a video header: ndim {ndim}, dimensions {dims}")
-    return VideoShape(*dims)
-
-
-def header_holds(dimension: int) -> bool:
-    """Whether a dimension is positive and fits the header's u32."""
-    return 1 <= dimension <= _U32_MAX
 
 
 class FrameRun(NamedTuple):

@@ -1,5 +1,5 @@
-"""The Quart frontend: HTTP and SSE outside, one Triton call per chunk inside."""
+"""The HTTP server: HTTP and SSE for clients, one Triton call per chunk."""
 
 import os
 
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # read when grpc is imported; it tells of every process started
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # read when grpc is imported; by default it logs each process started

@@ -1,4 +1,4 @@
-"""The Quart app: routes, errors in one shape, documentation, and the parts that live as long as it does."""
+"""The Quart app: routes, access control, JSON errors, the API document, and the lifespan of its state."""
 
 import logging
 from contextlib import AsyncExitStack
@@ -20,22 +20,22 @@ from filmstrip.errors import (
     UnsupportedMediaType,
 )
 
-from .auth import SAFE_METHODS, Access
+from .auth import SAFE_METHODS, AccessControl
 from .bodies import refuse_wrapped
 from .connection import BoundedBody, BoundedRequest, Connection
 from .logs import note
-from .openapi import Provider, accepted_types, add_docs
+from .openapi import DocumentProvider, accepted_types, add_docs
 from .routes import api
 from .settings import Settings
 from .state import lifespan
 
 log = logging.getLogger(__name__)
 
-API_VERSION = "1"  # of the API, not of the server: nobody needs to know that from outside
-_REST_BYTES = 64 * 1024  # what is awaited of an unread body before the answer, so that the connection can stay open
-_REST_S = 0.5
+API_VERSION = "1"  # of the API; the server's own version is not public
+_UNREAD_BYTES = 64 * 1024  # how much of an unread body is awaited before the response, to keep the connection open
+_UNREAD_S = 0.5
 _METHODS = ("GET", "HEAD", "POST", "DELETE")
-_EXPOSED = (
+_EXPOSED_HEADERS = (
     *("X-Video-Frames", "X-Video-Height", "X-Video-Width", "X-Video-Channels", "X-Generation-Id"),
     "X-Unused-Fields",
     *("Accept-Ranges", "Content-Length", "Content-Range", "ETag"),
@@ -50,16 +50,16 @@ class FilmstripApp(Quart):
 
 
 def create_app(settings: Settings | None = None) -> Quart:
-    """Make the app; without settings they are read from the environment."""
+    """Create the app. By default, the settings come from the environment."""
     settings = settings or Settings()
     app = FilmstripApp(__name__, static_folder=None)
     app.config.update(
         RESPONSE_TIMEOUT=None,  # streams and downloads take as long as they take
-        BODY_TIMEOUT=None,  # BoundedBody.pieces has limits of its own
+        BODY_TIMEOUT=None,  # BoundedBody.pieces has its own limits
         MAX_CONTENT_LENGTH=None,
         PROVIDE_AUTOMATIC_OPTIONS=bool(settings.cors_origins),  # the preflights of browsers
     )
-    app.url_map.merge_slashes = False  # it redirects to the host that the client names, without a proxy's prefix
+    app.url_map.merge_slashes = False  # it would redirect to the Host header's host, without a proxy's prefix
     app.register_blueprint(api)
     _add_access(app, settings)
     _add_errors(app)
@@ -69,11 +69,11 @@ def create_app(settings: Settings | None = None) -> Quart:
 
     @app.after_request
     async def finish_body(response: Response) -> Response:
-        """Strangers are not waited for: their requests would keep the connection from being closed for others."""
+        """Discard what is left of the body. The server does not wait for strangers: they could block connections."""
         note(request, status=response.status_code, **_generation_of(response))
         if isinstance(request.body, BoundedBody):
-            is_strangers = response.status_code in (401, 403) or request.method in SAFE_METHODS
-            await request.body.discard(_REST_BYTES, 0 if is_strangers else _REST_S)
+            waits = response.status_code not in (401, 403) and request.method not in SAFE_METHODS
+            await request.body.discard(_UNREAD_BYTES, _UNREAD_S if waits else 0)
         return response
 
     return app
@@ -85,7 +85,7 @@ def _generation_of(response: Response) -> dict[str, str]:
 
 
 def _add_access(app: Quart, settings: Settings) -> None:
-    access = Access(settings)
+    access = AccessControl(settings)
 
     @app.before_request
     async def admit() -> None:
@@ -95,12 +95,18 @@ def _add_access(app: Quart, settings: Settings) -> None:
 
     @app.before_request
     async def refuse_expectations() -> None:
-        wanted = request.headers.get("Expect", "100-continue")
-        if wanted.strip().lower() != "100-continue" and request.http_version != "1.0":
-            raise ExpectationFailed(f"Expect: only 100-continue is supported, got {wanted[:80]!r}", "Expect")
+        expectation = request.headers.get("Expect", "100-continue")
+        if expectation.strip().lower() != "100-continue" and request.http_version != "1.0":
+            raise ExpectationFailed(f"Expect: only 100-continue is supported, got {expectation[:80]!r}", "Expect")
 
     if settings.cors_origins:
-        cors(app, allow_origin=settings.cors_origins, allow_methods=_METHODS, expose_headers=_EXPOSED, max_age=600)
+        cors(
+            app,
+            allow_origin=settings.cors_origins,
+            allow_methods=_METHODS,
+            expose_headers=_EXPOSED_HEADERS,
+            max_age=600,
+        )
 
 
 def _add_lifespan(app: Quart, settings: Settings) -> None:
@@ -117,38 +123,38 @@ def _add_lifespan(app: Quart, settings: Settings) -> None:
 
 def _add_errors(app: Quart) -> None:
     @app.errorhandler(FilmstripError)
-    async def ours(error: FilmstripError) -> Response:
+    async def filmstrip_error(error: FilmstripError) -> Response:
         response = jsonify(error.body())
         response.status_code = error.status
         response.headers.update(error.headers)
         return response
 
     @app.errorhandler(HTTPException)
-    async def http(error: HTTPException) -> Response:
+    async def http_error(error: HTTPException) -> Response:
         kinds: dict[int | None, type[FilmstripError]] = {
             kind.status: kind for kind in (NotFound, MethodNotAllowed, UnsupportedMediaType, RangeNotSatisfiable)
         }
         kind = kinds.get(error.code, BadRequest)
-        response = await ours(kind(f"{request.method[:20]} {request.path[:80]}: {error.name}"))
+        response = await filmstrip_error(kind(f"{request.method[:20]} {request.path[:80]}: {error.name}"))
         if error.code is not None:
             response.status_code = error.code
         response.headers.update({name: value for name, value in error.get_headers() if name == "Allow"})
         return response
 
     @app.errorhandler(Exception)
-    async def unexpected(error: Exception) -> Response:
+    async def unexpected_error(error: Exception) -> Response:
         log.error("%s %a failed", request.method, request.path, exc_info=error)
-        return await ours(InternalError("the server failed; its log tells more"))
+        return await filmstrip_error(InternalError("internal error; see the server's log"))
 
 
 def _add_docs(app: Quart, settings: Settings) -> None:
     schema = QuartSchema(
-        openapi_path=None,  # quart-schema would make the document anew for each request
+        openapi_path=None,  # quart-schema would generate the document for every request
         info=Info(title="Filmstrip", version=API_VERSION, description=filmstrip.__doc__),
-        servers=[Server(url=".")],  # relative to the document, so that it holds under a path prefix
+        servers=[Server(url=".")],  # relative to the document, so that it works under a path prefix
         security_schemes={"key": HttpSecurityScheme(scheme="bearer")} if settings.api_keys else None,
         security=[{"key": []}] if settings.api_keys else None,
     )
-    schema.openapi_provider_class = Provider
+    schema.openapi_provider_class = DocumentProvider
     schema.init_app(app)
     add_docs(app, schema, "Filmstrip")

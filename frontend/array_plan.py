@@ -8,7 +8,8 @@ from enum import StrEnum
 from filmstrip import contract
 from filmstrip.contract import TensorSpec
 from filmstrip.errors import InvalidField, counted
-from filmstrip.geometry import VIDEO_HEADER_BYTES, FrameRun, VideoShape, fit_runs, input_runs
+from filmstrip.geometry import FrameRun, fit_runs, input_runs
+from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape
 
 from .schema import ChunkSpec, at_chunk
 

@@ -1,4 +1,4 @@
-"""Who may ask: bearer keys, host names, and web pages of other origins."""
+"""AccessControl control: API keys, host names, and the origins of web pages."""
 
 import hashlib
 import hmac
@@ -15,25 +15,25 @@ from .hosts import Authority, is_loopback_address, is_same_origin
 from .logs import note
 from .settings import Settings
 
-_ANY_HOST = ("/health", "/health/live", "/health/ready")  # monitors ask by address, and learn nothing
-_OPEN = ("/", *_ANY_HOST, "/docs", "/openapi.json")  # what a monitor or a browser asks for before it has a key
+_ANY_HOST = ("/health", "/health/live", "/health/ready")  # monitors use an address, and learn nothing
+_OPEN = ("/", *_ANY_HOST, "/docs", "/openapi.json")  # what monitors and browsers need before they have a key
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-"""Of HTTP: they change nothing."""
+"""HTTP methods that change nothing."""
 _SCHEME = "bearer"
 
 
 def needs_key(path: str) -> bool:
-    """Whether a request to this path must carry a key, once keys are set."""
+    """Whether requests to this path need a key, if keys are configured."""
     return path not in _OPEN and not path.startswith("/docs/")
 
 
 def needs_known_host(path: str) -> bool:
-    """Whether a server on loopback without keys looks there at the host that a request names."""
+    """Whether requests to this path must name a known host, on a loopback server without keys."""
     return path not in _ANY_HOST
 
 
-class Access:
-    """Decides about each request before its body is read."""
+class AccessControl:
+    """Admits or refuses each request before its body is read."""
 
     def __init__(self, settings: Settings) -> None:
         self._digests = [(client, _digest(key)) for client, key in settings.api_keys]
@@ -43,12 +43,12 @@ class Access:
         self._allowed_hosts = [host for name in settings.allowed_hosts if (host := Authority.parse(name))]
 
     def admit(self, request: Request) -> None:
-        """Let a request in, as that of the client whose key it carries; `client_of` tells which.
+        """Admit a request and note its client, for `client_of_request`.
 
         Raises:
-            ForbiddenHost: the server is for this machine alone, and was reached by another name.
-            ForbiddenOrigin: a web page of another origin wants to change something.
-            Unauthorized: keys are set, and it carries none of them.
+            ForbiddenHost: the server is for this machine only, and was addressed by another name.
+            ForbiddenOrigin: a web page of another origin tries to change something.
+            Unauthorized: keys are configured, and the request carries none of them.
         """
         hosts = _hosts(cast("HTTPScope", request.scope))
         if needs_known_host(request.path) and self._must_be_local(request):
@@ -59,23 +59,23 @@ class Access:
         note(request, client=g.client)
 
     def _must_be_local(self, request: Request) -> bool:
-        """Whether only this machine can reach the server, so that its host has no other name.
+        """Whether only this machine can reach the server, so that it has no other host name.
 
-        Under plain hypercorn the settings may not say what it listens on; the connection then does, in part.
+        Under plain Hypercorn the settings may not match the address it listens on; the connection then tells, in part.
         """
         server = request.scope.get("server")
         return self._is_local and server is not None and is_loopback_address(server[0])
 
     def _check_hosts(self, hosts: Sequence[str]) -> None:
-        """A web page whose own name was made to point at this machine must not drive the server (DNS rebinding)."""
+        """Refuse a web page whose host name was made to point at this machine (DNS rebinding)."""
         if self._allows_any_host:
             return
         for text in hosts:
             host = Authority.parse(text)
             if host is None or not (host.is_loopback or host.is_among(self._allowed_hosts)):
                 raise ForbiddenHost(
-                    f"this server answers to names of its own machine, such as localhost, and not to {text[:80]!a}; "
-                    "FILMSTRIP_ALLOWED_HOSTS allows others"
+                    f"this server only accepts host names of its own machine, such as localhost, not {text[:80]!a}; "
+                    "add others to FILMSTRIP_ALLOWED_HOSTS"
                 )
 
     def _is_open(self, request: Request) -> bool:
@@ -84,32 +84,34 @@ class Access:
 
     def _client(self, authorization: str) -> str:
         scheme, _, key = authorization.partition(" ")
-        given = _digest(key.strip())
+        key_digest = _digest(key.strip())
         found = None
-        for client, digest in self._digests:  # all of them, so that the time tells nothing
-            if hmac.compare_digest(digest, given):
+        for client, digest in self._digests:  # all of them, so that the time reveals nothing
+            if hmac.compare_digest(digest, key_digest):
                 found = client
         if found is None or scheme.lower() != _SCHEME:
             raise Unauthorized('missing or invalid API key; send "Authorization: Bearer <key>"')
         return found
 
     def _check_origin(self, request: Request, hosts: Sequence[str]) -> None:
-        """Browsers send `Origin` with what pages post; a page elsewhere must not drive a server on this machine."""
+        """Refuse what pages of other origins send: browsers add `Origin` to every request that is not a plain GET."""
         host = Authority.parse(hosts[0]) if hosts else None
         for origin in request.headers.getlist("Origin"):
             if "*" in self._origins or origin in self._origins or (host and is_same_origin(origin, host)):
                 continue
-            raise ForbiddenOrigin("pages of this origin may not post here; FILMSTRIP_CORS_ORIGINS would allow it")
+            raise ForbiddenOrigin(
+                "web pages of this origin may not use this server; add it to FILMSTRIP_CORS_ORIGINS to allow it"
+            )
 
 
 def _hosts(scope: HTTPScope) -> list[str]:
-    """The hosts that a request is for: that of a whole URL as its target, which counts, then the Host header."""
+    """The hosts that a request names: that of an absolute-form target first, as it takes precedence, then Host."""
     target = [] if scope["path"].startswith("/") else [urlsplit(scope["path"]).netloc]
     return target + [value.decode("latin1") for name, value in scope["headers"] if name.lower() == b"host"]
 
 
 def client_of_request() -> str:
-    """The client that sent the present request, empty where no keys are set."""
+    """The client that sent the current request; empty if no keys are configured."""
     return str(g.client)
 
 

@@ -23,7 +23,7 @@ from filmstrip.errors import (
     TooLarge,
     UnsupportedMediaType,
 )
-from filmstrip.geometry import VideoShape, header_holds, pack_video_header
+from filmstrip.wire import VideoShape, header_holds, pack_video_header
 
 from .connection import BoundedBody, Pace
 from .schema import parse
@@ -32,33 +32,34 @@ from .tasks import FairSemaphore, in_thread
 
 BINARY = "application/octet-stream"
 JSON = "application/json"
-_DIGITS = re.compile(r"[0-9]{1,10}", re.ASCII)
+
+MAX_VALUES = 500_000  # of a JSON body; this many take about half a second to parse
+_SMALL_BYTES = 64 * 1024  # JSON bodies up to this size have a reserve of their own
+_SHARE_FOR_SMALL = 1 / 16
+_PARSERS = 1  # Python parses one at a time anyway, and the event loop gets its turn in between
+_PIECE_BYTES = 2**20
+_TRIM_S = 1.0
+_TRIM_AGAIN_S = 8.0
+
 CHANNELS = (1, 3, 4)
-_BATCH_BYTES = 2**20  # written at once: going to a thread and back has its price
+_DIGITS = re.compile(r"[0-9]{1,10}", re.ASCII)
+_BATCH_BYTES = 2**20  # written at once, because each trip to a thread has a cost
 _BATCH_PIECES = 1024
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
-MAX_VALUES = 500_000  # that many take about half a second to parse
-_SMALL_BYTES = 64 * 1024  # bodies up to here find room when large ones have taken theirs
-_KEPT_FOR_SMALL = 1 / 16
-_PARSED_AT_ONCE = 1  # Python runs one at a time anyway, and the event loop gets its turn in between
-_PIECE_BYTES = 2**20
-_RETURN_S = 1.0
-_RETURN_AGAIN_S = 8.0
-
 
 def refuse_wrapped(request: Request, accepted: Collection[str]) -> None:
-    """Refuse a body that would be taken for something else than what its sender means.
+    """Refuse a compressed body or a form, whose bytes are not those that the client means to send.
 
-    The content type is not looked at otherwise: `curl -d` and `--data-binary` say `application/x-www-form-urlencoded`.
+    Content-Type is otherwise ignored: `curl -d` and `--data-binary` send `application/x-www-form-urlencoded`.
 
     Args:
-        request: to be checked.
-        accepted: the media types that the endpoint documents, none where it takes no body.
+        request: the request to check.
+        accepted: the media types that the endpoint documents; empty if it takes no body.
 
     Raises:
-        UnsupportedMediaType: it has a Content-Encoding other than identity, or is a form that is not documented.
+        UnsupportedMediaType: its Content-Encoding is not identity, or it is a form and the endpoint takes none.
     """
     codings = [coding.strip() for coding in ",".join(request.headers.getlist("Content-Encoding")).split(",")]
     for coding in codings:
@@ -85,55 +86,52 @@ def _what_to_send(accepted: Collection[str]) -> str:
 
 
 class JsonBodies:
-    """Reads and parses JSON bodies.
+    """Reads and parses JSON bodies within a memory budget, without blocking the event loop.
 
     Args:
-        limit_bytes: of one body.
-        total_bytes: of all bodies that are received, parsed or checked at the same time.
+        limit_bytes: maximum size of one body.
+        total_bytes: maximum size of all bodies that are being received, parsed or checked.
     """
 
     def __init__(self, limit_bytes: int, total_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._total_bytes = total_bytes
         self._held: Counter[str] = Counter()
-        self._parsing = FairSemaphore(_PARSED_AT_ONCE)
-        self._returning: asyncio.TimerHandle | None = None
-        self._returning_again: asyncio.TimerHandle | None = None
+        self._parsing = FairSemaphore(_PARSERS)
+        self._trim: asyncio.TimerHandle | None = None
+        self._trim_again: asyncio.TimerHandle | None = None
 
     @contextlib.asynccontextmanager
     async def read(
         self, model: type[ModelT], body: BoundedBody, *, content_length: int | None, client: str, pace: Pace
     ) -> AsyncIterator[ModelT]:
-        """A request's body, parsed; it counts until the context ends, for its strings are still held.
+        """The parsed body; it counts towards the budget until the context ends, as its strings are held until then.
 
         Raises:
-            TooLarge: it has more bytes than the limit.
+            TooLarge: it is larger than the limit.
             InvalidField: it has more than `MAX_VALUES` values, or see `parse`.
-            Overloaded: all bodies together, or those of the client, would be over the budget.
-            SlowBody: it came slower than `pace`.
+            Overloaded: all bodies together, or those of this client, would exceed the budget.
+            SlowBody: it arrives slower than `pace` allows.
             BadJson: see `parse`.
         """
         if (content_length or 0) > self._limit_bytes:
-            raise self._too_large()
+            raise _too_large(self._limit_bytes)
         with self._reservation(client) as reservation:
             reservation.check(content_length or 0)
             data = bytearray()
             try:
                 async for piece in body.pieces(pace):
                     if len(data) + len(piece) > self._limit_bytes:
-                        raise self._too_large()
+                        raise _too_large(self._limit_bytes)
                     reservation.grow(len(data) + len(piece))
                     data += piece
             except BaseException:
-                data.clear()  # the traceback would keep it for as long as the refused rest is read
+                data.clear()  # otherwise the traceback keeps it while the refused rest is read
                 raise
             async with self._parsing.turn(client, reservation):
                 parsed = await in_thread(_parse, model, data)
             data = bytearray()
             yield parsed
-
-    def _too_large(self) -> TooLarge:
-        return TooLarge(f"the body is over the limit of {self._limit_bytes} bytes")
 
     @contextlib.contextmanager
     def _reservation(self, client: str) -> Iterator["_Reservation"]:
@@ -143,43 +141,47 @@ class JsonBodies:
         finally:
             self.add(client, -reservation.num_bytes)
             if reservation.num_bytes > _SMALL_BYTES:
-                self._return_memory()
+                self._trim_heap_soon()
 
-    def _return_memory(self) -> None:
-        """Give back to the system what large bodies leave in the C library's heap: soon, and when all is quiet again.
+    def _trim_heap_soon(self) -> None:
+        """Return the memory of large bodies to the system, soon and once more after a quiet while.
 
-        What is still arriving of refused bodies passes through the heap, too.
+        The C library's heap keeps it otherwise. What still arrives of refused bodies passes through the heap, too.
         """
         loop = asyncio.get_running_loop()
-        if self._returning is None:
-            self._returning = loop.call_later(_RETURN_S, self._return_now)
-        if self._returning_again is not None:
-            self._returning_again.cancel()
-        self._returning_again = loop.call_later(_RETURN_AGAIN_S, self._return_now)
+        if self._trim is None:
+            self._trim = loop.call_later(_TRIM_S, self._trim_heap)
+        if self._trim_again is not None:
+            self._trim_again.cancel()
+        self._trim_again = loop.call_later(_TRIM_AGAIN_S, self._trim_heap)
 
-    def _return_now(self) -> None:
-        self._returning = None
-        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    def _trim_heap(self) -> None:
+        self._trim = None
+        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
         if malloc_trim is not None:
             asyncio.get_running_loop().run_in_executor(None, malloc_trim, 0)
 
     def check(self, client: str, more_bytes: int, num_bytes: int) -> None:
-        """Refuse `more_bytes` that do not fit, for a body that then has `num_bytes`."""
-        room = self._total_bytes if num_bytes <= _SMALL_BYTES else int(self._total_bytes * (1 - _KEPT_FOR_SMALL))
+        """Check that `more_bytes` fit for a body that then has `num_bytes`.
+
+        Raises:
+            Overloaded: they do not.
+        """
+        room = self._total_bytes if num_bytes <= _SMALL_BYTES else int(self._total_bytes * (1 - _SHARE_FOR_SMALL))
         if self._held.total() + more_bytes > room:
-            raise Overloaded("the server holds as many JSON bodies as it has memory for; try again in a moment")
+            raise Overloaded("the server has no memory for another JSON body; try again in a moment")
         if client and self._held[client] + more_bytes > max(room // 2, self._limit_bytes):
-            raise Overloaded("the server holds as many of your JSON bodies as one client may send at once")
+            raise Overloaded("your JSON bodies take all the memory that one client may use; try again in a moment")
 
     def add(self, client: str, more_bytes: int) -> None:
-        """Count bytes as held, or no longer."""
+        """Count more bytes as held, or fewer if negative."""
         self._held[client] += more_bytes
         if not self._held[client]:
             del self._held[client]
 
 
 class _Reservation:
-    """What one body takes of the budget."""
+    """The part of the budget that one body uses."""
 
     def __init__(self, bodies: JsonBodies, client: str) -> None:
         self._bodies = bodies
@@ -197,7 +199,7 @@ class _Reservation:
 
 def _parse(model: type[ModelT], data: bytearray) -> ModelT:
     if len(data) > MAX_VALUES and count_values(data, MAX_VALUES) > MAX_VALUES:
-        raise InvalidField(f"the body holds more than {MAX_VALUES} keys, values and lists; long strings are fine")
+        raise InvalidField(f"the body has more than {MAX_VALUES} keys, values and lists; long strings are fine")
     return parse(model, data)
 
 
@@ -207,14 +209,14 @@ _IS_STRUCTURE[list(b",:[{")] = True
 
 
 def count_values(data: bytes | bytearray, limit: int) -> int:
-    """Commas, colons and opening brackets outside of strings, counted until there are more than `limit`.
+    """Count the commas, colons and opening brackets outside of strings; stops counting above `limit`.
 
-    The parser holds Python's lock from the start of a body to its end, and what it takes grows with this number.
-    NumPy lets go of the lock while it counts.
+    The parser holds the GIL for the whole body, for a time that grows with this number. NumPy releases the GIL while it
+    counts.
     """
     num_values = 0
     in_string = np.uint8(0)
-    backslashes = 0  # that the piece before ends with
+    backslashes = 0  # at the end of the previous piece
     for start in range(0, len(data), _PIECE_BYTES):
         signs = np.frombuffer(data, np.uint8, min(_PIECE_BYTES, len(data) - start), start)
         quotes = signs == _QUOTE
@@ -222,7 +224,7 @@ def count_values(data: bytes | bytearray, limit: int) -> int:
         if backslashes or is_backslash.any():
             places = np.arange(len(signs), dtype=np.int32)
             others = np.where(is_backslash, np.int32(-1 - backslashes), places)
-            run_lengths = places - np.maximum.accumulate(others)  # of backslashes that end at each place
+            run_lengths = places - np.maximum.accumulate(others)  # of backslashes, up to each position
             quotes[1:] &= run_lengths[:-1] % 2 == 0
             quotes[0] &= backslashes % 2 == 0
             backslashes = int(run_lengths[-1]) if is_backslash[-1] else 0
@@ -235,10 +237,10 @@ def count_values(data: bytes | bytearray, limit: int) -> int:
 
 
 def video_shape(headers: Headers) -> VideoShape:
-    """The shape that the X-Video-* headers give.
+    """The video shape in the X-Video-* headers.
 
     Raises:
-        BadHeader: one is missing or is not a count that the 20-byte header can hold.
+        BadHeader: one is missing, or is not a number that the 20-byte header can hold.
     """
     frames, height, width = (_count(headers, f"X-Video-{side}") for side in ("Frames", "Height", "Width"))
     channels = _count(headers, "X-Video-Channels", default="3")
@@ -248,8 +250,8 @@ def video_shape(headers: Headers) -> VideoShape:
 
 
 def _count(headers: Headers, name: str, default: str | None = None) -> int:
-    given = headers.getlist(name)
-    text = ", ".join(given) if given else default  # given twice they are no number: which one would it be?
+    values = headers.getlist(name)
+    text = ", ".join(values) if values else default  # a header sent twice is ambiguous, and so joined it is no number
     if text is None:
         raise BadHeader(f"{name} is missing", name)
     if not _DIGITS.fullmatch(text) or not header_holds(int(text)):
@@ -258,7 +260,7 @@ def _count(headers: Headers, name: str, default: str | None = None) -> int:
 
 
 class BodyReceiver:
-    """Takes one request body into the store, where it belongs to `owner`."""
+    """Receives one request body into the store, as a file of `owner`."""
 
     def __init__(self, store: Store, owner: str, body: BoundedBody, content_length: int | None, pace: Pace) -> None:
         self._store = store
@@ -271,11 +273,11 @@ class BodyReceiver:
         """Store a video of exactly this shape.
 
         Raises:
-            SizeMismatch: the body has another size than the headers say.
-            TooLarge: the headers say more than the limit.
+            SizeMismatch: the size of the body differs from the headers.
+            TooLarge: the headers announce more than the limit.
         """
         if shape.num_bytes > limit_bytes:
-            raise TooLarge(f"a video of {shape.num_bytes} bytes is over the limit of {limit_bytes} bytes")
+            raise TooLarge(f"a video of {shape.num_bytes} bytes exceeds the limit of {limit_bytes} bytes")
         if self._content_length is not None and self._content_length != shape.num_bytes:
             raise _mismatch(shape, str(self._content_length))
         header = pack_video_header(shape)
@@ -291,19 +293,18 @@ class BodyReceiver:
     async def blob(
         self, kind: Kind, limit_bytes: int, check: Callable[[Path], Awaitable[object]] | None = None
     ) -> StoredFile:
-        """Store opaque bytes, once `check` has nothing against the file.
+        """Store opaque bytes, unless `check` raises for the file.
 
         Raises:
-            EmptyBody: there are none.
-            TooLarge: there are more than the limit.
+            EmptyBody: the body is empty.
+            TooLarge: it is larger than the limit.
         """
-        too_large = TooLarge(f"the body is over the limit of {limit_bytes} bytes")
         if self._content_length is not None and self._content_length > limit_bytes:
-            raise too_large
+            raise _too_large(limit_bytes)
         with self._store.draft(kind, self._content_length or 0, owner=self._owner) as draft:
             received = await self._receive(draft, limit_bytes)
             if received is None:
-                raise too_large
+                raise _too_large(limit_bytes)
             if received == 0:
                 raise EmptyBody("the body is empty")
             if check is not None:
@@ -311,7 +312,7 @@ class BodyReceiver:
             return draft.commit()
 
     async def _receive(self, draft: Draft, limit_bytes: int) -> int | None:
-        """Append the body to the draft; the bytes received, None when they are over the limit."""
+        """Append the body to the draft; returns its size in bytes, or None if it exceeds the limit."""
         received = 0
         batch: list[bytes] = []
         batch_bytes = 0
@@ -328,6 +329,10 @@ class BodyReceiver:
         return received
 
 
-def _mismatch(shape: VideoShape, got: str) -> SizeMismatch:
+def _mismatch(shape: VideoShape, received: str) -> SizeMismatch:
     dimensions = " x ".join(map(str, shape))
-    return SizeMismatch(f"the headers say {dimensions} = {shape.num_bytes} bytes, the body has {got}")
+    return SizeMismatch(f"the headers announce {dimensions} = {shape.num_bytes} bytes, the body has {received}")
+
+
+def _too_large(limit_bytes: int) -> TooLarge:
+    return TooLarge(f"the body exceeds the limit of {limit_bytes} bytes")

@@ -1,7 +1,7 @@
-"""Quart's ASGI connection with back-pressure on request bodies and clean-up bound to the connection.
+"""The Quart side of a connection: back-pressure on request bodies, and clean-up bound to the connection.
 
-Quart appends whatever arrives to the body, so a slow reader lets a whole upload pile up in memory. Here the
-receiving side waits once a body holds `HIGH_WATER_BYTES`, which in turn lets hypercorn stop reading the socket.
+Quart appends whatever arrives to the body, so a slow reader lets a whole upload pile up in memory. Here the receiving
+side waits once a body holds `HIGH_WATER_BYTES`, and Hypercorn then stops reading the socket.
 """
 
 import asyncio
@@ -17,26 +17,26 @@ from quart import Request
 from quart.asgi import ASGIHTTPConnection
 from quart.wrappers.request import Body
 
-from filmstrip.errors import SlowBody, TooLarge
+from filmstrip.errors import SlowBody
 
 HIGH_WATER_BYTES = 2 * 2**20
-_PIECE_OVERHEAD_BYTES = 64  # of an object and its place in the queue: a body may come byte by byte
+_PIECE_OVERHEAD_BYTES = 64  # of an object and its place in the queue: a body may arrive byte by byte
 _EXIT_STACK = "filmstrip.exit_stack"
 EXCHANGE = "filmstrip.exchange"
-"""Where the scope's state has the request's `Exchange`."""
+"""The key of the request's `Exchange` in the state of its ASGI scope."""
 
 
 @dataclass
 class Exchange:
-    """What ASGI has no words for, between a request and the connection that it came by.
+    """What a request and its connection tell each other beyond ASGI.
 
     Attributes:
         ask_for_body: sends 100 Continue to a client that waits for it.
-        expect_stream: tells that the answer will be an event stream, unless the request is refused.
-        awaits_continue: the client has sent `Expect: 100-continue`, and nobody has read its body yet.
-        closes: the connection must close after the answer.
-        streams: the answer is an event stream, or will be one: a client that has closed its sending side is gone.
-        has_begun: the answer has.
+        expect_stream: announces that the response will be an event stream, unless the request is refused.
+        awaits_continue: the client has sent `Expect: 100-continue`, and its body has not been asked for yet.
+        closes: the connection must close after the response.
+        streams: the response is or will be an event stream; a client that closes its sending side then counts as gone.
+        has_begun: the response has started.
     """
 
     ask_for_body: Callable[[], Awaitable[None]]
@@ -52,8 +52,8 @@ class Pace:
     """How slow a client may be with its body.
 
     Attributes:
-        pause_s: longest pause; also how long nobody looks at the average.
-        bytes_per_s: least average after that.
+        pause_s: longest pause; the average rate does not count before that time.
+        bytes_per_s: lowest average rate after it.
     """
 
     pause_s: float
@@ -61,7 +61,7 @@ class Pace:
 
 
 class BoundedBody(Body):
-    """A request body that holds a bounded number of bytes, to be iterated once."""
+    """A request body that holds a bounded number of bytes and can be iterated once."""
 
     exchange: Exchange | None = None
 
@@ -75,7 +75,7 @@ class BoundedBody(Body):
         self._drained = asyncio.Event()
 
     async def feed(self, piece: bytes) -> None:
-        """Take a piece from the connection; returns when there is room for the next one."""
+        """Add a piece from the connection; returns when there is room for the next one."""
         if self._discarding:
             return
         self._pieces.append(piece)
@@ -86,12 +86,12 @@ class BoundedBody(Body):
             await self._drained.wait()
 
     def set_complete(self) -> None:
-        """The last piece has come."""
+        """Note that the last piece has arrived."""
         self._received_all = True
         self._changed.set()
 
     async def __anext__(self) -> bytes:
-        """The next piece, as it came."""
+        """The next piece, as it arrived."""
         await self._arrival()
         if not self._pieces:
             raise StopAsyncIteration
@@ -117,10 +117,10 @@ class BoundedBody(Body):
         """The body piece by piece.
 
         Raises:
-            SlowBody: it came slower than `pace`.
+            SlowBody: it arrives slower than `pace` allows.
         """
         clock = asyncio.get_running_loop().time
-        waited_s = 0.0  # for the client; what is done with a piece is not its time
+        waited_s = 0.0  # for the client; processing a piece does not count
         received = 0
         while True:
             if not self._pieces and not self._received_all:
@@ -129,10 +129,10 @@ class BoundedBody(Body):
                     async with asyncio.timeout(pace.pause_s):
                         await self._arrival()
                 except TimeoutError:
-                    raise SlowBody(f"the request body stopped for {pace.pause_s:g} s") from None
+                    raise SlowBody(f"the request body paused for {pace.pause_s:g} s") from None
                 waited_s += clock() - began
                 if waited_s > pace.pause_s and received < pace.bytes_per_s * waited_s:
-                    raise SlowBody(f"the request body comes slower than {pace.bytes_per_s} bytes a second")
+                    raise SlowBody(f"the request body arrives at less than {pace.bytes_per_s} bytes per second")
             try:
                 piece = await anext(self)
             except StopAsyncIteration:
@@ -140,28 +140,14 @@ class BoundedBody(Body):
             received += len(piece)
             yield piece
 
-    async def read(self, limit_bytes: int, pace: Pace) -> bytes:
-        """The whole body.
-
-        Raises:
-            TooLarge: it has more than `limit_bytes`.
-            SlowBody: it came slower than `pace`.
-        """
-        data = bytearray()
-        async for piece in self.pieces(pace):
-            data += piece
-            if len(data) > limit_bytes:
-                raise TooLarge(f"the body is over the limit of {limit_bytes} bytes")
-        return bytes(data)
-
     async def discard(self, limit_bytes: int, wait_s: float) -> None:
-        """Throw away what is left of the body; unless all of it comes soon, the connection closes after the answer.
+        """Discard the rest of the body; unless all of it arrives soon, the connection closes after the response.
 
-        Nothing is read while the client waits for 100 Continue: it sends no body if it gets another answer.
+        Nothing is read while the client waits for 100 Continue: it sends no body if it gets another response.
 
         Args:
-            limit_bytes: how much to wait for.
-            wait_s: how long to wait altogether.
+            limit_bytes: most bytes to wait for.
+            wait_s: longest wait.
         """
         with contextlib.suppress(TimeoutError):
             if not self._awaits_continue:
@@ -188,12 +174,12 @@ class BoundedRequest(Request):
 
 
 class Connection(ASGIHTTPConnection):
-    """One request and its answer; what was bound with `on_close` runs when the connection is done, however."""
+    """One request and its response; whatever was registered with `on_close` runs at its end, however it ends."""
 
     _handler: asyncio.Task[None] | None = None
 
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        """Serve the request."""
+        """Serve one request."""
         async with AsyncExitStack() as stack:
             cast("dict[str, object]", self.scope)[_EXIT_STACK] = stack
             try:
@@ -212,14 +198,14 @@ class Connection(ASGIHTTPConnection):
         await super().handle_request(request, send)
 
     async def _end_handler(self) -> None:
-        """Quart's handler runs on when the connection's own task is cancelled, as at a shutdown."""
+        """Cancel Quart's handler, which keeps running when the connection's own task is cancelled, as at a shutdown."""
         handler, self._handler = self._handler, None  # its exception's traceback holds this connection: a cycle
         if handler is not None:
             handler.cancel()
             await asyncio.wait([handler])
 
     async def handle_messages(self, request: Request, receive: ASGIReceiveCallable) -> None:
-        """Feed the body until the client is gone."""
+        """Feed the body until the client disconnects."""
         body = cast("BoundedBody", request.body)
         while True:
             message = await receive()
@@ -232,14 +218,14 @@ class Connection(ASGIHTTPConnection):
 
 
 def on_close(request: Request) -> AsyncExitStack:
-    """The stack of what must happen when this request's connection is done: answered, broken or cancelled."""
+    """The stack of clean-ups that run when this request ends: answered, disconnected or cancelled."""
     return cast("AsyncExitStack", cast("dict[str, object]", request.scope)[_EXIT_STACK])
 
 
 def will_stream(request: Request) -> None:
-    """Tell the connection that the answer will be an event stream, unless the request is refused.
+    """Announce that the response will be an event stream, unless the request is refused.
 
-    From now on a client that has closed its sending side counts as gone, after a moment for a refusal.
+    From now on a client that closes its sending side counts as gone, after a moment for a refusal.
     """
     exchange = _exchange(request)
     if exchange is not None:
@@ -247,6 +233,6 @@ def will_stream(request: Request) -> None:
 
 
 def _exchange(request: Request) -> Exchange | None:
-    """None where another server than ours took the request."""
+    """The request's exchange; None under a server other than ours."""
     state = cast("dict[str, Any]", cast("dict[str, object]", request.scope).get("state") or {})
     return cast("Exchange | None", state.get(EXCHANGE))

@@ -1,4 +1,4 @@
-"""Downloads: whole or in ranges, conditional as RFC 9110 says, streamed, without a time limit."""
+"""Downloads of whole files or ranges, conditional (RFC 9110), streamed without a time limit."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from werkzeug.datastructures import Headers
 from werkzeug.http import parse_etags
 
 from filmstrip.errors import PreconditionFailed, RangeNotSatisfiable, TooManyDownloads, UnknownPath
-from filmstrip.geometry import VideoShape
+from filmstrip.wire import VideoShape
 
 from . import metrics
 from .bodies import BINARY
@@ -18,7 +18,7 @@ from .connection import on_close
 from .store import Store, StoredFile, open_stored
 from .tasks import in_thread
 
-_PIECE_BYTES = 256 * 2**10  # what a reader that has stopped holds; smaller pieces cost speed
+_PIECE_BYTES = 256 * 2**10  # what a stalled reader holds in memory; smaller pieces are slower
 _RANGE = re.compile(r"([0-9]+)-([0-9]*)|-([0-9]+)", re.ASCII)
 _MAX_DIGITS = 20
 
@@ -34,21 +34,21 @@ def video_headers(shape: VideoShape) -> dict[str, str]:
 
 
 class Downloads:
-    """The downloads that run, of which there are at most `limit`."""
+    """Limits the downloads that run at the same time."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._running = 0
 
     @contextmanager
-    def one_more(self) -> Iterator[None]:
-        """While it is open, one of them runs.
+    def running(self) -> Iterator[None]:
+        """Count one more download until the context ends.
 
         Raises:
             TooManyDownloads: the limit is reached.
         """
         if self._running >= self._limit:
-            raise TooManyDownloads(f"{self._running} downloads run, as many as the server serves at once")
+            raise TooManyDownloads(f"the limit of {self._limit} simultaneous downloads is reached")
         self._running += 1
         try:
             yield
@@ -57,19 +57,20 @@ class Downloads:
 
 
 def send_file(file: StoredFile, request: Request, store: Store, downloads: Downloads) -> Response:
-    """Answer with a stored video, with the range of its bytes that is asked for, or that the client has it already.
+    """The response for a stored video: the file, a range of it, or 304 if the client already has it.
 
-    Preconditions come in the order of RFC 9110, section 13.2.2. There is no Last-Modified: those by date don't apply.
+    Preconditions are checked in the order of RFC 9110, section 13.2.2. Those by date do not apply, as there is no
+    Last-Modified.
 
     Raises:
-        PreconditionFailed: the file is not the one that `If-Match` names.
+        PreconditionFailed: `If-Match` names another file.
         RangeNotSatisfiable: the range lies outside the file.
-        TooManyDownloads: as many run as may run at once.
+        TooManyDownloads: the limit of simultaneous downloads is reached.
         UnknownPath: the file has just been removed.
     """
     etag = f'"{file.name}"'
     if "If-Match" in request.headers and not names_entity_tag(request.headers, "If-Match", file.name, weak=False):
-        raise PreconditionFailed("If-Match: the file is another one", "If-Match")
+        raise PreconditionFailed("If-Match: the file does not match", "If-Match")
     response = Response(b"", content_type=BINARY)
     response.headers.update({"Accept-Ranges": "bytes", "ETag": etag})
     if names_entity_tag(request.headers, "If-None-Match", file.name, weak=True):
@@ -86,7 +87,7 @@ def send_file(file: StoredFile, request: Request, store: Store, downloads: Downl
         response.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{file.size_bytes}"
     if request.method == "GET":
         closing = on_close(request)
-        closing.enter_context(downloads.one_more())
+        closing.enter_context(downloads.running())
         closing.enter_context(store.holding(file))
         try:
             fd = open_stored(file.path)
@@ -98,35 +99,35 @@ def send_file(file: StoredFile, request: Request, store: Store, downloads: Downl
 
 
 def names_entity_tag(headers: Headers, header: str, name: str, *, weak: bool) -> bool:
-    """Whether a header of entity tags has the tag `name` or `*`; as a weak tag it counts only where `weak`."""
+    """Whether a header of entity tags contains the tag `name` or `*`; a weak tag counts only if `weak`."""
     tags = parse_etags(", ".join(headers.getlist(header)).strip())
     return tags.star_tag or tags.is_strong(name) or (weak and tags.is_weak(name))
 
 
 def _span(request: Request, size_bytes: int, etag: str) -> tuple[int, int] | None:
-    """Start and stop of the one range asked for; None for the whole file, also when several are asked for.
+    """Start and stop of the requested range; None for the whole file, which also answers multiple ranges.
 
     Raises:
-        RangeNotSatisfiable: the file has no byte of any of them.
+        RangeNotSatisfiable: the file has no byte of any range.
     """
-    given = request.headers.getlist("Range")
-    if len(given) != 1 or any(condition != etag for condition in request.headers.getlist("If-Range")):
+    headers = request.headers.getlist("Range")
+    if len(headers) != 1 or any(condition != etag for condition in request.headers.getlist("If-Range")):
         return None
-    ranges = _parse_ranges(given[0], size_bytes)
+    ranges = _parse_ranges(headers[0], size_bytes)
     if ranges is None:
         return None
     satisfiable = [(start, stop) for start, stop in ranges if start < stop]
     if not satisfiable:
-        error = RangeNotSatisfiable(f"the file has {size_bytes} bytes, asked for {given[0][:80]!a}", "Range")
+        error = RangeNotSatisfiable(f"the file has {size_bytes} bytes, requested: {headers[0][:80]!a}", "Range")
         error.headers = {"Content-Range": f"bytes */{size_bytes}"}
         raise error
     return satisfiable[0] if len(ranges) == 1 else None
 
 
 def _parse_ranges(text: str, size_bytes: int) -> list[tuple[int, int]] | None:
-    """Start and stop of each range within a file, empty where it lies outside; None where it is not a set of ranges.
+    """Start and stop of each range within the file, empty for one outside of it; None if `text` is malformed.
 
-    werkzeug's parser takes `-0`, long numbers and ranges that overlap for malformed.
+    Werkzeug's parser takes `-0`, long numbers and overlapping ranges for malformed.
     """
     unit, _, ranges = text.partition("=")
     if unit.strip().lower() != "bytes":
@@ -147,7 +148,7 @@ def _parse_ranges(text: str, size_bytes: int) -> list[tuple[int, int]] | None:
 
 
 def _number(digits: str) -> int:
-    """The number, or a huge one: Python reads no more than some thousand digits."""
+    """The number, or a huge one: Python refuses to parse more than a few thousand digits."""
     return int(digits) if len(digits) < _MAX_DIGITS else 10**_MAX_DIGITS
 
 
@@ -156,18 +157,18 @@ async def _pieces(fd: int, start: int, stop: int) -> AsyncIterator[bytes]:
         size = min(_PIECE_BYTES, stop - start)
         piece = _read_cached(fd, size, start) or await in_thread(os.pread, fd, size, start)
         if not piece:
-            return  # truncated by hand: the connection closes short of Content-Length
+            return  # truncated from outside: the connection closes before Content-Length is reached
         start += len(piece)
         metrics.DOWNLOADED_BYTES.inc(len(piece))
         yield piece
-        del piece  # else it is held beside the next one
+        del piece  # otherwise it is held together with the next one
 
 
 def _read_cached(fd: int, size: int, offset: int) -> bytes | None:
-    """What the kernel has in memory there; None where it would have to wait for the disk."""
+    """The bytes there if the page cache has them; None if reading would wait for the disk."""
     buffer = bytearray(size)
     try:
         count = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
-    except OSError:  # nothing is cached, or the file system can't tell
+    except OSError:  # nothing is cached, or the file system does not support it
         return None
     return bytes(memoryview(buffer)[:count])

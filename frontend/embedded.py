@@ -1,4 +1,4 @@
-"""A Triton of our own: the server that the `nvidia-pytriton` wheel carries, started and kept alive."""
+"""The embedded Triton: the server in the `nvidia-pytriton` wheel, started and kept running."""
 
 import asyncio
 import collections
@@ -15,10 +15,10 @@ from typing import BinaryIO
 from filmstrip import triton_server
 from filmstrip.errors import LoadFailed, TritonUnavailable
 from filmstrip.model_folders import DuplicateModel, check_unique
-from filmstrip.triton_folder import NoTritonFolder, TritonFolder, make_link
+from filmstrip.triton_server import NoTritonFolder, TritonFolder, make_link
 
 from .model_registry import ModelRegistry
-from .settings import MODELS_DIR, Settings
+from .settings import ENV_PREFIX, MODELS_DIR, Settings
 from .store import SHM_DIR, Store
 from .tasks import in_thread, spawn
 from .watch import STUB, ModelWatch
@@ -31,7 +31,6 @@ _EXIT_TIMEOUT_S = 3
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
 _LOG_TAIL_LINES = 30
-_OURS = "FILMSTRIP_"
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 
 
@@ -40,15 +39,15 @@ class EmbeddedUnsupported(RuntimeError):
 
 
 class _RestartNeeded(Exception):
-    """A model's process has died, and only a new Triton is rid of what it left."""
+    """A model's process has died, and only a new Triton gets rid of what it left behind."""
 
 
 def check(settings: Settings) -> None:
-    """See what would keep the embedded Triton from starting.
+    """Check for whatever would keep the embedded Triton from starting.
 
     Raises:
-        EmbeddedUnsupported: the wheel or a model repository is missing, two models have one name, or there is no place
-            for Triton's socket.
+        EmbeddedUnsupported: the wheel or a model repository is missing, two models have the same name, or there is no
+            place for Triton's socket.
     """
     find_server()
     _check_repositories(settings.model_repository)
@@ -61,12 +60,12 @@ def check(settings: Settings) -> None:
 
 def _check_repositories(repositories: tuple[Path, ...]) -> None:
     if MODELS_DIR in repositories:
-        MODELS_DIR.mkdir(exist_ok=True)  # so that what is exported while the server runs is seen
+        MODELS_DIR.mkdir(exist_ok=True)  # so that models exported while the server runs are found
     for folder in repositories:
         if not folder.is_dir():
             raise EmbeddedUnsupported(
-                f"no model repository {folder} (FILMSTRIP_MODEL_REPOSITORY is split at each colon; give a path with a "
-                "colon as --model-repository)"
+                f"model repository {folder} does not exist (FILMSTRIP_MODEL_REPOSITORY is split at colons; pass a path "
+                "that contains a colon as --model-repository)"
             )
     try:
         check_unique(repositories)
@@ -78,15 +77,15 @@ def find_server() -> Path:
     """The folder of the wheel's Triton.
 
     Raises:
-        EmbeddedUnsupported: the wheel is not installed or not made for this machine.
+        EmbeddedUnsupported: the wheel is not installed, or does not support this machine.
     """
     spec = importlib.util.find_spec("pytriton")
     folders = spec.submodule_search_locations if spec else None
     server = Path(folders[0]) / "tritonserver" if folders else None
     if server is None or not (server / "bin" / "tritonserver").is_file():
         raise EmbeddedUnsupported(
-            "--embedded needs the nvidia-pytriton wheel, which exists for Linux on x86-64 only: install "
-            "filmstrip[embedded] there, or start a Triton container elsewhere and set FILMSTRIP_TRITON_URL"
+            "--embedded needs the nvidia-pytriton wheel, which exists only for Linux on x86-64: install "
+            "filmstrip[embedded] there, or run Triton in a container and set FILMSTRIP_TRITON_URL"
         )
     stub = server / "python_backend_stubs" / _python_version() / STUB
     if not stub.is_file():
@@ -95,7 +94,7 @@ def find_server() -> Path:
 
 
 def link_backends(server: Path, folder: Path) -> Path:
-    """Make a backends folder of our own: the stub must lie beside the library, and a copy of it would not start."""
+    """Create a backends folder of links: the stub must be next to the library, and a copy of it would not start."""
     stub = server / "python_backend_stubs" / _python_version() / STUB
     for file in (*(server / "backends" / "python").iterdir(), stub):
         if file.is_file():
@@ -104,12 +103,12 @@ def link_backends(server: Path, folder: Path) -> Path:
 
 
 class EmbeddedTriton:
-    """Starts tritonserver, starts it again when it or one of its models dies, and ends it."""
+    """Starts tritonserver, restarts it when it or one of its models dies, and stops it."""
 
     def __init__(self, settings: Settings, store: Store) -> None:
         self._settings = settings
         self._server = find_server()
-        # The models' processes find their packages through the python3 that comes first.
+        # The models' processes use the packages of the first python3 in PATH.
         self._path = f"{_bin_folder()}:{os.environ.get('PATH', '')}"
         self._folder = TritonFolder.create()
         self._shm_prefix = store.shm_prefix("triton")
@@ -121,21 +120,21 @@ class EmbeddedTriton:
         self._models: ModelRegistry | None = None
         self._was_ready = False
         self._restart_for: set[str] = set()
-        self._died: set[str] = set()
-        self._well_since: dict[str, float] = {}
-        self._settled = asyncio.Event()
-        self._settled.set()
+        self._died_before: set[str] = set()
+        self._ready_since: dict[str, float] = {}
+        self._restart_over = asyncio.Event()
+        self._restart_over.set()
         self.is_up = False
 
     def start(self, models: ModelRegistry) -> None:
-        """Begin; `Triton.is_ready` tells when it is up, `failed` when its first start came to nothing."""
+        """Start in the background; `failed` is set if the first start fails."""
         self._models = models
         models.supervisor = self
         models.is_starting = True
         self._supervisor = asyncio.create_task(self._supervise(models), name="embedded triton")
 
     async def stop(self) -> None:
-        """End tritonserver and all its processes."""
+        """Stop tritonserver and all its processes."""
         if self._supervisor is not None:
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -146,28 +145,26 @@ class EmbeddedTriton:
             try:
                 await asyncio.wait_for(process.wait(), _EXIT_TIMEOUT_S)
             except TimeoutError:
-                log.warning("tritonserver did not end in time and is killed")
+                log.warning("tritonserver did not exit in time and is killed")
         self.kill()
         self._remove_shm()
         self._folder.remove()
 
     def kill(self) -> None:
-        """End it at once, with the models' processes; the supervisor starts it again."""
+        """Kill it with the models' processes; the supervisor then restarts it."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
-    # -- Models whose process dies ----------------------------------------------------------------------
-
     def on_model_ready(self, name: str) -> None:
-        """A model was loaded. Where Triton was started again although this model had not died, it stays as well."""
-        self._well_since.setdefault(name, time.monotonic())
+        """Note when a model was loaded. A restart because of another model does not change that time."""
+        self._ready_since.setdefault(name, time.monotonic())
 
     def on_model_exit(self, name: str) -> None:
-        """A model's process has died: Triton is started again, without the model if that happens again too soon.
+        """Restart Triton because a model's process has died, without that model if it dies again too soon.
 
-        Loading may take longer than the window, which therefore begins when the model is ready again. A process that
-        died while it was loaded does not count: such a load fails.
+        Loading may take longer than the window, which therefore starts when the model is ready again. A process that
+        dies while the model is being loaded does not count: that load fails.
         """
         models = self._models
         if models is None or name in self._restart_for:
@@ -175,33 +172,31 @@ class EmbeddedTriton:
         now, window_s = time.monotonic(), self._settings.model_restart_window_s
         log.warning("the process of %s has died", name)
         models.mark_unhealthy(name)
-        well_since = self._well_since.pop(name, None)
-        if well_since is not None and name in self._died and now - well_since < window_s:
-            self._died.discard(name)  # who loads it on purpose has repaired it, perhaps
+        ready_since = self._ready_since.pop(name, None)
+        if ready_since is not None and name in self._died_before and now - ready_since < window_s:
+            self._died_before.discard(name)  # whoever loads it explicitly may have repaired it
             models.mark_failed(name, f"its process died again within {window_s:g} s after it was loaded")
-        elif well_since is not None:
-            self._died.add(name)
+        elif ready_since is not None:
+            self._died_before.add(name)
         self._restart_for.add(name)
-        self._settled.clear()
+        self._restart_over.clear()
 
     @property
     def is_restarting(self) -> bool:
-        """A restart for a dead model is not over yet."""
-        return not self._settled.is_set()
+        """Whether a restart because of a dead model is in progress."""
+        return not self._restart_over.is_set()
 
-    async def settled(self) -> None:
-        """Wait until a restart for a dead model is over, however it went."""
-        await self._settled.wait()
+    async def wait_for_restart(self) -> None:
+        """Wait until a restart because of a dead model is over, successful or not."""
+        await self._restart_over.wait()
 
     def link_models(self) -> None:
-        """Let Triton see the model folders that are there now.
+        """Link the current model folders into the repository that Triton reads.
 
         Raises:
-            OSError: it cannot.
+            OSError: a link cannot be made.
         """
         self._folder.link_models(self._settings.model_repository)
-
-    # -- Supervision ------------------------------------------------------------------------------------
 
     async def _supervise(self, models: ModelRegistry) -> None:
         pause_s = _FIRST_PAUSE_S
@@ -211,16 +206,16 @@ class EmbeddedTriton:
             try:
                 await self._run_once(models)
             except _RestartNeeded as reason:
-                log.warning("%s: Triton is started again", reason)
+                log.warning("%s: restarting Triton", reason)
                 pause_s = 0.0
             except TritonUnavailable as error:
-                log.error("%s; its log ends with:\n%s", error.message, self._log_tail())
+                log.error("%s; the end of its log:\n%s", error.message, self._log_tail())
                 self._note_failure()
             except OSError as error:
-                log.error("the embedded Triton cannot be started: %s", error)
+                log.error("cannot start the embedded Triton: %s", error)
                 self._note_failure()
             except Exception:
-                log.exception("the embedded Triton's supervision failed; Triton is started again")
+                log.exception("supervising the embedded Triton failed; restarting it")
                 self._note_failure()
             self.kill()
             if self._process is not None:
@@ -231,17 +226,17 @@ class EmbeddedTriton:
             pause_s = min(max(2 * pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
 
     def _note_failure(self) -> None:
-        if not self.is_up:  # whoever waits for a restart is answered as long as Triton does not come back
-            self._settled.set()
+        if not self.is_up:  # answer whoever waits for the restart, even if Triton does not come back
+            self._restart_over.set()
         if not self._was_ready:
             self.failed.set()
 
     async def _run_once(self, models: ModelRegistry) -> None:
-        """Start Triton with its models, and watch over it.
+        """Start Triton with its models and watch it until it ends.
 
         Raises:
             TritonUnavailable: it has ended, or could not be reached in time.
-            _RestartNeeded: a model's process has died, and no generation runs.
+            _RestartNeeded: a model's process has died, and no generation is running.
         """
         process = self._process = await self._spawn()
         log.info("embedded Triton (pid %d) starts on %s", process.pid, self.url)
@@ -255,7 +250,7 @@ class EmbeddedTriton:
             while True:
                 await asyncio.wait([ended] if starting.done() else [ended, starting], timeout=self._look_after_s)
                 if ended.done():
-                    raise TritonUnavailable(f"tritonserver ended with status {process.returncode}")
+                    raise TritonUnavailable(f"tritonserver exited with status {process.returncode}")
                 if starting.done():
                     starting.result()
                 if self._restart_for and not models.client.is_generating:
@@ -263,9 +258,9 @@ class EmbeddedTriton:
                 try:
                     await watch.look()
                     problem = ""
-                except Exception as error:  # noqa: BLE001 - that nothing can be seen does not mean that something is wrong
+                except Exception as error:  # noqa: BLE001 - a failed look does not mean that something is wrong
                     if problem != repr(error):
-                        log.warning("the models' processes can't be looked at: %s", error)
+                        log.warning("cannot inspect the models' processes: %s", error)
                     problem = repr(error)
         finally:
             for task in (starting, ended):
@@ -277,7 +272,7 @@ class EmbeddedTriton:
         return _POLL_S if self._restart_for else _WATCH_S
 
     async def _bring_up(self, process: asyncio.subprocess.Process, models: ModelRegistry) -> None:
-        """Wait until Triton answers, and have it load every model that it can."""
+        """Wait until Triton answers, and load every model that can be loaded."""
         deadline = asyncio.get_running_loop().time() + self._settings.triton_start_timeout_s
         names = await self._reach(process, models, deadline)
         models.to_load = set(names) - models.failed()
@@ -296,30 +291,30 @@ class EmbeddedTriton:
     def _end_restart(self, models: ModelRegistry) -> None:
         models.is_starting = False
         if not self._restart_for:
-            self._settled.set()
+            self._restart_over.set()
 
     async def _reach(self, process: asyncio.subprocess.Process, models: ModelRegistry, deadline: float) -> list[str]:
-        """Wait until Triton answers, with the names of its models.
+        """Wait until Triton answers; returns the names of its models.
 
         Raises:
-            TritonUnavailable: it does not.
+            TritonUnavailable: it does not answer in time.
         """
         while True:
             try:
                 problem = await models.client.why_unreachable()
                 if problem is None:
                     return await models.model_names()
-            except Exception as error:  # noqa: BLE001 - that it can't be asked does not mean that it is gone
+            except Exception as error:  # noqa: BLE001 - a failed call does not mean that Triton is gone
                 problem = str(error)
             if asyncio.get_running_loop().time() > deadline:
                 raise TritonUnavailable(
-                    f"tritonserver runs (pid {process.pid}), but the server could not reach it on {self.url} within "
+                    f"tritonserver is running (pid {process.pid}) but could not be reached on {self.url} within "
                     f"{self._settings.triton_start_timeout_s:g} s ({problem})"
                 )
             await asyncio.sleep(_POLL_S)
 
     async def _load(self, name: str, models: ModelRegistry, deadline: float) -> None:
-        """Load a model, or leave it where it can't be loaded."""
+        """Load a model; if that fails, leave it unloaded."""
         while True:
             try:
                 async with asyncio.timeout_at(deadline):
@@ -328,10 +323,10 @@ class EmbeddedTriton:
                 await asyncio.sleep(_POLL_S)
                 continue
             except LoadFailed:
-                pass  # the log says so
+                pass  # it is in the log
             except TimeoutError:
                 models.mark_failed(
-                    name, f"it was not ready {self._settings.triton_start_timeout_s:g} s after the start"
+                    name, f"it was not ready within {self._settings.triton_start_timeout_s:g} s of the start"
                 )
             models.to_load.discard(name)
             return
@@ -351,7 +346,7 @@ class EmbeddedTriton:
                     port=self._folder.port,
                     shm_prefix=self._shm_prefix,
                     exit_timeout_s=_EXIT_TIMEOUT_S,
-                    models=(),  # one after the other, by us: so it answers at once, and each can fail alone
+                    models=(),  # we load them, so that Triton answers at once and each can fail on its own
                     backends=backends,
                 ),
                 env=_environment() | {"PATH": self._path},
@@ -364,11 +359,11 @@ class EmbeddedTriton:
     def _open_log(self) -> BinaryIO:
         try:
             self.log_path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(OSError):  # the old one is not there, or can't be kept
+            with contextlib.suppress(OSError):  # there is no old log, or it cannot be kept
                 self.log_path.replace(self.log_path.with_suffix(".log.1"))
             return self.log_path.open("wb")
         except OSError as error:
-            log.warning("%s can't be written, so what Triton prints is lost: %s", self.log_path, error.strerror)
+            log.warning("cannot write %s, so Triton's output is lost: %s", self.log_path, error.strerror)
             return Path(os.devnull).open("wb")
 
     def _log_tail(self) -> str:
@@ -376,7 +371,7 @@ class EmbeddedTriton:
             with self.log_path.open(errors="replace") as lines:
                 return "".join(collections.deque(lines, _LOG_TAIL_LINES))
         except OSError as error:
-            return f"(it can't be read: {error.strerror})"
+            return f"(cannot read it: {error.strerror})"
 
     def _remove_shm(self) -> None:
         for leftover in SHM_DIR.glob(f"{self._shm_prefix}*"):
@@ -384,21 +379,21 @@ class EmbeddedTriton:
 
 
 def _environment() -> dict[str, str]:
-    """The environment without settings and keys, which models don't need. Settings count in any case."""
-    return {name: value for name, value in os.environ.items() if not name.upper().startswith(_OURS)}
+    """The environment without our settings and keys, which models do not need. Settings ignore case."""
+    return {name: value for name, value in os.environ.items() if not name.upper().startswith(ENV_PREFIX)}
 
 
 def _bin_folder() -> str:
-    """The folder of our own Python, for PATH.
+    """The folder of the running Python, for PATH.
 
     Raises:
-        EmbeddedUnsupported: PATH cannot hold it.
+        EmbeddedUnsupported: PATH cannot contain it.
     """
     folder = str(Path(sys.executable).parent)
     if os.pathsep in folder:
         raise EmbeddedUnsupported(
-            f"the folder of Python, {folder}, has a colon in its name: the models cannot find it in PATH. "
-            "Move the virtual environment to a folder without one"
+            f"Python's folder, {folder}, has a colon in its name, so that the models cannot find Python in PATH; "
+            "move the virtual environment to a folder without a colon"
         )
     return folder
 

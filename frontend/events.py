@@ -5,7 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 
-from filmstrip.events import LAST_EVENTS, Cancelled, Complete, ErrorEvent, Event, Progress
+from filmstrip.models import LAST_EVENTS, Cancelled, Complete, ErrorEvent, Event, Progress
 
 KEEP_ALIVE = b": keep-alive\n\n"
 _NAMES: dict[type, str] = {Progress: "progress", Complete: "complete", Cancelled: "cancelled", ErrorEvent: "error"}

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from filmstrip import contract
 from filmstrip.contract import ChunkParameters, Mode
 from filmstrip.errors import ClientGone, FilmstripError, InternalError
-from filmstrip.events import Cancelled, Complete, ErrorEvent, Progress
-from filmstrip.geometry import VIDEO_HEADER_BYTES
+from filmstrip.models import Cancelled, Complete, ErrorEvent, Progress
+from filmstrip.wire import VIDEO_HEADER_BYTES
 
 from . import logs, metrics
 from .events import EventLog
@@ -157,7 +157,7 @@ class Generation:
 
 
 def _internal_error() -> ErrorEvent:
-    return ErrorEvent("the server failed; its log tells more", InternalError.code)
+    return ErrorEvent("internal error; see the server's log", InternalError.code)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Host names: which ones a server on loopback answers to, and whether a web page's origin is the server itself."""
+"""Host names: whether one means this machine, and whether a web page's origin is the server itself."""
 
 import ipaddress
 import re
@@ -13,20 +13,20 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Authority(NamedTuple):
-    """A host in lower case, with brackets where it is an IPv6 address, and a port where one is given."""
+    """A host in lower case, IPv6 addresses in brackets, and its port, if any."""
 
     host: str
     port: int | None
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """Read `host` or `host:port`; None for anything else, such as one with a user's name in front."""
+        """Parse `host` or `host:port`; None for anything else, such as `user@host`."""
         found = _AUTHORITY.fullmatch(text)
         return cls(found[1].lower(), int(found[2]) if found[2] else None) if found else None
 
     @property
     def is_loopback(self) -> bool:
-        """Only this machine can be meant: localhost, a name below it, 127.0.0.0/8 or [::1]."""
+        """Whether it can only mean this machine: localhost, a name below it, 127.0.0.0/8 or [::1]."""
         host = self.host.removesuffix(".")
         if _LOOPBACK_NAME.fullmatch(host):
             return True
@@ -38,14 +38,14 @@ class Authority(NamedTuple):
             return False
 
     def is_among(self, allowed: Iterable["Authority"]) -> bool:
-        """One of them is the same host, with the same port or with none."""
+        """Whether one of them is the same host, with the same port or without one."""
         return any(self.host == other.host and other.port in (None, self.port) for other in allowed)
 
 
 def is_same_origin(origin: str, host: Authority) -> bool:
     """Whether an `Origin` header names this host and port by http or https.
 
-    The scheme is not compared with the server's own, because a proxy in front may be what speaks TLS.
+    The scheme is not compared with the server's own, because TLS may end at a proxy.
     """
     found = _ORIGIN.fullmatch(origin)
     authority = Authority.parse(found[2]) if found else None
@@ -57,12 +57,12 @@ def is_same_origin(origin: str, host: Authority) -> bool:
 
 
 def is_loopback_address(address: str) -> bool:
-    """Whether an address to listen on, or a name that stands for one, can only be reached from this machine."""
+    """Whether an address to listen on, or a name for one, can only be reached from this machine."""
     try:
         return ipaddress.ip_address(address.partition("%")[0]).is_loopback
     except ValueError:
         pass
     try:
         return ipaddress.ip_address(socket.gethostbyname(address)).is_loopback
-    except (OSError, UnicodeError):  # nothing can listen on it
+    except (OSError, UnicodeError):  # then nothing can listen on it
         return True

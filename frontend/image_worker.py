@@ -1,17 +1,18 @@
-"""Decodes images in a process with limits on CPU time and memory: the only place that runs image decoders.
+"""Decodes images in a process of its own, with limits on CPU time and memory: the only place that runs image decoders.
 
-Run as a script (`frontend.images` starts and feeds it). A job is a JSON line on stdin, followed by as many bytes as its
-`num_bytes` says; its answer is a JSON line on stdout. Nothing of the frontend is imported here, and what a decoder
-does with a hostile file ends with this process.
+`images.py` runs this file as a script and feeds it. A job is a JSON line on stdin, followed by `num_bytes` bytes of
+data; the answer is a JSON line on stdout. Nothing of the server is imported here, so that a hostile file can harm this
+process only.
 
-A file is read by the small parsers below first. They check its sides and the number of its parts, and hand Pillow
-only the parts that hold pixels: metadata of any size or form never reaches it.
+The small parsers below read a file first. They check its dimensions and the number of its parts, and pass only the
+parts that hold pixels to Pillow: metadata, of whatever size or form, never reaches it.
 """
 
 import base64
 import binascii
 import contextlib
 import ctypes
+import errno
 import io
 import json
 import os
@@ -32,29 +33,29 @@ from PIL import Image as PillowImage
 MAX_PIXELS = 4096 * 4096
 MAX_SIDE = 16_384
 MAX_SCANS = 64  # of a progressive JPEG; cameras and encoders write about 10
-MAX_MARKERS = 10_000  # of a JPEG, restart markers apart
+MAX_MARKERS = 10_000  # of a JPEG, without restart markers
 MAX_CHUNKS = 65_536  # of a PNG or WebP
 MAX_EXIF_BYTES = 2**20
-MAX_PROFILES = 8  # of a PNG, that are looked at for EXIF data
+MAX_PROFILES = 8  # of a PNG, that are searched for EXIF data
 CPU_S = 10  # of one job; the slowest image within the limits above takes a few seconds
 READY = b"ready\n"
-MEMORY_BYTES = 2**30  # of address space beyond what the interpreter has at the start
+MEMORY_BYTES = 2**30  # of address space, beyond what the interpreter has at the start
 
 Pixels = npt.NDArray[np.uint8]
 
 
 class Refused(ValueError):
-    """The source is not an image that we take; the text is for the client."""
+    """The source is not an acceptable image; the text is for the client."""
 
 
 class Parsed(NamedTuple):
     """What a parser found.
 
     Attributes:
-        format: Pillow's name of it.
-        width, height: as stored, before the image is turned.
-        orientation: EXIF's, 1 .. 8.
-        data: a file with the parts that hold pixels and nothing else.
+        format: Pillow's name for it.
+        width, height: as stored, before the image is rotated.
+        orientation: EXIF's, 1 to 8.
+        data: a file with only the parts that hold pixels.
     """
 
     format: str
@@ -65,13 +66,13 @@ class Parsed(NamedTuple):
 
 
 def decode(data: bytes) -> Pixels:
-    """Decode a PNG, JPEG or WebP image to RGB, upright, transparency over black; of an animation the first frame.
+    """Decode a PNG, JPEG or WebP image (of an animation, the first frame) to upright RGB, transparency over black.
 
-    Shapes:
-        [H, W, 3] uint8.
+    Returns:
+        uint8 [H, W, 3].
 
     Raises:
-        Refused: it is none of these, is damaged, or is over one of the limits.
+        Refused: it is none of these, is damaged, or exceeds a limit.
     """
     try:
         parsed = _parse(data)
@@ -81,16 +82,16 @@ def decode(data: bytes) -> Pixels:
             return _to_rgb(image, parsed.orientation)
     except (Refused, MemoryError):
         raise
-    # Pillow's decoders raise whatever they stumble over: OSError, SyntaxError, ValueError, struct.error and more.
+    # Pillow's decoders raise almost anything: OSError, SyntaxError, ValueError, struct.error and more.
     except Exception as error:
         raise Refused("not a complete PNG, JPEG or WebP image") from error
 
 
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise Refused(f"the image has {width} x {height} pixels, over {MAX_PIXELS} in all")
+        raise Refused(f"the image is {width}x{height}, over the limit of {MAX_PIXELS} pixels")
     if max(width, height) > MAX_SIDE:
-        raise Refused(f"the image has {width} x {height} pixels, a side may have {MAX_SIDE}")
+        raise Refused(f"the image is {width}x{height}, over the limit of {MAX_SIDE} pixels per side")
 
 
 _TURNS = {
@@ -106,7 +107,7 @@ _TURNS = {
 
 def _to_rgb(image: PillowImage.Image, orientation: int) -> Pixels:
     image.load()
-    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip
         image = PillowImage.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         clear = image.convert("RGBA")
@@ -116,9 +117,6 @@ def _to_rgb(image: PillowImage.Image, orientation: int) -> Pixels:
     if orientation in _TURNS:
         image = image.transpose(_TURNS[orientation])
     return np.asarray(image)
-
-
-# -- What a file holds --------------------------------------------------------------------------------------
 
 
 def _parse(data: bytes) -> Parsed:
@@ -164,7 +162,7 @@ def _parse_png(data: bytes) -> Parsed:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Name, start and stop of each chunk's content."""
+    """Name, and start and stop of the content, of each chunk."""
     position = len(_PNG_HEAD)
     for _ in range(MAX_CHUNKS):
         if position + 8 > len(data):
@@ -178,7 +176,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _raw_profile(text: bytes, *, compressed: bool) -> bytes:
-    """EXIF data as ImageMagick writes them into a PNG: in hexadecimal digits."""
+    """EXIF data as ImageMagick writes it into a PNG: in hexadecimal digits."""
     name = _PROFILE.match(text)
     if name is None:
         return b""
@@ -192,9 +190,9 @@ def _raw_profile(text: bytes, *, compressed: bool) -> bytes:
         return b""
 
 
-_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # neither filling, nor a stuffed byte, nor a restart
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # neither a fill byte, nor a stuffed byte, nor a restart marker
 _SOI, _EOI, _SOS, _TEM, _APP0, _APP1, _APP14, _APP15, _COM = 0xD8, 0xD9, 0xDA, 0x01, 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
-_NO_FRAME = (0xC4, 0xC8, 0xCC)  # DHT, JPG and DAC, in the midst of SOF0 .. SOF15
+_NO_FRAME = (0xC4, 0xC8, 0xCC)  # DHT, JPG and DAC, which lie between SOF0 and SOF15
 _EXIF_HEAD, _XMP_HEAD = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 
 
@@ -257,7 +255,7 @@ def _parse_webp(data: bytes) -> Parsed:
         position = start + length + length % 2
     else:
         raise Refused(f"the WebP has more than {MAX_CHUNKS} chunks")
-    # Without VP8X the bitstream's own 14 bits a side hold, which Pillow tells before it decodes.
+    # Without VP8X the size is in the bitstream, at most 14 bits a side; Pillow reports it before it decodes.
     return Parsed("WEBP", *size, _orientation(exif, xmp), data)
 
 
@@ -266,7 +264,7 @@ _ORIENTATION_TAG = 0x0112
 
 
 def _orientation(exif: bytes, xmp: bytes) -> int:
-    """How the image is to be turned, by its EXIF data or else by its XMP; 1 where neither says."""
+    """The image's orientation by its EXIF data, otherwise by its XMP; 1 if neither has one."""
     exif = exif.removeprefix(_EXIF_HEAD)
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     with contextlib.suppress(struct.error):
@@ -281,8 +279,6 @@ def _orientation(exif: bytes, xmp: bytes) -> int:
     return int(found[1]) if found else 1
 
 
-# -- Data URLs ----------------------------------------------------------------------------------------------
-
 _CONTROLS = bytes(range(0x21))
 _BASE64 = re.compile(rb"; *base64$", re.IGNORECASE)
 _TYPE = re.compile(rb"(?:image/[^/]+|application/octet-stream)", re.IGNORECASE)
@@ -294,8 +290,8 @@ _SHOWN_BYTES = 40
 def read_data_url(url: bytes) -> bytes:
     """The bytes of a data URL (RFC 2397), read as leniently as browsers do.
 
-    Parameters of the media type are passed over, whitespace in base64 too, and its padding may be missing; both
-    alphabets of base64 are good. Data that are not base64 are percent-encoded.
+    Parameters of the media type and whitespace in base64 are ignored, padding may be missing, and both base64 alphabets
+    are accepted. Data without base64 is percent-encoded.
 
     Raises:
         Refused: it is not a data URL of an image.
@@ -307,8 +303,8 @@ def read_data_url(url: bytes) -> bytes:
     is_base64 = _BASE64.search(head)
     media_type = (head[: is_base64.start()] if is_base64 else head).partition(b";")[0].strip()
     if not _TYPE.fullmatch(media_type):
-        shown = media_type[:_SHOWN_BYTES].decode(errors="replace") or "text/plain (it names no media type)"
-        raise Refused(f"the data URL holds {shown}; it must start with data:image/png;base64, or the like")
+        shown = media_type[:_SHOWN_BYTES].decode(errors="replace") or "text/plain (it has no media type)"
+        raise Refused(f"the data URL holds {shown}; it must start with data:image/png;base64, or similar")
     if b"%" in body:
         body = _ESCAPED.sub(lambda escaped: _BYTES[int(escaped[1], 16)], body)
     if not is_base64:
@@ -318,7 +314,7 @@ def read_data_url(url: bytes) -> bytes:
         body = body.removesuffix(b"=").removesuffix(b"=")
     try:
         if body.endswith(b"="):
-            raise binascii.Error("more padding than fits")
+            raise binascii.Error("too much padding")
         return base64.b64decode(body + b"=" * (-len(body) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise Refused("the data URL is not valid base64") from None
@@ -326,11 +322,9 @@ def read_data_url(url: bytes) -> bytes:
 
 _BYTES = [bytes([value]) for value in range(256)]
 
-# -- The process --------------------------------------------------------------------------------------------
-
 
 def _serve(jobs: BinaryIO, answer: Callable[[dict[str, Any]], None]) -> None:
-    """Do jobs until stdin ends, which it does when the frontend is gone."""
+    """Do jobs until stdin ends, which happens when the server is gone."""
     for line in jobs:
         job = json.loads(line)
         data = jobs.read(job["num_bytes"])
@@ -340,9 +334,9 @@ def _serve(jobs: BinaryIO, answer: Callable[[dict[str, Any]], None]) -> None:
         except Refused as refusal:
             answer({"refused": str(refusal)})
         except MemoryError:
-            answer({"refused": "the image takes too much memory to decode"})
+            answer({"refused": "decoding the image takes too much memory"})
         except OSError as error:
-            answer({"failed": error.strerror or "a file can't be read"})
+            answer({"refused": f"cannot read the image: {error.strerror or 'unknown error'}"})
         del data
 
 
@@ -360,7 +354,7 @@ def _read_file(path: str) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(fd, "rb") as file:
         if not S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(0, "not a regular file")
+            raise OSError(errno.EINVAL, "not a regular file")
         return file.read()
 
 
@@ -376,13 +370,13 @@ def _write(pixels: Pixels, path: str, offset: int) -> None:
 
 
 def _limit_cpu() -> None:
-    """Let SIGXCPU end the process when the present job takes too long."""
+    """Let SIGXCPU end the process if the current job takes too long."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     _lower(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 1 + CPU_S)
 
 
 def _lower(limit: int, value: int) -> None:
-    """Set a soft limit, up to the hard one that we were started with."""
+    """Set a soft limit, at most to the hard limit that the process was started with."""
     hard = resource.getrlimit(limit)[1]
     resource.setrlimit(limit, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
@@ -393,22 +387,22 @@ def _limit_process(parent: int) -> None:
         own = int(statm.read().split()[0]) * resource.getpagesize()
     _lower(resource.RLIMIT_AS, own + MEMORY_BYTES)
     os.nice(5)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the frontend ends its processes itself
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal: the server ends its processes itself
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:  # it has ended before it could be told
+    if os.getppid() != parent:  # it ended before the signal was set up
         sys.exit(1)
 
 
 def main() -> None:
-    """Serve the process that started this one."""
-    PillowImage.MAX_IMAGE_PIXELS = None  # its warning; ours is a limit
+    """Decode images for the process that started this one."""
+    PillowImage.MAX_IMAGE_PIXELS = None  # Pillow only warns; we have our own limit
     PillowImage.preinit()
     from PIL import WebPImagePlugin  # noqa: F401, PLC0415
 
     _limit_process(int(sys.argv[1]))
     answers = sys.stdout
-    sys.stdout = sys.stderr  # what a library prints is no answer
+    sys.stdout = sys.stderr  # keep what libraries print out of the answers
 
     def answer(message: dict[str, Any]) -> None:
         answers.write(json.dumps(message) + "\n")

@@ -1,4 +1,4 @@
-"""Images that requests name: uploaded assets and data URLs, decoded by a few processes with limits."""
+"""The images of a request, uploaded assets or data URLs, and the processes that decode them."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,9 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
+
+from pydantic import BaseModel
 
 from filmstrip.errors import BadImage, InternalError, InvalidField, ShuttingDown
 
@@ -23,29 +25,36 @@ from .tasks import FairSemaphore, run_to_end, spawn
 log = logging.getLogger(__name__)
 
 _NUM_WORKERS = 2
-_WALL_S = 120.0  # of one image: the worker's own limit on CPU time comes first, but on a machine that hardly runs it
+_WALL_S = 120.0  # for one image; the worker's limit on CPU time is reached first, unless the machine is overloaded
 _START_S = 60.0
-_INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL")  # no setting and no secret
+_INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL")  # no settings and no secrets
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _WHITESPACE = "".join(map(chr, range(0x21)))
 
 ImageSource = Path | str
-"""An asset's file, or a data URL."""
+"""The file of an asset, or a data URL."""
 
 
 @dataclass(frozen=True)
 class Requester:
-    """Who an image is decoded for: clients take turns, and so do the requests of each client."""
+    """Whom an image is decoded for: clients take turns, and so do the requests of each client."""
 
     client: str = ""
     request: object = field(default_factory=object)
 
 
-class ImageDecoder:
-    """Decodes images in processes that have nothing of ours: no socket, no setting, no secret.
+class _Answer(BaseModel):
+    """A worker's answer: the image's shape [H, W, 3], or why it was refused."""
 
-    A process starts when it is first needed, decodes one image at a time, and is killed when nobody waits for that
-    image any longer.
+    shape: tuple[int, ...] = ()
+    refused: str | None = None
+
+
+class ImageDecoder:
+    """Decodes images in worker processes that inherit nothing from us: no sockets, settings or secrets.
+
+    A process is started when it is first needed, decodes one image at a time, and is killed if nobody waits for that
+    image any more.
     """
 
     def __init__(self) -> None:
@@ -55,24 +64,24 @@ class ImageDecoder:
         self._is_closed = False
 
     async def shape(self, source: ImageSource, requester: Requester) -> tuple[int, ...]:
-        """Decode an image and give its shape, [H, W, 3].
+        """Decode an image and return its shape, [H, W, 3].
 
         Raises:
-            BadImage: it is not an image, is damaged, or is over a limit.
+            BadImage: it is not an image, is damaged, or exceeds a limit.
         """
         return await self._decode({}, source, requester, urgent=False)
 
     async def write(self, source: ImageSource, requester: Requester, shape: tuple[int, ...], place: FileSlice) -> None:
-        """Decode an image of this shape again and write its pixels, uint8 [H, W, 3], to a place in a file.
+        """Decode an image again and write its pixels, uint8 [H, W, 3], into a file.
 
         Raises:
-            InternalError: it has changed since its shape was found, or can't be decoded again; the message says why.
+            InternalError: its shape is no longer `shape`, or it can no longer be decoded; the message says why.
         """
         job = {"into": str(place.path), "offset": place.offset, "shape": list(shape)}
         try:
             await self._decode(job, source, requester, urgent=True)
         except BadImage as error:
-            log.warning("an image that was good can't be decoded again: %s", error.message)
+            log.warning("an image that passed its check cannot be decoded any more: %s", error.message)
             raise InternalError(error.message) from error
 
     async def close(self) -> None:
@@ -81,7 +90,7 @@ class ImageDecoder:
         await asyncio.gather(*map(self._end, list(self._all)))
 
     async def _decode(
-        self, job: dict[str, Any], source: ImageSource, requester: Requester, *, urgent: bool
+        self, job: dict[str, object], source: ImageSource, requester: Requester, *, urgent: bool
     ) -> tuple[int, ...]:
         data = b""
         if isinstance(source, Path):
@@ -89,15 +98,14 @@ class ImageDecoder:
         else:
             data = source.encode(errors="replace")
         async with self._turns.turn(requester.client, requester.request, urgent=urgent):
+            # Not by pydantic, which refuses paths that are not UTF-8.
             answer = await self._ask(json.dumps(job | {"num_bytes": len(data)}).encode() + b"\n", data)
-        if "refused" in answer:
-            raise BadImage(answer["refused"])
-        if "failed" in answer:
-            raise BadImage(f"the image can't be read: {answer['failed']}")
-        return tuple(cast("list[int]", answer["shape"]))
+        if answer.refused is not None:
+            raise BadImage(answer.refused)
+        return answer.shape
 
-    async def _ask(self, job: bytes, data: bytes) -> dict[str, Any]:
-        """The answer to a job; given to a second process where something else than its limits ended the first."""
+    async def _ask(self, job: bytes, data: bytes) -> _Answer:
+        """The answer to a job, from a second process if the first one ended for another reason than its limits."""
         for _ in range(2):
             process = await self._take()
             try:
@@ -106,18 +114,18 @@ class ImageDecoder:
             except TimeoutError:
                 await self._end(process)
                 raise BadImage("the image takes too long to decode") from None
-            except BaseException:  # nobody waits for it any longer
+            except BaseException:  # nobody waits for it any more
                 await self._end(process)
                 raise
             if line.endswith(b"\n"):
                 self._idle.append(process)
-                return cast("dict[str, Any]", json.loads(line))
+                return _Answer.model_validate_json(line)
             await self._end(process)
             if process.returncode == -signal.SIGXCPU:
                 raise BadImage("the image takes too long to decode")
-            await self._end_idle()  # what ended this one may have ended them too: the second attempt gets a new one
-        log.warning("the process that decoded an image ended with status %s", process.returncode)
-        raise BadImage("the image can't be decoded within the limits of time and memory")
+            await self._end_idle()  # they may have ended for the same reason: the second attempt gets a new process
+        log.warning("the process that decoded an image exited with status %s", process.returncode)
+        raise BadImage("the image cannot be decoded within the limits on time and memory")
 
     async def _take(self) -> asyncio.subprocess.Process:
         while True:
@@ -134,7 +142,7 @@ class ImageDecoder:
             await self._end(process)
 
     async def _start(self) -> None:
-        """Start a process and leave it with the idle ones."""
+        """Start a process and add it to the idle ones."""
         process = await spawn(
             sys.executable,
             *("-P", "-W", "ignore", image_worker.__file__, str(os.getpid())),
@@ -152,7 +160,7 @@ class ImageDecoder:
             await self._end(process)
             if self._is_closed:
                 raise ShuttingDown("the server is stopping")
-            raise InternalError("the process that decodes images does not start; the server's log tells more")
+            raise InternalError("the process that decodes images does not start; see the server's log")
         self._idle.append(process)
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
@@ -163,9 +171,9 @@ class ImageDecoder:
 
 
 async def _exchange(process: asyncio.subprocess.Process, job: bytes, data: bytes) -> bytes:
-    """Send a job and read its answer, which is short where the process has ended."""
+    """Send a job and read its answer, which is incomplete if the process has ended."""
     jobs, answers = cast("asyncio.StreamWriter", process.stdin), cast("asyncio.StreamReader", process.stdout)
-    with contextlib.suppress(ConnectionError, RuntimeError):  # uvloop's error where the process has ended
+    with contextlib.suppress(ConnectionError, RuntimeError):  # what uvloop raises if the process has ended
         jobs.write(job)
         jobs.write(data)
         await jobs.drain()
@@ -178,7 +186,7 @@ class RequestImage:
 
     Attributes:
         shape: [H, W, 3].
-        write: decodes it again and writes its pixels to a place in a file.
+        write: decodes it again and writes its pixels into a file.
     """
 
     shape: tuple[int, ...]
@@ -197,25 +205,25 @@ async def resolve_image(
     """The image that a field of a request names.
 
     Args:
-        source: name of an asset of the requester's client, or a data URL.
-        name: of the field, for messages.
-        store: where assets lie.
-        decoder: decodes it.
-        requester: for whom.
-        uses: keeps the asset from being deleted until it is closed.
+        source: the name of an asset of the requester's client, or a data URL.
+        name: the field, for messages.
+        store: the store that holds assets.
+        decoder: decodes the image.
+        requester: whom it is for.
+        uses: closing it allows the asset to be deleted again.
 
     Raises:
-        UnknownPath: it names an asset that is not here.
-        InvalidField: it holds no image.
+        UnknownPath: there is no such asset.
+        InvalidField: it is not an image.
     """
     url = source.lstrip(_WHITESPACE)
-    found: ImageSource = url
+    image: ImageSource = url
     if url[:5].lower() != "data:":
         file = store.find(source, Kind.ASSET, owner=requester.client, field=name)
         uses.enter_context(store.holding(file))
-        found = file.path
+        image = file.path
     try:
-        shape = await decoder.shape(found, requester)
+        shape = await decoder.shape(image, requester)
     except BadImage as error:
         raise InvalidField(f"{name}: {error.message}", name) from None
-    return RequestImage(shape, functools.partial(decoder.write, found, requester, shape))
+    return RequestImage(shape, functools.partial(decoder.write, image, requester, shape))

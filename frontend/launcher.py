@@ -1,8 +1,8 @@
-"""Becomes tritonserver, and sees that it ends with the frontend and keeps what it works on from other users.
+"""Becomes tritonserver, which then ends with the server and hides its files and shared memory from other users.
 
-A guard stays behind, which ends the models' processes with it.
+A guard process stays behind and ends the models' processes when tritonserver ends.
 
-Run as a script and as the leader of a process group: `launcher.py FRONTEND_PID TRITONSERVER FLAG...`.
+Run as a script, as the leader of a process group: `launcher.py SERVER_PID TRITONSERVER FLAG...`.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ _PR_SET_PDEATHSIG = 1  # of prctl(2)
 _PR_SET_NO_NEW_PRIVS = 38
 _SYS_SECCOMP = 317  # on x86-64, the only machine that the embedded Triton is made for
 _SECCOMP_SET_MODE_FILTER = 1
-_SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4  # without it, some kernels slow every process down that has a filter
+_SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4  # without it, some kernels slow down every process that has a filter
 _IGNORE_FCHMOD_0644 = (  # BPF: code, where to jump if true and if false, operand
     (0x20, 0, 0, 4),  # load the architecture
     (0x15, 0, 5, 0xC000003E),  # x86-64?
@@ -25,28 +25,28 @@ _IGNORE_FCHMOD_0644 = (  # BPF: code, where to jump if true and if false, operan
     (0x20, 0, 0, 24),  # load the mode
     (0x15, 0, 1, 0o644),
     (0x06, 0, 0, 0x00050000),  # do nothing, and return 0
-    (0x06, 0, 0, 0x7FFF0000),  # go on
+    (0x06, 0, 0, 0x7FFF0000),  # make the call
 )
 
 
 def main() -> None:
-    """Leave the guard, and become tritonserver."""
-    frontend, command = int(sys.argv[1]), sys.argv[2:]
+    """Start the guard and become tritonserver."""
+    server, command = int(sys.argv[1]), sys.argv[2:]
     triton = os.getpid()
     if os.fork() == 0:
         _guard(triton)
     else:
-        _end_with(frontend)
+        _end_with(server)
         _keep_private()
         os.execv(command[0], command)  # noqa: S606 - the command is ours
 
 
 def _guard(triton: int) -> None:
-    """Wait for Triton's end, and end what is left of its group.
+    """Wait until Triton ends, and kill what is left of its process group.
 
-    A model's process watches Triton only after it has been spoken to: one that has not would wait for ever.
+    A model's process watches Triton only once Triton has contacted it; before that, it would wait forever.
     """
-    os.setsid()  # out of the group, and of the terminal's reach
+    os.setsid()  # leave the group and the terminal
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     _end_with(triton)
     signal.sigwait({signal.SIGTERM})
@@ -55,10 +55,10 @@ def _guard(triton: int) -> None:
 
 
 def _keep_private() -> None:
-    """Let other users read nothing that Triton and its models make, the models' shared memory among it.
+    """Keep other users from reading anything that Triton and its models create, including shared memory.
 
-    Boost, through which they make it, does not heed the umask: it sets mode 0644 once the file is there. Changing that
-    back would come too late, as another user could have opened the file by then.
+    Boost, which creates the models' shared memory, ignores the umask: it sets mode 0644 once the file exists. Changing
+    the mode back would be too late, as another user could have opened the file by then.
     """
     os.umask(0o077)
     program = b"".join(struct.pack("HBBI", *step) for step in _IGNORE_FCHMOD_0644)
@@ -74,9 +74,9 @@ def _keep_private() -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Let SIGTERM come when the parent ends, however it does."""
+    """Have the kernel send SIGTERM when the parent ends, however it ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it has ended before it could be told
+    if os.getppid() != parent:  # it ended before the signal was set up
         os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -12,9 +12,16 @@ from quart import Request
 
 from .settings import LogFormat, Settings
 
+ACCESS_LOGGER = "filmstrip.access"
+HYPERCORN_LOGGER = "filmstrip.hypercorn"
+_NOTES = "filmstrip.access_log"
+_FIELDS = ("client", "address", "method", "path", "status", "bytes", "seconds", "generation")
+_SHORT_FIELDS = ("client", "address", "generation")  # those that the text of a line does not contain
+_PROBES = tuple(f"GET {path} " for path in ("/health", "/health/live", "/health/ready", "/metrics"))
+
 
 def configure(settings: Settings) -> None:
-    """Send all logs of the process to stderr in the format of the settings."""
+    """Send all logs of the process to stderr, in the configured format."""
     is_json = settings.log_format is LogFormat.JSON
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -22,7 +29,7 @@ def configure(settings: Settings) -> None:
         structlog.stdlib.add_logger_name,
         structlog.stdlib.PositionalArgumentsFormatter(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.stdlib.ExtraAdder(FIELDS if is_json else SHORT_FIELDS),
+        structlog.stdlib.ExtraAdder(_FIELDS if is_json else _SHORT_FIELDS),
     ]
     last: list[structlog.typing.Processor]
     if is_json:
@@ -36,49 +43,43 @@ def configure(settings: Settings) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )
-    logging.getLogger("frontend.access").addFilter(_no_probes)
-    logging.getLogger("frontend.access").addFilter(_on_one_line)
+    access_log = logging.getLogger(ACCESS_LOGGER)
+    access_log.addFilter(_is_no_probe)
+    access_log.addFilter(_escape_unprintable)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)
 
 
 def name_generation(id: str) -> None:
-    """Put a generation's id on every line that follows from this task, its threads and the tasks that it starts."""
+    """Add a generation's id to all later log lines of this task, its threads and the tasks that it starts."""
     structlog.contextvars.bind_contextvars(generation=id)
 
 
 def named(id: str) -> AbstractContextManager[None]:
-    """Put a generation's id on the lines of a block, in place of any other."""
+    """Add a generation's id to the log lines of a block, in place of any other."""
     return structlog.contextvars.bound_contextvars(generation=id)
 
 
-def _no_probes(record: logging.LogRecord) -> bool:
-    """Leave out what monitors ask every few seconds."""
-    return not record.getMessage().startswith(
-        tuple(f"GET {path} " for path in ("/health", "/health/live", "/health/ready", "/metrics"))
-    )
+def _is_no_probe(record: logging.LogRecord) -> bool:
+    """False for the requests that monitors send every few seconds."""
+    return not record.getMessage().startswith(_PROBES)
 
 
-def _on_one_line(record: logging.LogRecord) -> bool:
-    """Show what an address holds beside printable characters: a line end in it would forge a line of the log."""
+def _escape_unprintable(record: logging.LogRecord) -> bool:
+    """Escape unprintable characters of the request's path: a line end in it would forge a line of the log."""
     record.msg = "".join(letter if letter.isprintable() else ascii(letter).strip("'") for letter in record.getMessage())
     record.args = ()
     return True
 
 
-_NOTES = "filmstrip.access_log"
-FIELDS = ("client", "address", "method", "path", "status", "bytes", "seconds", "generation")
-SHORT_FIELDS = ("client", "address", "generation")  # those that the line itself does not have
-
-
 def note(request: Request, **notes: object) -> None:
-    """Add to the line that a request will have in the access log: its `client`, its `generation`."""
+    """Add to a request's line in the access log: its `client`, `status` or `generation`."""
     cast("dict[str, Any]", request.scope).setdefault(_NOTES, {}).update(notes)
 
 
 class AccessLog(Logger):
-    """Writes the lines; hypercorn calls it when an answer is complete, or its connection is gone."""
+    """Writes a line per request; Hypercorn calls it when a response is complete or its connection is gone."""
 
     async def access(self, request: WWWScope, response: ResponseSummary | None, request_time: float) -> None:
         """Write the line of one request."""
@@ -86,7 +87,7 @@ class AccessLog(Logger):
             return
         scope = cast("dict[str, Any]", request)
         notes = scope.setdefault(_NOTES, {})
-        if notes.setdefault("is_logged", False):  # hypercorn logs an answer again whose client has left before it
+        if notes.setdefault("is_logged", False):  # Hypercorn logs a response twice if its client left early
             return
         notes["is_logged"] = True
         headers = dict(response.get("headers", ())) if response is not None else {}

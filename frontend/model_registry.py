@@ -12,7 +12,7 @@ from typing import Protocol
 from filmstrip.contract import PipelineInfo
 from filmstrip.errors import FilmstripError, LoadFailed, ModelError, TritonUnavailable, UnknownPipeline
 from filmstrip.model_folders import is_model_name
-from filmstrip.triton_folder import is_safe_model
+from filmstrip.triton_server import is_safe_model
 
 from . import repository
 from .tasks import in_thread
@@ -85,7 +85,7 @@ class Supervisor(Protocol):
     def is_restarting(self) -> bool:
         """A planned restart is not over yet."""
 
-    async def settled(self) -> None:
+    async def wait_for_restart(self) -> None:
         """Wait until a planned restart is over: Triton answers, and loads its models."""
 
     def link_models(self) -> None:
@@ -316,7 +316,7 @@ class ModelRegistry:
         """
         wanted = {field: name for field, name in names.items() if name is not None}
         if self.supervisor is not None:
-            await self.supervisor.settled()
+            await self.supervisor.wait_for_restart()
         states = await self._states()
         for name in set(wanted.values()) & states.keys():
             if name in self._failed:
@@ -346,7 +346,7 @@ class ModelRegistry:
         if name in self._unhealthy:  # what is left of its process is in the way
             self.supervisor.on_model_exit(name)
         while True:
-            await self.supervisor.settled()
+            await self.supervisor.wait_for_restart()
             try:
                 return await self.load_now(name)
             except TritonUnavailable:

@@ -1,4 +1,8 @@
-"""The OpenAPI document, complete for streams and binary bodies too, which quart-schema by itself cannot tell."""
+"""The OpenAPI document, with the streams and binary bodies that quart-schema cannot describe, and its Swagger page.
+
+Both are rendered once and kept as bytes. A proxy may serve the API under a path prefix, so all links are relative, in
+redirects too. Nothing that a client sends is written into them.
+"""
 
 import gzip
 import hashlib
@@ -28,22 +32,20 @@ EVENTS = "text/event-stream"
 _OPERATION = "_filmstrip_operation"
 _GENERATE, _BATCH = "/api/v1/generate", "/api/v1/batch"
 _MEANINGS = {
-    400: "The request cannot be understood.",
-    401: "No key, or a wrong one.",
-    403: "Pages of this origin may not post here, or the server does not answer to this host name.",
-    404: "Nothing of this name is here, or it has expired.",
+    400: "The request is malformed.",
+    401: "The API key is missing or invalid.",
+    403: "Web pages of this origin may not use the server, or it does not accept this host name.",
+    404: "There is nothing of this name, or it has expired.",
     408: "The body stopped arriving.",
-    409: "Another generation runs, or the file is in use.",
-    412: "The file is not the one that If-Match names.",
-    413: "The body is over its limit.",
-    415: "The body is compressed, or a form.",
-    416: "The range lies outside the file.",
-    422: "A field holds a value that cannot be served.",
-    503: "Triton is not ready, or could not load the pipeline; or the server has no memory left for the request.",
-    507: "The stored files would go over their limits, or the disk is full.",
+    409: "Another generation is running, or the file is in use.",
+    412: "If-Match names another file.",
+    413: "The body exceeds its limit.",
+    415: "The body is compressed or a form.",
+    416: "The range lies outside of the file.",
+    422: "A field has an invalid or unsupported value.",
+    503: "Triton is not ready or could not load the pipeline, or the server has no memory left for the request.",
+    507: "The stored files would exceed their limits, or the disk is full.",
 }
-
-
 _ASSETS = {"swagger-ui-bundle.js": "text/javascript; charset=utf-8", "swagger-ui.css": "text/css; charset=utf-8"}
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -74,7 +76,7 @@ _PAGE = """<!DOCTYPE html>
 
 
 def content(media_type: str, model: type[BaseModel] | None = None, description: str = "") -> dict[str, Any]:
-    """A body of this type: a model for JSON, text for events, else bytes."""
+    """A body of this media type: a model for JSON, text for events, otherwise bytes."""
     schema: dict[str, Any] = {"type": "string"}
     if model is not None:
         schema = {"$ref": f"#/components/schemas/{model.__name__}"}
@@ -86,9 +88,11 @@ def content(media_type: str, model: type[BaseModel] | None = None, description: 
     return body
 
 
-def parameter(name: str, place: str, schema: Mapping[str, Any], description: str, *, required: bool) -> dict[str, Any]:
-    """A header or a part of the query."""
-    return {"name": name, "in": place, "required": required, "schema": schema, "description": description}
+def parameter(
+    name: str, location: str, schema: Mapping[str, Any], description: str, *, required: bool
+) -> dict[str, Any]:
+    """A parameter in the path, the query or a header."""
+    return {"name": name, "in": location, "required": required, "schema": schema, "description": description}
 
 
 def describe(
@@ -99,7 +103,7 @@ def describe(
     parameters: tuple[Mapping[str, Any], ...] = (),
     models: tuple[type[BaseModel], ...] = (),
 ) -> Callable[[F], F]:
-    """Document a route; `models` are those that its bodies name."""
+    """Document a route; `models` are those that its bodies refer to."""
     responses = {str(status): {"description": "", **answer} for status, answer in answers.items()}
     responses |= {str(status): _refusal(status) for status in errors}
     operation: dict[str, Any] = {"responses": responses, "parameters": list(parameters)}
@@ -114,14 +118,14 @@ def describe(
 
 
 def accepted_types(view: Callable[..., Any]) -> Collection[str]:
-    """The media types that a route documents for its body, none where it takes none."""
+    """The media types that a route documents for its body; empty if it takes none."""
     described: tuple[dict[str, Any], Any] = getattr(view, _OPERATION, ({}, ()))
     body: dict[str, Any] = described[0].get("requestBody", {})
     return list(body.get("content", ()))
 
 
-class Provider(OpenAPIProvider):
-    """quart-schema's document with our routes' own descriptions."""
+class DocumentProvider(OpenAPIProvider):
+    """quart-schema's document, with what `describe` says of each route."""
 
     def build_paths(self, rule: Rule) -> tuple[dict[str, Any], dict[str, Any]]:
         """The paths and components of one route."""
@@ -131,10 +135,12 @@ class Provider(OpenAPIProvider):
             for method, described in methods.items():
                 described.update(operation)
                 if path.startswith(_BATCH):
-                    described["summary"] = f"Another name of {path.replace(_BATCH, _GENERATE)}"
+                    described["summary"] = f"Alias of {path.replace(_BATCH, _GENERATE)}"
                     described["tags"] = ["aliases"]
                     described["operationId"] += "_batch"
-                described["responses"] |= {str(status): _refusal(status) for status in _by_access(path, method)}
+                described["responses"] |= {
+                    str(status): _refusal(status) for status in _admission_statuses(path, method)
+                }
                 described["description"] = re.sub(r"\n?(Raises|Args):\n(.|\n)*", "", described["description"]).strip()
         for model in models:
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -147,8 +153,8 @@ def _refusal(status: int) -> dict[str, Any]:
     return content(JSON, ErrorAnswer, _MEANINGS[status])
 
 
-def _by_access(path: str, method: str) -> list[int]:
-    """Statuses that `frontend.auth` and `frontend.bodies` answer with, on every route alike."""
+def _admission_statuses(path: str, method: str) -> list[int]:
+    """The statuses of the checks that all routes share: access, and how the body is wrapped."""
     return [401] * needs_key(path) + [403] * needs_known_host(path) + [415] * (method not in ("get", "head", "options"))
 
 
@@ -158,13 +164,13 @@ def _first_line(model: type[BaseModel] | None) -> str:
 
 @dataclass(frozen=True)
 class Rendered:
-    """Something that is the same for everybody, with its compressed form.
+    """Content that is the same for every client, plain and compressed.
 
     Attributes:
-        content_type: of what it is.
-        plain: its bytes.
-        compressed: the same by gzip.
-        tag: of the plain bytes; the compressed ones have one of their own.
+        content_type: media type.
+        plain: the bytes.
+        compressed: the bytes compressed with gzip.
+        tag: entity tag of the plain bytes; the compressed ones have another.
     """
 
     content_type: str
@@ -174,23 +180,23 @@ class Rendered:
 
     @classmethod
     def of(cls, content_type: str, plain: bytes) -> "Rendered":
-        """Compress it; call it in a thread where it is large."""
+        """Compress the content, which takes a moment: call it in a thread."""
         return cls(content_type, plain, gzip.compress(plain, mtime=0), hashlib.sha256(plain).hexdigest()[:32])
 
-    def answer(self, request: Request) -> Response:
-        """It, compressed where the client takes that, or that the client has it already."""
+    def response(self, request: Request) -> Response:
+        """The content, compressed if the client accepts that, or 304 if the client already has it."""
         is_compressed = request.accept_encodings.quality("gzip") > 0
         compressed_tag = f"{self.tag}-gzip"
-        has_it = any(
+        is_known = any(
             names_entity_tag(request.headers, "If-None-Match", tag, weak=True) for tag in (self.tag, compressed_tag)
         )
-        response = Response(b"" if has_it else self.compressed if is_compressed else self.plain)
+        response = Response(b"" if is_known else self.compressed if is_compressed else self.plain)
         response.headers["Content-Type"] = self.content_type
         if is_compressed:
             response.headers["Content-Encoding"] = "gzip"
         response.headers["ETag"] = f'"{compressed_tag if is_compressed else self.tag}"'
         response.headers.update({"Cache-Control": "no-cache", "Vary": "Accept-Encoding"})
-        if has_it:
+        if is_known:
             response.status_code = 304
             for name in ("Content-Type", "Content-Length", "Content-Encoding"):
                 response.headers.pop(name, None)
@@ -198,14 +204,14 @@ class Rendered:
 
 
 def add_docs(app: Quart, schema: QuartSchema, title: str) -> None:
-    """Give an app its document at /openapi.json, the page at /docs and what the page needs; / leads there."""
+    """Add the document at /openapi.json and the page at /docs with its assets; / redirects to the page."""
     rendered: dict[str, Rendered] = {}
     assets = cast("Path", files("flask_swagger_ui")) / "dist"
 
     async def answer(name: str, content_type: str, read: Callable[[], bytes]) -> Response:
         if name not in rendered:
             rendered[name] = await in_thread(Rendered.of, content_type, read())
-        return rendered[name].answer(request)
+        return rendered[name].response(request)
 
     @app.get("/openapi.json")
     @hide
@@ -236,5 +242,5 @@ def add_docs(app: Quart, schema: QuartSchema, title: str) -> None:
         return _redirect("docs")
 
 
-def _redirect(where: str) -> Response:
-    return Response(b"", 302, {"Location": where})
+def _redirect(location: str) -> Response:
+    return Response(b"", 302, {"Location": location})

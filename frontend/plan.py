@@ -12,7 +12,8 @@ from typing import Any
 from filmstrip.cache_policy import CacheInputs, reset_reason
 from filmstrip.contract import NUM_SEEDS, ChunkParameters, Interpolation, Mode, PipelineInfo, Prompt, Transition
 from filmstrip.errors import InvalidField, counted
-from filmstrip.geometry import MAX_SIDE, MIN_SIDE, VideoShape, nearest_multiples
+from filmstrip.geometry import MAX_SIDE, MIN_SIDE, nearest_multiples
+from filmstrip.wire import VideoShape
 
 from .array_plan import (
     MODEL_CHANNELS,

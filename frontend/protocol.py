@@ -1,23 +1,27 @@
-"""hypercorn's part of a connection, where it must do otherwise than hypercorn does.
+"""The Hypercorn side of a connection: replacements for the two Hypercorn classes whose behaviour does not fit.
 
-- A head that is no HTTP, is too large or names no path never reaches the application, or makes it fall over: hypercorn
-  answers with a bare status. Here it gets the API's one shape of errors.
-- HTTP/1.1 is spoken and nothing else. HTTP allows to pass over an offer to upgrade. Of hypercorn's other protocols,
-  WebSocket ends in a 500 where no route is one, and HTTP/2 loses the connection when a client resets a stream.
-- A client that sends a second request behind a running stream and then goes away leaves a task that waits for ever.
-- At a shutdown hypercorn waits for clients that have stopped reading. Here they are cut off.
-- hypercorn sends 100 Continue before the application has seen the head. Here it is sent when the body is first read.
-- After Content-Length with Transfer-Encoding the connection stays open. Here it closes, as RFC 9112 says.
-- Bytes after the last request of a connection, and empty lines before a request, are errors that end the answer under
-  way. Here they are ignored, as RFC 9112 says.
-- A client that has closed its sending side counts as gone. Here it gets its answer, unless that is an event stream.
-- hypercorn closes at once after its last answer; the kernel then resets the connection under a client that still sends,
-  which loses the answer. Here what the client still sends is read for a while and thrown away.
-- hypercorn takes any number of connections, and one whose client has left stays open for five seconds. Here there is a
-  limit, and idle connections make room for new ones.
+- Malformed request: a head that is not HTTP, is too large or has no path never reaches the application, or crashes it,
+  and Hypercorn answers with a bare status. Here the client gets a JSON error like any other.
+- Upgrades: only HTTP/1.1 is supported; HTTP allows a server to ignore an offer to upgrade. Hypercorn's WebSocket ends
+  in a 500 where there is no WebSocket route, and its HTTP/2 loses the connection when a client resets a stream.
+- Pipelining: when a client sends a second request behind a running stream and then disconnects, Hypercorn leaves a task
+  that waits forever.
+- Shutdown: Hypercorn waits for clients that have stopped reading. Here they are cut off.
+- Expect: Hypercorn sends 100 Continue before the application has seen the head. Here it is sent when the body is first
+  read.
+- Content-Length with Transfer-Encoding: Hypercorn keeps the connection open. Here it closes, as RFC 9112 requires.
+- Stray bytes: Hypercorn treats bytes after the last request and empty lines before a request as errors that end the
+  response in progress. Here they are ignored, as RFC 9112 says.
+- Half-closed connections: Hypercorn considers a client gone that has closed its sending side. Here it still gets its
+  response, unless that is an event stream.
+- Lingering close: Hypercorn closes right after the last response. If the client is still sending, the kernel then
+  resets the connection and the client loses the response. Here the rest is read for a while and discarded.
+- Connection limit: Hypercorn accepts any number of connections, and keeps one open for five seconds after its client
+  has left. Here there is a limit, and idle connections make room for new ones. Without a limit, silent connections
+  would use up the process's file descriptors, and no file, process or gRPC channel could be opened any more.
 
-hypercorn has no seams for these, so `install` puts classes of ours in the place of two of its own. It is pinned to
-one minor version for that.
+Hypercorn has no extension points for these, so `install` replaces its classes. Its minor version is pinned for that
+reason.
 """
 
 import asyncio
@@ -50,71 +54,72 @@ from .connection import EXCHANGE, Exchange
 log = logging.getLogger(__name__)
 
 HEAD_BYTES = 32 * 1024
-READ_BYTES = 256 * 1024  # as much as uvloop reads from a socket at once; hypercorn's own are 64 KiB
-_LINGER_S = 2.0  # how long a client may pause that still sends after its answer, and how long it has to see a refusal
-_LONGEST_LINGER_S = 30.0  # how long it may send altogether
-_REFUSAL_S = 1.0  # how long a request for a stream may take to be refused once its client sends nothing more
+READ_BYTES = 256 * 1024  # as much as uvloop reads from a socket at once; Hypercorn's default is 64 KiB
+_LINGER_S = 2.0  # longest pause of a client that still sends after its response; also the time it has to read a refusal
+_LONGEST_LINGER_S = 30.0  # how long it may go on sending altogether
+_REFUSAL_S = 1.0  # how long an event stream may take to be refused after its client has closed its sending side
 _HEAD = re.compile(rb".*?\n\r?\n", re.DOTALL)
 _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 _FOLD = re.compile(rb"\n[ \t]")
 _CLOSE = (b"connection", b"close")
+
 RESERVED_DESCRIPTORS = 192  # for logs, Triton, the generation's files, threads and processes
-_DESCRIPTORS_A_CONNECTION = 2  # its socket, and the file that it uploads or downloads
-_FEWEST = 8
-_MOST_REFUSED = 32
-_WARNING_PAUSE_S = 60.0
+_DESCRIPTORS_PER_CONNECTION = 2  # its socket, and the file that it uploads or downloads
+_MIN_CONNECTIONS = 8
+_MAX_REFUSED = 32
+_WARNING_INTERVAL_S = 60.0
 
 
 def raise_descriptor_limit() -> int:
-    """Allow this process as many file descriptors as it may allow itself; returns their number."""
+    """Raise the soft limit on file descriptors to the hard limit, and return it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
 
 
-def most_connections(wanted: int, descriptors: int) -> int:
-    """How many of the `wanted` connections fit when the process may have this number of file descriptors."""
+def connection_limit(configured: int, descriptors: int) -> int:
+    """The configured number of connections, or as many as this number of file descriptors allows."""
     if descriptors == resource.RLIM_INFINITY:
-        return wanted
-    return min(wanted, max(_FEWEST, (descriptors - RESERVED_DESCRIPTORS) // _DESCRIPTORS_A_CONNECTION))
+        return configured
+    return min(configured, max(_MIN_CONNECTIONS, (descriptors - RESERVED_DESCRIPTORS) // _DESCRIPTORS_PER_CONNECTION))
 
 
 class Closable(Protocol):
-    """A connection as far as the limit is concerned."""
+    """What the connection limit needs to know of a connection."""
 
     @property
     def is_in_use(self) -> bool:
-        """Bytes are on their way that closing it would lose."""
+        """Closing it now would lose bytes in transit."""
 
     def cut(self) -> None:
         """Close it."""
 
 
 class OpenConnections:
-    """The connections that are open: those with a request under way, and the idle ones, idle longest first."""
+    """The open connections: busy ones, which have a request in progress, and idle ones, longest idle first."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
         self._busy: set[Closable] = set()
         self._idle: dict[Closable, None] = {}
         self._refused: dict[Closable, None] = {}
         self._cutting: asyncio.Task[None] | None = None
-        self._warned_at = -_WARNING_PAUSE_S
+        self._warned_at = -_WARNING_INTERVAL_S
 
     def __len__(self) -> int:
         return len(self._busy) + len(self._idle)
 
     def admit(self, connection: Closable) -> bool:
-        """Add a new connection, as an idle one. Over the limit, the one that has been idle longest is cut.
+        """Add a new connection as an idle one. Over the limit, the one that has been idle longest is closed for it.
 
         Returns:
-            Whether it may be served: False when every other one has a request under way. A few that may not can
-            stay until they have read why.
+            Whether to serve it. False when all others are busy; a few refused connections may stay open until their
+            clients have read why.
         """
-        if len(self) < self.most or self._cut_one_idle():
+        if len(self) < self.limit or self._cut_one_idle():
             self._idle[connection] = None
             return True
-        if len(self._refused) == _MOST_REFUSED:
+        if len(self._refused) == _MAX_REFUSED:
             oldest = next(iter(self._refused))
             del self._refused[oldest]
             oldest.cut()
@@ -131,23 +136,23 @@ class OpenConnections:
         return True
 
     def mark_busy(self, connection: Closable) -> None:
-        """A request has begun."""
+        """Note that a request has started."""
         self._idle.pop(connection, None)
         self._busy.add(connection)
 
     def mark_idle(self, connection: Closable) -> None:
-        """Its request is answered."""
+        """Note that its request has been answered."""
         self._busy.discard(connection)
         self._idle[connection] = None
 
     def remove(self, connection: Closable) -> None:
-        """It is closed."""
+        """Note that it is closed."""
         self._busy.discard(connection)
         self._idle.pop(connection, None)
         self._refused.pop(connection, None)
 
     def cut_idle_when(self, stopping: Callable[[], Awaitable[None]]) -> None:
-        """Cut the idle ones when the server stops."""
+        """Close idle connections when the server stops."""
         if self._cutting is None:
             self._cutting = asyncio.create_task(self._cut_idle(stopping), name="cut idle connections")
 
@@ -158,25 +163,25 @@ class OpenConnections:
 
     def _warn(self, consequence: str) -> None:
         now = time.monotonic()
-        if now - self._warned_at >= _WARNING_PAUSE_S:
+        if now - self._warned_at >= _WARNING_INTERVAL_S:
             self._warned_at = now
-            log.warning("all %d connections are taken: %s", self.most, consequence)
+            log.warning("the limit of %d connections is reached: %s", self.limit, consequence)
 
 
 class _Parser(h11.Connection):
-    """h11's parser, which does not let hypercorn know that a client waits for 100 Continue: it would send it."""
+    """h11's parser, hiding from Hypercorn that a client waits for 100 Continue, which it would send at once."""
 
     @property
     def they_are_waiting_for_100_continue(self) -> bool:
         return False
 
     def receive_data(self, data: bytes) -> None:
-        """Take bytes, unless the last request of the connection has come: nothing counts after it (RFC 9112, 9.6)."""
+        """Take bytes, unless the connection's last request has arrived: what follows it is ignored (RFC 9112, 9.6)."""
         if not data or self.their_state is not h11.MUST_CLOSE:
             super().receive_data(data)
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        """The next event; folded header lines, on which proxies and servers differ, are an error."""
+        """The next event. Folded header lines are an error, because proxies and servers read them differently."""
         if self.their_state is h11.MUST_CLOSE and self.trailing_data[0]:
             return h11.NEED_DATA
         if self.their_state in (h11.IDLE, h11.DONE):
@@ -191,8 +196,8 @@ class _Parser(h11.Connection):
         return super().next_event()
 
 
-class _NothingMore(H11WSConnection):
-    """Stands for the parser of a connection whose client is gone: there is nothing to read, and no one to send to."""
+class _ClosedParser(H11WSConnection):
+    """Replaces the parser of a connection whose client is gone: nothing to read, and nobody to send to."""
 
     client_is_waiting_for_100_continue = False
 
@@ -207,7 +212,7 @@ class _NothingMore(H11WSConnection):
 
 
 class HttpProtocol(H11Protocol):
-    """One connection's HTTP/1.1."""
+    """HTTP/1.1 on one connection."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -217,19 +222,19 @@ class HttpProtocol(H11Protocol):
         self._hanging_up: asyncio.TimerHandle | None = None
 
     async def handle(self, event: Event) -> None:
-        """Take what has happened to the connection."""
+        """Handle bytes from the client, or the end of the connection."""
         await super().handle(event)
         if isinstance(event, Closed):
             self.stay()
-            self.connection = _NothingMore()
+            self.connection = _ClosedParser()
             await self.can_read.set()
 
     async def end_input(self) -> bool:
-        """Take that the client sends nothing more; returns whether it has a request whose answer it waits for."""
+        """Note that the client has closed its sending side; returns whether it still waits for a response."""
         self._input_has_ended = True
         await self.handle(RawData(b""))
-        is_whole = self.connection.their_state is not h11.ERROR
-        if self.stream is None or not is_whole or (self._exchange.streams and self._exchange.has_begun):
+        is_complete = self.connection.their_state is not h11.ERROR
+        if self.stream is None or not is_complete or (self._exchange.streams and self._exchange.has_begun):
             return False
         if self._exchange.streams:
             self._hang_up_soon()
@@ -237,13 +242,11 @@ class HttpProtocol(H11Protocol):
 
     @property
     def is_cut_short(self) -> bool:
-        """There is, or may be, more of the client's than the requests that were answered."""
+        """The client has sent, or may be sending, more than the requests that were answered."""
         return self.connection.their_state in (h11.SEND_BODY, h11.ERROR) or bool(self.connection.trailing_data[0])
 
-    # -- Requests -----------------------------------------------------------------------------------------------
-
     async def _check_protocol(self, event: h11.Request) -> None:
-        """No HTTP/2."""
+        """Ignore offers to upgrade to HTTP/2."""
 
     async def _create_stream(self, request: h11.Request) -> None:
         fields: dict[bytes, bytes] = dict(request.headers)
@@ -251,19 +254,19 @@ class HttpProtocol(H11Protocol):
         if (
             not _has_path(request.target)
             or not all(_is_host(value) for name, value in request.headers if name == b"host")
-            or (is_chunked and request.http_version < b"1.1")  # its length is anyone's guess: RFC 9112, 6.1
+            or (is_chunked and request.http_version < b"1.1")  # its length is ambiguous: RFC 9112, 6.1
         ):
             await self._send_error_response(BadRequest.status)
             await self.send(Closed())
             return
         self._exchange = self._new_exchange()
-        if is_chunked and b"content-length" in fields:  # a proxy may have believed the other one
+        if is_chunked and b"content-length" in fields:  # a proxy may have used the other header
             self._exchange.closes = True
             fields.pop(b"content-length")
         if b"expect" in fields and request.http_version >= b"1.1":
             has_body = is_chunked or int(fields.get(b"content-length", 0)) > 0
             self._exchange.awaits_continue = has_body
-            self._exchange.closes |= fields[b"expect"].lower() != b"100-continue"  # to be refused
+            self._exchange.closes |= fields[b"expect"].lower() != b"100-continue"  # refused later
         self.connection_state = ConnectionState(self.connection_state | {EXCHANGE: self._exchange})
         fields.pop(b"upgrade", None)  # no WebSocket
         headers = [(name, value) for name, value in request.headers if name in fields]
@@ -274,7 +277,7 @@ class HttpProtocol(H11Protocol):
         )
 
     def let_go(self) -> None:
-        """Refer to itself no more: its memory is freed now, not when Python next looks for reference cycles."""
+        """Drop the references to itself, so that memory is freed now and not at the next garbage collection."""
         del self._exchange, self.connection_state
 
     def _new_exchange(self) -> Exchange:
@@ -290,41 +293,39 @@ class HttpProtocol(H11Protocol):
         if self._input_has_ended:
             self._hang_up_soon()
 
-    # -- Answers ------------------------------------------------------------------------------------------------
-
     async def stream_send(self, event: StreamEvent) -> None:
-        """Send a part of the answer."""
+        """Send a part of the response."""
         if isinstance(event, Response) and event.status_code >= 200:
             self.stay()
             exchange = self._exchange
             exchange.has_begun = True
             exchange.streams = _is_event_stream(event.headers)
             if exchange.streams and self._input_has_ended:
-                self.connection = _NothingMore()
-                self.task_group.spawn(self._hang_up)  # which cancels the task that runs here
+                self.connection = _ClosedParser()
+                self.task_group.spawn(self._hang_up)  # it cancels the current task
             elif exchange.closes or exchange.awaits_continue or self._input_has_ended:
                 event = replace(event, headers=[*event.headers, _CLOSE])
         await super().stream_send(event)
 
     def _hang_up_soon(self) -> None:
-        """Only a refusal is of use to the client: wait a moment for one."""
+        """Hang up after a moment: only a refusal is of use to this client."""
         spawn = functools.partial(self.task_group.spawn, self._hang_up)
         self._hanging_up = asyncio.get_running_loop().call_later(_REFUSAL_S, spawn)
 
     def stay(self) -> None:
-        """Do not hang up, or not any more."""
+        """Cancel a pending hang-up."""
         if self._hanging_up is not None:
             self._hanging_up.cancel()
 
     async def _hang_up(self) -> None:
-        """The client is gone."""
+        """Treat the client as gone."""
         await self.handle(Closed())
         await self.send(Closed())
 
     async def _send_error_response(self, status_code: int) -> None:
         error: FilmstripError = BadRequest("malformed HTTP request")
         if status_code == HeadTooLarge.status:
-            error = HeadTooLarge(f"the request's line and headers are over the limit of {HEAD_BYTES} bytes")
+            error = HeadTooLarge(f"the request line and headers exceed the limit of {HEAD_BYTES} bytes")
         body = json.dumps(error.body()).encode()
         headers = [
             (b"content-type", b"application/json"),
@@ -338,7 +339,7 @@ class HttpProtocol(H11Protocol):
 
 
 class TcpConnection(tcp_server.TCPServer):
-    """One connection's socket."""
+    """One accepted socket (Hypercorn makes a TCPServer for each)."""
 
     def __init__(self, connections: OpenConnections, refused_body_bytes: int, *args: Any) -> None:
         super().__init__(*args)
@@ -351,12 +352,12 @@ class TcpConnection(tcp_server.TCPServer):
         self._output_has_ended = False
 
     async def run(self) -> None:
-        """Serve the connection to its end."""
+        """Serve the connection until it closes."""
         try:
             self._connections.cut_idle_when(self.context.terminated.wait)
             if not self._connections.admit(self):
                 await self._refuse()
-            elif await self._has_begun():
+            elif await self._wait_for_first_bytes():
                 await super().run()
         except asyncio.CancelledError:  # asyncio.streams of Python 3.11 would log it as an error
             if not self.context.terminated.is_set():
@@ -365,20 +366,18 @@ class TcpConnection(tcp_server.TCPServer):
             self._connections.remove(self)
             if self._lingering is not None:
                 self._lingering.cancel()
-            if hasattr(self, "protocol"):  # it has not been refused, and has said something
+            if hasattr(self, "protocol"):  # not refused, and the client has sent something
                 self._http.stay()
                 self._http.let_go()
                 del self.protocol
             if (error := self.reader.exception()) is not None:
-                error.__traceback__ = None  # its frames refer to this connection, as the protocol did
-
-    # -- What the limit on connections asks ---------------------------------------------------------------------
+                error.__traceback__ = None  # its frames refer to this connection: a cycle
 
     @property
     def is_in_use(self) -> bool:
-        """Bytes that it sent wait to be read, or bytes that were sent to it to be taken.
+        """Received bytes wait to be read, or sent bytes wait to be taken by the client.
 
-        What is sent after the last answer is only thrown away.
+        What arrives after the last response does not count: it is discarded.
         """
         if self._output_has_ended:
             return False
@@ -386,13 +385,11 @@ class TcpConnection(tcp_server.TCPServer):
         return bool(received) or self.writer.transport.get_write_buffer_size() > 0
 
     def cut(self) -> None:
-        """Make room for another connection."""
+        """Close it, to make room for another connection."""
         self.writer.close()
 
-    # -- What happens to it -------------------------------------------------------------------------------------
-
     async def protocol_send(self, event: Event) -> None:
-        """Take what HTTP does."""
+        """Handle what the protocol sends, or its end."""
         if isinstance(event, Closed):
             await self._end()
             return
@@ -401,7 +398,7 @@ class TcpConnection(tcp_server.TCPServer):
         await super().protocol_send(event)
 
     async def _read_data(self) -> None:
-        """Read until the client sends nothing more, or is gone."""
+        """Read until the client closes its sending side, or is gone."""
         discarded_bytes = 0
         while data := await self._read():
             if not self._output_has_ended:
@@ -418,8 +415,8 @@ class TcpConnection(tcp_server.TCPServer):
         await self._http.handle(Closed())
         await self._close()
 
-    async def _has_begun(self) -> bool:
-        """Wait for its first bytes. Until they come it costs little: there may be crowds of silent connections."""
+    async def _wait_for_first_bytes(self) -> bool:
+        """Wait for the first bytes. Until they come, a connection costs little: there may be many silent ones."""
         timer = self.loop.call_later(self.config.keep_alive_timeout, self.cut)
         self._first = await self._read()
         timer.cancel()
@@ -428,7 +425,7 @@ class TcpConnection(tcp_server.TCPServer):
         return bool(self._first)
 
     async def _read(self) -> bytes | None:
-        """What has come; nothing at the end of it, None after a reset."""
+        """The next bytes; empty at the end of the stream, None after a reset."""
         if self._first:
             first, self._first = self._first, b""
             return first
@@ -438,9 +435,9 @@ class TcpConnection(tcp_server.TCPServer):
             return None
 
     async def _end(self) -> None:
-        """The last answer is sent: close the connection, once the client has had time to read it where it still sends.
+        """Close the connection after the last response; if the client is still sending, give it time to read it first.
 
-        To close earlier would reset the connection, and the client's kernel would drop the answer.
+        Closing earlier would reset the connection, and the client's kernel would drop the response.
         """
         if self._output_has_ended:
             return
@@ -455,14 +452,14 @@ class TcpConnection(tcp_server.TCPServer):
             await self._close()
 
     def _linger(self) -> None:
-        """Close the connection when the client has stopped sending, or takes too long."""
+        """Close the connection once the client stops sending, or takes too long."""
         if self._lingering is not None:
             self._lingering.cancel()
         when = min(self.loop.time() + _LINGER_S, self._linger_until)
         self._lingering = self.loop.call_at(when, self.writer.close)
 
     async def _refuse(self) -> None:
-        """There is no room for it."""
+        """Answer that there is no room, and close."""
         with contextlib.suppress(OSError, RuntimeError, TimeoutError):
             self.writer.write(_refusal_of_connection())
             self.writer.write_eof()
@@ -484,7 +481,7 @@ class TcpConnection(tcp_server.TCPServer):
 
 @functools.cache
 def _refusal_of_connection() -> bytes:
-    error = TooManyConnections("the server has as many connections as it can serve; try again soon")
+    error = TooManyConnections("the server has reached its connection limit; try again soon")
     body = json.dumps(error.body()).encode()
     head = (
         f"HTTP/1.1 {error.status} Service Unavailable\r\nContent-Type: application/json\r\n"
@@ -501,7 +498,7 @@ def _is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
 
 
 def _has_path(target: bytes) -> bool:
-    """Whether a request's target is a path or a whole URL: Quart falls over others. hypercorn unquotes it first."""
+    """Whether a request's target is a path or an absolute URL; Quart crashes on others. Hypercorn unquotes it first."""
     path = unquote(target.partition(b"?")[0].decode("ascii"))
     try:
         return path.startswith("/") or urlsplit(path).scheme in ("http", "https")
@@ -510,7 +507,7 @@ def _has_path(target: bytes) -> bool:
 
 
 def _is_host(value: bytes) -> bool:
-    """Whether a host has no label that is too long: werkzeug raises over it where no handler of errors is."""
+    """Whether every label of a host is short enough: Werkzeug raises where no error handler applies."""
     try:
         value.decode("latin1").lower().partition(":")[0].encode("idna")
     except UnicodeError:
@@ -519,11 +516,11 @@ def _is_host(value: bytes) -> bool:
 
 
 def install(connections: OpenConnections, refused_body_bytes: int) -> None:
-    """Let hypercorn use these classes for every connection from now on.
+    """Make Hypercorn use these classes for all new connections.
 
     Args:
-        connections: those that are open, with their limit.
-        refused_body_bytes: how much is read of what a client still sends after its last answer.
+        connections: the open connections, with their limit.
+        refused_body_bytes: how much of what a client sends after its last response is read.
     """
     hypercorn.protocol.H11Protocol = HttpProtocol  # type: ignore[attr-defined]
     hypercorn.asyncio.run.TCPServer = functools.partial(TcpConnection, connections, refused_body_bytes)  # type: ignore[assignment,attr-defined]

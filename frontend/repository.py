@@ -13,7 +13,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from filmstrip.contract import PipelineInfo
 from filmstrip.model_folders import is_dead_link, model_folders
-from filmstrip.triton_folder import is_safe_model
+from filmstrip.triton_server import is_safe_model
 
 CONFIG = "config.pbtxt"
 UNSAFE_NAME = "the name of its folder may only have the letters A-Z and a-z, digits and . _ - + @ , :"

@@ -42,13 +42,13 @@ _VIDEO_HEADERS = {
 _UNUSED_HEADER = {
     "X-Unused-Fields": {
         "schema": {"type": "string"},
-        "description": "Fields of the request that the pipeline has no use for, separated by commas.",
+        "description": "Fields of the request that the pipeline ignores, separated by commas.",
     }
 }
-_EVENT_STREAM = """Server-sent events: `progress` after each chunk, and last one of `complete`, `cancelled`, `error`.
+_EVENT_STREAM = """Server-sent events: `progress` after each chunk, finally one of `complete`, `cancelled` and `error`.
 
-Each has the lines `id`, `event` and `data` (JSON) and ends with an empty line; comments (`: keep-alive`) fill long
-silences. docs/api.md lists the keys of each event."""
+Each event has the lines `id`, `event` and `data` (JSON) and ends with an empty line. Comments (`: keep-alive`) are sent
+during long silences. docs/api.md lists the keys of each event."""
 
 
 @api.post("/api/v1/generate")
@@ -60,7 +60,7 @@ silences. docs/api.md lists the keys of each event."""
     models=(GenerateRequest,),
 )
 async def generate() -> Response:
-    """Generate a video, chunk by chunk, with an event after each."""
+    """Generate a video chunk by chunk, with an event after each chunk."""
     state = app_state()
     client = client_of_request()
     async with _json_body(GenerateRequest) as body:
@@ -78,7 +78,7 @@ async def generate() -> Response:
 @api.post("/api/v1/batch/cancel")
 @describe(answers={200: content(JSON, CancelAnswer)}, models=(CancelAnswer,))
 async def cancel() -> Response:
-    """End the client's generation after its current chunk."""
+    """Stop the client's generation after its current chunk."""
     is_running = app_state().slot.cancel(client_of_request())
     return _answer(CancelAnswer(status="cancelling" if is_running else "idle"))
 
@@ -128,7 +128,7 @@ async def upload_data() -> Response:
     models=(AssetAnswer,),
 )
 async def upload_asset() -> Response:
-    """Upload an image for first and last frames and references."""
+    """Upload an image for a first frame, a last frame or a reference."""
     state = app_state()
     requester = Requester(client_of_request())
     file = await _receiver().blob(
@@ -143,15 +143,15 @@ async def upload_asset() -> Response:
 @describe(
     parameters=(
         parameter("path", "query", {"type": "string"}, "An output_path.", required=True),
-        parameter("Range", "header", {"type": "string"}, "One range of bytes.", required=False),
-        parameter("If-Range", "header", {"type": "string"}, "The range holds for this ETag alone.", required=False),
-        parameter("If-Match", "header", {"type": "string"}, "ETags, one of which the file must have.", required=False),
-        parameter("If-None-Match", "header", {"type": "string"}, "ETags that the client has.", required=False),
+        parameter("Range", "header", {"type": "string"}, "A range of bytes.", required=False),
+        parameter("If-Range", "header", {"type": "string"}, "The range applies only to this ETag.", required=False),
+        parameter("If-Match", "header", {"type": "string"}, "The file must have one of these ETags.", required=False),
+        parameter("If-None-Match", "header", {"type": "string"}, "ETags that the client already has.", required=False),
     ),
     answers={
         200: content(BINARY, description="20-byte header and raw uint8 THWC.") | {"headers": _VIDEO_HEADERS},
-        206: content(BINARY, description="The range asked for.") | {"headers": _VIDEO_HEADERS},
-        304: {"description": "The client has it already."},
+        206: content(BINARY, description="The requested range.") | {"headers": _VIDEO_HEADERS},
+        304: {"description": "The client already has the file."},
     },
     errors=(404, 412, 416, 422, 503),
 )
@@ -167,14 +167,12 @@ async def download() -> Response:
 
 @api.delete("/api/v1/files/<name>")
 @describe(
-    parameters=(
-        parameter("name", "path", {"type": "string"}, "A name that an upload or an event gave.", required=True),
-    ),
-    answers={204: {"description": "The file is gone."}},
+    parameters=(parameter("name", "path", {"type": "string"}, "A name from an upload or an event.", required=True),),
+    answers={204: {"description": "The file was deleted."}},
     errors=(404, 409),
 )
 async def delete_file(name: str) -> Response:
-    """Delete an upload, an asset or an output of the client."""
+    """Delete one of the client's uploads, assets or outputs."""
     app_state().store.delete(name, client_of_request())
     return Response(status=204)
 
@@ -182,7 +180,7 @@ async def delete_file(name: str) -> Response:
 @api.get("/api/v1/pipelines")
 @describe(answers={200: content(JSON, PipelinesAnswer)}, errors=(503,), models=(PipelinesAnswer,))
 async def pipelines() -> Response:
-    """List the pipelines: the state of each, and what it can do."""
+    """List the pipelines, with their states and features."""
     shown = []
     for name, pipeline in (await app_state().loads.pipelines()).items():
         info = {"id": name} if pipeline.info is None else pipeline.info.to_dict()
@@ -198,7 +196,7 @@ async def pipelines() -> Response:
     models=(LoadRequest, LoadAnswer),
 )
 async def load_pipeline() -> Response:
-    """Load pipelines; generate needs this only after an unload, and does it by itself."""
+    """Load pipelines. This is optional: generating loads a pipeline if necessary."""
     async with _json_body(LoadRequest) as body:
         load = await app_state().loads.start(client_of_request(), body)
     status = "loaded" if load.status == "loaded" else "loading"
@@ -208,7 +206,7 @@ async def load_pipeline() -> Response:
 @api.get("/api/v1/pipeline/status")
 @describe(answers={200: content(JSON, PipelineStatusAnswer)}, models=(PipelineStatusAnswer,))
 async def pipeline_status() -> Response:
-    """How the client's last load went."""
+    """Get the state of the client's last load."""
     state, client = app_state(), client_of_request()
     load = state.loads.last(client)
     loras = (
@@ -229,37 +227,39 @@ async def pipeline_status() -> Response:
 
 @api.get("/health")
 @describe(
-    answers={200: content(JSON, HealthAnswer), 503: content(JSON, HealthAnswer, "Not now.")}, models=(HealthAnswer,)
+    answers={200: content(JSON, HealthAnswer), 503: content(JSON, HealthAnswer, "No generation is possible now.")},
+    models=(HealthAnswer,),
 )
 async def health() -> tuple[Response, int]:
-    """Tell whether a generation would be accepted, or one runs, and which pipelines failed."""
+    """Report whether a generation is running or would be accepted, and which pipelines have failed."""
     state = app_state()
     generating = state.slot.current is not None
-    found = await state.readiness()
-    ready = not state.slot.is_closed and (generating or (found is not None and found.can_generate))
-    status = "healthy" if ready else "starting" if found is None and state.is_starting else "unavailable"
-    degraded = list(found.degraded) if found is not None else []
-    return _answer(HealthAnswer(status=status, generating=generating, degraded=degraded)), 200 if ready else 503
+    readiness = await state.readiness()
+    is_ready = not state.slot.is_closed and (generating or (readiness is not None and readiness.can_generate))
+    status = "healthy" if is_ready else "starting" if readiness is None and state.is_starting else "unavailable"
+    degraded = list(readiness.degraded) if readiness is not None else []
+    return _answer(HealthAnswer(status=status, generating=generating, degraded=degraded)), 200 if is_ready else 503
 
 
 @api.get("/health/ready")
 @describe(
-    answers={200: content(JSON, HealthAnswer), 503: content(JSON, HealthAnswer, "Not now.")}, models=(HealthAnswer,)
+    answers={200: content(JSON, HealthAnswer), 503: content(JSON, HealthAnswer, "No generation is possible now.")},
+    models=(HealthAnswer,),
 )
 async def ready() -> tuple[Response, int]:
-    """Readiness: the same as /health."""
+    """Readiness probe, the same as /health."""
     return await health()
 
 
 @api.get("/health/live")
 @describe(answers={200: content(JSON, LiveAnswer)}, models=(LiveAnswer,))
 async def live() -> Response:
-    """Liveness: the server answers requests, whatever Triton does."""
+    """Liveness probe: the server answers requests, whatever state Triton is in."""
     return _answer(LiveAnswer(status="live"))
 
 
 @api.get("/metrics")
-@describe(answers={200: content("text/plain", description="Metrics in Prometheus' text format.")})
+@describe(answers={200: content("text/plain", description="Metrics in the Prometheus text format.")})
 async def prometheus() -> Response:
     """Metrics for Prometheus."""
     return Response(metrics.exposition(), content_type=metrics.CONTENT_TYPE)

@@ -1,4 +1,4 @@
-"""Every setting, its default and what it means; read once from the environment (`FILMSTRIP_*`) and from secrets."""
+"""Every setting with its default and meaning, read once from the environment (`FILMSTRIP_*`) and from secrets."""
 
 import hashlib
 import os
@@ -20,6 +20,7 @@ from pydantic_settings import (
 
 from .hosts import Authority
 
+ENV_PREFIX = "FILMSTRIP_"
 KIB = 2**10
 MIB = 2**20
 GIB = 2**30
@@ -27,11 +28,12 @@ MINUTES = 60.0
 HOURS = 3600.0
 
 SECRETS_DIR = Path("/run/secrets")
-"""Where container engines put secrets, a file each: `filmstrip_api_keys` is `FILMSTRIP_API_KEYS`."""
+"""Where container engines mount secrets, one file each: `filmstrip_api_keys` is `FILMSTRIP_API_KEYS`."""
 
-_CHECKOUT = Path(__file__).resolve().parent.parent
-MODELS_DIR = _CHECKOUT / "models"
-"""Where the export writes models; made when the embedded Triton starts with the default repositories."""
+_HOME = Path(__file__).resolve().parent.parent  # a checkout, or the installed package `filmstrip`
+_IS_CHECKOUT = (_HOME / "pyproject.toml").is_file()
+MODELS_DIR = _HOME / "models" if _IS_CHECKOUT else Path("models")
+"""Where the export writes models; created when the embedded Triton starts with the default repositories."""
 
 _CLIENT = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
@@ -39,106 +41,125 @@ LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
 class LogFormat(StrEnum):
-    """How log lines look."""
+    """Format of log lines."""
 
     JSON = "json"
     TEXT = "text"
 
 
 class ApiKey(NamedTuple):
-    """A client's name, under which its files are kept, and a key of it."""
+    """One API key, and the name of the client that owns the files made with it."""
 
     client: str
     key: str
 
-    def __repr__(self) -> str:  # a key does not belong in a log
+    def __repr__(self) -> str:  # keep the key out of logs
         return f"ApiKey({self.client})"
 
 
 def _default_repositories() -> tuple[Path, ...]:
-    """The models that come with the code, and those that were exported, where there can be any."""
-    shipped = _CHECKOUT / "model_repository"
-    has_exports = MODELS_DIR.is_dir() or (shipped.is_dir() and os.access(_CHECKOUT, os.W_OK))
+    """The models that come with the code and, if there can be any, the exported ones."""
+    shipped = _HOME / "model_repository"
+    has_exports = MODELS_DIR.is_dir() or (_IS_CHECKOUT and shipped.is_dir() and os.access(_HOME, os.W_OK))
     return (shipped, MODELS_DIR) if has_exports else (shipped,)
 
 
 class Settings(BaseSettings):
-    """The settings of one frontend; docs/operations.md lists them, and a test holds it to that."""
+    """The settings of one server. A test compares them with the list in docs/operations.md."""
 
-    model_config = SettingsConfigDict(env_prefix="FILMSTRIP_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field(
-        (), description="Keys that clients must send, each `client:key` or a key alone, separated by commas."
+        (),
+        description="API keys, separated by commas, each `client:key` or a key alone; without any, no key is needed.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Origins whose web pages may use the API, separated by commas, or `*`."
+        (), description="Origins of web pages that may use the API, separated by commas, or `*`."
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Other names that a server on loopback without keys answers to, separated by commas, or `*`."
+        (), description="Further host names that a loopback server without keys accepts, separated by commas, or `*`."
     )
-    data_dir: Path = Field(Path("data"), description="Folder of uploads and outputs; one frontend each.")
-    log_format: LogFormat = Field(LogFormat.TEXT, description="`json` or `text` log lines.")
-    log_level: LogLevel = Field("INFO", description="`DEBUG`, `INFO`, `WARNING` or `ERROR`: the least that is logged.")
+    data_dir: Path = Field(Path("data"), description="Folder for uploads and outputs; no two servers may share one.")
+    log_format: LogFormat = Field(LogFormat.TEXT, description="Format of the log: `json` or `text`.")
+    log_level: LogLevel = Field(
+        "INFO", description="Lowest level that is logged: `DEBUG`, `INFO`, `WARNING` or `ERROR`."
+    )
     max_connections: int = Field(
-        4096, gt=0, description="Most open connections; fewer where the process may not open enough files."
+        4096, gt=0, description="Maximum number of open connections; lower if the process may not open enough files."
     )
 
-    embedded: bool = Field(False, description="Start a Triton of our own, on a Unix socket.")
+    embedded: bool = Field(False, description="Start our own Triton, on a Unix socket.")
     triton_url: str = Field(
-        "127.0.0.1:8001", description="gRPC address of Triton when it is not embedded; `unix:` too."
+        "127.0.0.1:8001", description="gRPC address of Triton if it is not embedded: `host:port` or `unix:PATH`."
     )
     triton_secret: str = Field(
-        "", repr=False, description="Secret of Triton's restricted protocols; the embedded one needs none."
+        "", repr=False, description="Secret of Triton's restricted protocols; the embedded Triton needs none."
     )
     model_repository: Annotated[tuple[Path, ...], NoDecode] = Field(
         default_factory=_default_repositories,
         description="Model repositories of the embedded Triton, separated by `:`.",
     )
-    triton_start_timeout_s: float = Field(5 * MINUTES, gt=0, description="Longest start of the embedded Triton.")
+    triton_start_timeout_s: float = Field(
+        5 * MINUTES, gt=0, description="How long the embedded Triton may take to start."
+    )
     model_restart_window_s: float = Field(
         60.0,
         ge=0,
-        description="A model of the embedded Triton that has died, and dies again within this time after it was loaded "
-        "again, is left unloaded.",
+        description="A model of the embedded Triton stays unloaded if its process dies again within this time after a "
+        "reload.",
     )
 
-    shared_memory: bool = Field(True, description="Pass arrays through /dev/shm where Triton accepts it.")
-    uploads_in_shm: bool = Field(False, description="Keep uploads in /dev/shm, so that chunks are not copied.")
-    shm_upload_bytes: int = Field(4 * GIB, ge=0, description="Most bytes of uploads in /dev/shm; others go to disk.")
+    shared_memory: bool = Field(True, description="Pass arrays through /dev/shm if Triton accepts it.")
+    uploads_in_shm: bool = Field(False, description="Keep uploads in /dev/shm, which saves a copy of each chunk.")
+    shm_upload_bytes: int = Field(
+        4 * GIB, ge=0, description="Maximum size of all uploads in /dev/shm; others go to disk."
+    )
 
-    upload_bytes: int = Field(2 * GIB, gt=0, description="Largest video of /generate/upload, without its header.")
-    blob_bytes: int = Field(2 * GIB, gt=0, description="Largest body of /generate/upload-data.")
-    asset_bytes: int = Field(32 * MIB, gt=0, description="Largest image of /assets.")
-    json_bytes: int = Field(16 * MIB, gt=0, description="Largest JSON body.")
-    json_total_bytes: int = Field(64 * MIB, gt=0, description="Most bytes of all JSON bodies held at the same time.")
-    refused_body_bytes: int = Field(64 * MIB, ge=0, description="What is read of a refused body before closing.")
-    body_timeout_s: float = Field(60.0, gt=0, description="Longest pause within a request body.")
+    upload_bytes: int = Field(
+        2 * GIB, gt=0, description="Maximum size of a video sent to /generate/upload, without its header."
+    )
+    blob_bytes: int = Field(2 * GIB, gt=0, description="Maximum size of a body sent to /generate/upload-data.")
+    asset_bytes: int = Field(32 * MIB, gt=0, description="Maximum size of an image sent to /assets.")
+    json_bytes: int = Field(16 * MIB, gt=0, description="Maximum size of a JSON body.")
+    json_total_bytes: int = Field(64 * MIB, gt=0, description="Maximum size of all JSON bodies held at the same time.")
+    refused_body_bytes: int = Field(
+        64 * MIB, ge=0, description="How much of a refused body is read before the connection closes."
+    )
+    body_timeout_s: float = Field(60.0, gt=0, description="Longest pause in a request body.")
 
-    body_bytes_per_s: int = Field(4 * KIB, ge=0, description="Least average rate of a request body, after that time.")
+    body_bytes_per_s: int = Field(
+        4 * KIB, ge=0, description="Lowest average rate of a request body after FILMSTRIP_BODY_TIMEOUT_S."
+    )
     client_timeout_s: float = Field(
-        2 * MINUTES, gt=0, description="How long a client may take in nothing of what is sent."
+        2 * MINUTES, gt=0, description="How long a client may go without reading what is sent to it."
     )
 
-    downloads: int = Field(256, gt=0, description="Most downloads at once; one whose reader stopped takes half a MiB.")
+    downloads: int = Field(
+        256, gt=0, description="Maximum number of simultaneous downloads; a stalled one takes half a MiB of memory."
+    )
 
-    store_bytes: int = Field(32 * GIB, gt=0, description="Most bytes of all stored files together.")
-    store_disk_share: float = Field(0.8, gt=0, le=1, description="Most of the free disk that stored files may take.")
-    store_files: int = Field(1000, gt=0, description="Most stored files.")
-    store_ttl_s: float = Field(1 * HOURS, gt=0, description="How long uploads and outputs live.")
+    store_bytes: int = Field(32 * GIB, gt=0, description="Maximum size of all stored files together.")
+    store_disk_share: float = Field(
+        0.8, gt=0, le=1, description="Largest share of the free disk space that stored files may take."
+    )
+    store_files: int = Field(1000, gt=0, description="Maximum number of stored files.")
+    store_ttl_s: float = Field(1 * HOURS, gt=0, description="How long uploads and outputs are kept.")
 
-    chunk_bytes: int = Field(1 * GIB, gt=0, description="Most bytes of arrays that one chunk may take to Triton.")
-    chunk_timeout_s: float = Field(10 * MINUTES, gt=0, description="Longest chunk before its generation fails.")
-    sequence_start_timeout_s: float = Field(10.0, gt=0, description="Longest wait for a free slot in Triton.")
+    chunk_bytes: int = Field(1 * GIB, gt=0, description="Maximum size of one chunk's arrays.")
+    chunk_timeout_s: float = Field(
+        10 * MINUTES, gt=0, description="How long a chunk may take before its generation fails."
+    )
+    sequence_start_timeout_s: float = Field(10.0, gt=0, description="Longest wait for a free sequence slot in Triton.")
     sequence_end_timeout_s: float = Field(30.0, gt=0, description="Longest wait for Triton to end a sequence.")
     keep_alive_s: float = Field(
         10.0,
         gt=0,
         le=15,
-        description="Longest silence of an event stream before a comment; at most 15.",
+        description="Longest silence of an event stream before a comment is sent; at most 15.",
     )
-    shutdown_timeout_s: float = Field(3.0, gt=0, description="How long open requests may take at shutdown.")
+    shutdown_timeout_s: float = Field(3.0, gt=0, description="How long open requests may take to finish at shutdown.")
 
     @classmethod
     def settings_customise_sources(
@@ -149,8 +170,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags win over the environment, and that over secrets; see pydantic-settings."""
-        if not SECRETS_DIR.is_dir():  # the source would warn
+        """Command-line flags override the environment, which overrides secrets; see pydantic-settings."""
+        if not SECRETS_DIR.is_dir():  # the source would warn about it
             return init_settings, env_settings
         return init_settings, env_settings, SecretsSettingsSource(settings_cls, secrets_dir=SECRETS_DIR)
 
@@ -177,7 +198,7 @@ class Settings(BaseSettings):
     def _are_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
             if name != "*" and Authority.parse(name) is None:
-                raise ValueError(f"each is a host, or host:port, without a scheme; got {name[:80]!r}")
+                raise ValueError(f"each entry must be host or host:port, without a scheme; got {name[:80]!r}")
         return value
 
     @field_validator("api_keys", mode="before")
@@ -185,21 +206,21 @@ class Settings(BaseSettings):
     def _split_keys(cls, value: object) -> object:
         return tuple(_api_key(part) for part in _parts(value)) if isinstance(value, str) else value
 
-    @field_validator("*", mode="before")  # the last of them comes first
+    @field_validator("*", mode="before")  # the last one declared runs first
     @classmethod
     def _drop_byte_order_mark(cls, value: object) -> object:
-        """Editors on Windows begin a file with one, and so a secret, or a variable that is filled from a file."""
+        """Windows editors start files with one, so secrets and variables filled from files may have it."""
         return value.removeprefix("\ufeff") if isinstance(value, str) else value
 
 
-OTHER_VARIABLES = frozenset(f"FILMSTRIP_{name}" for name in ("SERVER", "TOKEN", "PIPELINE", "MODELS", "CHECKPOINTS"))
-"""What the clients and deploy/compose.yaml read."""
+OTHER_VARIABLES = frozenset(f"{ENV_PREFIX}{name}" for name in ("SERVER", "TOKEN", "PIPELINE", "MODELS", "CHECKPOINTS"))
+"""Variables of the client and of deploy/compose.yaml."""
 
 
 def unknown_variables(names: Iterable[str]) -> dict[str, str | None]:
-    """Which names of environment variables begin as ours do and mean nothing, each with a close match or None."""
-    known = {f"FILMSTRIP_{field.upper()}" for field in Settings.model_fields} | OTHER_VARIABLES
-    unknown = sorted(name for name in names if name.upper().startswith("FILMSTRIP_") and name.upper() not in known)
+    """The names of environment variables that start like ours but are unknown, each with a close match or None."""
+    known = {f"{ENV_PREFIX}{field.upper()}" for field in Settings.model_fields} | OTHER_VARIABLES
+    unknown = sorted(name for name in names if name.upper().startswith(ENV_PREFIX) and name.upper() not in known)
     return {name: next(iter(get_close_matches(name.upper(), known, 1, 0.8)), None) for name in unknown}
 
 
@@ -209,8 +230,10 @@ def _parts(value: str) -> list[str]:
 
 def _api_key(text: str) -> ApiKey:
     client, colon, key = text.partition(":")
-    if not colon:  # a client of its own, whose name does not tell the key
+    if not colon:  # a client of its own, whose name does not reveal the key
         return ApiKey(f"key-{hashlib.sha256(text.encode()).hexdigest()[:16]}", text)
     if not _CLIENT.fullmatch(client) or not key:
-        raise ValueError("each is client:key or a key; a client's name has letters, digits, - and _, at most 32")
+        raise ValueError(
+            "each entry must be client:key or a key; a client name consists of 1 to 32 letters, digits, - and _"
+        )
     return ApiKey(client, key)

@@ -5,8 +5,8 @@ import logging
 import secrets
 
 from filmstrip.errors import Busy, ClientGone, ShuttingDown
-from filmstrip.events import Cancelled
-from filmstrip.geometry import VIDEO_HEADER_BYTES
+from filmstrip.models import Cancelled
+from filmstrip.wire import VIDEO_HEADER_BYTES
 
 from . import logs, metrics
 from .generation import Generation

@@ -27,25 +27,25 @@ from types import TracebackType
 from typing import Self
 
 from filmstrip.errors import DiskFull, InUse, StorageFull, UnknownPath
-from filmstrip.geometry import VIDEO_HEADER_BYTES, VideoShape, pack_video_header, unpack_video_header
+from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape, pack_video_header, unpack_video_header
 
 from .settings import Settings
 from .tasks import close_in_thread, in_thread
 
 log = logging.getLogger(__name__)
 
-SHM_DIR = Path("/dev/shm")  # noqa: S108  POSIX shared memory, where Triton looks its keys up
+SHM_DIR = Path("/dev/shm")  # noqa: S108  POSIX shared memory, where Triton looks up its keys
 
 _SWEEP_S = 60.0
 _MAX_PARTS = os.sysconf("SC_IOV_MAX")
-_CLIENT_SHARE = 2  # a client has at most this part of the files and bytes: a half
+_CLIENT_SHARE = 2  # a client may use at most half of the files and bytes
 _REMEDY = "delete some, or try again when some have expired"
-_KEEP_SIZE = 1  # of fallocate(2)
+_KEEP_SIZE = 1  # a flag of fallocate(2)
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 class Kind(StrEnum):
-    """What a stored file is."""
+    """Kind of a stored file."""
 
     VIDEO = "video"
     BLOB = "blob"
@@ -60,23 +60,23 @@ _FILE_NAME = re.compile(rf"({_NAME.pattern})(?:@([A-Za-z0-9_-]+))?")
 
 
 def is_name(text: str) -> bool:
-    """Whether it looks like a name that a store gives."""
+    """Whether it looks like the name of a stored file."""
     return _NAME.fullmatch(text) is not None
 
 
 def disk_name(name: str, owner: str) -> str:
-    """What a file is called on disk."""
+    """The name of a stored file on disk."""
     return f"{name}@{owner}" if owner else name
 
 
 def open_stored(path: Path) -> int:
-    """Open a regular file for reading, and never what a symbolic link in its place points to.
+    """Open a regular file for reading; never follows a symbolic link.
 
     Returns:
         A file descriptor, which the caller closes.
 
     Raises:
-        FileNotFoundError: there is no file, or something other than a regular file is in its place.
+        FileNotFoundError: there is no file, or something other than a regular file.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)  # a FIFO would block
@@ -92,17 +92,17 @@ def open_stored(path: Path) -> int:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A whole file of the store.
+    """A complete file in the store.
 
     Attributes:
-        name: what clients call it.
-        kind: what it is.
-        owner: the client that it belongs to, empty where the server has no keys.
-        path: where it lies.
-        size_bytes: of the file, header included.
-        shape: of the video behind the header, None for blobs and assets.
-        inode: of the file.
-        expires_at: seconds of the Unix clock.
+        name: its name for clients.
+        kind: its kind.
+        owner: the client that it belongs to; empty if the server has no keys.
+        path: its path on disk or in shared memory.
+        size_bytes: its size, including the header.
+        shape: of the video after the header; None for blobs and assets.
+        inode: its inode number.
+        expires_at: Unix time in seconds.
     """
 
     name: str
@@ -116,18 +116,18 @@ class StoredFile:
 
     @classmethod
     def inspect(cls, path: Path, shm_prefix: str, ttl_s: float) -> "StoredFile | None":
-        """What the file at `path` is, None when it is not a whole file of a store.
+        """Read what the file at `path` is; None if it is not a complete file of the store.
 
         Args:
-            path: on disk, or in shared memory.
-            shm_prefix: what names in shared memory begin with.
-            ttl_s: how long files live from their last change.
+            path: on disk or in shared memory.
+            shm_prefix: the prefix of names in shared memory.
+            ttl_s: lifetime of files, from their last change.
         """
-        named = _FILE_NAME.fullmatch(path.name.removeprefix(shm_prefix))
+        match = _FILE_NAME.fullmatch(path.name.removeprefix(shm_prefix))
         stat = path.lstat()
-        if named is None or not S_ISREG(stat.st_mode):
+        if match is None or not S_ISREG(stat.st_mode):
             return None
-        kind = Kind(named[1].partition("-")[0])
+        kind = Kind(match[1].partition("-")[0])
         shape = None
         if kind in _HAS_HEADER:
             with open(open_stored(path), "rb") as file:
@@ -137,15 +137,15 @@ class StoredFile:
                     return None
             if stat.st_size != VIDEO_HEADER_BYTES + shape.num_bytes:
                 return None
-        return cls(named[1], kind, named[2] or "", path, stat.st_size, shape, stat.st_ino, stat.st_mtime + ttl_s)
+        return cls(match[1], kind, match[2] or "", path, stat.st_size, shape, stat.st_ino, stat.st_mtime + ttl_s)
 
     @property
     def in_shm(self) -> bool:
-        """The file lies in shared memory."""
+        """Whether the file is in shared memory."""
         return self.path.parent == SHM_DIR
 
     def is_intact(self) -> bool:
-        """It is still there: the same file with the same size."""
+        """Whether it is still there: the same file with the same size."""
         try:
             stat = self.path.lstat()
         except OSError:
@@ -154,11 +154,11 @@ class StoredFile:
 
 
 class DataDirectoryTaken(RuntimeError):
-    """Another frontend uses the data directory."""
+    """Another server uses the data directory."""
 
 
 class Draft:
-    """A file being written; it is removed unless `commit` is called before its context ends."""
+    """A file that is being written; it is discarded unless `commit` is called before its context ends."""
 
     def __init__(self, store: "Store", kind: Kind, owner: str, path: Path, reserved_bytes: int) -> None:
         self._store = store
@@ -169,7 +169,7 @@ class Draft:
         self.written_bytes = 0
         self.preallocated_bytes = 0
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        os.fchmod(self.fd, store.file_mode)  # whatever the umask: Triton's user must be able to map it
+        os.fchmod(self.fd, store.file_mode)  # independent of the umask: Triton's user must be able to map it
 
     def __enter__(self) -> Self:
         return self
@@ -179,11 +179,16 @@ class Draft:
     ) -> None:
         self._store.discard(self)
 
+    @property
+    def in_shm(self) -> bool:
+        """Whether the file is in shared memory."""
+        return self.path.parent == SHM_DIR
+
     async def append(self, *parts: bytes | memoryview) -> None:
         """Append bytes, written in a thread.
 
         Raises:
-            StorageFull: the stored files would go over their limits.
+            StorageFull: the stored files would exceed their limits.
             DiskFull: the disk is full.
         """
         num_bytes = sum(map(len, parts))
@@ -194,7 +199,7 @@ class Draft:
     def _write(self, parts: Sequence[bytes | memoryview]) -> None:
         left = deque(memoryview(part) for part in parts)
         try:
-            if self.written_bytes == 0 and self.reserved_bytes and self.path.parent != SHM_DIR:
+            if self.written_bytes == 0 and self.reserved_bytes and not self.in_shm:
                 self.preallocated_bytes = self.reserved_bytes if preallocate(self.fd, self.reserved_bytes) else 0
             while left:
                 written = os.writev(self.fd, list(itertools.islice(left, _MAX_PARTS)))
@@ -208,16 +213,16 @@ class Draft:
             raise
 
     def write_header(self, shape: VideoShape) -> None:
-        """Put the header of a video in front of what was written."""
+        """Write a video's header over the first bytes."""
         os.pwrite(self.fd, pack_video_header(shape), 0)
 
     def commit(self) -> StoredFile:
-        """Give the file its name: from now on clients can use it."""
+        """Complete the file and give it its name: from now on clients can use it."""
         return self._store.commit(self)
 
 
 class Store:
-    """All stored files of one frontend, within their limits."""
+    """All stored files of one server, within their limits."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -231,13 +236,11 @@ class Store:
         self._lock_fd: int | None = None
         self.file_mode = 0o600 if settings.embedded else 0o660  # a Triton elsewhere may run as another user
 
-    # -- Life of the store ------------------------------------------------------------------------------
-
     def open(self) -> None:
-        """Take the data directory, remove what a crash left half-written and find what is whole.
+        """Lock the data directory, remove what a crash left half-written and index the complete files.
 
         Raises:
-            DataDirectoryTaken: another frontend uses the directory.
+            DataDirectoryTaken: another server uses the directory.
         """
         self._make_folders()
         self._make_private()
@@ -247,7 +250,7 @@ class Store:
         except OSError:
             os.close(self._lock_fd)
             self._lock_fd = None
-            raise DataDirectoryTaken(f"another frontend uses {self._root}") from None
+            raise DataDirectoryTaken(f"another server uses {self._root}") from None
         for leftover in (*self._partial.iterdir(), *self._work.iterdir(), *SHM_DIR.glob(f"{self._shm_prefix}*")):
             _unlink(leftover)
         for path in self._existing():
@@ -259,7 +262,7 @@ class Store:
         self.expire()
 
     def close(self) -> None:
-        """Let go of the data directory; files on disk stay, shared memory is given back."""
+        """Unlock the data directory; files on disk stay, files in shared memory are removed."""
         for file in [file for file in self._files.values() if file.in_shm]:
             self._remove(file)
         if self._lock_fd is not None:
@@ -267,20 +270,20 @@ class Store:
             self._lock_fd = None
 
     def shm_prefix(self, purpose: str) -> str:
-        """The beginning of names in shared memory whose files are removed at the next start after a crash."""
+        """A prefix for names in shared memory; after a crash, the next start removes files with it."""
         return f"{self._shm_prefix}-{purpose}-"
 
     def new_shm_path(self) -> Path:
-        """A path for a temporary file in shared memory, removed at the next start after a crash."""
+        """A path for a temporary file in shared memory; after a crash, the next start removes it."""
         return SHM_DIR / (self.shm_prefix("tmp") + secrets.token_hex(8))
 
     def new_work_path(self) -> Path:
-        """A path for a temporary file on disk, removed at the next start after a crash."""
+        """A path for a temporary file on disk; after a crash, the next start removes it."""
         return self._work / secrets.token_hex(8)
 
     @contextlib.asynccontextmanager
     async def expiring(self) -> AsyncIterator[None]:
-        """While it is open, files that have expired are removed, and those removed by hand are forgotten."""
+        """Until the context ends, regularly remove expired files and forget those removed from outside."""
 
         async def sweep() -> None:
             while True:
@@ -297,17 +300,23 @@ class Store:
                 await task
 
     def expire(self) -> None:
-        """Remove what has expired."""
+        """Remove expired files."""
         now = time.time()
         for file in [file for file in self._files.values() if file.expires_at <= now and not self._held[file.name]]:
             log.info("%s has expired", file.name)
             self._remove(file)
 
     def forget_damaged(self) -> None:
-        """Forget files that were deleted, truncated or replaced outside the server."""
-        for file in [file for file in self._files.values() if not file.is_intact()]:
-            log.warning("%s was damaged or removed outside the server", file.name)
-            self._remove(file)
+        """Forget files that were deleted, truncated or replaced from outside."""
+        for file in list(self._files.values()):
+            self._forget_if_damaged(file)
+
+    def _forget_if_damaged(self, file: StoredFile) -> bool:
+        if file.is_intact():
+            return False
+        log.warning("%s was damaged or removed by something other than the server", file.name)
+        self._remove(file)
+        return True
 
     @contextlib.contextmanager
     def holding(self, file: StoredFile) -> Iterator[None]:
@@ -320,33 +329,29 @@ class Store:
             if not self._held[file.name]:
                 del self._held[file.name]
 
-    # -- Reading ----------------------------------------------------------------------------------------
-
     def find(self, name: str, *kinds: Kind, owner: str = "", field: str | None = None) -> StoredFile:
         """The stored file of this name.
 
         Raises:
-            UnknownPath: no such file, it has expired, it is of another kind or another's, or it was damaged.
+            UnknownPath: there is none, it has expired, it has another kind or owner, or it was damaged.
         """
         file = self._files.get(name) if is_name(name) else None
         if file is not None and file.expires_at <= time.time():
             self.expire()
             file = None
-        if file is not None and not file.is_intact():
-            log.warning("%s was damaged or removed outside the server", file.name)
-            self._remove(file)
+        if file is not None and self._forget_if_damaged(file):
             file = None
         if file is None or file.kind not in kinds or file.owner != owner:
-            wanted = kinds[0] if len(kinds) == 1 else "file"
+            expected = kinds[0] if len(kinds) == 1 else "file"
             shown = name if len(name) <= 80 else name[:80] + "..."
-            raise UnknownPath(f"{field or 'path'}: no {wanted} {shown!r} here; it may have expired", field)
+            raise UnknownPath(f"{field or 'path'}: there is no {expected} {shown!r}; it may have expired", field)
         return file
 
     def delete(self, name: str, owner: str = "") -> None:
-        """Delete a file of a client.
+        """Delete a client's file.
 
         Raises:
-            UnknownPath: as `find`.
+            UnknownPath: see `find`.
             InUse: a generation or a download uses it.
         """
         file = self.find(name, *Kind, owner=owner, field="name")
@@ -354,13 +359,11 @@ class Store:
             raise InUse(f"name: {file.name} is in use by a generation or a download", "name")
         self._remove(file)
 
-    # -- Writing ----------------------------------------------------------------------------------------
-
     def draft(self, kind: Kind, expected_bytes: int = 0, *, owner: str = "") -> Draft:
-        """Begin a file of about `expected_bytes`.
+        """Start a file of about `expected_bytes`.
 
         Raises:
-            StorageFull: the stored files would go over their limits, or those of the client over its share.
+            StorageFull: the stored files would exceed their limits, or those of the client its share.
         """
         self._make_folders()
         self._make_room(lambda: self._check_files(owner))
@@ -371,25 +374,28 @@ class Store:
         try:
             draft = Draft(self, kind, owner, path, expected_bytes)
         except OSError as error:
-            raise DiskFull("the server's disk takes no other file") from error
+            raise DiskFull("the server's disk has no room for another file") from error
         self._drafts.add(draft)
         return draft
 
     def reserve(self, draft: Draft, num_bytes: int) -> None:
-        """Make sure that a draft may grow to `num_bytes`."""
+        """Make sure that a draft may grow to `num_bytes`.
+
+        Raises:
+            StorageFull: the stored files would exceed their limits.
+        """
         if num_bytes > draft.reserved_bytes:
             more_bytes = num_bytes - draft.reserved_bytes
             self._make_room(lambda: self._check_bytes(more_bytes, draft.owner))
             draft.reserved_bytes = num_bytes
 
     def commit(self, draft: Draft) -> StoredFile:
-        """Name a draft."""
+        """Give a draft its name and return the stored file."""
         name = f"{draft.kind}-{secrets.token_hex(16)}"
         if draft.preallocated_bytes > draft.written_bytes:
-            release_unused(draft.fd, draft.written_bytes, draft.preallocated_bytes)
-        called = disk_name(name, draft.owner)
-        in_shm = draft.path.parent == SHM_DIR
-        path = SHM_DIR / f"{self._shm_prefix}{called}" if in_shm else self._folder(draft.kind) / called
+            release(draft.fd, draft.written_bytes, draft.preallocated_bytes)
+        file_name = disk_name(name, draft.owner)
+        path = SHM_DIR / f"{self._shm_prefix}{file_name}" if draft.in_shm else self._folder(draft.kind) / file_name
         try:
             os.rename(draft.path, path)
         except FileNotFoundError:
@@ -399,35 +405,33 @@ class Store:
         file = self._inspect(path)
         if file is None:
             path.unlink(missing_ok=True)
-            raise RuntimeError("a draft was committed that is not whole")
+            raise RuntimeError("an incomplete draft was committed")
         self._files[name] = file
         return file
 
     def discard(self, draft: Draft) -> None:
-        """Remove a draft, unless it has been named; one that cannot be removed is removed at the next start."""
+        """Remove a draft unless it was committed. One that cannot be removed now is removed at the next start."""
         if draft in self._drafts:
             self._drafts.discard(draft)
             _unlink(draft.path)
             close_in_thread(draft.fd)
 
-    # -- Within -----------------------------------------------------------------------------------------
-
     def _folder(self, kind: Kind) -> Path:
         return self._root / f"{kind}s"
 
     def _make_private(self) -> None:
-        """See that no other user can read what is stored, or even its names, which are enough to download it."""
-        found = self._root.stat()
-        if not found.st_mode & 0o077:
+        """Deny other users access to the files and to their names, as a name is enough to download a file."""
+        status = self._root.stat()
+        if not status.st_mode & 0o077:
             return
-        if found.st_uid == os.geteuid():
+        if status.st_uid == os.geteuid():
             self._root.chmod(0o700)
-            log.warning("%s was open to other users; it is closed now (mode 0700)", self._root)
+            log.warning("%s was accessible to other users; its mode is now 0700", self._root)
         else:
-            log.warning("%s belongs to another user (id %d) and is open to others", self._root, found.st_uid)
+            log.warning("%s belongs to another user (id %d) and is accessible to others", self._root, status.st_uid)
 
     def _make_folders(self) -> None:
-        """Make them, also when somebody has removed them under us."""
+        """Create the folders, also if somebody has removed them while the server runs."""
         if not self._root.exists():
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in (self._root, self._partial, self._work, *(self._folder(kind) for kind in Kind)):
@@ -448,7 +452,7 @@ class Store:
             close_in_thread(fd)
 
     def _make_room(self, check: Callable[[], None]) -> None:
-        """Check a limit again without the files that have expired or are gone, where it refuses at first."""
+        """Check a limit; if it is exceeded, drop expired and missing files and check it again."""
         try:
             check()
         except StorageFull:
@@ -459,23 +463,22 @@ class Store:
     def _check_files(self, owner: str) -> None:
         limit = self._settings.store_files
         if len(self._files) + len(self._drafts) >= limit:
-            raise StorageFull(f"the server holds its {limit} files; {_REMEDY}")
+            raise StorageFull(f"the server has reached its limit of {limit} files; {_REMEDY}")
         share = max(1, limit // _CLIENT_SHARE)
         own = sum(file.owner == owner for file in self._files.values())
         own += sum(draft.owner == owner for draft in self._drafts)
         if owner and own >= share:
-            raise StorageFull(f"you have {share} files on the server, half of its {limit}; {_REMEDY}")
+            raise StorageFull(f"you have {share} files on the server, half of the {limit} that it can hold; {_REMEDY}")
 
     def _check_bytes(self, more_bytes: int, owner: str) -> None:
         stored = sum(file.size_bytes for file in self._files.values())
         reserved = sum(draft.reserved_bytes for draft in self._drafts)
         written = sum(max(draft.written_bytes, draft.preallocated_bytes) for draft in self._drafts)
-        disk = os.statvfs(self._root)
-        disk_share = self._settings.store_disk_share * (disk.f_bavail * disk.f_frsize + stored + written)
+        disk_share = self._settings.store_disk_share * (_free_bytes(self._root) + stored + written)
         limit = min(self._settings.store_bytes, int(disk_share))
         if stored + reserved + more_bytes > limit:
             raise StorageFull(
-                f"{more_bytes} bytes more would take the stored files ({stored + reserved} bytes) over the limit of "
+                f"{more_bytes} more bytes would take the stored files ({stored + reserved} bytes) over the limit of "
                 f"{limit} bytes; {_REMEDY}"
             )
         if owner:
@@ -483,38 +486,43 @@ class Store:
             own += sum(draft.reserved_bytes for draft in self._drafts if draft.owner == owner)
             if own + more_bytes > limit // _CLIENT_SHARE:
                 raise StorageFull(
-                    f"{more_bytes} bytes more would take your files ({own} bytes) over your share of "
+                    f"{more_bytes} more bytes would take your files ({own} bytes) over your share of "
                     f"{limit // _CLIENT_SHARE} bytes, half of the store; {_REMEDY}"
                 )
 
     def _fits_in_shm(self, num_bytes: int) -> bool:
-        wanted = self._settings.uploads_in_shm and self._settings.shared_memory
-        if not wanted or not SHM_DIR.is_dir():
+        is_enabled = self._settings.uploads_in_shm and self._settings.shared_memory
+        if not is_enabled or not SHM_DIR.is_dir():
             return False
         held = sum(file.size_bytes for file in self._files.values() if file.in_shm)
-        held += sum(draft.reserved_bytes for draft in self._drafts if draft.path.parent == SHM_DIR)
-        disk = os.statvfs(SHM_DIR)
-        free = disk.f_bavail * disk.f_frsize
-        return (
-            held + num_bytes <= self._settings.shm_upload_bytes and num_bytes <= self._settings.store_disk_share * free
-        )
+        held += sum(draft.reserved_bytes for draft in self._drafts if draft.in_shm)
+        fits_on_disk = num_bytes <= self._settings.store_disk_share * _free_bytes(SHM_DIR)
+        return held + num_bytes <= self._settings.shm_upload_bytes and fits_on_disk
+
+
+def _free_bytes(folder: Path) -> int:
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
 
 
 def _unlink(path: Path) -> None:
-    """Remove a leftover; a folder in its place, such as lost+found, is not ours."""
+    """Remove a leftover file; a folder in its place, such as lost+found, is not ours."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        log.warning("%s stays: %s", path, error.strerror)
+        log.warning("cannot remove %s: %s", path, error.strerror)
 
 
 def preallocate(fd: int, num_bytes: int) -> bool:
-    """Have the file system keep room for a file of so many bytes, whose size stays as it is; False where it can't.
+    """Reserve disk space for a file without changing its size.
 
-    `os.posix_fallocate` would change the size, and write all of it where the file system can't do better.
+    `os.posix_fallocate` would change the size, and would write all of it if the file system has no better way.
+
+    Returns:
+        Whether the file system supports it.
 
     Raises:
-        OSError: there is no such room.
+        OSError: there is not enough space.
     """
     if _fallocate()(fd, _KEEP_SIZE, 0, num_bytes) == 0:
         return True
@@ -524,8 +532,8 @@ def preallocate(fd: int, num_bytes: int) -> bool:
     raise OSError(error, os.strerror(error))
 
 
-def release_unused(fd: int, used_bytes: int, preallocated_bytes: int) -> None:
-    """Give back the room that was set aside beyond what is used; some file systems do so only when a file shrinks."""
+def release(fd: int, used_bytes: int, preallocated_bytes: int) -> None:
+    """Release preallocated space beyond what is used; some file systems do so only when a file shrinks."""
     os.ftruncate(fd, preallocated_bytes)
     os.ftruncate(fd, used_bytes)
 

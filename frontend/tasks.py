@@ -1,18 +1,22 @@
-"""Work that must not be left half-done when its task is cancelled, and processes that inherit none of our files."""
+"""Work that must be completed even when its task is cancelled, and child processes that inherit no open files."""
 
 import asyncio
 import contextlib
 import os
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
+
+NUM_THREADS = 8  # for files and parsing; fixed, so that the number of threads does not depend on the machine
+_FIRST_OWN_FD = 3  # after the three standard streams
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 async def run_to_end(work: Coroutine[Any, Any, T]) -> T:
-    """Await `work` to its end even when the caller is cancelled meanwhile; the cancellation comes after it."""
+    """Await `work` until it is done, even if the caller is cancelled meanwhile; the cancellation is raised then."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
@@ -30,16 +34,21 @@ async def run_to_end(work: Coroutine[Any, Any, T]) -> T:
     return task.result()
 
 
+def limit_threads(loop: asyncio.AbstractEventLoop) -> None:
+    """Give an event loop a thread pool of `NUM_THREADS`, started as they are needed."""
+    loop.set_default_executor(ThreadPoolExecutor(NUM_THREADS, "worker"))
+
+
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run `call` in a thread and wait until it is done, cancelled or not: what it uses may be freed after that."""
+    """Run `call` in a thread and wait until it is done, cancelled or not: what it uses may be freed afterwards."""
     return await run_to_end(asyncio.to_thread(call, *args, **kwargs))
 
 
 def close_in_thread(fd: int) -> None:
-    """Close a file whose name is gone: what it held goes with it, which takes a while for gigabytes."""
+    """Close a deleted file: that frees its contents, which takes a while for gigabytes."""
     try:
         asyncio.get_running_loop().run_in_executor(None, os.close, fd)
-    except RuntimeError:  # no loop runs that it could hold up
+    except RuntimeError:  # no event loop runs that it could block
         os.close(fd)
 
 
@@ -47,10 +56,10 @@ _Waiters = OrderedDict[Hashable, deque[asyncio.Future[None]]]
 
 
 class FairSemaphore:
-    """At most `limit` holders at once; who waits is served in a round of clients, and of each client's requests.
+    """A semaphore that serves waiting clients in turn, and each client's requests in turn.
 
     Args:
-        limit: holders at once.
+        limit: maximum number of holders at a time.
     """
 
     def __init__(self, limit: int) -> None:
@@ -63,9 +72,9 @@ class FairSemaphore:
         """Wait for a turn and hold it until the context ends.
 
         Args:
-            client: whose work it is.
-            request: which of the client's requests it belongs to.
-            urgent: comes before everything that is not.
+            client: the client whose work it is.
+            request: the request of the client that it belongs to.
+            urgent: whether it comes before everything that is not urgent.
         """
         await self._take(client, request, urgent=urgent)
         try:
@@ -74,7 +83,7 @@ class FairSemaphore:
             self._hand_on()
 
     async def _take(self, client: str, request: Hashable, *, urgent: bool) -> None:
-        if self._free:  # then nobody waits
+        if self._free:  # then nobody is waiting
             self._free -= 1
             return
         ready = asyncio.get_running_loop().create_future()
@@ -85,7 +94,7 @@ class FairSemaphore:
         try:
             await ready
         except asyncio.CancelledError:
-            if ready.done() and not ready.cancelled():  # the turn came together with the cancellation
+            if ready.done() and not ready.cancelled():  # the turn came at the same time as the cancellation
                 self._hand_on()
             raise
 
@@ -104,25 +113,22 @@ class FairSemaphore:
         client, requests = self._waiting.popitem(last=False)
         request, futures = requests.popitem(last=False)
         ready = futures.popleft()
-        if futures:  # to the end of the round
+        if futures:  # to the end of the queue
             requests[request] = futures
         if requests:
             self._waiting[client] = requests
         return ready
 
 
-_FIRST_OWN_FD = 3  # after the three standard streams
-
-
 async def spawn(*command: str, **options: Any) -> asyncio.subprocess.Process:
-    """`asyncio.create_subprocess_exec`, whose process inherits the three standard streams and no other file.
+    """`asyncio.create_subprocess_exec` for a process that inherits only the three standard streams.
 
-    Hypercorn makes its listening socket inheritable, and uvloop leaves open in a child what is: our port would stay
-    taken, and take connections that nobody answers, for as long as the child outlives us.
+    Hypercorn makes its listening socket inheritable, and uvloop leaves inheritable files open in a child. If the child
+    outlived us, our port would stay taken and accept connections that nobody answers.
     """
     for name in os.listdir("/dev/fd"):
         fd = int(name)
         if fd >= _FIRST_OWN_FD:
-            with contextlib.suppress(OSError):  # it was closed meanwhile, as the listing's own is
+            with contextlib.suppress(OSError):  # closed meanwhile, like the listing's own
                 os.set_inheritable(fd, False)
     return await asyncio.create_subprocess_exec(*command, **options)

@@ -22,7 +22,7 @@ from filmstrip.errors import (
     TritonUnavailable,
     from_wire,
 )
-from filmstrip.geometry import VideoShape
+from filmstrip.wire import VideoShape
 
 from .relay import ChunkAnswer, ChunkCall, FileSlice, Relay, RelayDied, TensorRef, call_model, connect
 from .settings import Settings

@@ -1,4 +1,4 @@
-"""Watches the model processes of the embedded Triton, which itself does not notice when one dies."""
+"""Watches the model processes of the embedded Triton, which does not notice itself when one dies."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ from .repository import DIED_AT_START
 from .tasks import in_thread
 
 STUB = "triton_python_backend_stub"
-_ANSWER_S = 5.0  # Triton's own answer, or another process, may follow the end of one
+_ANSWER_S = 5.0  # after a process ends, Triton may still answer or start another one
 _LAUNCH_S = 15.0  # how long a model may be loading without a process
 
 

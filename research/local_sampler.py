@@ -23,10 +23,10 @@ from filmstrip.contract import (
     Mode,
     Prompt,
 )
-from filmstrip.packing import as_vace_frames
 from filmstrip.runtime.longlive import LongLive
 from filmstrip.runtime.sequences import Chunk
 from filmstrip.runtime.text import Tokenizer
+from filmstrip.wire import as_vace_frames
 from research.augmentations import CONTROLS
 from research.evaluation import EvalCase
 from research.lora import LORA_NAME

@@ -9,7 +9,7 @@ import hypothesis
 import numpy as np
 import pytest
 
-from filmstrip.mp4 import read_frames
+from filmstrip.video import read_frames
 from tests.exports import MODULES, Exports
 from tests.server import MODELS, ROOT, Frames, Frontend
 

@@ -6,15 +6,15 @@ import pytest
 
 pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
-from benchmarks import longlive, small_longlive
-from benchmarks.options import Options
+from benchmarks import longlive
+from benchmarks.report import Options
 
 CHUNK = "chunk of 12 x 64 x 64, "
 
 
 @pytest.mark.timeout(600)  # it may be the first test that waits for the export
 def test_the_small_model_is_measured_in_triton_and_beside_it(small_repository: Path, tmp_path: Path):
-    model = small_longlive.shipped(small_repository)
+    model = longlive.shipped(small_repository)
     measured = longlive.measure_model(Options(tmp_path, 1, quick=True, large=False), model)
     rows = {row.what.removeprefix(CHUNK): row for row in measured}
     assert len(rows) == len(measured)

@@ -24,7 +24,7 @@ from export.config import (
 from filmstrip.cli import main as filmstrip_command
 from filmstrip.contract import Features
 from filmstrip.errors import ERRORS
-from filmstrip.events import Cancelled, Complete, ErrorEvent, Progress
+from filmstrip.models import Cancelled, Complete, ErrorEvent, Progress
 from frontend.__main__ import main as frontend_command
 from frontend.app import create_app
 from frontend.metrics import REGISTRY
@@ -245,6 +245,11 @@ def test_every_make_target_exists(path: Path):
 
 def test_the_readme_names_the_main_commands():
     assert {"make demo", "make test", "make serve"} <= set(quoted(readme))
+
+
+@documents
+def test_no_word_is_doubled(path: Path):
+    assert re.findall(r"\b([A-Za-z]+) \1\b", re.sub(r"`[^`]*`", "", prose(path.read_text()))) == []
 
 
 @documents

@@ -26,7 +26,7 @@ BAD_NAMES = {"core", "common", "utils", "util", "managers", "manager", "services
 PURE = {
     f"filmstrip.{name}"
     for name in (
-        *("contract", "geometry", "cache_policy", "errors", "client_errors", "events", "packing", "triton_server"),
+        *("contract", "geometry", "cache_policy", "errors", "wire", "model_folders", "triton_server"),
         *(f"runtime.engines.{name}" for name in ("manifest",)),
     )
 }
@@ -156,7 +156,7 @@ def test_the_client_needs_nothing_that_runs_in_triton():
 
 def test_the_runtime_knows_nothing_of_http():
     assert not breaches(of("filmstrip.runtime"), "frontend", "httpx", "httpx_sse", "quart", "tritonclient")
-    assert not breaches(of("filmstrip.runtime"), "filmstrip.client", "filmstrip.async_client", "filmstrip.calls")
+    assert not breaches(of("filmstrip.runtime"), "filmstrip.client", "filmstrip.connection")
 
 
 def test_what_runs_graphs_stays_behind_the_engines():

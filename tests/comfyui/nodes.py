@@ -3,11 +3,11 @@
 import json
 from typing import Any
 
+from comfyui.chunk_specs import Specs
 from comfyui.generation import Pipeline
 from comfyui.nodes_chunks import FilmstripChunkSpec, FilmstripPromptSchedule
 from comfyui.nodes_generate import FilmstripGenerate, FilmstripGenerateVideo
 from comfyui.nodes_server import FilmstripPipeline, FilmstripServer
-from comfyui.specs import Specs
 from tests.server import Frontend
 
 NODE_ID = "17"

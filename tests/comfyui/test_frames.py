@@ -9,10 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from comfyui import frames
-from comfyui.blob import Blob
-from comfyui.chunks import cut
+from comfyui.chunk_specs import Blob, ChunkSpec, cut, merge, place, with_batches
 from comfyui.errors import FilmstripError
-from comfyui.specs import ChunkSpec, merge, place, with_batches
 
 ALL_BYTES = np.arange(256, dtype=np.uint8)
 

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from comfyui import generation
-from comfyui.client import Client
-from comfyui.connection import make_server
+from comfyui.client import Client, make_server
 from comfyui.errors import FilmstripError
 from comfyui.nodes_server import FilmstripServer
 from tests.comfyui.host import Comfy, array_of, ramp

@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 
 import comfyui
-from comfyui import pipeline_names
-from comfyui.nodes_server import FilmstripPipeline
-from comfyui.pipeline_names import PIPELINE_NAMES
+from comfyui import nodes_server
+from comfyui.nodes_server import PIPELINE_NAMES, FilmstripPipeline
 from tests.comfyui.host import Comfy
 from tests.comfyui.nodes import pipeline
 from tests.server import ROOT, Frontend
@@ -118,9 +117,9 @@ def names() -> list[str]:
 def test_the_dropdown_shows_the_servers_pipelines_after_a_refresh(
     server: Frontend, comfy: Comfy, monkeypatch: pytest.MonkeyPatch
 ):
-    assert names() == list(pipeline_names.SHIPPED), "no server yet"
+    assert names() == list(nodes_server.SHIPPED), "no server yet"
     monkeypatch.setenv("FILMSTRIP_SERVER", server.url)
-    monkeypatch.setattr(pipeline_names, "FRESH_S", 0)
+    monkeypatch.setattr(nodes_server, "FRESH_S", 0)
     assert "probe" in names()
 
 
@@ -134,7 +133,7 @@ def test_the_dropdown_follows_the_server_node(server: Frontend, comfy: Comfy):
 def test_a_server_that_is_down_leaves_the_list_as_it_was_and_takes_no_time(
     server: Frontend, comfy: Comfy, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(pipeline_names, "FRESH_S", 0)
+    monkeypatch.setattr(nodes_server, "FRESH_S", 0)
     pipeline(server)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"

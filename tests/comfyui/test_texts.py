@@ -8,21 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfyui import lines
-from comfyui.client import Client
-from comfyui.connection import make_server
+from comfyui import widgets
+from comfyui.client import Client, EventReader, make_server
 from comfyui.errors import FilmstripError
-from comfyui.events import EventReader
 from comfyui.nodes_chunks import FilmstripChunkSpec, FilmstripPromptSchedule
 from comfyui.nodes_generate import FilmstripGenerate
-from comfyui.nodes_server import FilmstripServer
-from comfyui.pipeline_names import token_from_environment
+from comfyui.nodes_server import FilmstripServer, token_from_environment
 from tests.answering import Reply, answering
 
 
 def test_a_schedule():
     text = "# cats\n0: a cat\n\n  4 :  a dog: brown, 3:2\n7:\n"
-    assert lines.schedule(text) == {0: "a cat", 4: "a dog: brown, 3:2", 7: ""}
+    assert widgets.parse_schedule(text) == {0: "a cat", 4: "a dog: brown, 3:2", 7: ""}
 
 
 @pytest.mark.parametrize(
@@ -44,27 +41,30 @@ def test_what_is_no_schedule_is_refused_when_it_is_queued(text: str, message: st
 
 
 def test_weighted_prompts():
-    assert lines.weighted_prompts("70: a cat\n0.5:a dog\nwide shot: a hill\n") == [
+    assert widgets.parse_weighted_prompts("70: a cat\n0.5:a dog\nwide shot: a hill\n") == [
         {"text": "a cat", "weight": 70},
         {"text": "a dog", "weight": 0.5},
         {"text": "wide shot: a hill", "weight": 100},
     ]
     with pytest.raises(FilmstripError, match="line 1 of the prompts: a weight is 0 to 100, got 101"):
-        lines.weighted_prompts("101: x")
+        widgets.parse_weighted_prompts("101: x")
 
 
 def test_lora_scales():
-    assert lines.lora_scales("ink: 0.5\nC:/loras/neon.safetensors: -1") == {"ink": 0.5, "C:/loras/neon.safetensors": -1}
+    assert widgets.parse_lora_scales("ink: 0.5\nC:/loras/neon.safetensors: -1") == {
+        "ink": 0.5,
+        "C:/loras/neon.safetensors": -1,
+    }
     for bad in ("ink", "ink: x", ": 1", "ink: nan"):
         with pytest.raises(FilmstripError, match="line 1 of the LoRA scales"):
-            lines.lora_scales(bad)
+            widgets.parse_lora_scales(bad)
 
 
 def test_denoising_steps():
-    assert lines.denoising_steps(" 1000, 750 500,250 ") == [1000, 750, 500, 250]
-    assert lines.denoising_steps("") == []
+    assert widgets.parse_denoising_steps(" 1000, 750 500,250 ") == [1000, 750, 500, 250]
+    assert widgets.parse_denoising_steps("") == []
     with pytest.raises(FilmstripError, match="whole numbers"):
-        lines.denoising_steps("1000, 7.5")
+        widgets.parse_denoising_steps("1000, 7.5")
 
 
 @pytest.mark.parametrize("node", [FilmstripChunkSpec, FilmstripGenerate])

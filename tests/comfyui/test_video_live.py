@@ -15,7 +15,7 @@ import pytest
 from comfyui import video_file
 from comfyui.errors import FilmstripError
 from comfyui.nodes_generate import FilmstripGenerateVideo
-from filmstrip.mp4 import count_frames, probe, read_frames
+from filmstrip.video import count_frames, probe, read_frames
 from tests.comfyui.host import Comfy, ramp
 from tests.comfyui.nodes import generate_video, pipeline
 from tests.server import Frontend

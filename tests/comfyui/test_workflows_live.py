@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from filmstrip.mp4 import count_frames
+from filmstrip.video import count_frames
 from tests.comfyui.core_nodes import CORE_NODES
 from tests.comfyui.host import WORKFLOWS, Comfy, Runner, pack, ramp, workflow
 from tests.server import Frontend

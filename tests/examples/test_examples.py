@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from examples.gallery import HEADING
-from filmstrip.mp4 import probe
+from filmstrip.video import probe
 from tests.server import PROXIES, ROOT, Frontend
 from tests.test_docs import rows, section
 

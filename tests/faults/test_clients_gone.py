@@ -94,7 +94,7 @@ def test_gone_in_the_json_body(frontend: Frontend, leave: Leave) -> None:
 
 def was_broken_off(frontend: Frontend) -> bool:
     """The newest line of the access log tells of a request without an answer."""
-    lines = [line for line in frontend.log().splitlines() if "frontend.access" in line]
+    lines = [line for line in frontend.log().splitlines() if "filmstrip.access" in line]
     return bool(lines) and f"POST {GENERATE} - " in lines[-1]
 
 

@@ -75,7 +75,7 @@ def test_another_user_cannot_call_triton_or_see_pixels(start_frontend: Callable[
         "--embedded", model_repository=MODELS, uploads_in_shm=True, triton_secret=SECRET, api_keys=""
     )
     frontend.wait_healthy()
-    assert f"{frontend.data_dir} was open to other users" in frontend.log()
+    assert f"{frontend.data_dir} was accessible to other users" in frontend.log()
     frontend.upload_data(b"in shared memory")
     frontend.make(pipeline_id="probe", prompt="x", num_frames=9)
     socket = Path(frontend.triton_url.removeprefix("unix:"))

@@ -81,7 +81,7 @@ def test_a_folder_that_path_cannot_hold_is_refused_in_a_sentence(
     (tmp_path / "a:b").symlink_to(sys.prefix)
     run = 'shift; exec "$0" "$@"'
     python = tmp_path / "a:b" / "bin" / Path(sys.executable).name
-    with pytest.raises(AssertionError, match=r"Error: the folder of Python, .*a:b/bin, has a colon in its name"):
+    with pytest.raises(AssertionError, match=r"Error: Python's folder, .*a:b/bin, has a colon in its name"):
         start_frontend("--embedded", launcher=("sh", "-c", run, str(python)))
 
 
@@ -222,7 +222,7 @@ def test_triton_comes_back_without_its_log(victim: Frontend, loss: str) -> None:
         finally:
             if folder.is_file():
                 folder.unlink()
-    assert "what Triton prints is lost" in victim.log() or not loss.endswith("file")
+    assert "Triton's output is lost" in victim.log() or not loss.endswith("file")
 
 
 def test_without_descriptors_a_healthy_triton_lives_on_and_a_dead_one_comes_back(
@@ -236,7 +236,7 @@ def test_without_descriptors_a_healthy_triton_lives_on_and_a_dead_one_comes_back
     with harmless(frontend):
         process.rlimit(resource.RLIMIT_NOFILE, (3, limits[1]))  # no other can be opened
         try:
-            eventually(lambda: frontend.log().count("can't be looked at: ") > 0)
+            eventually(lambda: frontend.log().count("cannot inspect the models' processes: ") > 0)
             assert is_running(psutil.Process(triton))
         finally:
             process.rlimit(resource.RLIMIT_NOFILE, limits)
@@ -245,7 +245,7 @@ def test_without_descriptors_a_healthy_triton_lives_on_and_a_dead_one_comes_back
         process.rlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
         try:
             os.kill(triton, 9)
-            eventually(lambda: "the embedded Triton cannot be started: " in frontend.log())
+            eventually(lambda: "cannot start the embedded Triton: " in frontend.log())
         finally:
             process.rlimit(resource.RLIMIT_NOFILE, limits)
         eventually(lambda: frontend.triton_pid != triton)
@@ -259,9 +259,9 @@ def test_a_triton_that_runs_but_cannot_be_reached_is_told_apart_from_one_that_en
         assert frontend.process.wait(60) == 1
     finally:
         frontend.stop()
-    assert f"tritonserver runs (pid {triton.pid}), but the server could not reach it on unix:/" in frontend.log()
+    assert f"tritonserver is running (pid {triton.pid}) but could not be reached on unix:/" in frontend.log()
     assert "within 3 s (StatusCode." in frontend.log()
-    assert "its log ends with:" in frontend.log()
+    assert "the end of its log:" in frontend.log()
 
 
 def test_a_generation_goes_on_while_another_model_dies(victim: Frontend) -> None:

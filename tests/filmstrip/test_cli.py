@@ -16,12 +16,13 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from filmstrip import cli, console, mp4, readiness
+from filmstrip import cli, console
 from filmstrip.client import Client, ConnectionFailed, Progress
 from filmstrip.console import GenerationProgress, Interrupt
 from filmstrip.errors import ERRORS
-from filmstrip.geometry import VideoShape, pack_video_header
-from filmstrip.video_output import Output
+from filmstrip.video import count_frames, write_video
+from filmstrip.video.write import Output
+from filmstrip.wire import VideoShape, pack_video_header
 from tests.answering import Reply, answering
 
 NOWHERE = "http://127.0.0.1:9"
@@ -34,7 +35,7 @@ def run(*arguments: object):
 @pytest.fixture
 def clip(tmp_path):
     path = tmp_path / "clip.mp4"
-    mp4.write(path, np.zeros((3, 64, 64, 3), np.uint8), 25)
+    write_video(path, np.zeros((3, 64, 64, 3), np.uint8), 25)
     return path
 
 
@@ -246,7 +247,7 @@ def test_a_download_that_breaks_off_says_how_to_fetch_the_video_and_that_works(t
     answer(**made(VIDEO_BYTES))
     fetched = run(*words[1:])
     assert (fetched.exit_code, fetched.stdout) == (0, f"{out}: 3 frames, 128x128, 25 fps\n")
-    assert mp4.count_frames(out) == 3
+    assert count_frames(out) == 3
 
 
 @pytest.mark.parametrize("fault", ["folder removed", "interrupted"])
@@ -324,7 +325,7 @@ def refusing(code: str, **headers: str) -> Reply:
 
 def test_waiting_outlasts_a_server_that_starts_and_one_that_is_busy(tmp_path, monkeypatch):
     pauses: list[float] = []
-    monkeypatch.setattr(readiness.time, "sleep", pauses.append)
+    monkeypatch.setattr(console.time, "sleep", pauses.append)
     listed = Reply(200, b'{"pipelines": [{"id": "gray"}]}')
     stream = Reply(200, COMPLETE.encode(), {"Content-Type": "text/event-stream"})
     video = Reply(200, VIDEO_BYTES, {"Content-Type": "application/octet-stream"})
@@ -337,7 +338,7 @@ def test_waiting_outlasts_a_server_that_starts_and_one_that_is_busy(tmp_path, mo
     assert result.exit_code == 0, result.stderr
     assert result.stderr.count("The server is starting; waiting. Ctrl-C stops waiting.\n") == 1
     assert result.stderr.count("The server is busy with another generation; waiting. Ctrl-C stops waiting.\n") == 1
-    assert pauses == [1, 1, 7, readiness.LONGEST_PAUSE_S, 1]
+    assert pauses == [1, 1, 7, console.LONGEST_PAUSE_S, 1]
     assert [request for request in requests if "generate" in request][-1].startswith("GET /api/v1/generate/download")
 
     with answering(starting, health=health) as (url, requests):
@@ -519,8 +520,8 @@ def test_an_ignored_signal_stays_ignored():
 
 def test_waiting_includes_a_server_that_does_not_listen_yet(tmp_path, monkeypatch):
     moments = iter(range(0, 1000, 20))
-    monkeypatch.setattr(readiness.time, "monotonic", lambda: float(next(moments)))
-    monkeypatch.setattr(readiness.time, "sleep", lambda _: None)
+    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(moments)))
+    monkeypatch.setattr(console.time, "sleep", lambda _: None)
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
     result = run("generate", "-p", "gray", "--wait", "-o", tmp_path / "out.mp4", "--server", url)

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from filmstrip import cli, mp4
+from filmstrip import cli
 from filmstrip.client import Client
+from filmstrip.video import count_frames, probe, read_frames, write_video
 from tests.filmstrip.test_video_sound import with_sound
 from tests.server import MODEL_NAMES, MODELS, PROXIES, ROOT
 
@@ -41,7 +42,7 @@ def clip(tmp_path):
     frames[..., 0] = 90
     for index, frame in enumerate(frames):
         frame[20:44, 10 + index : 34 + index] = 230
-    mp4.write(path, frames, 20)
+    write_video(path, frames, 20)
     return path
 
 
@@ -68,9 +69,9 @@ def test_a_video_goes_in_and_a_video_comes_out(run, clip, tmp_path):
     assert result.stdout == f"{out}: 30 frames, 64x96, 20 fps\n"
     assert "chunk 3/3: 6 frames" in result.stderr
 
-    info = mp4.probe(out)
+    info = probe(out)
     assert (info.height, info.width, float(info.fps), info.num_frames) == (64, 96, 20.0, 30)
-    first = next(mp4.read_frames(out)).astype(int)
+    first = next(read_frames(out)).astype(int)
     assert np.ptp(first, axis=-1).max() <= 6  # grey
     assert abs(first[32, 20, 0] - 230) <= 6
     assert first[5, 5, 0] < 60
@@ -81,7 +82,7 @@ def test_frames_size_and_fps_are_what_was_asked_for(run, clip, tmp_path):
     options = ["--frames", 40, "--size", "80x64", "--fps", 10, "--pre-processor", "gray"]
     result = run("generate", "a square", "-p", "scribble", "--video", clip, *options, "-o", out)
     assert result.exit_code == 0, result.output
-    info = mp4.probe(out)
+    info = probe(out)
     assert (info.height, info.width, float(info.fps), info.num_frames) == (80, 64, 10.0, 40)
 
 
@@ -89,7 +90,7 @@ def test_fewer_frames_than_the_video(run, clip, tmp_path):
     assert (
         run("generate", "-p", "passthrough", "--video", clip, "--frames", 5, "-o", tmp_path / "out.mp4").exit_code == 0
     )
-    assert mp4.count_frames(tmp_path / "out.mp4") == 5
+    assert count_frames(tmp_path / "out.mp4") == 5
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ def test_an_interrupt_keeps_the_frames_made_so_far(server, clip, tmp_path):
         os.kill(process.pid, signal.SIGINT)
         stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
-    num_frames = mp4.count_frames(out)
+    num_frames = count_frames(out)
     assert 0 < num_frames < LONG
     assert num_frames % 12 == 0
     assert f"holds the {num_frames} frames made so far" in stderr
@@ -172,7 +173,7 @@ def test_any_name_that_a_folder_takes_is_read_and_written(server, clip, name):
     )
     assert result.returncode == 0, result.stderr.decode(errors="replace")
     assert [path.name for path in (folder / "out").iterdir()] == [name]
-    assert mp4.count_frames(folder / "out" / name) == 30
+    assert count_frames(folder / "out" / name) == 30
     assert b": 30 frames, 64x96, 20 fps" in result.stdout
 
 
@@ -237,7 +238,7 @@ def test_a_busy_server_is_an_exit_code_or_is_waited_for(server, run, clip, tmp_p
             first.communicate(timeout=60)
             _, stderr = waiting.communicate(timeout=60)
             assert waiting.returncode == 0, stderr
-    assert mp4.count_frames(tmp_path / "out.mp4") == 30
+    assert count_frames(tmp_path / "out.mp4") == 30
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first.mp4", "in.mp4", "out.mp4"]
 
 
@@ -274,7 +275,7 @@ def test_a_disk_that_fills_up_while_the_file_is_written_loses_nothing(server, tm
     # As on a full disk, writes fail from some size on: more than what is tried at once, less than a video of noise.
     limit = "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (2**17, 2**17))"
     clip, out = tmp_path / "noise.mp4", tmp_path / "o'ut.mp4"
-    mp4.write(clip, np.random.default_rng(1).integers(0, 256, (30, 64, 96, 3), np.uint8), 20)
+    write_video(clip, np.random.default_rng(1).integers(0, 256, (30, 64, 96, 3), np.uint8), 20)
     arguments = ["generate", "-p", "passthrough", "-v", clip, "-o", out, "--scale", 3]
     with command(server.url, *arguments, before=limit) as process:
         _, stderr = process.communicate(timeout=60)
@@ -283,7 +284,7 @@ def test_a_disk_that_fills_up_while_the_file_is_written_loses_nothing(server, tm
     assert "Traceback" not in stderr
     assert list(tmp_path.iterdir()) == [clip], "no part of a file is left"
     fetch_again(stderr)
-    info = mp4.probe(out)
+    info = probe(out)
     assert (info.height, info.width, float(info.fps), info.num_frames) == (192, 288, 20.0, 30)
 
 

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from filmstrip import __version__, calls, cli
-from filmstrip.calls import connection_options
+from filmstrip import __version__, cli
 from filmstrip.client import (
     AsyncClient,
     BlobBuilder,
@@ -29,8 +28,9 @@ from filmstrip.client import (
     UntrustedCertificate,
     VideoShape,
 )
+from filmstrip.connection import connection_options, retry_after_s
 from filmstrip.errors import ERRORS, Busy, FilmstripError, InvalidField, UnknownPipeline
-from filmstrip.geometry import pack_video_header
+from filmstrip.wire import pack_video_header
 from tests.answering import Reply, answering
 
 URL = "http://filmstrip.test:8000"
@@ -174,12 +174,12 @@ def test_retry_after_is_kept_and_read():
             Answers(409, json=Busy("busy").body(), headers={"Retry-After": text}).client().cancel()
         return raised.value
 
-    assert calls.retry_after_s(refused("7")) == 7
-    assert calls.retry_after_s(refused("Wed, 21 Oct 2015 07:28:00 GMT")) == 0
-    assert 0 < calls.retry_after_s(refused(format_datetime(datetime.now(UTC) + timedelta(seconds=90)))) <= 90
+    assert retry_after_s(refused("7")) == 7
+    assert retry_after_s(refused("Wed, 21 Oct 2015 07:28:00 GMT")) == 0
+    assert 0 < retry_after_s(refused(format_datetime(datetime.now(UTC) + timedelta(seconds=90)))) <= 90
     for text in ("soon", "-1", ""):
-        assert calls.retry_after_s(refused(text)) is None
-    assert calls.retry_after_s(Busy("busy")) is None
+        assert retry_after_s(refused(text)) is None
+    assert retry_after_s(Busy("busy")) is None
 
 
 # -- TLS ----------------------------------------------------------------------------------------------------

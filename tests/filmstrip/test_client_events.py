@@ -2,10 +2,9 @@ import json
 
 import pytest
 
-from filmstrip.client_errors import UnexpectedAnswer
-from filmstrip.errors import Busy, DiskFull, ModelError
-from filmstrip.events import Cancelled, Complete, ErrorEvent, Progress, parse_event
-from filmstrip.geometry import VideoShape
+from filmstrip.errors import Busy, DiskFull, ModelError, UnexpectedAnswer
+from filmstrip.models import Cancelled, Complete, ErrorEvent, Progress, parse_event
+from filmstrip.wire import VideoShape
 
 PROGRESS = {"chunk": 1, "total_chunks": 5, "frames": 12, "latency": 0.5, "fps": 24.0}
 COMPLETE = {"output_path": "out", "video_shape": [60, 4, 6, 3], "num_frames": 60, "num_chunks": 5, "chunk_size": 12}

@@ -10,18 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from filmstrip import mp4
-from filmstrip.client import (
-    AsyncClient,
-    BlobBuilder,
-    Cancelled,
-    Client,
-    Complete,
-    Progress,
-    VideoShape,
-)
+from filmstrip.client import AsyncClient, BlobBuilder, Cancelled, Client, Complete, Progress, VideoShape
 from filmstrip.errors import BadImage, Busy, InvalidField, UnknownPath, UnknownPipeline
-from filmstrip.geometry import pack_video_header
+from filmstrip.video import count_frames
+from filmstrip.wire import pack_video_header
 from tests.server import MODEL_NAMES
 
 LONG = 3000  # frames: too many to be done before a test acts on the first chunk
@@ -112,7 +104,7 @@ def test_a_video_streams_in_and_out(client, tmp_path):
     assert client.download_to(last.output_path, file) == 20 + video.nbytes
     assert file.getvalue() == pack_video_header(VideoShape(*video.shape)) + video.tobytes()
     assert client.download_mp4(last.output_path, tmp_path / "out.mp4", 25) == 13
-    assert mp4.count_frames(tmp_path / "out.mp4") == 13
+    assert count_frames(tmp_path / "out.mp4") == 13
 
 
 def test_a_download_may_be_left_early_and_begun_again(client):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from filmstrip.contact_sheet import contact_sheet, picks, thumbnails, write_sheet
+from filmstrip.video.contact_sheet import contact_sheet, picks, thumbnails, write_sheet
 
 
 @given(num_frames=st.integers(1, 500), count=st.integers(1, 40))

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from comfyui.client import Client as NodesClient
-from comfyui.connection import make_server
+from comfyui.client import make_server
 from comfyui.errors import FilmstripError as NodesError
 from filmstrip.cli import main
 from filmstrip.client import AsyncClient, Client, UnexpectedAnswer, VideoShape

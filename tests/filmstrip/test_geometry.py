@@ -6,16 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from filmstrip.geometry import (
-    FrameRun,
-    VideoShape,
-    fit_runs,
-    header_holds,
-    input_runs,
-    nearest_multiples,
-    pack_video_header,
-    unpack_video_header,
-)
+from filmstrip.geometry import FrameRun, fit_runs, input_runs, nearest_multiples
+from filmstrip.wire import VideoShape, header_holds, pack_video_header, unpack_video_header
 
 U32 = st.integers(1, 2**32 - 1)
 SMALL = st.integers(1, 40)

@@ -6,7 +6,7 @@ import numpy as np
 import psutil
 import pytest
 
-from filmstrip import mp4
+from filmstrip.video import VideoFileError, count_frames, open_mp4, probe, read_frames, write_video
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 100, 50), (10, 10, 10)]
 
@@ -30,12 +30,12 @@ def near(frame: np.ndarray, colour: tuple[int, int, int]) -> bool:
 @pytest.fixture
 def clip(tmp_path):
     path = tmp_path / "clip.mp4"
-    mp4.write(path, plain(64, 96), 25)
+    write_video(path, plain(64, 96), 25)
     return path
 
 
 def test_what_is_written_is_read_back_in_its_colours(clip):
-    frames = list(mp4.read_frames(clip))
+    frames = list(read_frames(clip))
     assert [frame.shape for frame in frames] == [(64, 96, 3)] * 5
     assert all(frame.dtype == np.uint8 for frame in frames)
     for frame, colour in zip(frames, COLOURS, strict=True):
@@ -54,8 +54,8 @@ def test_the_file_is_what_every_player_shows(clip):
     ("size", "written"), [((65, 97), (66, 98)), ((64, 97), (64, 98)), ((65, 96), (66, 96)), ((1, 1), (2, 2))]
 )
 def test_odd_sizes_repeat_their_last_row_or_column(tmp_path, size, written):
-    mp4.write(tmp_path / "odd.mp4", plain(*size), 25)
-    frames = list(mp4.read_frames(tmp_path / "odd.mp4"))
+    write_video(tmp_path / "odd.mp4", plain(*size), 25)
+    frames = list(read_frames(tmp_path / "odd.mp4"))
     assert {frame.shape for frame in frames} == {(*written, 3)}
     assert near(frames[0], COLOURS[0])
 
@@ -63,21 +63,21 @@ def test_odd_sizes_repeat_their_last_row_or_column(tmp_path, size, written):
 @pytest.mark.parametrize("fps", [25, 23.976, Fraction(30000, 1001), 0.5])
 def test_probe(tmp_path, fps):
     path = tmp_path / "clip.mp4"
-    assert mp4.write(path, plain(64, 96), fps) == 5
-    info = mp4.probe(path)
+    assert write_video(path, plain(64, 96), fps).num_frames == 5
+    info = probe(path)
     assert (info.height, info.width, info.num_frames) == (64, 96, 5)
     assert float(info.fps) == pytest.approx(float(fps), rel=1e-4)
 
 
 def test_frames_are_counted_by_decoding(clip):
-    assert mp4.count_frames(clip) == 5
-    assert mp4.count_frames(clip, 3) == 3
+    assert count_frames(clip) == 5
+    assert count_frames(clip, 3) == 3
 
 
 def test_frames_are_scaled_and_limited(tmp_path):
     path = tmp_path / "clip.mp4"
-    mp4.write(path, [halves(64, 64)] * 4, 25)
-    frames = list(mp4.read_frames(path, size=(32, 80), max_frames=3))
+    write_video(path, [halves(64, 64)] * 4, 25)
+    frames = list(read_frames(path, size=(32, 80), max_frames=3))
     assert [frame.shape for frame in frames] == [(32, 80, 3)] * 3
     assert near(frames[0][:12], (255, 0, 0))
     assert near(frames[0][20:], (0, 0, 255))
@@ -85,14 +85,14 @@ def test_frames_are_scaled_and_limited(tmp_path):
 
 def test_frames_are_turned_as_the_file_says(tmp_path):
     path = tmp_path / "phone.mp4"
-    mp4.write(path, [halves(64, 96)] * 2, 25)
+    write_video(path, [halves(64, 96)] * 2, 25)
     _set_matrix(path, (0, 1, -1, 0))  # a quarter clockwise, as phones write it
-    frames = list(mp4.read_frames(path))
+    frames = list(read_frames(path))
     assert frames[0].shape == (96, 64, 3)
     assert near(frames[0][:, 40:], (255, 0, 0))  # what was above is on the right
     assert near(frames[0][:, :24], (0, 0, 255))
-    assert (mp4.probe(path).height, mp4.probe(path).width) == (96, 64)
-    scaled = next(mp4.read_frames(path, size=(48, 32)))
+    assert (probe(path).height, probe(path).width) == (96, 64)
+    scaled = next(read_frames(path, size=(48, 32)))
     assert scaled.shape == (48, 32, 3)
     assert near(scaled[:, 22:], (255, 0, 0))
 
@@ -110,7 +110,7 @@ def test_a_file_is_closed_when_its_reader_stops_early(clip):
     def is_open() -> bool:
         return str(clip) in {file.path for file in psutil.Process().open_files()}
 
-    frames = mp4.read_frames(clip)
+    frames = read_frames(clip)
     next(frames)
     assert is_open()
     frames.close()
@@ -122,8 +122,8 @@ def test_what_is_no_video_is_named(tmp_path, content):
     path = tmp_path / "wrong.mp4"
     if content is not None:
         path.write_bytes(content)
-    for read in (mp4.probe, mp4.count_frames, lambda path: list(mp4.read_frames(path))):
-        with pytest.raises(mp4.VideoFileError, match=r"wrong\.mp4"):
+    for read in (probe, count_frames, lambda path: list(read_frames(path))):
+        with pytest.raises(VideoFileError, match=r"wrong\.mp4"):
             read(path)
 
 
@@ -134,8 +134,8 @@ def test_a_file_without_pictures_is_no_video(tmp_path):
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
         sound.sample_rate = 8000
         container.mux(stream.encode(sound))
-    with pytest.raises(mp4.VideoFileError, match="no video"):
-        mp4.probe(path)
+    with pytest.raises(VideoFileError, match="no video"):
+        probe(path)
 
 
 @pytest.mark.parametrize(
@@ -150,8 +150,8 @@ def test_a_file_without_pictures_is_no_video(tmp_path):
 )
 def test_a_video_that_fails_leaves_the_file_before_it(clip, frames):
     before = clip.read_bytes()
-    with pytest.raises((ValueError, mp4.VideoFileError)):
-        mp4.write(clip, frames, 25)
+    with pytest.raises((ValueError, VideoFileError)):
+        write_video(clip, frames, 25)
     assert clip.read_bytes() == before
     assert list(clip.parent.iterdir()) == [clip]
 
@@ -159,26 +159,27 @@ def test_a_video_that_fails_leaves_the_file_before_it(clip, frames):
 def test_a_video_that_fails_late_leaves_no_part(tmp_path):
     frames = [*plain(64, 64, [(0, 0, 0)] * 200), *plain(66, 64)]  # so many that the encoder has written some
     with pytest.raises(ValueError, match="one size"):
-        mp4.write(tmp_path / "new.mp4", frames, 25)
+        write_video(tmp_path / "new.mp4", frames, 25)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_file_appears_when_it_is_whole(tmp_path):
     path = tmp_path / "new.mp4"
-    with mp4.Writer(path, 25) as writer:
+    with open_mp4(path) as output:
+        output.start(25)
         for frame in plain(64, 64):
-            writer.add(frame)
+            output.add(frame)
         assert not path.exists()
-        assert writer.num_frames == 5
-    assert mp4.count_frames(path) == 5
+        assert output.commit().num_frames == 5
+    assert count_frames(path) == 5
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(mp4.VideoFileError, match=r"the folder .*missing does not exist"):
-        mp4.write(tmp_path / "missing" / "new.mp4", plain(64, 64), 25)
+    with pytest.raises(VideoFileError, match=r"the folder .*missing does not exist"):
+        write_video(tmp_path / "missing" / "new.mp4", plain(64, 64), 25)
 
 
 @pytest.mark.parametrize("fps", [0, -1, float("nan")])
 def test_fps_must_be_positive(tmp_path, fps):
     with pytest.raises(ValueError, match="fps"):
-        mp4.write(tmp_path / "new.mp4", plain(64, 64), fps)
+        write_video(tmp_path / "new.mp4", plain(64, 64), fps)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from filmstrip.packing import BlobBuilder
+from filmstrip.wire import BlobBuilder
 
 SIDE = st.integers(1, 4)
 CHUNK = st.fixed_dictionaries(

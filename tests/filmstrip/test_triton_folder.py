@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from filmstrip.triton_folder import (
+from filmstrip.triton_server import (
     SOCKET_BYTES,
     NoTritonFolder,
     TritonFolder,
@@ -63,7 +63,7 @@ def test_where_the_runtime_folder_does_not_serve_it_lies_in_tmp(
 def test_what_an_ended_process_left_is_swept_and_nothing_else(runtime_dir: Path) -> None:
     """A process holds its folder until it ends, and the program that it becomes does too, if it is to."""
     script = (
-        "from filmstrip.triton_folder import TritonFolder as T; import os; f = T.create(); print(f.path, flush=True); "
+        "from filmstrip.triton_server import TritonFolder as T; import os; f = T.create(); print(f.path, flush=True); "
     )
     live, become, dead = (
         subprocess.Popen(
@@ -110,7 +110,7 @@ def test_a_folder_that_was_removed_is_made_again_and_never_in_place_of_anothers(
 
 
 def test_without_a_place_it_says_what_was_tried(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("filmstrip.triton_folder.tempfile.mkdtemp", lambda **_: os.mkdir("/proc/nothing"))
+    monkeypatch.setattr("filmstrip.triton_server.tempfile.mkdtemp", lambda **_: os.mkdir("/proc/nothing"))
     with pytest.raises(NoTritonFolder, match=rf"{runtime_dir} \(.*\) or /tmp \("):
         TritonFolder.create()
 

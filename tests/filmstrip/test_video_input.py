@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from filmstrip.video_file import VideoFileError
-from filmstrip.video_frames import hdr_to_sdr
-from filmstrip.video_input import count_frames, probe, read_frames
+from filmstrip.video.frames import hdr_to_sdr
+from filmstrip.video.read import VideoFileError, count_frames, probe, read_frames
 from tests.filmstrip.video_samples import SAMPLES, encode, filtered, number_of, numbered, set_display_matrix
 
 CORNERS = np.zeros((64, 96, 3), np.uint8)
@@ -702,7 +701,7 @@ def test_a_damaged_file_is_refused(tmp_path):
 
 MEASURE = """
 import resource, sys
-from filmstrip.video_input import count_frames, probe, read_frames
+from filmstrip.video.read import count_frames, probe, read_frames
 probe(sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(sum(1 for _ in read_frames(sys.argv[1])), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

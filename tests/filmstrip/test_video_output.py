@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from filmstrip.video_file import VideoFileError
-from filmstrip.video_output import check_output, open_output, write_video
+from filmstrip.video.read import VideoFileError
+from filmstrip.video.write import check_output, open_output, write_video
 from tests.faults.mounts import unshare
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 100, 50), (10, 10, 10)]
@@ -204,8 +204,8 @@ def test_what_is_no_file_is_refused_and_stays(tmp_path):
 AS_ANOTHER_USER = """
 import os, sys
 import numpy as np
-from filmstrip.video_file import VideoFileError
-from filmstrip.video_output import open_output
+from filmstrip.video.read import VideoFileError
+from filmstrip.video.write import open_output
 if os.geteuid() == 0:
     os.setgid(65534), os.setuid(65534)
 for name in ("writable.mp4", "readonly.mp4", "new.mp4"):
@@ -248,7 +248,7 @@ def test_a_file_that_is_mounted_into_a_folder_that_is_read_only_is_written(tmp_p
         f' && mount -o remount,ro {folder} && exec "$@"'
     )
     code = (
-        "import sys, numpy as np; from filmstrip.video_output import write_video;"
+        "import sys, numpy as np; from filmstrip.video.write import write_video;"
         " print(write_video(sys.argv[1], np.zeros((3, 64, 64, 3), np.uint8), 25).num_frames)"
     )
     command = (*unshare(), "sh", "-c", mounts, "sh", sys.executable, "-c", code, str(target))
@@ -290,8 +290,8 @@ def test_what_fails_leaves_the_file_before_it_and_no_part(tmp_path, name):
 FULL_DISK = """
 import resource, sys
 import numpy as np
-from filmstrip.video_file import VideoFileError
-from filmstrip.video_output import write_video
+from filmstrip.video.read import VideoFileError
+from filmstrip.video.write import write_video
 noise = np.random.default_rng(1)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
@@ -318,7 +318,7 @@ def test_a_full_disk_leaves_the_file_before_it_and_no_part(tmp_path, name):
 @pytest.mark.parametrize("name", ["out.mp4", "out-%d.png"])
 def test_a_full_disk_shows_before_there_is_anything_to_write(tmp_path, name):
     code = (
-        "import resource, signal, sys; from filmstrip.video_output import open_output\n"
+        "import resource, signal, sys; from filmstrip.video.write import open_output\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))\n"  # as a disk with 8 KiB
         "open_output(sys.argv[1])"

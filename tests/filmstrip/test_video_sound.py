@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from filmstrip.video_output import write_video
+from filmstrip.video.write import write_video
 from tests.filmstrip.video_samples import numbered
 
 FPS = 25

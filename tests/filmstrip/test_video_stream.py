@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from filmstrip.client_errors import ConnectionFailed, UnexpectedAnswer
-from filmstrip.geometry import VideoShape, pack_video_header
-from filmstrip.video_stream import FrameReader, VideoReader, shape_of, video_body
+from filmstrip.errors import ConnectionFailed, UnexpectedAnswer
+from filmstrip.wire import FrameReader, VideoReader, VideoShape, pack_video_header, shape_of, video_body
 
 VIDEO = np.random.default_rng(1).integers(0, 256, (5, 4, 6, 3), np.uint8)
 SHAPE = VideoShape(5, 4, 6, 3)

@@ -20,7 +20,7 @@ KEY = "alice-secret-key"
 
 def lines_of(frontend: Frontend, path: str) -> list[str]:
     """The lines of requests for a path; the last one may come after its answer."""
-    return [line for line in frontend.log().splitlines() if path in line and "frontend.access" in line]
+    return [line for line in frontend.log().splitlines() if path in line and "filmstrip.access" in line]
 
 
 @pytest.mark.parametrize("log_format", ["json", "text"])

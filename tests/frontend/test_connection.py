@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from quart import Quart, Response, request
 
-from filmstrip.errors import SlowBody, TooLarge
+from filmstrip.errors import SlowBody
 from frontend.connection import HIGH_WATER_BYTES, BoundedBody, BoundedRequest, Connection, Pace, on_close
 
 LONG = Pace(60.0, 0)
@@ -22,6 +22,10 @@ async def is_blocked(task: asyncio.Task[None]) -> bool:
     for _ in range(10):
         await asyncio.sleep(0)
     return not task.done()
+
+
+async def whole(of: BoundedBody, pace: Pace) -> bytes:
+    return b"".join([piece async for piece in of.pieces(pace)])
 
 
 def feeding(to: BoundedBody, *pieces: bytes, end: bool = True) -> asyncio.Task[None]:
@@ -42,7 +46,7 @@ def test_bytes_come_out_in_the_order_in_which_they_went_in(pieces: list[bytes]) 
     async def through() -> bytes:
         given_body = body()
         task = feeding(given_body, *pieces)
-        data = await given_body.read(10_000, LONG)
+        data = await whole(given_body, LONG)
         await task
         return data
 
@@ -108,35 +112,17 @@ async def test_a_body_never_holds_more_than_the_mark_and_one_piece() -> None:
 async def test_an_empty_body_ends_at_once() -> None:
     given_body = body()
     given_body.set_complete()
-    assert await given_body.read(0, LONG) == b""
+    assert await whole(given_body, LONG) == b""
 
 
 # -- Limits -------------------------------------------------------------------------------------------------
-
-
-async def test_reading_has_a_limit_that_is_exact() -> None:
-    for pieces in ([b"12345"], [b"1", b"2345"]):
-        given_body = body()
-        await feeding(given_body, *pieces)
-        assert await given_body.read(5, LONG) == b"12345"
-        given_body = body()
-        await feeding(given_body, *pieces)
-        with pytest.raises(TooLarge, match="4 bytes"):
-            await given_body.read(4, LONG)
-
-
-async def test_reading_stops_at_the_limit_though_more_would_come() -> None:
-    given_body = body()
-    await feeding(given_body, b"12345", end=False)
-    with pytest.raises(TooLarge):
-        await asyncio.wait_for(given_body.read(4, LONG), 5)
 
 
 async def test_a_body_that_stops_is_too_slow() -> None:
     given_body = body()
     await feeding(given_body, b"some", end=False)
     with pytest.raises(SlowBody, match=r"0\.02 s"):
-        await given_body.read(100, Pace(0.02, 0))
+        await whole(given_body, Pace(0.02, 0))
 
 
 async def test_a_long_body_is_not_slow_while_it_keeps_coming() -> None:
@@ -149,7 +135,7 @@ async def test_a_long_body_is_not_slow_while_it_keeps_coming() -> None:
         given_body.set_complete()
 
     task = asyncio.create_task(feed())
-    assert await given_body.read(100, Pace(0.15, 0)) == b"x" * 10
+    assert await whole(given_body, Pace(0.15, 0)) == b"x" * 10
     await task
 
 
@@ -163,8 +149,8 @@ async def test_a_body_that_trickles_is_too_slow_after_a_while() -> None:
 
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
         feeding_slowly = group.create_task(feed())
-        with pytest.raises(SlowBody, match="slower than 1000 bytes a second"):
-            await given_body.read(10_000, Pace(0.1, 1000))
+        with pytest.raises(SlowBody, match="less than 1000 bytes per second"):
+            await whole(given_body, Pace(0.1, 1000))
         feeding_slowly.cancel()
 
 
@@ -224,13 +210,13 @@ async def test_what_comes_after_a_discard_is_not_kept() -> None:
     await given_body.discard(1000, 0.01)
     await given_body.feed(FULL)
     given_body.set_complete()
-    assert await given_body.read(0, LONG) == b""
+    assert await whole(given_body, LONG) == b""
 
 
 async def test_discarding_a_body_that_was_read_ends_at_once() -> None:
     given_body = body()
     await feeding(given_body, b"all")
-    assert await given_body.read(3, LONG) == b"all"
+    assert await whole(given_body, LONG) == b"all"
     await asyncio.wait_for(given_body.discard(0, 60), 5)
 
 
@@ -252,7 +238,7 @@ def app_that_tells(ended: list[str]) -> Quart:
         if how == "wait":
             await asyncio.Event().wait()
         assert isinstance(request.body, BoundedBody)
-        return Response(await request.body.read(100, LONG))
+        return Response(await whole(request.body, LONG))
 
     return app
 

@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from frontend.protocol import RESERVED_DESCRIPTORS, most_connections
+from frontend.protocol import RESERVED_DESCRIPTORS, connection_limit
 from tests.conftest import beside
 from tests.faults.aftermath import PROBE, eventually, harmless, noise
 from tests.faults.raw_client import RawClient
@@ -28,7 +28,7 @@ DESCRIPTORS = 1024
     ("descriptors", "most"), [(1024, 416), (65_536, 4096), (100, 8), (resource.RLIM_INFINITY, 4096)]
 )
 def test_every_connection_may_have_a_file_open_too(descriptors: int, most: int) -> None:
-    assert most_connections(4096, descriptors) == most
+    assert connection_limit(4096, descriptors) == most
 
 
 @contextmanager
@@ -96,7 +96,7 @@ def test_a_crowd_of_silent_connections_keeps_nobody_out(tmp_path: Path) -> None:
         assert frontend.triton_pid == triton
         assert "Traceback" not in frontend.log()
         assert "[error" not in frontend.log()
-        assert frontend.log().count("connections are taken") == 1  # at most one line a minute
+        assert frontend.log().count("connections is reached") == 1  # at most one line a minute
     finally:
         assert frontend.stop() == 0
 
@@ -113,7 +113,7 @@ def test_more_requests_than_connections_are_refused_and_leave_descriptors_for_th
             frontend, f"POST {UPLOAD_DATA} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nabc".encode()
         ) as opened:
             eventually(lambda: opened() > 3 * CROWD)
-            assert len(frontend.stored("partial")) == most_connections(4096, DESCRIPTORS)
+            assert len(frontend.stored("partial")) == connection_limit(4096, DESCRIPTORS)
             assert process.num_fds() < DESCRIPTORS - RESERVED_DESCRIPTORS / 2
             assert httpx.get(f"{frontend.url}/health").status_code == 503
         frontend.wait_healthy()
@@ -195,6 +195,6 @@ def test_the_soft_limit_on_descriptors_is_raised_to_the_hard_one(server: Fronten
     frontend = Frontend(tmp_path, "--triton-url", server.triton_url, launcher=("prlimit", "--nofile=256:2048", "--"))
     try:
         assert psutil.Process(frontend.process.pid).rlimit(psutil.RLIMIT_NOFILE) == (2048, 2048)
-        assert "928 connections at most" in frontend.log()
+        assert "at most 928 connections" in frontend.log()
     finally:
         assert frontend.stop() == 0

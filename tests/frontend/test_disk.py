@@ -10,7 +10,7 @@ import pytest
 from filmstrip.errors import DiskFull, StorageFull
 from frontend import store as store_module
 from frontend.settings import Settings
-from frontend.store import Kind, Store, preallocate, release_unused
+from frontend.store import Kind, Store, preallocate, release
 
 MIB = 2**20
 
@@ -35,7 +35,7 @@ def test_room_is_there_and_given_back_while_the_size_tells_what_was_written(tmp_
     assert (path.stat().st_size, on_disk(path)) == (0, 8 * MIB)
     os.write(fd, bytes(MIB))
     assert (path.stat().st_size, on_disk(path)) == (MIB, 8 * MIB)
-    release_unused(fd, MIB, 8 * MIB)
+    release(fd, MIB, 8 * MIB)
     assert (path.stat().st_size, on_disk(path)) == (MIB, MIB)
     os.close(fd)
 

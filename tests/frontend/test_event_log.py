@@ -9,8 +9,8 @@ from httpx_sse import EventSource, ServerSentEvent
 from hypothesis import given
 from hypothesis import strategies as st
 
-from filmstrip.events import Cancelled, Complete, ErrorEvent, Event, Progress, parse_event
-from filmstrip.geometry import VideoShape
+from filmstrip.models import Cancelled, Complete, ErrorEvent, Event, Progress, parse_event
+from filmstrip.wire import VideoShape
 from frontend.events import KEEP_ALIVE, EventLog, encode_event
 
 COUNTS = st.integers(0, 2**31)

@@ -218,7 +218,7 @@ def test_as_many_pixels_as_allowed_are_decoded_and_not_one_more() -> None:
     rows = bytes(3 * 4096 + 1) * 4096
     assert decode(png(4096, 4096, rows)).shape == (4096, 4096, 3)
     for width, height in ((4096, 4097), (MAX_PIXELS + 1, 1), (5000, 4000)):
-        with pytest.raises(Refused, match=f"{width} x {height} pixels"):
+        with pytest.raises(Refused, match=f"{width}x{height}, over the limit"):
             decode(png(width, height, b""))
 
 
@@ -348,7 +348,7 @@ def test_a_side_is_limited() -> None:
         assert decode(png(width, height, bytes(3 * width + 1) * height)).shape == (height, width, 3)
     tall = PillowImage.new("L", (1, MAX_SIDE + 1))
     for data in (encoded(tall), encoded(tall, "JPEG"), png(16_777_216, 1, bytes(16_777_216 * 3 + 1))):
-        with pytest.raises(Refused, match=f"a side may have {MAX_SIDE}"):
+        with pytest.raises(Refused, match=f"limit of {MAX_SIDE} pixels per side"):
             decode(data)
 
 
@@ -440,7 +440,7 @@ async def test_an_image_that_has_changed_since_it_was_checked_is_found_out(store
     for harm, reason in (
         (lambda: path.write_bytes(photo()[:-40]), "not a complete PNG, JPEG or WebP image"),
         (lambda: path.write_bytes(png(1, 1, bytes(4))), "the image has changed since the request was checked"),
-        (path.unlink, "the image can't be read: No such file or directory"),
+        (path.unlink, "cannot read the image: No such file or directory"),
     ):
         harm()
         with pytest.raises(InternalError) as caught:

@@ -9,7 +9,7 @@ import pytest
 
 from filmstrip.contract import Features, Mode, PipelineInfo
 from filmstrip.errors import FilmstripError
-from filmstrip.geometry import VideoShape
+from filmstrip.wire import VideoShape
 from frontend.array_plan import Uploads
 from frontend.pipeline_loads import check_defaults, request_defaults
 from frontend.plan import Chain, make_plan

@@ -115,7 +115,7 @@ def test_the_other_names_of_the_routes_are_described_as_such(document: dict[str,
             original = path.replace("batch", "generate")
             for method, operation in methods.items():
                 other = document["paths"][original][method]
-                assert operation["summary"] == f"Another name of {original}"
+                assert operation["summary"] == f"Alias of {original}"
                 assert operation["tags"] == ["aliases"]
                 assert operation.keys() - own_keys == other.keys() - own_keys
                 assert all(operation[key] == other[key] for key in operation.keys() - own_keys)

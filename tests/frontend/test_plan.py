@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from filmstrip.contract import Features, Interpolation, Mode, PipelineInfo
-from filmstrip.geometry import VIDEO_HEADER_BYTES, VideoShape
+from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape
 from frontend.array_plan import Source, TensorPlan, Uploads
 from frontend.plan import Chain, ChunkPlan, Plan, make_plan
 from frontend.schema import GenerateRequest

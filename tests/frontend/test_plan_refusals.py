@@ -9,7 +9,7 @@ import pytest
 
 from filmstrip.contract import Features, Mode, PipelineInfo
 from filmstrip.errors import InvalidField
-from filmstrip.geometry import VideoShape
+from filmstrip.wire import VideoShape
 from frontend.array_plan import Uploads
 from frontend.plan import Chain, Plan, make_plan
 from frontend.schema import GenerateRequest

@@ -58,7 +58,7 @@ def test_bad_settings_and_addresses_are_one_line(tmp_path: Path) -> None:
         return done.stderr
 
     assert "FILMSTRIP_STORE_FILES" in run(FILMSTRIP_STORE_FILES="0")
-    assert "no model repository nowhere" in run("--embedded", FILMSTRIP_MODEL_REPOSITORY="nowhere")
+    assert "model repository nowhere does not exist" in run("--embedded", FILMSTRIP_MODEL_REPOSITORY="nowhere")
     assert "port" in run("--port", "99999").lower()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -70,7 +70,7 @@ def test_a_data_directory_serves_one_frontend(server: Frontend, tmp_path: Path) 
     command = [sys.executable, "-m", "frontend", "--port", "0", "--data-dir", str(server.data_dir)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=ROOT)
     assert done.returncode == 1
-    assert "another frontend uses" in done.stderr
+    assert "another server uses" in done.stderr
     assert "Traceback" not in done.stderr
 
 

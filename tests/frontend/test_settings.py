@@ -21,9 +21,9 @@ def test_unknown_variables_are_named_with_what_was_meant() -> None:
 
 def test_an_unknown_variable_is_a_warning_at_start(start_frontend: Callable[..., Frontend]) -> None:
     frontend = start_frontend("--triton-url", "127.0.0.1:9", api_key="secret-value", server="http://127.0.0.1:9")
-    warnings = [line for line in frontend.log().splitlines() if "there is no setting" in line]
+    warnings = [line for line in frontend.log().splitlines() if "unknown setting" in line]
     assert len(warnings) == 1
-    assert "there is no setting FILMSTRIP_API_KEY; did you mean FILMSTRIP_API_KEYS?" in warnings[0]
+    assert "unknown setting FILMSTRIP_API_KEY; did you mean FILMSTRIP_API_KEYS?" in warnings[0]
     assert "secret-value" not in frontend.log()
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from filmstrip.contract import Features, Mode, PipelineInfo
 from filmstrip.errors import DiskFull, UnknownPath
-from filmstrip.geometry import VIDEO_HEADER_BYTES, VideoShape, pack_video_header
+from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape, pack_video_header
 from frontend.array_plan import Source, Uploads
 from frontend.images import RequestImage
 from frontend.plan import Chain, Plan, make_plan

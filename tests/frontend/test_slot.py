@@ -12,7 +12,7 @@ from typing import cast
 import pytest
 
 from filmstrip.errors import ShuttingDown
-from filmstrip.events import Cancelled, ErrorEvent
+from filmstrip.models import Cancelled, ErrorEvent
 from frontend.generation import Generation
 from frontend.images import ImageDecoder
 from frontend.model_registry import ModelRegistry

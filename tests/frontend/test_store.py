@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from filmstrip.errors import InUse, StorageFull, UnknownPath
-from filmstrip.geometry import VIDEO_HEADER_BYTES, VideoShape, pack_video_header
+from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape, pack_video_header
 from frontend.settings import Settings
 from frontend.store import SHM_DIR, Draft, Kind, Store, StoredFile
 from tests.faults.aftermath import eventually, held_open
@@ -156,7 +156,7 @@ async def test_a_name_that_was_not_given_out_is_unknown(open_store: OpenStore, t
         with pytest.raises(UnknownPath) as caught:
             store.find(name, *Kind, field="input_path")
         assert caught.value.field == "input_path"
-        assert caught.value.message.startswith("input_path: no file ")
+        assert caught.value.message.startswith("input_path: there is no file ")
     assert on_disk(tmp_path) == before
 
 
@@ -255,7 +255,7 @@ async def test_a_client_with_a_key_has_half_of_the_files_and_bytes(open_store: O
     with store.draft(Kind.BLOB, owner="alice"):
         for _ in range(3):
             await put(store, data=b"x", owner="alice")
-        with pytest.raises(StorageFull, match="half of its 8"):
+        with pytest.raises(StorageFull, match="half of the 8"):
             store.draft(Kind.BLOB, owner="alice")
         assert await put(store, data=bytes(500), owner="bob")
     with pytest.raises(StorageFull, match="your share of 500 bytes"):
@@ -452,7 +452,7 @@ async def test_one_store_at_a_time_has_a_folder(open_store: OpenStore, tmp_path:
     file = await put(store)
     with store.draft(Kind.BLOB) as draft:
         for _ in range(2):
-            with pytest.raises(RuntimeError, match="another frontend"):
+            with pytest.raises(RuntimeError, match="another server"):
                 Store(Settings(data_dir=tmp_path / "data")).open()
         assert draft.path.exists()  # the second one removed nothing
     assert open_store().find(file.name, Kind.BLOB)
@@ -515,8 +515,8 @@ async def test_other_users_cannot_list_the_data_directory(
         monkeypatch.setattr("frontend.store.os.geteuid", lambda: folder.stat().st_uid + 1)
     open_store()
     assert folder.stat().st_mode & 0o777 == (0o700 if belongs_to_us else 0o755)
-    (warning,) = [record.getMessage() for record in caplog.records if "open to other" in record.getMessage()]
-    assert ("closed now" if belongs_to_us else "belongs to another user") in warning
+    (warning,) = [record.getMessage() for record in caplog.records if "accessible to other" in record.getMessage()]
+    assert ("its mode is now 0700" if belongs_to_us else "belongs to another user") in warning
 
 
 @pytest.mark.parametrize("embedded", [False, True])

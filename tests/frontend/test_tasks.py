@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from frontend.tasks import in_thread, run_to_end
+from frontend.tasks import NUM_THREADS, in_thread, limit_threads, run_to_end
 
 
 class Work:
@@ -149,3 +149,20 @@ async def test_what_a_thread_uses_may_be_freed_after_it_even_when_cancelled() ->
     assert freed.is_set()
     await asyncio.sleep(0.15)
     assert not used_after_free.is_set()
+
+
+async def test_the_number_of_threads_is_limited():
+    limit_threads(asyncio.get_running_loop())
+    running, most, lock = 0, 0, threading.Lock()
+
+    def work() -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.01)
+        with lock:
+            running -= 1
+
+    await asyncio.gather(*(in_thread(work) for _ in range(4 * NUM_THREADS)))
+    assert most <= NUM_THREADS

@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from filmstrip.packing import BlobBuilder
+from filmstrip.wire import BlobBuilder
 from tests.server import Frames, Frontend
 
 HEIGHT = WIDTH = 64

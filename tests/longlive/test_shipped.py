@@ -12,9 +12,9 @@ from PIL import Image
 
 from demo.following import CheckFailed
 from demo.text_to_video import PROMPT, text_to_video
-from filmstrip import mp4
 from filmstrip.client import Client, Event
 from filmstrip.runtime.engines.manifest import file_sha256, read
+from filmstrip.video import count_frames, probe
 from tests.server import ROOT, Frontend
 from tests.shipped import CHECKPOINT, ID, LORAS, SIDES, arguments
 from tests.support.toyworld.grammar import is_held_out, parse
@@ -69,9 +69,9 @@ def test_the_demos_prompt_is_the_readmes_and_no_training_video_shows_it():
 def test_the_demo_makes_what_its_prompt_says(small_server: Frontend, tmp_path: Path):
     with Client(small_server.url) as client:
         video, sheet = text_to_video(client, tmp_path)  # fails where the detectors see something else
-    info = mp4.probe(video)
+    info = probe(video)
     assert (info.height, info.width) == (8 * SIDES[0], 8 * SIDES[1])
-    assert mp4.count_frames(video) == FIRST + 5 * CHUNK
+    assert count_frames(video) == FIRST + 5 * CHUNK
     with Image.open(sheet) as image:
         assert image.width > 6 * 2 * SIDES[1]
 

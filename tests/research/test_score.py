@@ -9,9 +9,9 @@ from click.testing import CliRunner
 
 pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
-from filmstrip.calls import TIMEOUT_S
 from filmstrip.client import Client
-from filmstrip.geometry import VideoShape, pack_video_header
+from filmstrip.connection import TIMEOUT_S
+from filmstrip.wire import VideoShape, pack_video_header
 from frontend.schema import GenerateRequest
 from frontend.schema import parse as parse_request
 from research.condition_score import score_conditions

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from filmstrip.contract import INPUT_VIDEO, ChunkParameters, Mode
+from filmstrip.contract import ChunkParameters, INPUT_VIDEO, Mode
 from filmstrip.errors import ModelError
 from filmstrip.runtime.sequences import Cancelled, Chunk
 from filmstrip.runtime.processors import Frames, resize

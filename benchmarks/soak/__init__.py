@@ -1,1 +1,0 @@
-"""The soak: random traffic and faults for half an hour, and a verdict. `python -m benchmarks.soak --help`."""

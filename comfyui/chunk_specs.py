@@ -1,0 +1,132 @@
+"""What single chunks do otherwise than the whole generation, as it goes from node to node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from .frames import Floats, vace_frames, vace_masks, video_frames
+
+IMAGES = ("first_frame_image", "last_frame_image", "vace_ref_images")
+"""The arrays of a spec that are uploaded as images; the others go into the blob."""
+
+_ALIGNMENT = 4
+"""Of float32, so that the server may use the bytes where they lie."""
+_EXCLUDING = {"text": "prompts", "prompts": "text"}
+
+
+@dataclass(frozen=True)
+class ChunkSpec:
+    """One chunk's own values.
+
+    Attributes:
+        chunk: its index, from 0.
+        fields: as the request carries them, without offsets and shapes.
+        arrays: IMAGE and MASK batches: those of `IMAGES`, `vace_frames`, `vace_masks` and `input_video`.
+    """
+
+    chunk: int
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, Floats] = field(default_factory=dict)
+
+
+Specs = tuple[ChunkSpec, ...]
+
+
+def merge(specs: Iterable[ChunkSpec]) -> dict[int, ChunkSpec]:
+    """One spec for each chunk: what comes later wins, value by value."""
+    merged: dict[int, ChunkSpec] = {}
+    for spec in specs:
+        before = merged.get(spec.chunk, ChunkSpec(spec.chunk))
+        replaced = {_EXCLUDING[name] for name in spec.fields if name in _EXCLUDING}
+        kept = {name: value for name, value in before.fields.items() if name not in replaced}
+        merged[spec.chunk] = ChunkSpec(spec.chunk, {**kept, **spec.fields}, {**before.arrays, **spec.arrays})
+    return merged
+
+
+def with_batches(
+    specs: Mapping[int, ChunkSpec], batches: Mapping[str, Floats], chunk_size: int, num_frames: int
+) -> dict[int, ChunkSpec]:
+    """Add the parts of VACE batches of the whole video to the specs; a chunk's own arrays win."""
+    result = dict(specs)
+    for name, batch in batches.items():
+        for index, part in cut(len(batch), chunk_size, num_frames):
+            spec = result.get(index, ChunkSpec(index))
+            result[index] = replace(spec, arrays={name: batch[part], **spec.arrays})
+    return result
+
+
+def place(blob: Blob, arrays: Mapping[str, Floats]) -> dict[str, Any]:
+    """Add one chunk's arrays to the blob; gives the fields that point to them."""
+    placed: dict[str, Any] = {}
+    for name, array in arrays.items():
+        num_frames, height, width = array.shape[:3]
+        pieces: Callable[[Floats], Iterator[memoryview]]
+        if name == "vace_frames":
+            shape, num_bytes, pieces = [1, 3, num_frames, height, width], 4, vace_frames
+        elif name == "vace_masks":
+            shape, num_bytes, pieces = [1, 1, num_frames, height, width], 4, vace_masks
+        else:
+            assert name == "input_video", name
+            shape, num_bytes, pieces = [num_frames, height, width, 3], 1, video_frames
+        for size in shape:
+            num_bytes *= size
+        # The same memory read in the same way is the same array: one mask for all chunks is sent once.
+        key = (name, array.__array_interface__["data"][0], array.strides, array.shape)
+        placed[f"{name}_offset"] = blob.add(key, num_bytes, partial(pieces, array))
+        placed[f"{name}_shape"] = shape
+    return placed
+
+
+def cut(batch_frames: int, chunk_size: int, num_frames: int) -> Iterator[tuple[int, slice]]:
+    """The chunks that get a part of a batch of VACE frames or masks, each with its part.
+
+    Chunk k gets the frames from k * chunk_size on, as it does of an input video: a chunk with VACE arrays has
+    chunk_size frames, the first one too. The server repeats the last frame of a part that is short. A batch of one
+    frame holds for every chunk. Chunks beyond the end of a shorter batch get nothing.
+    """
+    for index in range(-(-num_frames // chunk_size)):
+        if batch_frames == 1:
+            yield index, slice(0, 1)
+            continue
+        start = index * chunk_size
+        if start >= batch_frames:
+            return
+        yield index, slice(start, min(start + chunk_size, batch_frames))
+
+
+class Blob:
+    """Collects arrays; iterate over it for the bytes to send, as often as wanted."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[int, Callable[[], Iterator[memoryview]]]] = []
+        self._offsets: dict[Hashable, int] = {}
+        self.num_bytes = 0
+
+    def add(self, key: Hashable, num_bytes: int, pieces: Callable[[], Iterator[memoryview]]) -> int:
+        """Add an array; gives its offset.
+
+        Args:
+            key: an array that was added under this key before is not added again: several chunks may share one.
+            num_bytes: of the array.
+            pieces: makes its bytes, when they are sent.
+        """
+        if key not in self._offsets:
+            offset = -(-self.num_bytes // _ALIGNMENT) * _ALIGNMENT
+            self._offsets[key] = offset
+            self._parts.append((offset, pieces))
+            self.num_bytes = offset + num_bytes
+        return self._offsets[key]
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        end = 0
+        for offset, pieces in self._parts:
+            if offset > end:
+                yield bytes(offset - end)
+            end = offset
+            for piece in pieces():
+                end += piece.nbytes
+                yield piece
+        assert end == self.num_bytes, "an array gave more or fewer bytes than it was said to have"

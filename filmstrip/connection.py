@@ -1,0 +1,282 @@
+"""Connections to a server: its address and token, its certificate, and the errors on the way to it."""
+
+import ipaddress
+import json
+import math
+import os
+import re
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import httpx_sse
+
+from filmstrip import __version__, foreign_answers
+from filmstrip.errors import (
+    ERRORS,
+    ConnectionFailed,
+    FilmstripError,
+    ServerUnreachable,
+    TimedOut,
+    UnexpectedAnswer,
+    UntrustedCertificate,
+)
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+SERVER_VARIABLE = "FILMSTRIP_SERVER"
+_MAX_PORT = 65_535
+TOKEN_VARIABLE = "FILMSTRIP_TOKEN"  # noqa: S105 - a name, not a token
+TIMEOUT_S = 60.0
+"""Longest silence of a connection, streams included: the server comments every 15 s at the latest."""
+CONNECT_TIMEOUT_S = 10.0
+
+Verify = ssl.SSLContext | str | Path | bool
+"""How a server's TLS certificate is checked: a context; or a PEM file, or a folder of them, of trusted authorities."""
+
+_PEM_CERTIFICATE = re.compile(r"-----BEGIN ((?:TRUSTED |X509 )?CERTIFICATE)-----.*?-----END \1-----", re.DOTALL)
+
+_PROXY = re.compile(r"(http|https|all)_proxy", re.IGNORECASE)
+
+
+# -- Address and token -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Target:
+    """A server's address and what to send it.
+
+    Attributes:
+        url: of the server.
+        token: sent as `Authorization: Bearer`; None sends none.
+        token_withheld: FILMSTRIP_TOKEN is set but belongs to another server.
+    """
+
+    url: httpx.URL
+    token: str | None = field(default=None, repr=False)
+    token_withheld: bool = False
+
+
+def resolve(base_url: str | None, token: str | None) -> Target:
+    """Fill in from the environment what the caller leaves out; an empty variable is as good as none.
+
+    The environment's token goes only to the environment's server: the one FILMSTRIP_SERVER names, else
+    http://127.0.0.1:8000. A caller who names another server must name its token, too.
+
+    Args:
+        base_url: None for the environment's server.
+        token: None for the environment's token, an empty one for none at all.
+
+    Raises:
+        ValueError: a URL is not one of an HTTP server, a token cannot be sent in a header, or there is a token and
+            a URL with a user.
+    """
+    variable = _read(SERVER_VARIABLE)
+    if base_url is None and variable:
+        try:
+            url = parse_url(variable)
+        except ValueError as error:
+            raise ValueError(f"{SERVER_VARIABLE}: {error}") from None
+    else:
+        url = parse_url(DEFAULT_URL if base_url is None else base_url)
+    if token is not None:
+        return _with_token(url, _checked(token.strip(), "the token") or None)
+    from_environment = _read(TOKEN_VARIABLE)
+    if not from_environment:
+        return Target(url)
+    if base_url is not None and not _is_environments(url, variable):
+        return Target(url, token_withheld=True)
+    return _with_token(url, _checked(from_environment, TOKEN_VARIABLE))
+
+
+def parse_url(text: str) -> httpx.URL:
+    """Read a server's URL.
+
+    Raises:
+        ValueError: it is not the URL of an HTTP server; the message says what to write.
+    """
+    text = text.strip()
+    if text and "://" not in text:
+        raise ValueError(f"{text!r} is not a URL; write http://{text.lstrip('/')}")
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"{text!r} is not a URL: {error}") from None
+    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
+        raise ValueError(f"{text!r} is not the URL of a server, such as {DEFAULT_URL}")
+    if url.port is not None and not 0 < url.port <= _MAX_PORT:
+        raise ValueError(f"{text!r} has the port {url.port}; ports go from 1 to {_MAX_PORT}")
+    return url
+
+
+def _read(variable: str) -> str:
+    """A variable without blanks at its ends, and the byte order mark of a file that it was filled from."""
+    return os.environ.get(variable, "").removeprefix("\ufeff").strip()
+
+
+def _is_environments(url: httpx.URL, variable: str) -> bool:
+    try:
+        return _place(url) == _place(parse_url(variable or DEFAULT_URL))
+    except ValueError:
+        return False
+
+
+def _place(url: httpx.URL) -> tuple[object, ...]:
+    port = url.port or {"http": 80, "https": 443}[url.scheme]
+    return url.scheme, url.host, port, url.path.rstrip("/")
+
+
+def _with_token(url: httpx.URL, token: str | None) -> Target:
+    if token is not None and url.userinfo:
+        raise ValueError(
+            "the URL names a user, and there is a token: only one of them can be sent; leave out the other"
+        )
+    return Target(url, token)
+
+
+def _checked(token: str, name: str) -> str:
+    if not token.isascii() or not token.isprintable():
+        raise ValueError(f"{name} holds characters that cannot be sent in a header")
+    return token
+
+
+# -- Options and errors of httpx ---------------------------------------------------------------------------------
+
+
+def read_error(response: httpx.Response) -> Exception:
+    """The exception that an error answer stands for; one of the server's own keeps its `Retry-After`."""
+    try:
+        answer = json.loads(response.content)
+        code, message, field_name = answer["error"]["code"], answer["error"]["message"], answer["error"].get("field")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return unexpected(response)
+    if not isinstance(code, str) or not isinstance(message, str) or not isinstance(field_name, str | None):
+        return unexpected(response)
+    status = response.status_code
+    if code not in ERRORS:
+        return UnexpectedAnswer(f"{message} ({status} {code})", status)
+    error = ERRORS[code](message, field_name)
+    if "Retry-After" in response.headers:
+        error.headers = {**error.headers, "Retry-After": response.headers["Retry-After"]}
+    return error
+
+
+def unexpected(response: httpx.Response, start: bytes | None = None) -> UnexpectedAnswer:
+    """The exception for an answer that is not Filmstrip's; `start` is the start of a body that was not read."""
+    body = response.content if start is None else start
+    status = response.status_code
+    return UnexpectedAnswer(foreign_answers.describe(str(response.url), status, response.headers.get, body), status)
+
+
+def retry_after_s(error: FilmstripError) -> float | None:
+    """Seconds after which the server says to try again; None where it says nothing that makes sense."""
+    text = error.headers.get("Retry-After", "").strip()
+    try:
+        seconds = float(text) if text.isdecimal() else parsedate_to_datetime(text).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return None
+    return max(seconds, 0.0) if math.isfinite(seconds) else None
+
+
+@contextmanager
+def mapped_errors() -> Iterator[None]:
+    """The boundary where httpx's errors become a client's."""
+    try:
+        yield
+    except httpx.TimeoutException as error:
+        raise TimedOut(f"{_address(error)}: timed out ({type(error).__name__})") from error
+    except httpx_sse.SSEError as error:
+        raise UnexpectedAnswer(f"not a stream of events: {error}") from error
+    except (httpx.ConnectError, httpx.ProxyError) as error:
+        raise _unreachable(error) from error
+    except httpx.RemoteProtocolError as error:
+        raise ConnectionFailed(f"{_address(error)}: the server went away before its answer was whole") from error
+    except httpx.RequestError as error:
+        raise ConnectionFailed(f"{_address(error)}: {_reason(error)}") from error
+
+
+@contextmanager
+def mapped_proxy_errors() -> Iterator[None]:
+    """Where a client is made, httpx looks at the proxies of the environment, and fails over those it can't use."""
+    try:
+        yield
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        names = ", ".join(sorted(name for name, value in os.environ.items() if value and _PROXY.fullmatch(name)))
+        raise ServerUnreachable(f"the proxy of the environment ({names}) cannot be used: {error}") from None
+
+
+def _unreachable(error: httpx.RequestError) -> ServerUnreachable:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLError):
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return UntrustedCertificate(f"{_address(error)}: its certificate is not trusted: {cause.verify_message}")
+    if cause is not None and cause.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST"):
+        return ServerUnreachable(f"{_address(error)}: the server does not use TLS; write http:// in the URL")
+    if isinstance(error, httpx.ProxyError):
+        return ServerUnreachable(f"{_address(error)}: the proxy of the environment refused: {_reason(error)}")
+    return ServerUnreachable(f"{_address(error)}: {_reason(error)}")
+
+
+def _reason(error: httpx.RequestError) -> str:
+    return re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
+
+
+def _address(error: httpx.RequestError) -> str:
+    try:
+        url = error.request.url
+    except RuntimeError:  # httpx's way of saying that it knows no request
+        return "the server"
+    return f"{url.scheme}://{url.netloc.decode()}"
+
+
+def connection_options(
+    base_url: str | None, token: str | None, timeout_s: float, verify: Verify = True
+) -> dict[str, Any]:
+    """The arguments that httpx's two clients are made with; see `resolve` for the first two.
+
+    Raises:
+        ValueError: the URL is not one of an HTTP server, the token cannot be sent, or `verify` names no certificates.
+    """
+    target = resolve(base_url, token)
+    headers = {"User-Agent": f"filmstrip/{__version__}"}
+    if target.token is not None:
+        headers["Authorization"] = f"Bearer {target.token}"
+    return {
+        "base_url": target.url,
+        "headers": headers,
+        "timeout": httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
+        "trust_env": not _is_loopback(target.url.host),  # a proxy has no way to this machine's own loopback
+        "verify": _checked_certificates(verify),
+    }
+
+
+def _checked_certificates(verify: Verify) -> ssl.SSLContext | bool:
+    if isinstance(verify, bool | ssl.SSLContext):
+        return verify
+    path = Path(verify)
+    try:
+        if path.is_dir():
+            return ssl.create_default_context(capath=path)
+        text = path.read_bytes().decode("utf-8-sig", errors="replace")
+        certificates = [found[0] for found in _PEM_CERTIFICATE.finditer(text)]
+        if certificates:
+            # Those alone: OpenSSL takes only ASCII here, which comments between them need not be.
+            return ssl.create_default_context(cadata="\n".join(certificates))
+    except ssl.SSLError:
+        pass
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    raise ValueError(f"{path}: holds no certificate in PEM form")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

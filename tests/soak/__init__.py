@@ -1,0 +1,1 @@
+"""The soak: random traffic and faults for half an hour, and a verdict. `python -m tests.soak --help`."""

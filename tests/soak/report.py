@@ -1,0 +1,297 @@
+"""What the server holds, compared between two quiet moments, and the report of a soak."""
+
+import contextlib
+import datetime
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.report import machine
+from benchmarks.servers import memory_of
+from frontend.tasks import NUM_THREADS
+from tests.soak.judge import Judge
+from tests.soak.server import MIB, SoakServer
+
+_SAMPLE_S = 3.0
+_SETTLED_S = 6.0  # idle connections are kept for 5
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a server holds; what is dear to ask for is None in samples.
+
+    Attributes:
+        memory: anonymous memory of the frontend in bytes.
+        relay_memory: likewise of the relay, None without one.
+        descriptors: open in the frontend.
+        threads: of the frontend.
+        processes: that it started, without the relay.
+        files: in the data directory, without Triton's logs.
+        shm_files: in shared memory, with Triton's own.
+        shm_bytes: of them.
+        regions: registered in Triton.
+        sequences: open in the models.
+    """
+
+    memory: int
+    relay_memory: int | None
+    descriptors: int
+    threads: int
+    processes: int
+    files: int
+    shm_files: int
+    shm_bytes: int
+    regions: int | None = None
+    sequences: int | None = None
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How much more there may be at the end than after the warm-up.
+
+    Attributes:
+        what: the figure, for people.
+        most: the most growth.
+        exact: less is wrong, too.
+        why: why not 0.
+    """
+
+    what: str
+    most: int
+    exact: bool = False
+    why: str = ""
+
+
+LIMITS = {
+    "memory": Limit("memory of the frontend", 32 * MIB, why="what the allocator keeps"),
+    "relay_memory": Limit("memory of the relay", 32 * MIB, why="likewise"),
+    "descriptors": Limit("open descriptors", 3, why="a relay that a fault made needful has two pipes and a connection"),
+    "threads": Limit("threads", NUM_THREADS, why="the pool starts its threads when they are first needed"),
+    "processes": Limit("processes, without the relay", 0, exact=True),
+    "files": Limit("files in the data directory", 0),
+    "shm_files": Limit("files in shared memory", 0),
+    "shm_bytes": Limit("bytes in shared memory", 0),
+    "regions": Limit("regions registered in Triton", 0),
+    "sequences": Limit("open sequences", 0),
+}
+
+
+def grown(before: Figures, after: Figures) -> dict[str, int]:
+    """How much more there is; figures that one of the two lacks are left out."""
+    growth = {}
+    for field in fields(Figures):
+        old, new = getattr(before, field.name), getattr(after, field.name)
+        if old is not None and new is not None:
+            growth[field.name] = new - old
+    return growth
+
+
+def leaks(before: Figures, after: Figures) -> list[str]:
+    """Names of the figures that are over their limits."""
+    return [
+        name
+        for name, growth in grown(before, after).items()
+        if growth > LIMITS[name].most or (LIMITS[name].exact and growth != 0)
+    ]
+
+
+def sample(server: SoakServer) -> Figures:
+    """What can be told at any time."""
+    process, relay = server.process(), server.relay()
+    shm_bytes = 0
+    shm_files = server.shm_files()
+    for path in shm_files:
+        with contextlib.suppress(FileNotFoundError):
+            shm_bytes += path.stat().st_size
+    return Figures(
+        memory=memory_of(server.pid)[1],
+        relay_memory=memory_of(relay.pid)[1] if relay else None,
+        descriptors=process.num_fds(),
+        threads=process.num_threads(),
+        processes=len(server.family()) - (relay is not None),
+        files=len(server.stored_files()),
+        shm_files=len(shm_files),
+        shm_bytes=shm_bytes,
+    )
+
+
+def quiet(server: SoakServer, judge: Judge, timeout_s: float, interrupted: threading.Event) -> Figures | None:
+    """Wait until nothing runs and all files have expired; the figures then, None when it was interrupted.
+
+    What does not come to rest is a failure.
+    """
+    deadline = time.monotonic() + timeout_s
+    conditions: dict[str, Callable[[], bool]] = {
+        "it is not healthy": lambda: server.health()[0],
+        "it still generates": lambda: not server.health()[1],
+        "files are left": lambda: not server.stored_files(),
+    }
+    for unrest, holds in conditions.items():
+        while not holds():
+            if interrupted.is_set():
+                return None
+            if time.monotonic() > deadline:
+                left = [str(path.relative_to(server.data_dir)) for path in server.stored_files()[:5]]
+                judge.fail("quiet", "", f"{unrest} after {timeout_s:.0f} s: {left}")
+                return sample(server)
+            interrupted.wait(0.1)
+    found = _settled(server, deadline)
+    return replace(found, regions=server.num_regions(), sequences=server.num_sequences())
+
+
+def _settled(server: SoakServer, deadline: float) -> Figures:
+    """Figures that stay the same for a while: connections take a moment to close."""
+    found, since = sample(server), time.monotonic()
+    while time.monotonic() - since < _SETTLED_S and time.monotonic() < deadline:
+        time.sleep(0.2)
+        now = sample(server)
+        if (now.descriptors, now.threads, now.processes) != (found.descriptors, found.threads, found.processes):
+            since = time.monotonic()
+        found = now
+    return found
+
+
+class Sampler:
+    """Samples in a thread while it is open, and remembers the most of each figure."""
+
+    def __init__(self, server: SoakServer) -> None:
+        self._server = server
+        self._stop = threading.Event()
+        self.peaks: dict[str, int] = {}
+        self.last: Figures | None = None
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Sample."""
+        thread = threading.Thread(target=self._work, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            thread.join()
+
+    def _work(self) -> None:
+        while not self._stop.wait(_SAMPLE_S):
+            with contextlib.suppress(psutil.Error, FileNotFoundError):  # a process ended meanwhile
+                self.last = sample(self._server)
+                for field in fields(Figures):
+                    value = getattr(self.last, field.name)
+                    if value is not None:
+                        self.peaks[field.name] = max(value, self.peaks.get(field.name, 0))
+
+
+_SHOWN_FAILURES = 20
+
+
+@dataclass
+class Verdict:
+    """What was found.
+
+    Attributes:
+        judge: with its counts and failures.
+        peaks: the most of each figure.
+        before: figures after the warm-up, None if it was interrupted by then.
+        after: figures at the end, likewise.
+        longest_recovery_s: the longest time from a fault to a healthy server.
+        interrupted: it was ended early.
+    """
+
+    judge: Judge
+    peaks: dict[str, int]
+    before: Figures | None = None
+    after: Figures | None = None
+    longest_recovery_s: float = 0.0
+    interrupted: bool = False
+
+    @property
+    def status(self) -> int:
+        """The process's exit status."""
+        if self.judge.failures or self.leaks():
+            return 1
+        return 130 if self.interrupted else 0
+
+    def leaks(self) -> list[str]:
+        """Figures over their limits."""
+        return leaks(self.before, self.after) if self.before and self.after else []
+
+    def look_at_log(self, log: Path) -> None:
+        """Tracebacks in the server's log are failures, whatever the clients saw; those that it quotes are not."""
+        text = log.read_text(errors="replace")
+        for found in list(re.finditer(r"^Traceback \(most recent call last\)", text, re.MULTILINE))[:_SHOWN_FAILURES]:
+            self.judge.fail("log", "", text[max(0, found.start() - 200) : found.end() + 1500])
+
+
+def counts(counter: Counter[Any]) -> str:
+    """Keys and their counts, the most frequent first."""
+    return ", ".join(f"{key} {count}" for key, count in counter.most_common()) or "none"
+
+
+def status_line(judge: Judge, last: Figures | None) -> str:
+    """How it goes."""
+    now = time.strftime("%H:%M:%S")
+    held = f"{last.memory / MIB:.1f} MiB, {last.descriptors} fds, {last.threads} threads" if last else "no figures yet"
+    return (
+        f"{now}  {held}; failures {len(judge.failures)}; answers: {counts(judge.statuses)}; "
+        f"generations: {counts(judge.outcomes)}; faults: {counts(judge.faults)}"
+    )
+
+
+def markdown(command: str, seed: int, found: Verdict) -> str:
+    """The whole report."""
+    judge = found.judge
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    verdict = "Nothing was wrong." if found.status == 0 else f"{len(judge.failures)} failures."
+    if found.leaks():
+        verdict += f" Over the limit: {', '.join(LIMITS[name].what for name in found.leaks())}."
+    if found.interrupted:
+        verdict += " Interrupted."
+    return (
+        "\n\n".join(
+            [
+                f"`{command}`, seed {seed}, {today}. {machine()}",
+                f"**{verdict}**",
+                _table(found),
+                f"- answers by status: {counts(judge.statuses)}\n"
+                f"- generations by their ends: {counts(judge.outcomes)}\n"
+                f"- faults: {counts(judge.faults)}; longest time until healthy {found.longest_recovery_s:.1f} s\n"
+                f"- actions: {counts(judge.actions)}",
+                *(f"{number}. {failure}" for number, failure in enumerate(judge.failures[:_SHOWN_FAILURES], 1)),
+            ]
+        )
+        + "\n"
+    )
+
+
+def _table(found: Verdict) -> str:
+    lines = [("held", "after the warm-up", "at the end", "most", "growth", "limit", ""), ("---",) * 7]
+    growth = grown(found.before, found.after) if found.before and found.after else {}
+    for field in fields(Figures):
+        name, limit = field.name, LIMITS[field.name]
+        grew = growth.get(name)
+        verdict = "" if grew is None else "OVER" if name in found.leaks() else "ok"
+        lines.append(
+            (
+                limit.what,
+                _shown(name, getattr(found.before, name, None)),
+                _shown(name, getattr(found.after, name, None)),
+                _shown(name, found.peaks.get(name)),
+                _shown(name, grew, sign="+"),
+                _shown(name, limit.most, sign="+") + (f": {limit.why}" if limit.why else ""),
+                verdict,
+            )
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _shown(name: str, value: int | None, sign: str = "") -> str:
+    if value is None:
+        return ""
+    return f"{value / MIB:{sign}.1f} MiB" if name in {"memory", "relay_memory", "shm_bytes"} else f"{value:{sign}d}"
