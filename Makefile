@@ -84,7 +84,7 @@ compile-full: $(TESTS_READY) ## Every graph of LongLive at full size, without we
 	$(BIN)/python -m export.compile_full
 
 audit: setup ## Known vulnerabilities of the pinned packages, where the database can be reached
-	$(BIN)/python -m tests.audit
+	$(BIN)/python -m tests.support.audit
 
 check: lint test audit ## Everything that CI runs, and audit
 

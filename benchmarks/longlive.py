@@ -19,7 +19,7 @@ from benchmarks import direct, wire
 from benchmarks.report import MIB, Options, Ratio, Row, median
 from benchmarks.servers import ROOT, Frontend, Transport, cpu_s_of, memory_of, on_one_core, peak_memory_of
 from benchmarks.wire import Arrival
-from tests.shipped import CHECKPOINT, ID, LORAS, SIDES, export_shipped
+from tests.support.shipped import CHECKPOINT, ID, LORAS, SIDES, export_shipped
 
 PROMPT = "a red circle moving left on a blue background"
 FIRST_CHUNK, CHUNK = 9, 12  # frames

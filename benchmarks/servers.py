@@ -100,7 +100,9 @@ class Frontend(Process):
         settings = _SETTINGS[transport] | {
             "FILMSTRIP_STORE_FILES": "100000",
             "FILMSTRIP_STORE_BYTES": str(2**50),
-            "FILMSTRIP_MODEL_REPOSITORY": str(ROOT / "tests" / "models"),  # without what was exported beside them
+            "FILMSTRIP_MODEL_REPOSITORY": str(
+                ROOT / "tests" / "support" / "model_repository"
+            ),  # without what was exported beside them
         }
         super().__init__(folder / "frontend.log", *module, *triton, *address, **(settings | dict(own_settings or {})))
         self.transport = transport

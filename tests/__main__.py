@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 
-CALCULATING = ("tests/export", "tests/runtime", "tests/research")
+CALCULATING = ("tests/models/export", "tests/models/runtime", "tests/research")
 PYTEST = (sys.executable, "-m", "pytest")
 
 

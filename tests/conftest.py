@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from filmstrip.video import read_frames
-from tests.exports import MODULES, Exports
-from tests.server import MODELS, ROOT, Frames, Frontend
+from tests.support.exports import MODULES, Exports
+from tests.support.server import MODELS, ROOT, Frames, Frontend
 
 # The networks of the tests are tiny: a second thread of PyTorch would only wait, and take a core from the servers.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -6,9 +6,9 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.faults.aftermath import PROBE, harmless
-from tests.faults.wire import DOWNLOAD, GENERATE, LOAD, UPLOAD, ask, generate, refusal, request, tracebacks
-from tests.server import Frontend
+from tests.support.aftermath import PROBE, harmless
+from tests.support.server import Frontend
+from tests.support.wire import DOWNLOAD, GENERATE, LOAD, UPLOAD, ask, generate, refusal, request, tracebacks
 
 SMILE = "\U0001f600"
 

@@ -14,8 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from frontend.schema import MAX_LOAD_PARAMS_CHARACTERS
-from tests.faults.aftermath import PROBE, eventually, harmless
-from tests.faults.wire import (
+from tests.support.aftermath import PROBE, eventually, harmless
+from tests.support.server import Frontend
+from tests.support.wire import (
     ASSETS,
     DOWNLOAD,
     GENERATE,
@@ -28,7 +29,6 @@ from tests.faults.wire import (
     request,
     tracebacks,
 )
-from tests.server import Frontend
 
 U32 = 2**32
 

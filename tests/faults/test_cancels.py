@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import beside
-from tests.faults.aftermath import PROBE, harmless
-from tests.faults.probe_video import probe_video
-from tests.server import Frontend
+from tests.support.aftermath import PROBE, harmless
+from tests.support.probe_video import probe_video
+from tests.support.server import Frontend
 
 ROUNDS = 20
 LONG_ROUNDS = 10  # of a second each, so that a busy machine finds the chunk still under way

@@ -13,10 +13,10 @@ import psutil
 import pytest
 
 from tests.conftest import beside
-from tests.faults.aftermath import CHATTY_S, LONG, NUM_LONG_CHUNKS, PROBE, eventually, harmless, is_generating, noise
-from tests.faults.probe_video import probe_video
-from tests.faults.raw_client import DOWNLOAD, GENERATE, RawClient
-from tests.server import Frontend
+from tests.support.aftermath import CHATTY_S, LONG, NUM_LONG_CHUNKS, PROBE, eventually, harmless, is_generating, noise
+from tests.support.probe_video import probe_video
+from tests.support.raw_client import DOWNLOAD, GENERATE, RawClient
+from tests.support.server import Frontend
 
 SLEEPER = {"pipeline_id": "probe", "prompt": "!sleep 60", "num_frames": 9}
 NOTICED_S = 5  # how soon a client is missed: far less than the sleeper's chunk

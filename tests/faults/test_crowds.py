@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import beside
-from tests.faults.aftermath import PROBE, harmless, is_generating, noise
-from tests.faults.probe_video import probe_video
-from tests.faults.raw_client import GENERATE, RawClient
-from tests.server import Frontend
+from tests.support.aftermath import PROBE, harmless, is_generating, noise
+from tests.support.probe_video import probe_video
+from tests.support.raw_client import GENERATE, RawClient
+from tests.support.server import Frontend
 
 ROUNDS = 20
 

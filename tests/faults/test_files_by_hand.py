@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import beside
-from tests.faults.aftermath import PROBE, eventually, harmless, is_generating, noise
-from tests.faults.processes import LONGEST_S, chunk_under_way, error_of
-from tests.server import Events, Frames, Frontend
+from tests.support.aftermath import PROBE, eventually, harmless, is_generating, noise
+from tests.support.processes import LONGEST_S, chunk_under_way, error_of
+from tests.support.server import Events, Frames, Frontend
 
 SHM = Path("/dev/shm")
 ELSEWHERE = tempfile.TemporaryDirectory()

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.faults.aftermath import eventually, harmless, noise
-from tests.faults.mounts import filled, mounted_frontend, seen_by
-from tests.faults.processes import chunk_under_way, error_of
-from tests.server import ROOT, Frontend
+from tests.support.aftermath import eventually, harmless, noise
+from tests.support.mounts import filled, mounted_frontend, seen_by
+from tests.support.processes import chunk_under_way, error_of
+from tests.support.server import ROOT, Frontend
 
 MIB = 2**20
 SHM = Path("/dev/shm")

@@ -5,8 +5,8 @@ import socket
 import time
 from urllib.parse import urlsplit
 
-from tests.faults.aftermath import eventually, harmless
-from tests.server import Frontend
+from tests.support.aftermath import eventually, harmless
+from tests.support.server import Frontend
 
 
 def test_a_client_leaves_before_the_first_chunk(victim: Frontend) -> None:

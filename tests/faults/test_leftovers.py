@@ -14,9 +14,9 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.faults.aftermath import PROBE, assert_serves, eventually, harmless, noise
-from tests.faults.processes import LONGEST_S, chunk_under_way, family, is_running, relays
-from tests.server import MODELS, Frontend
+from tests.support.aftermath import PROBE, assert_serves, eventually, harmless, noise
+from tests.support.processes import LONGEST_S, chunk_under_way, family, is_running, relays
+from tests.support.server import MODELS, Frontend
 
 SHM = Path("/dev/shm")
 SENT_BYTES = 2_000_000  # a body goes to disk a MiB at a time

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import beside
-from tests.faults.aftermath import PROBE, eventually, harmless, noise
-from tests.faults.wire import ASSETS, DOWNLOAD, GENERATE, LOAD, UPLOAD, UPLOAD_DATA, ask, generate, refusal, request
-from tests.frontend.test_memory import growing_less_than
-from tests.server import Frontend
+from tests.live.frontend.test_memory import growing_less_than
+from tests.support.aftermath import PROBE, eventually, harmless, noise
+from tests.support.server import Frontend
+from tests.support.wire import ASSETS, DOWNLOAD, GENERATE, LOAD, UPLOAD, UPLOAD_DATA, ask, generate, refusal, request
 
 MIB = 2**20
 PASSES = {"pipeline_id": "passthrough", "prompt": ""}

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import beside
-from tests.faults.aftermath import PROBE, assert_serves, eventually, harmless, is_generating, noise, open_sequences
-from tests.server import MODEL_NAMES, Frames, Frontend
+from tests.support.aftermath import PROBE, assert_serves, eventually, harmless, is_generating, noise, open_sequences
+from tests.support.server import MODEL_NAMES, Frames, Frontend
 
 SLEEPS = {"pipeline_id": "probe", "prompt": "!sleep 30", "num_frames": 9}
 

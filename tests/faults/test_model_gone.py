@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from tests.conftest import beside
-from tests.faults.aftermath import PROBE, eventually, harmless, is_generating, noise
-from tests.faults.processes import LONGEST_S, chunk_under_way, error_of, is_running, stubs
-from tests.server import MODELS, ROOT, Frames, Frontend
+from tests.support.aftermath import PROBE, eventually, harmless, is_generating, noise
+from tests.support.processes import LONGEST_S, chunk_under_way, error_of, is_running, stubs
+from tests.support.server import MODELS, ROOT, Frames, Frontend
 
 CHAINS = {
     "alone": {"pipeline_id": "faulty"},

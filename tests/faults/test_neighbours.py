@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.processes import chunk_under_way, family
-from tests.server import MODELS, Frontend
+from tests.support.processes import chunk_under_way, family
+from tests.support.server import MODELS, Frontend
 
 NOBODY = 65534
 SECRET = "only-the-tests-know"

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode
 
 from tests.conftest import beside
-from tests.faults.aftermath import assert_serves, eventually
-from tests.faults.wire import GENERATE, LONGEST_S, Answer, refusal, tracebacks
-from tests.server import Frontend
+from tests.support.aftermath import assert_serves, eventually
+from tests.support.server import Frontend
+from tests.support.wire import GENERATE, LONGEST_S, Answer, refusal, tracebacks
 
 POSITIVE = {
     "POST /api/v1/generate": 400,

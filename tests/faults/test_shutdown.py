@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.faults.aftermath import (
+from tests.support.aftermath import (
     CHATTY_S,
     LONG,
     MODELS_WITH_STATE,
@@ -23,10 +23,10 @@ from tests.faults.aftermath import (
     noise,
     open_sequences,
 )
-from tests.faults.probe_video import probe_video
-from tests.faults.processes import family, is_running
-from tests.faults.raw_client import DOWNLOAD, GENERATE, RawClient
-from tests.server import MODELS, Frontend
+from tests.support.probe_video import probe_video
+from tests.support.processes import family, is_running
+from tests.support.raw_client import DOWNLOAD, GENERATE, RawClient
+from tests.support.server import MODELS, Frontend
 
 SLEEPER = {"pipeline_id": "probe", "prompt": "!sleep 60", "num_frames": 9}
 SHUTDOWN_S = 2.0  # what open requests may take

@@ -16,9 +16,9 @@ from PIL import Image
 from filmstrip.client import Cancelled, Client, Complete
 from frontend.image_worker import MAX_SCANS
 from tests.conftest import beside
-from tests.faults.aftermath import PROBE, eventually, harmless, is_generating
-from tests.faults.raw_client import GENERATE, RawClient
-from tests.server import Frontend
+from tests.support.aftermath import PROBE, eventually, harmless, is_generating
+from tests.support.raw_client import GENERATE, RawClient
+from tests.support.server import Frontend
 
 MIB = 2**20
 

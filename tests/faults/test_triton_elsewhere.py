@@ -13,9 +13,9 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from tests.conftest import beside
-from tests.faults.aftermath import PROBE, eventually, harmless, is_generating
-from tests.faults.processes import chunk_under_way, error_of, is_running, relays
-from tests.server import Frontend, free_port
+from tests.support.aftermath import PROBE, eventually, harmless, is_generating
+from tests.support.processes import chunk_under_way, error_of, is_running, relays
+from tests.support.server import Frontend, free_port
 
 
 @contextlib.contextmanager

@@ -9,9 +9,9 @@ import httpx
 import psutil
 import pytest
 
-from tests.faults.aftermath import PROBE, eventually, harmless, is_generating
-from tests.faults.processes import LONGEST_S, chunk_under_way, error_of, is_running, stubs
-from tests.server import Frontend
+from tests.support.aftermath import PROBE, eventually, harmless, is_generating
+from tests.support.processes import LONGEST_S, chunk_under_way, error_of, is_running, stubs
+from tests.support.server import Frontend
 
 GONE = {"triton_unavailable", "sequence_lost", "model_died"}
 

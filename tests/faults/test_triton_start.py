@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from frontend.embedded import _environment
-from tests.faults.aftermath import PROBE, assert_serves, eventually, harmless
-from tests.faults.processes import chunk_under_way, error_of, is_running, stubs
-from tests.server import MODELS, ROOT, Frames, Frontend
+from tests.support.aftermath import PROBE, assert_serves, eventually, harmless
+from tests.support.processes import chunk_under_way, error_of, is_running, stubs
+from tests.support.server import MODELS, ROOT, Frames, Frontend
 
 ODD = 'it\'s "my" (1) & $HOME; `x` #* ü\n\\n {a,b} [c] ~ |< >'
 NO_PROXY_HELPS = {  # which proxies gRPC takes from the environment, and what would keep it from them

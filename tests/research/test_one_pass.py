@@ -12,8 +12,8 @@ from filmstrip.runtime.transformer import FrameWindow, KvCache, rope_tables
 from research.layouts import Layout, after_switch, from_afar, from_start
 from research.one_pass import velocities
 from research.rollout import Rollout
-from tests.export.configs import tiny
-from tests.export.networks import HEIGHT, TOKENS, WIDTH, normal, transformer
+from tests.models.export.configs import tiny
+from tests.models.export.networks import HEIGHT, TOKENS, WIDTH, normal, transformer
 
 WINDOW = FrameWindow(12, 3, 3)
 NUM_FRAMES = 24

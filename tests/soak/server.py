@@ -22,7 +22,7 @@ MIB = 2**20
 UPLOAD_BYTES, ASSET_BYTES, JSON_BYTES = 6 * MIB, MIB // 4, MIB // 2
 STOPPED_S = 2.0
 BODY_TIMEOUT_S = STOPPED_S + 1.5  # a frontend that was stopped sees its clocks before what has come meanwhile
-MODELS = tuple(path.parent.name for path in (ROOT / "tests" / "models").glob("*/config.pbtxt"))
+MODELS = tuple(path.parent.name for path in (ROOT / "tests" / "support" / "model_repository").glob("*/config.pbtxt"))
 _FILE_BYTES = MIB // 2  # of an average file, about
 _SHM = Path("/dev/shm")
 

@@ -13,7 +13,6 @@ import pytest
 
 from filmstrip.errors import InternalError, UnknownPath
 from filmstrip.wire import VideoShape, pack_video_header
-from tests.server import ROOT
 from tests.soak.judge import (
     ExpectedOutcome,
     Judge,
@@ -28,6 +27,7 @@ from tests.soak.judge import (
 )
 from tests.soak.report import LIMITS, Figures, Verdict, leaks, markdown
 from tests.soak.traffic import ACTIONS
+from tests.support.server import ROOT
 
 QUICK = (
     "--warm-up",

@@ -1,0 +1,161 @@
+"""The API's page and document: under a path prefix, kept, compressed and conditional."""
+
+import gzip
+import http.client
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+import psutil
+import pytest
+
+from tests.support.server import Frontend
+from tests.support.wire import ask, request
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+PREFIX = "/film"
+PATHS = ("/docs", "/openapi.json", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js")
+TRY_IT_OUT = b"""<script>
+const steps = ["#operations-default-get_health .opblock-summary-control", ".try-out__btn", ".execute"];
+setInterval(() => {
+  const found = steps.length && document.querySelector(steps[0]);
+  if (found) { found.click(); steps.shift(); }
+}, 100);
+</script></body>"""
+"""Opens GET /health on the page, and sends the request that it offers to send."""
+
+
+@dataclass
+class Proxy:
+    """A proxy that serves a frontend below a path prefix, which it takes away, and knows nothing else."""
+
+    url: str
+    asked: list[str] = field(default_factory=list)
+    tries_it_out: bool = False
+
+
+@pytest.fixture(scope="module")
+def proxy(server: Frontend) -> Iterator[Proxy]:
+    behind = urlsplit(server.url)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found.asked.append(self.path)
+            if not self.path.startswith(f"{PREFIX}/"):
+                self.send_error(404)
+                return
+            connection = http.client.HTTPConnection(str(behind.hostname), behind.port)
+            headers = {name: value for name, value in self.headers.items() if name.lower() != "accept-encoding"}
+            connection.request("GET", self.path.removeprefix(PREFIX), headers=headers)
+            answer = connection.getresponse()
+            body = answer.read()
+            if found.tries_it_out and answer.getheader("Content-Type", "").startswith("text/html"):
+                body = body.replace(b"</body>", TRY_IT_OUT)
+            self.send_response_only(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() != "content-length":
+                    self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+            connection.close()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        found = Proxy(f"http://127.0.0.1:{listening.server_port}")
+        thread = threading.Thread(target=listening.serve_forever)
+        thread.start()
+        yield found
+        listening.shutdown()
+        thread.join()
+
+
+def test_every_link_stays_below_the_prefix(proxy: Proxy) -> None:
+    base = f"{proxy.url}{PREFIX}"
+    for start in ("/", "/docs", "/docs/"):
+        page = httpx.get(f"{base}{start}", follow_redirects=True)
+        assert (page.status_code, str(page.url)) == (200, f"{base}/docs")
+        for link in ("docs/swagger-ui.css", "docs/swagger-ui-bundle.js", "openapi.json"):
+            assert f'"{link}"' in page.text
+            assert httpx.get(urljoin(str(page.url), link)).status_code == 200
+    document = httpx.get(f"{base}/openapi.json").json()
+    (api,) = document["servers"]
+    assert urljoin(f"{base}/openapi.json", api["url"]) == f"{base}/"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; .ci/run installs it")
+def test_a_browser_shows_the_page_below_the_prefix_and_can_try_it_out(proxy: Proxy, tmp_path: Path) -> None:
+    proxy.asked.clear()
+    proxy.tries_it_out = True
+    command = [
+        str(CHROMIUM),
+        *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+        *("--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path}", "--no-proxy-server"),
+        *("--virtual-time-budget=20000", "--dump-dom", f"{proxy.url}{PREFIX}/docs/"),
+    ]
+    page = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
+    assert 'class="opblock ' in page
+    assert f"{PREFIX}/health" in proxy.asked
+    assert [path for path in proxy.asked if not path.startswith(PREFIX)] == []
+
+
+def test_nothing_of_a_client_comes_into_an_answer(server: Frontend) -> None:
+    plain = {path: ask(server, request(f"GET {path}")).body for path in (*PATHS[:2], "/")}
+    told = [
+        f"{name}: evil" for name in ("X-Forwarded-Prefix", "X-Forwarded-Host", "X-Script-Name", "Forwarded", "Referer")
+    ]
+    for path, body in plain.items():
+        answer = ask(server, request(f"GET {path}?evil", *told, host="evil.localhost"))
+        assert answer.body == body
+        assert "evil" not in str(answer.headers)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_it_is_conditional_and_compressed(server: Frontend, path: str) -> None:
+    plain = ask(server, request(f"GET {path}"))
+    assert plain.status == 200
+    assert "content-encoding" not in plain.headers
+    tags = [plain.headers["etag"]]
+    for coding in ("gzip", "br, gzip;q=0.5", "*", "GZIP"):
+        answer = ask(server, request(f"GET {path}", f"Accept-Encoding: {coding}"))
+        assert answer.headers["content-encoding"] == "gzip", coding
+        assert gzip.decompress(answer.body) == plain.body
+        assert "accept-encoding" in answer.headers["vary"]
+        tags.append(answer.headers["etag"])
+    assert len(set(tags)) == 2  # of other bytes, another tag
+    for coding in ("gzip;q=0", "identity", "br", "gzip;q=0, *", ""):
+        assert ask(server, request(f"GET {path}", f"Accept-Encoding: {coding}")).body == plain.body, coding
+    for method in ("GET", "HEAD"):
+        for tag in (*tags, f"W/{tags[0]}", f'"x", {tags[0]}', "*"):
+            answer = ask(server, request(f"{method} {path}", f"If-None-Match: {tag}"))
+            assert (answer.status, answer.body) == (304, b"")
+            assert answer.headers["etag"] == tags[0]
+            assert "content-type" not in answer.headers
+    assert ask(server, request(f"GET {path}", 'If-None-Match: "x"')).body == plain.body
+    head = ask(server, request(f"HEAD {path}"))
+    assert (head.body, head.headers["content-length"]) == (b"", plain.headers["content-length"])
+
+
+def test_the_document_costs_no_more_than_a_small_answer(server: Frontend) -> None:
+    """It was made anew each time, at nine times the CPU of /health; compared by the process's own clock."""
+    process = psutil.Process(server.process.pid)
+
+    def cpu_s(path: str) -> float:
+        with httpx.Client(base_url=server.url) as client:
+            client.get(path)
+            before = sum(process.cpu_times()[:2])
+            for _ in range(150):
+                assert client.get(path, headers={"Accept-Encoding": "identity"}).status_code in (200, 422)
+            return sum(process.cpu_times()[:2]) - before
+
+    small = cpu_s("/api/v1/generate/download")
+    for path in PATHS[:2]:
+        assert cpu_s(path) < 3 * small + 0.1

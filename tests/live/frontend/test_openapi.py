@@ -1,0 +1,139 @@
+"""The OpenAPI document and its page."""
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from frontend.schema import GenerateRequest, LoadRequest
+from tests.support.server import Frontend
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def document(server: Frontend) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{server.url}/openapi.json").json()
+    return found
+
+
+def test_every_endpoint_is_there(document: dict[str, Any]) -> None:
+    assert {path: sorted(methods) for path, methods in document["paths"].items()} == {
+        "/api/v1/generate": ["post"],
+        "/api/v1/generate/cancel": ["post"],
+        "/api/v1/generate/upload": ["post"],
+        "/api/v1/generate/upload-data": ["post"],
+        "/api/v1/generate/download": ["get"],
+        "/api/v1/batch": ["post"],
+        "/api/v1/batch/cancel": ["post"],
+        "/api/v1/batch/upload": ["post"],
+        "/api/v1/batch/upload-data": ["post"],
+        "/api/v1/batch/download": ["get"],
+        "/api/v1/assets": ["post"],
+        "/api/v1/files/{name}": ["delete"],
+        "/api/v1/pipelines": ["get"],
+        "/api/v1/pipeline/load": ["post"],
+        "/api/v1/pipeline/status": ["get"],
+        "/health": ["get"],
+        "/health/live": ["get"],
+        "/health/ready": ["get"],
+        "/metrics": ["get"],
+    }
+
+
+def test_streams_and_binary_bodies_are_described(document: dict[str, Any]) -> None:
+    paths = document["paths"]
+    generate = paths["/api/v1/generate"]["post"]
+    assert generate["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/GenerateRequest")
+    assert "text/event-stream" in generate["responses"]["200"]["content"]
+    refusals = {"400", "401", "403", "404", "408", "409", "413", "415", "422", "503", "507"}
+    assert set(generate["responses"]) == {"200"} | refusals
+    upload = paths["/api/v1/generate/upload"]["post"]
+    assert "application/octet-stream" in upload["requestBody"]["content"]
+    assert {part["name"]: part["required"] for part in upload["parameters"]} == {
+        "X-Video-Frames": True,
+        "X-Video-Height": True,
+        "X-Video-Width": True,
+        "X-Video-Channels": False,
+    }
+    download = paths["/api/v1/generate/download"]["get"]
+    assert set(download["responses"]["206"]["headers"]) == {
+        f"X-Video-{x}" for x in ("Frames", "Height", "Width", "Channels")
+    }
+    assert all(operation["summary"] for methods in paths.values() for operation in methods.values())
+
+
+def test_every_reference_resolves(document: dict[str, Any]) -> None:
+    def references(value: Any) -> list[str]:
+        if isinstance(value, dict):
+            own = [value["$ref"]] if "$ref" in value else []
+            return own + [found for part in value.values() for found in references(part)]
+        return [found for part in value for found in references(part)] if isinstance(value, list) else []
+
+    names = {reference.removeprefix("#/components/schemas/") for reference in references(document)}
+    assert names
+    assert names <= document["components"]["schemas"].keys()
+
+
+def test_whatever_may_have_a_body_answers_415(server: Frontend, document: dict[str, Any]) -> None:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            headers = {"Content-Encoding": "gzip"}
+            answer = httpx.request(method, server.url + path.format(name="x"), headers=headers)
+            assert (answer.status_code == 415) == ("415" in operation["responses"]), (method, path)
+
+
+def test_limits_are_in_the_schema(document: dict[str, Any]) -> None:
+    fields = document["components"]["schemas"]["GenerateRequest"]["properties"]
+    assert fields["num_frames"] == {
+        "default": 64,
+        "maximum": 10000,
+        "minimum": 1,
+        "title": "Num Frames",
+        "type": "integer",
+    }
+    assert document["components"]["schemas"]["GenerateRequest"]["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("model", [GenerateRequest, LoadRequest])
+def test_the_examples_are_requests_to_the_pipeline_that_is_shipped(
+    document: dict[str, Any], model: type[GenerateRequest | LoadRequest]
+) -> None:
+    for example in document["components"]["schemas"][model.__name__]["examples"]:
+        request = model.model_validate(example)
+        named = request.entries if isinstance(request, LoadRequest) else [request]
+        assert [each.pipeline_id for each in named] == ["longlive-small"]
+
+
+def test_the_other_names_of_the_routes_are_described_as_such(document: dict[str, Any]) -> None:
+    own_keys = {"summary", "operationId", "tags"}
+    for path, methods in document["paths"].items():
+        if path.startswith("/api/v1/batch"):
+            original = path.replace("batch", "generate")
+            for method, operation in methods.items():
+                other = document["paths"][original][method]
+                assert operation["summary"] == f"Alias of {original}"
+                assert operation["tags"] == ["aliases"]
+                assert operation.keys() - own_keys == other.keys() - own_keys
+                assert all(operation[key] == other[key] for key in operation.keys() - own_keys)
+    ids = [operation["operationId"] for methods in document["paths"].values() for operation in methods.values()]
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; .ci/run installs it")
+def test_the_docs_page_shows_the_api_without_internet(
+    server: Frontend, document: dict[str, Any], tmp_path: Path
+) -> None:
+    command = [
+        str(CHROMIUM),
+        *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+        *("--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path}"),
+        *("--virtual-time-budget=10000", "--dump-dom", f"{server.url}/docs"),
+    ]
+    page = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
+    assert "Filmstrip" in page
+    assert page.count('class="opblock ') == sum(map(len, document["paths"].values()))
+    assert "/api/v1/generate/upload-data" in page

@@ -1,0 +1,113 @@
+"""The end of a generation frees the slot, whatever goes wrong while it is cleaned up."""
+
+import asyncio
+import errno
+import socket
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from filmstrip.errors import ShuttingDown
+from filmstrip.models import Cancelled, ErrorEvent
+from frontend.generation import Generation
+from frontend.images import ImageDecoder
+from frontend.model_registry import ModelRegistry
+from frontend.plan import Plan
+from frontend.request_check import CheckedRequest
+from frontend.schema import GenerateRequest
+from frontend.settings import Settings
+from frontend.slot import Slot
+from frontend.store import Draft, Kind, Store
+from frontend.triton import TritonClient
+from tests.support.aftermath import PROBE, assert_serves, eventually, is_generating
+from tests.support.raw_client import GENERATE, RawClient
+from tests.support.server import Frontend
+
+
+class StoreThatCannotRemove(Store):
+    """As on a disk that became read-only, which a test cannot do to itself."""
+
+    def discard(self, draft: Draft) -> None:
+        super().discard(draft)
+        raise OSError(errno.EROFS, "Read-only file system")
+
+
+async def test_an_error_while_cleaning_up_does_not_keep_the_slot(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    store = StoreThatCannotRemove(settings)
+    store.open()
+    triton = TritonClient("127.0.0.1:1", settings)
+    slot = Slot(settings, ModelRegistry(triton), store, ImageDecoder())
+    generation = slot.current = Generation("id")
+    request = CheckedRequest(cast("Plan", SimpleNamespace(unused=())), {}, {})
+    generation.start(request, store.draft(Kind.OUTPUT), triton, store, uses=ExitStack(), on_end=slot._release)
+    slot.abandon(generation)  # before its task began: only the end removes the file
+    await generation.wait(10)
+    await asyncio.sleep(0)
+    assert slot.current is None
+    assert isinstance(generation.events.last, ErrorEvent)
+    assert generation.events.last.code == "client_gone"
+    assert "Read-only file system" in caplog.text
+    await triton.close()
+    store.close()
+
+
+@pytest.fixture
+async def slot(tmp_path: Path) -> AsyncIterator[Slot]:
+    """A slot whose Triton takes a connection and never answers."""
+    settings = Settings(data_dir=tmp_path / "data")
+    store = Store(settings)
+    store.open()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        triton = TritonClient(f"127.0.0.1:{listening.getsockname()[1]}", settings)
+        yield Slot(settings, ModelRegistry(triton), store, ImageDecoder())
+        await triton.close()
+    store.close()
+
+
+REQUEST = GenerateRequest(pipeline_id="probe", prompt="a cat", num_frames=9, seed=7)
+
+
+async def test_a_cancel_ends_a_check_that_waits_for_triton(slot: Slot) -> None:
+    starting = asyncio.create_task(slot.start(REQUEST, "alice"))
+    await asyncio.sleep(0.1)  # whichever step it is at by then, it gets no answer
+    assert not slot.cancel("bob")
+    assert slot.cancel("alice")
+    generation = await starting
+    assert generation.events.last == Cancelled(0, 0, 0, seed=7)
+    assert not slot.cancel("alice")
+    assert slot.current is None
+
+
+async def test_the_end_of_the_server_ends_a_check_that_waits_for_triton(slot: Slot) -> None:
+    starting = asyncio.create_task(slot.start(REQUEST, "alice"))
+    await asyncio.sleep(0.1)  # whichever step it is at by then, it gets no answer
+    await slot.close(1)
+    with pytest.raises(ShuttingDown):
+        await starting
+
+
+def test_an_output_that_cannot_be_removed_is_no_error_of_the_generation(server: Frontend) -> None:
+    """Someone has put a folder in the place of the file, which unlink refuses to remove."""
+    chunks, warnings = len(server.probed()), server.log().count(" stays: ")
+    with RawClient(server.url) as client:
+        specs = [{"chunk": 0, "text": "!sleep 1"}, {"chunk": 1, "text": "!raise"}]
+        client.post_json(GENERATE, PROBE | {"chunk_specs": specs})
+        server.wait_probed(chunks)
+        (name,) = server.stored("partial")
+        path = server.data_dir / name
+        path.unlink()
+        path.mkdir()
+        *_, last = client.read_events()
+    assert last.data["code"] == "model_error"
+    assert not is_generating(server)
+    eventually(lambda: server.log().count(" stays: ") == warnings + 1)
+    path.rmdir()
+    assert_serves(server)

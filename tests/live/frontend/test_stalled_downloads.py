@@ -1,0 +1,107 @@
+"""Downloads whose readers stop: what they hold, what stays of them, and how many there may be."""
+
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import beside
+from tests.support.aftermath import eventually
+from tests.support.raw_client import DOWNLOAD, RawClient
+from tests.support.server import Frontend
+
+MIB = 2**20
+LARGE = {"pipeline_id": "probe", "prompt": "x", "num_frames": 64, "height": 512, "width": 512}  # 48 MiB: no buffer
+WITHOUT_GC = """
+import gc, signal, sys
+gc.disable()
+signal.signal(signal.SIGUSR2, lambda *_: print("unreachable:", gc.collect(), file=sys.stderr, flush=True))
+sys.argv = ["frontend", *sys.argv[4:]]
+from frontend.__main__ import main
+main()
+"""
+"""The server, which looks for reference cycles only when it is told to, and then says how many objects are in some."""
+
+
+def unreachable_objects(frontend: Frontend) -> int:
+    """How many objects were in reference cycles that nothing refers to; they are gone after it."""
+    told = frontend.log().count("unreachable:")
+    frontend.process.send_signal(signal.SIGUSR2)
+    eventually(lambda: frontend.log().count("unreachable:") > told)
+    return int(re.findall(r"unreachable: (\d+)", frontend.log())[-1])
+
+
+@contextmanager
+def stalled_readers(frontend: Frontend, output: str, count: int) -> Iterator[list[RawClient]]:
+    """Clients that have read the head of a download and read no more; they leave with a reset and without, in turn."""
+    with ExitStack() as stack:
+        clients = []
+        for number in range(count):
+            client = RawClient(frontend.url, narrow=True)
+            stack.callback(client.close if number % 2 else client.reset)
+            client.send_head("GET", f"{DOWNLOAD}?path={output}")
+            clients.append(client)
+        for client in clients:
+            assert client.read_head().status == 200
+        yield clients
+
+
+def test_memory_comes_back_from_readers_that_stop(server: Frontend, tmp_path: Path) -> None:
+    """100 of them five times over. They leave no reference cycles: the server here does not look for any by itself."""
+    with beside(server, tmp_path, launcher=(sys.executable, "-c", WITHOUT_GC)) as frontend:
+        output = str(frontend.generate(**LARGE)[-1][1]["output_path"])
+        whole = (frontend.data_dir / "outputs" / output).read_bytes()
+        with stalled_readers(frontend, output, 10):
+            pass
+        unreachable_objects(frontend)
+        start = frontend.rss_bytes()
+        for _ in range(5):
+            with stalled_readers(frontend, output, 100):
+                assert frontend.rss_bytes() - start < 64 * MIB
+            eventually(lambda: frontend.rss_bytes() - start < 64 * MIB, 20)
+        assert unreachable_objects(frontend) < 500 * 10  # some of werkzeug's for each request, none of a connection
+        answer = httpx.get(f"{frontend.url}{DOWNLOAD}", params={"path": output}, timeout=60)
+        assert answer.content == whole
+        (frontend.data_dir / "outputs" / output).unlink()
+
+
+def test_downloads_have_a_limit(server: Frontend, tmp_path: Path) -> None:
+    """Those over it are told when to come again; what sends no file needs no place, and places are given back."""
+    with beside(server, tmp_path, downloads=2) as frontend:
+        output = str(frontend.generate(**LARGE)[-1][1]["output_path"])
+        address, path = f"{frontend.url}{DOWNLOAD}", {"path": output}
+        with stalled_readers(frontend, output, 2):
+            refused = httpx.get(address, params=path)
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "too_many_downloads"
+            assert int(refused.headers["retry-after"]) > 0
+            assert httpx.head(address, params=path).status_code == 200
+            assert httpx.get(address, params=path, headers={"If-None-Match": "*"}).status_code == 304
+            assert httpx.get(address, params={"path": "x"}).status_code == 404
+            assert httpx.get(f"{frontend.url}/health").status_code == 200
+        for _ in range(5):  # ranges that cannot be had, and downloads to the end, give their places back, too
+            eventually(lambda: httpx.get(address, params=path, headers={"Range": "bytes=0-99"}).status_code == 206)
+            assert httpx.get(address, params=path, headers={"Range": "bytes=-0"}).status_code == 416
+        (frontend.data_dir / "outputs" / output).unlink()
+
+
+@pytest.mark.parametrize("how", ["deleted", "expired"])
+def test_what_a_stalled_reader_reads_stays_readable(server: Frontend, tmp_path: Path, how: str) -> None:
+    """A file that is removed, or whose time is over, while a reader has stopped: it gets the rest all the same."""
+    with beside(server, tmp_path, store_ttl_s=3600 if how == "deleted" else 2) as frontend:
+        output = str(frontend.generate(**LARGE)[-1][1]["output_path"])
+        place = frontend.data_dir / "outputs" / output
+        whole = place.read_bytes()
+        with RawClient(frontend.url, narrow=True) as client:
+            client.send_head("GET", f"{DOWNLOAD}?path={output}", {"Connection": "close"})
+            answer = client.read_head()
+            if how == "deleted":
+                place.unlink()
+            else:
+                eventually(lambda: httpx.get(f"{frontend.url}{DOWNLOAD}?path={output}").status_code == 404, 10)
+            assert answer.read() == whole

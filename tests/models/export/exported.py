@@ -1,0 +1,30 @@
+"""The tiny checkpoint, exported by the command as a user gives it: `python -m tests.models.export.exported FOLDER`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.models.export.checkpoints import write_checkpoint, write_lora
+from tests.support.server import ROOT
+
+SIZES = ("64x64", "64x96")
+LORAS = ("ink", "neon")
+
+
+def export_tiny(folder: Path) -> Path:
+    """Write `checkpoint/` and LoRAs into a folder and export them into `repository/` beside them, which is returned."""
+    write_checkpoint(folder / "checkpoint")
+    given = ["--checkpoint", str(folder / "checkpoint"), "--id", "tiny", "--repository", str(folder / "repository")]
+    for size in SIZES:
+        given += ["--size", size]
+    for seed, name in enumerate(LORAS):
+        given += ["--lora", f"{name}={write_lora(folder / f'{name}.pt', 10 * seed)}"]
+    command = [sys.executable, "-m", "export", "longlive", *given]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (folder / "export.log").write_text(done.stderr)
+    return folder / "repository"
+
+
+if __name__ == "__main__":
+    export_tiny(Path(sys.argv[1]))

@@ -1,0 +1,111 @@
+"""The configuration of a checkpoint."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.config import (
+    WAN_LATENTS_MEAN,
+    WAN_LATENTS_STD,
+    LightTaeConfig,
+    TaeConfig,
+    load_config,
+    parse_config,
+)
+from export.errors import BadConfig
+from tests.models.export.configs import LONGLIVE, REWARD_FORCING, SELF_FORCING
+
+
+def test_longlive_reads_wans_keys_and_ours(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps(LONGLIVE))
+    config = load_config(tmp_path)
+    assert (config.dim, config.head_dim, config.num_layers, config.in_channels) == (1536, 128, 30, 16)
+    assert (config.window, config.sink, config.latent_frames_per_chunk) == (12, 3, 3)
+    assert config.text_steps == (1000, 937.5, 833.33, 625)
+    assert (config.text_dim, config.patch_size, config.rope_positions) == (4096, (1, 2, 2), "absolute")
+    assert (config.vae.dim, config.vae.spatial_factor, config.vae.temporal_factor) == (96, 8, 4)
+
+
+def test_the_other_pipelines_of_the_family_differ_by_configuration_alone():
+    longlive = parse_config(LONGLIVE)
+    assert parse_config(REWARD_FORCING) == replace(longlive, window=9)
+    assert parse_config(SELF_FORCING) == replace(longlive, window=21, sink=0, lora_alpha=None)
+
+
+def test_lightvae_is_the_vae_with_fewer_channels():
+    config = parse_config({**LONGLIVE, "vae": {"type": "lightvae", "base_dim": 24}})
+    assert replace(config.vae, type="wan", dim=96) == parse_config(LONGLIVE).vae
+
+
+def test_a_tiny_autoencoder_has_defaults_of_its_own():
+    tae, lighttae = (parse_config({**LONGLIVE, "vae": {"type": name}}).vae for name in ("tae", "lighttae"))
+    assert isinstance(tae, TaeConfig)
+    assert (tae.type, tae.dim, tae.z_dim, tae.dim_mult, tae.activation) == ("tae", 64, 16, (1, 1, 2, 4), "relu")
+    assert (tae.spatial_factor, tae.temporal_factor, tae.temporal_downsample) == (8, 4, (True, True, False))
+    # The transformer's latents are TAEHV's own; lighttae makes them as they are before Wan normalises them.
+    assert (tae.latents_mean, tae.latents_std) == ((0,), (1,))
+    assert (lighttae.latents_mean, lighttae.latents_std) == (WAN_LATENTS_MEAN, WAN_LATENTS_STD)
+    assert lighttae == LightTaeConfig(dim=tae.dim)
+    ours = {"type": "tae", "dim": 16, "z_dim": 2, "num_res_blocks": 1, "activation": "silu", "latents_std": [2, 3]}
+    assert parse_config({**LONGLIVE, "vae": ours}).vae == TaeConfig(
+        dim=16, z_dim=2, num_res_blocks=1, activation="silu", latents_std=(2, 3)
+    )
+
+
+@pytest.mark.parametrize(
+    "missing", ["dim", "ffn_dim", "num_heads", "text_len", "eps", "local_attn_size", "text_steps", "timestep_shift"]
+)
+def test_a_missing_key_is_named(missing: str):
+    values = {name: value for name, value in LONGLIVE.items() if name != missing}
+    with pytest.raises(BadConfig, match=f"lacks {missing}$"):
+        parse_config(values)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"dim": "1536"}, "^dim must be a whole number of 1 or more, got '1536'"),
+        ({"dim": True}, "^dim must be"),
+        ({"dim": 1537}, "^dim = 1537 must be an even multiple of num_heads"),
+        ({"freq_dim": 7}, "^freq_dim = 7"),
+        ({"eps": 0}, "^eps must be a number above 0"),
+        ({"local_attn_size": -1}, "^local_attn_size must be"),
+        ({"local_attn_size": 5}, "^sink_size = 3 and latent_frames_per_chunk = 3"),
+        ({"window": 12}, "^local_attn_size and window are two names"),
+        ({"text_steps": []}, "^text_steps must fall"),
+        ({"video_steps": [500, 750]}, "^video_steps must fall"),
+        ({"text_steps": [1000, "x"]}, "^text_steps each entry must be a number"),
+        ({"text_steps": 1000}, "^text_steps must be a list"),
+        ({"patch_size": [2, 2, 2]}, "^patch_size"),
+        ({"rope_positions": "relative"}, "^rope_positions must be one of absolute, window"),
+        ({"vace_layers": [0, 30]}, "^vace_layers must rise"),
+        ({"vace_layers": [2, 4]}, "^vace_layers must begin with 0"),
+        ({"model_type": "i2v"}, "^model_type must be one of t2v, vace, got 'i2v'"),
+        ({"cross_attn_norm": False}, "^cross_attn_norm must be"),
+        ({"sink_sise": 3}, "unknown keys: sink_sise"),
+        ({"vae": {"type": "huge"}}, "^vae.type must be one of wan, lightvae"),
+        ({"vae": {"depth": 3}}, "unknown keys: vae.depth"),
+        ({"vae": {"type": ["tae"]}}, "^vae.type must be one of wan, lightvae, tae, lighttae"),
+        ({"vae": {"activation": "silu"}}, "unknown keys: vae.activation"),
+        ({"vae": {"type": "tae", "activation": "gelu"}}, "^vae.activation must be one of relu, silu"),
+        ({"vae": {"type": "tae", "dim_mult": [1, 2]}}, "^vae.dim_mult must have"),
+        ({"vae": {"type": "lighttae", "z_dim": 4}}, "^vae.latents_mean must have one entry, or vae.z_dim = 4 entries"),
+        ({"vae": {"latents_std": [1.0, 2.0]}}, "^vae.latents_std must have one entry, or vae.z_dim = 16 entries"),
+        ({"vae": {"dim_mult": [1, 2]}}, "^vae.dim_mult must have"),
+        ({"vae": 3}, "^vae must be a JSON object"),
+    ],
+)
+def test_a_bad_value_is_named(changed: dict[str, Any], message: str):
+    with pytest.raises(BadConfig, match=message):
+        parse_config({**LONGLIVE, **changed})
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]"])
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str | None):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(BadConfig, match=r"config\.json"):
+        load_config(tmp_path)

@@ -1,0 +1,198 @@
+"""ONNX Runtime behind the seam: what the graph says, without copies, the same bytes each time."""
+
+import gc
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: see docs/export.md")
+pytest.importorskip("onnx", reason="onnx is not installed: see docs/export.md")
+
+from onnx import TensorProto
+from torch import Tensor
+
+from export.checkpoint import Networks, load_into
+from export.graph_specs import graph_specs
+from export.modules.transformer import CausalTransformer, TextKv
+from export.modules.vae import VaeDecoder, VaeEncoder
+from export.spec import GraphSpec, Grid
+from filmstrip.runtime.engines.manifest import BadEngine
+from filmstrip.runtime.engines.onnx_runtime import OnnxRuntimeEngine
+from tests.models.export.configs import TINY, tiny
+from tests.models.export.networks import normal, random_weights
+from tests.models.runtime.engines.graphs import exported, sums
+from tests.models.runtime.engines.manifests import manifest
+
+# Two stages of one block each: 15 feature caches.
+CONFIG = tiny(
+    num_layers=1,
+    vace_layers=[],
+    vae={**TINY["vae"], "dim_mult": [1, 2], "temporal_downsample": [True], "num_res_blocks": 1},
+)
+GRID = Grid(2, 3)
+TINY_SUMS = {"past": normal(2, 4), "x": normal(3, 4, seed=1), "y": normal(3, 4, seed=2)}
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(scope="module")
+def specs() -> dict[str, GraphSpec]:
+    networks = [CausalTransformer(CONFIG), TextKv(CONFIG), VaeEncoder(CONFIG.vae), VaeDecoder(CONFIG.vae)]
+    for network in networks:
+        load_into(random_weights(network.eval()), network)
+    transformer, text_kv, encoder, decoder = networks
+    every = graph_specs(Networks(CONFIG, transformer, text_kv, None, None, encoder, decoder, None), 0)
+    return {spec.name: spec for spec in every}
+
+
+@pytest.fixture(scope="module")
+def transformer(specs: dict[str, GraphSpec], tmp_path_factory: pytest.TempPathFactory) -> OnnxRuntimeEngine:
+    path = tmp_path_factory.mktemp("transformer") / "transformer.onnx"
+    return OnnxRuntimeEngine(path, exported(specs["transformer"], path), num_threads=2)
+
+
+@pytest.fixture(scope="module")
+def decoder(specs: dict[str, GraphSpec], tmp_path_factory: pytest.TempPathFactory) -> OnnxRuntimeEngine:
+    path = tmp_path_factory.mktemp("vae") / "vae_decoder_next.onnx"
+    return OnnxRuntimeEngine(path, exported(specs["vae_decoder_next"], path), num_threads=1)
+
+
+@pytest.fixture
+def adder(tmp_path: Path) -> OnnxRuntimeEngine:
+    return OnnxRuntimeEngine(tmp_path / "sums.onnx", sums(tmp_path / "sums.onnx"), num_threads=1)
+
+
+@pytest.mark.parametrize("past", [0, 9])
+def test_the_transformer_is_its_module(past: int, specs: dict[str, GraphSpec], transformer: OnnxRuntimeEngine):
+    spec = specs["transformer"]
+    given = spec.sample(GRID, {"frames": 3, "past": past})
+    made = transformer.run(given)
+    for output, expected in zip(spec.outputs, spec.module(**given), strict=True):
+        torch.testing.assert_close(made[output.name], expected, atol=1e-5, rtol=0)
+
+
+def test_the_same_input_gives_the_same_bytes(specs: dict[str, GraphSpec], transformer: OnnxRuntimeEngine):
+    given = specs["transformer"].sample(GRID, {"frames": 3, "past": 9})
+    first = transformer.run(given)
+    others = specs["transformer"].sample(GRID, {"frames": 4, "past": 3}, seed=1)
+    into = {name: torch.empty_like(made) for name, made in first.items()}
+    for again in (transformer.run(given), transformer.run(given, into)):
+        transformer.run(others)
+        assert all(torch.equal(again[name], made) for name, made in first.items())
+
+
+def test_feature_caches_swap(specs: dict[str, GraphSpec], decoder: OnnxRuntimeEngine):
+    network = specs["vae_decoder_next"].module.network
+    latents = normal(4, 1, 4, 3, 2 * GRID.rows, 2 * GRID.cols)
+    _, caches = network(latents[0])
+    old = [cache.clone() for cache in caches]
+    new = [torch.full_like(cache, torch.nan) for cache in caches]
+    for chunk in latents[1:]:
+        expected, caches = network(chunk, caches)
+        places = {f"new_cache_{index}": cache for index, cache in enumerate(new)}
+        made = decoder.run({"latents": chunk} | {f"cache_{index}": cache for index, cache in enumerate(old)}, places)
+        assert all(made[name] is place for name, place in places.items())
+        for got, wanted in zip((made["pixels"], *new), (expected, *caches), strict=True):
+            torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
+        old, new = new, old
+
+
+@pytest.mark.parametrize("into", [(), ("sum",), ("joined", "sum")])
+@pytest.mark.parametrize("past", [0, 2])
+def test_outputs_go_where_they_are_wanted(adder: OnnxRuntimeEngine, past: int, into: tuple[str, ...]):
+    given = {**TINY_SUMS, "past": TINY_SUMS["past"][:past]}
+    expected = {"joined": torch.cat([given["past"], given["x"]]), "sum": given["x"] + given["y"]}
+    buffers = {name: torch.empty_like(expected[name]) for name in into}
+    made = adder.run(given, buffers)
+    assert list(made) == ["joined", "sum"]
+    for name, tensor in made.items():
+        torch.testing.assert_close(tensor, expected[name], atol=0, rtol=0)
+        assert (tensor is buffers.get(name)) == (name in into)
+
+
+def test_an_output_outlives_later_runs_and_the_engine(tmp_path: Path):
+    manifest = sums(tmp_path / "sums.onnx")
+    engine = OnnxRuntimeEngine(tmp_path / "sums.onnx", manifest, num_threads=1)
+    kept = engine.run(TINY_SUMS)["sum"]
+    engine.run({name: tensor + 1 for name, tensor in TINY_SUMS.items()})
+    del engine
+    gc.collect()
+    assert torch.equal(kept, TINY_SUMS["x"] + TINY_SUMS["y"])
+
+
+def test_inputs_need_not_be_contiguous(adder: OnnxRuntimeEngine):
+    turned = TINY_SUMS["x"].T.contiguous().T
+    assert not turned.is_contiguous()
+    assert torch.equal(adder.run({**TINY_SUMS, "x": turned})["sum"], TINY_SUMS["x"] + TINY_SUMS["y"])
+
+
+def test_half_precision_is_run_too(tmp_path: Path):
+    path = tmp_path / "sums.onnx"
+    engine = OnnxRuntimeEngine(path, sums(path, TensorProto.FLOAT16), num_threads=1)
+    given = {name: tensor.half() for name, tensor in TINY_SUMS.items()}
+    into = {"sum": torch.empty(3, 4, dtype=engine.dtype("sum"))}
+    assert torch.equal(engine.run(given, into)["sum"], given["x"] + given["y"])
+
+
+LONG = normal(6, 4)
+BAD_CALLS: dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]] = {
+    "sums takes past, x, y; missing or unknown: y": ({"past": LONG, "x": LONG}, {}),
+    "sums takes past, x, y; missing or unknown: z": ({**TINY_SUMS, "z": LONG}, {}),
+    "sums: x is torch.float64, wanted torch.float32": ({**TINY_SUMS, "x": LONG.double()}, {}),
+    r"sums: x has shape \[3\], wanted \[-1, 4\]": ({**TINY_SUMS, "x": torch.ones(3)}, {}),
+    r"sums: x has shape \[3, 5\], wanted \[-1, 4\]": ({**TINY_SUMS, "x": torch.ones(3, 5)}, {}),
+    "sums: x is on meta, wanted cpu": ({**TINY_SUMS, "x": LONG.to("meta")}, {}),
+    "sums gives joined, sum, not total": (TINY_SUMS, {"total": LONG}),
+    "sums: sum is torch.float16, wanted torch.float32": (TINY_SUMS, {"sum": LONG.half()}),
+    "the memory for sum is not contiguous": (TINY_SUMS, {"sum": torch.ones(4, 3).T}),
+    "sums: y would be overwritten": ({**TINY_SUMS, "y": LONG[:3]}, {"sum": LONG[2:5]}),
+    "sums: x would be overwritten": ({**TINY_SUMS, "x": LONG[2:5]}, {"sum": LONG[:3]}),
+    "sums: (joined|sum) would be overwritten": (TINY_SUMS, {"joined": LONG[:5], "sum": LONG[3:]}),
+}
+
+
+@pytest.mark.parametrize("sentence", BAD_CALLS)
+def test_what_cannot_be_run_is_refused(adder: OnnxRuntimeEngine, sentence: str):
+    inputs, into = BAD_CALLS[sentence]
+    with pytest.raises(ValueError, match=sentence):
+        adder.run(inputs, into)
+
+
+def test_memory_side_by_side_is_not_shared(adder: OnnxRuntimeEngine):
+    memory = normal(9, 4)
+    given = {"past": memory[:0], "x": memory[:3], "y": memory[:3]}  # inputs may share
+    expected = memory[:3] * 2
+    assert torch.equal(adder.run(given, {"joined": memory[3:6], "sum": memory[6:]})["sum"], expected)
+
+
+def test_a_buffer_of_another_length_is_refused(adder: OnnxRuntimeEngine, capfd: pytest.CaptureFixture[str]):
+    with pytest.raises(RuntimeError, match="sum"):
+        adder.run(TINY_SUMS, {"sum": torch.empty(2, 4)})
+    capfd.readouterr()  # ONNX Runtime logs it as well
+
+
+def test_threads_are_as_many_as_asked_for_and_wait_without_spinning(tmp_path: Path):
+    path = tmp_path / "sums.onnx"
+    one = sums(path)
+    before = len(os.listdir("/proc/self/task"))
+    engine = OnnxRuntimeEngine(path, one, num_threads=3)
+    assert len(os.listdir("/proc/self/task")) == before + 2  # the caller's works too
+    rows = torch.ones(2**18, 4)
+    engine.run({"past": rows, "x": rows, "y": rows})
+    began = time.process_time()
+    time.sleep(0.1)
+    assert time.process_time() - began < 0.05
+
+
+def test_what_is_no_graph_is_refused(tmp_path: Path):
+    path = tmp_path / "vace.onnx"
+    path.write_bytes(b"no graph")
+    with pytest.raises(BadEngine, match=r"ONNX Runtime cannot load .*vace\.onnx: .*Export it again: python -m export"):
+        OnnxRuntimeEngine(path, manifest(), num_threads=1)

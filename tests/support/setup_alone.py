@@ -1,0 +1,22 @@
+"""A plugin of pytest (`-p tests.support.setup_alone`) that hides what `make torch` and `make test` install."""
+
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+
+HIDDEN = frozenset(
+    {
+        *("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "safetensors", "sympy", "networkx", "mpmath"),
+        *("tensorrt", "tensorrt_rtx", "diffusers", "transformers", "accelerate", "regex", "flatbuffers"),
+    }
+)
+
+
+class _Hider(MetaPathFinder):
+    def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
+        if name.partition(".")[0] in HIDDEN:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return None
+
+
+sys.meta_path.insert(0, _Hider())
