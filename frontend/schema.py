@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -21,6 +21,7 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    create_model,
     model_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -162,7 +163,10 @@ WeightedPrompts = Annotated[
 
 
 class ChunkOptions(_Model):
-    """What a request sets for all its chunks, and a ChunkSpec for one; `options_for` merges them."""
+    """What a request sets for all its chunks, and a ChunkSpec for one; `options_for` merges them.
+
+    A ChunkSpec has the same fields, where None stands for the request's value.
+    """
 
     seed: Annotated[RequestSeed, Needs("seed", generic=True)] = Field(
         42, description="-1: a random one, which `complete` names."
@@ -180,25 +184,24 @@ class ChunkOptions(_Model):
     lora_scales: Annotated[LoraScales | None, Needs("loras")] = None
 
 
-def _show_options_as_optional(schema: dict[str, Any]) -> None:
-    """Let a ChunkSpec's JSON schema say that an option which is not set is the request's."""
-    properties = schema["properties"]
-    for name in ChunkOptions.model_fields:
-        shown = properties.pop(name)
-        title, description = shown.pop("title", None), shown.pop("description", None)
-        shown.pop("default", None)
-        optional = shown if "anyOf" in shown else {"anyOf": [shown, {"type": "null"}]}
-        labels = {"title": title, "description": description}
-        properties[name] = optional | {key: text for key, text in labels.items() if text} | {"default": None}
+if TYPE_CHECKING:
+
+    class _ChunkOverrides(ChunkOptions): ...
+
+else:
+    _ChunkOverrides = create_model(
+        "_ChunkOverrides",
+        __base__=_Model,
+        **{name: (field.rebuild_annotation() | None, None) for name, field in ChunkOptions.model_fields.items()},
+    )
 
 
-class ChunkSpec(ChunkOptions):
+class ChunkSpec(_ChunkOverrides):
     """Overrides of the request for one chunk; only prompts stay in force for later chunks.
 
     In an optional field null, "" and [] mean unset: the request's value. `text` takes "" as the empty prompt.
     """
 
-    model_config = ConfigDict(json_schema_extra=_show_options_as_optional)
     _prompt_texts = frozenset({"text"})
 
     chunk: Annotated[int, Field(ge=0, lt=MAX_FRAMES), INTEGER] = Field(description="Index of the chunk, from 0.")
@@ -218,7 +221,7 @@ class ChunkSpec(ChunkOptions):
         None, description="Asset or data URL that the chunk ends with."
     )
     vace_ref_images: Annotated[_RefImages | None, Needs("vace")] = None
-    seed: Annotated[Seed, Needs("seed", generic=True)] = Field(42, description="As in the request, except -1.")
+    seed: Seed | None = Field(None, description="As in the request, except -1.")  # type: ignore[assignment]
     reset_cache: Annotated[Bool, Needs("cache")] = False
     vace_temporally_locked: Annotated[Bool, Needs("vace")] = Field(
         True, description="Arrays of another length are trimmed or padded to the chunk; false: resampled."
