@@ -115,7 +115,7 @@ def test_where_the_wheel_is_missing_embedded_says_what_to_do(tmp_path: Path) -> 
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=ROOT)
     assert done.returncode == 1
-    assert "Linux on x86-64 only" in done.stderr
+    assert "only for Linux on x86-64" in done.stderr
     assert "FILMSTRIP_TRITON_URL" in done.stderr
     assert "Traceback" not in done.stderr
 
