@@ -7,9 +7,9 @@ from typing import Any
 
 import httpx
 import numpy as np
-from filmstrip.wire import BlobBuilder
 from PIL import Image
 
+from filmstrip.wire import BlobBuilder
 from tests.support.server import Frames, Frontend
 
 HEIGHT = WIDTH = 64

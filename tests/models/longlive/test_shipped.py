@@ -8,13 +8,13 @@ from typing import Any
 
 import httpx
 import pytest
-from filmstrip.video import count_frames, probe
 from PIL import Image
 
 from demo.following import CheckFailed
 from demo.text_to_video import PROMPT, text_to_video
 from filmstrip.client import Client, Event
 from filmstrip.runtime.engines.manifest import file_sha256, read
+from filmstrip.video import count_frames, probe
 from tests.support.server import ROOT, Frontend
 from tests.support.shipped import CHECKPOINT, ID, LORAS, SIDES, arguments
 from tests.support.toyworld.grammar import is_held_out, parse

@@ -1,6 +1,5 @@
 """The VAE against diffusers' one, and chunk by chunk against all at once."""
 
-
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
