@@ -1,11 +1,15 @@
-# make demo: set everything up and do the main job. make test: set everything up and run every test.
+# make demo: set everything up and do the main job. make test: set everything up and run the quick tests.
 PYTHON ?= python3
 PIP_TORCH ?= torch==2.13.0
+# Processes that share the tests; tests of one server are one process's.
+TEST_WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TORCH_READY := $(VENV)/.ready-torch
 TESTS_READY := $(VENV)/.ready-tests
+PYTEST = -m pytest -n $(TEST_WORKERS) --dist loadgroup
+QUICK := unit or smoke
 # The pipeline whose weights come with the repository. Of its folder the export writes this file last.
 SMALL := checkpoints/longlive-small
 SMALL_READY := models/longlive-small/config.pbtxt
@@ -15,7 +19,7 @@ SMALL_FILES := $(wildcard $(addprefix $(SMALL)/,*.json *.safetensors */*.json */
 # Manifests tell which engines are of other weights, but not which are of other code.
 GRAPH_CODE := $(wildcard export/*.py export/*/*.py)
 
-.PHONY: help setup torch model demo serve test coverage lint fix bench soak compile-full audit check lock clean
+.PHONY: help setup torch test-setup model demo serve test test-all coverage lint fix bench soak compile-full audit check lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -54,12 +58,17 @@ demo: model ## Start Triton and the frontend, generate a video from a sentence, 
 serve: model ## Serve on http://127.0.0.1:8000 with a Triton of our own
 	$(BIN)/python -m frontend --embedded
 
-test: $(TESTS_READY) ## Run every test
-	$(BIN)/python -m tests
+test-setup: $(TESTS_READY) ## Install everything that tests need
 
-coverage: $(TESTS_READY) ## Run every test and show which lines none of them reached
+test: test-setup ## Run the unit tests and a smoke test of the live server
+	$(BIN)/python $(PYTEST) -m "$(QUICK)"
+
+test-all: test ## Run every test: those of `make test`, then the others
+	$(BIN)/python $(PYTEST) -m "not ($(QUICK))"
+
+coverage: test-setup ## Run every test and show which lines none of them reached
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run $(PYTEST)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -67,6 +76,7 @@ lint: torch ## Check style, types, spelling and prose
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/typos
 	$(BIN)/proselint --config .proselintrc.json check $$(git ls-files '*.md')
 
@@ -86,7 +96,7 @@ compile-full: $(TESTS_READY) ## Every graph of LongLive at full size, without we
 audit: setup ## Known vulnerabilities of the pinned packages, where the database can be reached
 	$(BIN)/python -m tests.support.audit
 
-check: lint test audit ## Everything that CI runs, and audit
+check: lint test-all audit ## Everything that CI runs, and audit
 
 lock: setup ## Pin again after a change of pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \

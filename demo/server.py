@@ -62,7 +62,7 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
             if process.poll() is not None:
                 raise ServerDied(f"the server ended at its start with {process.returncode}\n{_tail(log)}")
             try:
-                if client.health()["status"] == "healthy":
+                if client.health().status == "healthy":
                     return
             except ClientError:
                 pass  # it does not listen yet

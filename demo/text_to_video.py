@@ -27,14 +27,16 @@ _LEAST_RIGHT = 0.8  # of the chunks
 
 def text_to_video(client: Client, out: Path) -> Iterator[Path]:
     """A video that starts with a sentence and nothing else."""
-    facts = client.pipeline(PIPELINE)
-    num_frames = facts["first_chunk_size"] + (_CHUNKS - 1) * facts["chunk_size"]
+    pipeline = client.pipeline(PIPELINE)
+    assert pipeline.first_chunk_size
+    assert pipeline.chunk_size
+    num_frames = pipeline.first_chunk_size + (_CHUNKS - 1) * pipeline.chunk_size
     click.echo(f"\n{PIPELINE}, {num_frames} frames of '{PROMPT}':")
     with client.generate(pipeline_id=PIPELINE, prompt=PROMPT, num_frames=num_frames) as events:
         last, progress = follow(events)
     if not isinstance(last, Complete):
         raise CheckFailed(f"the generation ended with {last}")
-    shape = (num_frames, facts["height"], facts["width"], 3)
+    shape = (num_frames, pipeline.height, pipeline.width, 3)
     check(last.num_frames == num_frames, f"complete: {last.num_frames} frames in {last.num_chunks} chunks")
     video = client.download(last.output_path)
     check(video.shape == last.video_shape == shape, f"the download is {list(video.shape)}")

@@ -26,7 +26,6 @@ from filmstrip.console import (
     Patience,
     client_of,
     leaving_on_signals,
-    pipeline_state,
     ready_pipelines,
     track,
 )
@@ -46,7 +45,8 @@ from filmstrip.errors import (
 )
 from filmstrip.foreign_answers import UNREACHED
 from filmstrip.geometry import MAX_FRAMES, MAX_SIDE, MIN_SIDE
-from filmstrip.models import Cancelled, Complete, ErrorEvent, Event, Progress
+from filmstrip.models import Cancelled, Complete, ErrorEvent, Event, PipelineFeatures, PipelineInfo, Progress
+from filmstrip.request_fields import GenerateFields
 from filmstrip.video import count_frames, probe, read_frames
 from filmstrip.video.read import VideoFileError, display_path
 from filmstrip.video.write import MAX_FPS, MIN_FPS, Output, open_output
@@ -62,7 +62,7 @@ EXIT_UNREACHABLE = 3
 EXIT_BUSY = 4
 EXIT_INTERRUPTED = 130
 _EXIT_CODES = (
-    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the server could not be reached, 4 the server is busy,"
+    "Exit codes: 0 success, 1 failure, 2 wrong usage, 3 server not reached, 4 server busy,"
     " 129, 130 or 143 ended by SIGHUP, Ctrl-C or SIGTERM."
 )
 _PLACEHOLDER_PROMPT = "video"
@@ -74,19 +74,19 @@ Examples:
   # What can this server do?
   filmstrip pipelines
 \b
-  # A video from a sentence, by the small model that every server of `make serve` has
+  # A video from a prompt, with the small model that `make serve` sets up
   filmstrip generate "a yellow circle moving left on a green background" -o circle.mp4
 \b
-  # Draw the outlines of a video, from its grey frames
+  # Draw the outlines of a video, after converting it to grayscale
   filmstrip generate --pipeline scribble --pre-processor gray --video in.mp4 -o out.mp4
 \b
-  # By another model, with another prompt from chunk 4 on
+  # Use another model, and change the prompt at chunk 4
   filmstrip generate "a cat walking" --pipeline longlive --frames 96 \\
       --chunk-prompt "4: a dog walking" -o pets.mp4
 \b
-  # Restyle a video; more noise is further from the source
+  # Restyle a video; more noise moves further away from the source
   filmstrip generate "an oil painting" --pipeline longlive --video in.mp4 \\
-      --size 320x576 --noise-scale 0.6 -o painting.mp4
+      --size 576x320 --noise-scale 0.6 -o painting.mp4
 """
 
 
@@ -99,7 +99,7 @@ class _Failure(click.ClickException):
 
 
 class _Commands(click.Group):
-    """Turns the errors of all commands into a sentence on stderr and an exit code."""
+    """Reports the errors of all commands as one sentence on stderr and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -109,11 +109,11 @@ class _Commands(click.Group):
             click.echo("Interrupted.", err=True)
             ctx.exit(EXIT_INTERRUPTED)
         except BrokenPipeError:
-            raise  # whoever read our output has enough: click leaves quietly
+            raise  # the reader of our output closed the pipe: click exits quietly
         except (FilmstripError, ClientError, VideoFileError, OSError) as error:
             message = _sentence(error)
             if isinstance(error, TritonUnavailable) and ctx.invoked_subcommand == generate.name:
-                message += "; if the server is still starting, --wait waits for it"
+                message += "; if the server is still starting, use --wait"
             raise _Failure(message, _exit_code(error)) from error
 
 
@@ -125,18 +125,18 @@ def _exit_code(error: Exception) -> int:
 
 
 def _sentence(error: Exception) -> str:
-    """What went wrong, on one line that moves no terminal's cursor, and what to do about it."""
+    """What went wrong and what to do about it, on one line without control characters."""
     message = str(error)
     if isinstance(error, FilmstripError) and error.field and error.field not in error.message:
         message = f"{error.field}: {error.message}"
     if isinstance(error, Busy):
-        message += "; --wait waits until it is done"
+        message += "; use --wait to wait until it is free"
     if isinstance(error, UntrustedCertificate):
-        message += "; --cacert names a file with the certificate of its authority"
+        message += "; use --cacert FILE to trust its certificate authority"
     elif isinstance(error, ServerUnreachable) and "write http" not in message:
         message += "; is the server running?"
     if isinstance(error, InvalidField) and error.field == "input_path" and "missing" in message:
-        message += "; --video names one"
+        message += "; use --video FILE"
     return _one_line(message)
 
 
@@ -145,19 +145,30 @@ def _one_line(text: str) -> str:
 
 
 def _size(text: str) -> tuple[int, int]:
+    """Read WIDTHxHEIGHT; gives (height, width)."""
     match = re.fullmatch(r"(\d+)x(\d+)", text.strip().lower())
     if match is None:
-        raise click.BadParameter(f"{text!r} is not a height and a width, such as 320x576")
-    height, width = int(match[1]), int(match[2])
+        raise click.BadParameter(f"{text!r} is not WIDTHxHEIGHT, such as 576x320")
+    width, height = int(match[1]), int(match[2])
     if min(height, width) < MIN_SIDE or max(height, width) > MAX_SIDE:
-        raise click.BadParameter(f"height and width go from {MIN_SIDE} to {MAX_SIDE}, got {text}")
+        raise click.BadParameter(f"width and height must be between {MIN_SIDE} and {MAX_SIDE}, got {text}")
     return height, width
+
+
+def _check_orientation(size: tuple[int, int], pipeline: PipelineInfo) -> None:
+    """Refuse a size that the pipeline only supports the other way round."""
+    height, width = size
+    known = pipeline.sizes or ()
+    if (height, width) not in known and (width, height) in known:
+        raise click.BadParameter(
+            f"did you mean {height}x{width}? sizes are WIDTHxHEIGHT since 0.1.0", param_hint="--size"
+        )
 
 
 def _chunk_prompt(text: str) -> tuple[int, str]:
     index, _, prompt = text.partition(":")
     if not index.strip().isdecimal() or not prompt.strip():
-        raise click.BadParameter(f"{text!r} is not a chunk and its prompt, such as '4: a dog'")
+        raise click.BadParameter(f"{text!r} is not INDEX: TEXT, such as '4: a dog'")
     return int(index), _sendable(prompt.strip())
 
 
@@ -168,7 +179,7 @@ def _lora(text: str) -> tuple[str, float]:
     except ValueError:
         number = math.nan
     if not name or not math.isfinite(number):
-        raise click.BadParameter(f"{text!r} is not a LoRA and its scale, such as ghibli=0.8")
+        raise click.BadParameter(f"{text!r} is not NAME=SCALE, such as ghibli=0.8")
     return _sendable(name), number
 
 
@@ -176,12 +187,12 @@ def _sendable(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise click.BadParameter("the text is not UTF-8; set the terminal's encoding (LANG) to UTF-8") from None
+        raise click.BadParameter("the text is not valid UTF-8; set the terminal's encoding (LANG) to UTF-8") from None
     return text
 
 
 class _Finite(click.FloatRange):
-    """A range that NaN and infinity are not in."""
+    """A range that excludes NaN and infinity."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
@@ -191,7 +202,7 @@ class _Finite(click.FloatRange):
 
 
 class _OutputPath(click.Path):
-    """The name of a file to write, which an empty one is not."""
+    """The name of a file to write; not empty."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
@@ -200,8 +211,8 @@ class _OutputPath(click.Path):
 
 
 @dataclass(frozen=True)
-class _Server:
-    """The server that a command's options name."""
+class _ServerOptions:
+    """The options that select a server."""
 
     url: str | None
     token: str | None
@@ -209,7 +220,7 @@ class _Server:
 
     @contextmanager
     def client(self) -> Iterator[Client]:
-        """A client of it, whose 401 says how to give a key."""
+        """A client of that server; an error 401 says how to give a key."""
         with client_of(self.url, token=self.token, cacert=self.cacert) as client:
             try:
                 yield client
@@ -219,7 +230,7 @@ class _Server:
                 raise _Failure(f"{_sentence(error)}. {self._how_to_give_a_key()}") from error
 
     def options(self) -> list[str]:
-        """The options that reach it again; never the token."""
+        """The command-line options for the same server; never the token."""
         options = ["--server", self.url] if self.url is not None else []
         return options + (["--cacert", str(self.cacert)] if self.cacert is not None else [])
 
@@ -227,31 +238,31 @@ class _Server:
         target = connection.resolve(self.url, self.token)
         if target.token_withheld:
             return (
-                "FILMSTRIP_TOKEN was not sent, as it is for the server that FILMSTRIP_SERVER names (else"
-                f" {connection.DEFAULT_URL}): give this server's key with --token."
+                "FILMSTRIP_TOKEN was not sent: it belongs to the server in FILMSTRIP_SERVER (default"
+                f" {connection.DEFAULT_URL}). Give this server's key with --token."
             )
         if target.token is None:
             return "Give the key with --token or in FILMSTRIP_TOKEN."
-        return "Check the key that --token or FILMSTRIP_TOKEN gives."
+        return "Check the key in --token or FILMSTRIP_TOKEN."
 
 
 def _server_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def with_server(*, server: str | None, token: str | None, cacert: Path | None, **others: Any) -> Any:
-        return command(server=_Server(server or None, token, cacert), **others)
+        return command(server=_ServerOptions(server or None, token, cacert), **others)
 
     for option in (
         click.option(
             "--cacert",
             type=click.Path(path_type=Path),
             metavar="FILE",
-            help="Certificates (PEM) of the authorities to trust in place of the usual ones.",
+            help="PEM file with the certificate authorities to trust instead of the default ones.",
         ),
         click.option(
             "--token",
             metavar="KEY",
-            help="Key of the server, or of a proxy in front of it.  [env var: FILMSTRIP_TOKEN, which goes only to the"
-            " server that FILMSTRIP_SERVER names or to the default one]",
+            help="API key of the server, or of a proxy in front of it.  [env var: FILMSTRIP_TOKEN, only sent to the"
+            " server in FILMSTRIP_SERVER or to the default server]",
         ),
         click.option(
             "--server",
@@ -271,13 +282,13 @@ def _file_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="N",
             default=1,
             show_default=True,
-            help="How many times as wide and high the file's frames are; each pixel becomes a square.",
+            help="Enlarge the frames N times without smoothing.",
         ),
         click.option(
             "--fps",
             type=_Finite(MIN_FPS, MAX_FPS),
             metavar="N",
-            help=f"Frames a second of the file.  [default: those of the input video, else {DEFAULT_FPS}]",
+            help=f"Frames per second of the file.  [default: that of the input video, else {DEFAULT_FPS}]",
         ),
         click.option(
             "--output",
@@ -285,8 +296,8 @@ def _file_options(command: Callable[..., Any]) -> Callable[..., Any]:
             required=True,
             type=_OutputPath(readable=False, path_type=Path),
             metavar="FILE",
-            help="File to write, in the format of its suffix: .mp4, .mov, .mkv, .webm, .gif; .png is a contact sheet,"
-            " name-%05d.png a picture for each frame.",
+            help="File to write. The suffix selects the format: .mp4, .mov, .mkv, .webm or .gif; .png writes a contact"
+            " sheet, name-%05d.png one image per frame.",
         ),
     ):
         command = option(command)
@@ -294,7 +305,7 @@ def _file_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _opened(path: Path) -> Output:
-    """Open the place of the result, before anything is sent.
+    """Open the output before anything is sent.
 
     Raises:
         BadParameter: nothing can be written there.
@@ -314,11 +325,11 @@ def _note(text: str) -> None:
 def main() -> None:
     """Generate videos on a Filmstrip server.
 
-    The server makes a video chunk by chunk; this command sends what it needs, shows how far it is and writes
-    the result to a file.
+    The server generates a video chunk by chunk. This command uploads the inputs, shows the progress and writes the
+    result to a file.
 
-    Exit codes of every command: 0 done, 1 failed, 2 wrong usage, 3 the server could not be reached, 4 the server is
-    busy, 129, 130 or 143 ended by SIGHUP, Ctrl-C or SIGTERM.
+    Exit codes of every command: 0 success, 1 failure, 2 wrong usage, 3 server not reached, 4 server busy, 129, 130 or
+    143 ended by SIGHUP, Ctrl-C or SIGTERM.
     """
 
 
@@ -327,7 +338,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class _Input:
-    """The input video as it is sent: scaled here, so that no more is sent than is used."""
+    """The input video as it is sent: scaled here, so that nothing is sent that the server would not use."""
 
     path: Path
     shape: VideoShape
@@ -357,32 +368,38 @@ class _Input:
     show_envvar=True,
     type=_sendable,
     metavar="ID",
-    help="Pipeline to run; see `filmstrip pipelines`. One that is not loaded yet is loaded first.",
+    help="Pipeline to run; see `filmstrip pipelines`. It is loaded first if necessary.",
 )
 @click.option(
     "--video",
     "-v",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Input video; a shorter one than --frames loops. Its sound is kept where the frames made are those of the"
-    " video.",
+    help="Input video; it loops if it is shorter than --frames. Its sound is kept if the output shows the same frames"
+    " at the same rate.",
 )
 @click.option(
     "--frames",
     "num_frames",
     type=click.IntRange(1, MAX_FRAMES),
     metavar="N",
-    help="Frames to make.  [default: those of --video, else 64]",
+    help="Number of frames to generate.  [default: that of --video, else 64]",
 )
 @click.option(
-    "--size", type=_size, metavar="HxW", help="Height and width.  [default: the pipeline's own, else those of --video]"
+    "--size",
+    type=_size,
+    metavar="WIDTHxHEIGHT",
+    help="Size of the frames, such as 576x320.  [default: the pipeline's own, else that of --video]",
 )
 @click.option(
     "--seed",
     type=click.IntRange(-1, MAX_SEED),
     metavar="N",
-    help="0 to 2^64 - 1: same request and seed, same video. -1: a random one, which is shown.  [default: 42]",
+    help="0 to 2^64 - 1: the same request and seed give the same video. -1: a random seed, which is shown.  "
+    "[default: 42]",
 )
-@click.option("--noise-scale", type=_Finite(0, 1), metavar="N", help="Distance from --video, 0 to 1.  [default: 0.7]")
+@click.option(
+    "--noise-scale", type=_Finite(0, 1), metavar="N", help="How far to move away from --video, 0 to 1.  [default: 0.7]"
+)
 @click.option("--pre-processor", type=_sendable, metavar="ID", help="Frame processor before the pipeline.")
 @click.option("--post-processor", type=_sendable, metavar="ID", help="Frame processor after the pipeline.")
 @click.option(
@@ -391,14 +408,14 @@ class _Input:
     type=_chunk_prompt,
     metavar="'INDEX: TEXT'",
     multiple=True,
-    help="Prompt from a chunk on; repeatable.",
+    help="Change the prompt at a chunk; repeatable.",
 )
 @click.option("--lora", "loras", type=_lora, metavar="NAME=SCALE", multiple=True, help="Scale of a LoRA; repeatable.")
 @click.option(
     "--wait",
     is_flag=True,
-    help="Wait for a server that is busy or still starting, and up to a minute for one that refuses connections;"
-    " without it that is an error.",
+    help="Wait while the server is busy or still starting, and up to a minute while it refuses connections, instead of"
+    " failing.",
 )
 @_file_options
 @_server_options
@@ -415,26 +432,28 @@ def generate(
     output: Path,
     fps: float | None,
     scale: int,
-    server: _Server,
+    server: _ServerOptions,
     **options: Any,
 ) -> None:
     """Generate a video from PROMPT, --video or both.
 
-    PROMPT may be left out for pipelines that only process frames. Ctrl-C ends the generation after its current
-    chunk and keeps the frames made so far; a second Ctrl-C leaves at once and keeps nothing. Once a video is made
-    it is not lost: if FILE cannot be written, the message says how to fetch the video again.
+    Pipelines that only process frames need no PROMPT. Ctrl-C ends the generation after the current chunk and keeps the
+    frames generated so far; a second Ctrl-C exits at once and keeps nothing. A finished video is not lost: if FILE
+    cannot be written, the message says how to download the video again.
     """
     if len({index for index, _ in chunk_prompts}) != len(chunk_prompts):
-        raise click.BadParameter("one chunk has two prompts", param_hint="--chunk-prompt")
+        raise click.BadParameter("two prompts for one chunk", param_hint="--chunk-prompt")
     with _opened(output) as file, server.client() as client:
         patience = Patience(client, _note, waits=wait)
         used = [pipeline_id, *(options[name] for name in ("pre_processor", "post_processor") if options[name])]
-        facts = patience.call(lambda: ready_pipelines(client, used, _note))[pipeline_id]
-        if prompt is None and (facts.get("features") or {}).get("prompts"):
+        pipeline = patience.call(lambda: ready_pipelines(client, used, _note))[pipeline_id]
+        if prompt is None and pipeline.features and pipeline.features.prompts:
             raise click.UsageError(f"{pipeline_id} needs a PROMPT.")
-        own_size = (facts["height"], facts["width"]) if facts.get("height") and facts.get("width") else None
-        source = _Input.of(video, size or own_size, num_frames) if video else None
-        request = {
+        if size:
+            _check_orientation(size, pipeline)
+        frame_size = size or pipeline.native_size
+        source = _Input.of(video, frame_size, num_frames) if video else None
+        request: GenerateFields = {
             "pipeline_id": pipeline_id,
             "prompt": prompt or _PLACEHOLDER_PROMPT,
             "num_frames": num_frames or (source.shape.frames if source else None),
@@ -447,10 +466,10 @@ def generate(
             "lora_scales": dict(loras) or None,
             "chunk_specs": [{"chunk": index, "text": text} for index, text in chunk_prompts] or None,
         }
-        height, width = size or own_size or (source.shape[1:3] if source else (0, 0))
+        height, width = frame_size or (source.shape[1:3] if source else (0, 0))
         if max(height, width) * scale > MAX_FILE_SIDE:
             raise click.BadParameter(
-                f"{height}x{width} times {scale} is over {MAX_FILE_SIDE} pixels", param_hint="--scale"
+                f"{width}x{height} enlarged {scale} times exceeds {MAX_FILE_SIDE} pixels", param_hint="--scale"
             )
         writing = _Writing(server, file, fps or (source.fps if source else DEFAULT_FPS), scale, video)
         _run(client, patience, request, source, writing)
@@ -458,18 +477,18 @@ def generate(
 
 @dataclass
 class _Writing:
-    """How a result is written, once there is one.
+    """How a result is written to a file.
 
     Attributes:
-        server: that has it.
-        file: the place it is written to.
-        fps: frames a second of the file.
-        scale: how many times as large it is.
-        audio: the video with the sound.
-        output_path: the server's name of the result; None while there is none.
+        server: the server that has the result.
+        file: the output file.
+        fps: frames per second of the file.
+        scale: how many times the frames are enlarged.
+        audio: the video whose sound is kept.
+        output_path: the server's name for the result; None while there is none.
     """
 
-    server: _Server
+    server: _ServerOptions
     file: Output
     fps: Fraction | float
     scale: int = 1
@@ -483,20 +502,20 @@ class _Writing:
         written = self.file.write(frames, self.fps, num_frames=shape.frames, scale=self.scale, audio=self.audio)
         self.output_path = None
         click.echo(
-            f"{display_path(self.file.path)}: {counted(written.num_frames, 'frame')}, {shape.height * self.scale}x"
-            f"{shape.width * self.scale}, {float(self.fps):g} fps"
+            f"{display_path(self.file.path)}: {counted(written.num_frames, 'frame')}, {shape.width * self.scale}x"
+            f"{shape.height * self.scale}, {float(self.fps):g} fps"
         )
         for note in written.notes:
             _note(f"Note: {note.rstrip('.')}.")
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Say, when anything goes wrong while a result is not written yet, how to fetch it."""
+        """If anything fails before the result is written, say how to download it."""
         try:
             yield
         except BaseException:
             if self.output_path is not None:
-                _note("The video is not lost: the server keeps it for an hour, if not set otherwise. Fetch it with:")
+                _note("The video is not lost: the server keeps it for an hour by default. Download it with:")
                 _note(f"  {self._command()}")
             raise
 
@@ -511,8 +530,8 @@ class _Writing:
         return " ".join(shlex.quote(word) if word.isprintable() else "FILE" for word in words)
 
 
-def _run(client: Client, patience: Patience, request: dict[str, Any], source: _Input | None, writing: _Writing) -> None:
-    """Upload, generate with progress, write; and leave with the exit code that says how it ended."""
+def _run(client: Client, patience: Patience, request: GenerateFields, source: _Input | None, writing: _Writing) -> None:
+    """Upload, generate with progress, write the file; exit with the code that says how it ended."""
     last: Complete | Cancelled | None = None
     with writing.kept():
         with ExitStack() as stack:
@@ -528,20 +547,20 @@ def _run(client: Client, patience: Patience, request: dict[str, Any], source: _I
                     raise event.exception()
         assert last is not None, "the stream has a last event, or raises"
         if last.seed is not None and request["seed"] == -1:
-            _note(f"Seed: {last.seed} (--seed {last.seed} makes the same video again)")
+            _note(f"Seed: {last.seed} (--seed {last.seed} generates the same video again)")
         if last.unused:
-            _note(f"Note: {request['pipeline_id']} has no use for {', '.join(last.unused)}.")
+            _note(f"Note: {request['pipeline_id']} does not use {', '.join(last.unused)}.")
         if last.output_path is not None and last.video_shape is not None:
             writing.write(client, last.output_path, last.video_shape)
     if isinstance(last, Cancelled):
         path = display_path(writing.file.path)
-        kept = f"Cancelled: {path} holds the {counted(last.frames_completed, 'frame')} made so far."
+        kept = f"Cancelled: {path} has the {counted(last.frames_completed, 'frame')} generated so far."
         _note(kept if last.output_path else "Cancelled before the first frame: nothing was written.")
         sys.exit(EXIT_INTERRUPTED)
 
 
-def _accepted(client: Client, request: dict[str, Any], source: _Input | None, stack: ExitStack) -> Iterator[Event]:
-    """Post the request, with the input video uploaded before it, and again when it has expired meanwhile."""
+def _accepted(client: Client, request: GenerateFields, source: _Input | None, stack: ExitStack) -> Iterator[Event]:
+    """Upload the input video and post the request; upload it again if it has expired in the meantime."""
     was_there = "input_path" in request
     if source and not was_there:
         request["input_path"] = source.upload(client)
@@ -559,15 +578,17 @@ def _accepted(client: Client, request: dict[str, Any], source: _Input | None, st
 @click.option(
     "--audio",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Input video with the sound to keep, where the frames are those of this video.",
+    help="Input video whose sound is kept, if the output shows its frames at its rate.",
 )
 @_file_options
 @_server_options
-def download(*, path: str, audio: Path | None, output: Path, fps: float | None, scale: int, server: _Server) -> None:
-    """Fetch the result PATH again and write it to a file.
+def download(
+    *, path: str, audio: Path | None, output: Path, fps: float | None, scale: int, server: _ServerOptions
+) -> None:
+    """Download the result PATH and write it to a file.
 
-    PATH is what the server calls a result (`output_path`), such as output-8f6c...; it has it for an hour if not set
-    otherwise. `filmstrip generate` does this by itself, and shows this command where it fails.
+    PATH is the server's name for a result (`output_path`), such as output-8f6c...; the server keeps it for an hour by
+    default. `filmstrip generate` downloads its result itself, and shows this command if that fails.
     """
     with _opened(output) as file, server.client() as client:
         rate = fps or (probe(audio).fps if audio else DEFAULT_FPS)
@@ -575,7 +596,7 @@ def download(*, path: str, audio: Path | None, output: Path, fps: float | None, 
 
 
 def _cell(text: str) -> Text:
-    """Text that rich neither reads as its markup nor sends to the terminal as it is."""
+    """Text without markup and control characters."""
     return Text(_one_line(text))
 
 
@@ -583,65 +604,69 @@ def _cell(text: str) -> Text:
 
 
 @main.command(epilog=_EXIT_CODES)
-@click.option("--json", "as_json", is_flag=True, help="The server's own answer, for scripts.")
+@click.option("--json", "as_json", is_flag=True, help="Print the server's answer as JSON.")
 @_server_options
-def pipelines(*, as_json: bool, server: _Server) -> None:
+def pipelines(*, as_json: bool, server: _ServerOptions) -> None:
     """List the server's pipelines and what they can do."""
     with server.client() as client:
         known = client.pipelines()
     if as_json:
-        click.echo(json.dumps(known, indent=2))
+        click.echo(json.dumps([pipeline.model_dump(mode="json", exclude_unset=True) for pipeline in known], indent=2))
         return
     names = ("Pipeline", "From", "Chunk", "Size", "Features", "State")
     table = Table(*(Column(name, overflow="fold") for name in names))
     for pipeline in known:
-        state = pipeline_state(pipeline)
-        size = f"{pipeline['height']}x{pipeline['width']}" if pipeline.get("height") else "its input's"
-        can = pipeline.get("features") or {}
-        features = [name.replace("_", " ") for name, value in can.items() if value is True]
-        features += [f"lora {name}" for name in can.get("loras") or ()]
-        cells = [", ".join(pipeline.get("modes") or ()), str(pipeline.get("chunk_size") or ""), size]
-        if not pipeline.get("chunk_size"):  # nothing is known of it
-            cells = ["", "", ""]
-        table.add_row(*map(_cell, [str(pipeline.get("id")), *cells, ", ".join(features), state]))
+        cells = ["", "", ""]
+        if pipeline.chunk_size:
+            height, width = pipeline.native_size or (None, None)
+            size = f"{width}x{height}" if width else "its input's"
+            cells = [", ".join(pipeline.modes or ()), str(pipeline.chunk_size), size]
+        table.add_row(*map(_cell, [pipeline.id, *cells, ", ".join(_feature_names(pipeline)), pipeline.state]))
     console = Console()
     if not console.is_terminal:  # whatever reads a pipe or a file has no width
         console = Console(width=_PIPE_WIDTH)
     console.print(table)
     for pipeline in known:
-        if pipeline.get("reason"):
-            state = pipeline_state(pipeline)
-            verb = state if state == "failed" else f"is {state}"
-            click.echo(f"{pipeline.get('id')} {verb}: {_one_line(str(pipeline['reason']))}")
+        if pipeline.reason:
+            verb = pipeline.state if pipeline.state == "failed" else f"is {pipeline.state}"
+            click.echo(f"{pipeline.id} {verb}: {_one_line(pipeline.reason)}")
+
+
+def _feature_names(pipeline: PipelineInfo) -> list[str]:
+    features = pipeline.features or PipelineFeatures()
+    names = [name.replace("_", " ") for name, value in features if value is True]
+    return names + [f"lora {name}" for name in features.loras]
 
 
 @main.command(epilog=_EXIT_CODES)
-@click.option("--json", "as_json", is_flag=True, help="The server's own answers, for scripts.")
+@click.option("--json", "as_json", is_flag=True, help="Print the server's answers as JSON.")
 @_server_options
-def status(*, as_json: bool, server: _Server) -> None:
-    """Show whether the server is well.
+def status(*, as_json: bool, server: _ServerOptions) -> None:
+    """Show whether the server is healthy.
 
-    It is not while it starts, or when nothing can generate: exit code 1.
+    Exit code 1 means that it is starting, or that no pipeline can generate.
     """
     with server.client() as client:
         health = client.health()
-        loaded = client.status()
+        load = client.status()
     if as_json:
-        click.echo(json.dumps({"health": health, "pipeline": loaded}, indent=2))
+        answers = {"health": health, "pipeline": load}
+        dumped = {name: answer.model_dump(mode="json", exclude_unset=True) for name, answer in answers.items()}
+        click.echo(json.dumps(dumped, indent=2))
     else:
-        click.echo(f"Server:   {health['status']}{', generating' if health.get('generating') else ''}")
-        click.echo(f"Pipeline: {loaded.get('pipeline_id') or 'none'} {loaded.get('status')}".rstrip())
-        if loaded.get("error"):
-            click.echo(f"Error:    {_one_line(str(loaded['error']))}")
-        if health.get("degraded"):
-            click.echo(f"Degraded: {', '.join(health['degraded'])}; see `filmstrip pipelines`")
-    sys.exit(0 if health["status"] == "healthy" else 1)
+        click.echo(f"Server:   {health.status}{', generating' if health.generating else ''}")
+        click.echo(f"Pipeline: {load.pipeline_id or 'none'} {load.status}")
+        if load.error:
+            click.echo(f"Error:    {_one_line(load.error)}")
+        if health.degraded:
+            click.echo(f"Degraded: {', '.join(health.degraded)}; see `filmstrip pipelines`")
+    sys.exit(0 if health.status == "healthy" else 1)
 
 
 @main.command(epilog=_EXIT_CODES)
 @_server_options
-def cancel(*, server: _Server) -> None:
-    """End the generation under way after its current chunk."""
+def cancel(*, server: _ServerOptions) -> None:
+    """End the running generation after its current chunk."""
     with server.client() as client:
         answer = client.cancel()
     click.echo("Cancelling after the current chunk." if answer == "cancelling" else "Nothing is running.")

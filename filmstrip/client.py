@@ -16,7 +16,6 @@ exception but its last event.
 """
 
 import asyncio
-import json
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -32,12 +31,13 @@ from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Generic, Self, TypeVar
+from typing import Any, BinaryIO, Generic, Self, TypeVar, Unpack
 from urllib.parse import quote
 
 import httpx
 import httpx_sse
 import numpy as np
+from pydantic import ValidationError
 
 from filmstrip.connection import (
     TIMEOUT_S,
@@ -57,7 +57,26 @@ from filmstrip.errors import (
     UnknownPipeline,
     UntrustedCertificate,
 )
-from filmstrip.models import LAST_EVENTS, Cancelled, Complete, ErrorEvent, Event, Progress, parse_event, read_shape
+from filmstrip.models import (
+    LAST_EVENTS,
+    CancelAnswer,
+    Cancelled,
+    Complete,
+    ErrorEvent,
+    Event,
+    Health,
+    LoadAnswer,
+    LoadStatus,
+    PipelineFeatures,
+    PipelineInfo,
+    PipelineList,
+    Progress,
+    UploadedAsset,
+    UploadedData,
+    UploadedVideo,
+    parse_event,
+)
+from filmstrip.request_fields import ChunkSpec, GenerateFields
 from filmstrip.video import open_mp4
 from filmstrip.wire import (
     VIDEO_HEADER_BYTES,
@@ -77,12 +96,19 @@ __all__ = [
     "AsyncClient",
     "BlobBuilder",
     "Cancelled",
+    "ChunkSpec",
     "Client",
     "ClientError",
     "Complete",
     "ConnectionFailed",
     "ErrorEvent",
     "Event",
+    "GenerateFields",
+    "Health",
+    "LoadAnswer",
+    "LoadStatus",
+    "PipelineFeatures",
+    "PipelineInfo",
     "Progress",
     "ServerUnreachable",
     "TimedOut",
@@ -101,23 +127,6 @@ AnswerT = TypeVar("AnswerT")
 PieceT = TypeVar("PieceT")
 
 
-@dataclass(frozen=True)
-class UploadedVideo:
-    """An input video that the server holds: `input_path` goes into the request."""
-
-    input_path: str
-    num_frames: int
-    shape: VideoShape
-
-
-@dataclass(frozen=True)
-class UploadedData:
-    """A blob that the server holds: `data_blob_path` goes into the request."""
-
-    data_blob_path: str
-    size_bytes: int
-
-
 # -- The endpoints ----------------------------------------------------------------------------------------------
 
 
@@ -128,7 +137,7 @@ class _Call(Generic[AnswerT]):
     Attributes:
         method: the HTTP method.
         path: from the base URL on.
-        read: makes the answer from the JSON of the body.
+        read: makes the answer from the body.
         params: the query.
         headers: beside those of every call.
         json: the body, where it is JSON.
@@ -138,7 +147,7 @@ class _Call(Generic[AnswerT]):
 
     method: str
     path: str
-    read: Callable[[Any], AnswerT]
+    read: Callable[[bytes], AnswerT]
     params: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     json: Any = None
@@ -161,8 +170,8 @@ class _Call(Generic[AnswerT]):
         if not (response.is_success or response.status_code in self.also_good):
             raise read_error(response)
         try:
-            return self.read(None if response.status_code == httpx.codes.NO_CONTENT else json.loads(response.content))
-        except (ValueError, KeyError, TypeError):
+            return self.read(response.content)
+        except ValidationError:
             raise unexpected(response) from None
 
     def is_stream(self, response: httpx.Response) -> bool:
@@ -180,52 +189,52 @@ def _upload_call(shape: VideoShape) -> _Call[UploadedVideo]:
         "X-Video-Channels": str(shape.channels),
         **_binary(shape.num_bytes),
     }
-    return _Call("POST", "/api/v1/generate/upload", _uploaded_video, headers=headers)
+    return _Call("POST", "/api/v1/generate/upload", UploadedVideo.model_validate_json, headers=headers)
 
 
 def _upload_data_call(num_bytes: int | None) -> _Call[UploadedData]:
     """POST a blob; None where its size is not known beforehand."""
-    return _Call("POST", "/api/v1/generate/upload-data", _uploaded_data, headers=_binary(num_bytes))
+    return _Call("POST", "/api/v1/generate/upload-data", UploadedData.model_validate_json, headers=_binary(num_bytes))
 
 
-def _upload_asset_call() -> _Call[str]:
+def _upload_asset_call() -> _Call[UploadedAsset]:
     """POST an image."""
-    return _Call("POST", "/api/v1/assets", _text("path"), headers=_binary(None))
+    return _Call("POST", "/api/v1/assets", UploadedAsset.model_validate_json, headers=_binary(None))
 
 
-def _pipelines_call() -> _Call[list[dict[str, Any]]]:
+def _pipelines_call() -> _Call[PipelineList]:
     """GET what the model repository holds."""
-    return _Call("GET", "/api/v1/pipelines", lambda raw: [dict(pipeline) for pipeline in raw["pipelines"]])
+    return _Call("GET", "/api/v1/pipelines", PipelineList.model_validate_json)
 
 
-def _load_call(pipeline_ids: str | Sequence[str], load_params: Mapping[str, Any] | None) -> _Call[str]:
+def _load_call(pipeline_ids: str | Sequence[str], load_params: Mapping[str, Any] | None) -> _Call[LoadAnswer]:
     """POST that pipelines be loaded."""
     ids = [pipeline_ids] if isinstance(pipeline_ids, str) else list(pipeline_ids)
     body: dict[str, Any] = {"pipeline_ids": ids}
     if load_params is not None:
         body["load_params"] = dict(load_params)
-    return _Call("POST", "/api/v1/pipeline/load", _text("status"), json=body)
+    return _Call("POST", "/api/v1/pipeline/load", LoadAnswer.model_validate_json, json=body)
 
 
-def _status_call() -> _Call[dict[str, Any]]:
+def _status_call() -> _Call[LoadStatus]:
     """GET how the last load went."""
-    return _Call("GET", "/api/v1/pipeline/status", _object)
+    return _Call("GET", "/api/v1/pipeline/status", LoadStatus.model_validate_json)
 
 
-def _health_call() -> _Call[dict[str, Any]]:
+def _health_call() -> _Call[Health]:
     """GET whether a generation would be accepted; 503 says no, in the same words."""
-    return _Call("GET", "/health", _health, also_good=frozenset({503}))
+    return _Call("GET", "/health", Health.model_validate_json, also_good=frozenset({503}))
 
 
-def _cancel_call() -> _Call[str]:
+def _cancel_call() -> _Call[CancelAnswer]:
     """POST that the generation end after its current chunk."""
-    return _Call("POST", "/api/v1/generate/cancel", _text("status"))
+    return _Call("POST", "/api/v1/generate/cancel", CancelAnswer.model_validate_json)
 
 
 def _generate_call(request: Mapping[str, Any]) -> _Call[None]:
     """POST a generation; the answer is a stream of events."""
     headers = {"Accept": EVENT_STREAM, "Cache-Control": "no-store"}
-    return _Call("POST", "/api/v1/generate", _no_json, headers=headers, json=dict(request), stream=EVENT_STREAM)
+    return _Call("POST", "/api/v1/generate", _nothing, headers=headers, json=dict(request), stream=EVENT_STREAM)
 
 
 def _download_call(output_path: str, *, header_only: bool = False) -> _Call[None]:
@@ -235,29 +244,29 @@ def _download_call(output_path: str, *, header_only: bool = False) -> _Call[None
     if header_only:
         headers["Range"] = f"bytes=0-{VIDEO_HEADER_BYTES - 1}"
     params = {"path": output_path}
-    return _Call("GET", "/api/v1/generate/download", _no_json, params, headers, stream=BINARY)
+    return _Call("GET", "/api/v1/generate/download", _nothing, params, headers, stream=BINARY)
 
 
 def _delete_call(name: str) -> _Call[None]:
     """DELETE a stored file; the answer has no body."""
-    return _Call("DELETE", f"/api/v1/files/{quote(name, safe='')}", lambda _: None)
+    return _Call("DELETE", f"/api/v1/files/{quote(name, safe='')}", _nothing)
 
 
-def _request_of(request: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> dict[str, Any]:
+def _request_of(request: Mapping[str, Any] | None, fields: Mapping[str, object]) -> dict[str, Any]:
     """The body of a generation from a dict and keywords; keywords that are None count as not given."""
     return {**(request or {}), **{name: value for name, value in fields.items() if value is not None}}
 
 
-def pick_pipeline(id: str, known: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The pipeline of this id.
+def pick_pipeline(id: str, pipelines: Sequence[PipelineInfo]) -> PipelineInfo:
+    """The pipeline with this id.
 
     Raises:
         UnknownPipeline: there is none; the message lists those there are.
     """
-    for pipeline in known:
-        if pipeline.get("id") == id:
+    for pipeline in pipelines:
+        if pipeline.id == id:
             return pipeline
-    names = ", ".join(str(pipeline.get("id")) for pipeline in known) or "none"
+    names = ", ".join(pipeline.id for pipeline in pipelines) or "none"
     raise UnknownPipeline(f"there is no pipeline {id!r}; this server has: {names}")
 
 
@@ -269,28 +278,8 @@ def _binary(num_bytes: int | None) -> dict[str, str]:
     return headers
 
 
-def _uploaded_video(raw: Any) -> UploadedVideo:
-    return UploadedVideo(str(raw["input_path"]), int(raw["num_frames"]), read_shape(raw["shape"]))
-
-
-def _uploaded_data(raw: Any) -> UploadedData:
-    return UploadedData(str(raw["data_blob_path"]), int(raw["size_bytes"]))
-
-
-def _text(key: str) -> Callable[[Any], str]:
-    return lambda raw: str(raw[key])
-
-
-def _object(raw: Any) -> dict[str, Any]:
-    return dict(raw)
-
-
-def _health(raw: Any) -> dict[str, Any]:
-    return {**raw, "status": str(raw["status"])}
-
-
-def _no_json(raw: Any) -> None:  # noqa: ARG001 - these answers are read as streams
-    raise ClientError("this answer is a stream")
+def _nothing(_body: bytes) -> None:
+    """The answer has no body, or is read as a stream."""
 
 
 # -- The clients --------------------------------------------------------------------------------------------------
@@ -365,7 +354,8 @@ class Client:
 
     def upload_asset(self, image: bytes | Path) -> str:
         """Send a PNG, JPEG or WebP image; gives the path that image fields of a request take."""
-        return self._send(_upload_asset_call(), image.read_bytes() if isinstance(image, Path) else image)
+        body = image.read_bytes() if isinstance(image, Path) else image
+        return self._send(_upload_asset_call(), body).path
 
     def delete(self, name: str) -> None:
         """Delete one of this client's uploads, assets or outputs by the name that the server gave it.
@@ -376,11 +366,11 @@ class Client:
         """
         self._send(_delete_call(name))
 
-    def pipelines(self) -> list[dict[str, Any]]:
+    def pipelines(self) -> list[PipelineInfo]:
         """What each pipeline of the server is and can do."""
-        return self._send(_pipelines_call())
+        return self._send(_pipelines_call()).pipelines
 
-    def pipeline(self, id: str) -> dict[str, Any]:
+    def pipeline(self, id: str) -> PipelineInfo:
         """What one pipeline is and can do.
 
         Raises:
@@ -388,24 +378,26 @@ class Client:
         """
         return pick_pipeline(id, self.pipelines())
 
-    def load(self, pipeline_ids: str | Sequence[str], load_params: Mapping[str, Any] | None = None) -> str:
+    def load(self, pipeline_ids: str | Sequence[str], load_params: Mapping[str, Any] | None = None) -> LoadAnswer:
         """Have pipelines loaded; answers at once with "loading" or "loaded"."""
         return self._send(_load_call(pipeline_ids, load_params))
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> LoadStatus:
         """How the last load went: "status", "pipeline_id", "load_params", "error"..."""
         return self._send(_status_call())
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> Health:
         """The server's health; its "status" is "healthy" when a generation would be accepted, or one runs."""
         return self._send(_health_call())
 
     def cancel(self) -> str:
         """End the generation under way after its current chunk; "cancelling", or "idle" when nothing runs."""
-        return self._send(_cancel_call())
+        return self._send(_cancel_call()).status
 
     @contextmanager
-    def generate(self, request: Mapping[str, Any] | None = None, /, **fields: Any) -> Iterator[Iterator[Event]]:
+    def generate(
+        self, request: Mapping[str, Any] | None = None, /, **fields: Unpack[GenerateFields]
+    ) -> Iterator[Iterator[Event]]:
         """Generate a video: `with client.generate(...) as events`, then iterate over the events.
 
         The stream ends after Complete, Cancelled or ErrorEvent. Leaving the block earlier closes the
@@ -532,7 +524,7 @@ class AsyncClient:
     async def upload_asset(self, image: bytes | Path) -> str:
         """Send a PNG, JPEG or WebP image; gives the path that image fields of a request take."""
         body = await asyncio.to_thread(image.read_bytes) if isinstance(image, Path) else image
-        return await self._send(_upload_asset_call(), body)
+        return (await self._send(_upload_asset_call(), body)).path
 
     async def delete(self, name: str) -> None:
         """Delete one of this client's uploads, assets or outputs by the name that the server gave it.
@@ -543,33 +535,33 @@ class AsyncClient:
         """
         await self._send(_delete_call(name))
 
-    async def pipelines(self) -> list[dict[str, Any]]:
+    async def pipelines(self) -> list[PipelineInfo]:
         """What each pipeline of the server is and can do."""
-        return await self._send(_pipelines_call())
+        return (await self._send(_pipelines_call())).pipelines
 
-    async def pipeline(self, id: str) -> dict[str, Any]:
+    async def pipeline(self, id: str) -> PipelineInfo:
         """What one pipeline is and can do."""
         return pick_pipeline(id, await self.pipelines())
 
-    async def load(self, pipeline_ids: str | Sequence[str], load_params: Mapping[str, Any] | None = None) -> str:
+    async def load(self, pipeline_ids: str | Sequence[str], load_params: Mapping[str, Any] | None = None) -> LoadAnswer:
         """Have pipelines loaded; answers at once with "loading" or "loaded"."""
         return await self._send(_load_call(pipeline_ids, load_params))
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> LoadStatus:
         """How the last load went."""
         return await self._send(_status_call())
 
-    async def health(self) -> dict[str, Any]:
+    async def health(self) -> Health:
         """The server's health."""
         return await self._send(_health_call())
 
     async def cancel(self) -> str:
         """End the generation under way after its current chunk; "cancelling", or "idle" when nothing runs."""
-        return await self._send(_cancel_call())
+        return (await self._send(_cancel_call())).status
 
     @asynccontextmanager
     async def generate(
-        self, request: Mapping[str, Any] | None = None, /, **fields: Any
+        self, request: Mapping[str, Any] | None = None, /, **fields: Unpack[GenerateFields]
     ) -> AsyncIterator[AsyncIterator[Event]]:
         """Generate a video: `async with client.generate(...) as events`, then `async for event in events`."""
         call = _generate_call(_request_of(request, fields))

@@ -1,7 +1,6 @@
 """Connections to a server: its address and token, its certificate, and the errors on the way to it."""
 
 import ipaddress
-import json
 import math
 import os
 import re
@@ -16,6 +15,7 @@ from typing import Any
 
 import httpx
 import httpx_sse
+from pydantic import ValidationError
 
 from filmstrip import __version__, foreign_answers
 from filmstrip.errors import (
@@ -27,6 +27,7 @@ from filmstrip.errors import (
     UnexpectedAnswer,
     UntrustedCertificate,
 )
+from filmstrip.models import ErrorAnswer
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 SERVER_VARIABLE = "FILMSTRIP_SERVER"
@@ -151,16 +152,13 @@ def _checked(token: str, name: str) -> str:
 def read_error(response: httpx.Response) -> Exception:
     """The exception that an error answer stands for; one of the server's own keeps its `Retry-After`."""
     try:
-        answer = json.loads(response.content)
-        code, message, field_name = answer["error"]["code"], answer["error"]["message"], answer["error"].get("field")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return unexpected(response)
-    if not isinstance(code, str) or not isinstance(message, str) or not isinstance(field_name, str | None):
+        detail = ErrorAnswer.model_validate_json(response.content).error
+    except ValidationError:
         return unexpected(response)
     status = response.status_code
-    if code not in ERRORS:
-        return UnexpectedAnswer(f"{message} ({status} {code})", status)
-    error = ERRORS[code](message, field_name)
+    if detail.code not in ERRORS:
+        return UnexpectedAnswer(f"{detail.message} ({status} {detail.code})", status)
+    error = ERRORS[detail.code](detail.message, detail.field)
     if "Retry-After" in response.headers:
         error.headers = {**error.headers, "Retry-After": response.headers["Retry-After"]}
     return error

@@ -4,7 +4,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.progress import Progress as ProgressBar
 
 from filmstrip import connection
 from filmstrip.client import Client, pick_pipeline
@@ -27,7 +27,7 @@ from filmstrip.errors import (
     TritonUnavailable,
     UnknownPipeline,
 )
-from filmstrip.models import Progress
+from filmstrip.models import PipelineInfo, Progress
 
 SHORTEST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 60.0
@@ -48,11 +48,11 @@ def client_of(
     timeout_s: float = TIMEOUT_S,
     cacert: Path | None = None,
 ) -> Client:
-    """A client of the server that a command's option names, or the connection.
+    """A client of the server that a command's options or the environment select.
 
     Raises:
-        BadParameter: the URL is not one of an HTTP server, or the file holds no certificates.
-        UsageError: the token cannot be sent, or the environment names no server.
+        BadParameter: the URL is not that of an HTTP server, or the file has no certificates.
+        UsageError: the token cannot be sent, or the environment's URL is not that of a server.
     """
     try:
         if url is not None:
@@ -71,9 +71,9 @@ def client_of(
 
 @contextmanager
 def leaving_on_signals() -> Iterator[None]:
-    """Within its block SIGTERM and SIGHUP end the command as an exception does, so that no part file is left.
+    """Within the block, SIGTERM and SIGHUP raise SystemExit, so that no partial file is left behind.
 
-    A signal that is ignored, as SIGHUP by nohup, stays so. Outside of the main thread nothing changes.
+    A signal that is ignored, such as SIGHUP under nohup, stays ignored. Outside the main thread nothing changes.
     """
     before = {}
     if threading.current_thread() is threading.main_thread():
@@ -92,8 +92,8 @@ def _leave(number: int, _frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _bar(console: Console, *last: Any) -> Bar:
-    return Bar(
+def _bar(console: Console, *last: Any) -> ProgressBar:
+    return ProgressBar(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -104,13 +104,13 @@ def _bar(console: Console, *last: Any) -> Bar:
 
 
 def track(items: Iterable[ItemT], total: int, description: str) -> Iterator[ItemT]:
-    """Give the items, with a progress bar on a terminal."""
+    """Yield the items, with a progress bar on a terminal."""
     with _bar(Console(stderr=True), TimeRemainingColumn()) as bar:
         yield from bar.track(items, total, description=description)
 
 
 class GenerationProgress:
-    """Shows each chunk as it comes: as a bar on a terminal, else as one line a chunk, for logs."""
+    """Shows each chunk as it is done: a bar on a terminal, else one line per chunk, for logs."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
@@ -138,10 +138,10 @@ class GenerationProgress:
 
 
 class Interrupt:
-    """Within its block the first Ctrl-C cancels on the server, the second one interrupts as usual.
+    """Within the block, the first Ctrl-C cancels on the server, and the second one interrupts as usual.
 
     Args:
-        cancel: asks the server; called in a thread, since the main one waits for the events.
+        cancel: asks the server; called in a thread, since the main thread waits for events.
         note: tells the user.
     """
 
@@ -167,22 +167,22 @@ class Interrupt:
         threading.Thread(target=self._ask, daemon=True).start()
 
     def _ask(self) -> None:
-        self._note("Cancelling after the current chunk. Ctrl-C again leaves at once and keeps nothing.")
+        self._note("Cancelling after the current chunk. Press Ctrl-C again to exit at once and keep nothing.")
         try:
             self._cancel()
         except (ClientError, FilmstripError) as error:
-            self._note(f"The server could not be asked to cancel: {error}. Ctrl-C again leaves at once.")
+            self._note(f"Cannot cancel on the server: {error}. Press Ctrl-C again to exit at once.")
 
 
 # -- Waiting for a server ----------------------------------------------------------------------------------------
 
 
 class Patience:
-    """Tries again what a server refuses for now, where the user asked to wait.
+    """Retries a request that the server refuses for now, if the user asked to wait.
 
     Args:
         client: of the server.
-        waits: False lets every refusal pass.
+        waits: False raises every refusal.
         note: tells the user.
     """
 
@@ -195,11 +195,11 @@ class Patience:
         self._since: float | None = None
 
     def call(self, attempt: Callable[[], ResultT]) -> ResultT:
-        """Give what `attempt` gives, once the server takes it.
+        """Return what `attempt` returns, once the server accepts it.
 
         Raises:
             FilmstripError: the server refused, and waiting was not asked for or would not help.
-            ServerUnreachable: likewise, or it refused connections for longer than `LONGEST_REFUSAL_S`.
+            ServerUnreachable: likewise, or it has refused connections for longer than `LONGEST_REFUSAL_S`.
         """
         refused_since: float | None = None
         while True:
@@ -210,7 +210,7 @@ class Patience:
                 waited = time.monotonic() - refused_since
                 if not self._waits or not _is_refused(error) or waited > LONGEST_REFUSAL_S:
                     raise
-                self._tell("The server refuses connections, as when it is starting")
+                self._tell("The server refuses connections; it may be starting")
                 time.sleep(SHORTEST_PAUSE_S)
             except FilmstripError as error:
                 reason = self._reason(error) if self._waits else None
@@ -225,10 +225,10 @@ class Patience:
                 return result
 
     def _reason(self, error: FilmstripError) -> str | None:
-        """Why the server refuses for now; None when it refuses for good."""
+        """Why the server refuses for now; None if waiting does not help."""
         if isinstance(error, Busy):
             return "The server is busy with another generation"
-        if isinstance(error, TritonUnavailable) and self._client.health()["status"] in ("starting", "healthy"):
+        if isinstance(error, TritonUnavailable) and self._client.health().status in ("starting", "healthy"):
             return "The server is starting"
         if retry_after_s(error) is not None:
             return f"The server asks to try again later ({error.message})"
@@ -238,7 +238,7 @@ class Patience:
         now = time.monotonic()
         self._since = self._since or now
         if reason != self._noted:
-            self._note(f"{reason}; waiting. Ctrl-C stops waiting.")
+            self._note(f"{reason}; waiting. Press Ctrl-C to stop waiting.")
         elif now - self._noted_at >= _REMINDER_S:
             self._note(f"{reason}; still waiting after {(now - self._since) / 60:.0f} min.")
         else:
@@ -253,32 +253,25 @@ def _is_refused(error: BaseException) -> bool:
     return cause is not None
 
 
-def pipeline_state(facts: Mapping[str, Any]) -> str:
-    """`ready`, `loading`, `unloaded` or `failed`; of older servers, which do not say, by whether it is loaded."""
-    state = facts.get("state")
-    return str(state) if state else "ready" if facts.get("loaded", True) else "unloaded"
-
-
-def ready_pipelines(client: Client, ids: Iterable[str], note: Callable[[str], None]) -> dict[str, dict[str, Any]]:
-    """The facts of pipelines, by id; those that are not loaded, or not listed, are loaded first.
+def ready_pipelines(client: Client, ids: Iterable[str], note: Callable[[str], None]) -> dict[str, PipelineInfo]:
+    """Pipelines by id; those that are not loaded, or not listed, are loaded first.
 
     Raises:
         UnknownPipeline: the server has no such pipeline; the message lists those it has.
         LoadFailed: one cannot run; the message says why.
     """
-    found = {}
-    known = client.pipelines()
+    ready = {}
+    listed = client.pipelines()
     for name in ids:
-        facts = next((pipeline for pipeline in known if pipeline.get("id") == name), {"state": "unloaded"})
-        state = pipeline_state(facts)
-        if state == "failed":
-            raise LoadFailed(f"{name} cannot run: {facts.get('reason') or 'it could not be loaded'}")
-        if state != "ready":
+        pipeline = next((pipeline for pipeline in listed if pipeline.id == name), None)
+        if pipeline is not None and pipeline.state == "failed":
+            raise LoadFailed(f"{name} cannot run: {pipeline.reason or 'it could not be loaded'}")
+        if pipeline is None or pipeline.state != "ready":
             load(client, name, note)
-            known = client.pipelines()
-            facts = pick_pipeline(name, known)
-        found[name] = facts
-    return found
+            listed = client.pipelines()
+            pipeline = pick_pipeline(name, listed)
+        ready[name] = pipeline
+    return ready
 
 
 def load(client: Client, id: str, note: Callable[[str], None]) -> None:
@@ -289,17 +282,17 @@ def load(client: Client, id: str, note: Callable[[str], None]) -> None:
         LoadFailed: it could not be loaded; the message says why.
     """
     try:
-        if client.load(id) == "loaded":
+        if client.load(id).status == "loaded":
             return
     except UnknownPipeline as error:
-        raise UnknownPipeline(error.message) from None  # whatever field of that call it was
-    note(f"Loading {id}, which is not loaded yet.")
+        raise UnknownPipeline(error.message) from None  # without the field of a request that the user did not write
+    note(f"Loading {id}.")
     while True:
         answer = client.status()
-        if answer.get("pipeline_id") not in (None, id):
-            return  # another load of this client took its place: what the list says holds
-        if answer.get("status") == "error":
-            raise LoadFailed(f"{id} could not be loaded: {answer.get('error') or 'the server does not say why'}")
-        if answer.get("status") != "loading":
+        if answer.pipeline_id not in (None, id):
+            return  # this client has started another load since: the list of pipelines decides
+        if answer.status == "error":
+            raise LoadFailed(f"{id} could not be loaded: {answer.error or 'the server gives no reason'}")
+        if answer.status != "loading":
             return
         time.sleep(_POLL_S)

@@ -1,11 +1,195 @@
-"""The events of a generation as a client sees them."""
+"""What a server answers, as typed values: pydantic reads them all, and an answer of another program is an error.
 
-import json
-from dataclasses import MISSING, dataclass, fields
-from typing import Any, TypeVar
+Keys that this version does not know are kept by the models, and left out of the events.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from filmstrip.errors import ERRORS, FilmstripError, ModelError, UnexpectedAnswer
 from filmstrip.wire import VideoShape
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def _four(shape: Any) -> Any:
+    if isinstance(shape, list) and len(shape) != 4:  # VideoShape itself takes three
+        raise ValueError("must be [frames, height, width, channels]")
+    return shape
+
+
+def _positive(shape: VideoShape) -> VideoShape:
+    if min(shape) < 1:
+        raise ValueError("must be positive")
+    return shape
+
+
+AnswerShape = Annotated[VideoShape, BeforeValidator(_four), AfterValidator(_positive)]
+"""[F, H, W, C] as an answer holds it."""
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
+
+
+# -- Answers -----------------------------------------------------------------------------------------------------
+
+
+class UploadedVideo(_Answer):
+    """An input video that the server holds: `input_path` goes into the request."""
+
+    input_path: str
+    num_frames: int
+    shape: AnswerShape
+
+
+class UploadedData(_Answer):
+    """A blob that the server holds: `data_blob_path` goes into the request."""
+
+    data_blob_path: str
+    size_bytes: int
+
+
+class UploadedAsset(_Answer):
+    """An image that the server holds: `path` goes into the image fields of a request."""
+
+    path: str
+
+
+class PipelineFeatures(_Answer):
+    """What a pipeline supports; docs/api.md says what each feature means."""
+
+    frame_processor: bool = False
+    seed: bool = False
+    prompts: bool = False
+    noise: bool = False
+    cache: bool = False
+    denoising_steps: bool = False
+    vace: bool = False
+    loras: list[str] = []
+
+
+class PipelineInfo(_Answer):
+    """What a pipeline is and can do; all but its id and state is None while the server does not know it.
+
+    Attributes:
+        id: goes into `pipeline_id` of a request.
+        modes: "text", "video" or both: what it makes frames from.
+        chunk_size: pixel frames of a chunk.
+        first_chunk_size: pixel frames of the first chunk in text mode.
+        granularity: height and width must be multiples of it.
+        height: native height in pixels; None for a pipeline that keeps the size of its input.
+        width: native width in pixels; likewise.
+        sizes: (height, width) pairs that it supports; empty where any multiple of the granularity will do.
+        max_references: most reference images of a chunk; None for the API's own limit.
+        features: what it supports.
+        defaults: its own defaults, for display.
+        loaded: it is loaded.
+        state: "ready", "loading", "unloaded" or "failed".
+        reason: why it failed or is not loaded.
+    """
+
+    id: str
+    modes: list[str] | None = None
+    chunk_size: int | None = None
+    first_chunk_size: int | None = None
+    granularity: int | None = None
+    height: int | None = None
+    width: int | None = None
+    sizes: list[tuple[int, int]] | None = None
+    max_references: int | None = None
+    features: PipelineFeatures | None = None
+    defaults: dict[str, Any] | None = None
+    loaded: bool = True
+    state: str = "ready"
+    reason: str | None = None
+
+    @property
+    def native_size(self) -> tuple[int, int] | None:
+        """(height, width) that it makes unless told otherwise; None for a pipeline that keeps the size of its input."""
+        return (self.height, self.width) if self.height and self.width else None
+
+
+class PipelineList(_Answer):
+    """The pipelines of a server."""
+
+    pipelines: list[PipelineInfo]
+
+
+class LoadAnswer(_Answer):
+    """What the server answers when it is asked to load pipelines.
+
+    Attributes:
+        status: "loading" or "loaded".
+        ignored: load parameters that have no effect, sorted.
+    """
+
+    status: str
+    ignored: list[str] = []
+
+
+class LoraInfo(_Answer):
+    """A LoRA of the loaded pipeline, and the scale that requests use unless they say otherwise."""
+
+    path: str
+    scale: float
+
+
+class LoadStatus(_Answer):
+    """How the last load of a client went.
+
+    Attributes:
+        status: "not_loaded", "loading", "loaded" or "error".
+        pipeline_id: the pipeline that was asked for.
+        load_params: what it was asked for with.
+        loaded_lora_adapters: LoRAs of that pipeline.
+        error: why the load failed.
+    """
+
+    status: str
+    pipeline_id: str | None = None
+    load_params: dict[str, Any] | None = None
+    loaded_lora_adapters: list[LoraInfo] = []
+    error: str | None = None
+
+
+class Health(_Answer):
+    """Whether a server is well.
+
+    Attributes:
+        status: "healthy" when a generation would be accepted, or one runs; "starting"; "unavailable".
+        generating: a generation runs.
+        degraded: ids of the pipelines that cannot run.
+    """
+
+    status: str
+    generating: bool = False
+    degraded: list[str] = []
+
+
+class CancelAnswer(_Answer):
+    """What the server answers to a cancel: "cancelling", or "idle" when nothing runs."""
+
+    status: str
+
+
+class ErrorDetail(_Answer):
+    """What went wrong, as the server says it."""
+
+    code: str
+    message: str
+    field: str | None = None
+
+
+class ErrorAnswer(_Answer):
+    """The body of every error answer."""
+
+    error: ErrorDetail
+
+
+# -- Events ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -37,12 +221,12 @@ class Complete:
         num_frames: F.
         num_chunks: chunks made.
         chunk_size: pixel frames of one of the pipeline's chunks.
-        seed: the request that names this seed gives the same video again; None from a server that does not send it.
-        unused: fields of the request that the pipeline has no use for, sorted.
+        seed: a request with this seed gives the same video again.
+        unused: fields of the request that the pipeline does not use, sorted.
     """
 
     output_path: str
-    video_shape: VideoShape
+    video_shape: AnswerShape
     num_frames: int
     num_chunks: int
     chunk_size: int
@@ -68,7 +252,7 @@ class Cancelled:
     total_chunks: int
     frames_completed: int
     output_path: str | None = None
-    video_shape: VideoShape | None = None
+    video_shape: AnswerShape | None = None
     seed: int | None = None
     unused: tuple[str, ...] = ()
 
@@ -89,7 +273,15 @@ Event = Progress | Complete | Cancelled | ErrorEvent
 LAST_EVENTS = (Complete, Cancelled, ErrorEvent)
 """Every stream ends with one of these, and nothing follows it."""
 
-_EventT = TypeVar("_EventT", Progress, Complete, Cancelled, ErrorEvent)
+EVENT_NAMES: dict[type[Event], str] = {
+    Progress: "progress",
+    Complete: "complete",
+    Cancelled: "cancelled",
+    ErrorEvent: "error",
+}
+"""What each event is called in the stream."""
+
+_READERS: dict[str, TypeAdapter[Event]] = {name: TypeAdapter(event) for event, name in EVENT_NAMES.items()}
 
 
 def parse_event(name: str, data: str) -> Event | None:
@@ -100,49 +292,17 @@ def parse_event(name: str, data: str) -> Event | None:
     Raises:
         UnexpectedAnswer: the data are not the JSON that an event of this name carries.
     """
-    match name:
-        case "progress":
-            return _read(Progress, name, data)
-        case "complete":
-            return _read(Complete, name, data)
-        case "cancelled":
-            return _read(Cancelled, name, data)
-        case "error":
-            return _read(ErrorEvent, name, data)
-        case _:
-            return None
-
-
-def _read(event: type[_EventT], name: str, data: str) -> _EventT:
+    reader = _READERS.get(name)
+    if reader is None:
+        return None
     try:
-        raw = json.loads(data)
-    except ValueError:
-        raise UnexpectedAnswer(f"the data of a {name} event are not JSON: {data[:80]!r}") from None
-    if not isinstance(raw, dict):
-        raise UnexpectedAnswer(f"the data of a {name} event are not an object: {data[:80]!r}")
-    missing = [known.name for known in fields(event) if known.default is MISSING and known.name not in raw]
-    if missing:
-        raise UnexpectedAnswer(f"a {name} event has no {', '.join(missing)}")
-    known_values: dict[str, Any] = {known.name: raw[known.name] for known in fields(event) if known.name in raw}
-    if known_values.get("video_shape") is not None:
-        known_values["video_shape"] = read_shape(known_values["video_shape"])
-    if "unused" in known_values:
-        known_values["unused"] = _read_names(known_values["unused"])
-    return event(**known_values)
+        return reader.validate_json(data, strict=True)
+    except ValidationError as error:
+        raise UnexpectedAnswer(f"unexpected {name} event: {first_error(error)}") from None
 
 
-def _read_names(raw: Any) -> tuple[str, ...]:
-    if not isinstance(raw, list) or not all(isinstance(name, str) for name in raw):
-        raise UnexpectedAnswer(f"not a list of field names: {raw!r}")
-    return tuple(raw)
-
-
-def read_shape(raw: Any) -> VideoShape:
-    """The shape [F, H, W, C] of an answer.
-
-    Raises:
-        UnexpectedAnswer: it is no list of four positive integers.
-    """
-    if not isinstance(raw, list) or len(raw) != 4 or not all(isinstance(size, int) and size > 0 for size in raw):
-        raise UnexpectedAnswer(f"not the shape of a video: {raw!r}")
-    return VideoShape(*raw)
+def first_error(error: ValidationError) -> str:
+    """The first of pydantic's errors, in one line."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(map(str, found["loc"]))
+    return f"{where}: {found['msg']}" if where else found["msg"]

@@ -2,12 +2,13 @@
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from filmstrip.errors import ConnectionFailed, UnexpectedAnswer
+from filmstrip.request_fields import ChunkFields, ChunkSpec
 
 Frame = NDArray[np.uint8]  # [H, W, C]
 Video = NDArray[np.uint8]  # [F, H, W, C]
@@ -216,7 +217,7 @@ class BlobBuilder:
 
     def __init__(self) -> None:
         self._arrays: list[tuple[int, NDArray[Any]]] = []
-        self._specs: dict[int, dict[str, Any]] = {}
+        self._specs: dict[int, ChunkSpec] = {}
         self._size = 0
 
     @property
@@ -225,9 +226,9 @@ class BlobBuilder:
         return self._size
 
     @property
-    def chunk_specs(self) -> list[dict[str, Any]]:
+    def chunk_specs(self) -> list[ChunkSpec]:
         """The ChunkSpecs as the request carries them, by chunk."""
-        return [dict(self._specs[index]) for index in sorted(self._specs)]
+        return [self._specs[index].copy() for index in sorted(self._specs)]
 
     def chunk(
         self,
@@ -236,8 +237,8 @@ class BlobBuilder:
         vace_frames: NDArray[Any] | None = None,
         vace_masks: NDArray[Any] | None = None,
         input_video: NDArray[np.uint8] | None = None,
-        **fields: Any,
-    ) -> dict[str, Any]:
+        **fields: Unpack[ChunkFields],
+    ) -> ChunkSpec:
         """Add the ChunkSpec of one chunk and its arrays; gives the spec.
 
         Args:
@@ -260,9 +261,9 @@ class BlobBuilder:
             arrays["vace_masks"] = _as_vace_masks(vace_masks)
         if input_video is not None:
             arrays["input_video"] = _as_video(input_video)
-        spec: dict[str, Any] = {"chunk": index, **fields, **self._add(arrays)}
+        spec = cast("ChunkSpec", {"chunk": index, **fields, **self._add(arrays)})
         self._specs[index] = spec
-        return dict(spec)
+        return spec.copy()
 
     def __iter__(self) -> Iterator[bytes]:
         end = 0

@@ -5,10 +5,9 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 
-from filmstrip.models import LAST_EVENTS, Cancelled, Complete, ErrorEvent, Event, Progress
+from filmstrip.models import EVENT_NAMES, LAST_EVENTS, Event
 
 KEEP_ALIVE = b": keep-alive\n\n"
-_NAMES: dict[type, str] = {Progress: "progress", Complete: "complete", Cancelled: "cancelled", ErrorEvent: "error"}
 
 
 class EventLog:
@@ -60,4 +59,4 @@ class EventLog:
 def encode_event(number: int, event: Event) -> bytes:
     """One event on the wire."""
     data = {name: value for name, value in asdict(event).items() if value is not None}
-    return f"id: {number}\nevent: {_NAMES[type(event)]}\ndata: {json.dumps(data)}\n\n".encode()
+    return f"id: {number}\nevent: {EVENT_NAMES[type(event)]}\ndata: {json.dumps(data)}\n\n".encode()

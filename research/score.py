@@ -104,7 +104,7 @@ class Served:
 
 def _timesteps(client: Client, pipeline: str, num_steps: int) -> list[int] | None:
     """So many timesteps, even ones warped by the shift; None where the pipeline's own are as many."""
-    own = client.pipeline(pipeline)["defaults"].get("denoising_steps", {}).get("text", ())
+    own = (client.pipeline(pipeline).defaults or {}).get("denoising_steps", {}).get("text", ())
     if len(own) == num_steps:
         return None
     even = [1 - step / num_steps for step in range(num_steps)]

@@ -66,7 +66,7 @@ def test_a_video_goes_in_and_a_video_comes_out(run, clip, tmp_path):
     out = tmp_path / "out.mp4"
     result = run("generate", "-p", "gray", "--video", clip, "-o", out)
     assert result.exit_code == 0, result.output
-    assert result.stdout == f"{out}: 30 frames, 64x96, 20 fps\n"
+    assert result.stdout == f"{out}: 30 frames, 96x64, 20 fps\n"
     assert "chunk 3/3: 6 frames" in result.stderr
 
     info = probe(out)
@@ -136,8 +136,8 @@ def test_an_interrupt_keeps_the_frames_made_so_far(server, clip, tmp_path):
     num_frames = count_frames(out)
     assert 0 < num_frames < LONG
     assert num_frames % 12 == 0
-    assert f"holds the {num_frames} frames made so far" in stderr
-    assert f"{num_frames} frames, 64x96" in stdout
+    assert f"has the {num_frames} frames generated so far" in stderr
+    assert f"{num_frames} frames, 96x64" in stdout
     with Client(server.url) as client:
         assert client.cancel() == "idle"
 
@@ -174,7 +174,7 @@ def test_any_name_that_a_folder_takes_is_read_and_written(server, clip, name):
     assert result.returncode == 0, result.stderr.decode(errors="replace")
     assert [path.name for path in (folder / "out").iterdir()] == [name]
     assert count_frames(folder / "out" / name) == 30
-    assert b": 30 frames, 64x96, 20 fps" in result.stdout
+    assert b": 30 frames, 96x64, 20 fps" in result.stdout
 
 
 def test_the_sound_of_the_input_is_kept_or_a_note_says_why_not(run, tmp_path):
@@ -332,4 +332,4 @@ def test_a_random_seed_is_shown_and_makes_the_same_video_again(run, server, tmp_
 def test_what_a_pipeline_has_no_use_for_is_said(run, clip, tmp_path):
     result = run("generate", "-p", "gray", "-v", clip, "--seed", 3, "--noise-scale", 0.2, "-o", tmp_path / "out.mp4")
     assert result.exit_code == 0, result.output
-    assert "Note: gray has no use for noise_scale, seed.\n" in result.stderr
+    assert "Note: gray does not use noise_scale, seed.\n" in result.stderr

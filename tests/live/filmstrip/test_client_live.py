@@ -66,21 +66,21 @@ def slot_is_free(client: Client, input_path: str) -> bool:
 
 
 def test_what_the_server_is(client):
-    assert client.health()["status"] == "healthy"
-    ids = {pipeline["id"] for pipeline in client.pipelines()}
+    assert client.health().status == "healthy"
+    ids = {pipeline.id for pipeline in client.pipelines()}
     assert ids == set(MODEL_NAMES)
     gray = client.pipeline("gray")
-    assert (gray["chunk_size"], gray["modes"], gray["loaded"]) == (12, ["video"], True)
-    assert gray["features"]["frame_processor"] is True
+    assert (gray.chunk_size, gray.modes, gray.loaded) == (12, ["video"], True)
+    assert gray.features.frame_processor
     with pytest.raises(UnknownPipeline, match="passthrough"):
         client.pipeline("missing")
 
 
 def test_load_and_status(client):
-    assert client.load("gray", {"anything": 1}) in ("loading", "loaded")
-    assert soon(lambda: client.status()["status"] == "loaded")
-    assert client.status()["pipeline_id"] == "gray"
-    assert client.status()["load_params"] == {"anything": 1}
+    assert client.load("gray", {"anything": 1}).status in ("loading", "loaded")
+    assert soon(lambda: client.status().status == "loaded")
+    assert client.status().pipeline_id == "gray"
+    assert client.status().load_params == {"anything": 1}
     with pytest.raises(UnknownPipeline):
         client.load("missing")
 
@@ -209,7 +209,7 @@ async def test_async_from_upload_to_download(server, tmp_path):
             yield frame
 
     async with AsyncClient(server.url) as client:
-        assert (await client.health())["status"] == "healthy"
+        assert (await client.health()).status == "healthy"
         uploaded = await client.upload(frames(), VideoShape(*video.shape))
         request = {"pipeline_id": "passthrough", "prompt": "", "input_path": uploaded.input_path}
         async with client.generate(request, num_frames=25) as events:

@@ -71,9 +71,9 @@ def test_help_teaches_with_examples():
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["-p", "gray", "--size", "320"], "320x576"),
-        (["-p", "gray", "--size", "320x0"], "64 to 2048"),
-        (["-p", "gray", "--size", "32x9999"], "64 to 2048"),
+        (["-p", "gray", "--size", "320"], "576x320"),
+        (["-p", "gray", "--size", "320x0"], "between 64 and 2048"),
+        (["-p", "gray", "--size", "32x9999"], "between 64 and 2048"),
         (["-p", "gray", "--frames", "0"], "--frames"),
         (["-p", "gray", "--frames", "10001"], "--frames"),
         (["-p", "gray", "--noise-scale", "1.5"], "--noise-scale"),
@@ -161,8 +161,21 @@ def test_the_small_model_is_the_pipeline_unless_another_is_named(tmp_path, answe
     if told is not None:
         monkeypatch.setenv("FILMSTRIP_PIPELINE", told)
     result = run("generate", "a red circle", "-o", tmp_path / "out.mp4")
-    assert (result.exit_code, result.stderr) == (4, "Error: another generation runs; --wait waits until it is done\n")
+    assert (result.exit_code, result.stderr) == (
+        4,
+        "Error: another generation runs; use --wait to wait until it is free\n",
+    )
     assert json.loads(requests[-1].content) == {"pipeline_id": expected, "prompt": "a red circle"}
+
+
+def test_a_size_that_is_only_known_turned_round_is_refused(tmp_path, answer):
+    listed = {"pipelines": [{"id": "longlive", "chunk_size": 12, "sizes": [[320, 576], [480, 832]]}]}
+    requests = answer(pipelines=httpx.Response(200, json=listed))
+    result = run("generate", "a cat", "-p", "longlive", "--size", "320x576", "-o", tmp_path / "out.mp4")
+    assert result.exit_code == 2
+    assert "--size" in result.stderr
+    assert "did you mean 576x320? sizes are WIDTHxHEIGHT since 0.1.0" in " ".join(result.stderr.split())
+    assert [request.url.path for request in requests] == ["/api/v1/pipelines"]
 
 
 def test_a_refused_field_is_named_and_the_request_is_what_was_asked_for(tmp_path, clip, answer):
@@ -274,8 +287,8 @@ def test_the_seed_used_and_unused_fields_are_shown(tmp_path, answer):
     result = run("generate", "-p", "gray", "--seed", -1, "--noise-scale", 0.5, "-o", tmp_path / "out.gif")
     assert result.exit_code == 0, result.stderr
     assert json.loads(requests[1].content)["seed"] == -1
-    assert "Seed: 77 (--seed 77 makes the same video again)\n" in result.stderr
-    assert "Note: gray has no use for noise_scale.\n" in result.stderr
+    assert "Seed: 77 (--seed 77 generates the same video again)\n" in result.stderr
+    assert "Note: gray does not use noise_scale.\n" in result.stderr
     answer(**made(VIDEO_BYTES))
     assert "Seed" not in run("generate", "-p", "gray", "--seed", 2**64 - 1, "-o", tmp_path / "out.gif").stderr
 
@@ -336,15 +349,17 @@ def test_waiting_outlasts_a_server_that_starts_and_one_that_is_busy(tmp_path, mo
     with answering(starting, starting, listed, *busy, stream, video, health=health) as (url, requests):
         result = run(*command, url, "--wait")
     assert result.exit_code == 0, result.stderr
-    assert result.stderr.count("The server is starting; waiting. Ctrl-C stops waiting.\n") == 1
-    assert result.stderr.count("The server is busy with another generation; waiting. Ctrl-C stops waiting.\n") == 1
+    assert result.stderr.count("The server is starting; waiting. Press Ctrl-C to stop waiting.\n") == 1
+    assert (
+        result.stderr.count("The server is busy with another generation; waiting. Press Ctrl-C to stop waiting.\n") == 1
+    )
     assert pauses == [1, 1, 7, console.LONGEST_PAUSE_S, 1]
     assert [request for request in requests if "generate" in request][-1].startswith("GET /api/v1/generate/download")
 
     with answering(starting, health=health) as (url, requests):
         result = run(*command, url)
     assert (result.exit_code, len(requests)) == (1, 1)
-    assert "--wait waits for it" in result.stderr
+    assert "use --wait" in result.stderr
     with answering(starting, health=Reply(503, b'{"status": "unavailable"}')) as (url, _):
         assert run(*command, url, "--wait").exit_code == 1, "waiting would not help"
     with answering(refusing("storage_full"), health=health) as (url, _):
@@ -440,9 +455,7 @@ def test_a_cancel_that_does_not_reach_the_server_is_said():
 def test_pipelines_are_shown_by_their_whole_names(answer):
     long = "a-very-long-pipeline-name-" * 8 + "end"
     names = ["[bold]", "[/x]", "esc\x1b[31m", long]
-    pipelines = [{"id": name, "features": {"loras": ["[b]"]}, "reason": "none"} for name in names] + [
-        {"state": "ready"}
-    ]
+    pipelines = [{"id": name, "features": {"loras": ["[b]"]}, "reason": "none"} for name in names]
     answer(pipelines=httpx.Response(200, json={"pipelines": pipelines}))
     result = run("pipelines")
     assert result.exit_code == 0
@@ -489,7 +502,7 @@ def test_an_input_that_is_missing_names_the_option(tmp_path, answer):
         pipelines=httpx.Response(200, json={"pipelines": [{"id": "gray", "state": "ready"}]}),
         generate=httpx.Response(422, json=error),
     )
-    assert "--video names one" in run("generate", "-p", "gray", "-o", tmp_path / "out.mp4").stderr
+    assert "use --video FILE" in run("generate", "-p", "gray", "-o", tmp_path / "out.mp4").stderr
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
@@ -526,5 +539,5 @@ def test_waiting_includes_a_server_that_does_not_listen_yet(tmp_path, monkeypatc
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
     result = run("generate", "-p", "gray", "--wait", "-o", tmp_path / "out.mp4", "--server", url)
     assert result.exit_code == 3
-    assert "The server refuses connections, as when it is starting; waiting." in result.stderr
+    assert "The server refuses connections; it may be starting; waiting." in result.stderr
     assert result.stderr.endswith("is the server running?\n")

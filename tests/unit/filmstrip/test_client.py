@@ -21,6 +21,7 @@ from filmstrip.client import (
     Client,
     Complete,
     ConnectionFailed,
+    PipelineInfo,
     Progress,
     ServerUnreachable,
     TimedOut,
@@ -271,8 +272,8 @@ def test_keywords_win_over_the_dict_and_none_counts_as_not_given():
 
 def test_load():
     answers = Answers(json={"status": "loading"})
-    assert answers.client().load("gray", {"height": 320}) == "loading"
-    assert answers.client().load(["gray", "scribble"]) == "loading"
+    assert answers.client().load("gray", {"height": 320}).status == "loading"
+    assert answers.client().load(["gray", "scribble"]).status == "loading"
     assert [json.loads(sent.content) for sent in answers.requests] == [
         {"pipeline_ids": ["gray"], "load_params": {"height": 320}},
         {"pipeline_ids": ["gray", "scribble"]},
@@ -361,14 +362,14 @@ def test_the_path_of_a_download_is_quoted():
 
 
 def test_health_is_an_answer_even_when_it_is_bad():
-    assert Answers(503, json={"status": "starting"}).client().health()["status"] == "starting"
+    assert Answers(503, json={"status": "starting"}).client().health().status == "starting"
     with pytest.raises(UnexpectedAnswer, match="503"):
         Answers(503, content=b"<h1>Bad gateway</h1>").client().health()
 
 
 def test_one_pipeline():
     client = Answers(json={"pipelines": [{"id": "gray", "chunk_size": 12}, {"id": "scribble"}]}).client()
-    assert client.pipeline("gray") == {"id": "gray", "chunk_size": 12}
+    assert client.pipeline("gray") == PipelineInfo(id="gray", chunk_size=12)
     with pytest.raises(UnknownPipeline, match=r"'grey'.*gray, scribble"):
         client.pipeline("grey")
 
@@ -486,7 +487,7 @@ async def test_async_blobs_assets_and_load(tmp_path):
 
     answers = Answers(json={"status": "loading"})
     async with answers.async_client() as client:
-        assert await client.load("gray") == "loading"
+        assert (await client.load("gray")).status == "loading"
         with pytest.raises(ValueError, match="shape"):
             await client.upload(iter(VIDEO))
     assert json.loads(answers.requests[0].content) == {"pipeline_ids": ["gray"]}

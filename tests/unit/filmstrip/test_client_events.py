@@ -42,14 +42,14 @@ def test_events_of_later_versions_are_passed_over():
 @pytest.mark.parametrize(
     ("name", "data", "named"),
     [
-        ("progress", "{", "not JSON"),
-        ("progress", "[1]", "not an object"),
-        ("progress", json.dumps({"chunk": 1}), "total_chunks, frames, latency, fps"),
+        ("progress", "{", "progress event: Invalid JSON"),
+        ("progress", "[1]", "should be an object"),
+        ("progress", json.dumps({"chunk": 1}), "total_chunks: Field required"),
         ("complete", json.dumps(COMPLETE | {"video_shape": [1, 2, 3]}), "shape"),
         ("complete", json.dumps(COMPLETE | {"video_shape": "60x4"}), "shape"),
         ("complete", json.dumps(COMPLETE | {"video_shape": [0, 4, 6, 3]}), "shape"),
-        ("complete", json.dumps(COMPLETE | {"unused": "seed"}), "field names"),
-        ("cancelled", json.dumps(CANCELLED | {"unused": [1]}), "field names"),
+        ("complete", json.dumps(COMPLETE | {"unused": "seed"}), "unused"),
+        ("cancelled", json.dumps(CANCELLED | {"unused": [1]}), "unused"),
         ("error", json.dumps({"error": "x"}), "code"),
     ],
 )
