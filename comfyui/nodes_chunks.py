@@ -22,8 +22,8 @@ class FilmstripChunkSpec:
 
     CATEGORY = "Filmstrip"
     DESCRIPTION = (
-        "What one chunk does otherwise than the whole generation. Chain several, one for each chunk. Values hold for "
-        "that chunk alone; prompts stay in force until another comes."
+        "Overrides for one chunk. Chain several nodes, one for each chunk. Values apply to "
+        "that chunk only; prompts stay in force until the next prompt."
     )
     RETURN_TYPES = ("FILMSTRIP_CHUNK_SPECS",)
     RETURN_NAMES = ("chunk_specs",)
@@ -43,40 +43,45 @@ class FilmstripChunkSpec:
                     f"Prompts to move to, chunk by chunk, from this one on. {widgets.WEIGHTED_PROMPTS}"
                 ),
                 "transition_num_steps": widgets.integer(
-                    -1, -1, 10_000, "Chunks that the transition takes. -1: the server's own, 4. 0: at once."
+                    -1, -1, 10_000, "Length of the transition in chunks. -1: the default, 4. 0: immediate."
                 ),
-                "transition_method": widgets.choice(widgets.METHOD, "The way from the one prompt to the other."),
+                "transition_method": widgets.choice(widgets.METHOD, "Interpolation between the prompts."),
                 "chunk_seed": widgets.integer(-1, -1, widgets.MAX_SEED, "This chunk's seed. -1: the generation's."),
                 "noise_scale": widgets.number(
                     -1, -1, 1, 0.01, "Share of noise in this chunk, video to video only. Below 0: the generation's."
                 ),
                 "noise_controller": widgets.choice(widgets.SWITCH, "The input's motion sets the noise scale."),
                 "kv_cache_attention_bias": widgets.number(
-                    -1, -1, 1, 0.01, "Weight of what was made before, above 0. Below 0: the generation's."
+                    -1, -1, 1, 0.01, "Weight of earlier frames, above 0. Below 0: the generation's."
                 ),
-                "reset_cache": ("BOOLEAN", {"default": False, "tooltip": "Start afresh at this chunk: a cut."}),
-                "manage_cache": widgets.choice(widgets.SWITCH, "A change of parameters may reset the cache."),
+                "reset_cache": (
+                    "BOOLEAN",
+                    {"default": False, "tooltip": "Restart at this chunk without history: a cut."},
+                ),
+                "manage_cache": widgets.choice(widgets.SWITCH, "Changed parameters may reset the cache."),
                 "denoising_steps": widgets.DENOISING_STEPS,
                 "lora_scales": widgets.LORA_SCALES,
                 "vace_context_scale": widgets.number(
                     -1, -1, 2, 0.01, "Strength of the control in this chunk. Below 0: the generation's."
                 ),
                 "vace_use_input_video": widgets.choice(
-                    widgets.SWITCH, "The input video conditions the frames and is not their source."
+                    widgets.SWITCH, "The input video conditions the frames instead of being their source."
                 ),
                 "vace_temporally_locked": (
                     "BOOLEAN",
                     {
                         "default": True,
                         "tooltip": "On: VACE frames and masks of another length than the chunk are trimmed, or padded "
-                        "with their last. Off: resampled.",
+                        "with their last frame. Off: resampled.",
                     },
                 ),
                 "first_frame_image": widgets.socket("IMAGE", "The chunk's first frame."),
                 "last_frame_image": widgets.socket("IMAGE", "The chunk's last frame."),
                 "vace_ref_images": widgets.socket("IMAGE", f"References, at most {MAX_REFERENCES}."),
-                "vace_frames": widgets.socket("IMAGE", "This chunk's control frames, of the generation's size."),
-                "vace_masks": widgets.socket("MASK", "Above 0.5 is made, the rest is kept. Of the generation's size."),
+                "vace_frames": widgets.socket("IMAGE", "This chunk's control frames, in the generation's size."),
+                "vace_masks": widgets.socket(
+                    "MASK", "Values above 0.5 are generated, the rest is kept. In the generation's size."
+                ),
                 "input_video": widgets.socket("IMAGE", "This chunk's own input video."),
             },
         }
@@ -152,7 +157,7 @@ class FilmstripPromptSchedule:
     """Prompts for many chunks, in one text."""
 
     CATEGORY = "Filmstrip"
-    DESCRIPTION = "Prompts by the chunk from which each holds, a line each: '0: a cat', '4: a dog'."
+    DESCRIPTION = "Prompts for many chunks, one per line with its first chunk: '0: a cat', '4: a dog'."
     RETURN_TYPES = ("FILMSTRIP_CHUNK_SPECS",)
     RETURN_NAMES = ("chunk_specs",)
     OUTPUT_TOOLTIPS = ("For a Chunk Spec or a Generate node.",)
@@ -161,7 +166,7 @@ class FilmstripPromptSchedule:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's interface
         tooltip = (
-            "A prompt a line, after the chunk from which on it holds, from 0. A line that begins with # is a comment."
+            "One prompt per line with its first chunk, such as '4: a dog'. Chunks count from 0; # starts a comment."
         )
         return {
             "required": {"schedule": widgets.text(tooltip, default="0: a cat\n4: a dog")},

@@ -27,7 +27,7 @@ class FilmstripServer:
     """A server's address, checked when the workflow runs."""
 
     CATEGORY = "Filmstrip"
-    DESCRIPTION = "A Filmstrip server. Checks that it answers and would accept a generation."
+    DESCRIPTION = "A Filmstrip server. Checks that it responds and would accept a generation."
     RETURN_TYPES = ("FILMSTRIP_SERVER",)
     RETURN_NAMES = ("server",)
     OUTPUT_TOOLTIPS = ("For the Pipeline node.",)
@@ -41,8 +41,8 @@ class FilmstripServer:
                     "STRING",
                     {
                         "default": url_from_environment(),
-                        "tooltip": "Such as http://127.0.0.1:8000. FILMSTRIP_SERVER in ComfyUI's environment sets what "
-                        "new nodes show.",
+                        "tooltip": "Such as http://127.0.0.1:8000. FILMSTRIP_SERVER in ComfyUI's environment sets the "
+                        "default of new nodes.",
                     },
                 ),
             },
@@ -51,9 +51,9 @@ class FilmstripServer:
                     "STRING",
                     {
                         "default": "",
-                        "tooltip": "The key, if the server asks for one. Better left empty, with FILMSTRIP_TOKEN and "
-                        "FILMSTRIP_SERVER in ComfyUI's environment: what stands here is saved with the workflow and in "
-                        "the pictures made.",
+                        "tooltip": "The API key, if the server needs one. Better left empty, with FILMSTRIP_TOKEN and "
+                        "FILMSTRIP_SERVER in ComfyUI's environment: this value is saved with the workflow and in "
+                        "saved images.",
                     },
                 ),
                 "timeout_s": (
@@ -63,8 +63,8 @@ class FilmstripServer:
                         "min": 1.0,
                         "max": 3600.0,
                         "step": 1.0,
-                        "tooltip": "Longest silence of the server, in seconds. While it generates it is never silent "
-                        "for more than 15 s; while it loads a pipeline first it may be.",
+                        "tooltip": "Timeout for a silent server, in seconds. While it generates, it is never silent "
+                        "for more than 15 s; while it loads a pipeline, it may be.",
                     },
                 ),
             },
@@ -102,8 +102,8 @@ class FilmstripPipeline:
 
     CATEGORY = "Filmstrip"
     DESCRIPTION = (
-        "A pipeline of the server: a generator, or a frame processor, which may also stand before or after another "
-        "pipeline. The list is the one of the server seen last; press R to ask again."
+        "A pipeline of the server: a generator or a frame processor. A processor can also run before or after another "
+        "pipeline. The list comes from the last server used; press R to refresh it."
     )
     RETURN_TYPES = ("FILMSTRIP_PIPELINE", "INT", "INT", "INT", "STRING")
     RETURN_NAMES = ("pipeline", "chunk_size", "width", "height", "facts")
@@ -123,13 +123,16 @@ class FilmstripPipeline:
                 "server": ("FILMSTRIP_SERVER", {"tooltip": "From a Server node."}),
                 "pipeline_id": (
                     PIPELINE_NAMES.get(),
-                    {"tooltip": "The server's pipelines. Press R when the list is old; a restart isn't needed."},
+                    {"tooltip": "The server's pipelines. Press R to refresh the list; no restart is needed."},
                 ),
             },
             "optional": {
                 "other_id": (
                     "STRING",
-                    {"default": "", "tooltip": "A pipeline that is not in the list. Wins over it when not empty."},
+                    {
+                        "default": "",
+                        "tooltip": "A pipeline that is not in the list. If not empty, it takes precedence.",
+                    },
                 ),
             },
             "hidden": {"unique_id": "UNIQUE_ID"},

@@ -45,9 +45,9 @@ def socket(kind: str, tooltip: str) -> Widget:
     return kind, {"tooltip": tooltip}
 
 
-LORA_SCALES = text("A LoRA a line, such as 'ink: 0.5', by the names that the pipeline's facts list.")
+LORA_SCALES = text("One LoRA per line, such as 'ink: 0.5'; the Pipeline node lists the names.")
 DENOISING_STEPS = text("Such as '1000, 750, 500, 250'. Empty: the pipeline's own.", lines=False)
-WEIGHTED_PROMPTS = "A prompt a line, such as '70: a cat'. Without a number its weight is 100."
+WEIGHTED_PROMPTS = "One prompt per line, such as '70: a cat'. The default weight is 100."
 
 
 def given(**values: Any) -> dict[str, Any]:

@@ -33,11 +33,10 @@ class ModuleEngine:
         """The type of an input or output."""
         return self._dtypes[name]
 
-    def run(self, inputs: Mapping[str, Tensor], into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """All outputs; those with memory in `into` are copied there. Nothing is checked."""
-        results = self._spec.module(**{tensor.name: inputs[tensor.name] for tensor in self._spec.inputs})
-        outputs = {tensor.name: result for tensor, result in zip(self._spec.outputs, results, strict=True)}
-        return outputs | {name: memory.copy_(outputs[name]) for name, memory in (into or {}).items()}
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All outputs. Nothing is checked."""
+        outputs = self._spec.module(**{one.name: inputs[one.name] for one in self._spec.inputs})
+        return {one.name: output for one, output in zip(self._spec.outputs, outputs, strict=True)}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from export.errors import BadConfig
 from filmstrip.runtime.engines.load import load_engines
 from filmstrip.runtime.engines.manifest import BadEngine, read
 from filmstrip.runtime.pipeline_config import PipelineConfig
-from filmstrip.runtime.text import PromptEncoder, Tokenizer
+from filmstrip.runtime.text import Tokenizer, prompt_encoder
 from tests.models.export.checkpoints import WHOLE, WORDS, write_checkpoint, write_lora
 from tests.models.export.configs import TINY
 from tests.models.export.exported import LORAS, PROFILES
@@ -77,7 +77,7 @@ def test_every_network_becomes_an_engine_that_the_runtime_loads_with_its_pipelin
         loras=config.loras,
         sizes=PROFILES,
     )
-    assert loaded.engines.keys() == GRAPHS
+    assert loaded.keys() == GRAPHS
     assert (version / "tokenizer.json").is_file()
     assert (version / "model.py").is_file()
     assert not list(version.rglob(".making*"))
@@ -111,7 +111,7 @@ def test_the_text_encoder_and_its_tokenizer_agree_through_the_runtime(tiny_repos
     ids, mask = Tokenizer(version, WHOLE["text_len"])("a red circle")
     assert ids[0, :4].tolist() == [WORDS.index(word) for word in ("a", "red", "circle", "</s>")]
     assert mask.sum() == 4
-    encode = PromptEncoder(lambda _: (ids, mask), loaded["text_encoder"], torch.device("cpu"))
+    encode = prompt_encoder(lambda _: (ids, mask), loaded["text_encoder"], torch.device("cpu"))
     embeddings = encode("a red circle")
     assert embeddings.shape == (1, 8, TINY["text_dim"])
     assert embeddings[0, :4].abs().sum(dim=-1).all()
@@ -133,7 +133,7 @@ def test_engines_of_tensorrt_rtx_are_built_ahead_of_time_without_a_gpu(small: Pa
         "text_encoder": "bf16"
     }
     assert "KIND_GPU" in (engines.parent.parent / "config.pbtxt").read_text()
-    with pytest.raises(BadEngine, match=r"was made for a GPU of compute capability 8\.9 or 12\.0"):
+    with pytest.raises(BadEngine, match=r"was built for a GPU of compute capability 8\.9 or 12\.0"):
         load_engines(engines, device=torch.device("cpu"), num_threads=1, graphs=GRAPHS)
 
 
