@@ -1,4 +1,4 @@
-"""The nodes Generate and Generate to Video: the work itself."""
+"""The nodes Generate and Generate to Video."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import numpy as np
 
 from . import video_file, widgets
 from .chunk_specs import Specs
-from .client import Client, Shape
+from .client import ServerClient, VideoShape
 from .errors import FilmstripError
 from .frames import Floats, Pixels, to_floats
-from .generation import Order, Pipeline, generate, not_lost
+from .generation import GenerationInputs, PipelineRef, generate, naming_result_on_error
 from .host import Display, OutputFile, as_video, check_interrupted, output_file, to_tensor
 from .nodes_chunks import arrays_of
 
 MAX_FRAMES = 10_000
 DEFAULT_NOISE_SCALE = 0.7
-_SIDE = "0: the pipeline's own, else the input's. Else 64 to 2048, by the pipeline's granularity."
+_SIDE = "64 to 2048, in steps of the pipeline's granularity. 0: the pipeline's own, else that of the input."
 
 
 def _inputs(**required: widgets.Widget) -> dict[str, Any]:
     return {
         "required": {
-            "pipeline": widgets.socket("FILMSTRIP_PIPELINE", "What makes the frames."),
-            "prompt": widgets.text("Frame processors don't look at it.", prompts=True),
+            "pipeline": widgets.socket("FILMSTRIP_PIPELINE", "The pipeline that generates the frames."),
+            "prompt": widgets.text("What the video shows. Frame processors ignore it.", prompts=True),
             "num_frames": widgets.integer(
                 0,
                 0,
                 MAX_FRAMES,
-                "Exactly as many come back. 0: as many as there are images, else VACE frames or masks, else 64.",
+                "Number of frames to generate. 0: as many as there are images, else VACE frames or masks, else 64.",
             ),
             "seed": (
                 "INT",
@@ -40,40 +40,41 @@ def _inputs(**required: widgets.Widget) -> dict[str, Any]:
                     "min": widgets.RANDOM_SEED,
                     "max": widgets.MAX_SEED,
                     "control_after_generate": True,
-                    "tooltip": "-1: a random one for each run, which the report names. Not sent to a pipeline that has "
-                    "no use for seeds.",
+                    "tooltip": "-1: a random seed for each run, which the report contains. Not sent to a pipeline that "
+                    "does not use seeds.",
                 },
             ),
             **required,
         },
         "optional": {
-            "images": widgets.socket("IMAGE", "The input video, for video to video and for frame processors."),
-            "chunk_specs": widgets.socket("FILMSTRIP_CHUNK_SPECS", "What single chunks do otherwise."),
-            "pre_processor": widgets.socket("FILMSTRIP_PIPELINE", "A frame processor for the input video."),
-            "post_processor": widgets.socket("FILMSTRIP_PIPELINE", "A frame processor for the frames made."),
+            "images": widgets.socket("IMAGE", "Input video, for video-to-video and for frame processors."),
+            "chunk_specs": widgets.socket("FILMSTRIP_CHUNK_SPECS", "Per-chunk overrides."),
+            "pre_processor": widgets.socket("FILMSTRIP_PIPELINE", "Frame processor for the input video."),
+            "post_processor": widgets.socket("FILMSTRIP_PIPELINE", "Frame processor for the generated frames."),
             "vace_frames": widgets.socket(
                 "IMAGE",
-                "Control frames of the whole video, of the generation's size; cut into chunks here. One holds for all.",
+                "Control frames of the whole video, in the size of the generation. A single one applies to all frames.",
             ),
             "vace_masks": widgets.socket(
-                "MASK", "Above 0.5 is made, the rest is kept; cut into chunks here. One holds for all frames."
+                "MASK",
+                "Areas above 0.5 are generated, the rest is kept. A single one applies to all frames.",
             ),
             "weighted_prompts": widgets.text(f"Prompts to blend, instead of prompt. {widgets.WEIGHTED_PROMPTS}"),
-            "prompt_interpolation_method": widgets.choice(widgets.METHOD, "How several prompts are blended."),
+            "prompt_interpolation_method": widgets.choice(widgets.METHOD, "How the weighted prompts are blended."),
             "width": widgets.integer(0, 0, 2048, _SIDE, step=16),
             "height": widgets.integer(0, 0, 2048, _SIDE, step=16),
-            "noise_scale": widgets.number(DEFAULT_NOISE_SCALE, 0, 1, 0.01, "Share of noise, video to video only."),
-            "noise_controller": widgets.choice(widgets.SWITCH, "The input's motion sets the noise scale."),
-            "manage_cache": ("BOOLEAN", {"default": True, "tooltip": "A change of parameters may reset the cache."}),
-            "kv_cache_attention_bias": widgets.number(1, 0.01, 1, 0.01, "Weight of what was made before."),
+            "noise_scale": widgets.number(DEFAULT_NOISE_SCALE, 0, 1, 0.01, "Share of noise, for video-to-video."),
+            "noise_controller": widgets.choice(widgets.SWITCH, "Let the motion of the input set the noise scale."),
+            "manage_cache": ("BOOLEAN", {"default": True, "tooltip": "Let a change of parameters reset the cache."}),
+            "kv_cache_attention_bias": widgets.number(1, 0.01, 1, 0.01, "Weight of earlier frames."),
             "vace_context_scale": widgets.number(1, 0, 2, 0.01, "Strength of the control."),
             "vace_use_input_video": widgets.choice(
-                widgets.SWITCH, "The input video conditions the frames and is not their source."
+                widgets.SWITCH, "Use the input video as control frames, not as the source."
             ),
             "denoising_steps": widgets.DENOISING_STEPS,
             "lora_scales": widgets.LORA_SCALES,
             "wait_when_busy_s": widgets.number(
-                300, 0, 86_400, 1, "A server makes one video at a time. How long to wait for its turn, in seconds."
+                300, 0, 86_400, 1, "How long to wait while the server generates another video, in seconds."
             ),
         },
         "hidden": {"unique_id": "UNIQUE_ID"},
@@ -81,13 +82,13 @@ def _inputs(**required: widgets.Widget) -> dict[str, Any]:
 
 
 class _Generator:
-    """What both nodes have in common: their widgets, and the way to the last event."""
+    """What both nodes share."""
 
     CATEGORY = "Filmstrip"
 
     @classmethod
     def IS_CHANGED(cls, seed: int | None = None, **_: Any) -> float | str:
-        """ComfyUI runs a node again when this differs from the last time; NaN always does."""
+        """ComfyUI runs a node again if this differs from the last time; NaN always does."""
         return math.nan if seed == widgets.RANDOM_SEED else ""
 
     @classmethod
@@ -102,16 +103,16 @@ class _Generator:
         )
 
 
-def _order(
-    pipeline: Pipeline,
+def _inputs_of(
+    pipeline: PipelineRef,
     prompt: str,
     num_frames: int,
     seed: int,
     *,
     images: Any = None,
     chunk_specs: Specs = (),
-    pre_processor: Pipeline | None = None,
-    post_processor: Pipeline | None = None,
+    pre_processor: PipelineRef | None = None,
+    post_processor: PipelineRef | None = None,
     vace_frames: Any = None,
     vace_masks: Any = None,
     weighted_prompts: str = "",
@@ -127,12 +128,12 @@ def _order(
     denoising_steps: str = "",
     lora_scales: str = "",
     wait_when_busy_s: float = 300,
-) -> Order:
+) -> GenerationInputs:
     for name, other in (("pre_processor", pre_processor), ("post_processor", post_processor)):
         if other is not None and other.server.url != pipeline.server.url:
             raise FilmstripError(f"{name}: is of {other.server.url}, the pipeline of {pipeline.server.url}")
     # What is at its default is not sent, so that a pipeline that has no use for it does not say so.
-    fields = widgets.given(
+    fields = widgets.without_none(
         prompt=widgets.parse_weighted_prompts(weighted_prompts) or None or prompt,
         seed=seed,
         width=width or None,
@@ -150,22 +151,24 @@ def _order(
         post_processor_id=post_processor.id if post_processor else None,
     )
     arrays = arrays_of({"images": images, "vace_frames": vace_frames, "vace_masks": vace_masks})
-    return Order(pipeline, fields, num_frames, arrays.pop("images", None), arrays, chunk_specs, wait_when_busy_s)
+    return GenerationInputs(
+        pipeline, fields, num_frames, arrays.pop("images", None), arrays, chunk_specs, wait_when_busy_s
+    )
 
 
 class FilmstripGenerate(_Generator):
     """A video as images."""
 
     DESCRIPTION = (
-        "Makes a video on the server, chunk by chunk, and gives its frames. Stop cancels on the server. "
-        "For long videos take Generate to Video: images are float32, 12 bytes a pixel."
+        "Generates a video on the server, chunk by chunk, and outputs its frames. Stop cancels on the server. "
+        "For long videos use Generate to Video: images take 12 bytes per pixel."
     )
     RETURN_TYPES = ("IMAGE", "INT", "STRING")
     RETURN_NAMES = ("images", "frame_count", "report")
     OUTPUT_TOOLTIPS = (
         "The frames.",
-        "Their number.",
-        "What happened, as JSON: times, chunks, the request as it was sent.",
+        "Number of frames.",
+        "JSON report: times, chunks and the request as it was sent.",
     )
     FUNCTION = "generate"
 
@@ -174,49 +177,55 @@ class FilmstripGenerate(_Generator):
         return _inputs()
 
     def generate(
-        self, pipeline: Pipeline, prompt: str, num_frames: int, seed: int, unique_id: str | None = None, **others: Any
+        self,
+        pipeline: PipelineRef,
+        prompt: str,
+        num_frames: int,
+        seed: int,
+        unique_id: str | None = None,
+        **others: Any,
     ) -> tuple[Any, int, str]:
-        """Generate, and fetch the frames.
+        """Generate, and download the frames.
 
         Raises:
             FilmstripError: it failed; the message says why.
         """
         display = Display(unique_id)
-        client = Client(pipeline.server, check_interrupted)
-        made = generate(_order(pipeline, prompt, num_frames, seed, **others), client, display)
+        client = ServerClient(pipeline.server, check_interrupted)
+        result = generate(_inputs_of(pipeline, prompt, num_frames, seed, **others), client, display)
         display.text("downloading")
-        with not_lost(made):
-            frames, last = client.download(made.output_path, _into_floats)
+        with naming_result_on_error(result):
+            frames, last = client.download(result.output_path, _into_floats)
         display.picture(last)
-        display.text(made.summary)
-        return to_tensor(frames), len(frames), made.report
+        display.text(result.summary)
+        return to_tensor(frames), len(frames), result.report
 
 
 class FilmstripGenerateVideo(_Generator):
     """A video as a file."""
 
     DESCRIPTION = (
-        "Makes a video on the server, chunk by chunk, and writes it as an MP4 into ComfyUI's output "
-        "directory while it is fetched: no more than a frame of it lies in memory."
+        "Generates a video on the server, chunk by chunk, and writes it to an MP4 in ComfyUI's output directory during "
+        "the download: only one frame is in memory at a time."
     )
     RETURN_TYPES = ("VIDEO", "STRING", "INT", "STRING")
     RETURN_NAMES = ("video", "path", "frame_count", "report")
-    OUTPUT_TOOLTIPS = ("The video.", "Its file.", "Number of its frames.", "What happened, as JSON.")
+    OUTPUT_TOOLTIPS = ("The video.", "Path of the file.", "Number of frames.", "JSON report.")
     FUNCTION = "generate"
     OUTPUT_NODE = True
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's interface
         return _inputs(
-            fps=widgets.number(16, 1, 120, 0.01, "Frames a second."),
+            fps=widgets.number(16, 1, 120, 0.01, "Frames per second."),
             filename_prefix=widgets.text(
-                "Of the file in ComfyUI's output directory.", default="video/Filmstrip", lines=False
+                "Start of the file name in ComfyUI's output directory.", default="video/Filmstrip", lines=False
             ),
         )
 
     def generate(
         self,
-        pipeline: Pipeline,
+        pipeline: PipelineRef,
         prompt: str,
         num_frames: int,
         seed: int,
@@ -232,23 +241,23 @@ class FilmstripGenerateVideo(_Generator):
             FilmstripError: it failed; the message says why.
         """
         display = Display(unique_id)
-        client = Client(pipeline.server, check_interrupted)
+        client = ServerClient(pipeline.server, check_interrupted)
         video_file.check(output_file(filename_prefix, 0, 0, ".mp4").path)
-        made = generate(_order(pipeline, prompt, num_frames, seed, **others), client, display)
+        result = generate(_inputs_of(pipeline, prompt, num_frames, seed, **others), client, display)
         display.text("downloading and encoding")
 
-        def encode(shape: Shape, frames: Iterator[Pixels]) -> tuple[OutputFile, int]:
+        def encode(shape: VideoShape, frames: Iterator[Pixels]) -> tuple[OutputFile, int]:
             file = output_file(filename_prefix, shape[1], shape[2], ".mp4")
             return file, video_file.write(file.path, frames, fps)
 
-        with not_lost(made):
-            file, count = client.download(made.output_path, encode)
-        display.text(f"{made.summary}: {file.filename}")
-        return {"ui": file.shown(), "result": (as_video(file.path), file.path, count, made.report)}
+        with naming_result_on_error(result):
+            file, count = client.download(result.output_path, encode)
+        display.text(f"{result.summary}: {file.filename}")
+        return {"ui": file.shown(), "result": (as_video(file.path), file.path, count, result.report)}
 
 
-def _into_floats(shape: Shape, frames: Iterator[Pixels]) -> tuple[Floats, Pixels]:
-    """All frames as an IMAGE, and the last one as it came."""
+def _into_floats(shape: VideoShape, frames: Iterator[Pixels]) -> tuple[Floats, Pixels]:
+    """All frames as an IMAGE, and the last one in uint8."""
     images = np.empty(shape, np.float32)
     last = np.empty(shape[1:], np.uint8)
     for index, frame in enumerate(frames):
