@@ -1,27 +1,31 @@
-# make demo: set everything up and do the main job. make test: set everything up and run every test.
+# make demo: set everything up and generate a video. make test: set everything up and run the quick tests.
 PYTHON ?= python3
 PIP_TORCH ?= torch==2.13.0
+# Processes that share the tests; tests of one server are one process's.
+TEST_WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TORCH_READY := $(VENV)/.ready-torch
 TESTS_READY := $(VENV)/.ready-tests
-# The pipeline whose weights come with the repository. Of its folder the export writes this file last.
+PYTEST = -m pytest -n $(TEST_WORKERS) --dist loadgroup
+QUICK := unit or smoke
+# The pipeline whose weights are in the repository. The export writes this file last.
 SMALL := checkpoints/longlive-small
 SMALL_READY := models/longlive-small/config.pbtxt
-# Where the export wrote until its folder was models/: two models of one name are refused.
+# An earlier location of the export: two models with the same name are refused.
 OLD_SMALL := model_repository/longlive-small
 SMALL_FILES := $(wildcard $(addprefix $(SMALL)/,*.json *.safetensors */*.json */*.safetensors))
-# Manifests tell which engines are of other weights, but not which are of other code.
+# Manifests detect engines of other weights, but not of other code.
 GRAPH_CODE := $(wildcard export/*.py export/*/*.py)
 
-.PHONY: help setup torch model demo serve test coverage lint fix bench soak compile-full audit check lock clean
+.PHONY: help setup torch test-setup model demo serve test test-all coverage lint fix bench soak compile-full audit check lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(READY) ## Make .venv with everything that the lock names
+setup: $(READY) ## Create .venv with the packages of the lock file
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13) and "Filmstrip needs Python 3.11 or 3.12; set PYTHON=")'
@@ -30,7 +34,7 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
-torch: $(TORCH_READY) ## PyTorch, the export and what runs its engines on the CPU, beside the set-up
+torch: $(TORCH_READY) ## Install PyTorch, the exporter and ONNX Runtime
 
 $(TORCH_READY): requirements-torch.txt $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_TORCH)
@@ -41,25 +45,30 @@ $(TESTS_READY): requirements-tests.txt $(TORCH_READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-tests.txt
 	@touch $(TESTS_READY)
 
-model: $(SMALL_READY) ## Make the engines of longlive-small, where they are not up to date
+model: $(SMALL_READY) ## Export longlive-small if its engines are out of date
 	@[ ! -f $(OLD_SMALL)/1/pipeline.json ] || { echo "removing $(OLD_SMALL), which is in models/ now"; rm -r $(OLD_SMALL); }
 
 $(SMALL_READY): $(SMALL_FILES) $(GRAPH_CODE) $(wildcard filmstrip/*.py filmstrip/runtime/*.py) $(TORCH_READY)
 	$(BIN)/python -m export longlive --checkpoint $(SMALL) --id longlive-small --size 64x64 \
 		--lora outlines=$(SMALL)/loras/outlines.safetensors $(if $(filter $(GRAPH_CODE),$?),--fresh)
 
-demo: model ## Start Triton and the frontend, generate a video from a sentence, say where it is
+demo: model ## Start a server, generate three videos and check them
 	$(BIN)/python -m demo
 
-serve: model ## Serve on http://127.0.0.1:8000 with a Triton of our own
+serve: model ## Serve on http://127.0.0.1:8000 with an embedded Triton
 	$(BIN)/python -m frontend --embedded
 
-test: $(TESTS_READY) ## Run every test
-	$(BIN)/python -m tests
+test-setup: $(TESTS_READY) ## Install everything that tests need
 
-coverage: $(TESTS_READY) ## Run every test and show which lines none of them reached
+test: test-setup ## Run the unit tests and a smoke test of the live server
+	$(BIN)/python $(PYTEST) -m "$(QUICK)"
+
+test-all: test ## Run every test: those of `make test`, then the others
+	$(BIN)/python $(PYTEST) -m "not ($(QUICK))"
+
+coverage: test-setup ## Run every test and show the lines they do not reach
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run $(PYTEST)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -67,28 +76,29 @@ lint: torch ## Check style, types, spelling and prose
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/typos
 	$(BIN)/proselint --config .proselintrc.json check $$(git ls-files '*.md')
 
-fix: setup ## Mend what ruff can mend
+fix: setup ## Apply the automatic fixes of ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: model ## Measure against the machine's limits
+bench: model ## Compare the server with the limits of the machine
 	$(BIN)/python -m benchmarks
 
-soak: setup ## Half an hour of random traffic and faults, then a verdict
+soak: setup ## Run random traffic and faults for half an hour, then print a verdict
 	$(BIN)/python -m tests.soak
 
-compile-full: $(TESTS_READY) ## Every graph of LongLive at full size, without weights, compiled for GPUs that are not here
+compile-full: $(TESTS_READY) ## Compile every graph of LongLive at full size, without weights and without a GPU
 	$(BIN)/python -m export.compile_full
 
-audit: setup ## Known vulnerabilities of the pinned packages, where the database can be reached
+audit: setup ## Check the pinned packages for known vulnerabilities (needs network access)
 	$(BIN)/python -m tests.support.audit
 
-check: lint test audit ## Everything that CI runs, and audit
+check: lint test-all audit ## Run everything that CI runs, and audit
 
-lock: setup ## Pin again after a change of pyproject.toml
+lock: setup ## Update the lock files after a change of pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--extra frontend --extra embedded --extra runtime --extra dev pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes \
@@ -98,6 +108,6 @@ lock: setup ## Pin again after a change of pyproject.toml
 		--python-version 3.12 --python-platform x86_64-manylinux_2_35 --no-annotate \
 		--constraint - --constraint requirements-torch.txt --constraint requirements-tests.txt --extra triton pyproject.toml -o deploy/triton.lock
 
-clean: ## Remove what setup, demo and tests made; a training in out/training stays
+clean: ## Remove generated files, except a training in out/training
 	[ ! -d out ] || find out -mindepth 1 -maxdepth 1 ! -name training -exec rm -rf {} +
 	rm -rf $(VENV) models/longlive-small data .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks import direct, wire
 from benchmarks.report import GIB, MIB, Options, Ratio, Row, median
-from benchmarks.servers import Frontend, Memory, Transport, frontends
+from benchmarks.servers import MeasuredFrontend, Memory, Transport, frontends
 
 CHUNK = 12  # frames
 _MODEL = "passthrough"
@@ -41,7 +41,7 @@ def measure_chunks(options: Options) -> list[Row]:
 
 
 def _of_size(
-    options: Options, servers: dict[Transport, Frontend], height: int, width: int, num_chunks: int
+    options: Options, servers: dict[Transport, MeasuredFrontend], height: int, width: int, num_chunks: int
 ) -> list[Row]:
     shape = (CHUNK, height, width, 3)
     source = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -75,7 +75,7 @@ def _of_size(
     return _rows(f"{CHUNK} x {height} x {width}", stack, calls)
 
 
-def _generate(server: Frontend, input_path: str, num_chunks: int, series: _Series) -> None:
+def _generate(server: MeasuredFrontend, input_path: str, num_chunks: int, series: _Series) -> None:
     began = time.monotonic()
     events = list(wire.generate(server.url, pipeline_id=_MODEL, input_path=input_path, num_frames=num_chunks * CHUNK))
     *progress, last = events
@@ -207,7 +207,7 @@ def _lengths(options: Options) -> list[Row]:
     return rows
 
 
-def _arrivals(server: Frontend, input_path: str, num_frames: int) -> tuple[list[float], float]:
+def _arrivals(server: MeasuredFrontend, input_path: str, num_frames: int) -> tuple[list[float], float]:
     """Arrivals of the progress events and the whole time."""
     began = time.monotonic()
     *progress, last = wire.generate(server.url, pipeline_id="passthrough", input_path=input_path, num_frames=num_frames)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from benchmarks import loop_sampler, wire
 from benchmarks.report import Options, Row, median, percentile
-from benchmarks.servers import Frontend, Process, Transport, frontends
+from benchmarks.servers import MeasuredFrontend, Transport, frontends
 from benchmarks.wire import Arrival
+from tests.support.server import Process
 
 _MAX_DELAY_MS = 100.0
 _HEIGHT, _WIDTH, _CHUNK = 320, 576, 12
@@ -37,7 +38,7 @@ def measure_latency(options: Options) -> list[Row]:
 class _Latency:
     """What was measured of one server."""
 
-    def __init__(self, server: Frontend, input_path: str) -> None:
+    def __init__(self, server: MeasuredFrontend, input_path: str) -> None:
         self._server = server
         self._input_path = input_path
         self._first_ms: list[float] = []
@@ -136,7 +137,7 @@ class _Video:
 class _Loads:
     """What keeps a frontend busy; each in turn."""
 
-    def __init__(self, server: Frontend, small: _Video, large: _Video) -> None:
+    def __init__(self, server: MeasuredFrontend, small: _Video, large: _Video) -> None:
         self._server = server
         self._small = small
         self._large = large
@@ -220,7 +221,7 @@ def measure_stalls(options: Options) -> list[Row]:
     return [_row(name, transport, waits) for (name, transport), waits in sorted(found.items())]
 
 
-def _sample(load: Callable[[], None], server: Frontend, idle_path: Path, waits: _Waits) -> None:
+def _sample(load: Callable[[], None], server: MeasuredFrontend, idle_path: Path, waits: _Waits) -> None:
     assert server.samples is not None
     begin = time.monotonic()
     load()

@@ -13,12 +13,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
-import httpx
-
 from benchmarks import direct, wire
 from benchmarks.report import MIB, Options, Ratio, Row, median
-from benchmarks.servers import ROOT, Frontend, Transport, cpu_s_of, memory_of, on_one_core, peak_memory_of
+from benchmarks.servers import MeasuredFrontend, Transport, cpu_s_of, memory_of, on_one_core, peak_memory_of
 from benchmarks.wire import Arrival
+from tests.support import http
+from tests.support.server import ROOT
 from tests.support.shipped import CHECKPOINT, ID, LORAS, SIDES, export_shipped
 
 PROMPT = "a red circle moving left on a blue background"
@@ -179,8 +179,8 @@ class _Server:
     """A frontend with a Triton that has nothing but the model."""
 
     def __init__(self, options: Options, model: Model) -> None:
-        settings = {"FILMSTRIP_MODEL_REPOSITORY": str(model.repository)}
-        self._frontend = Frontend(options.folder / "served", Transport.LANES, own_settings=settings)
+        settings = {"model_repository": model.repository}
+        self._frontend = MeasuredFrontend(options.folder / "served", Transport.LANES, settings=settings)
         self.stop = self._frontend.stop
         self._model = model
         try:
@@ -244,7 +244,7 @@ class _Server:
 
     def _stages_s(self) -> Counter[str]:
         """Seconds of each stage of all chunks so far, by the model's own clock."""
-        text = httpx.get(f"{self._frontend.url}/metrics").text
+        text = http.get(f"{self._frontend.url}/metrics").text
         pattern = rf'^filmstrip_stage_seconds_sum{{model="{re.escape(self._model.id)}",stage="(.*)"}} (.*)$'
         seconds = Counter({stage: float(value) for stage, value in re.findall(pattern, text, re.MULTILINE)})
         del seconds["denoise_step"]  # a part of `denoise` that is told beside it

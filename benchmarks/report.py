@@ -13,7 +13,7 @@ import psutil
 MIB = 2**20
 GIB = 2**30
 _BEGIN, _END = "<!-- results -->", "<!-- end of results -->"
-_HEAD = ("measured", "value", "beside it", "ratio", "target", "")
+_HEAD = ("measurement", "value", "compared with", "ratio", "target", "")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from benchmarks import wire
 from benchmarks.report import MIB, Options, Ratio, Row, median
-from benchmarks.servers import Frontend, Memory, Process, Transport, frontends
+from benchmarks.servers import MeasuredFrontend, Memory, Transport, frontends
+from tests.support.server import Process
 
 MB = 10**6
 HEIGHT, WIDTH = 320, 576
@@ -52,7 +53,7 @@ def measure_transfers(options: Options) -> list[Row]:
         return [row for size in sizes for row in _of_size(options, servers, size)]
 
 
-def _of_size(options: Options, servers: dict[Transport, Frontend], size: int) -> list[Row]:
+def _of_size(options: Options, servers: dict[Transport, MeasuredFrontend], size: int) -> list[Row]:
     folder = options.folder / f"transfers-{size}"
     folder.mkdir()
     frames = size // (HEIGHT * WIDTH * 3)
@@ -142,7 +143,7 @@ def _cpu_s(series: _Series, num_bytes: int) -> float:
 def _baseline_server(folder: Path) -> Iterator[tuple[Process, str]]:
     process = Process(folder / "baseline.log", "benchmarks.baseline_server", str(folder))
     try:
-        port = process.wait_for(r"(\d+)\n")
+        port = process.wait_for_log(r"(\d+)\n")
         yield process, f"http://127.0.0.1:{port}"
     finally:
         process.stop()

@@ -22,8 +22,8 @@ class FilmstripChunkSpec:
 
     CATEGORY = "Filmstrip"
     DESCRIPTION = (
-        "Overrides for one chunk. Chain several nodes, one per chunk. Values apply to that chunk only; a prompt stays "
-        "in force until the next one."
+        "Overrides for one chunk. Chain several nodes, one for each chunk. Values apply to "
+        "that chunk only; prompts stay in force until the next prompt."
     )
     RETURN_TYPES = ("FILMSTRIP_CHUNK_SPECS",)
     RETURN_NAMES = ("chunk_specs",)
@@ -43,12 +43,10 @@ class FilmstripChunkSpec:
                     f"Prompts to move to gradually, from this chunk on. {widgets.WEIGHTED_PROMPTS}"
                 ),
                 "transition_num_steps": widgets.integer(
-                    -1, -1, 10_000, "Chunks that the transition takes. -1: the default, 4. 0: at once."
+                    -1, -1, 10_000, "Length of the transition in chunks. -1: the default, 4. 0: immediate."
                 ),
-                "transition_method": widgets.choice(widgets.METHOD, "How to interpolate between the prompts."),
-                "chunk_seed": widgets.integer(
-                    -1, -1, widgets.MAX_SEED, "Seed of this chunk. -1: that of the generation."
-                ),
+                "transition_method": widgets.choice(widgets.METHOD, "Interpolation between the prompts."),
+                "chunk_seed": widgets.integer(-1, -1, widgets.MAX_SEED, "This chunk's seed. -1: the generation's."),
                 "noise_scale": widgets.number(
                     -1,
                     -1,
@@ -58,37 +56,37 @@ class FilmstripChunkSpec:
                 ),
                 "noise_controller": widgets.choice(widgets.SWITCH, "Let the motion of the input set the noise scale."),
                 "kv_cache_attention_bias": widgets.number(
-                    -1, -1, 1, 0.01, "Weight of earlier frames, above 0. Below 0: that of the generation."
+                    -1, -1, 1, 0.01, "Weight of earlier frames, above 0. Below 0: the generation's."
                 ),
                 "reset_cache": (
                     "BOOLEAN",
-                    {"default": False, "tooltip": "Forget the earlier frames at this chunk: a cut."},
+                    {"default": False, "tooltip": "Restart at this chunk without history: a cut."},
                 ),
-                "manage_cache": widgets.choice(widgets.SWITCH, "Let a change of parameters reset the cache."),
+                "manage_cache": widgets.choice(widgets.SWITCH, "Changed parameters may reset the cache."),
                 "denoising_steps": widgets.DENOISING_STEPS,
                 "lora_scales": widgets.LORA_SCALES,
                 "vace_context_scale": widgets.number(
                     -1, -1, 2, 0.01, "Strength of the control in this chunk. Below 0: that of the generation."
                 ),
                 "vace_use_input_video": widgets.choice(
-                    widgets.SWITCH, "Use the input video as control frames, not as the source."
+                    widgets.SWITCH, "The input video conditions the frames instead of being their source."
                 ),
                 "vace_temporally_locked": (
                     "BOOLEAN",
                     {
                         "default": True,
-                        "tooltip": "On: VACE frames and masks that are longer or shorter than the chunk are trimmed or "
-                        "padded with the last one. Off: they are resampled.",
+                        "tooltip": "On: VACE frames and masks of another length than the chunk are trimmed, or padded "
+                        "with their last frame. Off: resampled.",
                     },
                 ),
-                "first_frame_image": widgets.socket("IMAGE", "Image that the chunk starts with."),
-                "last_frame_image": widgets.socket("IMAGE", "Image that the chunk ends with."),
-                "vace_ref_images": widgets.socket("IMAGE", f"Reference images, at most {MAX_REFERENCES}."),
-                "vace_frames": widgets.socket("IMAGE", "Control frames of this chunk, in the size of the generation."),
+                "first_frame_image": widgets.socket("IMAGE", "The chunk's first frame."),
+                "last_frame_image": widgets.socket("IMAGE", "The chunk's last frame."),
+                "vace_ref_images": widgets.socket("IMAGE", f"References, at most {MAX_REFERENCES}."),
+                "vace_frames": widgets.socket("IMAGE", "This chunk's control frames, in the generation's size."),
                 "vace_masks": widgets.socket(
-                    "MASK", "Areas above 0.5 are generated, the rest is kept. In the size of the generation."
+                    "MASK", "Values above 0.5 are generated, the rest is kept. In the generation's size."
                 ),
-                "input_video": widgets.socket("IMAGE", "Input video of this chunk."),
+                "input_video": widgets.socket("IMAGE", "This chunk's own input video."),
             },
         }
 
@@ -163,7 +161,7 @@ class FilmstripPromptSchedule:
     """Prompts for many chunks, in one text."""
 
     CATEGORY = "Filmstrip"
-    DESCRIPTION = "Prompts for many chunks, one per line: '0: a cat', '4: a dog'."
+    DESCRIPTION = "Prompts for many chunks, one per line with its first chunk: '0: a cat', '4: a dog'."
     RETURN_TYPES = ("FILMSTRIP_CHUNK_SPECS",)
     RETURN_NAMES = ("chunk_specs",)
     OUTPUT_TOOLTIPS = ("For a Chunk Spec or a Generate node.",)
@@ -172,7 +170,7 @@ class FilmstripPromptSchedule:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's interface
         tooltip = (
-            "One prompt per line, after the index of the chunk where it starts. Lines with # in front are comments."
+            "One prompt per line with its first chunk, such as '4: a dog'. Chunks count from 0; # starts a comment."
         )
         return {
             "required": {"schedule": widgets.text(tooltip, default="0: a cat\n4: a dog")},

@@ -31,7 +31,7 @@ def _inputs(**required: widgets.Widget) -> dict[str, Any]:
                 0,
                 0,
                 MAX_FRAMES,
-                "Number of frames to generate. 0: as many as there are images, else VACE frames or masks, else 64.",
+                "Frames of the output. 0: as many as the images, else the VACE frames or masks, else 64.",
             ),
             "seed": (
                 "INT",
@@ -40,41 +40,41 @@ def _inputs(**required: widgets.Widget) -> dict[str, Any]:
                     "min": widgets.RANDOM_SEED,
                     "max": widgets.MAX_SEED,
                     "control_after_generate": True,
-                    "tooltip": "-1: a random seed for each run, which the report contains. Not sent to a pipeline that "
-                    "does not use seeds.",
+                    "tooltip": "-1: a random seed for each run, which the report contains. Not sent to pipelines that "
+                    "do not use one.",
                 },
             ),
             **required,
         },
         "optional": {
-            "images": widgets.socket("IMAGE", "Input video, for video-to-video and for frame processors."),
-            "chunk_specs": widgets.socket("FILMSTRIP_CHUNK_SPECS", "Per-chunk overrides."),
-            "pre_processor": widgets.socket("FILMSTRIP_PIPELINE", "Frame processor for the input video."),
-            "post_processor": widgets.socket("FILMSTRIP_PIPELINE", "Frame processor for the generated frames."),
+            "images": widgets.socket("IMAGE", "The input video, for video to video and for frame processors."),
+            "chunk_specs": widgets.socket("FILMSTRIP_CHUNK_SPECS", "Overrides for single chunks."),
+            "pre_processor": widgets.socket("FILMSTRIP_PIPELINE", "A frame processor for the input video."),
+            "post_processor": widgets.socket("FILMSTRIP_PIPELINE", "A frame processor for the output."),
             "vace_frames": widgets.socket(
                 "IMAGE",
-                "Control frames of the whole video, in the size of the generation. A single one applies to all frames.",
+                "Control frames for the whole video, in the generation's size; split into chunks. One applies to all.",
             ),
             "vace_masks": widgets.socket(
                 "MASK",
-                "Areas above 0.5 are generated, the rest is kept. A single one applies to all frames.",
+                "Values above 0.5 are generated, the rest is kept; split into chunks. One applies to all frames.",
             ),
             "weighted_prompts": widgets.text(f"Prompts to blend, instead of prompt. {widgets.WEIGHTED_PROMPTS}"),
             "prompt_interpolation_method": widgets.choice(widgets.METHOD, "How the weighted prompts are blended."),
             "width": widgets.integer(0, 0, 2048, _SIDE, step=16),
             "height": widgets.integer(0, 0, 2048, _SIDE, step=16),
-            "noise_scale": widgets.number(DEFAULT_NOISE_SCALE, 0, 1, 0.01, "Share of noise, for video-to-video."),
-            "noise_controller": widgets.choice(widgets.SWITCH, "Let the motion of the input set the noise scale."),
-            "manage_cache": ("BOOLEAN", {"default": True, "tooltip": "Let a change of parameters reset the cache."}),
+            "noise_scale": widgets.number(DEFAULT_NOISE_SCALE, 0, 1, 0.01, "Share of noise, video to video only."),
+            "noise_controller": widgets.choice(widgets.SWITCH, "The input's motion sets the noise scale."),
+            "manage_cache": ("BOOLEAN", {"default": True, "tooltip": "Changed parameters may reset the cache."}),
             "kv_cache_attention_bias": widgets.number(1, 0.01, 1, 0.01, "Weight of earlier frames."),
             "vace_context_scale": widgets.number(1, 0, 2, 0.01, "Strength of the control."),
             "vace_use_input_video": widgets.choice(
-                widgets.SWITCH, "Use the input video as control frames, not as the source."
+                widgets.SWITCH, "The input video conditions the frames instead of being their source."
             ),
             "denoising_steps": widgets.DENOISING_STEPS,
             "lora_scales": widgets.LORA_SCALES,
             "wait_when_busy_s": widgets.number(
-                300, 0, 86_400, 1, "How long to wait while the server generates another video, in seconds."
+                300, 0, 86_400, 1, "A server generates one video at a time. How long to wait for it, in seconds."
             ),
         },
         "hidden": {"unique_id": "UNIQUE_ID"},
@@ -160,8 +160,8 @@ class FilmstripGenerate(_Generator):
     """A video as images."""
 
     DESCRIPTION = (
-        "Generates a video on the server, chunk by chunk, and outputs its frames. Stop cancels on the server. "
-        "For long videos use Generate to Video: images take 12 bytes per pixel."
+        "Generates a video on the server, chunk by chunk, and outputs its frames. Stop cancels it on the server. "
+        "For long videos, use Generate to Video: images are float32, 12 bytes per pixel."
     )
     RETURN_TYPES = ("IMAGE", "INT", "STRING")
     RETURN_NAMES = ("images", "frame_count", "report")
@@ -205,8 +205,8 @@ class FilmstripGenerateVideo(_Generator):
     """A video as a file."""
 
     DESCRIPTION = (
-        "Generates a video on the server, chunk by chunk, and writes it to an MP4 in ComfyUI's output directory during "
-        "the download: only one frame is in memory at a time."
+        "Generates a video on the server, chunk by chunk, and writes it as MP4 to ComfyUI's output "
+        "directory during the download, with only one frame in memory."
     )
     RETURN_TYPES = ("VIDEO", "STRING", "INT", "STRING")
     RETURN_NAMES = ("video", "path", "frame_count", "report")

@@ -27,7 +27,7 @@ class FilmstripServer:
     """A server's address, checked when the workflow runs."""
 
     CATEGORY = "Filmstrip"
-    DESCRIPTION = "A Filmstrip server. Checks that it answers and would accept a generation."
+    DESCRIPTION = "A Filmstrip server. Checks that it responds and would accept a generation."
     RETURN_TYPES = ("FILMSTRIP_SERVER",)
     RETURN_NAMES = ("server",)
     OUTPUT_TOOLTIPS = ("For the Pipeline node.",)
@@ -51,9 +51,9 @@ class FilmstripServer:
                     "STRING",
                     {
                         "default": "",
-                        "tooltip": "API key, if the server needs one. Better leave it empty and set FILMSTRIP_TOKEN "
-                        "and FILMSTRIP_SERVER in ComfyUI's environment: this value is saved in the workflow and in the "
-                        "images that it makes.",
+                        "tooltip": "The API key, if the server needs one. Better left empty, with FILMSTRIP_TOKEN and "
+                        "FILMSTRIP_SERVER in ComfyUI's environment: this value is saved with the workflow and in "
+                        "saved images.",
                     },
                 ),
                 "timeout_s": (
@@ -63,8 +63,8 @@ class FilmstripServer:
                         "min": 1.0,
                         "max": 3600.0,
                         "step": 1.0,
-                        "tooltip": "Longest silence of the server, in seconds. While it generates, it sends something "
-                        "at least every 15 s; while it loads a pipeline, it may be silent for longer.",
+                        "tooltip": "Timeout for a silent server, in seconds. While it generates, it is never silent "
+                        "for more than 15 s; while it loads a pipeline, it may be.",
                     },
                 ),
             },
@@ -102,7 +102,7 @@ class FilmstripPipeline:
 
     CATEGORY = "Filmstrip"
     DESCRIPTION = (
-        "A pipeline of the server: a generator, or a frame processor, which can also run before or after another "
+        "A pipeline of the server: a generator or a frame processor. A processor can also run before or after another "
         "pipeline. The list comes from the last server used; press R to refresh it."
     )
     RETURN_TYPES = ("FILMSTRIP_PIPELINE", "INT", "INT", "INT", "STRING")
@@ -129,7 +129,10 @@ class FilmstripPipeline:
             "optional": {
                 "other_id": (
                     "STRING",
-                    {"default": "", "tooltip": "A pipeline that is not in the list; used instead of it unless empty."},
+                    {
+                        "default": "",
+                        "tooltip": "A pipeline that is not in the list. If not empty, it takes precedence.",
+                    },
                 ),
             },
             "hidden": {"unique_id": "UNIQUE_ID"},

@@ -45,9 +45,9 @@ def socket(kind: str, tooltip: str) -> Widget:
     return kind, {"tooltip": tooltip}
 
 
-LORA_SCALES = text("One LoRA per line, such as 'ink: 0.5'; the pipeline's facts list the names.")
-DENOISING_STEPS = text("Timesteps, such as '1000, 750, 500, 250'. Empty: the pipeline's own.", lines=False)
-WEIGHTED_PROMPTS = "One prompt per line, such as '70: a cat'. The weight is 100 if there is no number."
+LORA_SCALES = text("One LoRA per line, such as 'ink: 0.5'; the Pipeline node lists the names.")
+DENOISING_STEPS = text("Such as '1000, 750, 500, 250'. Empty: the pipeline's own.", lines=False)
+WEIGHTED_PROMPTS = "One prompt per line, such as '70: a cat'. The default weight is 100."
 
 
 def without_none(**values: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import click
 
 HEADING = "## What they make"
 _FOLDER = Path(__file__).resolve().parent
-_ROOT = _FOLDER.parent.parent
+_ROOT = _FOLDER.parent
 _CURVES = "curves"
 
 
@@ -37,7 +37,7 @@ def main(server: str, folder: Path, only: tuple[str, ...]) -> None:
         raise click.ClickException(f"{readme} has no {HEADING!r}")
     images = folder / "images"
     images.mkdir(exist_ok=True)
-    names = only or (*re.findall(r"^\|[^|]+\| `\S+ -m docs\.examples\.(\w+)` \|", text, re.MULTILINE), _CURVES)
+    names = only or (*re.findall(r"^\|[^|]+\| `\S+ -m examples\.(\w+)` \|", text, re.MULTILINE), _CURVES)
     sections = {} if not only else dict(_sections(old))
     with tempfile.TemporaryDirectory() as made:
         for name in names:

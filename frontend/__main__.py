@@ -24,7 +24,7 @@ from .protocol import OpenConnections, connection_limit, raise_descriptor_limit
 from .settings import Settings, unknown_variables
 from .state import AppState
 from .store import DataDirectoryTaken, Store
-from .tasks import limit_threads
+from .tasks import start_threads
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ async def _serve(settings: Settings, listener: socket.socket, descriptors: int) 
     """Serve until a signal arrives or the embedded Triton fails to start; returns the exit status."""
     app = create_app(settings)
     loop = asyncio.get_running_loop()
-    limit_threads(loop)
+    start_threads(loop)
     signalled = asyncio.Event()
     for number in _stop_signals():
         loop.add_signal_handler(number, signalled.set)

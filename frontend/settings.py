@@ -32,7 +32,7 @@ SECRETS_DIR = Path("/run/secrets")
 
 _HOME = Path(__file__).resolve().parent.parent  # a checkout, or the installed package `filmstrip`
 _IS_CHECKOUT = (_HOME / "pyproject.toml").is_file()
-MODELS_DIR = _HOME / "models" if _IS_CHECKOUT else Path("models")
+MODELS_DIR = (_HOME if _IS_CHECKOUT else Path.cwd()) / "models"
 """Where the export writes models; created when the embedded Triton starts with the default repositories."""
 
 _CLIENT = re.compile(r"[A-Za-z0-9_-]{1,32}")

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import os
+import threading
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
-NUM_THREADS = 8  # for files and parsing; fixed, so that the number of threads does not depend on the machine
+NUM_THREADS = 8  # for files and parsing
 _FIRST_OWN_FD = 3  # after the three standard streams
 
 P = ParamSpec("P")
@@ -34,9 +35,14 @@ async def run_to_end(work: Coroutine[Any, Any, T]) -> T:
     return task.result()
 
 
-def limit_threads(loop: asyncio.AbstractEventLoop) -> None:
-    """Give an event loop a thread pool of `NUM_THREADS`, started as they are needed."""
-    loop.set_default_executor(ThreadPoolExecutor(NUM_THREADS, "worker"))
+def start_threads(loop: asyncio.AbstractEventLoop) -> None:
+    """Give an event loop a thread pool of `NUM_THREADS`, all started now: their number says nothing of the load."""
+    executor = ThreadPoolExecutor(NUM_THREADS, "worker")
+    all_run = threading.Barrier(NUM_THREADS + 1)
+    for _ in range(NUM_THREADS):
+        executor.submit(all_run.wait)  # an idle thread would be used again
+    all_run.wait()
+    loop.set_default_executor(executor)
 
 
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

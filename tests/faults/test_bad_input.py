@@ -7,13 +7,13 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-import httpx
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from frontend.schema import MAX_LOAD_PARAMS_CHARACTERS
+from tests.support import http
 from tests.support.aftermath import PROBE, eventually, harmless
 from tests.support.server import Frontend
 from tests.support.wire import (
@@ -94,7 +94,7 @@ def test_a_body_shorter_or_longer_than_its_headers_say(server: Frontend) -> None
     for length in (0, 1, 11, 13, 100_000):
         assert post(server, UPLOAD, bytes(length), **SIDES)["code"] == "size_mismatch"
         chunked = (bytes(1) for _ in range(min(length, 100)))
-        answer = httpx.post(server.url + UPLOAD, content=chunked, headers=SIDES)
+        answer = http.post(server.url + UPLOAD, content=chunked, headers=SIDES)
         assert refusal(server, answer)["code"] == "size_mismatch"
 
 
@@ -105,7 +105,7 @@ def test_a_body_that_ends_before_its_length_is_let_go(server: Frontend) -> None:
     answer = ask(server, request(f"POST {UPLOAD}", *fields, body=bytes(12) + b"GET", length=12))
     uploaded = json.loads(answer.body)
     assert uploaded["shape"] == [1, 2, 2, 3]  # what follows the last request of a connection does not count
-    assert httpx.delete(f"{server.url}/api/v1/files/{uploaded['input_path']}").status_code == 204
+    assert http.delete(f"{server.url}/api/v1/files/{uploaded['input_path']}").status_code == 204
 
 
 @pytest.mark.parametrize("length", ["-1", "+5", "5_0", "0x5", "5, 6", "9" * 30, "9" * 5000, "\u00b2", "5 5"])
@@ -255,9 +255,9 @@ def test_json_that_is_no_request(server: Frontend, name: str) -> None:
 
 def test_load_params_as_large_as_they_may_be_come_back(server: Frontend) -> None:
     value = "x" * (MAX_LOAD_PARAMS_CHARACTERS - len('{"a": ""}'))
-    answer = httpx.post(server.url + LOAD, json={"pipeline_ids": ["probe"], "load_params": {"a": value}})
+    answer = http.post(server.url + LOAD, json={"pipeline_ids": ["probe"], "load_params": {"a": value}})
     assert answer.json() == {"status": "loaded", "ignored": ["a"]}
-    assert httpx.get(f"{server.url}/api/v1/pipeline/status").json()["load_params"] == {"a": value}
+    assert http.get(f"{server.url}/api/v1/pipeline/status").json()["load_params"] == {"a": value}
 
 
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8), st.lists), st.text())

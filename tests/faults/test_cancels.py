@@ -12,10 +12,9 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.conftest import beside
 from tests.support.aftermath import PROBE, harmless
 from tests.support.probe_video import probe_video
-from tests.support.server import Frontend
+from tests.support.server import Frontend, frontend_on
 
 ROUNDS = 20
 LONG_ROUNDS = 10  # of a second each, so that a busy machine finds the chunk still under way
@@ -25,7 +24,7 @@ Event = tuple[str, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def frontend(server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
-    with beside(server, tmp_path_factory.mktemp("cancels")) as frontend:
+    with frontend_on(server, tmp_path_factory.mktemp("cancels")) as frontend:
         yield frontend
 
 

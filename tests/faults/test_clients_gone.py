@@ -7,16 +7,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import numpy as np
 import psutil
 import pytest
 
-from tests.conftest import beside
+from tests.support import http
 from tests.support.aftermath import CHATTY_S, LONG, NUM_LONG_CHUNKS, PROBE, eventually, harmless, is_generating, noise
 from tests.support.probe_video import probe_video
 from tests.support.raw_client import DOWNLOAD, GENERATE, RawClient
-from tests.support.server import Frontend
+from tests.support.server import Frontend, frontend_on
 
 SLEEPER = {"pipeline_id": "probe", "prompt": "!sleep 60", "num_frames": 9}
 NOTICED_S = 5  # how soon a client is missed: far less than the sleeper's chunk
@@ -35,7 +34,7 @@ Leave = Callable[[RawClient], None]
 
 @pytest.fixture(scope="module")
 def frontend(server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
-    with beside(server, tmp_path_factory.mktemp("gone")) as frontend:
+    with frontend_on(server, tmp_path_factory.mktemp("gone")) as frontend:
         yield frontend
 
 
@@ -179,7 +178,7 @@ def test_half_closed_counts_as_gone(frontend: Frontend) -> None:
 @every_way_to_leave
 def test_gone_with_a_second_request_behind_the_stream(server: Frontend, tmp_path: Path, leave: Leave) -> None:
     """hypercorn reads no further then, and sees the end of the connection only when it writes the next comment."""
-    with beside(server, tmp_path, keep_alive_s=0.2) as frontend, harmless(frontend):
+    with frontend_on(server, tmp_path, keep_alive_s=0.2) as frontend, harmless(frontend):
         chunks, told = len(frontend.probed()), cancelled(frontend)
         client = RawClient(frontend.url)
         client.post_json(GENERATE, SLEEPER)
@@ -260,7 +259,7 @@ def trickled_request(frontend: Frontend, turn: threading.Lock) -> None:
 def quick(frontend: Frontend, turn: threading.Lock) -> None:
     """What other clients do meanwhile."""
     began = time.monotonic()
-    assert httpx.get(f"{frontend.url}/health").status_code == 200
+    assert http.get(f"{frontend.url}/health").status_code == 200
     assert time.monotonic() - began < QUICK_S
     frontend.upload(VIDEO)
     assert time.monotonic() - began < QUICK_S
@@ -274,7 +273,7 @@ def test_a_reader_that_stops_for_a_minute_and_bodies_of_1_kb_a_second_hold_nobod
     server: Frontend, tmp_path: Path
 ) -> None:
     with (
-        beside(server, tmp_path, keep_alive_s=CHATTY_S) as frontend,
+        frontend_on(server, tmp_path, keep_alive_s=CHATTY_S) as frontend,
         harmless(frontend, inputs=ROUNDS + 1, outputs=ROUNDS + 2),
         RawClient(frontend.url, narrow=True) as reader,
         ThreadPoolExecutor() as pool,

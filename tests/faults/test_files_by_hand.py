@@ -13,10 +13,10 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.conftest import beside
+from tests.support import http
 from tests.support.aftermath import PROBE, eventually, harmless, is_generating, noise
 from tests.support.processes import LONGEST_S, chunk_under_way, error_of
-from tests.support.server import Events, Frames, Frontend
+from tests.support.server import Events, Frames, Frontend, frontend_on
 
 SHM = Path("/dev/shm")
 ELSEWHERE = tempfile.TemporaryDirectory()
@@ -41,19 +41,19 @@ BY_HAND = pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
 
 @pytest.fixture(scope="module")
 def on_disk(victim: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
-    with beside(victim, tmp_path_factory.mktemp("on-disk")) as frontend:
+    with frontend_on(victim, tmp_path_factory.mktemp("on-disk")) as frontend:
         yield frontend
 
 
 @pytest.fixture(scope="module")
 def by_grpc(victim: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
-    with beside(victim, tmp_path_factory.mktemp("by-grpc"), shared_memory=False, chunk_timeout_s=3) as frontend:
+    with frontend_on(victim, tmp_path_factory.mktemp("by-grpc"), shared_memory=False, chunk_timeout_s=3) as frontend:
         yield frontend
 
 
 @pytest.fixture(scope="module")
 def in_memory(victim: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
-    with beside(victim, tmp_path_factory.mktemp("in-memory"), uploads_in_shm=True) as frontend:
+    with frontend_on(victim, tmp_path_factory.mktemp("in-memory"), uploads_in_shm=True) as frontend:
         yield frontend
 
 
@@ -138,14 +138,14 @@ def test_an_input_in_shared_memory_is_truncated_in_a_generation(
         with chunk_under_way(in_memory, 0, "!sleep 0.5", input_path=path, num_frames=96) as events:
             HARMS[harm](lies_at(in_memory, path))
             assert error_of(events) in {"unknown_path", "triton_unavailable", "sequence_lost", "model_died"}
-        eventually(lambda: httpx.get(f"{victim.url}/health").status_code == 200)
+        eventually(lambda: http.get(f"{victim.url}/health").status_code == 200)
 
 
 # -- Outputs ----------------------------------------------------------------------------------------------------
 
 
 def get(frontend: Frontend, output: str) -> httpx.Response:
-    return httpx.get(f"{frontend.url}/api/v1/generate/download", params={"path": output})
+    return http.get(f"{frontend.url}/api/v1/generate/download", params={"path": output})
 
 
 @BY_HAND
@@ -166,7 +166,7 @@ def test_an_output_is_deleted_in_a_download_which_goes_on(on_disk: Frontend) -> 
         output = on_disk.generate(**LARGE)[-1][1]["output_path"]
         whole = lies_at(on_disk, output).read_bytes()
         address = f"{on_disk.url}/api/v1/generate/download"
-        with httpx.stream("GET", address, params={"path": output}) as answer:
+        with http.stream("GET", address, params={"path": output}) as answer:
             pieces = answer.iter_raw()
             first = next(pieces)
             lies_at(on_disk, output).unlink()
@@ -179,7 +179,7 @@ def test_an_output_is_truncated_in_a_download_which_ends_short(on_disk: Frontend
         output = on_disk.generate(**LARGE)[-1][1]["output_path"]
         address = f"{on_disk.url}/api/v1/generate/download"
         began = time.monotonic()
-        with httpx.stream("GET", address, params={"path": output}) as answer:
+        with http.stream("GET", address, params={"path": output}) as answer:
             pieces = answer.iter_raw()
             next(pieces)
             os.truncate(lies_at(on_disk, output), 2**20)
@@ -214,13 +214,13 @@ def test_stray_files_are_never_served(on_disk: Frontend, victim: Frontend, tmp_p
 
 
 def test_the_data_directory_is_removed_under_the_server(victim: Frontend, tmp_path: Path) -> None:
-    with beside(victim, tmp_path) as frontend:
+    with frontend_on(victim, tmp_path) as frontend:
         frontend.probe_log = victim.probe_log
         name = frontend.upload(noise(33))
         with chunk_under_way(frontend, 1, "!sleep 0.5", input_path=name) as events:
             shutil.rmtree(frontend.data_dir)
             assert error_of(events) in {"internal_error", "disk_full"}
-        assert httpx.get(f"{frontend.url}/health").json()["generating"] is False
+        assert http.get(f"{frontend.url}/health").json()["generating"] is False
         assert frontend.post(**PROBE | {"input_path": name}).status_code == 404
         assert frontend.upload_data(b"x")  # the folders are made anew
         with harmless(frontend):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support import http
 from tests.support.aftermath import eventually, harmless, noise
 from tests.support.mounts import filled, mounted_frontend, seen_by
 from tests.support.processes import chunk_under_way, error_of
@@ -111,7 +112,7 @@ def test_on_a_full_disk_uploads_are_refused_before_they_are_read(small_disk: Fro
     with harmless(small_disk):
         with filled(small_disk.data_dir):
             for content in (bytes(MIB), iter([bytes(MIB)])):  # with and without a length
-                answer = httpx.post(f"{small_disk.url}/api/v1/generate/upload-data", content=content)
+                answer = http.post(f"{small_disk.url}/api/v1/generate/upload-data", content=content)
                 assert_refused(answer, "storage_full")
             assert_refused(small_disk.post(pipeline_id="probe", prompt="x"), "storage_full")
         assert hashes(small_disk) == before
@@ -153,7 +154,7 @@ def test_no_room_for_another_file(victim: Frontend, tmp_path: Path) -> None:
         with pytest.raises(OSError, match="No space"):  # noqa: PT012
             for path in stray:
                 path.touch()
-        assert_refused(httpx.post(f"{frontend.url}/api/v1/generate/upload-data", content=b"x"), "disk_full")
+        assert_refused(http.post(f"{frontend.url}/api/v1/generate/upload-data", content=b"x"), "disk_full")
         assert_refused(frontend.post(pipeline_id="probe", prompt="x", num_frames=9), "disk_full")
         for path in stray:
             path.unlink(missing_ok=True)
@@ -169,9 +170,9 @@ def test_the_share_of_the_free_disk(victim: Frontend, tmp_path: Path) -> None:
         harmless(frontend, inputs=1),
     ):
         address = f"{frontend.url}/api/v1/generate/upload-data"
-        assert_refused(httpx.post(address, content=bytes(9 * MIB)), "storage_full")
+        assert_refused(http.post(address, content=bytes(9 * MIB)), "storage_full")
         frontend.upload_data(bytes(4 * MIB))  # counts once, not in what is free too
-        assert_refused(httpx.post(address, content=bytes(5 * MIB)), "storage_full")
+        assert_refused(http.post(address, content=bytes(5 * MIB)), "storage_full")
         big = {"pipeline_id": "probe", "prompt": "x", "num_frames": 64, "height": 256, "width": 256}  # 12 MiB
         assert_refused(frontend.post(**big), "storage_full")
 

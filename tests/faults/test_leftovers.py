@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
+from tests.support import http
 from tests.support.aftermath import PROBE, assert_serves, eventually, harmless, noise
 from tests.support.processes import LONGEST_S, chunk_under_way, family, is_running, relays
 from tests.support.server import MODELS, Frontend
@@ -161,7 +162,7 @@ def test_files_keep_their_names_and_age_and_damaged_ones_go(victim: Frontend, tm
         assert (folder / whole).stat().st_mtime == pytest.approx(time.time() - 900, abs=30)
         assert second.download(whole).shape == (33, 64, 96, 3)
         for name in (truncated, emptied, longer):
-            answer = httpx.get(f"{second.url}/api/v1/generate/download", params={"path": name})
+            answer = http.get(f"{second.url}/api/v1/generate/download", params={"path": name})
             assert answer.json()["error"]["code"] == "unknown_path"
     finally:
         assert second.stop() == 0

@@ -9,14 +9,13 @@ import struct
 from contextlib import closing
 from urllib.parse import urlsplit
 
-import httpx
 import numpy as np
 import pytest
 
-from tests.conftest import beside
 from tests.live.frontend.test_memory import growing_less_than
+from tests.support import http
 from tests.support.aftermath import PROBE, eventually, harmless, noise
-from tests.support.server import Frontend
+from tests.support.server import Frontend, frontend_on
 from tests.support.wire import ASSETS, DOWNLOAD, GENERATE, LOAD, UPLOAD, UPLOAD_DATA, ask, generate, refusal, request
 
 MIB = 2**20
@@ -159,8 +158,8 @@ def test_an_output_outlives_downloads_in_part_and_broken_off(server: Frontend) -
     output = server.generate(**PROBE)[-1][1]["output_path"]
     whole = server.download(output)
     address = server.url + DOWNLOAD
-    assert httpx.get(address, params={"path": output}, headers={"Range": "bytes=0-99"}).status_code == 206
-    with httpx.stream("GET", address, params={"path": output}) as answer:
+    assert http.get(address, params={"path": output}, headers={"Range": "bytes=0-99"}).status_code == 206
+    with http.stream("GET", address, params={"path": output}) as answer:
         next(answer.iter_raw(1000))
     assert np.array_equal(server.download(output), whole)
 
@@ -185,10 +184,10 @@ def test_an_upload_that_is_broken_off_leaves_no_file(server: Frontend, path: str
 def test_every_upload_has_a_limit(server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> None:
     limits = {"upload_bytes": 1000, "blob_bytes": 1000, "asset_bytes": 1000, "json_bytes": 1000}
     headers = {"X-Video-Frames": "1", "X-Video-Height": "1", "X-Video-Width": "1001", "X-Video-Channels": "1"}
-    with beside(server, tmp_path_factory.mktemp("small"), **limits) as small:
+    with frontend_on(server, tmp_path_factory.mktemp("small"), **limits) as small:
         for path in (UPLOAD, UPLOAD_DATA, ASSETS, GENERATE, LOAD):
             for body in (bytes(1001), (bytes(1) for _ in range(1001))):
-                answer = httpx.post(small.url + path, content=body, headers=headers)
+                answer = http.post(small.url + path, content=body, headers=headers)
                 assert refusal(small, answer)["code"] == "too_large"
         assert small.stored() == []
 
@@ -199,13 +198,13 @@ def test_every_upload_has_a_limit(server: Frontend, tmp_path_factory: pytest.Tem
 def test_neither_a_blob_nor_a_loop_is_held_in_memory(
     server: Frontend, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    with beside(server, tmp_path_factory.mktemp("memory")) as fresh:
+    with frontend_on(server, tmp_path_factory.mktemp("memory")) as fresh:
         fresh.upload_data(bytes(MIB))  # what the first request allocates once
         frame = fresh.upload(noise(1, 160, 288))
         fresh.make(**PASSES, num_frames=24, input_path=frame)
         with growing_less_than(fresh, 64 * MIB):
             pieces = (bytes(MIB) for _ in range(256))
-            answer = httpx.post(fresh.url + UPLOAD_DATA, content=pieces, timeout=60)
+            answer = http.post(fresh.url + UPLOAD_DATA, content=pieces)
             spec = {"chunk": 0, "vace_frames_offset": 200 * MIB, "vace_frames_shape": [1, 3, 12, 64, 96]}
             blob = answer.json()["data_blob_path"]
             assert fresh.generate(**PROBE, data_blob_path=blob, chunk_specs=[spec])[-1][0] == "complete"
@@ -220,7 +219,7 @@ def test_neither_a_blob_nor_a_loop_is_held_in_memory(
 @pytest.mark.parametrize("side", ["Frames", "Height", "Width", "Channels"])
 def test_a_header_that_is_no_count_is_a_400(server: Frontend, side: str, value: str) -> None:
     headers = {f"X-Video-{name}": "1" for name in ("Frames", "Height", "Width")} | {f"X-Video-{side}": value}
-    answer = httpx.post(server.url + UPLOAD, content=bytes(3), headers=headers)
+    answer = http.post(server.url + UPLOAD, content=bytes(3), headers=headers)
     error = refusal(server, answer)
     assert (error["code"], error["field"]) == ("bad_header", f"X-Video-{side}")
 

@@ -11,9 +11,8 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.conftest import beside
 from tests.support.aftermath import PROBE, assert_serves, eventually, harmless, is_generating, noise, open_sequences
-from tests.support.server import MODEL_NAMES, Frames, Frontend
+from tests.support.server import MODEL_NAMES, Frames, Frontend, frontend_on
 
 SLEEPS = {"pipeline_id": "probe", "prompt": "!sleep 30", "num_frames": 9}
 
@@ -172,7 +171,7 @@ def test_each_chunk_is_made_once_with_the_seed_that_was_asked_for(server: Fronte
 def test_a_server_that_failed_in_every_way_still_gives_the_same_bytes(
     server: Frontend, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    with beside(server, tmp_path_factory.mktemp("again")) as other:
+    with frontend_on(server, tmp_path_factory.mktemp("again")) as other:
         for text in ("!raise", "!shape", "!error"):
             assert other.generate(**PROBE, chunk_specs=[{"chunk": 1, "text": text}])[-1][0] == "error"
         assert_serves(other)

@@ -5,15 +5,14 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
 import numpy as np
 import psutil
 import pytest
 
-from tests.conftest import beside
+from tests.support import http
 from tests.support.aftermath import PROBE, eventually, harmless, is_generating, noise
 from tests.support.processes import LONGEST_S, chunk_under_way, error_of, is_running, stubs
-from tests.support.server import MODELS, ROOT, Frames, Frontend
+from tests.support.server import MODELS, ROOT, Frames, Frontend, frontend_on
 
 CHAINS = {
     "alone": {"pipeline_id": "faulty"},
@@ -103,7 +102,7 @@ def test_killed_while_it_is_loaded(start_frontend: Callable[..., Frontend]) -> N
         eventually(lambda: "probe is not served: " in frontend.log())
         frontend.wait_healthy()
         assert frontend.post(**PROBE).json()["error"]["code"] == "load_failed"
-        assert httpx.post(f"{frontend.url}/api/v1/pipeline/load", json={"pipeline_ids": ["probe"]}).status_code == 200
+        assert http.post(f"{frontend.url}/api/v1/pipeline/load", json={"pipeline_ids": ["probe"]}).status_code == 200
 
 
 def test_the_process_of_another_model_is_replaced_beside_a_generation(victim: Frontend) -> None:
@@ -261,7 +260,9 @@ def faulty_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend
 def faulty_grpc_server(faulty_server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
     """The same by gRPC."""
     folder = tmp_path_factory.mktemp("faulty-grpc")
-    with beside(faulty_server, folder, shared_memory=False, chunk_timeout_s=3, sequence_end_timeout_s=2) as frontend:
+    with frontend_on(
+        faulty_server, folder, shared_memory=False, chunk_timeout_s=3, sequence_end_timeout_s=2
+    ) as frontend:
         yield frontend
 
 

@@ -12,9 +12,8 @@ from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode
 
-from tests.conftest import beside
 from tests.support.aftermath import assert_serves, eventually
-from tests.support.server import Frontend
+from tests.support.server import Frontend, frontend_on
 from tests.support.wire import GENERATE, LONGEST_S, Answer, refusal, tracebacks
 
 POSITIVE = {
@@ -71,7 +70,7 @@ class Visitor:
 @pytest.fixture
 def visitor(server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visitor]:
     """A visitor of a frontend of its own, as its store fills; nothing half-done lies about after the visit."""
-    with beside(server, tmp_path_factory.mktemp("visited")) as frontend:
+    with frontend_on(server, tmp_path_factory.mktemp("visited")) as frontend:
         yield Visitor(frontend)
         frontend.wait_idle()
         eventually(lambda: not frontend.stored("partial", "work"))

@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.support import http
 from tests.support.aftermath import (
     CHATTY_S,
     LONG,
@@ -116,8 +117,8 @@ def test_it_is_unhealthy_while_it_stops(tmp_path: Path) -> None:
             frontend.wait_probed(0)
             frontend.process.send_signal(signal.SIGTERM)
             for path in ("/health", "/health/ready"):
-                eventually(lambda path=path: httpx.get(frontend.url + path).status_code == 503, 5)
-                answer = httpx.get(frontend.url + path).json()
+                eventually(lambda path=path: http.get(frontend.url + path).status_code == 503, 5)
+                answer = http.get(frontend.url + path).json()
                 assert answer == {"status": "unavailable", "generating": True, "degraded": []}
     finally:
         frontend.process.kill()  # the hung model would hold it up

@@ -7,15 +7,14 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from tests.conftest import beside
+from tests.support import http
 from tests.support.aftermath import PROBE, eventually, harmless, is_generating
 from tests.support.processes import chunk_under_way, error_of, is_running, relays
-from tests.support.server import Frontend, free_port
+from tests.support.server import Frontend, free_port, frontend_on
 
 
 @contextlib.contextmanager
@@ -52,7 +51,7 @@ def triton_on(port: int, like: Frontend, log_path: Path, probe_log: Path) -> Ite
 
 
 def status(frontend: Frontend) -> tuple[int, str]:
-    answer = httpx.get(f"{frontend.url}/health", timeout=10)
+    answer = http.get(f"{frontend.url}/health", timeout=10)
     return answer.status_code, str(answer.json()["status"])
 
 
@@ -60,7 +59,7 @@ def assert_works_without_triton(frontend: Frontend) -> None:
     assert status(frontend) == (503, "unavailable")
     refused = frontend.post(**PROBE)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "triton_unavailable")
-    assert httpx.get(f"{frontend.url}/api/v1/pipelines").status_code == 503
+    assert http.get(f"{frontend.url}/api/v1/pipelines").status_code == 503
     assert frontend.upload_data(b"uploads work all the same")
     assert not is_generating(frontend)
 
@@ -137,7 +136,7 @@ def is_ready(frontend: Frontend) -> bool:
 def by_grpc(victim: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
     """A frontend whose arrays a relay carries."""
     settings = {"shared_memory": False, "chunk_timeout_s": 3, "sequence_end_timeout_s": 2}
-    with beside(victim, tmp_path_factory.mktemp("by-grpc"), **settings) as frontend:
+    with frontend_on(victim, tmp_path_factory.mktemp("by-grpc"), **settings) as frontend:
         with harmless(frontend):
             pass
         yield frontend

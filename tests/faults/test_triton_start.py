@@ -7,12 +7,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 import numpy as np
 import psutil
 import pytest
 
 from frontend.embedded import _environment
+from tests.support import http
 from tests.support.aftermath import PROBE, assert_serves, eventually, harmless
 from tests.support.processes import chunk_under_way, error_of, is_running, stubs
 from tests.support.server import MODELS, ROOT, Frames, Frontend
@@ -26,7 +26,7 @@ NO_PROXY_HELPS = {  # which proxies gRPC takes from the environment, and what wo
 
 
 def states(frontend: Frontend) -> dict[str, bool]:
-    answer = httpx.get(f"{frontend.url}/api/v1/pipelines").json()
+    answer = http.get(f"{frontend.url}/api/v1/pipelines").json()
     return {pipeline["id"]: pipeline["loaded"] for pipeline in answer["pipelines"]}
 
 
@@ -153,9 +153,9 @@ def test_models_that_cannot_start_leave_the_others_alone(
     # Who asks for it once it is repaired gets it, also where Triton itself still waits for the dead process.
     for name in ("dies-at-start", "dies-at-import"):
         files[name].write_text(working)
-        httpx.post(f"{frontend.url}/api/v1/pipeline/load", json={"pipeline_ids": [name]})
+        http.post(f"{frontend.url}/api/v1/pipeline/load", json={"pipeline_ids": [name]})
         eventually(
-            lambda: httpx.get(f"{frontend.url}/api/v1/pipeline/status").json()["status"] in ("loaded", "error"), 60
+            lambda: http.get(f"{frontend.url}/api/v1/pipeline/status").json()["status"] in ("loaded", "error"), 60
         )
         made = frontend.make(pipeline_id=name, prompt="", input_path=path, num_frames=12)
         assert np.array_equal(made[..., 0], made[..., 1])
@@ -188,8 +188,8 @@ def test_a_model_that_dies_twice_in_a_minute_is_left_unloaded(
     eventually(lambda: [name for name, is_loaded in states(frontend).items() if not is_loaded] == ["probe"])
     path = frontend.upload(np.zeros((12, 64, 96, 3), np.uint8))
     assert frontend.make(pipeline_id="gray", prompt="", input_path=path, num_frames=12).shape == (12, 64, 96, 3)
-    httpx.post(f"{frontend.url}/api/v1/pipeline/load", json={"pipeline_ids": ["probe"]})
-    eventually(lambda: httpx.get(f"{frontend.url}/api/v1/pipeline/status").json()["status"] == "loaded", 60)
+    http.post(f"{frontend.url}/api/v1/pipeline/load", json={"pipeline_ids": ["probe"]})
+    eventually(lambda: http.get(f"{frontend.url}/api/v1/pipeline/status").json()["status"] == "loaded", 60)
     assert_serves(frontend)
 
 

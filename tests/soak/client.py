@@ -21,6 +21,8 @@ from tests.soak.judge import (
     wrong_events,
     wrong_video,
 )
+from tests.support import http
+from tests.support.sse import EventParser
 
 DEADLINE_S = 60.0
 """Longest that anything may take."""
@@ -270,7 +272,7 @@ def follow(client: SoakClient, case: GenerationCase) -> bool:
             if asked.gone:
                 client.judge.fail(case.kind, sent, f"200, although these had expired: {asked.gone}")
             stream = _read(client, case, answer, time.monotonic())
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, ValueError) as error:
         client.judge.fail(case.kind, sent, f"the stream broke after {time.monotonic() - asked.began:.1f} s: {error!r}")
         return True
     finally:
@@ -283,7 +285,7 @@ def follow(client: SoakClient, case: GenerationCase) -> bool:
 def _cancel(client: SoakClient) -> None:
     # Not with the client's own connections: this is another thread.
     try:
-        httpx.post(client.http.base_url.join(CANCEL), timeout=20, trust_env=False)
+        http.post(str(client.http.base_url.join(CANCEL)), timeout=_ANSWER_S)
     except httpx.HTTPError as error:
         client.judge.fail("cancel", "", repr(error))
 
@@ -310,14 +312,11 @@ def _read(client: SoakClient, case: GenerationCase, answer: httpx.Response, bega
 
 def _events(answer: httpx.Response) -> Iterator[StreamEvent | None]:
     """The events; None after every line, so that the reader can look at the clock."""
-    fields: dict[str, str] = {}
+    parser = EventParser()
     for line in answer.iter_lines():
-        name, _, value = line.partition(": ")
-        if line and not line.startswith(":"):
-            fields[name] = value
-        elif fields:
-            yield StreamEvent(fields["event"], json.loads(fields["data"]))
-            fields = {}
+        event = parser.feed(line)
+        if event is not None:
+            yield StreamEvent(event.name, event.data)
         yield None
 
 

@@ -13,16 +13,18 @@ import psutil
 import tritonclient.grpc as triton_grpc
 
 from benchmarks import direct
-from benchmarks.servers import ROOT, Frontend, Transport
+from benchmarks.servers import MeasuredFrontend, Transport
 from filmstrip import contract
 from filmstrip.contract import ChunkParameters, Mode
 from frontend.watch import STUB
+from tests.support import http
+from tests.support.server import MODEL_NAMES
 
 MIB = 2**20
 UPLOAD_BYTES, ASSET_BYTES, JSON_BYTES = 6 * MIB, MIB // 4, MIB // 2
 STOPPED_S = 2.0
 BODY_TIMEOUT_S = STOPPED_S + 1.5  # a frontend that was stopped sees its clocks before what has come meanwhile
-MODELS = tuple(path.parent.name for path in (ROOT / "tests" / "support" / "model_repository").glob("*/config.pbtxt"))
+MODELS = tuple(MODEL_NAMES)
 _FILE_BYTES = MIB // 2  # of an average file, about
 _SHM = Path("/dev/shm")
 
@@ -38,25 +40,24 @@ class SoakServer:
 
     def __init__(self, folder: Path, ttl_s: float, store_files: int) -> None:
         settings = {
-            "STORE_TTL_S": ttl_s,
-            "STORE_BYTES": store_files * _FILE_BYTES,
-            "STORE_FILES": store_files,
-            "UPLOAD_BYTES": UPLOAD_BYTES,
-            "BLOB_BYTES": UPLOAD_BYTES,
-            "ASSET_BYTES": ASSET_BYTES,
-            "JSON_BYTES": JSON_BYTES,
-            "BODY_TIMEOUT_S": BODY_TIMEOUT_S,
-            "CHUNK_TIMEOUT_S": 5,
-            "SEQUENCE_END_TIMEOUT_S": 2,
-            "MODEL_RESTART_WINDOW_S": 0,  # the same models are killed again and again
-            "KEEP_ALIVE_S": 0.5,
+            "store_ttl_s": ttl_s,
+            "store_bytes": store_files * _FILE_BYTES,
+            "store_files": store_files,
+            "upload_bytes": UPLOAD_BYTES,
+            "blob_bytes": UPLOAD_BYTES,
+            "asset_bytes": ASSET_BYTES,
+            "json_bytes": JSON_BYTES,
+            "body_timeout_s": BODY_TIMEOUT_S,
+            "chunk_timeout_s": 5,
+            "sequence_end_timeout_s": 2,
+            "model_restart_window_s": 0,  # the same models are killed again and again
+            "keep_alive_s": 0.5,
         }
-        environment = {f"FILMSTRIP_{name}": str(value) for name, value in settings.items()}
-        self._frontend = Frontend(folder, Transport.LANES, own_settings=environment)
+        self._frontend = MeasuredFrontend(folder, Transport.LANES, settings=settings)
         self.pid = self._frontend.pid
         self.url = self._frontend.url
         self.data_dir = self._frontend.data_dir
-        self.log = self._frontend.log
+        self.log = self._frontend.log_path
         self._triton_url = self._frontend.triton_url
         self._shm_prefix = f"filmstrip-{hashlib.sha256(os.fsencode(self.data_dir.resolve())).hexdigest()[:12]}-"
 
@@ -69,7 +70,7 @@ class SoakServer:
     def health(self) -> tuple[bool, bool]:
         """Whether it is healthy, and whether it generates."""
         with contextlib.suppress(httpx.TransportError):
-            answer = httpx.get(f"{self.url}/health", timeout=10, trust_env=False)
+            answer = http.get(f"{self.url}/health", timeout=10)
             return answer.status_code == 200, bool(answer.json()["generating"])
         return False, False
 

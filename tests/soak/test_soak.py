@@ -227,7 +227,7 @@ def test_expected_frames() -> None:
     [
         ("memory", 2**26),
         ("descriptors", 24),
-        ("threads", 13),
+        ("threads", 10),
         ("processes", 5),
         ("files", 1),
         ("shm_files", 6),

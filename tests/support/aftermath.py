@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
 import numpy as np
 import tritonclient.grpc as triton_grpc
 
 from filmstrip import contract
 from filmstrip.contract import ChunkParameters, Mode
+from tests.support import http
 from tests.support.server import Frames, Frontend
 
 PROBE = {"pipeline_id": "probe", "prompt": "x", "num_frames": 33}
@@ -26,6 +26,8 @@ LONG = {
     "chunk_specs": [{"chunk": number, "reset_cache": True} for number in range(NUM_LONG_CHUNKS)],
 }
 CHATTY_S = 0.001
+SOON_S = 5.0
+"""What a busy machine keeps, and what is not meant to happen does not: it takes ten seconds, or for ever."""
 MODELS_WITH_STATE = ("probe", "passthrough")
 
 
@@ -89,7 +91,7 @@ def open_sequences(frontend: Frontend, model: str) -> int:
 
 def all_loaded(frontend: Frontend) -> bool:
     """Whether chunks can be sent to every model."""
-    answer = httpx.get(f"{frontend.url}/api/v1/pipelines")
+    answer = http.get(f"{frontend.url}/api/v1/pipelines")
     return answer.status_code == 200 and all(pipeline["loaded"] for pipeline in answer.json()["pipelines"])
 
 
@@ -112,7 +114,7 @@ def held_open(folder: Path) -> list[str]:
 
 def is_generating(frontend: Frontend) -> bool:
     """Whether the slot is taken."""
-    return bool(httpx.get(f"{frontend.url}/health").json()["generating"])
+    return bool(http.get(f"{frontend.url}/health").json()["generating"])
 
 
 def noise(num_frames: int, height: int = 64, width: int = 96) -> Frames:

@@ -6,19 +6,13 @@ import json
 import socket
 import struct
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 from urllib.parse import urlsplit
+
+from tests.support.sse import EventParser, ServerSentEvent
 
 GENERATE = "/api/v1/generate"
 DOWNLOAD = "/api/v1/generate/download"
-
-
-class StreamEvent(NamedTuple):
-    """One server-sent event."""
-
-    id: int
-    name: str
-    data: dict[str, Any]
 
 
 class RawClient:
@@ -83,22 +77,23 @@ class RawClient:
         answer = self._answer or self.read_head()
         return answer.status, json.loads(answer.read())
 
-    def read_events(self) -> Iterator[StreamEvent]:
+    def read_events(self) -> Iterator[ServerSentEvent]:
         """The events of the stream, comments left out.
 
         Raises:
             EOFError: the stream was cut off.
+            ValueError: it is not in the server's format.
         """
         answer = self._answer or self.read_head()
         assert answer.status == 200, answer.read()
         assert answer.chunked
+        yield from EventParser().parse(self._read_lines(answer))
+
+    def _read_lines(self, answer: http.client.HTTPResponse) -> Iterator[str]:
         pending = b""
         for piece in self._read_chunks(answer):
-            *whole, pending = (pending + piece).split(b"\n\n")
-            for text in whole:
-                if not text.startswith(b":"):
-                    fields = dict(line.split(": ", 1) for line in text.decode().splitlines())
-                    yield StreamEvent(int(fields["id"]), fields["event"], json.loads(fields["data"]))
+            *whole, pending = (pending + piece).split(b"\n")
+            yield from (line.decode() for line in whole)
         assert pending == b""
 
     def _read_chunks(self, answer: http.client.HTTPResponse) -> Iterator[bytes]:

@@ -10,9 +10,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import numpy as np
@@ -22,6 +22,8 @@ import tritonclient.grpc as triton_grpc
 
 from filmstrip.triton_server import NO_PROXY
 from frontend.relay import SendSecret
+from tests.support import http
+from tests.support.sse import EventParser
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = str(ROOT / "tests" / "support" / "model_repository")
@@ -43,42 +45,41 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Frontend:
-    """One `python -m frontend` and its files."""
+class Process:
+    """A Python module that runs in a process of its own, with its output in a file."""
 
-    def __init__(self, folder: Path, *flags: str, launcher: tuple[str, ...] = (), **settings: object) -> None:
-        self.folder = folder
-        self.data_dir = folder / "data"
-        self.log_path = folder / "frontend.log"
-        self.probe_log = folder / "probe.jsonl"
-        self._triton_url = flags[flags.index("--triton-url") + 1] if "--triton-url" in flags else None
-        self._triton_secret = str(settings.get("triton_secret", ""))
-        environment = {f"FILMSTRIP_{name.upper()}": str(value) for name, value in settings.items()}
-        with self.log_path.open("wb") as log:
+    def __init__(self, log_path: Path, *arguments: str, launcher: tuple[str, ...] = (), **environment: str) -> None:
+        """Start it.
+
+        Args:
+            log_path: for its output.
+            arguments: the module's name and its arguments.
+            launcher: a command that runs the command.
+            environment: besides this process's own.
+        """
+        self.log_path = log_path
+        with log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [
-                    *(launcher or _LIMITED),
-                    sys.executable,
-                    "-m",
-                    "frontend",
-                    "--port",
-                    "0",
-                    "--data-dir",
-                    str(self.data_dir),
-                    *flags,
-                ],
-                env=os.environ | PROXIES | {"PROBE_LOG": str(self.probe_log)} | environment,
+                [*launcher, sys.executable, "-m", *arguments],
+                env=os.environ | PROXIES | environment,
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
+                start_new_session=True,  # Ctrl-C reaches us alone, and we end it in our own time
             )
-        try:
-            self.url = self._wait_for_log(r"listens on (http://[\w.:\[\]]+)")
-        except BaseException:
-            self.stop()
-            raise
 
-    def _wait_for_log(self, pattern: str, timeout_s: float = 30) -> str:
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def last_log_lines(self, num: int = 40) -> str:
+        return "\n".join(self.log().splitlines()[-num:])
+
+    def wait_for_log(self, pattern: str, timeout_s: float = 120) -> str:
+        """What the pattern's group matches in the output, as soon as it is there."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             found = re.search(pattern, self.log())
@@ -87,19 +88,128 @@ class Frontend:
             if self.process.poll() is not None:
                 break
             time.sleep(0.05)
-        raise AssertionError(f"no {pattern!r} in the log:\n{self.log()}")
+        raise AssertionError(f"no {pattern!r} in the output:\n{self.last_log_lines()}")
+
+    def cpu_s(self) -> float:
+        """CPU seconds that it has used, without its children."""
+        times = psutil.Process(self.pid).cpu_times()
+        return float(times.user + times.system)
+
+    def stop(self, timeout_s: float = 20) -> int:
+        """End it; gives its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+
+class Frontend(Process):
+    """One `python -m frontend` and its files.
+
+    Args:
+        folder: for its files.
+        flags: of the command.
+        triton: whose Triton it uses, in place of a flag.
+        module: what runs in place of `frontend`, with arguments of its own that come first.
+        launcher: a command that runs the command.
+        settings: by their names in lower case.
+        more_settings: likewise.
+
+    Attributes:
+        started: all servers of this process, in the order of their starts.
+        kept: those that are `running` now.
+    """
+
+    started: ClassVar[list["Frontend"]] = []
+    kept: ClassVar[list["Frontend"]] = []
+
+    def __init__(
+        self,
+        folder: Path,
+        *flags: str,
+        triton: "Frontend | None" = None,
+        module: tuple[str, ...] = ("frontend",),
+        launcher: tuple[str, ...] = (),
+        settings: Mapping[str, object] | None = None,
+        **more_settings: object,
+    ) -> None:
+        settings = dict(settings or {}) | more_settings
+        self._flags, self._module, self._launcher = flags, module, launcher or _LIMITED
+        self._settings = {f"FILMSTRIP_{name.upper()}": str(value) for name, value in settings.items()}
+        self.triton = triton
+        self._triton_url = flags[flags.index("--triton-url") + 1] if "--triton-url" in flags else None
+        self._triton_secret = str(settings.get("triton_secret", ""))
+        self._start(folder)
+
+    def _start(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.data_dir = folder / "data"
+        self.probe_log = self.triton.probe_log if self.triton else folder / "probe.jsonl"
+        triton = ("--triton-url", self.triton.triton_url) if self.triton else ()
+        address = ("--port", "0", "--data-dir", str(self.data_dir))
+        environment = {"PROBE_LOG": str(self.probe_log)} | self._settings
+        super().__init__(
+            folder / "frontend.log",
+            *(*self._module, *address, *triton, *self._flags),
+            launcher=self._launcher,
+            **environment,
+        )
+        self.started.append(self)
+        try:
+            self.url = self.wait_for_log(r"listens on (http://[\w.:\[\]]+)")
+        except BaseException:
+            self.stop()
+            raise
+
+    def replace(self) -> None:
+        """Another process under the same settings in its place, with a folder of its own: this one has fallen ill."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.stop()
+        self._start(self.folder.with_name(f"{self.folder.name}+"))
+        self.wait_healthy()
+
+    def illness(self, *, ask: bool = True, timeout_s: float = 60) -> str | None:
+        """Why it cannot serve another test, as far as waiting does not help; None where it can.
+
+        Args:
+            ask: else only its process is looked at.
+            timeout_s: how long it may take to be healthy and idle.
+        """
+        deadline = time.monotonic() + timeout_s
+        while self.process.poll() is None:
+            if not ask:
+                return None
+            health = self._health()
+            if health is not None and health.status_code == 200 and not health.json()["generating"]:
+                return None
+            if time.monotonic() > deadline:
+                return f"after {timeout_s:g} s: {health.text if health is not None else 'no answer'}"
+            time.sleep(0.02)
+        return f"its process has ended with {self.process.returncode}"
+
+    def _health(self) -> httpx.Response | None:
+        with contextlib.suppress(httpx.TransportError):
+            return http.get(f"{self.url}/health")
+        return None
 
     @property
     def triton_url(self) -> str:
         """gRPC address of its Triton."""
+        if self.triton is not None:
+            return self.triton.triton_url
         if self._triton_url is not None:
             return self._triton_url
-        return self._wait_for_log(r"embedded Triton \(pid \d+\) starts on ([^\s\"]+)")
+        return self.wait_for_log(r"embedded Triton \(pid \d+\) starts on ([^\s\"]+)")
 
     @property
     def triton_pid(self) -> int:
         """Process of its newest embedded Triton."""
-        self._wait_for_log(r"embedded Triton \(pid (\d+)\)")
+        self.wait_for_log(r"embedded Triton \(pid (\d+)\)")
         return int(re.findall(r"embedded Triton \(pid (\d+)\)", self.log())[-1])
 
     def triton_client(self) -> triton_grpc.InferenceServerClient:
@@ -109,24 +219,16 @@ class Frontend:
             client.register_plugin(SendSecret(self._triton_secret))
         return client
 
-    def log(self) -> str:
-        return self.log_path.read_text(errors="replace")
-
     def wait_healthy(self, timeout_s: float = 60) -> None:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{self.url}/health").status_code == 200:
-                    return
+            health = self._health()
+            if health is not None and health.status_code == 200:
+                return
             if self.process.poll() is not None:
                 break
             time.sleep(0.1)
         raise AssertionError(f"not healthy:\n{self.log()}")
-
-    def stop(self, timeout_s: float = 15) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout_s)
 
     def rss_bytes(self) -> int:
         return int(psutil.Process(self.process.pid).memory_info().rss)
@@ -141,22 +243,22 @@ class Frontend:
             "X-Video-Width": str(width),
             "X-Video-Channels": str(channels),
         }
-        answer = httpx.post(f"{self.url}/api/v1/generate/upload", content=video.tobytes(), headers=headers, timeout=60)
+        answer = http.post(f"{self.url}/api/v1/generate/upload", content=video.tobytes(), headers=headers)
         assert answer.status_code == 200, answer.text
         return str(answer.json()["input_path"])
 
     def upload_data(self, blob: bytes) -> str:
-        answer = httpx.post(f"{self.url}/api/v1/generate/upload-data", content=blob, timeout=60)
+        answer = http.post(f"{self.url}/api/v1/generate/upload-data", content=blob)
         assert answer.status_code == 200, answer.text
         return str(answer.json()["data_blob_path"])
 
     def post(self, **request: object) -> httpx.Response:
         """POST /generate for an answer that is expected to be a refusal."""
-        return httpx.post(f"{self.url}/api/v1/generate", json=request, timeout=60)
+        return http.post(f"{self.url}/api/v1/generate", json=request)
 
     @contextlib.contextmanager
     def stream(self, **request: object) -> Iterator["Events"]:
-        with httpx.stream("POST", f"{self.url}/api/v1/generate", json=request, timeout=60) as answer:
+        with http.stream("POST", f"{self.url}/api/v1/generate", json=request) as answer:
             if answer.status_code != 200:
                 raise AssertionError(f"{answer.status_code}: {answer.read().decode()}")
             yield Events(answer)
@@ -173,18 +275,18 @@ class Frontend:
         return self.download(data["output_path"])
 
     def download(self, name: str) -> Frames:
-        answer = httpx.get(f"{self.url}/api/v1/generate/download", params={"path": name}, timeout=60)
+        answer = http.get(f"{self.url}/api/v1/generate/download", params={"path": name})
         assert answer.status_code == 200, answer.text
         ndim, *shape = np.frombuffer(answer.content[:20], "<u4")
         assert ndim == 4
         return np.frombuffer(answer.content[20:], np.uint8).reshape(shape)
 
     def cancel(self) -> str:
-        return str(httpx.post(f"{self.url}/api/v1/generate/cancel").json()["status"])
+        return str(http.post(f"{self.url}/api/v1/generate/cancel").json()["status"])
 
     def wait_idle(self, timeout_s: float = 10) -> None:
         deadline = time.monotonic() + timeout_s
-        while httpx.get(f"{self.url}/health").json()["generating"]:
+        while http.get(f"{self.url}/health").json()["generating"]:
             assert time.monotonic() < deadline, "the slot is still taken"
             time.sleep(0.02)
 
@@ -214,22 +316,37 @@ class Frontend:
 
 
 class Events:
-    """The events of a stream, parsed by the letter of the format."""
+    """The events of a stream, as (name, data)."""
 
     def __init__(self, answer: httpx.Response) -> None:
         self.answer = answer
         self._lines = answer.iter_lines()
-        self.comments: list[str] = []
+        self._parser = EventParser()
+
+    @property
+    def comments(self) -> list[str]:
+        return self._parser.comments
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        fields: dict[str, str] = {}
-        for line in self._lines:
-            if line.startswith(":"):
-                self.comments.append(line)
-            elif line:
-                name, _, value = line.partition(": ")
-                fields[name] = value
-            elif fields:
-                assert list(fields) == ["id", "event", "data"]
-                yield fields["event"], json.loads(fields["data"])
-                fields = {}
+        for event in self._parser.parse(self._lines):
+            yield event.name, event.data
+
+
+@contextlib.contextmanager
+def running(frontend: Frontend) -> Iterator[Frontend]:
+    """Healthy in the block; after it the server is stopped, and must end in good order."""
+    try:
+        frontend.wait_healthy()
+        Frontend.kept.append(frontend)
+        yield frontend
+    finally:
+        if frontend in Frontend.kept:
+            Frontend.kept.remove(frontend)
+        assert frontend.stop() == 0
+
+
+@contextlib.contextmanager
+def frontend_on(server: Frontend, folder: Path, **settings: object) -> Iterator[Frontend]:
+    """A frontend of its own on the Triton of another."""
+    with running(Frontend(folder, triton=server, **settings)) as frontend:
+        yield frontend

@@ -33,17 +33,11 @@ from frontend.schema import ChunkSpec, GenerateRequest
 from frontend.settings import GIB, MIB, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-MARKDOWN = sorted(
-    (
-        *ROOT.glob("*.md"),
-        *(ROOT / "docs").rglob("*.md"),
-        *(ROOT / "demo").glob("*.md"),
-        *(ROOT / "examples").glob("*.md"),
-        *(ROOT / "research").glob("*.md"),
-        *(ROOT / "comfyui").glob("*.md"),
-        *(ROOT / "checkpoints").glob("*/*.md"),
-    )
+DOCUMENTED = (
+    *("benchmarks", "checkpoints", "comfyui", "demo", "deploy", "docs", "examples", "export", "filmstrip", "frontend"),
+    *("model_repository", "research", "tests"),
 )
+MARKDOWN = sorted((*ROOT.glob("*.md"), *(path for name in DOCUMENTED for path in (ROOT / name).rglob("*.md"))))
 FOLDERS = (
     "filmstrip",
     "frontend",

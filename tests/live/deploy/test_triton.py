@@ -8,12 +8,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 
 from filmstrip import triton_server
 from frontend.embedded import find_server, link_backends
+from tests.support import http
 from tests.support.aftermath import eventually
 from tests.support.processes import relays
 from tests.support.server import MODELS, ROOT, Frames, Frontend, free_port
@@ -74,7 +74,7 @@ def test_a_frontend_generates_through_it_with_the_secret(tmp_path: Path, clip: F
         assert not stale.exists()
         stranger = ask_health(port)
         assert (stranger.returncode, "restricted" in stranger.stderr) == (1, True)
-        metrics = httpx.get(f"http://127.0.0.1:{metrics_port}/metrics").text
+        metrics = http.get(f"http://127.0.0.1:{metrics_port}/metrics").text
         assert_says_what_is_missing(tmp_path / "stranger", port)
         assert_relays_the_secret(tmp_path / "relayed", port, clip)
         frontend = Frontend(tmp_path, "--triton-url", f"127.0.0.1:{port}", triton_secret=TRITON_SECRET)
@@ -102,7 +102,7 @@ def assert_says_what_is_missing(folder: Path, port: int) -> None:
     folder.mkdir()
     frontend = Frontend(folder, "--triton-url", f"127.0.0.1:{port}", triton_secret="wrong")
     try:
-        assert httpx.get(f"{frontend.url}/health").json()["status"] == "unavailable"
+        assert http.get(f"{frontend.url}/health").json()["status"] == "unavailable"
         assert "FILMSTRIP_TRITON_SECRET" in frontend.log()
         assert frontend.post(pipeline_id="gray", prompt="", num_frames=12).status_code == 503
     finally:

@@ -10,9 +10,9 @@ import pytest
 
 from filmstrip.client import Client, Complete
 from filmstrip.errors import InUse, StorageFull, Unauthorized, UnknownPath
-from tests.conftest import beside
+from tests.support import http
 from tests.support.aftermath import PROBE, noise
-from tests.support.server import ROOT, Frames, Frontend
+from tests.support.server import ROOT, Frames, Frontend, frontend_on
 from tests.support.wire import ask, refusal, request
 
 ALICE, BOB, LONE = "alice-key-1", "bob-key-1", "a-key-without-a-name"
@@ -30,7 +30,7 @@ def as_(key: str) -> dict[str, str]:
 def locked(server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
     """A frontend that wants keys."""
     settings = {"api_keys": KEYS, "cors_origins": PAGE}
-    with beside(server, tmp_path_factory.mktemp("locked"), **settings) as frontend:
+    with frontend_on(server, tmp_path_factory.mktemp("locked"), **settings) as frontend:
         yield frontend
 
 
@@ -95,7 +95,7 @@ WRONG = [
 def test_without_a_key_nothing_is_told_or_done(locked: Frontend, method: str, path: str, wrong: str) -> None:
     stored = locked.stored()
     headers = {"Authorization": wrong.encode("latin-1")} if wrong else {}
-    answer = httpx.request(method, locked.url + path, content=b"{}" if method == "POST" else None, headers=headers)
+    answer = http.request(method, locked.url + path, content=b"{}" if method == "POST" else None, headers=headers)
     refused(answer, 401, "unauthorized")
     assert answer.headers["www-authenticate"] == "Bearer"
     assert locked.stored() == stored
@@ -105,11 +105,11 @@ def test_without_a_key_nothing_is_told_or_done(locked: Frontend, method: str, pa
     "path", ["/health", "/health/live", "/health/ready", "/docs", "/openapi.json", "/docs/swagger-ui.css"]
 )
 def test_what_monitors_and_browsers_ask_first_is_open(locked: Frontend, path: str) -> None:
-    assert httpx.get(locked.url + path).status_code == 200
+    assert http.get(locked.url + path).status_code == 200
 
 
 def test_a_refused_upload_is_not_stored_and_its_client_reads_the_answer(locked: Frontend) -> None:
-    answer = httpx.post(f"{locked.url}/api/v1/generate/upload-data", content=bytes(10_000_000))
+    answer = http.post(f"{locked.url}/api/v1/generate/upload-data", content=bytes(10_000_000))
     refused(answer, 401, "unauthorized")
     assert locked.stored("partial", "blobs") == []
 
@@ -121,7 +121,7 @@ def test_a_key_opens_everything(locked: Frontend) -> None:
             path = http.upload(video).input_path
             output = make(locked, key, path)
             assert np.array_equal(http.download(output), video)
-    lower = httpx.get(f"{locked.url}/api/v1/pipelines", headers={"Authorization": f"bearer {ALICE}"})
+    lower = http.get(f"{locked.url}/api/v1/pipelines", headers={"Authorization": f"bearer {ALICE}"})
     assert lower.status_code == 200
 
 
@@ -142,7 +142,7 @@ def test_nobody_reaches_the_files_of_another(locked: Frontend, clip: Frames) -> 
 
     def status(key: str, **fields: object) -> int:
         request = {"pipeline_id": "probe", "prompt": "x", "num_frames": 9, **fields}
-        with httpx.stream("POST", f"{locked.url}/api/v1/generate", json=request, headers=as_(key)) as answer:
+        with http.stream("POST", f"{locked.url}/api/v1/generate", json=request, headers=as_(key)) as answer:
             answer.read()
             return answer.status_code
 
@@ -151,7 +151,7 @@ def test_nobody_reaches_the_files_of_another(locked: Frontend, clip: Frames) -> 
         assert status(key, data_blob_path=blob) == expected
         assert status(key, chunk_specs=[{"chunk": 0, "first_frame_image": asset}]) == expected
         download = f"{locked.url}/api/v1/generate/download"
-        assert httpx.get(download, params={"path": output}, headers=as_(key)).status_code == expected
+        assert http.get(download, params={"path": output}, headers=as_(key)).status_code == expected
 
 
 def test_a_file_of_another_looks_like_none(locked: Frontend, clip: Frames) -> None:
@@ -159,7 +159,7 @@ def test_a_file_of_another_looks_like_none(locked: Frontend, clip: Frames) -> No
 
     def told(name: str) -> str:
         body = {"pipeline_id": "passthrough", "prompt": "", "input_path": name}
-        answer = httpx.post(f"{locked.url}/api/v1/generate", json=body, headers=as_(BOB))
+        answer = http.post(f"{locked.url}/api/v1/generate", json=body, headers=as_(BOB))
         return refused(answer, 404, "unknown_path").replace(name, "NAME")
 
     assert told(video) == told("video-" + "0" * 32)
@@ -188,15 +188,15 @@ def test_clients_delete_their_own_files_when_nothing_uses_them(locked: Frontend,
             alice.delete(name)
             with pytest.raises(UnknownPath):
                 alice.delete(name)
-    answer = httpx.delete(f"{locked.url}/api/v1/files/..%2Flock", headers=as_(ALICE))
+    answer = http.delete(f"{locked.url}/api/v1/files/..%2Flock", headers=as_(ALICE))
     assert answer.status_code == 404
-    page = httpx.delete(f"{locked.url}/api/v1/files/{video}", headers=as_(ALICE) | {"Origin": "https://evil.example"})
+    page = http.delete(f"{locked.url}/api/v1/files/{video}", headers=as_(ALICE) | {"Origin": "https://evil.example"})
     refused(page, 403, "forbidden_origin")
 
 
 def test_a_client_cannot_fill_the_store_for_others(server: Frontend, tmp_path: Path) -> None:
     with (
-        beside(server, tmp_path, api_keys=KEYS, store_files=6) as frontend,
+        frontend_on(server, tmp_path, api_keys=KEYS, store_files=6) as frontend,
         client(frontend, ALICE) as alice,
         client(frontend, BOB) as bob,
     ):
@@ -210,52 +210,52 @@ def test_a_client_cannot_fill_the_store_for_others(server: Frontend, tmp_path: P
 
 def test_nobody_cancels_the_generation_of_another(locked: Frontend) -> None:
     slow = {"pipeline_id": "probe", "prompt": "!sleep 1", "num_frames": 33}
-    with httpx.stream("POST", f"{locked.url}/api/v1/generate", json=slow, headers=as_(ALICE), timeout=30) as stream:
+    with http.stream("POST", f"{locked.url}/api/v1/generate", json=slow, headers=as_(ALICE), timeout=30) as stream:
         lines = stream.iter_lines()
         assert next(lines) == "id: 1"
         cancel = f"{locked.url}/api/v1/generate/cancel"
-        assert httpx.post(cancel, headers=as_(BOB)).json() == {"status": "idle"}
-        busy = httpx.post(f"{locked.url}/api/v1/generate", json=PROBE, headers=as_(BOB))
+        assert http.post(cancel, headers=as_(BOB)).json() == {"status": "idle"}
+        busy = http.post(f"{locked.url}/api/v1/generate", json=PROBE, headers=as_(BOB))
         refused(busy, 409, "busy")
-        assert httpx.post(cancel, headers=as_("alice-key-2")).json() == {"status": "cancelling"}
+        assert http.post(cancel, headers=as_("alice-key-2")).json() == {"status": "cancelling"}
         assert "event: cancelled" in list(lines)
 
 
 def test_nobody_reads_what_another_asked_to_load(locked: Frontend) -> None:
     body = {"pipeline_ids": ["probe"], "load_params": {"of": "alice"}}
-    assert httpx.post(f"{locked.url}/api/v1/pipeline/load", json=body, headers=as_(ALICE)).status_code == 200
+    assert http.post(f"{locked.url}/api/v1/pipeline/load", json=body, headers=as_(ALICE)).status_code == 200
     status = f"{locked.url}/api/v1/pipeline/status"
-    assert httpx.get(status, headers=as_(ALICE)).json()["load_params"] == {"of": "alice"}
-    assert httpx.get(status, headers=as_(BOB)).json()["status"] == "not_loaded"
+    assert http.get(status, headers=as_(ALICE)).json()["load_params"] == {"of": "alice"}
+    assert http.get(status, headers=as_(BOB)).json()["status"] == "not_loaded"
 
 
 def test_files_keep_their_owners_over_a_restart_and_when_keys_change(server: Frontend, tmp_path: Path) -> None:
     def status(frontend: Frontend, key: str | None, name: str) -> int:
         headers = as_(key) if key else {}
         url = f"{frontend.url}/api/v1/generate/download"
-        return httpx.get(url, params={"path": name}, headers=headers).status_code
+        return http.get(url, params={"path": name}, headers=headers).status_code
 
-    with beside(server, tmp_path, api_keys=KEYS) as frontend:
+    with frontend_on(server, tmp_path, api_keys=KEYS) as frontend:
         output = make(frontend, ALICE, upload(frontend, ALICE, noise(12)))
         unnamed = make(frontend, LONE, upload(frontend, LONE, noise(12)))
-    with beside(server, tmp_path, api_keys=f"bob:{BOB},alice:another-key,{LONE}") as frontend:
+    with frontend_on(server, tmp_path, api_keys=f"bob:{BOB},alice:another-key,{LONE}") as frontend:
         assert status(frontend, "another-key", output) == 200
         assert status(frontend, BOB, output) == 404
         assert status(frontend, ALICE, output) == 401
         assert status(frontend, LONE, unnamed) == 200
-    with beside(server, tmp_path) as frontend:  # without keys nobody is alice
+    with frontend_on(server, tmp_path) as frontend:  # without keys nobody is alice
         assert status(frontend, None, output) == 404
         assert frontend.upload(noise(1))
 
 
 def test_keys_in_shared_memory_too(server: Frontend, tmp_path: Path) -> None:
-    with beside(server, tmp_path, api_keys=KEYS, uploads_in_shm=True) as frontend:
+    with frontend_on(server, tmp_path, api_keys=KEYS, uploads_in_shm=True) as frontend:
         with client(frontend, ALICE) as alice:
             video = noise(12)
             path = alice.upload(video).input_path
             assert np.array_equal(alice.download(make(frontend, ALICE, path)), video)
         request = {"pipeline_id": "passthrough", "prompt": "", "input_path": path}
-        refused(httpx.post(f"{frontend.url}/api/v1/generate", json=request, headers=as_(BOB)), 404, "unknown_path")
+        refused(http.post(f"{frontend.url}/api/v1/generate", json=request, headers=as_(BOB)), 404, "unknown_path")
 
 
 def test_keys_are_neither_logged_nor_told_to_the_models(locked: Frontend) -> None:
@@ -268,16 +268,16 @@ def test_keys_are_neither_logged_nor_told_to_the_models(locked: Frontend) -> Non
 def test_a_page_elsewhere_cannot_post(server: Frontend) -> None:
     for origin in ("https://evil.example", "null", "http://127.0.0.1:1", "http://localhost"):
         for path in ("/api/v1/generate", "/api/v1/generate/cancel", "/api/v1/generate/upload-data"):
-            answer = httpx.post(server.url + path, content=b"{}", headers={"Origin": origin})
+            answer = http.post(server.url + path, content=b"{}", headers={"Origin": origin})
             refused(answer, 403, "forbidden_origin")
-    answer = httpx.get(f"{server.url}/api/v1/pipelines", headers={"Origin": "https://evil.example"})
+    answer = http.get(f"{server.url}/api/v1/pipelines", headers={"Origin": "https://evil.example"})
     assert answer.status_code == 200
     assert not any(name.startswith("access-control") for name in answer.headers)
 
 
 def test_the_servers_own_page_can_post(server: Frontend) -> None:
     """Also behind a proxy that speaks TLS to the browser, and passes the host on."""
-    answer = httpx.post(f"{server.url}/api/v1/generate/cancel", headers={"Origin": server.url})
+    answer = http.post(f"{server.url}/api/v1/generate/cancel", headers={"Origin": server.url})
     assert answer.json() == {"status": "idle"}
     for origin, host in (
         ("https://film.localhost", "film.localhost"),
@@ -285,7 +285,7 @@ def test_the_servers_own_page_can_post(server: Frontend) -> None:
         ("http://film.localhost:80", "film.localhost"),
         ("HTTP://LOCALHOST:8000", "localhost:8000"),
     ):
-        answer = httpx.post(f"{server.url}/api/v1/generate/cancel", headers={"Origin": origin, "Host": host})
+        answer = http.post(f"{server.url}/api/v1/generate/cancel", headers={"Origin": origin, "Host": host})
         assert answer.json() == {"status": "idle"}, (origin, host)
 
 
@@ -351,7 +351,7 @@ def test_monitors_may_use_any_name(server: Frontend) -> None:
 
 
 def test_names_that_are_allowed(server: Frontend, tmp_path: Path) -> None:
-    with beside(server, tmp_path, allowed_hosts="film.example, [fe80::1], other.example:8000") as frontend:
+    with frontend_on(server, tmp_path, allowed_hosts="film.example, [fe80::1], other.example:8000") as frontend:
         for host in ("film.example", "FILM.EXAMPLE:99", "[fe80::1]", "other.example:8000", "localhost"):
             assert ask(frontend, request("GET /api/v1/pipelines", host=host)).status == 200, host
         for host in ("evil.example", "film.example.evil.example", "other.example:8001", "other.example"):
@@ -365,15 +365,15 @@ def test_keys_or_another_address_need_no_names(server: Frontend, locked: Fronten
     assert ask(locked, sent).status == 200
     for name in ("any", "all"):
         (tmp_path / name).mkdir()
-    with beside(server, tmp_path / "any", allowed_hosts="*") as frontend:
+    with frontend_on(server, tmp_path / "any", allowed_hosts="*") as frontend:
         assert ask(frontend, request("GET /api/v1/pipelines", host="film.example")).status == 200
-    with beside(server, tmp_path / "all", host="0.0.0.0") as frontend:
+    with frontend_on(server, tmp_path / "all", host="0.0.0.0") as frontend:
         frontend.url = frontend.url.replace("0.0.0.0", "127.0.0.1")
         assert ask(frontend, request("GET /api/v1/pipelines", host="film.example")).status == 200
 
 
 def test_a_page_that_is_allowed_can_do_everything(locked: Frontend) -> None:
-    preflight = httpx.options(
+    preflight = http.options(
         f"{locked.url}/api/v1/generate",
         headers={
             "Origin": PAGE,
@@ -385,17 +385,17 @@ def test_a_page_that_is_allowed_can_do_everything(locked: Frontend) -> None:
     assert preflight.headers["access-control-allow-origin"] == PAGE
     assert "POST" in preflight.headers["access-control-allow-methods"]
     assert "authorization" in preflight.headers["access-control-allow-headers"].lower()
-    answer = httpx.post(f"{locked.url}/api/v1/generate/cancel", headers=as_(ALICE) | {"Origin": PAGE})
+    answer = http.post(f"{locked.url}/api/v1/generate/cancel", headers=as_(ALICE) | {"Origin": PAGE})
     assert answer.json() == {"status": "idle"}
     assert answer.headers["access-control-allow-origin"] == PAGE
     assert "X-Video-Frames" in answer.headers["access-control-expose-headers"]
-    without = httpx.post(f"{locked.url}/api/v1/generate/cancel", headers={"Origin": PAGE})
+    without = http.post(f"{locked.url}/api/v1/generate/cancel", headers={"Origin": PAGE})
     refused(without, 401, "unauthorized")
     assert without.headers["access-control-allow-origin"] == PAGE  # so that the page can read why
 
 
 def test_other_pages_stay_out(locked: Frontend) -> None:
     headers = as_(ALICE) | {"Origin": "https://evil.example"}
-    answer = httpx.post(f"{locked.url}/api/v1/generate/cancel", headers=headers)
+    answer = http.post(f"{locked.url}/api/v1/generate/cancel", headers=headers)
     refused(answer, 403, "forbidden_origin")
     assert "access-control-allow-origin" not in answer.headers

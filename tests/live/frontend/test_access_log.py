@@ -9,10 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import beside
+from tests.support import http
 from tests.support.aftermath import PROBE, eventually
 from tests.support.raw_client import RawClient
-from tests.support.server import Frontend
+from tests.support.server import Frontend, frontend_on
 from tests.support.wire import ask, request
 
 KEY = "alice-secret-key"
@@ -25,7 +25,7 @@ def lines_of(frontend: Frontend, path: str) -> list[str]:
 
 @pytest.mark.parametrize("log_format", ["json", "text"])
 def test_a_request_is_one_line_with_who_and_what(server: Frontend, tmp_path: Path, log_format: str) -> None:
-    with beside(server, tmp_path, api_keys=f"alice:{KEY}", log_format=log_format) as frontend:
+    with frontend_on(server, tmp_path, api_keys=f"alice:{KEY}", log_format=log_format) as frontend:
         alice = {"Authorization": f"Bearer {KEY}"}
         with httpx.Client(base_url=frontend.url, headers=alice) as client:
             client.get("/api/v1/pipelines")
@@ -33,8 +33,8 @@ def test_a_request_is_one_line_with_who_and_what(server: Frontend, tmp_path: Pat
                 generation = answer.headers["x-generation-id"]
                 answer.read()
             client.get("/api/v1/generate/download?path=secret-in-a-query")
-        httpx.get(f"{frontend.url}/metrics", headers={"Authorization": "Bearer wrong-secret"})
-        httpx.get(f"{frontend.url}/api/v1/pipeline/status", headers={"Authorization": "Bearer wrong-secret"})
+        http.get(f"{frontend.url}/metrics", headers={"Authorization": "Bearer wrong-secret"})
+        http.get(f"{frontend.url}/api/v1/pipeline/status", headers={"Authorization": "Bearer wrong-secret"})
         address = r"127\.0\.0\.1:\d+"
         expected = [
             ("/api/v1/pipelines", "GET", "200", "alice", None),

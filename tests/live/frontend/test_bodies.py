@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from filmstrip.errors import ERRORS
+from tests.support import http
 from tests.support.raw_client import RawClient
 from tests.support.server import Frontend
 from tests.support.wire import ASSETS, GENERATE, LOAD, UPLOAD, UPLOAD_DATA, ask, refusal, request
@@ -65,7 +66,7 @@ def test_a_form_is_refused_with_what_to_send(server: Frontend, path: str) -> Non
 
 def test_every_route_that_takes_a_body_refuses_wrapped_ones(server: Frontend) -> None:
     """Those of the document, so that no new one is left out; where there is no route it is still a 404 or 405."""
-    document = httpx.get(f"{server.url}/openapi.json").json()
+    document = http.get(f"{server.url}/openapi.json").json()
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             if method in ("get", "head"):

@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from frontend.protocol import RESERVED_DESCRIPTORS, connection_limit
-from tests.conftest import beside
+from tests.support import http
 from tests.support.aftermath import PROBE, eventually, harmless, noise
 from tests.support.raw_client import RawClient
-from tests.support.server import MODELS, Frontend
+from tests.support.server import MODELS, Frontend, frontend_on
 
 UPLOAD_DATA = "/api/v1/generate/upload-data"
 CROWD = 1300
@@ -80,18 +80,19 @@ def test_a_crowd_of_silent_connections_keeps_nobody_out(tmp_path: Path) -> None:
         process = psutil.Process(frontend.process.pid)
         triton, descriptors = frontend.triton_pid, process.num_fds()
         for sent in (b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow: "):
-            with frontend.stream(**PROBE | {"prompt": "!sleep 2", "num_frames": 65}) as events:  # for twelve seconds
+            with frontend.stream(**PROBE | {"prompt": "!sleep 1", "num_frames": 3600}) as events:  # for minutes
                 begun, *_ = itertools.islice(events, 1)
                 with crowd(frontend, sent) as opened:
                     while opened() < 2 * CROWD:
                         time.sleep(0.02)
                     for _ in range(10):
-                        assert httpx.get(f"{frontend.url}/health", timeout=5).json()["generating"]
+                        assert http.get(f"{frontend.url}/health", timeout=5).json()["generating"]
                         assert process.num_fds() < DESCRIPTORS - RESERVED_DESCRIPTORS / 2
                     frontend.upload_data(noise(20).tobytes())
+                    frontend.cancel()
                     name, data = list(events)[-1]
-                    assert (begun[0], name) == ("progress", "complete"), data
-                    assert frontend.download(data["output_path"]).shape == (65, 64, 96, 3)
+                    assert (begun[0], name) == ("progress", "cancelled"), data
+                    assert frontend.download(data["output_path"]).shape == (data["frames_completed"], 64, 96, 3)
         eventually(lambda: process.num_fds() <= descriptors + 5)
         assert frontend.triton_pid == triton
         assert "Traceback" not in frontend.log()
@@ -115,7 +116,7 @@ def test_more_requests_than_connections_are_refused_and_leave_descriptors_for_th
             eventually(lambda: opened() > 3 * CROWD)
             assert len(frontend.stored("partial")) == connection_limit(4096, DESCRIPTORS)
             assert process.num_fds() < DESCRIPTORS - RESERVED_DESCRIPTORS / 2
-            assert httpx.get(f"{frontend.url}/health").status_code == 503
+            assert http.get(f"{frontend.url}/health").status_code == 503
         frontend.wait_healthy()
         eventually(lambda: not frontend.stored("partial"))
         assert "Too many open files" not in frontend.log()
@@ -125,7 +126,7 @@ def test_more_requests_than_connections_are_refused_and_leave_descriptors_for_th
 
 
 def test_the_one_idle_longest_makes_room_and_those_with_a_request_never(server: Frontend, tmp_path: Path) -> None:
-    with beside(server, tmp_path, max_connections=4) as frontend, harmless(frontend, inputs=4):
+    with frontend_on(server, tmp_path, max_connections=4) as frontend, harmless(frontend, inputs=4):
         clients = [RawClient(frontend.url) for _ in range(4)]
         for client in clients:  # the first one is now the last to go
             assert health(client) == 200
@@ -155,7 +156,7 @@ def test_bodies_that_are_refused_keep_nobody_out(server: Frontend, tmp_path: Pat
     """Clients without a key are answered at once, however slowly they send; then their connections make room."""
     head = {"Content-Length": str(10**9)}
     requests = (("POST", UPLOAD_DATA, 401), ("POST", "/nothing", 401), ("GET", "/health", 200))
-    with beside(server, tmp_path, api_keys="me:secret", max_connections=10) as frontend:
+    with frontend_on(server, tmp_path, api_keys="me:secret", max_connections=10) as frontend:
         clients = [RawClient(frontend.url, timeout_s=20) for _ in range(10)]
         wanted = [requests[number % len(requests)] for number in range(10)]
         leaving = threading.Event()
@@ -176,7 +177,7 @@ def test_bodies_that_are_refused_keep_nobody_out(server: Frontend, tmp_path: Pat
                 assert (answer.status, answer.headers["Connection"]) == (status, "close")
                 answer.read()
             for _ in range(3):
-                assert httpx.get(f"{frontend.url}/health").status_code == 200
+                assert http.get(f"{frontend.url}/health").status_code == 200
         finally:
             leaving.set()
             trickling.join()

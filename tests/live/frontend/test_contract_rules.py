@@ -1,9 +1,9 @@
 """The rules of the HTTP contract, one request each, on the real server; nothing of them starts a stream."""
 
-import httpx
 import numpy as np
 import pytest
 
+from tests.support import http
 from tests.support.server import Frames, Frontend
 
 SHAPE = [1, 3, 12, 64, 96]
@@ -98,7 +98,7 @@ REFUSED = [
 def test_it_is_refused(
     server: Frontend, request_: dict[str, object], status: int, code: str, field: str, words: list[str]
 ) -> None:
-    answer = httpx.post(f"{server.url}/api/v1/generate", json=request_)
+    answer = http.post(f"{server.url}/api/v1/generate", json=request_)
     assert answer.status_code == status, answer.text
     body = answer.json()
     assert body["error"] == {"code": code, "message": body["detail"], "field": field}
@@ -145,7 +145,7 @@ def test_a_name_of_another_kind_is_unknown(server: Frontend, clip_path: str, blo
     for field, name in (("input_path", blob_path), ("input_path", output), ("data_blob_path", clip_path)):
         assert server.post(**probe(**{field: name})).status_code == 404
     for name in (clip_path, blob_path):
-        answer = httpx.get(f"{server.url}/api/v1/generate/download", params={"path": name})
+        answer = http.get(f"{server.url}/api/v1/generate/download", params={"path": name})
         assert answer.status_code == 404
 
 
@@ -199,7 +199,7 @@ def test_defaults_and_prompts_are_no_features(server: Frontend, clip_path: str) 
     ids=lambda value: str(value)[:40],
 )
 def test_bodies_that_are_no_request(server: Frontend, body: bytes, status: int, code: str) -> None:
-    answer = httpx.post(f"{server.url}/api/v1/generate", content=body)
+    answer = http.post(f"{server.url}/api/v1/generate", content=body)
     assert answer.status_code == status, answer.text[:300]
     assert answer.json()["error"]["code"] == code
     assert len(answer.content) < 1000

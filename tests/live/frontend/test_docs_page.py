@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.support import http
 from tests.support.server import Frontend
 from tests.support.wire import ask, request
 
@@ -81,12 +82,12 @@ def proxy(server: Frontend) -> Iterator[Proxy]:
 def test_every_link_stays_below_the_prefix(proxy: Proxy) -> None:
     base = f"{proxy.url}{PREFIX}"
     for start in ("/", "/docs", "/docs/"):
-        page = httpx.get(f"{base}{start}", follow_redirects=True)
+        page = http.get(f"{base}{start}", follow_redirects=True)
         assert (page.status_code, str(page.url)) == (200, f"{base}/docs")
         for link in ("docs/swagger-ui.css", "docs/swagger-ui-bundle.js", "openapi.json"):
             assert f'"{link}"' in page.text
-            assert httpx.get(urljoin(str(page.url), link)).status_code == 200
-    document = httpx.get(f"{base}/openapi.json").json()
+            assert http.get(urljoin(str(page.url), link)).status_code == 200
+    document = http.get(f"{base}/openapi.json").json()
     (api,) = document["servers"]
     assert urljoin(f"{base}/openapi.json", api["url"]) == f"{base}/"
 

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from tests.support import http
 from tests.support.server import Frames, Frontend
 from tests.support.wire import DOWNLOAD, Answer, ask, refusal, request
 
@@ -27,7 +28,7 @@ def whole(clip: Frames) -> bytes:
 
 def get(server: Frontend, output: str, method: str = "GET", **headers: str) -> httpx.Response:
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
-    return httpx.request(method, f"{server.url}/api/v1/generate/download", params={"path": output}, headers=sent)
+    return http.request(method, f"{server.url}/api/v1/generate/download", params={"path": output}, headers=sent)
 
 
 def test_the_whole_file(server: Frontend, output: str, whole: bytes) -> None:
@@ -267,4 +268,4 @@ def test_names_that_the_server_did_not_make(server: Frontend, name: str) -> None
 
 
 def test_the_path_is_needed(server: Frontend) -> None:
-    assert httpx.get(f"{server.url}/api/v1/generate/download").status_code == 422
+    assert http.get(f"{server.url}/api/v1/generate/download").status_code == 422

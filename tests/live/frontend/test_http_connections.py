@@ -21,12 +21,11 @@ from quart import Quart, Response, request
 from frontend import protocol
 from frontend.connection import BoundedBody, BoundedRequest, Connection, on_close, will_stream
 from frontend.protocol import OpenConnections
-from tests.conftest import beside
 from tests.support import wire
 from tests.support.aftermath import PROBE, eventually, harmless, noise
 from tests.support.probe_video import probe_video
 from tests.support.raw_client import DOWNLOAD, GENERATE, RawClient
-from tests.support.server import Frontend
+from tests.support.server import Frontend, frontend_on
 from tests.support.wire import ask, refusal
 
 UPLOAD = "/api/v1/generate/upload"
@@ -41,7 +40,7 @@ HUGE = str(12 * 10**9)
 
 @pytest.fixture(scope="module")
 def frontend(server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
-    with beside(server, tmp_path_factory.mktemp("connections")) as frontend:
+    with frontend_on(server, tmp_path_factory.mktemp("connections")) as frontend:
         yield frontend
 
 
@@ -74,7 +73,7 @@ def test_a_refusal_comes_instead_of_100_and_at_once(server: Frontend, tmp_path: 
         ("expectation_failed", "POST", UPLOAD_DATA, {"Expect": "100-continue, gold"}),
     ]
     seconds = []
-    with beside(server, tmp_path, api_keys="me:secret", store_bytes=10_000) as frontend:
+    with frontend_on(server, tmp_path, api_keys="me:secret", store_bytes=10_000) as frontend:
         for code, method, path, headers in refused:
             with RawClient(frontend.url) as client:
                 began = time.monotonic()

@@ -18,11 +18,10 @@ from frontend import bodies
 from frontend.bodies import MAX_VALUES, JsonBodies, count_values
 from frontend.connection import BoundedBody, Pace
 from frontend.schema import LoadRequest
-from tests.conftest import beside
 from tests.faults.test_slow_checks import always_healthy
 from tests.support.aftermath import PROBE, eventually, harmless
 from tests.support.raw_client import GENERATE, RawClient
-from tests.support.server import Frontend
+from tests.support.server import Frontend, frontend_on
 
 MIB = 2**20
 PACE = Pace(60, 0)
@@ -131,7 +130,7 @@ async def test_bodies_of_millions_of_values_hold_nobody_up(server: Frontend) -> 
 
 
 def test_many_large_bodies_that_are_held_open_share_a_budget(server: Frontend, tmp_path_factory: Any) -> None:
-    with beside(server, tmp_path_factory.mktemp("budget")) as frontend:
+    with frontend_on(server, tmp_path_factory.mktemp("budget")) as frontend:
         frontend.generate(**PROBE)
         before = frontend.rss_bytes()
         clients = [RawClient(frontend.url) for _ in range(60)]

@@ -6,9 +6,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import beside
+from tests.support import http
 from tests.support.aftermath import eventually
-from tests.support.server import Frames, Frontend
+from tests.support.server import Frames, Frontend, frontend_on
 
 ALICE, BOB = ({"Authorization": f"Bearer {name}-key"} for name in ("alice", "bob"))
 LOAD, STATUS = "/api/v1/pipeline/load", "/api/v1/pipeline/status"
@@ -19,7 +19,7 @@ LARGE = {"height": 128, "width": 160}
 @pytest.fixture(scope="module")
 def loading(server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
     """A frontend whose clients are told apart."""
-    with beside(server, tmp_path_factory.mktemp("loading"), api_keys="alice:alice-key,bob:bob-key") as frontend:
+    with frontend_on(server, tmp_path_factory.mktemp("loading"), api_keys="alice:alice-key,bob:bob-key") as frontend:
         yield frontend
 
 
@@ -32,7 +32,7 @@ def no_defaults(loading: Frontend) -> Iterator[None]:
 
 
 def load(frontend: Frontend, headers: dict[str, str], body: dict[str, Any]) -> httpx.Response:
-    return httpx.post(frontend.url + LOAD, json=body, headers=headers, timeout=60)
+    return http.post(frontend.url + LOAD, json=body, headers=headers)
 
 
 def load_probe(frontend: Frontend, load_params: Any, headers: dict[str, str] = ALICE) -> httpx.Response:
@@ -42,7 +42,7 @@ def load_probe(frontend: Frontend, load_params: Any, headers: dict[str, str] = A
 def told(frontend: Frontend, headers: dict[str, str] = ALICE, **fields: Any) -> dict[str, Any]:
     """What the probe is told of the first chunk of a generation."""
     before = len(frontend.probed())
-    answer = httpx.post(f"{frontend.url}/api/v1/generate", json=PROBE | fields, headers=headers, timeout=60)
+    answer = http.post(f"{frontend.url}/api/v1/generate", json=PROBE | fields, headers=headers)
     assert answer.status_code == 200, answer.text
     assert "event: complete" in answer.text
     parameters: dict[str, Any] = frontend.probed()[before]["parameters"]
@@ -74,7 +74,7 @@ def test_load_params_are_defaults_of_later_requests_and_a_request_wins(loading: 
 def test_status_shows_the_loras_and_their_scales(loading: Frontend) -> None:
     params = {"loras": [{"path": "/models/lora/ink.safetensors", "scale": 0.5}], "vae_type": "wan"}
     assert load_probe(loading, params).json() == {"status": "loaded", "ignored": ["vae_type"]}
-    assert httpx.get(loading.url + STATUS, headers=ALICE).json() == {
+    assert http.get(loading.url + STATUS, headers=ALICE).json() == {
         "status": "loaded",
         "pipeline_id": "probe",
         "load_params": params,
@@ -127,11 +127,11 @@ def test_pipelines_have_load_params_of_their_own(loading: Frontend, clip: Frames
     }
     assert load(loading, ALICE, body).json() == {"status": "loaded", "ignored": ["vace_enabled"]}
     assert shape_of(told(loading)) == (128, 160)
-    assert httpx.get(loading.url + STATUS, headers=ALICE).json()["load_params"]["vace_enabled"] is False
+    assert http.get(loading.url + STATUS, headers=ALICE).json()["load_params"]["vace_enabled"] is False
     path = uploaded(loading, clip)
     for pipeline_id, height in (("gray", 160), ("passthrough", 80)):
         request = {"pipeline_id": pipeline_id, "prompt": "", "num_frames": 12, "input_path": path}
-        answer = httpx.post(f"{loading.url}/api/v1/generate", json=request, headers=ALICE, timeout=60)
+        answer = http.post(f"{loading.url}/api/v1/generate", json=request, headers=ALICE)
         assert f'"video_shape": [12, {height}, 288, 3]' in answer.text
     load(loading, ALICE, {"pipeline_ids": ["passthrough"]})
 
@@ -140,7 +140,7 @@ def uploaded(frontend: Frontend, video: Frames) -> str:
     sides = zip(("Frames", "Height", "Width", "Channels"), video.shape, strict=True)
     headers = ALICE | {f"X-Video-{side}": str(size) for side, size in sides}
     url = f"{frontend.url}/api/v1/batch/upload"
-    return str(httpx.post(url, content=video.tobytes(), headers=headers).json()["input_path"])
+    return str(http.post(url, content=video.tobytes(), headers=headers).json()["input_path"])
 
 
 @pytest.mark.parametrize(
@@ -212,11 +212,11 @@ def test_an_unload_ends_the_defaults(victim: Frontend) -> None:
         eventually(lambda: not loaded())
 
     def loaded() -> bool:
-        answer = httpx.get(f"{victim.url}/api/v1/pipelines").json()
+        answer = http.get(f"{victim.url}/api/v1/pipelines").json()
         return {pipeline["id"]: bool(pipeline["loaded"]) for pipeline in answer["pipelines"]}["probe"]
 
     def status() -> dict[str, Any]:
-        found: dict[str, Any] = httpx.get(victim.url + STATUS).json()
+        found: dict[str, Any] = http.get(victim.url + STATUS).json()
         return found
 
     assert load_probe(victim, LARGE, {}).json()["status"] == "loaded"

@@ -7,9 +7,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import beside
+from tests.support import http
 from tests.support.aftermath import eventually
-from tests.support.server import Frontend
+from tests.support.server import Frontend, frontend_on
 
 OF_GENERATIONS = {
     "frontend.slot",
@@ -36,7 +36,10 @@ def lines(frontend: Frontend, log_format: str) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("log_format", ["json", "text"])
 def test_every_line_of_a_generation_carries_its_id(server: Frontend, tmp_path: Path, log_format: str) -> None:
-    with beside(server, tmp_path, log_format=log_format) as frontend, httpx.Client(base_url=frontend.url) as client:
+    with (
+        frontend_on(server, tmp_path, log_format=log_format) as frontend,
+        httpx.Client(base_url=frontend.url) as client,
+    ):
         wanted = {"pipeline_id": "probe", "num_frames": 33}
         ids = []
 
@@ -51,7 +54,7 @@ def test_every_line_of_a_generation_carries_its_id(server: Frontend, tmp_path: P
         generation("!raise").read()
         client.post("/api/v1/generate", json=wanted | {"prompt": "x", "seed": "no"})
         cancelled = generation("!sleep 0.3")
-        httpx.post(f"{frontend.url}/api/v1/generate/cancel")
+        http.post(f"{frontend.url}/api/v1/generate/cancel")
         cancelled.read()
         generation("!sleep 5").close()
         eventually(lambda: lines(frontend, log_format)[-1]["event"] == "ended: client_gone")

@@ -9,6 +9,7 @@ import numpy as np
 import psutil
 import pytest
 
+from tests.support import http
 from tests.support.server import Frontend
 
 MIB = 2**20
@@ -51,7 +52,7 @@ def test_the_largest_blob_is_stored_and_used(fresh: Frontend) -> None:
     piece, size = bytes(MIB), 2 * 1024**3
     shape = [1, 3, 12, 64, 96]
     with growing_less_than(fresh, GROWTH):
-        answer = httpx.post(
+        answer = http.post(
             f"{fresh.url}/api/v1/generate/upload-data", content=(piece for _ in range(size // MIB)), timeout=120
         )
         assert answer.json()["size_bytes"] == size
@@ -68,7 +69,7 @@ def test_one_byte_over_the_largest_blob_is_refused_by_its_length(fresh: Frontend
     piece = bytes(MIB)
     pieces = (piece for _ in range(2048 + 1))
     try:
-        answer = httpx.post(f"{fresh.url}/api/v1/generate/upload-data", content=pieces, headers=headers)
+        answer = http.post(f"{fresh.url}/api/v1/generate/upload-data", content=pieces, headers=headers)
     except httpx.WriteError:
         return  # closed while still writing, as after 64 MiB it may be
     assert answer.status_code == 413
@@ -82,7 +83,7 @@ def test_one_frame_looped_to_a_thousand(fresh: Frontend) -> None:
         events = fresh.generate(pipeline_id="passthrough", prompt="", num_frames=1000, input_path=path)
         output = events[-1][1]["output_path"]
         received = 0
-        with httpx.stream("GET", f"{fresh.url}/api/v1/generate/download", params={"path": output}) as answer:
+        with http.stream("GET", f"{fresh.url}/api/v1/generate/download", params={"path": output}) as answer:
             for piece in answer.iter_raw():
                 received += len(piece)
     assert received == 20 + 1000 * frame.nbytes

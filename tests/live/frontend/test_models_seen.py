@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
 from frontend.repository import DIED_AT_START
 from frontend.settings import Settings
+from tests.support import http
 from tests.support.aftermath import eventually
 from tests.support.processes import stubs
 from tests.support.server import ROOT, Frames, Frontend
@@ -103,7 +103,7 @@ def break_models(repository: Path) -> dict[str, str]:
 
 
 def listed(server: Frontend) -> dict[str, dict[str, Any]]:
-    answer = httpx.get(f"{server.url}/api/v1/pipelines")
+    answer = http.get(f"{server.url}/api/v1/pipelines")
     assert answer.status_code == 200, answer.text
     return {pipeline["id"]: pipeline for pipeline in answer.json()["pipelines"]}
 
@@ -172,11 +172,11 @@ def test_broken_models_are_listed_with_the_reason_and_the_others_served(
 
 def test_health_names_the_broken_models_and_stays_healthy(broken_server: Frontend, reasons: dict[str, str]) -> None:
     for path in ("/health", "/health/ready"):
-        answer = httpx.get(f"{broken_server.url}{path}")
+        answer = http.get(f"{broken_server.url}{path}")
         assert (answer.status_code, answer.json()["status"]) == (200, "healthy")
         assert set(reasons) <= set(answer.json()["degraded"])
         assert "good" not in answer.json()["degraded"]
-    assert httpx.get(f"{broken_server.url}/health/live").json() == {"status": "live"}
+    assert http.get(f"{broken_server.url}/health/live").json() == {"status": "live"}
 
 
 def test_models_that_come_and_go_while_the_server_runs(broken_server: Frontend, repository: Path, clip: Frames) -> None:
@@ -188,9 +188,9 @@ def test_models_that_come_and_go_while_the_server_runs(broken_server: Frontend, 
     assert listed(server)["added"]["state"] == "ready"
 
     add_model(repository, "loaded")
-    answer = httpx.post(f"{server.url}/api/v1/pipeline/load", json={"pipeline_ids": ["loaded"]})
+    answer = http.post(f"{server.url}/api/v1/pipeline/load", json={"pipeline_ids": ["loaded"]})
     assert answer.json() == {"status": "loading", "ignored": []}
-    eventually(lambda: httpx.get(f"{server.url}/api/v1/pipeline/status").json()["status"] == "loaded")
+    eventually(lambda: http.get(f"{server.url}/api/v1/pipeline/status").json()["status"] == "loaded")
     assert listed(server)["loaded"]["state"] == "ready"
 
     shutil.rmtree(added)
@@ -204,11 +204,11 @@ def test_models_that_come_and_go_while_the_server_runs(broken_server: Frontend, 
     config.write_text(f"{config.read_text()}\nparameters {{ key: 'defaults' value {{ string_value: '[]' }} }}\n")
     found = listed(server)
     assert [found[name]["state"] for name in ("late-link", "late-\\xe9", "late-defaults")] == ["failed"] * 3
-    assert httpx.get(f"{server.url}/health").status_code == 200
+    assert http.get(f"{server.url}/health").status_code == 200
     repository.rename(away := repository.with_name("away"))  # for a moment
     listed(server)
     away.rename(repository)
-    assert httpx.get(f"{server.url}/health").status_code == 200
+    assert http.get(f"{server.url}/health").status_code == 200
     grays(server, clip, "good")
     for folder in broken:
         folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
@@ -217,7 +217,7 @@ def test_models_that_come_and_go_while_the_server_runs(broken_server: Frontend, 
     add_model(repository, "raises")
     found = listed(server)["raises"]
     assert (found["state"], found["reason"]) == ("unloaded", None)
-    assert "raises" not in httpx.get(f"{server.url}/health").json()["degraded"]
+    assert "raises" not in http.get(f"{server.url}/health").json()["degraded"]
     grays(server, clip, "raises")
     assert listed(server)["raises"]["state"] == "ready"
 
@@ -260,12 +260,12 @@ def test_health_is_503_only_where_no_pipeline_can_generate(tmp_path: Path) -> No
     reasons = break_models(tmp_path / "models")
     server = Frontend(tmp_path, "--embedded", model_repository=tmp_path / "models")
     try:
-        eventually(lambda: httpx.get(f"{server.url}/health").json()["degraded"] == sorted(reasons))
-        answer = httpx.get(f"{server.url}/health/ready")
+        eventually(lambda: http.get(f"{server.url}/health").json()["degraded"] == sorted(reasons))
+        answer = http.get(f"{server.url}/health/ready")
         assert (answer.status_code, answer.json()["status"]) == (503, "unavailable")
-        assert httpx.get(f"{server.url}/health/live").status_code == 200
+        assert http.get(f"{server.url}/health/live").status_code == 200
         add_model(tmp_path / "models", "good")
-        assert httpx.get(f"{server.url}/health").json()["status"] == "healthy"
+        assert http.get(f"{server.url}/health").json()["status"] == "healthy"
     finally:
         server.stop()
 

@@ -5,10 +5,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from frontend.schema import GenerateRequest, LoadRequest
+from tests.support import http
 from tests.support.server import Frontend
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -16,7 +16,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 @pytest.fixture(scope="module")
 def document(server: Frontend) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.get(f"{server.url}/openapi.json").json()
+    found: dict[str, Any] = http.get(f"{server.url}/openapi.json").json()
     return found
 
 
@@ -82,7 +82,7 @@ def test_whatever_may_have_a_body_answers_415(server: Frontend, document: dict[s
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             headers = {"Content-Encoding": "gzip"}
-            answer = httpx.request(method, server.url + path.format(name="x"), headers=headers)
+            answer = http.request(method, server.url + path.format(name="x"), headers=headers)
             assert (answer.status_code == 415) == ("415" in operation["responses"]), (method, path)
 
 

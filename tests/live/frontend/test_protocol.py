@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from frontend.protocol import HEAD_BYTES
-from tests.conftest import beside
 from tests.support.aftermath import PROBE, harmless
 from tests.support.raw_client import GENERATE, RawClient
-from tests.support.server import Frontend
+from tests.support.server import Frontend, frontend_on
 from tests.support.wire import ask, refusal
 
 SO_ATTACH_FILTER = 26
@@ -54,7 +53,7 @@ def test_a_head_that_does_not_come_is_not_waited_for(server: Frontend) -> None:
 
 def test_a_client_that_vanished_ends_its_generation(server: Frontend, tmp_path: Path) -> None:
     """A filter on the client's socket drops all that comes: as after a cut cable, nothing is acknowledged."""
-    with beside(server, tmp_path, keep_alive_s=0.2, client_timeout_s=2) as frontend, harmless(frontend):
+    with frontend_on(server, tmp_path, keep_alive_s=0.2, client_timeout_s=2) as frontend, harmless(frontend):
         chunks = len(frontend.probed())
         with RawClient(frontend.url) as client:
             client.post_json(GENERATE, PROBE | {"prompt": "!sleep 60"})

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 
-from tests.conftest import beside
+from tests.support import http
 from tests.support.aftermath import eventually
 from tests.support.raw_client import DOWNLOAD, RawClient
-from tests.support.server import Frontend
+from tests.support.server import Frontend, frontend_on
 
 MIB = 2**20
 LARGE = {"pipeline_id": "probe", "prompt": "x", "num_frames": 64, "height": 512, "width": 512}  # 48 MiB: no buffer
@@ -53,7 +52,7 @@ def stalled_readers(frontend: Frontend, output: str, count: int) -> Iterator[lis
 
 def test_memory_comes_back_from_readers_that_stop(server: Frontend, tmp_path: Path) -> None:
     """100 of them five times over. They leave no reference cycles: the server here does not look for any by itself."""
-    with beside(server, tmp_path, launcher=(sys.executable, "-c", WITHOUT_GC)) as frontend:
+    with frontend_on(server, tmp_path, launcher=(sys.executable, "-c", WITHOUT_GC)) as frontend:
         output = str(frontend.generate(**LARGE)[-1][1]["output_path"])
         whole = (frontend.data_dir / "outputs" / output).read_bytes()
         with stalled_readers(frontend, output, 10):
@@ -65,35 +64,35 @@ def test_memory_comes_back_from_readers_that_stop(server: Frontend, tmp_path: Pa
                 assert frontend.rss_bytes() - start < 64 * MIB
             eventually(lambda: frontend.rss_bytes() - start < 64 * MIB, 20)
         assert unreachable_objects(frontend) < 500 * 10  # some of werkzeug's for each request, none of a connection
-        answer = httpx.get(f"{frontend.url}{DOWNLOAD}", params={"path": output}, timeout=60)
+        answer = http.get(f"{frontend.url}{DOWNLOAD}", params={"path": output})
         assert answer.content == whole
         (frontend.data_dir / "outputs" / output).unlink()
 
 
 def test_downloads_have_a_limit(server: Frontend, tmp_path: Path) -> None:
     """Those over it are told when to come again; what sends no file needs no place, and places are given back."""
-    with beside(server, tmp_path, downloads=2) as frontend:
+    with frontend_on(server, tmp_path, downloads=2) as frontend:
         output = str(frontend.generate(**LARGE)[-1][1]["output_path"])
         address, path = f"{frontend.url}{DOWNLOAD}", {"path": output}
         with stalled_readers(frontend, output, 2):
-            refused = httpx.get(address, params=path)
+            refused = http.get(address, params=path)
             assert refused.status_code == 503
             assert refused.json()["error"]["code"] == "too_many_downloads"
             assert int(refused.headers["retry-after"]) > 0
-            assert httpx.head(address, params=path).status_code == 200
-            assert httpx.get(address, params=path, headers={"If-None-Match": "*"}).status_code == 304
-            assert httpx.get(address, params={"path": "x"}).status_code == 404
-            assert httpx.get(f"{frontend.url}/health").status_code == 200
+            assert http.head(address, params=path).status_code == 200
+            assert http.get(address, params=path, headers={"If-None-Match": "*"}).status_code == 304
+            assert http.get(address, params={"path": "x"}).status_code == 404
+            assert http.get(f"{frontend.url}/health").status_code == 200
         for _ in range(5):  # ranges that cannot be had, and downloads to the end, give their places back, too
-            eventually(lambda: httpx.get(address, params=path, headers={"Range": "bytes=0-99"}).status_code == 206)
-            assert httpx.get(address, params=path, headers={"Range": "bytes=-0"}).status_code == 416
+            eventually(lambda: http.get(address, params=path, headers={"Range": "bytes=0-99"}).status_code == 206)
+            assert http.get(address, params=path, headers={"Range": "bytes=-0"}).status_code == 416
         (frontend.data_dir / "outputs" / output).unlink()
 
 
 @pytest.mark.parametrize("how", ["deleted", "expired"])
 def test_what_a_stalled_reader_reads_stays_readable(server: Frontend, tmp_path: Path, how: str) -> None:
     """A file that is removed, or whose time is over, while a reader has stopped: it gets the rest all the same."""
-    with beside(server, tmp_path, store_ttl_s=3600 if how == "deleted" else 2) as frontend:
+    with frontend_on(server, tmp_path, store_ttl_s=3600 if how == "deleted" else 2) as frontend:
         output = str(frontend.generate(**LARGE)[-1][1]["output_path"])
         place = frontend.data_dir / "outputs" / output
         whole = place.read_bytes()
@@ -103,5 +102,5 @@ def test_what_a_stalled_reader_reads_stays_readable(server: Frontend, tmp_path: 
             if how == "deleted":
                 place.unlink()
             else:
-                eventually(lambda: httpx.get(f"{frontend.url}{DOWNLOAD}?path={output}").status_code == 404, 10)
+                eventually(lambda: http.get(f"{frontend.url}{DOWNLOAD}?path={output}").status_code == 404, 10)
             assert answer.read() == whole

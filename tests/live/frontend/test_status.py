@@ -7,24 +7,25 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.support import http
 from tests.support.server import MODEL_NAMES, Frames, Frontend
 
 
 def metric(server: Frontend, name: str) -> float:
     """The sum of a metric over its labels."""
-    text = httpx.get(f"{server.url}/metrics").text
+    text = http.get(f"{server.url}/metrics").text
     return sum(float(value) for value in re.findall(rf"^{re.escape(name)}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE))
 
 
 def test_health(server: Frontend) -> None:
-    assert httpx.get(f"{server.url}/health").json() == {"status": "healthy", "generating": False, "degraded": []}
+    assert http.get(f"{server.url}/health").json() == {"status": "healthy", "generating": False, "degraded": []}
     with server.stream(pipeline_id="probe", prompt="!sleep 0.5", num_frames=9) as events:
-        assert httpx.get(f"{server.url}/health").json() == {"status": "healthy", "generating": True, "degraded": []}
+        assert http.get(f"{server.url}/health").json() == {"status": "healthy", "generating": True, "degraded": []}
         list(events)
 
 
 def test_pipelines_say_what_they_are(server: Frontend) -> None:
-    answer = httpx.get(f"{server.url}/api/v1/pipelines").json()
+    answer = http.get(f"{server.url}/api/v1/pipelines").json()
     found = {pipeline.pop("id"): pipeline for pipeline in answer["pipelines"]}
     assert list(found) == MODEL_NAMES
     nothing = dict.fromkeys(("seed", "prompts", "noise", "cache", "denoising_steps", "vace"), False)
@@ -58,7 +59,7 @@ def test_metrics_count(server: Frontend, clip: Frames) -> None:
     assert [metric(server, name) - was for name, was in zip(names, before, strict=True)] == [30, 3, 1]
     assert metric(server, "filmstrip_uploaded_bytes_total") - uploaded == 20 + clip.nbytes
     assert metric(server, "filmstrip_downloaded_bytes_total") - downloaded == 20 + made.nbytes
-    assert stages in httpx.get(f"{server.url}/metrics").text
+    assert stages in http.get(f"{server.url}/metrics").text
 
 
 def test_the_slot_is_in_the_metrics(server: Frontend) -> None:
@@ -81,7 +82,7 @@ def test_the_slot_is_in_the_metrics(server: Frontend) -> None:
     ],
 )
 def test_other_addresses(server: Frontend, method: str, path: str, status: int, code: str) -> None:
-    answer = httpx.request(method, server.url + path)
+    answer = http.request(method, server.url + path)
     assert answer.status_code == status
     assert answer.json()["error"]["code"] == code
     assert answer.json()["detail"] == answer.json()["error"]["message"]
@@ -92,7 +93,7 @@ def test_other_addresses(server: Frontend, method: str, path: str, status: int, 
 
 def test_no_answer_tells_what_serves_it(server: Frontend) -> None:
     for path in ("/health", "/nothing"):
-        headers = httpx.get(server.url + path).headers
+        headers = http.get(server.url + path).headers
         assert "server" not in headers
         assert "access-control-allow-origin" not in headers
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support import http
 from tests.support.server import Frames, Frontend
 
 UPLOAD, UPLOAD_DATA, ASSETS = "/api/v1/generate/upload", "/api/v1/generate/upload-data", "/api/v1/assets"
@@ -33,7 +34,7 @@ def refused(answer: httpx.Response, status: int, code: str) -> str:
 
 def test_a_video_is_stored_with_its_header(server: Frontend, clip: Frames) -> None:
     headers = {"X-Video-Frames": "30", "X-Video-Height": "160", "X-Video-Width": "288"}
-    answer = httpx.post(server.url + UPLOAD, content=clip.tobytes(), headers=headers)
+    answer = http.post(server.url + UPLOAD, content=clip.tobytes(), headers=headers)
     assert answer.status_code == 200
     path = answer.json().pop("input_path")
     assert answer.json() == {"input_path": path, "num_frames": 30, "shape": [30, 160, 288, 3]}
@@ -44,7 +45,7 @@ def test_a_video_is_stored_with_its_header(server: Frontend, clip: Frames) -> No
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_channels_are_stored(server: Frontend, channels: int) -> None:
     body = bytes(2 * 4 * 6 * channels)
-    answer = httpx.post(server.url + UPLOAD, content=body, headers=HEADERS | {"X-Video-Channels": str(channels)})
+    answer = http.post(server.url + UPLOAD, content=body, headers=HEADERS | {"X-Video-Channels": str(channels)})
     assert answer.json()["shape"] == [2, 4, 6, channels]
 
 
@@ -52,7 +53,7 @@ def test_channels_are_stored(server: Frontend, channels: int) -> None:
 @pytest.mark.parametrize("header", ["X-Video-Frames", "X-Video-Width"])
 def test_a_bad_header_is_named(server: Frontend, header: str, value: str) -> None:
     headers = {name.encode(): text.encode() for name, text in HEADERS.items()} | {header.encode(): value.encode()}
-    message = refused(httpx.post(server.url + UPLOAD, content=b"x", headers=headers), 400, "bad_header")
+    message = refused(http.post(server.url + UPLOAD, content=b"x", headers=headers), 400, "bad_header")
     assert header in message
     assert len(message) < 300
 
@@ -60,14 +61,12 @@ def test_a_bad_header_is_named(server: Frontend, header: str, value: str) -> Non
 @pytest.mark.parametrize("header", list(HEADERS))
 def test_a_missing_header_is_named(server: Frontend, header: str) -> None:
     headers = {name: value for name, value in HEADERS.items() if name != header}
-    assert header in refused(httpx.post(server.url + UPLOAD, content=b"x", headers=headers), 400, "bad_header")
+    assert header in refused(http.post(server.url + UPLOAD, content=b"x", headers=headers), 400, "bad_header")
 
 
 def test_two_channels_are_refused(server: Frontend) -> None:
     headers = HEADERS | {"X-Video-Channels": "2"}
-    assert "1, 3 or 4" in refused(
-        httpx.post(server.url + UPLOAD, content=bytes(96), headers=headers), 400, "bad_header"
-    )
+    assert "1, 3 or 4" in refused(http.post(server.url + UPLOAD, content=bytes(96), headers=headers), 400, "bad_header")
 
 
 @pytest.mark.parametrize("size", [0, 1, 143, 145, 100_000])
@@ -75,7 +74,7 @@ def test_two_channels_are_refused(server: Frontend) -> None:
 def test_a_size_mismatch_names_both_sizes(server: Frontend, size: int, *, chunked: bool) -> None:
     before = server.stored()
     content = iter([bytes(size)]) if chunked else bytes(size)
-    message = refused(httpx.post(server.url + UPLOAD, content=content, headers=HEADERS), 400, "size_mismatch")
+    message = refused(http.post(server.url + UPLOAD, content=content, headers=HEADERS), 400, "size_mismatch")
     assert "144" in message
     assert ("more than 144" if chunked and size > 144 else str(size)) in message
     assert server.stored() == before
@@ -83,7 +82,7 @@ def test_a_size_mismatch_names_both_sizes(server: Frontend, size: int, *, chunke
 
 def test_a_blob_is_stored_as_it_is(server: Frontend) -> None:
     blob = np.random.default_rng(0).bytes(100_001)
-    answer = httpx.post(server.url + UPLOAD_DATA, content=blob)
+    answer = http.post(server.url + UPLOAD_DATA, content=blob)
     path = answer.json()["data_blob_path"]
     assert answer.json() == {"data_blob_path": path, "size_bytes": 100_001}
     assert (server.data_dir / "blobs" / path).read_bytes() == blob
@@ -92,8 +91,8 @@ def test_a_blob_is_stored_as_it_is(server: Frontend) -> None:
 @pytest.mark.parametrize("endpoint", [UPLOAD_DATA, ASSETS])
 def test_an_empty_body_is_refused(server: Frontend, endpoint: str) -> None:
     before = server.stored()
-    refused(httpx.post(server.url + endpoint), 400, "empty_body")
-    refused(httpx.post(server.url + endpoint, content=iter([b""])), 400, "empty_body")
+    refused(http.post(server.url + endpoint), 400, "empty_body")
+    refused(http.post(server.url + endpoint, content=iter([b""])), 400, "empty_body")
     assert server.stored() == before
 
 
@@ -105,7 +104,7 @@ def image(kind: str, size: tuple[int, int] = (20, 10)) -> bytes:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_images_become_assets(server: Frontend, kind: str) -> None:
-    answer = httpx.post(server.url + ASSETS, content=image(kind))
+    answer = http.post(server.url + ASSETS, content=image(kind))
     assert answer.status_code == 200
     assert (server.data_dir / "assets" / answer.json()["path"]).read_bytes() == image(kind)
 
@@ -113,29 +112,29 @@ def test_images_become_assets(server: Frontend, kind: str) -> None:
 @pytest.mark.parametrize("body", [b"no image", image("GIF"), image("PNG")[:-30], b"\x89PNG\r\n\x1a\n" + bytes(100)])
 def test_what_is_no_whole_image_is_refused(server: Frontend, body: bytes) -> None:
     before = server.stored()
-    refused(httpx.post(server.url + ASSETS, content=body), 400, "bad_image")
+    refused(http.post(server.url + ASSETS, content=body), 400, "bad_image")
     assert server.stored() == before
 
 
 def test_an_image_of_too_many_pixels_is_refused(server: Frontend) -> None:
-    assert "pixels" in refused(httpx.post(server.url + ASSETS, content=image("PNG", (5000, 4000))), 400, "bad_image")
+    assert "pixels" in refused(http.post(server.url + ASSETS, content=image("PNG", (5000, 4000))), 400, "bad_image")
 
 
 def test_limits_are_exact(server: Frontend, start_frontend: Callable[..., Frontend]) -> None:
     limits = {"upload_bytes": 144, "blob_bytes": 1000, "asset_bytes": 1000, "json_bytes": 1000}
     small = start_frontend("--triton-url", server.triton_url, **limits)
     small.wait_healthy()
-    assert httpx.post(small.url + UPLOAD, content=bytes(144), headers=HEADERS).status_code == 200
-    assert httpx.post(small.url + UPLOAD_DATA, content=bytes(1000)).status_code == 200
+    assert http.post(small.url + UPLOAD, content=bytes(144), headers=HEADERS).status_code == 200
+    assert http.post(small.url + UPLOAD_DATA, content=bytes(1000)).status_code == 200
     before = small.stored()
     for body in (bytes(1001), iter([bytes(1001)])):  # with and without Content-Length
-        message = refused(httpx.post(small.url + UPLOAD_DATA, content=body), 413, "too_large")
+        message = refused(http.post(small.url + UPLOAD_DATA, content=body), 413, "too_large")
         assert "1000" in message
     headers = HEADERS | {"X-Video-Frames": "3"}
-    refused(httpx.post(small.url + UPLOAD, content=bytes(216), headers=headers), 413, "too_large")
-    refused(httpx.post(small.url + ASSETS, content=bytes(1001)), 413, "too_large")
+    refused(http.post(small.url + UPLOAD, content=bytes(216), headers=headers), 413, "too_large")
+    refused(http.post(small.url + ASSETS, content=bytes(1001)), 413, "too_large")
     for body in (b"{" + b" " * 1000 + b"}", iter([b"{" + b" " * 1000 + b"}"])):
-        refused(httpx.post(small.url + "/api/v1/generate", content=body), 413, "too_large")
+        refused(http.post(small.url + "/api/v1/generate", content=body), 413, "too_large")
     assert small.stored() == before
 
 
@@ -151,13 +150,13 @@ def test_the_store_has_limits(server: Frontend, start_frontend: Callable[..., Fr
     small = start_frontend("--triton-url", server.triton_url, store_bytes=5_000_000, store_files=3)
     small.wait_healthy()
     path = small.upload(clip)  # 4.1 MB
-    refused(httpx.post(small.url + UPLOAD_DATA, content=bytes(10**6)), 507, "storage_full")
-    refused(httpx.post(small.url + UPLOAD_DATA, content=iter([bytes(10**6)])), 507, "storage_full")
+    refused(http.post(small.url + UPLOAD_DATA, content=bytes(10**6)), 507, "storage_full")
+    refused(http.post(small.url + UPLOAD_DATA, content=iter([bytes(10**6)])), 507, "storage_full")
     refused(small.post(pipeline_id="passthrough", prompt="", num_frames=30, input_path=path), 507, "storage_full")
     assert small.stored("partial") == []
     for _ in range(2):
-        assert httpx.post(small.url + UPLOAD_DATA, content=b"x").status_code == 200
-    refused(httpx.post(small.url + UPLOAD_DATA, content=b"x"), 507, "storage_full")
+        assert http.post(small.url + UPLOAD_DATA, content=b"x").status_code == 200
+    refused(http.post(small.url + UPLOAD_DATA, content=b"x"), 507, "storage_full")
 
 
 def test_files_expire(server: Frontend, start_frontend: Callable[..., Frontend], clip: Frames) -> None:
@@ -169,7 +168,7 @@ def test_files_expire(server: Frontend, start_frontend: Callable[..., Frontend],
     time.sleep(2.5)
     assert short.stored() == []  # by itself, without anyone asking
     refused(short.post(pipeline_id="passthrough", prompt="", num_frames=12, input_path=path), 404, "unknown_path")
-    refused(httpx.get(f"{short.url}/api/v1/generate/download", params={"path": made}), 404, "unknown_path")
+    refused(http.get(f"{short.url}/api/v1/generate/download", params={"path": made}), 404, "unknown_path")
 
 
 @pytest.mark.parametrize("endpoint", [UPLOAD, UPLOAD_DATA, ASSETS])

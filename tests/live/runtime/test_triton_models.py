@@ -209,7 +209,7 @@ def test_end_alone_is_cheap_and_closes(open_sequence, processor):
         took_s.append(time.perf_counter() - began)
         with pytest.raises(NoStart):
             sequence.send(of(frames, 1), input_video=frames)
-    assert min(took_s) < 0.05
+    assert min(took_s) < 0.5
 
 
 # -- Errors ----------------------------------------------------------------------------------------------------

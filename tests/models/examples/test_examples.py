@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from filmstrip.video import probe
 from PIL import Image
 
 from examples.gallery import HEADING
+from filmstrip.video import probe
 from tests.support.server import PROXIES, ROOT, Frontend
 from tests.unit.test_docs import rows, section
 

@@ -5,11 +5,11 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-import httpx
 import numpy as np
-from filmstrip.wire import BlobBuilder
 from PIL import Image
 
+from filmstrip.wire import BlobBuilder
+from tests.support import http
 from tests.support.server import Frames, Frontend
 
 HEIGHT = WIDTH = 64
@@ -46,7 +46,7 @@ def picture(server: Frontend, seed: int) -> str:
     """The name of an uploaded image."""
     buffer = io.BytesIO()
     Image.fromarray(video(1, seed)[0]).save(buffer, "PNG")
-    answer = httpx.post(f"{server.url}/api/v1/assets", content=buffer.getvalue())
+    answer = http.post(f"{server.url}/api/v1/assets", content=buffer.getvalue())
     assert answer.status_code == 200, answer.text
     return str(answer.json()["path"])
 

@@ -3,11 +3,11 @@
 import re
 import time
 
-import httpx
 import numpy as np
 import pytest
 
 from tests.models.longlive.making import CHUNK, FIRST, floats, make, video
+from tests.support import http
 from tests.support.server import Frontend
 
 pytestmark = pytest.mark.timeout(600)  # the first of them waits for the export
@@ -74,7 +74,7 @@ def test_output_frame_i_belongs_to_input_frame_i(longlive: Frontend):
 
 def test_progress_reports_the_stages_of_each_chunk(longlive: Frontend):
     make(longlive, num_frames=21)
-    text = httpx.get(f"{longlive.url}/metrics").text
+    text = http.get(f"{longlive.url}/metrics").text
     counted = set(re.findall(r'filmstrip_stage_seconds_count\{model="tiny",stage="([^"]+)"\}', text))
     assert {"text", "encode", "denoise", "denoise_step", "cache", "decode"} <= counted
 
@@ -118,7 +118,7 @@ def test_what_the_engines_were_not_exported_for_is_refused_before_the_stream(
 
 
 def test_the_pipeline_says_what_it_can_do(longlive: Frontend):
-    pipelines = httpx.get(f"{longlive.url}/api/v1/pipelines").json()["pipelines"]
+    pipelines = http.get(f"{longlive.url}/api/v1/pipelines").json()["pipelines"]
     tiny = next(pipeline for pipeline in pipelines if pipeline["id"] == "tiny")
     assert tiny["modes"] == ["text", "video"]
     assert tiny["sizes"] == [[64, 64], [64, 96]]

@@ -6,15 +6,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from filmstrip.video import count_frames, probe
 from PIL import Image
 
 from demo.following import CheckFailed
 from demo.text_to_video import PROMPT, text_to_video
 from filmstrip.client import Client, Event
 from filmstrip.runtime.engines.manifest import file_sha256, read
+from filmstrip.video import count_frames, probe
+from tests.support import http
 from tests.support.server import ROOT, Frontend
 from tests.support.shipped import CHECKPOINT, ID, LORAS, SIDES, arguments
 from tests.support.toyworld.grammar import is_held_out, parse
@@ -49,7 +49,7 @@ def test_every_manifest_names_the_weights_that_are_shipped(small_repository: Pat
 
 
 def test_it_is_loaded_at_the_start_and_says_what_it_can_do(small_server: Frontend):
-    pipelines = httpx.get(f"{small_server.url}/api/v1/pipelines").json()["pipelines"]
+    pipelines = http.get(f"{small_server.url}/api/v1/pipelines").json()["pipelines"]
     small = next(pipeline for pipeline in pipelines if pipeline["id"] == ID)
     assert small["loaded"]
     assert small["modes"] == ["text", "video"]

@@ -16,6 +16,7 @@ import httpx
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import BytesMessage, Request, TextMessage
 
+from tests.support import http
 from tests.support.server import ROOT
 
 START_S = 100
@@ -77,7 +78,7 @@ class RealComfyUI:
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
-                if httpx.get(f"{self.url}/system_stats").status_code == 200:
+                if http.get(f"{self.url}/system_stats").status_code == 200:
                     return
             except httpx.TransportError:
                 time.sleep(0.2)
@@ -96,18 +97,18 @@ class RealComfyUI:
 
     def object_info(self) -> dict[str, Any]:
         """What ComfyUI tells its page of all nodes."""
-        info: dict[str, Any] = httpx.get(f"{self.url}/object_info", timeout=60).json()
+        info: dict[str, Any] = http.get(f"{self.url}/object_info").json()
         return info
 
     def queue(self, graph: dict[str, Any], page: str = "") -> str:
         """Queue a workflow in API format, for a page that listens; gives its id."""
-        answer = httpx.post(f"{self.url}/prompt", json={"prompt": graph, "client_id": page}, timeout=60)
+        answer = http.post(f"{self.url}/prompt", json={"prompt": graph, "client_id": page})
         assert answer.status_code == 200, answer.text
         return str(answer.json()["prompt_id"])
 
     def refusal(self, graph: dict[str, Any]) -> str:
         """What ComfyUI says of a workflow that it doesn't queue."""
-        answer = httpx.post(f"{self.url}/prompt", json={"prompt": graph}, timeout=60)
+        answer = http.post(f"{self.url}/prompt", json={"prompt": graph})
         assert answer.status_code == 400, answer.text
         return answer.text
 
@@ -115,7 +116,7 @@ class RealComfyUI:
         """The history of a workflow that has ended."""
         deadline = time.monotonic() + timeout_s
         while True:
-            history = httpx.get(f"{self.url}/history/{prompt_id}").json()
+            history = http.get(f"{self.url}/history/{prompt_id}").json()
             if prompt_id in history:
                 ended: dict[str, Any] = history[prompt_id]
                 return ended
@@ -143,4 +144,4 @@ class RealComfyUI:
 
     def interrupt(self) -> None:
         """Press stop."""
-        assert httpx.post(f"{self.url}/interrupt").status_code == 200
+        assert http.post(f"{self.url}/interrupt").status_code == 200

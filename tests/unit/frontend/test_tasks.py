@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from frontend.tasks import NUM_THREADS, in_thread, limit_threads, run_to_end
+from frontend.tasks import NUM_THREADS, in_thread, run_to_end, start_threads
 
 
 class Work:
@@ -151,18 +151,12 @@ async def test_what_a_thread_uses_may_be_freed_after_it_even_when_cancelled() ->
     assert not used_after_free.is_set()
 
 
-async def test_the_number_of_threads_is_limited():
-    limit_threads(asyncio.get_running_loop())
-    running, most, lock = 0, 0, threading.Lock()
+async def test_the_threads_are_there_from_the_start_and_stay_as_many():
+    def workers() -> set[str]:
+        return {thread.name for thread in threading.enumerate() if thread.name.startswith("worker")}
 
-    def work() -> None:
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-        time.sleep(0.01)
-        with lock:
-            running -= 1
-
-    await asyncio.gather(*(in_thread(work) for _ in range(4 * NUM_THREADS)))
-    assert most <= NUM_THREADS
+    start_threads(asyncio.get_running_loop())
+    before = workers()
+    assert len(before) == NUM_THREADS
+    await asyncio.gather(*(in_thread(time.sleep, 0.01) for _ in range(4 * NUM_THREADS)))
+    assert workers() == before
