@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.longlive import PROMPT, Took
-from export.checkpoint import load_networks
+from export.checkpoint import attach_loras, load_networks
 from export.graph_specs import graph_specs
-from export.longlive import attach_loras
 from export.verify import ModuleEngine
 from filmstrip.contract import ChunkParameters, Mode, Prompt
 from filmstrip.runtime.engines.engine import Engine
@@ -46,11 +45,11 @@ class TimedEngine:
         self.dtype = engine.dtype
         self.cpu_s = self.wall_s = 0.0
 
-    def run(self, inputs: Mapping[str, Tensor], into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `Engine`."""
         began, cpu_began = time.perf_counter(), time.process_time()
         try:
-            return self._engine.run(inputs, into)
+            return self._engine.run(inputs)
         finally:
             self.cpu_s += time.process_time() - cpu_began
             self.wall_s += time.perf_counter() - began
@@ -104,9 +103,7 @@ def _modules(checkpoint: Path, loras: Mapping[str, Path]) -> Mapping[str, Engine
 
 
 def _engines(version: Path, config: PipelineConfig) -> Mapping[str, Engine]:
-    return load_engines(
-        version / "engines", device=_CPU, num_threads=1, graphs=graph_names(config), loras=config.loras
-    ).engines
+    return load_engines(version / "engines", device=_CPU, num_threads=1, graphs=graph_names(config), loras=config.loras)
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """Every error of the export, in one tree.
 
 ExportError
-├── BadConfig          config.json lacks a key, or holds a value that no network can be built from
+├── BadConfig          a config.json, an id or a size is wrong
 ├── BadCheckpoint      the weights are not those of the network
-├── BadOptions         an engine is asked for that the library can't build
+├── BadOptions         the library can't build an engine with these options
 ├── BuilderMissing     the library is not installed
 ├── BuildFailed        an ONNX file can't be parsed or built
 │   └── UnusedInput    an input has no effect
@@ -20,15 +20,15 @@ class ExportError(Exception):
 
 
 class BadConfig(ExportError):
-    """A `config.json` lacks a key, or holds a value that no network can be built from."""
+    """A `config.json` has a missing, unknown or wrong key, or the export's id or size is not possible."""
 
 
 class BadCheckpoint(ExportError):
-    """Weights are missing, unexpected or of another shape than the network's."""
+    """Weights are missing, unexpected, or have another shape than the network's."""
 
 
 class BadOptions(ExportError):
-    """An engine is asked for that the library can't build."""
+    """The library can't build an engine with these options."""
 
 
 class BuilderMissing(ExportError):
@@ -36,11 +36,11 @@ class BuilderMissing(ExportError):
 
 
 class BuildFailed(ExportError):
-    """An ONNX file can't be parsed or built, or is not that of its spec; the library's own words are quoted."""
+    """An ONNX file can't be parsed or built, or does not match its spec; the message quotes the library."""
 
 
 class UnusedInput(BuildFailed):
-    """A graph or an engine ignores an input: a part of the network was lost, or an operator can't be read."""
+    """A graph or an engine ignores an input: part of the network was lost, or an operator was not understood."""
 
 
 class ToleranceExceeded(ExportError):

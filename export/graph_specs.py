@@ -30,6 +30,7 @@ from export.spec import (
     Precision,
     Size,
     SymbolicShape,
+    did_you_mean,
     dynamic_shape,
 )
 from filmstrip.runtime.pipeline_config import MAX_REFERENCES
@@ -175,10 +176,15 @@ def grid_of(config: CheckpointConfig, size: Size) -> Grid:
     Raises:
         BadConfig: the size is not a multiple of a token's.
     """
-    units = [config.vae.spatial_factor * patch for patch in config.patch_size[1:]]
-    if any(side < unit or side % unit for side, unit in zip(size, units, strict=True)):
-        raise BadConfig(f"size {size} must be a multiple of {units[0]}x{units[1]}")
-    return Grid(size.height // units[0], size.width // units[1])
+    token = Size(*(config.vae.spatial_factor * patch for patch in config.patch_size[1:]))
+    if not _is_multiple(size, token):
+        hint = f": {did_you_mean(size)}" if _is_multiple(size.turned, token) else ""
+        raise BadConfig(f"size {size} must be a multiple of {token}{hint}")
+    return Grid(size.height // token.height, size.width // token.width)
+
+
+def _is_multiple(size: Size, token: Size) -> bool:
+    return all(side >= unit and side % unit == 0 for side, unit in zip(size, token, strict=True))
 
 
 def _ones(shape: tuple[int, ...], _generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""From a checkpoint's folder to a model's: each graph translated, built, verified, and only then put in its place."""
+"""From a checkpoint's folder to a model's: each graph is translated, built, verified and only then moved into place."""
 
 import shutil
 import tempfile
@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from export.checkpoint import Networks, find_tokenizer, load_networks, read_weights, weight_files
+from export.checkpoint import attach_loras, find_tokenizer, load_networks, weight_files
 from export.errors import BadConfig
 from export.graph_specs import graph_specs, grid_of
-from export.lora import attach, read_adapter
 from export.model_folder import check_pipeline_id, pipeline_config, write_model_folder
-from export.modules.layers import Linear
 from export.onnx_files import write_onnx
-from export.spec import Component, GraphSpec, Grid, Precision, Size, dynamic_shape
+from export.spec import Component, GraphSpec, Grid, Precision, Size, did_you_mean, dynamic_shape
 from export.tensorrt import BuildOptions, build_engine
-from export.verify import Comparison, check, compare
+from export.verify import Comparison, compare, require_close
 from filmstrip.runtime.engines.load import installed_version, load_engine, machine_of
 from filmstrip.runtime.engines.manifest import (
     SPEC_VERSION,
@@ -35,104 +33,23 @@ from filmstrip.runtime.engines.manifest import (
     read,
     write,
 )
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """SHA-256 of a checkpoint's files, by their path in its folder, and of the LoRAs' files, by their name."""
-
-    files: Mapping[Component, Mapping[str, str]]
-    loras: Mapping[str, str]
-
-    @classmethod
-    def of(cls, checkpoint: Path, loras: Mapping[str, Path]) -> "Provenance":
-        """Hash all files that a checkpoint's engines are made of."""
-        files = {
-            part: {path.relative_to(checkpoint).as_posix(): file_sha256(path) for path in paths}
-            for part, paths in weight_files(checkpoint).items()
-        }
-        return cls(files, {name: file_sha256(path) for name, path in loras.items()})
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """How engines are made.
-
-    Attributes:
-        builder: what makes them.
-        builder_version: of its library.
-        precision: what they compute in.
-        target: cpu, or a compute capability such as sm89.
-        sizes: of the video, the first of them the pipeline's own.
-    """
-
-    builder: Builder
-    builder_version: str
-    precision: Precision
-    target: str
-    sizes: Mapping[Size, Grid]
-
-
-def manifest_of(
-    spec: GraphSpec, make: EngineConfig, provenance: Provenance, files: Mapping[str, EngineFile]
-) -> Manifest:
-    """What is to be written beside an engine; without `files`, what would be but for them."""
-    takes_loras = any(tensor.name == "lora_scales" for tensor in spec.inputs)
-    loras = provenance.loras if takes_loras else {}
-    return Manifest(
-        graph=spec.name,
-        spec_version=SPEC_VERSION,
-        builder=make.builder,
-        builder_version=make.builder_version,
-        precision=make.precision.value,
-        target=make.target,
-        profiles=_profiles(spec, make.sizes),
-        inputs=tuple(_tensor(tensor.name, tensor.dtype, dynamic_shape(tensor.shape), make) for tensor in spec.inputs),
-        outputs=tuple(_tensor(output.name, output.dtype, output.shape, make) for output in spec.outputs),
-        checkpoint={**provenance.files[spec.component], **{f"--lora {name}": sha256 for name, sha256 in loras.items()}},
-        loras=tuple(loras),
-        files=files,
-    )
-
-
-def _tensor(name: str, dtype: torch.dtype | None, dims: tuple[int, ...], make: EngineConfig) -> EngineTensor:
-    return EngineTensor(name, str(dtype or make.precision.dtype).removeprefix("torch."), dims)
-
-
-def _profiles(spec: GraphSpec, sizes: Mapping[Size, Grid]) -> dict[str, Profile]:
-    if not spec.depends_on_size:
-        return {}
-    return {
-        str(size): {name: ShapeRange(*reach) for name, reach in spec.profile(grid).items()}
-        for size, grid in sizes.items()
-    }
-
-
-def is_up_to_date(engine: Path, wanted: Manifest) -> bool:
-    """Whether an engine is there, whole, and made as `wanted` says, but for the files."""
-    try:
-        found = read(engine)
-        return replace(found, files={}) == wanted and all(
-            EngineFile.of(engine.with_name(name)) == file for name, file in found.files.items()
-        )
-    except (BadEngine, OSError):
-        return False
+from filmstrip.runtime.pipeline_config import PipelineConfig
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What is to be exported.
+    """What to export.
 
     Attributes:
         checkpoint: its folder.
         id: of the pipeline.
-        sizes: of the video, the first of them the pipeline's own.
+        sizes: of the video; the first is the pipeline's own.
         repository: Triton's model repository, in which the folder `id` is written.
         loras: files by name, in the order of the scales.
         tensorrt: how TensorRT builds the engines; None for ONNX Runtime, on the CPU and in float32.
-        text_encoder_on_cpu: the text encoder runs on the CPU, whatever the others do.
-        verify: compare the engines with the modules before they are put in place.
-        fresh: make engines again that are there and up to date.
+        text_encoder_on_cpu: run the text encoder on the CPU, wherever the others run.
+        verify: compare the engines with the modules before they are moved into place.
+        fresh: build engines again even if they are up to date.
         num_threads: of ONNX Runtime, while engines are compared.
     """
 
@@ -149,210 +66,302 @@ class ExportConfig:
 
 
 class ExportObserver(Protocol):
-    """Is told how an export goes on."""
+    """Follows an export as it runs."""
 
-    def graphs(self, names: Sequence[str]) -> None:
-        """The graphs that there are to make."""
+    def on_graphs(self, names: Sequence[str]) -> None:
+        """The export begins; these are its graphs."""
 
-    def begin(self, graph: str, step: str) -> None:
-        """A step of a graph has begun."""
+    def on_step(self, graph: str, step: str) -> None:
+        """A step of a graph begins."""
 
-    def progress(self, phase: str, share: float) -> None:
-        """How far a long step is, 0 to 1."""
+    def on_progress(self, phase: str, share: float) -> None:
+        """A long step has come this far, 0 to 1."""
 
-    def compared(self, comparisons: Sequence[Comparison]) -> None:
-        """A graph was compared with its module."""
+    def on_verified(self, comparisons: Sequence[Comparison]) -> None:
+        """A graph has been compared with its module."""
 
-    def done(self) -> None:
-        """A graph's engine is in its place."""
+    def on_graph_done(self) -> None:
+        """A graph's engine is in place."""
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What an export has made.
+    """What an export did.
 
     Attributes:
         folder: of the model.
-        made: graphs whose engines are new.
+        built: graphs whose engines are new.
         kept: graphs whose engines were there and up to date.
-        not_run: whether the engines are for a device that this machine does not have: only their graphs were verified.
+        ran_engines: whether the engines could run on this machine; if not, only their graphs were verified.
     """
 
     folder: Path
-    made: tuple[str, ...]
+    built: tuple[str, ...]
     kept: tuple[str, ...]
-    not_run: bool
+    ran_engines: bool
 
 
-def export_longlive(order: ExportConfig, observer: ExportObserver) -> ExportResult:
-    """Export a checkpoint of the LongLive family; what is up to date is kept, so that it can go on after a stop.
+@dataclass(frozen=True)
+class Provenance:
+    """SHA-256 of a checkpoint's files, by their path in its folder, and of the LoRAs' files, by their name."""
+
+    files: Mapping[Component, Mapping[str, str]]
+    loras: Mapping[str, str]
+
+    @classmethod
+    def of(cls, checkpoint: Path, loras: Mapping[str, Path]) -> "Provenance":
+        """Hash all files that a checkpoint's engines are built from."""
+        files = {
+            component: {path.relative_to(checkpoint).as_posix(): file_sha256(path) for path in paths}
+            for component, paths in weight_files(checkpoint).items()
+        }
+        return cls(files, {name: file_sha256(path) for name, path in loras.items()})
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How engines are built.
+
+    Attributes:
+        builder: the library that builds them.
+        builder_version: of that library.
+        precision: what they compute in.
+        target: "cpu", or a compute capability such as sm89.
+        sizes: of the video; the first is the pipeline's own.
+    """
+
+    builder: Builder
+    builder_version: str
+    precision: Precision
+    target: str
+    sizes: Mapping[Size, Grid]
+
+
+def export_longlive(config: ExportConfig, observer: ExportObserver) -> ExportResult:
+    """Export a checkpoint of the LongLive family; what is up to date is kept, so a stopped export can continue.
 
     Raises:
-        ExportError: the checkpoint, the order or an engine is wrong. An engine that was there is as it was then.
+        ExportError: the checkpoint, the configuration or an engine is wrong. Existing engines stay as they were.
     """
-    check_pipeline_id(order.id)
-    if not order.sizes:
-        raise BadConfig("no size is given: HEIGHTxWIDTH in pixels")
-    networks = load_networks(order.checkpoint)
-    attach_loras(networks, order.loras)
-    grids = {size: grid_of(networks.config, size) for size in order.sizes}
-    tokenizer = None if networks.text_encoder is None else find_tokenizer(order.checkpoint)
+    check_pipeline_id(config.id)
+    if not config.sizes:
+        raise BadConfig("no size: give at least one, WIDTHxHEIGHT in pixels")
+    folder = config.repository / config.id
+    _refuse_turned_sizes(config, folder / "1")
 
-    version = order.repository / order.id / "1"
+    networks = load_networks(config.checkpoint)
+    attach_loras(networks, config.loras)
+    grids = {size: grid_of(networks.config, size) for size in config.sizes}
+    tokenizer = None if networks.text_encoder is None else find_tokenizer(config.checkpoint)
+
+    version = folder / "1"
     (version / "engines").mkdir(parents=True, exist_ok=True)
-    exporter = _Exporter(order, version / "engines", grids, observer)
-    made, kept = exporter.export(graph_specs(networks, len(order.loras)))
+    exporter = _Exporter(config, version / "engines", grids, observer)
+    built, kept = exporter.export(graph_specs(networks, len(config.loras)))
 
     if tokenizer is not None:
         shutil.copyfile(tokenizer, version / "tokenizer.json")
-    config = pipeline_config(networks.config, order.sizes, tuple(order.loras))
-    write_model_folder(version.parent, config, on_gpu=order.tensorrt is not None)
-    return ExportResult(version.parent, made, kept, not exporter.runs_here)
+    pipeline = pipeline_config(networks.config, config.sizes, tuple(config.loras))
+    write_model_folder(folder, pipeline, on_gpu=config.tensorrt is not None)
+    return ExportResult(folder, built, kept, exporter.can_run_engines)
 
 
-def attach_loras(networks: Networks, loras: Mapping[str, Path]) -> None:
-    """Put LoRAs beside the weights of all networks that they change.
+def _refuse_turned_sizes(config: ExportConfig, version: Path) -> None:
+    """Refuse a size that an earlier export of this pipeline only knows turned round, unless all is built afresh.
 
-    Raises:
-        BadCheckpoint: a file can't be read or fits no network.
+    Until 0.1.0 `--size` took HEIGHTxWIDTH: a command from then would replace a wide pipeline with a tall one.
     """
-    parts: list[nn.Module] = [
-        part
-        for part in (networks.transformer, networks.text_kv, networks.vace, networks.vace_text_kv)
-        if part is not None
-    ]
-    layers = [name for part in parts for name, layer in part.named_modules() if isinstance(layer, Linear)]
-    attach([read_adapter(name, read_weights(path), layers) for name, path in loras.items()], *parts)
+    try:
+        known = {Size(*size) for size in PipelineConfig.read(version).sizes}
+    except (OSError, ValueError):
+        return  # never exported, or by another version
+    for size in config.sizes:
+        if not config.fresh and size not in known and size.turned in known - set(config.sizes):
+            raise BadConfig(
+                f"{config.id} was exported for {size.turned}, not {size}: {did_you_mean(size)} "
+                f"(--fresh exports it for {size} instead)"
+            )
 
 
 class _Exporter:
     def __init__(
-        self, order: ExportConfig, engines: Path, grids: Mapping[Size, Grid], observer: ExportObserver
+        self, config: ExportConfig, engines: Path, grids: Mapping[Size, Grid], observer: ExportObserver
     ) -> None:
-        self.order = order
+        self.config = config
         self.engines = engines
         self.observer = observer
-        on_cpu = Builder.ONNX_RUNTIME
-        self.make_for_cpu = EngineConfig(on_cpu, _version(on_cpu), Precision.FP32, "cpu", grids)
-        self.make = self.make_for_cpu
-        if order.tensorrt is not None:
-            options = order.tensorrt
+        cpu = Builder.ONNX_RUNTIME
+        self.cpu_config = EngineConfig(cpu, _installed_version(cpu), Precision.FP32, "cpu", grids)
+        self.engine_config = self.cpu_config
+        if config.tensorrt is not None:
+            options = config.tensorrt
             target = ",".join(options.targets) or machine_of(torch.device("cuda")).target
-            self.make = EngineConfig(options.builder, _version(options.builder), options.precision, target, grids)
-        self.provenance = Provenance.of(order.checkpoint, order.loras)
+            version = _installed_version(options.builder)
+            self.engine_config = EngineConfig(options.builder, version, options.precision, target, grids)
+        self.provenance = Provenance.of(config.checkpoint, config.loras)
 
     @property
-    def runs_here(self) -> bool:
+    def can_run_engines(self) -> bool:
         """Whether this machine can run the engines."""
-        return self.order.tensorrt is None or torch.cuda.is_available()
+        return self.config.tensorrt is None or torch.cuda.is_available()
 
     def export(self, specs: Sequence[GraphSpec]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """EngineConfig what is not there; the names of what was made and of what was kept."""
-        self.observer.graphs([spec.name for spec in specs])
-        made, kept = [], []
+        """Build the engines that are missing or outdated; returns the names of those built and of those kept."""
+        self.observer.on_graphs([spec.name for spec in specs])
+        built, kept = [], []
         for spec in specs:
-            make = self._make_of(spec)
-            engine = self.engines / _file_name(spec, make)
-            if not self.order.fresh and is_up_to_date(engine, manifest_of(spec, make, self.provenance, {})):
+            engine_config = self._config_for(spec)
+            engine = self.engines / _file_name(spec, engine_config)
+            expected = manifest_of(spec, engine_config, self.provenance, {})
+            if not self.config.fresh and _is_up_to_date(engine, expected):
                 kept.append(spec.name)
             else:
-                with tempfile.TemporaryDirectory(prefix=".making-", dir=self.engines) as folder:
-                    self._put_in_place(self._made(spec, make, Path(folder)), engine)
-                made.append(spec.name)
-            self.observer.done()
-        self._remove_others({_file_name(spec, self._make_of(spec)) for spec in specs})
-        return tuple(made), tuple(kept)
+                with tempfile.TemporaryDirectory(prefix=".making-", dir=self.engines) as scratch:
+                    self._move_into_place(self._build(spec, engine_config, Path(scratch)), engine)
+                built.append(spec.name)
+            self.observer.on_graph_done()
+        self._remove_others({_file_name(spec, self._config_for(spec)) for spec in specs})
+        return tuple(built), tuple(kept)
 
-    def _make_of(self, spec: GraphSpec) -> EngineConfig:
-        """How one graph's engine is made."""
+    def _config_for(self, spec: GraphSpec) -> EngineConfig:
+        """How one graph's engine is built."""
         if spec.component is not Component.TEXT_ENCODER:
-            return self.make
-        if self.order.text_encoder_on_cpu:
-            return self.make_for_cpu
+            return self.engine_config
+        if self.config.text_encoder_on_cpu:
+            return self.cpu_config
         # Its numbers are too large for float16.
-        is_half = self.make.precision is Precision.FP16
-        return replace(self.make, precision=Precision.BF16) if is_half else self.make
+        is_half = self.engine_config.precision is Precision.FP16
+        return replace(self.engine_config, precision=Precision.BF16) if is_half else self.engine_config
 
-    def _made(self, spec: GraphSpec, make: EngineConfig, folder: Path) -> Path:
-        """A graph's engine, new in a folder of its own, and verified."""
-        if self.order.tensorrt is None or make is self.make_for_cpu:
-            engine = self._onnx(spec, folder, make)
-            self._verify(spec, engine, make)
+    def _build(self, spec: GraphSpec, engine_config: EngineConfig, folder: Path) -> Path:
+        """Build and verify a graph's engine in an empty folder; returns its path."""
+        if self.config.tensorrt is None or engine_config is self.cpu_config:
+            engine = self._build_onnx(spec, folder, engine_config)
+            self._verify(spec, engine, engine_config)
             return engine
-        if self.order.verify:
-            # The graph in float32, on the CPU: whatever runs it later, it is the right one.
+        if self.config.verify:
+            # The graph in float32 on the CPU: this shows that it is right, whatever runs it later.
             with tempfile.TemporaryDirectory(dir=folder) as for_cpu:
-                self._verify(spec, self._onnx(spec, Path(for_cpu), self.make_for_cpu), self.make_for_cpu)
-        engine = self._tensorrt(spec, make, folder, replace(self.order.tensorrt, precision=make.precision))
-        if self.runs_here:
-            self._verify(spec, engine, make)
+                self._verify(spec, self._build_onnx(spec, Path(for_cpu), self.cpu_config), self.cpu_config)
+        options = replace(self.config.tensorrt, precision=engine_config.precision)
+        engine = self._build_tensorrt(spec, engine_config, folder, options)
+        if self.can_run_engines:
+            self._verify(spec, engine, engine_config)
         return engine
 
-    def _onnx(self, spec: GraphSpec, folder: Path, make: EngineConfig) -> Path:
-        """A graph as an ONNX file with its manifest."""
-        self.observer.begin(spec.name, f"translating to ONNX, {make.precision}")
+    def _build_onnx(self, spec: GraphSpec, folder: Path, engine_config: EngineConfig) -> Path:
+        """Write a graph as an ONNX file with its manifest."""
+        self.observer.on_step(spec.name, f"translating to ONNX, {engine_config.precision}")
         path = folder / f"{spec.name}.onnx"
-        self._write_manifest(spec, make, path, write_onnx(spec, make.precision, path))
+        self._write_manifest(spec, engine_config, path, write_onnx(spec, engine_config.precision, path))
         return path
 
-    def _tensorrt(self, spec: GraphSpec, make: EngineConfig, folder: Path, options: BuildOptions) -> Path:
-        """A graph as a TensorRT engine with its manifest."""
+    def _build_tensorrt(
+        self, spec: GraphSpec, engine_config: EngineConfig, folder: Path, options: BuildOptions
+    ) -> Path:
+        """Write a graph as a TensorRT engine with its manifest."""
         with tempfile.TemporaryDirectory(dir=folder) as for_parser:
-            self.observer.begin(spec.name, f"translating to ONNX, {make.precision}")
+            self.observer.on_step(spec.name, f"translating to ONNX, {engine_config.precision}")
             onnx = Path(for_parser) / f"{spec.name}.onnx"
-            write_onnx(spec, make.precision, onnx)
-            self.observer.begin(spec.name, f"building for {make.target}")
-            built = build_engine(onnx, spec, list(make.sizes.values()), options, self.observer.progress)
+            write_onnx(spec, engine_config.precision, onnx)
+            self.observer.on_step(spec.name, f"building for {engine_config.target}")
+            grids = list(engine_config.sizes.values())
+            built = build_engine(onnx, spec, grids, options, self.observer.on_progress)
         path = folder / f"{spec.name}.engine"
         built.write(path)
-        self._write_manifest(spec, make, path, [path])
+        self._write_manifest(spec, engine_config, path, [path])
         return path
 
-    def _write_manifest(self, spec: GraphSpec, make: EngineConfig, engine: Path, files: Sequence[Path]) -> None:
+    def _write_manifest(
+        self, spec: GraphSpec, engine_config: EngineConfig, engine: Path, files: Sequence[Path]
+    ) -> None:
         hashed = {path.name: EngineFile.of(path) for path in files}
-        write(engine, manifest_of(spec, make, self.provenance, hashed))
+        write(engine, manifest_of(spec, engine_config, self.provenance, hashed))
 
-    def _verify(self, spec: GraphSpec, engine: Path, make: EngineConfig) -> None:
-        """Compare an engine with its module, as the runtime will load it.
+    def _verify(self, spec: GraphSpec, engine: Path, engine_config: EngineConfig) -> None:
+        """Compare an engine with its module, loaded as the runtime loads it.
 
         Raises:
             ToleranceExceeded: an output is too far off.
         """
-        if not self.order.verify:
+        if not self.config.verify:
             return
-        device = torch.device("cpu" if make.target == "cpu" else "cuda")
-        self.observer.begin(spec.name, f"verifying on {device.type}")
-        loaded = load_engine(engine, device=device, num_threads=self.order.num_threads)
+        device = torch.device("cpu" if engine_config.target == "cpu" else "cuda")
+        self.observer.on_step(spec.name, f"verifying on {device.type}")
+        loaded = load_engine(engine, device=device, num_threads=self.config.num_threads)
 
         def run(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
             outputs = loaded.run({name: value.to(device) for name, value in inputs.items()})
             return {name: value.cpu() for name, value in outputs.items()}
 
-        comparisons = list(compare(spec, make.sizes, make.precision, make.builder.value, run))
-        self.observer.compared(comparisons)
-        check(comparisons)
+        runner = engine_config.builder.value
+        comparisons = list(compare(spec, engine_config.sizes, engine_config.precision, runner, run))
+        self.observer.on_verified(comparisons)
+        require_close(comparisons)
 
-    def _put_in_place(self, made: Path, engine: Path) -> None:
-        """Move an engine and all that belongs to it; its manifest last, without which it counts for nothing."""
-        old, new = manifest_path(engine), manifest_path(made)
+    def _move_into_place(self, built: Path, engine: Path) -> None:
+        """Move an engine and its files; the manifest goes last, because an engine without one is ignored."""
+        old, new = manifest_path(engine), manifest_path(built)
         old.unlink(missing_ok=True)
-        for path in made.parent.iterdir():
+        for path in built.parent.iterdir():
             if path.is_file() and path != new:
                 path.replace(engine.parent / path.name)
         new.replace(old)
 
     def _remove_others(self, names: set[str]) -> None:
-        """Remove engines of another export, which the runtime would refuse beside these."""
+        """Remove engines of another export, which the runtime would refuse to load with these."""
         for path in self.engines.iterdir():
             if not any(path.name == name or path.name.startswith(f"{name}.") for name in names):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _file_name(spec: GraphSpec, make: EngineConfig) -> str:
-    return f"{spec.name}.{'onnx' if make.builder is Builder.ONNX_RUNTIME else 'engine'}"
+def manifest_of(
+    spec: GraphSpec, engine_config: EngineConfig, provenance: Provenance, files: Mapping[str, EngineFile]
+) -> Manifest:
+    """The manifest of an engine; with empty `files`, what it must say for the engine to be up to date."""
+    takes_loras = any(tensor.name == "lora_scales" for tensor in spec.inputs)
+    loras = provenance.loras if takes_loras else {}
+    profiles: dict[str, Profile] = {}
+    if spec.depends_on_size:
+        for size, grid in engine_config.sizes.items():
+            shapes = spec.profile(grid).items()
+            profiles[size.profile_name] = {name: ShapeRange(*shape_range) for name, shape_range in shapes}
+
+    def tensor(name: str, dtype: torch.dtype | None, dims: tuple[int, ...]) -> EngineTensor:
+        return EngineTensor(name, str(dtype or engine_config.precision.dtype).removeprefix("torch."), dims)
+
+    return Manifest(
+        graph=spec.name,
+        spec_version=SPEC_VERSION,
+        builder=engine_config.builder,
+        builder_version=engine_config.builder_version,
+        precision=engine_config.precision.value,
+        target=engine_config.target,
+        profiles=profiles,
+        inputs=tuple(tensor(one.name, one.dtype, dynamic_shape(one.shape)) for one in spec.inputs),
+        outputs=tuple(tensor(one.name, one.dtype, one.shape) for one in spec.outputs),
+        checkpoint={**provenance.files[spec.component], **{f"--lora {name}": sha256 for name, sha256 in loras.items()}},
+        loras=tuple(loras),
+        files=files,
+    )
 
 
-def _version(builder: Builder) -> str:
+def _is_up_to_date(engine: Path, expected: Manifest) -> bool:
+    """Whether an engine is there, whole, and built as expected."""
+    try:
+        found = read(engine)
+        return replace(found, files={}) == expected and all(
+            EngineFile.of(engine.with_name(name)) == file for name, file in found.files.items()
+        )
+    except (BadEngine, OSError):
+        return False
+
+
+def _file_name(spec: GraphSpec, engine_config: EngineConfig) -> str:
+    return f"{spec.name}.{'onnx' if engine_config.builder is Builder.ONNX_RUNTIME else 'engine'}"
+
+
+def _installed_version(builder: Builder) -> str:
     """The version of a builder's library.
 
     Raises:

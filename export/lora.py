@@ -1,4 +1,4 @@
-"""LoRA adapters: read from the key forms that trainers write, merged into the weights or attached as branches."""
+"""LoRA adapters: read in the forms that trainers write, merged into the weights or attached as branches."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,10 +29,10 @@ class Adapter:
 
 
 def merge(adapter: Adapter, *modules: nn.Module) -> None:
-    """Add an adapter to the weights, at scale 1.
+    """Add an adapter to the weights permanently, at scale 1.
 
     Raises:
-        BadCheckpoint: the adapter changes a layer that none of the modules has, or one of another size.
+        BadCheckpoint: the adapter changes a layer that no module has, or one of another size.
     """
     for name, layers in _layers_of(adapter, modules).items():
         part = adapter.layers[name]
@@ -43,7 +43,7 @@ def merge(adapter: Adapter, *modules: nn.Module) -> None:
 
 
 def attach(adapters: Sequence[Adapter], *modules: nn.Module) -> None:
-    """Put adapters beside the weights as branches; `lora_scales[i]` is then the scale of `adapters[i]`.
+    """Attach adapters to the layers as branches; `lora_scales[i]` is then the scale of `adapters[i]`.
 
     Raises:
         BadCheckpoint: as `merge`.
@@ -63,7 +63,7 @@ def attach(adapters: Sequence[Adapter], *modules: nn.Module) -> None:
 
 
 def _layers_of(adapter: Adapter, modules: Sequence[nn.Module]) -> dict[str, list[Linear]]:
-    """The layers that an adapter changes; several where modules share a name."""
+    """The layers that an adapter changes, by name; several if modules share a name."""
     found: dict[str, list[Linear]] = {name: [] for name in adapter.layers}
     for module in modules:
         for name, layer in module.named_modules():
@@ -78,7 +78,7 @@ def _layers_of(adapter: Adapter, modules: Sequence[nn.Module]) -> dict[str, list
             if (part.down.shape[1], part.up.shape[0]) != size or part.down.shape[0] != part.up.shape[1]:
                 raise BadCheckpoint(
                     f"LoRA {adapter.name}: {name} is {list(part.down.shape)} and {list(part.up.shape)}, "
-                    f"the network's layer takes {size[0]} numbers and makes {size[1]}"
+                    f"the network's layer takes {size[0]} numbers and returns {size[1]}"
                 )
     return found
 
@@ -96,7 +96,7 @@ _UNDERSCORED = "lora_unet_"
 
 
 @dataclass
-class _Part:
+class _Matrices:
     down: Tensor | None = None
     up: Tensor | None = None
     alpha: Tensor | None = None
@@ -108,42 +108,42 @@ def read_adapter(
     """Make an adapter from the tensors of a file.
 
     Args:
-        name: the adapter's, for messages and for requests.
+        name: of the adapter, in messages and requests.
         weights: `X.lora_A.weight` and `X.lora_B.weight`, or `X.lora_down.weight`, `X.lora_up.weight` and `X.alpha`,
-            where X is a layer's name, with a prefix such as `diffusion_model.` or not, or `lora_unet_` and the
+            where X is a layer's name, with or without a prefix such as `diffusion_model.`, or `lora_unet_` and the
             layer's name with underscores for dots.
-        layers: names of the network's linear layers, by which names with underscores are read.
-        default_alpha: for files without alphas; without one it is the rank, so that the factor is 1.
+        layers: names of the network's linear layers, to tell which dots were underscores.
+        default_alpha: for files without alphas; None for the rank, so that the factor is 1.
 
     Raises:
-        BadCheckpoint: a key has none of these forms, or a layer has only one of the two matrices.
+        BadCheckpoint: a key has none of these forms, or a layer has only one of its two matrices.
     """
     by_underscores = {layer.replace(".", "_"): layer for layer in layers}
-    parts: dict[str, _Part] = {}
-    strange = []
+    matrices: dict[str, _Matrices] = {}
+    unknown = []
     for key, value in weights.items():
         ending = next((ending for ending in _ENDINGS if key.endswith(ending)), None)
-        layer = None if ending is None else _layer(key.removesuffix(ending), by_underscores)
+        layer = None if ending is None else _layer_name(key.removesuffix(ending), by_underscores)
         if ending is None or layer is None:
-            strange.append(key)
+            unknown.append(key)
         else:
-            setattr(parts.setdefault(layer, _Part()), _ENDINGS[ending], value)
-    if strange:
-        raise BadCheckpoint(f"LoRA {name} has keys that fit no layer: {abbreviate(strange)}")
-    if not parts:
+            setattr(matrices.setdefault(layer, _Matrices()), _ENDINGS[ending], value)
+    if unknown:
+        raise BadCheckpoint(f"LoRA {name} has keys that fit no layer: {abbreviate(unknown)}")
+    if not matrices:
         raise BadCheckpoint(f"LoRA {name} is empty")
 
-    found: dict[str, LowRank] = {}
-    for layer, part in parts.items():
+    low_rank: dict[str, LowRank] = {}
+    for layer, part in matrices.items():
         if part.down is None or part.up is None:
             raise BadCheckpoint(f"LoRA {name} has only one of the two matrices of {layer}")
         rank = part.down.shape[0]
         alpha = default_alpha if part.alpha is None else float(part.alpha)
-        found[layer] = LowRank(part.down, part.up, 1.0 if alpha is None else alpha / rank)
-    return Adapter(name, found)
+        low_rank[layer] = LowRank(part.down, part.up, 1.0 if alpha is None else alpha / rank)
+    return Adapter(name, low_rank)
 
 
-def _layer(key: str, by_underscores: Mapping[str, str]) -> str | None:
+def _layer_name(key: str, by_underscores: Mapping[str, str]) -> str | None:
     if key.startswith(_UNDERSCORED):
         return by_underscores.get(key.removeprefix(_UNDERSCORED))
     return wan_name(key)

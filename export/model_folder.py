@@ -1,9 +1,9 @@
-"""A folder of Triton's model repository: so that a new checkpoint or pipeline id needs no code.
+"""A model folder in Triton's model repository, so that a new checkpoint or pipeline id needs no code.
 
-NAME/config.pbtxt         what Triton and the frontend read: tensors, sequence batching, the pipeline's facts
-NAME/1/model.py           thin: names a class of filmstrip.runtime
+NAME/config.pbtxt         what Triton and the frontend read: tensors, sequence batching, the pipeline's info
+NAME/1/model.py           names a class of filmstrip.runtime
 NAME/1/pipeline.json      what the runtime reads: filmstrip.runtime.pipeline_config
-NAME/1/tokenizer.json     where the checkpoint has a text encoder
+NAME/1/tokenizer.json     if the checkpoint has a text encoder
 NAME/1/engines/           engines, and a manifest for each
 """
 
@@ -20,29 +20,29 @@ from filmstrip.contract import INPUTS, OUTPUTS, Features, Mode, PipelineInfo, Te
 from filmstrip.runtime.pipeline_config import FILE_NAME, MAX_REFERENCES, PipelineConfig
 
 IDLE_S = 900
-"""A sequence is let go after this long without a chunk: longer than any chunk takes, warm-up included."""
+"""Triton ends a sequence after this long without a chunk: longer than any chunk takes, warm-up included."""
 _CUDA_GRAPHS = """
-# One launch for each run of an engine whose shapes are those of the run before; "false" where that makes trouble.
+# A run of an engine with the shapes of its last run is a single launch; set "false" if that causes trouble.
 parameters { key: "cuda_graphs" value { string_value: "true" } }"""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def check_pipeline_id(id: str) -> str:
-    """A pipeline's id, which is its folder's and its Triton model's name.
+    """Check a pipeline's id, which is also the name of its folder and of its Triton model.
 
     Raises:
-        BadConfig: it has other characters than letters, digits, '.', '_' and '-'.
+        BadConfig: it has characters other than letters, digits, '.', '_' and '-', or more than 100.
     """
     if not _NAME.fullmatch(id):
-        raise BadConfig(f"{id!r} is no pipeline id: use letters, digits, '.', '_' and '-', at most 100")
+        raise BadConfig(f"{id!r} is not a pipeline id: use letters, digits, '.', '_' and '-', at most 100")
     return id
 
 
 def pipeline_config(config: CheckpointConfig, sizes: tuple[Size, ...], loras: tuple[str, ...]) -> PipelineConfig:
-    """What the runtime must know of a checkpoint.
+    """What the runtime must know about a checkpoint.
 
     Raises:
-        BadConfig: the VACE branch takes other channels than the runtime makes.
+        BadConfig: the VACE branch takes another number of channels than the runtime makes.
     """
     mask_channels = config.vae.spatial_factor**2
     vace_channels = 2 * config.vae.z_dim + mask_channels
@@ -76,8 +76,8 @@ def pipeline_config(config: CheckpointConfig, sizes: tuple[Size, ...], loras: tu
     )
 
 
-def pipeline_facts(id: str, config: PipelineConfig) -> PipelineInfo:
-    """What the pipeline says of itself; its own size is the first that it was exported for."""
+def pipeline_info(id: str, config: PipelineConfig) -> PipelineInfo:
+    """What the pipeline says about itself; its own size is the first that it was exported for."""
     height, width = config.sizes[0]
     return PipelineInfo(
         id=id,
@@ -108,28 +108,28 @@ def pipeline_facts(id: str, config: PipelineConfig) -> PipelineInfo:
 
 
 def write_model_folder(folder: Path, config: PipelineConfig, *, on_gpu: bool) -> None:
-    """Write everything of a model's folder but its engines and tokenizer; `folder` is named after the pipeline."""
+    """Write a model's folder except its engines and tokenizer; `folder` has the pipeline's id as its name."""
     version = folder / "1"
     version.mkdir(parents=True, exist_ok=True)
     (version / FILE_NAME).write_text(config.to_json())
     (version / "model.py").write_text(_model_text(folder.name))
-    # The last: without it Triton sees no model here.
-    (folder / "config.pbtxt").write_text(config_text(pipeline_facts(folder.name, config), on_gpu=on_gpu))
+    # Last: without it Triton sees no model here.
+    (folder / "config.pbtxt").write_text(config_text(pipeline_info(folder.name, config), on_gpu=on_gpu))
 
 
-def config_text(facts: PipelineInfo, *, on_gpu: bool) -> str:
-    """A `config.pbtxt`: one sequence at a time, one chunk a request."""
+def config_text(info: PipelineInfo, *, on_gpu: bool) -> str:
+    """A `config.pbtxt`: one sequence at a time, one chunk per request."""
     tensors = [_tensor("input", spec) for spec in INPUTS] + [_tensor("output", spec) for spec in OUTPUTS]
     kind = "KIND_GPU" if on_gpu else "KIND_CPU"
-    values = {name: value for name, value in asdict(facts).items() if name != "id"}
-    values["features"] = facts.features.to_dict()
+    values = {name: value for name, value in asdict(info).items() if name != "id"}
+    values["features"] = info.features.to_dict()
     parameters = [
         f"parameters {{ key: {_quoted(name)} value {{ string_value: {_quoted(json.dumps(value))} }} }}"
         for name, value in values.items()
     ]
     return "\n".join(
         [
-            f"name: {_quoted(facts.id)}",
+            f"name: {_quoted(info.id)}",
             'backend: "python"',
             "max_batch_size: 0",
             "",
@@ -143,7 +143,7 @@ def config_text(facts: PipelineInfo, *, on_gpu: bool) -> str:
             "",
             f"instance_group [ {{ kind: {kind} count: 1 }} ]",
             "",
-            "# What the pipeline says of itself: filmstrip.contract.PipelineInfo, each value as JSON.",
+            "# What the pipeline says about itself: filmstrip.contract.PipelineInfo, each value as JSON.",
             *parameters,
             *([_CUDA_GRAPHS] if on_gpu else []),
             "",
@@ -158,19 +158,19 @@ def _tensor(kind: str, spec: TensorSpec) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A string of protobuf's text format; JSON's escapes are among its own."""
+    """A string in protobuf's text format, which understands JSON's escapes."""
     return json.dumps(text)
 
 
 def _model_text(id: str) -> str:
     return textwrap.dedent(
         f'''\
-        """{id}, as `python -m export longlive` wrote it: export it again rather than change it here."""
+        """{id}: written by `python -m export longlive`; do not edit, export it again."""
 
         from filmstrip.runtime.longlive_model import LongLiveModel
 
 
         class TritonPythonModel(LongLiveModel):
-            """Its chunks as Triton asks for them."""
+            """Runs this pipeline's chunks."""
         '''
     )

@@ -1,4 +1,4 @@
-"""From a graph's spec to ONNX."""
+"""From a graph's spec to an ONNX file."""
 
 import copy
 import logging
@@ -18,7 +18,7 @@ from export.errors import UnusedInput
 from export.spec import Axis, GraphSpec, Grid, Precision
 
 OPSET = 23
-"""The first with an Attention operator, which both ONNX Runtime and TensorRT run as one."""
+"""The first with an Attention operator, which both ONNX Runtime and TensorRT run as a single kernel."""
 _TRACED = Grid(2, 3)
 _LONGEST = 65536
 
@@ -37,16 +37,16 @@ class _Positional(nn.Module):
 
 
 def to_program(spec: GraphSpec, precision: Precision) -> torch.onnx.ONNXProgram:
-    """Trace a graph and translate it; its weights are those of the spec's module, in the given precision.
+    """Trace and translate a graph, with the weights of the spec's module in the given precision.
 
-    Weights on the meta device have no values, and take no memory here: see `export.compile_full`.
+    Weights on the meta device have no values and take no memory here either: see `export.compile_full`.
     """
-    module = _without_values(copy.deepcopy(spec.module).to(precision.dtype))
+    module = _expand_meta_weights(copy.deepcopy(spec.module).to(precision.dtype))
     graph = _Positional(module, [tensor.name for tensor in spec.inputs]).eval()
-    # Lengths of 0 and 1 would be taken for constants.
+    # The tracer takes lengths of 0 and 1 for constants.
     point = {name: max(2, axis.opt) for name, axis in spec.axes.items()}
     lengths = spec.axis_lengths(_TRACED, point)
-    dims = {name: Dim(name, min=_least(spec, name), max=_LONGEST) for name in lengths}
+    dims = {name: Dim(name, min=_min_length(spec, name), max=_LONGEST) for name in lengths}
     inputs = [
         torch.zeros(tensor.resolve(lengths), dtype=precision.dtype if tensor.dtype is None else tensor.dtype)
         for tensor in spec.inputs
@@ -71,8 +71,8 @@ def to_program(spec: GraphSpec, precision: Precision) -> torch.onnx.ONNXProgram:
     return program
 
 
-def _without_values(module: nn.Module) -> nn.Module:
-    """Zeros that take no memory in place of weights on the meta device: tracing looks at their shapes alone."""
+def _expand_meta_weights(module: nn.Module) -> nn.Module:
+    """Replace weights on the meta device by zeros that take no memory: tracing only looks at shapes."""
     for part in module.modules():
         for name, value in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
             if value.is_meta:
@@ -84,7 +84,7 @@ def _without_values(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what torch's exporter says of itself: deprecations, torchvision's absence, axes of one length."""
+    """Silence torch's exporter on deprecations, missing torchvision and axes of equal length."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -99,9 +99,9 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _without_slow_rule() -> Iterator[None]:
-    """Leave out the one rule of the optimiser that goes through the whole graph at each node.
+    """Leave out the one rule of the optimiser that walks the whole graph at each node.
 
-    It would make a Split of two Slices, and takes minutes of a transformer of 30 layers.
+    It would turn two Slices into a Split, and takes minutes for a transformer of 30 layers.
     """
     before = rewriter._DEFAULT_REWRITE_RULES
     rewriter._DEFAULT_REWRITE_RULES = tuple(rule for rule in before if rule.name != "SlicesSplit")
@@ -111,7 +111,7 @@ def _without_slow_rule() -> Iterator[None]:
         rewriter._DEFAULT_REWRITE_RULES = before
 
 
-def _least(spec: GraphSpec, name: str) -> int:
+def _min_length(spec: GraphSpec, name: str) -> int:
     return spec.axes[name].min if name in spec.axes else 1
 
 
@@ -121,10 +121,10 @@ def _dim(dims: Mapping[str, Any], length: Axis) -> Any:
 
 
 def write_onnx(spec: GraphSpec, precision: Precision, path: Path) -> list[Path]:
-    """Translate a graph to an ONNX file, with its weights in another beside it; returns both.
+    """Translate a graph to an ONNX file, with its weights in a second file; returns both.
 
     Raises:
-        UnusedInput: the graph does nothing with an input: the translation has lost a part of the network.
+        UnusedInput: the graph ignores an input: the translation has lost part of the network.
     """
     program = to_program(spec, precision)
     program.save(path, external_data=True)
@@ -133,14 +133,14 @@ def write_onnx(spec: GraphSpec, precision: Precision, path: Path) -> list[Path]:
 
 
 def check_inputs(path: Path, spec: GraphSpec) -> None:
-    """Hold an ONNX file's inputs and outputs against their declaration.
+    """Check that an ONNX file has and uses all inputs of its spec.
 
     Raises:
         UnusedInput: an input is missing, or nothing in the graph reads it.
     """
     graph = onnx.load(path, load_external_data=False).graph
-    read = {name for node in graph.node for name in node.input}
-    there = {one.name for one in graph.input}
-    unused = [tensor.name for tensor in spec.inputs if tensor.name not in there & read]
+    used = {name for node in graph.node for name in node.input}
+    present = {one.name for one in graph.input}
+    unused = [tensor.name for tensor in spec.inputs if tensor.name not in present & used]
     if unused:
-        raise UnusedInput(f"{spec.name} does nothing with {', '.join(unused)}: see export/PITFALLS.md")
+        raise UnusedInput(f"{spec.name} ignores {', '.join(unused)}: see export/PITFALLS.md")

@@ -1,6 +1,6 @@
 """From an ONNX file to an engine, with TensorRT-RTX or TensorRT, which share one API.
 
-TensorRT itself was not run here: there is no GPU. Everything below was run with TensorRT-RTX.
+Everything below has been run with TensorRT-RTX; TensorRT itself has not, for lack of a GPU.
 """
 
 import importlib
@@ -23,21 +23,20 @@ from filmstrip.runtime.engines.manifest import Builder
 RTX_TARGETS: Mapping[str, str] = MappingProxyType(
     {"sm75": "SM75", "sm80": "SM80", "sm86": "SM86", "sm89": "SM89", "sm120": "SM120"}
 )
-"""GPU architectures that TensorRT-RTX compiles for, and its names of them."""
+"""GPU architectures that TensorRT-RTX compiles for, and its names for them."""
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How an engine is built.
+    """How an engine is built. Needs neither library.
 
     Attributes:
         builder: the library.
         precision: what the ONNX file computes in; a strongly typed engine keeps it.
-        targets: GPU architectures as in `RTX_TARGETS`, which one engine of TensorRT-RTX can serve together. None for
-            TensorRT.
-        workspace_gib: most memory that a layer may use beside its tensors; the builder's own limit where None.
-        optimization_level: 0 to 5, how long the builder looks for faster kernels; its own where None.
-        timing_cache: a file of measured kernels that a build reads, and writes anew. TensorRT's alone: TensorRT-RTX
+        targets: GPU architectures as in `RTX_TARGETS`, all served by one engine of TensorRT-RTX. Empty for TensorRT.
+        workspace_gib: most memory that a layer may use besides its tensors; None for the builder's own limit.
+        optimization_level: 0 to 5, how long the builder looks for faster kernels; None for its own choice.
+        timing_cache: a file of kernel timings that a build reads and rewrites. For TensorRT only: TensorRT-RTX
             measures nothing.
 
     Raises:
@@ -55,11 +54,11 @@ class BuildOptions:
         if self.workspace_gib is not None and self.workspace_gib <= 0:
             raise BadOptions(f"a workspace of {self.workspace_gib} GiB must be more than 0")
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
-            raise BadOptions(f"optimisation level {self.optimization_level} must be 0 to 5")
+            raise BadOptions(f"optimization level {self.optimization_level} must be 0 to 5")
         if self.builder is Builder.TENSORRT_RTX:
             self._check_rtx()
         elif self.targets:
-            raise BadOptions("TensorRT builds for the GPU that it runs on: leave the target out")
+            raise BadOptions("TensorRT builds for the GPU that it runs on: leave out the target")
 
     def _check_rtx(self) -> None:
         if not self.targets:
@@ -81,7 +80,7 @@ class BuildOptions:
 
 
 OnProgress = Callable[[str, float], None]
-"""Is told the phase that a build is in, and the share of the whole that is done, 0 to 1, which never falls."""
+"""Called with the phase that a build is in and the share of the whole that is done, 0 to 1, which never falls."""
 
 
 @dataclass
@@ -92,7 +91,7 @@ class _Phase:
 
 
 class BuildProgress:
-    """Turns phases and steps into one share of the whole: a phase fills the step of its parent that it is in.
+    """Turns TensorRT's nested phases into one share of the whole: a phase fills the current step of its parent.
 
     TensorRT calls from several threads.
     """
@@ -121,12 +120,12 @@ class BuildProgress:
             self._tell(name, self._share)
 
     def finish(self, name: str) -> None:
-        """A phase has ended, its steps done or not; its name may come again."""
+        """A phase has ended, whether or not its steps are done; its name may be used again."""
         with self._lock:
             self._phases.pop(name, None)
 
     def complete(self) -> None:
-        """The build has succeeded: phases may end before all their steps are told of."""
+        """The build has succeeded: phases may end before all their steps are reported."""
         self._tell("done", 1.0)
 
 
@@ -141,7 +140,7 @@ _ACTIVATION = re.compile(r"Total Activation Memory: (\d+) bytes")
 
 
 def load_library(builder: Builder) -> Any:
-    """The module of a library.
+    """Import the module of a library.
 
     Raises:
         BuilderMissing: it is not installed.
@@ -162,7 +161,7 @@ class Message(NamedTuple):
 
 @dataclass
 class BuildLog:
-    """What a library said during a build.
+    """What a library logged during a build.
 
     Attributes:
         messages: its warnings and errors.
@@ -173,12 +172,12 @@ class BuildLog:
     activation_bytes: list[int] = field(default_factory=list)
 
     def unused(self) -> list[str]:
-        """Messages that tell of an input or a weight that has no effect."""
+        """Messages about an input or a weight that has no effect."""
         return [message.text for message in self.messages if _UNUSED.search(message.text)]
 
     def errors(self) -> str:
-        """Its errors in one line."""
-        return "; ".join(one.text for one in self.messages if one.is_error) or "no reason was given"
+        """Its errors, in one line."""
+        return "; ".join(one.text for one in self.messages if one.is_error) or "no reason given"
 
 
 def make_logger(library: Any, log: BuildLog) -> Any:
@@ -222,17 +221,17 @@ _GIB = 1 << 30
 
 
 def configure(library: Any, config: Any, options: BuildOptions) -> None:
-    """Set a builder's configuration as the options say.
+    """Apply the options to a builder's configuration.
 
     Raises:
-        BuildFailed: the library refuses a target or the timing cache.
+        BuildFailed: the library rejects a target or the timing cache.
     """
     if options.builder is Builder.TENSORRT_RTX:
         config.num_compute_capabilities = len(options.targets)
         for index, target in enumerate(options.targets):
             capability = getattr(library.ComputeCapability, RTX_TARGETS[target])
             if not config.set_compute_capability(capability, index):
-                raise BuildFailed(f"TensorRT-RTX {library.__version__} refuses the target {target}")
+                raise BuildFailed(f"TensorRT-RTX {library.__version__} rejects the target {target}")
     if options.workspace_gib is not None:
         config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, int(options.workspace_gib * _GIB))
     if options.optimization_level is not None:
@@ -241,13 +240,13 @@ def configure(library: Any, config: Any, options: BuildOptions) -> None:
         kept = b""
         with suppress(FileNotFoundError):
             kept = options.timing_cache.read_bytes()
-        # Without ignore_mismatch, timings of another GPU or version are refused, not used.
+        # Without ignore_mismatch, timings for another GPU or version are rejected, not used.
         if not config.set_timing_cache(config.create_timing_cache(kept), ignore_mismatch=False):
-            raise BuildFailed(f"{options.timing_cache} is of another GPU or version: remove it or name another file")
+            raise BuildFailed(f"{options.timing_cache} is for another GPU or version: remove it or name another file")
 
 
 def save_timing_cache(config: Any, path: Path) -> None:
-    """Write the timing cache of a configuration after a build."""
+    """Write a configuration's timing cache after a build."""
     part = path.with_name(path.name + ".part")
     part.write_bytes(config.get_timing_cache().serialize())
     part.replace(path)
@@ -255,13 +254,13 @@ def save_timing_cache(config: Any, path: Path) -> None:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """An engine, not yet in a file.
+    """An engine that is not in a file yet.
 
     Attributes:
         plan: its bytes.
-        grids: of its profiles, in their order; none where no shape depends on the size of the video.
-        activation_bytes: GPU memory that tensors and scratch space take beside the weights, for each profile.
-        builder_version: of the library, which is also the version that must run it.
+        grids: one per profile, in order; empty if no shape depends on the size of the video.
+        activation_bytes: GPU memory for tensors and scratch space, without the weights, for each profile.
+        builder_version: of the library; the same version must run the engine.
         seconds: parsing and building took.
     """
 
@@ -272,7 +271,7 @@ class BuiltEngine:
     seconds: float
 
     def write(self, path: Path) -> None:
-        """Put it into a file, whole or not at all."""
+        """Write it to a file, whole or not at all."""
         part = path.with_name(path.name + ".part")
         try:
             part.write_bytes(self.plan)
@@ -288,18 +287,18 @@ def build_engine(
     options: BuildOptions,
     progress: OnProgress | None = None,
 ) -> BuiltEngine:
-    """Build a graph's engine with one profile a size.
+    """Build a graph's engine with one profile per size.
 
     Args:
-        onnx: the graph's file, its weights beside it.
+        onnx: the graph's file, its weights in the same folder.
         spec: what the graph was made from.
         grids: rows and columns of tokens at each size.
         options: the library and what it builds for.
-        progress: is told how far the build is.
+        progress: called as the build advances.
 
     Raises:
         BuilderMissing: the library is not installed.
-        BuildFailed: it can't read the file or build the engine, or the file is not that of the spec.
+        BuildFailed: it can't read the file or build the engine, or the file does not match the spec.
         UnusedInput: an input of the graph has no effect.
     """
     began = time.monotonic()
@@ -318,16 +317,14 @@ def build_engine(
     config = builder.create_builder_config()
     configure(library, config, options)
     build_progress = BuildProgress(progress or (lambda _phase, _share: None))
-    progress_monitor = make_progress_monitor(
-        library, build_progress
-    )  # a name of its own: it must live as long as `config`
+    progress_monitor = make_progress_monitor(library, build_progress)  # named, because it must live as long as `config`
     config.progress_monitor = progress_monitor
     sizes = tuple(grids) if spec.depends_on_size else ()
     for grid in sizes or grids[:1]:
         _add_profile(builder, config, spec, grid)
 
     plan = builder.build_serialized_network(network, config)
-    if unused := log.unused():  # first: it may be the reason of a failure
+    if unused := log.unused():  # first: it may be the reason for a failure
         raise UnusedInput(f"{spec.name}: the engine would ignore an input: {'; '.join(unused)}")
     if plan is None:
         raise BuildFailed(f"{spec.name} was not built: {log.errors()}")
@@ -340,7 +337,7 @@ def build_engine(
 
 
 def _strongly_typed_flag(library: Any) -> int:
-    """Flags of a network whose types are the file's; releases that know no other kind have no flag for it."""
+    """Flags of a network that keeps the file's types; releases that have only such networks have no flag for it."""
     flag = getattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
@@ -355,7 +352,7 @@ def _parse(library: Any, network: Any, logger: Any, onnx: Path, log: BuildLog) -
 
 
 def _check_signature(library: Any, network: Any, spec: GraphSpec, precision: Precision) -> None:
-    """Names and types must be the spec's: who runs the engine knows nothing else of it."""
+    """Names and types must match the spec: the runtime knows nothing else about the engine."""
     found = {
         "inputs": [network.get_input(index) for index in range(network.num_inputs)],
         "outputs": [network.get_output(index) for index in range(network.num_outputs)],
@@ -366,7 +363,7 @@ def _check_signature(library: Any, network: Any, spec: GraphSpec, precision: Pre
         if have != expected:
             differ = sorted(name for name in have.keys() | expected if have.get(name) != expected.get(name))
             raise BuildFailed(
-                f"{spec.name}: {kind} differ from the spec's at {', '.join(differ)}: "
+                f"{spec.name}: {kind} differ from the spec at {', '.join(differ)}: "
                 f"the file has {_types(have, differ)}, the spec {_types(expected, differ)}"
             )
 
@@ -386,10 +383,10 @@ def _types(have: dict[str, Any], names: Sequence[str]) -> str:
 
 
 def _allow_decomposed_attention(library: Any, network: Any) -> None:
-    """Let attention run as separate operations where the library has no kernel that does it at once."""
+    """Let attention run as separate operations where the library has no kernel for it."""
     for layer in (network.get_layer(index) for index in range(network.num_layers)):
         if layer.type == library.LayerType.ATTENTION_INPUT:
-            layer.__class__ = library.IAttentionInputLayer  # `get_layer` gives all layers as the same class
+            layer.__class__ = library.IAttentionInputLayer  # `get_layer` returns every layer as the same class
             layer.attention.decomposable = True
 
 
@@ -398,4 +395,4 @@ def _add_profile(builder: Any, config: Any, spec: GraphSpec, grid: Grid) -> None
     for name, (shortest, usual, longest) in spec.profile(grid).items():
         profile.set_shape(name, shortest, usual, longest)
     if config.add_optimization_profile(profile) < 0:
-        raise BuildFailed(f"{spec.name}: the profile of {grid.rows}x{grid.cols} tokens is refused")
+        raise BuildFailed(f"{spec.name}: the profile of {grid.rows} rows and {grid.cols} columns of tokens is rejected")

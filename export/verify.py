@@ -1,4 +1,4 @@
-"""Module against engine: every output of every graph, at the lengths where graphs go wrong."""
+"""The generic verifier: every output of every engine against its module, at the lengths where graphs go wrong."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +10,13 @@ from torch import Tensor
 from export.errors import ToleranceExceeded
 from export.spec import GraphSpec, Grid, InputSpec, OutputSpec, Precision, Size
 
+Run = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""Runs an engine: inputs by name to outputs by name."""
+_NUM_SHOWN = 5
+
 
 class ModuleEngine:
-    """A graph's own module as the `Engine` of the runtime: no export, no files.
+    """A graph's own PyTorch module as an `Engine` of the runtime: no export, no files.
 
     Args:
         spec: of the graph.
@@ -22,23 +26,17 @@ class ModuleEngine:
 
     def __init__(self, spec: GraphSpec) -> None:
         self._spec = spec
-        ports: list[InputSpec | OutputSpec] = [*spec.inputs, *spec.outputs]
-        self._dtypes = {one.name: one.dtype or Precision.FP32.dtype for one in ports}
+        tensors: list[InputSpec | OutputSpec] = [*spec.inputs, *spec.outputs]
+        self._dtypes = {tensor.name: tensor.dtype or Precision.FP32.dtype for tensor in tensors}
 
     def dtype(self, name: str) -> torch.dtype:
         """The type of an input or output."""
         return self._dtypes[name]
 
-    def run(self, inputs: Mapping[str, Tensor], into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """All outputs; those that memory was given for are copied there. Nothing is checked."""
-        made = self._spec.module(**{tensor.name: inputs[tensor.name] for tensor in self._spec.inputs})
-        outputs = {tensor.name: output for tensor, output in zip(self._spec.outputs, made, strict=True)}
-        return outputs | {name: memory.copy_(outputs[name]) for name, memory in (into or {}).items()}
-
-
-Run = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
-"""Runs an engine: inputs by name to outputs by name."""
-_SHOWN = 5
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All outputs. Nothing is checked."""
+        outputs = self._spec.module(**{one.name: inputs[one.name] for one in self._spec.inputs})
+        return {one.name: output for one, output in zip(self._spec.outputs, outputs, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -48,11 +46,11 @@ class Comparison:
     Attributes:
         graph: name of the graph.
         runner: what ran it.
-        size: of the video, None where it does not matter.
-        point: values of the axes, in the units of the spec's ranges.
+        size: of the video, None if it does not matter.
+        point: values of the axes, in the units of their ranges.
         output: name of the output.
-        error: largest difference, as a share of the module's largest value.
-        tolerance: largest that is allowed.
+        error: the largest difference, as a share of the module's largest value.
+        tolerance: the largest error that is allowed.
     """
 
     graph: str
@@ -65,13 +63,13 @@ class Comparison:
 
     @property
     def is_close(self) -> bool:
-        """Whether the error is a number within the tolerance."""
+        """Whether the error is within the tolerance; NaN is not."""
         return self.error <= self.tolerance
 
     def __str__(self) -> str:
-        at = ", ".join(f"{axis} {value}" for axis, value in self.point.items())
-        where = f" at {self.size or ''}{' ' if self.size and at else ''}{at}" if self.size or at else ""
-        return f"{self.graph}.{self.output}{where}: {self.error:.1e}, allowed {self.tolerance:.1e}"
+        point = ", ".join(f"{axis} {value}" for axis, value in self.point.items())
+        where = " ".join(text for text in (str(self.size or ""), point) if text)
+        return f"{self.graph}.{self.output}{where and f' at {where}'}: {self.error:.1e}, allowed {self.tolerance:.1e}"
 
 
 def compare(
@@ -80,51 +78,57 @@ def compare(
     """Run the module in float32 and an engine on the same random inputs.
 
     Args:
-        spec: the graph, whose module is the reference.
-        sizes: at which it is compared; a graph that does not depend on it is compared once.
-        precision: of the engine; inputs that stay within the engines are rounded to it on both sides.
+        spec: the graph; its module is the reference.
+        sizes: to compare at; a graph that does not depend on the size is compared once.
+        precision: of the engine; inputs that only go from engine to engine are rounded to it on both sides.
         runner: what runs the engine, for the table.
-        run: the engine.
+        run: runs the engine.
     """
     for size, grid in list(sizes.items())[: None if spec.depends_on_size else 1]:
         for seed, point in enumerate(spec.test_points):
             inputs = _rounded(spec, spec.sample(grid, point, seed), precision)
             with torch.no_grad():
-                expected = spec.module(**{name: _exact(value) for name, value in inputs.items()})
-            got = run(inputs)
+                expected = spec.module(**{name: _to_float32(value) for name, value in inputs.items()})
+            outputs = run(inputs)
             for output, reference in zip(spec.outputs, expected, strict=True):
-                error = relative_error(got[output.name], reference)
-                at = size if spec.depends_on_size else None
-                yield Comparison(spec.name, runner, at, point, output.name, error, spec.tolerances[precision])
+                yield Comparison(
+                    spec.name,
+                    runner,
+                    size if spec.depends_on_size else None,
+                    point,
+                    output.name,
+                    relative_error(outputs[output.name], reference),
+                    spec.tolerances[precision],
+                )
 
 
-def relative_error(got: Tensor, reference: Tensor) -> float:
-    """Largest difference as a share of the reference's largest value; infinite where the shapes differ."""
-    if got.shape != reference.shape:
+def relative_error(actual: Tensor, reference: Tensor) -> float:
+    """The largest difference as a share of the reference's largest value; infinite if the shapes differ."""
+    if actual.shape != reference.shape:
         return float("inf")
     if reference.numel() == 0:
         return 0.0
     largest = reference.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
-    return float((got.to(reference) - reference).abs().max() / largest)
+    return float((actual.to(reference) - reference).abs().max() / largest)
 
 
-def check(comparisons: Sequence[Comparison]) -> None:
-    """Refuse engines that are not close to their modules.
+def require_close(comparisons: Sequence[Comparison]) -> None:
+    """Refuse engines that differ too much from their modules.
 
     Raises:
-        ToleranceExceeded: names the outputs that are not.
+        ToleranceExceeded: names the outputs that differ.
     """
     far = [str(one) for one in comparisons if not one.is_close]
     if far:
-        more = f" and {len(far) - _SHOWN} more" if len(far) > _SHOWN else ""
-        raise ToleranceExceeded(f"the engines differ from the modules: {'; '.join(far[:_SHOWN])}{more}")
+        more = f" and {len(far) - _NUM_SHOWN} more" if len(far) > _NUM_SHOWN else ""
+        raise ToleranceExceeded(f"the engines differ from the modules: {'; '.join(far[:_NUM_SHOWN])}{more}")
 
 
-def table(comparisons: Sequence[Comparison]) -> Table:
-    """The worst comparison of each graph and runner."""
-    shown = Table(title="Engines against modules")
+def comparison_table(comparisons: Sequence[Comparison]) -> Table:
+    """The worst comparison for each graph and runner."""
+    table = Table(title="Engines against modules")
     for heading in ("graph", "runner", "worst output", "where", "error", "tolerance"):
-        shown.add_column(heading, no_wrap=heading != "where")
+        table.add_column(heading, no_wrap=heading != "where")
     groups: dict[tuple[str, str], list[Comparison]] = {}
     for one in comparisons:
         groups.setdefault((one.graph, one.runner), []).append(one)
@@ -133,8 +137,8 @@ def table(comparisons: Sequence[Comparison]) -> Table:
         where = " ".join([str(worst.size or ""), *(f"{axis}={value}" for axis, value in worst.point.items())])
         colour = "green" if worst.is_close else "red"
         error = f"[{colour}]{worst.error:.1e}[/]"
-        shown.add_row(graph, runner, worst.output, where.strip(), error, f"{worst.tolerance:.0e}")
-    return shown
+        table.add_row(graph, runner, worst.output, where.strip(), error, f"{worst.tolerance:.0e}")
+    return table
 
 
 def _rounded(spec: GraphSpec, inputs: Mapping[str, Tensor], precision: Precision) -> dict[str, Tensor]:
@@ -142,5 +146,5 @@ def _rounded(spec: GraphSpec, inputs: Mapping[str, Tensor], precision: Precision
     return {tensor.name: inputs[tensor.name].to(tensor.dtype or precision.dtype) for tensor in spec.inputs}
 
 
-def _exact(value: Tensor) -> Tensor:
+def _to_float32(value: Tensor) -> Tensor:
     return value.float() if value.is_floating_point() else value

@@ -41,10 +41,10 @@ _FROM_DIFFUSERS = tuple(
 
 
 def wan_names(weights: Mapping[str, Tensor]) -> Weights:
-    """The same weights of a transformer under Wan's own names.
+    """A transformer's weights under Wan's own names.
 
     Raises:
-        BadCheckpoint: two weights come to have one name.
+        BadCheckpoint: two weights end up with the same name.
     """
     named: Weights = {}
     for name, value in weights.items():
@@ -56,7 +56,7 @@ def wan_names(weights: Mapping[str, Tensor]) -> Weights:
 
 
 def wan_name(name: str) -> str:
-    """A transformer weight's name in Wan's own checkpoints, from any of the forms that we accept."""
+    """A transformer weight's name in Wan's own checkpoints, from any form that we accept."""
     stripped = True
     while stripped:
         stripped = False
@@ -68,8 +68,8 @@ def wan_name(name: str) -> str:
     return name
 
 
-# What files hold beside the encoder: the decoder of a whole model, and the tokenizer that ComfyUI's carry as a tensor.
-_NOT_THE_ENCODERS = ("decoder.", "lm_head.", "spiece_model")
+# What else files hold: the decoder of a whole model, and the tokenizer that ComfyUI's files carry as a tensor.
+_NOT_ENCODER = ("decoder.", "lm_head.", "spiece_model")
 _FROM_TRANSFORMERS = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
@@ -88,14 +88,14 @@ _FROM_TRANSFORMERS = tuple(
 
 
 def wan_text_encoder_names(weights: Mapping[str, Tensor]) -> Weights:
-    """The encoder's weights under Wan's own names; those that have them already keep them.
+    """The text encoder's weights under Wan's own names, which they may already have.
 
     Raises:
-        BadCheckpoint: two weights come to have one name and are not equal, as `shared` and `embed_tokens` are.
+        BadCheckpoint: two weights end up with the same name and are not equal (`shared` and `embed_tokens` are).
     """
     named: Weights = {}
     for name, value in weights.items():
-        if name.startswith(_NOT_THE_ENCODERS):
+        if name.startswith(_NOT_ENCODER):
             continue
         ours = _wan_text_encoder_name(name)
         if ours in named and not torch.equal(named[ours], value):
@@ -110,7 +110,7 @@ def _wan_text_encoder_name(name: str) -> str:
     return name
 
 
-_PARTS = (
+_VAE_FROM_DIFFUSERS = (
     (r"^quant_conv\.", "conv1."),
     (r"^post_quant_conv\.", "conv2."),
     (r"\.conv_in\.", ".conv1."),
@@ -125,12 +125,12 @@ _RESIDUAL = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3"
 
 
 def wan_vae_names(weights: Mapping[str, Tensor], config: VaeConfig) -> dict[str, Tensor]:
-    """The same weights under Wan's own names; those that have them already keep them.
+    """The VAE's weights under Wan's own names, which they may already have.
 
     Raises:
-        BadCheckpoint: two weights come to have one name.
+        BadCheckpoint: two weights end up with the same name.
     """
-    # Only diffusers has a `quant_conv`, and only there is conv1 of a block not the network's own.
+    # Only diffusers has a `quant_conv`, and only in its names does `conv1` stand for a block's convolution.
     if "quant_conv.weight" not in weights and "post_quant_conv.weight" not in weights:
         return dict(weights)
     named: dict[str, Tensor] = {}
@@ -155,20 +155,20 @@ def _wan_vae_name(name: str, config: VaeConfig) -> str:
     name = re.sub(
         r"\.up_blocks\.(\d+)\.upsamplers\.0\.", lambda m: f".upsamples.{(int(m[1]) + 1) * in_stage - 1}.", name
     )
-    for pattern, replacement in _PARTS:
+    for pattern, replacement in _VAE_FROM_DIFFUSERS:
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def tae_weights(weights: Mapping[str, Tensor], decoder: TaeDecoder) -> dict[str, Tensor]:
-    """The same weights, where a stage that keeps the number of frames has weights that would double it.
+    """A tiny autoencoder's weights, halved in stages that keep the frame count but have weights that double it.
 
-    Some of TAEHV's releases are such: the later one of the two frames is meant, as TAEHV's own code has it.
+    Some of TAEHV's releases are like this. The later of the two frames is the right one, as in TAEHV's own code.
     """
-    fitting = dict(weights)
+    halved = dict(weights)
     for place, layer in enumerate(decoder.decoder):
         name = f"decoder.{place}.conv.weight"
         if isinstance(layer, TimeGrow) and layer.stride == 1 and name in weights:
             dim = layer.conv.out_channels
-            fitting[name] = weights[name][-dim:] if len(weights[name]) == 2 * dim else weights[name]
-    return fitting
+            halved[name] = weights[name][-dim:] if len(weights[name]) == 2 * dim else weights[name]
+    return halved

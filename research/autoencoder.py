@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from export.config import TaeConfig
-from export.modules.tae import Memory, MemoryBlock, TaeDecoder, TaeEncoder, run_layers
+from export.modules.tae import FrameMemory, MemoryBlock, TaeDecoder, TaeEncoder, run_layers
 from export.modules.vae import fold_time, unfold_time
 from research.augmentations import CONTROLS, random_mask, without
 from research.checkpoints import Budget, Training, load_averages
@@ -238,11 +238,11 @@ def _loss(encoder: TaeEncoder, decoder: TaeDecoder, settings: AutoencoderSetting
     return loss + settings.latent_penalty * latents.square().mean()
 
 
-class _Memory(Memory):
+class _Memory(FrameMemory):
     """Memory of one pass whose frames keep their channels last in memory, which spares many copies."""
 
     def past(self, x: Tensor) -> Tensor:
-        """As `Memory` has it, of a video's first pass."""
+        """As `FrameMemory` has it, of a video's first pass."""
         frames = x.movedim(1, -1).unflatten(0, (self.batch, -1))  # [B, F, H, W, C]
         joined = torch.cat([torch.zeros_like(frames[:, :1]), frames[:, :-1]], dim=1)
         return joined.flatten(0, 1).movedim(-1, 1)

@@ -132,7 +132,7 @@ def _draw(condition: Condition, scene: Scene, start: tuple[float, float], rng: n
     else:
         given = to_pixels(CONTROLS[condition.value].process(drawn)[None])
     parts = [Conditioning.of(CHUNK_FRAMES, frames=part, masks=missing) for part in given.split(CHUNK_FRAMES, dim=2)]
-    parts[0] = None if parts[0] is None else parts[0].doubled()
+    parts[0] = None if parts[0] is None else parts[0].padded()
     return _Drawn(pad_first_frame(frames), pad_first_frame(covered), parts, [])
 
 

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.checkpoint import load_networks
+from export.checkpoint import attach_loras, load_networks
 from export.graph_specs import graph_specs
-from export.longlive import attach_loras
 from export.model_folder import pipeline_config
 from export.spec import Size
 from export.verify import ModuleEngine

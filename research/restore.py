@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -47,8 +46,10 @@ def restore(folder: Path, checkpoint: Path, settings: Settings) -> list[Path]:
 
 def _check(checkpoint: Path, networks: Networks, settings: Settings) -> None:
     told = (settings if networks.vace is None else settings.with_vace).checkpoint
-    unscaled = replace(networks.config.vae, latents_mean=told.vae.latents_mean, latents_std=told.vae.latents_std)
-    same = networks.text_encoder is not None and replace(networks.config, vae=unscaled) == told
+    unscaled = networks.config.vae.model_copy(
+        update={"latents_mean": told.vae.latents_mean, "latents_std": told.vae.latents_std}
+    )
+    same = networks.text_encoder is not None and networks.config.model_copy(update={"vae": unscaled}) == told
     if same:
         same = load_text_encoder_config(checkpoint / "text_encoder", text_dim=told.text_dim) == settings.text_encoder
     if not same:

@@ -1,6 +1,6 @@
-"""What the transformer, its VACE branch and the text's keys and values are made of.
+"""Layers of the transformer, its VACE branch and the text's keys and values.
 
-Weights of linear layers are stored [in, out] and used as `x @ w`: so they keep their names in an ONNX graph.
+Weights of linear layers are stored [in, out] and used as `x @ w`, so they keep their names in an ONNX graph.
 """
 
 import math
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 
 class Linear(nn.Module):
-    """x @ w + b, or without b, and beside it the branches of any number of LoRAs, each times a scale given at run time.
+    """x @ w + b, or without b, plus the branches of any number of LoRAs, each times a scale given at run time.
 
-    The adapters lie side by side in one pair of matrices: `lora_a` [in, R] and `lora_b` [R, out], R being the sum of
-    their ranks, alpha / rank multiplied into `lora_b`. `lora_index` [R] says to which adapter a column belongs.
+    The adapters are concatenated into one pair of matrices, `lora_a` [in, R] and `lora_b` [R, out]; R is the sum of
+    their ranks, and `lora_b` includes alpha / rank. `lora_index` [R] says to which adapter a column belongs.
     """
 
     bias: nn.Parameter | None
@@ -30,7 +30,7 @@ class Linear(nn.Module):
             self.register_buffer(name, None)
 
     def forward(self, x: Tensor, lora_scales: Tensor | None = None) -> Tensor:
-        """[..., in] to [..., out]; `lora_scales` has one number an adapter."""
+        """[..., in] to [..., out]; `lora_scales` has one number per adapter."""
         y = x @ self.weight
         if self.bias is not None:
             y = y + self.bias
@@ -51,9 +51,9 @@ class Mlp(nn.Sequential):
 
 
 class PositionEmbedding(nn.Module):
-    """Where in the picture a token stands, added to it: what RoPE, which sees only distances, does not say.
+    """Adds its place in the picture to a token: RoPE alone only sees distances.
 
-    Waves of the row's and the column's place between the edges, so that any size has the same weights.
+    It uses waves over the row's and the column's place between the edges, so all sizes share the same weights.
     """
 
     NUM_WAVES = 4
@@ -79,7 +79,7 @@ class PositionEmbedding(nn.Module):
 
 
 class RmsNorm(nn.Module):
-    """Root mean square norm over the last axis: all heads together."""
+    """Root mean square norm over the last axis, all heads together."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -123,9 +123,9 @@ def _by_frame(x: Tensor, frames: Tensor) -> Tensor:
 
 
 class TimedNetwork(nn.Module):
-    """A network that timesteps modulate, one set of vectors a latent frame.
+    """A network that timesteps modulate, with one set of vectors per latent frame.
 
-    A class to inherit from, so that the weights have the names that they have in Wan's checkpoints.
+    It is a base class so that the weights keep the names of Wan's checkpoints.
     """
 
     def __init__(self, dim: int, freq_dim: int) -> None:

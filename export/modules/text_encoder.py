@@ -16,7 +16,7 @@ from export.modules.layers import Linear, RmsNorm, join_heads, split_heads
 
 
 class Embedding(nn.Module):
-    """A table of rows, zero at first: `nn.Embedding` would draw a billion random numbers to be replaced."""
+    """A table of rows, initially zero: `nn.Embedding` would draw a billion random numbers for nothing."""
 
     def __init__(self, num_rows: int, dim: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class DistanceBias(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of the prompt's tokens to each other, both ways."""
+    """Bidirectional attention among the prompt's tokens."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Attention(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """Feed-forward layers, one branch of which gates the other."""
+    """Feed-forward layers in which one branch gates the other."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x: Tensor, buckets: Tensor, is_padding: Tensor) -> Tensor:
         """Tokens [B, L, C], buckets [L, L] of their distances and padding [B, 1, 1, L] to tokens."""
-        # The lowest number instead of minus infinity: a prompt without a single token makes no NaN.
+        # The lowest number instead of minus infinity, so that a prompt without a single token yields no NaN.
         bias = self.pos_embedding(buckets)
         x = x + self.attn(self.norm1(x), bias.masked_fill(is_padding, torch.finfo(bias.dtype).min))
         return x + self.ffn(self.norm2(x))

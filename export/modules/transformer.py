@@ -1,4 +1,4 @@
-"""Wan's transformer made causal: it denoises a few latent frames that see the keys and values of earlier ones.
+"""Wan's transformer made causal: it denoises a few latent frames, which see the keys and values of earlier ones.
 
 Source: the Wan2.1 technical report for the network, CausVid and Self-Forcing for the cache.
 """
@@ -26,7 +26,7 @@ from export.modules.layers import (
 
 
 class Rope(NamedTuple):
-    """Tables of a chunk's tokens, [L, D / 2]; where keys are cached before it, also the cached ones', [P, D / 2]."""
+    """Tables of a chunk's tokens, [L, D / 2]; if keys are cached before RoPE, also of the cached ones, [P, D / 2]."""
 
     cos: Tensor
     sin: Tensor
@@ -53,7 +53,7 @@ class SelfAttention(nn.Module):
         score_bias: Tensor | None,
         lora_scales: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The tokens' update [B, L, C], and their keys and values [B, N, L, D] as they are to be cached."""
+        """The tokens' update [B, L, C], and their keys and values [B, N, L, D] to cache."""
         q = split_heads(self.norm_q(self.q(x, lora_scales)), self.num_heads)
         k = split_heads(self.norm_k(self.k(x, lora_scales)), self.num_heads)
         v = split_heads(self.v(x, lora_scales), self.num_heads)
@@ -71,7 +71,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention to the text, whose keys and values come ready from `TextKv`."""
+    """Attention to the text, whose keys and values `TextKv` has computed."""
 
     def __init__(self, config: CheckpointConfig) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """Tokens to the numbers of their patches."""
+    """Tokens to the values of their patches."""
 
     def __init__(self, config: CheckpointConfig) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class Head(nn.Module):
 class CausalTransformer(TimedNetwork):
     """The velocity (noise - x0) of a chunk's latents, and the keys and values that the next chunks may see.
 
-    Module and parameter names are those of Wan's checkpoints. Its keys and values of the text are left to `TextKv`.
+    Module and parameter names are those of Wan's checkpoints. Keys and values of the text are left to `TextKv`.
     """
 
     def __init__(self, config: CheckpointConfig) -> None:
@@ -160,11 +160,10 @@ class CausalTransformer(TimedNetwork):
         past_k: Tensor | None = None,
         past_v: Tensor | None = None,
         past_bias: Tensor | None = None,
-        own_bias: Tensor | None = None,
         hints: Tensor | None = None,
         lora_scales: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Predict a chunk once.
+        """Predict the velocity of a chunk once.
 
         Args:
             latents: [B, C, T, H, W].
@@ -174,12 +173,10 @@ class CausalTransformer(TimedNetwork):
             rope: the tables of `rope_tables`.
             past_k: cached keys, [layers, B, N, P, D], in any order; P may be 0.
             past_v: cached values, the same.
-            past_bias: added to the attention scores of cached tokens, [P]: 0 for one that is simply seen, log(b) to
+            past_bias: added to the attention scores of cached tokens, [P]: 0 for a token that is simply seen, log(b) to
                 weaken or strengthen it (`kv_cache_attention_bias` outside the sink), -inf for an empty place.
-            own_bias: the same for the chunk's own tokens, [L]: -inf for those that are not seen, in a recache of more
-                frames than the window has room for.
             hints: what VACE adds to the outputs of its layers, [vace_layers, B, L, C].
-            lora_scales: one scale an adapter, [A].
+            lora_scales: one scale per adapter, [A].
 
         Returns:
             The velocity [B, C, T, H, W]; the chunk's keys and values, each [layers, B, N, L, D].
@@ -187,13 +184,10 @@ class CausalTransformer(TimedNetwork):
         embedding, modulation = self.embed_time(timesteps, lora_scales)
         x = self.embed(latents)
 
-        # One row for all heads and queries: the biases of the cached tokens, then of the chunk's own.
+        # One row for all heads and queries: the biases of the cached tokens, then none for the chunk's own.
         score_bias = None
-        if past_bias is not None or own_bias is not None:
-            num_past = 0 if past_k is None else past_k.shape[3]
-            past_bias = x.new_zeros(num_past) if past_bias is None else past_bias.to(x.dtype)
-            own_bias = x.new_zeros(x.shape[1]) if own_bias is None else own_bias.to(x.dtype)
-            score_bias = torch.cat([past_bias, own_bias]).expand(1, 1, x.shape[1], -1)
+        if past_bias is not None:
+            score_bias = torch.cat([past_bias.to(x.dtype), x.new_zeros(x.shape[1])]).expand(1, 1, x.shape[1], -1)
 
         keys, values = [], []
         for layer, block in enumerate(self.blocks):
@@ -212,7 +206,7 @@ class CausalTransformer(TimedNetwork):
         return embed_latents(latents, self.patch_embedding, self.position_embedding)
 
     def predict(self, x: Tensor, embedding: Tensor, latents: Tensor, lora_scales: Tensor | None = None) -> Tensor:
-        """The velocity, of the latents' shape, from the last block's tokens and the embedding of the timesteps."""
+        """The velocity, in the latents' shape, from the last block's tokens and the embedding of the timesteps."""
         batch, _, num_frames, height, width = latents.shape
         _, patch_h, patch_w = self.patch_size
         patches = self.head(x, embedding, lora_scales)
@@ -221,14 +215,14 @@ class CausalTransformer(TimedNetwork):
 
 
 def embed_latents(latents: Tensor, patch_embedding: nn.Conv3d, position_embedding: PositionEmbedding | None) -> Tensor:
-    """Latents [B, C, T, H, W] to tokens [B, L, C], which know their place where there is an embedding for it."""
+    """Latents [B, C, T, H, W] to tokens [B, L, C], with the position embedding added if there is one."""
     patches = patch_embedding(latents)  # [B, C, T, rows, cols]
     x = patches.flatten(2).transpose(1, 2)
     return x if position_embedding is None else position_embedding(x, *patches.shape[2:])
 
 
 class CrossKv(nn.Module):
-    """What one layer's cross-attention needs of the text."""
+    """Keys and values of the text for one layer's cross-attention."""
 
     def __init__(self, config: CheckpointConfig) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""VACE: a branch beside the transformer that turns conditioning frames into hints for its layers.
+"""VACE: a branch of the transformer that turns conditioning frames into hints for its layers.
 
-It has no cache and sees the chunk alone. A graph of its own, so that a chunk without conditioning does not pay for it.
+It has no cache and sees only the chunk. It is a graph of its own, so a chunk without conditioning does not pay for it.
 Source: the VACE paper.
 """
 
@@ -16,7 +16,7 @@ from export.modules.transformer import Block, Rope, embed_latents
 
 
 class VaceBlock(Block):
-    """A layer of the transformer's kind, with a projection into it (the first one's) and one out of it: its hint."""
+    """A layer like the transformer's, with a projection out of it, its hint; the first also has one into it."""
 
     def __init__(self, config: CheckpointConfig, *, first: bool) -> None:
         super().__init__(config)
@@ -28,7 +28,7 @@ class VaceBlock(Block):
 class VaceBranch(TimedNetwork):
     """Hints from conditioning latents and the chunk's noisy ones.
 
-    It needs weights of the transformer too: the embeddings of the latents and their places, and of the timesteps.
+    It also needs weights of the transformer: the embeddings of the latents, their places and the timesteps.
     """
 
     def __init__(self, config: CheckpointConfig) -> None:
@@ -52,7 +52,7 @@ class VaceBranch(TimedNetwork):
         scale: Tensor,
         lora_scales: Tensor | None = None,
     ) -> Tensor:
-        """Make the hints of one step.
+        """Compute the hints of one step.
 
         Args:
             latents: the chunk's noisy latents, [B, C, T, H, W].
@@ -61,8 +61,8 @@ class VaceBranch(TimedNetwork):
             text_k: keys of `TextKv(config, vace=True)`, [vace_layers, B, N, Lt, D].
             text_v: its values, the same.
             rope: tables of R + T latent frames, from position 0 on.
-            scale: `vace_context_scale`, one number for all hints or one for each layer, [1] or [vace_layers].
-            lora_scales: one scale an adapter, [A].
+            scale: `vace_context_scale`, one number for all hints or one per layer, [1] or [vace_layers].
+            lora_scales: one scale per adapter, [A].
 
         Returns:
             What to add to the outputs of the transformer's layers, [vace_layers, B, L, C]; references have none.
@@ -70,7 +70,7 @@ class VaceBranch(TimedNetwork):
         _, modulation = self.embed_time(timesteps, lora_scales)
         noisy = embed_latents(latents, self.patch_embedding, self.position_embedding)
         x = self.vace_patch_embedding(context).flatten(2).transpose(1, 2)
-        # At the references' places there is nothing to denoise: zeros after the embedding, whose bias is no zero.
+        # References have nothing to denoise: zeros after the embedding, because the embedding's bias is not zero.
         num_reference_tokens = x.shape[1] - noisy.shape[1]
         noisy = F.pad(noisy, (0, 0, num_reference_tokens, 0))
 

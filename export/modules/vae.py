@@ -1,8 +1,8 @@
-"""Wan2.1's video autoencoder: 8x in space, 4x in time, made to run chunk by chunk.
+"""Wan2.1's video autoencoder, running chunk by chunk: 8x in space, 4x in time.
 
-Its convolutions see only the past, two frames of it: these are the feature caches, given in and out. The first pass of
-a video has none ('first'); later ones take those of the pass before ('next'). The first latent frame is one pixel
-frame, each later one four. `lightvae` is the same network with fewer channels.
+Its convolutions see only the two frames before: these are the feature caches, passed in and out. The first pass of a
+video has none ("first"); later passes take those of the previous pass ("next"). The first latent frame is one pixel
+frame, each later one is four. `lightvae` is the same network with fewer channels.
 
 Source: the Wan2.1 technical report.
 """
@@ -17,24 +17,24 @@ from torch import Tensor, nn
 from export.config import VaeConfig
 
 
-class Stream:
-    """The feature caches of one pass, in the order of its convolutions: those of the pass before, and the new ones."""
+class FeatureCaches:
+    """The feature caches of one pass, in the order of its convolutions: those of the previous pass, and new ones."""
 
     def __init__(self, caches: Sequence[Tensor] | None) -> None:
         self.is_first = caches is None
-        self.after: list[Tensor] = []
-        self._before = iter(caches or ())
+        self.new: list[Tensor] = []
+        self._previous = iter(caches or ())
 
     def extend(self, x: Tensor, num_frames: int = 2) -> Tensor:
-        """Put the frames before it in front of x, [B, C, F, H, W]: zeros in the first pass."""
+        """Prepend the previous frames to x, [B, C, F, H, W]; zeros in the first pass."""
         zeros = x.new_zeros(*x.shape[:2], num_frames, *x.shape[3:])
-        joined = torch.cat([zeros if self.is_first else next(self._before), x], dim=2)
-        self.after.append(joined[:, :, -num_frames:])
+        joined = torch.cat([zeros if self.is_first else next(self._previous), x], dim=2)
+        self.new.append(joined[:, :, -num_frames:])
         return joined
 
 
 def causal_conv(in_channels: int, out_channels: int) -> nn.Conv3d:
-    """A convolution over a frame and the two before it: to be given what `Stream.extend` makes."""
+    """A convolution over a frame and the two before it, for an input from `FeatureCaches.extend`."""
     return nn.Conv3d(in_channels, out_channels, kernel_size=3, padding=(0, 1, 1))
 
 
@@ -51,11 +51,11 @@ class ChannelNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions and a way around them."""
+    """Two convolutions with a residual connection."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        # The numbers are the parts' places in Wan's checkpoints.
+        # The numbers are the layers' names in Wan's checkpoints.
         self.residual = nn.ModuleDict(
             {
                 "0": ChannelNorm(in_channels, 3),
@@ -66,15 +66,15 @@ class ResidualBlock(nn.Module):
         )
         self.shortcut = nn.Conv3d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
-    def forward(self, x: Tensor, stream: Stream) -> Tensor:
+    def forward(self, x: Tensor, caches: FeatureCaches) -> Tensor:
         """[B, in, F, H, W] to [B, out, F, H, W]."""
-        h = self.residual["2"](stream.extend(F.silu(self.residual["0"](x))))
-        h = self.residual["6"](stream.extend(F.silu(self.residual["3"](h))))
+        h = self.residual["2"](caches.extend(F.silu(self.residual["0"](x))))
+        h = self.residual["6"](caches.extend(F.silu(self.residual["3"](h))))
         return self.shortcut(x) + h
 
 
 class FrameAttention(nn.Module):
-    """Attention of the pixels of each frame to each other, with one head."""
+    """Attention among the pixels of each frame, with one head."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class FrameAttention(nn.Module):
         self.to_qkv = nn.Conv2d(dim, dim * 3, 1)
         self.proj = nn.Conv2d(dim, dim, 1)
 
-    def forward(self, x: Tensor, _stream: Stream) -> Tensor:
+    def forward(self, x: Tensor, _caches: FeatureCaches) -> Tensor:
         """[B, C, F, H, W] to the same."""
         frames = fold_time(x)  # [B * F, C, H, W]
         q, k, v = self.to_qkv(self.norm(frames)).flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, dim=-1)
@@ -91,27 +91,27 @@ class FrameAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half of height and width and, if temporal, of the frames but the video's first."""
+    """Halves height and width and, if temporal, the number of frames, except the video's first."""
 
     def __init__(self, dim: int, *, temporal: bool) -> None:
         super().__init__()
         self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(dim, dim, 3, stride=2))
         self.time_conv = nn.Conv3d(dim, dim, (3, 1, 1), stride=(2, 1, 1)) if temporal else None
 
-    def forward(self, x: Tensor, stream: Stream) -> Tensor:
+    def forward(self, x: Tensor, caches: FeatureCaches) -> Tensor:
         """[B, C, F, H, W] to [B, C, F', H / 2, W / 2]; F' is 1 + (F - 1) / 2 in the first pass, F / 2 later."""
         x = unfold_time(self.resample(fold_time(x)), x.shape[0])
         if self.time_conv is None:
             return x
-        joined = stream.extend(x, num_frames=1)
-        if not stream.is_first:
+        joined = caches.extend(x, num_frames=1)
+        if not caches.is_first:
             return self.time_conv(joined)
-        # The video's first frame stays as it is, and is the one before the next two.
+        # The video's first frame stays as it is, and comes before the next two.
         return torch.cat([x[:, :, :1], self.time_conv(x)], dim=2) if x.shape[2] > 1 else x
 
 
 class Upsample(nn.Module):
-    """Twice the height and width, half the channels and, if temporal, twice the frames but the video's first."""
+    """Doubles height and width, halves the channels and, if temporal, doubles the frames, except the video's first."""
 
     def __init__(self, dim: int, *, temporal: bool) -> None:
         super().__init__()
@@ -120,12 +120,12 @@ class Upsample(nn.Module):
         )
         self.time_conv = nn.Conv3d(dim, dim * 2, (3, 1, 1)) if temporal else None
 
-    def forward(self, x: Tensor, stream: Stream) -> Tensor:
+    def forward(self, x: Tensor, caches: FeatureCaches) -> Tensor:
         """[B, C, F, H, W] to [B, C / 2, F', 2 H, 2 W]; F' is 2 F - 1 in the first pass, 2 F later."""
         if self.time_conv is not None:
             # The video's first frame is not doubled, and the convolution never sees it.
-            alone, rest = (x[:, :, :1], x[:, :, 1:]) if stream.is_first else (x[:, :, :0], x)
-            joined = stream.extend(rest)
+            alone, rest = (x[:, :, :1], x[:, :, 1:]) if caches.is_first else (x[:, :, :0], x)
+            joined = caches.extend(rest)
             if rest.shape[2] > 0:
                 pairs = self.time_conv(joined).unflatten(1, (2, -1))  # [B, 2, C, F, H, W]
                 rest = pairs.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
@@ -165,11 +165,11 @@ class _EncoderBody(nn.Module):
         self.middle = _middle(dims[-1])
         self.head = _head(dims[-1], config.z_dim * 2)
 
-    def forward(self, x: Tensor, stream: Stream) -> Tensor:
-        x = self.conv1(stream.extend(x))
+    def forward(self, x: Tensor, caches: FeatureCaches) -> Tensor:
+        x = self.conv1(caches.extend(x))
         for layer in (*self.downsamples, *self.middle):
-            x = layer(x, stream)
-        return self.head["2"](stream.extend(F.silu(self.head["0"](x))))
+            x = layer(x, caches)
+        return self.head["2"](caches.extend(F.silu(self.head["0"](x))))
 
 
 class _DecoderBody(nn.Module):
@@ -181,7 +181,7 @@ class _DecoderBody(nn.Module):
         self.middle = _middle(dims[0])
         layers: list[nn.Module] = []
         for stage, (dim, out) in enumerate(pairwise(dims)):
-            # Each upsampling but the last stage's has halved the channels.
+            # The upsampling of each stage but the last has halved the channels.
             first = dim if stage == 0 else dim // 2
             layers += [ResidualBlock(first if at == 0 else out, out) for at in range(config.num_res_blocks + 1)]
             if stage < len(temporal):
@@ -189,15 +189,15 @@ class _DecoderBody(nn.Module):
         self.upsamples = nn.ModuleList(layers)
         self.head = _head(dims[-1], 3)
 
-    def forward(self, x: Tensor, stream: Stream) -> Tensor:
-        x = self.conv1(stream.extend(x))
+    def forward(self, x: Tensor, caches: FeatureCaches) -> Tensor:
+        x = self.conv1(caches.extend(x))
         for layer in (*self.middle, *self.upsamples):
-            x = layer(x, stream)
-        return self.head["2"](stream.extend(F.silu(self.head["0"](x))))
+            x = layer(x, caches)
+        return self.head["2"](caches.extend(F.silu(self.head["0"](x))))
 
 
 class ScaledLatents(nn.Module):
-    """The latents' scale: per-channel mean and standard deviation, of the configuration and of no checkpoint."""
+    """The latents' scale: per-channel mean and standard deviation, from the configuration, not from a checkpoint."""
 
     mean: Tensor
     std: Tensor
@@ -209,7 +209,7 @@ class ScaledLatents(nn.Module):
 
 
 class VaeEncoder(ScaledLatents):
-    """Pixels to normalised latents: the mean of what the encoder finds likely."""
+    """Pixels to normalised latents: the mean of the encoder's distribution."""
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__(config)
@@ -221,14 +221,14 @@ class VaeEncoder(ScaledLatents):
 
         Args:
             pixels: in -1..1, [B, 3, F, H, W]; F is 1 + 4 k in the first pass, 4 k later.
-            caches: those that the pass before gave, None in the first.
+            caches: returned by the previous pass, None in the first.
 
         Returns:
             Latents [B, z_dim, T, H / 8, W / 8], T being k + 1 in the first pass, k later; and the new caches.
         """
-        stream = Stream(caches)
-        mean, _ = self.conv1(self.encoder(pixels, stream)).chunk(2, dim=1)
-        return (mean - self.mean) / self.std, stream.after
+        feature_caches = FeatureCaches(caches)
+        mean, _ = self.conv1(self.encoder(pixels, feature_caches)).chunk(2, dim=1)
+        return (mean - self.mean) / self.std, feature_caches.new
 
 
 class VaeDecoder(ScaledLatents):
@@ -244,11 +244,11 @@ class VaeDecoder(ScaledLatents):
 
         Args:
             latents: [B, z_dim, T, H, W].
-            caches: those that the pass before gave, None in the first.
+            caches: returned by the previous pass, None in the first.
 
         Returns:
             Pixels in -1..1, [B, 3, F, 8 H, 8 W], F being 4 T - 3 in the first pass, 4 T later; and the new caches.
         """
-        stream = Stream(caches)
-        pixels = self.decoder(self.conv2(latents * self.std + self.mean), stream)
-        return pixels.clamp(-1, 1), stream.after
+        feature_caches = FeatureCaches(caches)
+        pixels = self.decoder(self.conv2(latents * self.std + self.mean), feature_caches)
+        return pixels.clamp(-1, 1), feature_caches.new

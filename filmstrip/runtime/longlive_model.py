@@ -1,4 +1,7 @@
-"""The Triton model of every pipeline of the LongLive family: what its folder holds makes the difference."""
+"""The Triton model of every pipeline of the LongLive family; their folders make the difference.
+
+A module of its own, and named so, because the `model.py` of every exported folder imports it.
+"""
 
 import json
 import os
@@ -12,18 +15,18 @@ from filmstrip.runtime.triton_model import SequenceModel
 
 
 class LongLiveModel(SequenceModel):
-    """Chunks by the engines of the model's own folder, on the device of its instance."""
+    """Generates chunks with the engines of the model's own folder, on the device of its instance."""
 
     def load(self, args: dict[str, str]) -> None:
         """See `SequenceModel`; raises LoadFailed."""
         on_gpu = args["model_instance_kind"] == "GPU"
         device = torch.device(f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu")
-        # What PyTorch does beside the engines is small; its threads would take the engines' cores.
+        # PyTorch itself has little to do here; its threads would take the engines' cores.
         torch.set_num_threads(1)
         num_threads = len(os.sched_getaffinity(0))
         folder = Path(args["model_repository"]) / args["model_version"]
-        wanted = json.loads(args["model_config"]).get("parameters", {}).get("cuda_graphs", {})
-        cuda_graphs = on_gpu and wanted.get("string_value") == "true"
+        parameter = json.loads(args["model_config"]).get("parameters", {}).get("cuda_graphs", {})
+        cuda_graphs = on_gpu and parameter.get("string_value") == "true"
         self._pipeline = load_longlive(folder, device=device, num_threads=num_threads, cuda_graphs=cuda_graphs)
 
     def start(self) -> SequenceState:

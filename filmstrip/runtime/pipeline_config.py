@@ -1,17 +1,20 @@
-"""What the runtime must know of a checkpoint: written by the export into the model's folder, read when it is loaded."""
+"""The numbers of a checkpoint that the runtime needs: the export writes them into the model's folder."""
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Literal
+
+from pydantic import TypeAdapter
 
 from filmstrip.model_folders import EXPORT_FILE
+from filmstrip.runtime.json_files import STRICT, decode
 
 FILE_NAME = EXPORT_FILE
 
 MAX_REFERENCES = 4
-"""Reference images of a chunk that the engines of the VACE branch are made for."""
+"""Largest number of reference images of a chunk that the VACE branch's engines take."""
 
 
 @dataclass(frozen=True)
@@ -28,20 +31,22 @@ class PipelineConfig:
         video_step_offset: subtracted from the first timestep in video mode.
         num_layers: of the transformer.
         num_heads: of each layer.
-        head_dim: numbers of a head.
+        head_dim: channels of a head.
         patch_size: latent frames, rows and columns of a token; the first is 1.
         text_len: tokens of a prompt.
-        text_dim: numbers of a token of the text encoder.
+        text_dim: channels of a text embedding.
         latent_channels: channels of the latents.
         num_vace_layers: hints of the VACE branch, 0 without one.
         vace_channels: channels of its conditioning.
-        rope_theta: base of the wavelengths of the positions.
-        rope_positions: `absolute`, keys cached after RoPE, or `window`, before.
+        rope_theta: base of the wavelengths of the rotary positions.
+        rope_positions: `absolute` if keys are cached after RoPE, `window` if before.
         spatial_factor: pixels of a side of a latent pixel.
         temporal_factor: pixel frames of a latent frame.
-        sizes: [height, width] in pixels that the engines were made for.
+        sizes: [height, width] in pixels that the engines were built for.
         loras: names, in the order of the engines' `lora_scales`.
     """
+
+    __pydantic_config__ = STRICT
 
     latent_frames_per_chunk: int
     window: int
@@ -60,7 +65,7 @@ class PipelineConfig:
     num_vace_layers: int
     vace_channels: int
     rope_theta: float
-    rope_positions: str
+    rope_positions: Literal["absolute", "window"]
     spatial_factor: int
     temporal_factor: int
     sizes: tuple[tuple[int, int], ...]
@@ -73,7 +78,7 @@ class PipelineConfig:
 
     @property
     def first_chunk_size(self) -> int:
-        """Pixel frames of a chunk that starts afresh in text mode."""
+        """Pixel frames of a chunk that resets in text mode."""
         return self.chunk_size - self.temporal_factor + 1
 
     @property
@@ -82,28 +87,22 @@ class PipelineConfig:
         return self.spatial_factor * math.lcm(*self.patch_size[1:])
 
     def to_json(self) -> str:
-        """As the file holds it."""
+        """The file's text."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read it back.
+    @staticmethod
+    def from_json(text: str) -> "PipelineConfig":
+        """Read the file's text.
 
         Raises:
-            ValueError: it is of another version: a key is missing or unknown.
+            ValueError: a field is missing, unknown or of another type, as in a file of another version of the export.
         """
-        raw = json.loads(text)
-        names = {one.name for one in fields(cls)}
-        if not isinstance(raw, dict) or raw.keys() != names:
-            strange = sorted(names.symmetric_difference(raw)) if isinstance(raw, dict) else ["a JSON object"]
-            raise ValueError(f"{FILE_NAME} is of another version of the export: {', '.join(strange)}")
-        return cls(**{name: _frozen(value) for name, value in raw.items()})
+        return decode(_CONFIG, text)
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
-        """Read the file of a model's version folder; errors as `from_json`, and OSError."""
+    def read(cls, folder: Path) -> "PipelineConfig":
+        """Read the file of a model's version folder; raises as `from_json`, and OSError."""
         return cls.from_json((folder / FILE_NAME).read_text("utf-8-sig"))
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(one) for one in value) if isinstance(value, list) else value
+_CONFIG = TypeAdapter(PipelineConfig)

@@ -1,7 +1,7 @@
 """Between arrays of the contract and pixels as networks take them: float32 [1, 3, F, H, W] in -1..1.
 
-Arrays are copied: those that come with a chunk last no longer than it. Numbers are changed in place where they are
-ours: on the CPU new memory at each step would cost three times what the arithmetic does.
+Arrays are copied: those that come with a chunk last no longer than it. Our own tensors are changed in place: on the CPU
+new memory at each step would cost three times what the arithmetic does.
 """
 
 import math
@@ -24,12 +24,12 @@ _WHITE = 255
 
 def to_pixels(frames: Frames) -> Tensor:
     """Frames [F, H, W, 3] uint8 as pixels: 0 becomes -1 and 255 becomes 1."""
-    copied = torch.tensor(frames).permute(3, 0, 1, 2).unsqueeze(0)
+    copied = torch.tensor(frames).permute(3, 0, 1, 2).unsqueeze(0)  # [1, 3, F, H, W]
     return copied.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
 
 
 def to_frames(pixels: Tensor) -> Frames:
-    """Pixels on any device as frames [F, H, W, 3] uint8, to the nearest; what lies outside -1..1 is cut off."""
+    """Pixels on any device as frames [F, H, W, 3] uint8, rounded to the nearest and clipped to -1..1."""
     levels = (pixels.float() + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
     return levels[0].permute(1, 2, 3, 0).contiguous().cpu().numpy()
 
@@ -44,12 +44,12 @@ def resample(pixels: Tensor, num_frames: int) -> Tensor:
 
 
 def pad_first_frame(pixels: Tensor) -> Tensor:
-    """12 frames as the 13 that a first chunk of video is encoded from, [..., F, H, W] to [..., F + 1, H, W]."""
+    """Repeat the first frame, [..., F, H, W] to [..., F + 1, H, W]: a first chunk of video is encoded from 13."""
     return resample(pixels, pixels.shape[-3] + 1)
 
 
 def strip_pad(pixels: Tensor) -> Tensor:
-    """The 12 frames that 13 were made from by `pad_first_frame`."""
+    """Drop the frame that `pad_first_frame` has added."""
     return pixels[..., 1:, :, :]
 
 
@@ -60,17 +60,17 @@ def split_images(joined: npt.NDArray[np.uint8], shapes: Sequence[tuple[int, ...]
     """The images [H, W, 3] of the VACE_REF_IMAGES tensor.
 
     Raises:
-        ModelError: the shapes do not fit the bytes; the frontend is at fault.
+        ModelError: the shapes do not match the bytes; the frontend is at fault.
     """
     sizes = [math.prod(shape) for shape in shapes]
     if sum(sizes) != joined.size:
-        raise ModelError(f"ref_image_shapes are of {sum(sizes)} bytes, vace_ref_images has {joined.size}")
+        raise ModelError(f"ref_image_shapes add up to {sum(sizes)} bytes, vace_ref_images has {joined.size}")
     parts = np.split(joined, np.cumsum(sizes)[:-1])
     return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def resize_cover(image: Frames, height: int, width: int) -> Frames:
-    """An image [h, w, 3] that covers a whole frame [H, W, 3]: scaled, the middle of its longer side kept."""
+    """Scale an image [h, w, 3] so that it covers a frame [H, W, 3]; of its longer side the middle is kept."""
     # Cut before scaling: a long thin image would be immense for a moment.
     kept_height = min(image.shape[0], max(1, round(image.shape[1] * height / width)))
     kept_width = min(image.shape[1], max(1, round(image.shape[0] * width / height)))
@@ -79,10 +79,10 @@ def resize_cover(image: Frames, height: int, width: int) -> Frames:
 
 
 def letterbox(image: Frames, height: int, width: int) -> Frames:
-    """An image [h, w, 3] that is whole within a frame [H, W, 3]: scaled, in the middle of a white ground.
+    """Scale an image [h, w, 3] so that all of it fits in a frame [H, W, 3], centred on white.
 
     Source:
-        VACE's pipeline in diffusers, which prepares references so.
+        VACE's pipeline in diffusers, which prepares references like this.
     """
     scale = min(height / image.shape[0], width / image.shape[1])
     scaled_height, scaled_width = (max(1, int(side * scale + 1e-6)) for side in image.shape[:2])
@@ -93,7 +93,7 @@ def letterbox(image: Frames, height: int, width: int) -> Frames:
 
 
 def _scale(image: Frames, height: int, width: int) -> Frames:
-    """Another size: bilinear where a side grows, the mean of the pixels that fall together where both shrink."""
+    """Another size: bilinear if a side grows, the mean of the pixels that fall together if both shrink."""
     shrinks = height <= image.shape[0] and width <= image.shape[1]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)

@@ -1,7 +1,7 @@
-"""Models that map frames to frames: numpy and OpenCV, with no Triton in sight.
+"""Frame processors: models that map frames to frames with numpy and OpenCV. No Triton here, no torch.
 
-All take and give RGB frames [F, H, W, 3] uint8, at any size from 1x1 up. A processor is made for one sequence
-and sees its chunks in order, so that chunk by chunk equals the whole video in one call.
+They take and return RGB frames [F, H, W, 3] uint8, of any size from 1x1 up. Each sequence gets a processor of its own,
+which sees the chunks in order: chunk by chunk equals the whole video in one call.
 """
 
 from typing import Any, ClassVar, Protocol, TypeAlias
@@ -15,7 +15,7 @@ Flow: TypeAlias = npt.NDArray[np.float32]
 
 
 class FrameProcessor(Protocol):
-    """What one sequence's frames go through."""
+    """Maps the frames of one sequence."""
 
     def process(self, frames: Frames) -> Frames:
         """Map the next frames of the sequence, [F, H, W, 3] to [F, H, W, 3]."""
@@ -23,7 +23,7 @@ class FrameProcessor(Protocol):
 
 
 def resize(frames: Frames, height: int, width: int) -> Frames:
-    """Frames [F, H, W, 3] at another size, bilinear; the very same array where the size is right already."""
+    """Frames [F, H, W, 3] at another size, bilinear; the very same array if the size is right already."""
     if frames.shape[1:3] == (height, width):
         return frames
     resized = np.empty((len(frames), height, width, 3), np.uint8)
@@ -33,7 +33,7 @@ def resize(frames: Frames, height: int, width: int) -> Frames:
 
 
 class Passthrough:
-    """The frames as they came, to the byte."""
+    """The frames unchanged, to the byte."""
 
     def process(self, frames: Frames) -> Frames:
         """See `FrameProcessor`."""
@@ -54,17 +54,17 @@ class Gray:
 
 
 class Scribble:
-    """White contour lines on black; each frame by itself.
+    """White contour lines on black, each frame by itself.
 
-    A contour is where Canny finds one in the blurred picture. The picture's own contrast is stretched first and
-    the threshold is Otsu's on its own gradients, so that dark and pale scenes are drawn like bright ones.
+    Contours are Canny's, in the blurred frame. Its contrast is stretched first and the threshold is Otsu's on its own
+    gradients, so that dark and pale scenes are drawn like bright ones.
     """
 
     _BLUR: ClassVar = 1 / 220  # of the shorter side: the blur's sigma
-    _SPECK: ClassVar = 1 / 8  # of the shorter side: contours with fewer pixels are left out
-    _THICKNESS: ClassVar = 1 / 200  # of the shorter side, but two pixels at least: the lines
-    _LEAST_CONTRAST: ClassVar = 32.0  # grey levels that are stretched at most to the full range
-    _GRAIN: ClassVar = 20.0  # gradient in the unstretched picture, below which nothing is drawn
+    _SPECK: ClassVar = 1 / 8  # of the shorter side: contours with fewer pixels are dropped
+    _THICKNESS: ClassVar = 1 / 200  # of the shorter side, but at least two pixels: the lines
+    _LEAST_CONTRAST: ClassVar = 32.0  # fewest grey levels that are stretched to the full range
+    _GRAIN: ClassVar = 20.0  # gradient in the unstretched frame below which nothing is drawn
 
     def process(self, frames: Frames) -> Frames:
         """See `FrameProcessor`."""
@@ -80,13 +80,13 @@ class Scribble:
         gain = 255 / max(bright - dark, self._LEAST_CONTRAST)
         soft = cv2.GaussianBlur(frame.astype(np.float32), (0, 0), max(0.8, side * self._BLUR))
         soft = np.clip((soft - dark) * gain, 0, 255).astype(np.uint8)
-        # 2. Canny, which follows the strongest of the colours, with thresholds out of the luma's gradients.
+        # 2. Canny, which follows the strongest colour channel, with thresholds from the luma's gradients.
         gray = cv2.cvtColor(soft, cv2.COLOR_RGB2GRAY)
         strength = np.abs(cv2.Sobel(gray, cv2.CV_16S, 1, 0)) + np.abs(cv2.Sobel(gray, cv2.CV_16S, 0, 1))
         otsu, _ = cv2.threshold(strength.astype(np.uint16), 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
         strong = max(otsu, self._GRAIN * gain)
         edges = cv2.Canny(soft, 0.3 * strong, 0.9 * strong)
-        # 3. Leave out specks, thicken the rest.
+        # 3. Drop specks, thicken the rest.
         _, labels, stats, _ = cv2.connectedComponentsWithStats(edges, connectivity=8)
         kept = stats[:, cv2.CC_STAT_AREA] >= side * self._SPECK
         kept[0] = False  # the background
@@ -97,10 +97,10 @@ class Scribble:
 
 
 class OpticalFlow:
-    """Motion from the frame before, in the colours of the Middlebury benchmark; still is white.
+    """Motion since the previous frame, in the colours of the Middlebury benchmark; no motion is white.
 
-    The hue is the direction, the saturation the length as a share of the frame's longest motion, which counts
-    as one pixel at least so that still scenes stay white. A sequence's first frame has no motion.
+    The hue is the direction, the saturation the length as a share of the frame's longest motion, which counts as at
+    least one pixel so that still scenes stay white. A sequence's first frame has no motion.
 
     Source:
         Kroeger et al., Fast Optical Flow using Dense Inverse Search, 2016 (the flow); Baker et al., A Database
@@ -130,7 +130,7 @@ class OpticalFlow:
 
 
 def _colour_wheel() -> npt.NDArray[np.float32]:
-    """The 55 hues [N, 3] in 0..1: from each of six colours to the next, in as many steps as the eye tells apart."""
+    """The 55 hues [N, 3] in 0..1: from each of six colours to the next, in as many steps as the eye can tell apart."""
     corners = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1], [1, 0, 0]], np.float32)
     steps = (15, 6, 4, 11, 13, 6)  # RY, YG, GC, CB, BM, MR
     share = [np.arange(count, dtype=np.float32)[:, None] / count for count in steps]
@@ -141,11 +141,11 @@ _WHEEL = _colour_wheel()
 
 
 def flow_colours(flow: Flow) -> Frames:
-    """Colours [H, W, 3] of a motion field [H, W, 2] of (right, down) pixels."""
+    """Colours [H, W, 3] of a motion field [H, W, 2] in pixels, (right, down)."""
     right, down = flow[..., 0], flow[..., 1]
     length = np.hypot(right, down)
     length /= max(1.0, float(length.max()))
-    # The wheel is entered as the benchmark's own code does: angle -pi at its first hue, +pi at its last.
+    # As in the benchmark's own code: angle -pi is the wheel's first hue, +pi its last.
     place = (np.arctan2(-down, -right) / np.pi + 1) / 2 * (len(_WHEEL) - 1)
     hues = np.arange(len(_WHEEL))
     wheel = np.stack([np.interp(place, hues, channel) for channel in _WHEEL.T], axis=-1)

@@ -16,9 +16,17 @@ from filmstrip.runtime.engines.engine import to_device
 NUM_TIMESTEPS = 1000
 _ROUNDING = 1e-6  # 1 - 0.9 is a little less than 0.1: such a noise scale still is the 100th timestep
 
+_FULL_MOTION = 0.2  # RMS difference between successive frames that counts as motion 1
+_STILL = 0.8  # noise scale without motion
+_FALL = 0.2  # how much lower it is at motion 1
+_INERTIA = 0.1  # share of the request's own noise scale
+
+
+# -- Timesteps ----------------------------------------------------------------------------------------------
+
 
 class SigmaTable:
-    """The sigmas that a network was trained on: 1000 of them, even ones warped towards noise by the shift.
+    """The sigmas that a network was trained on: 1000 of them, evenly spaced and then shifted towards noise.
 
     Source:
         Wan2.1's flow matching scheduler.
@@ -37,10 +45,10 @@ class SigmaTable:
 
 
 def chunk_steps(mode: Mode, steps: Sequence[float], noise_scale: float, offset: int = 0) -> tuple[float, ...]:
-    """The timesteps that a chunk passes, falling.
+    """The timesteps of a chunk, falling.
 
-    In text mode they are those asked for. In video mode the first follows the share of noise in the latents, and
-    of those asked for only the ones below it come after.
+    In text mode they are those asked for. In video mode the first one follows from the share of noise in the latents,
+    and of those asked for only the ones below it come after it.
 
     Args:
         mode: what the chunk is made from.
@@ -49,7 +57,7 @@ def chunk_steps(mode: Mode, steps: Sequence[float], noise_scale: float, offset: 
         offset: how far below the share of noise the first timestep lies; video mode only.
 
     Returns:
-        None at all where the first would be 0: there is nothing to remove, and the source comes back.
+        None at all if the first would be 0: there is nothing to remove, and the source comes back.
     """
     if mode is Mode.TEXT:
         return tuple(steps)
@@ -58,7 +66,7 @@ def chunk_steps(mode: Mode, steps: Sequence[float], noise_scale: float, offset: 
 
 
 def x0_from_velocity(x_t: Tensor, velocity: Tensor, sigma: float) -> Tensor:
-    """The clean latents that a prediction points at, in the type of the noisy ones; computed in float64."""
+    """Clean latents from noisy ones and their velocity, in the type of the noisy ones; computed in float64."""
     return (x_t.double() - sigma * velocity.double()).to(x_t.dtype)
 
 
@@ -67,41 +75,36 @@ def renoise(x0: Tensor, noise: Tensor, sigma: float) -> Tensor:
     return ((1 - sigma) * x0.double() + sigma * noise.double()).to(x0.dtype)
 
 
-class ChunkNoise:
-    """The noise of one chunk, in the order in which it is drawn: the initial one, then that of each renoising.
+# -- Noise --------------------------------------------------------------------------------------------------
 
-    It depends on the seed and the chunk's place alone, not on what ran before. Numbers are drawn on the CPU in
-    float32 and moved then, so that they are the same for every device.
+
+class ChunkNoise:
+    """The noise of one chunk, in the order in which it is drawn: the initial one, then one for each renoising.
+
+    It depends on the seed and the chunk's place alone, not on what ran before. It is drawn on the CPU in float32 and
+    moved afterwards, so that it is the same for every device.
 
     Args:
         seed: of the generation or the chunk.
         latent_index: of the chunk's first latent frame in the generation, resets not counted.
         shape: of each draw, [1, C, T, H, W].
-        device: where the noise is wanted.
-        dtype: as what.
+        device: of the tensors that it returns.
     """
 
     def __init__(
-        self,
-        seed: int,
-        latent_index: int,
-        shape: tuple[int, ...],
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        self, seed: int, latent_index: int, shape: tuple[int, ...], device: torch.device | str = "cpu"
     ) -> None:
         self._generator = torch.Generator("cpu").manual_seed(seed + latent_index)
         self._shape = shape
         self._device = device
-        self._dtype = dtype
 
     def draw(self) -> Tensor:
         """The next noise, normally distributed."""
-        noise = torch.randn(self._shape, generator=self._generator, dtype=torch.float32)
-        return to_device(noise, self._device, self._dtype)
+        return to_device(torch.randn(self._shape, generator=self._generator, dtype=torch.float32), self._device)
 
 
 def initial_latents(noise: Tensor, source: Tensor | None, noise_scale: float) -> Tensor:
-    """What a chunk is denoised from, [1, C, T, H, W].
+    """The latents that denoising starts from, [1, C, T, H, W].
 
     Args:
         noise: the chunk's first draw.
@@ -111,10 +114,7 @@ def initial_latents(noise: Tensor, source: Tensor | None, noise_scale: float) ->
     return noise if source is None else renoise(source, noise, noise_scale)
 
 
-_FULL_MOTION = 0.2  # RMS difference between successive frames that counts as motion 1
-_STILL = 0.8  # noise scale without motion
-_FALL = 0.2  # how much lower it is at motion 1
-_INERTIA = 0.1  # share of the request's own noise scale
+# -- The noise controller: less noise where the input moves -------------------------------------------------
 
 
 def motion(frames: Tensor, num_last: int, previous: Tensor | None = None) -> float:
@@ -123,8 +123,8 @@ def motion(frames: Tensor, num_last: int, previous: Tensor | None = None) -> flo
     Args:
         frames: the chunk's input, [1, 3, F, H, W] in -1..1.
         num_last: how many frames are looked at: the latent frames of a chunk.
-        previous: the last frame of the chunk before, [1, 3, 1, H, W]; it counts where the chunk is so short that
-            no frame of its own comes before those that are looked at.
+        previous: the last frame of the previous chunk, [1, 3, 1, H, W]; it counts if the chunk is so short that no
+            frame of its own comes before those that are looked at.
     """
     seen = frames if previous is None else torch.cat([previous, frames], dim=2)
     seen = seen[:, :, -(num_last + 1) :].float()
@@ -135,5 +135,5 @@ def motion(frames: Tensor, num_last: int, previous: Tensor | None = None) -> flo
 
 
 def controlled_noise_scale(motion: float, noise_scale: float) -> float:
-    """The noise scale at a motion 0..1, near to the request's own by a tenth."""
+    """The noise scale at a motion of 0..1; a tenth of it is the request's own."""
     return (1 - _INERTIA) * (_STILL - _FALL * motion) + _INERTIA * noise_scale

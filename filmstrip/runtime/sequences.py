@@ -1,8 +1,8 @@
 """A chunk as a model gets it, and what the model keeps from one chunk of a sequence to the next. No Triton here.
 
-Triton never tells a model that a sequence was dropped: not when it sat idle too long, not when a second START
-came with the same correlation id, not when a queued request was cancelled. So the rules here stand on their own:
-START replaces, END frees, a chunk that fails or is cancelled frees, and so does our own idle limit.
+Triton never tells a model that a sequence was dropped: not when it was idle for too long, not when a second START came
+with the same correlation id, not when a queued request was cancelled. So the rules here stand on their own: START
+replaces, END frees, a chunk that fails or is cancelled frees, and so does our own idle limit.
 """
 
 import threading
@@ -22,19 +22,22 @@ from filmstrip.runtime.processors import FrameProcessor, Frames, resize
 Tensors: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
 
-class Cancelled(Exception):
-    """The client has taken the request back; raised by a model between two steps of its work."""
+# -- One chunk ----------------------------------------------------------------------------------------------
+
+
+class ChunkCancelled(Exception):
+    """The client has cancelled the request; a model raises it between two steps of its work."""
 
 
 class Stages:
-    """Seconds spent in each stage of a chunk's making."""
+    """Seconds spent in each stage of generating a chunk."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the time of a `with` block to the stage; entered again, the times add up."""
+        """Time a `with` block as part of a stage; several blocks of one stage add up."""
         began = time.perf_counter()
         try:
             yield
@@ -44,14 +47,14 @@ class Stages:
 
 @dataclass
 class Chunk:
-    """What a model is given to make one chunk.
+    """What a model gets for one chunk.
 
     Attributes:
         parameters: see `ChunkParameters`.
-        tensors: the arrays that came with it, by the names of `filmstrip.contract`; views that last for this chunk.
-        is_cancelled: whether the client has taken the request back, to be asked between steps (13 us a call).
+        tensors: its arrays, by the names of `filmstrip.contract`; views that are valid for this chunk only.
+        is_cancelled: whether the client has cancelled the request, to be called between steps (13 us a call).
         stages: where the model times its work.
-        report: whatever else the model wants to tell in its report.
+        report: whatever else the model reports.
     """
 
     parameters: ChunkParameters
@@ -61,15 +64,15 @@ class Chunk:
     report: dict[str, Any] = field(default_factory=dict)
 
     def stop_if_cancelled(self) -> None:
-        """Raises `Cancelled` when the client has taken the request back."""
+        """Raise `ChunkCancelled` if the client has cancelled the request."""
         if self.is_cancelled():
-            raise Cancelled
+            raise ChunkCancelled
 
     def tensor(self, spec: TensorSpec) -> npt.NDArray[Any]:
-        """A tensor that this chunk cannot be made without.
+        """A tensor that this chunk needs.
 
         Raises:
-            InvalidField: it did not come.
+            InvalidField: it is missing.
         """
         if spec.name not in self.tensors:
             raise invalid(self.parameters.index, spec, "is missing")
@@ -80,17 +83,17 @@ class SequenceState(Protocol):
     """What a model keeps from one chunk of a sequence to the next; made at its START."""
 
     def chunk(self, chunk: Chunk) -> Frames:
-        """Make the next chunk: [F, H, W, 3] uint8 of the frames and size that its parameters ask for.
+        """Generate the next chunk: [F, H, W, 3] uint8, as many frames and as large as its parameters ask for.
 
         Raises:
-            Cancelled: the client has taken the request back.
-            FilmstripError: what the client may read; any other exception is told as 'the model failed'.
+            ChunkCancelled: the client has cancelled the request.
+            FilmstripError: what the client may read; any other exception becomes 'the model failed'.
         """
         ...
 
 
 def invalid(index: int, spec: TensorSpec, problem: str) -> InvalidField:
-    """The error for a tensor that cannot be served, naming its chunk and field."""
+    """The error for a tensor that can't be used, naming its chunk and field."""
     return InvalidField(f"chunk {index}: {spec.name} {problem}", f"chunk_specs[chunk={index}].{spec.name}")
 
 
@@ -98,7 +101,7 @@ def read_parameters(texts: npt.NDArray[np.object_]) -> ChunkParameters:
     """The CHUNK tensor's parameters.
 
     Raises:
-        ModelError: it isn't a chunk; the frontend and the model are of different versions.
+        ModelError: they can't be read; the frontend and the model are of different versions.
     """
     try:
         (text,) = texts
@@ -108,35 +111,35 @@ def read_parameters(texts: npt.NDArray[np.object_]) -> ChunkParameters:
 
 
 def check_tensor(index: int, spec: TensorSpec, array: npt.NDArray[Any]) -> None:
-    """Hold an array against its declaration; floats must be finite.
+    """Check an array against its declaration; floats must be finite.
 
     Raises:
-        InvalidField: it is of another type or shape, empty, or holds NaN or infinity.
+        InvalidField: it has another type or shape, is empty, or contains NaN or infinity.
     """
     if array.dtype != numpy_dtype(spec):
-        raise invalid(index, spec, f"is {array.dtype}, wanted {spec.dtype}")
+        raise invalid(index, spec, f"is {array.dtype}, must be {spec.dtype}")
     if not spec.accepts(array.shape):
-        raise invalid(index, spec, f"has shape {list(array.shape)}, wanted {list(spec.dims)}")
+        raise invalid(index, spec, f"has shape {list(array.shape)}, must be {list(spec.dims)}")
     if array.size == 0:
         raise invalid(index, spec, f"is empty: its shape is {list(array.shape)}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise invalid(index, spec, "holds NaN or infinity")
+        raise invalid(index, spec, "contains NaN or infinity")
 
 
 def check_frames(parameters: ChunkParameters, frames: Frames) -> None:
-    """Hold what a model made against what was asked for.
+    """Check a model's frames against those that were asked for.
 
     Raises:
-        BadModelOutput: it is of another type or shape.
+        BadModelOutput: they have another type or shape.
     """
-    asked = (parameters.num_frames, parameters.height, parameters.width, 3)
-    if frames.shape != asked or frames.dtype != np.uint8:
-        made = f"{frames.dtype} {list(frames.shape)}"
-        raise BadModelOutput(f"chunk {parameters.index}: the model made {made}, asked for uint8 {list(asked)}")
+    expected = (parameters.num_frames, parameters.height, parameters.width, 3)
+    if frames.shape != expected or frames.dtype != np.uint8:
+        found = f"{frames.dtype} {list(frames.shape)}"
+        raise BadModelOutput(f"chunk {parameters.index}: the model returned {found}, expected uint8 {list(expected)}")
 
 
 class FrameProcessing:
-    """The state of a frame processor's sequence: the input video, resized, goes through the processor."""
+    """The state of a frame processor's sequence: it resizes the input video and processes it."""
 
     def __init__(self, processor: FrameProcessor) -> None:
         self._processor = processor
@@ -165,7 +168,7 @@ class Sequences(Generic[State]):
     Args:
         start: makes the state of a new sequence.
         max_sequences: states held at once; one more START drops the one that has been idle longest.
-        idle_s: a state unused for longer is dropped by `drop_idle`.
+        idle_s: `drop_idle` drops a state that was unused for longer.
         clock: seconds, never falling.
     """
 
@@ -182,7 +185,7 @@ class Sequences(Generic[State]):
         self._idle_s = idle_s
         self._clock = clock
         self._entries: dict[int | str, _Entry[State]] = {}
-        # Requests come one at a time, but `drop_idle` runs beside them. Held for look-ups only, never for work.
+        # Requests come one at a time, but `drop_idle` runs in another thread. Held for look-ups only, never for work.
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -190,10 +193,10 @@ class Sequences(Generic[State]):
 
     @contextmanager
     def use(self, id: int | str, *, start: bool, end: bool) -> Iterator[State]:
-        """The state for one request; it is dropped afterwards at the sequence's end or when the request fails.
+        """The state for one request; afterwards it is dropped if the sequence ends or the request failed.
 
         Raises:
-            SequenceLost: the sequence isn't open and this is not its start.
+            SequenceLost: the sequence isn't open, and this is not its start.
         """
         entry = self._open(id) if start else self._find(id)
         keep = False
@@ -207,7 +210,7 @@ class Sequences(Generic[State]):
                     self._entries.pop(id, None)
 
     def end(self, id: int | str) -> None:
-        """Drop a sequence's state, if there is any."""
+        """Drop a sequence's state, if there is one."""
         with self._lock:
             self._entries.pop(id, None)
 
@@ -217,7 +220,7 @@ class Sequences(Generic[State]):
             self._entries.clear()
 
     def drop_idle(self) -> None:
-        """Drop the states that nobody has used for longer than the idle limit."""
+        """Drop the states that were unused for longer than the idle limit."""
         with self._lock:
             oldest = self._clock() - self._idle_s
             self._entries = {
@@ -229,7 +232,7 @@ class Sequences(Generic[State]):
             self._entries.pop(id, None)
             while len(self._entries) >= self._max_sequences:
                 del self._entries[min(self._entries, key=lambda key: self._entries[key].used_at)]
-        # Made only now, so that the state that it replaces has given its memory back.
+        # Made only now, when the state that it replaces has given its memory back.
         entry = _Entry(self._start(), self._clock(), in_use=True)
         with self._lock:
             self._entries[id] = entry
@@ -239,13 +242,15 @@ class Sequences(Generic[State]):
         with self._lock:
             entry = self._entries.get(id)
             if entry is None:
-                raise SequenceLost("the model no longer holds this sequence: it failed, was cancelled or sat idle")
+                raise SequenceLost(
+                    "the model no longer holds this sequence: it failed, was cancelled or was idle for too long"
+                )
             entry.in_use = True
             return entry
 
 
 class IdleTimer:
-    """A daemon thread that frees idle sequences while no request comes."""
+    """A daemon thread that frees idle sequences when no requests come."""
 
     def __init__(self, sequences: Sequences[State], period_s: float) -> None:
         self._sequences = sequences
@@ -254,7 +259,7 @@ class IdleTimer:
         threading.Thread(target=self._run, name="idle-timer", daemon=True).start()
 
     def stop(self) -> None:
-        """Let the thread end; it is not waited for."""
+        """Let the thread end, without waiting for it."""
         self._stopped.set()
 
     def _run(self) -> None:

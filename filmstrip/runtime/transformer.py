@@ -1,74 +1,75 @@
-"""The causal transformer: which latent frames a pass makes and sees, its KV cache, its rotary positions.
+"""The causal transformer: its passes, the window of latent frames that each sees, the KV cache, rotary positions.
 
 `FrameWindow` is pure arithmetic on frames counted from the last reset; `KvCache` holds the tensors. A frame's slot
-follows from its number alone, so that what is cached after so many frames does too.
+follows from its number alone, and so does all that is cached after so many frames.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
 from filmstrip.runtime.engines.engine import Engine, to_device
 from filmstrip.runtime.pipeline_config import PipelineConfig
-from filmstrip.runtime.recent import Recent
+
+# -- Rotary positions ---------------------------------------------------------------------------------------
 
 
 class RopeTables:
-    """The tables of latent frames of one size, on the device; those used last are kept.
+    """The tables of latent frames of one size, on the device; the latest ones are kept.
 
     Args:
-        head_dim: numbers of one head.
+        head_dim: channels of one head.
         theta: the base of the wavelengths.
         rows: of tokens in a latent frame.
         cols: tokens in a row.
-        device: where the tables are wanted.
+        device: of the tables.
     """
 
     _MAX_TABLES = 8  # a chunk's own, its cached frames', those of VACE and of a recache, and room for the next ones
 
     def __init__(self, head_dim: int, theta: float, rows: int, cols: int, device: torch.device) -> None:
-        self._head_dim = head_dim
-        self._theta = theta
-        self._rows = rows
-        self._cols = cols
-        self._device = device
-        self._made: Recent[tuple[int, ...], tuple[Tensor, Tensor]] = Recent(self._MAX_TABLES)
+        self._tables = lru_cache(self._MAX_TABLES)(
+            partial(_device_tables, head_dim=head_dim, theta=theta, rows=rows, cols=cols, device=device)
+        )
 
     def at(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Cosines and sines of latent frames at these positions, each [T, rows, cols, D / 2] in float32."""
-        return self._made.get(tuple(positions), partial(self._make, positions))
+        return self._tables(tuple(positions))
 
-    def _make(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        tables = rope_tables(self._head_dim, torch.tensor(positions), self._rows, self._cols, self._theta)
-        cos, sin = (to_device(table, self._device) for table in tables)
-        shape = (len(positions), self._rows, self._cols, -1)
-        return cos.reshape(shape), sin.reshape(shape)
+
+def _device_tables(
+    positions: tuple[int, ...], *, head_dim: int, theta: float, rows: int, cols: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    tables = rope_tables(head_dim, torch.tensor(positions), rows, cols, theta)
+    cos, sin = (to_device(table, device) for table in tables)
+    shape = (len(positions), rows, cols, -1)
+    return cos.reshape(shape), sin.reshape(shape)
 
 
 def rope_tables(
     head_dim: int, frame_positions: Tensor, height: int, width: int, theta: float = 10000.0
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, each [T * height * width, head_dim / 2] in float32.
+    """Cosines and sines, each [T * height * width, D / 2] in float32: a head is split over time, height and width.
+
+    Computed in float64: float32 loses the low digits of an angle of a late frame.
 
     Args:
-        head_dim: numbers of one head, D; time takes D - 4 * (D // 6) of them, height and width 2 * (D // 6) each.
+        head_dim: channels of one head, D; time takes D - 4 * (D // 6) of them, height and width 2 * (D // 6) each.
         frame_positions: the latent frames' positions, [T].
         height: rows of tokens in a latent frame.
         width: tokens in a row.
         theta: the base of the wavelengths.
-
-    Computed in float64: float32 loses the low digits of an angle of a late frame.
     """
     side = 2 * (head_dim // 6)
     grid = (frame_positions.numel(), height, width)
     time = _angles(frame_positions, head_dim - 2 * side, theta)[:, None, None, :].expand(*grid, -1)
     rows = _angles(torch.arange(height), side, theta)[None, :, None, :].expand(*grid, -1)
     columns = _angles(torch.arange(width), side, theta)[None, None, :, :].expand(*grid, -1)
-    angles = torch.cat([time, rows, columns], dim=-1).flatten(0, 2)
+    angles = torch.cat([time, rows, columns], dim=-1).flatten(0, 2)  # [T * height * width, D / 2]
     return angles.cos().float(), angles.sin().float()
 
 
@@ -77,13 +78,16 @@ def _angles(positions: Tensor, dim: int, theta: float) -> Tensor:
     return positions.double()[:, None] * frequencies
 
 
+# -- The window ---------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class PassPlan:
-    """One pass: the latent frames that go through it and the cached ones that they see.
+    """One pass of the transformer: the latent frames that go through it, and the cached ones that they see.
 
     Attributes:
-        first_frame: the first frame that goes through.
-        num_frames: how many do, one after the other.
+        first_frame: number of the first frame that goes through.
+        num_frames: how many go through, one after the other.
         seen: the cached frames that they see, rising.
     """
 
@@ -98,23 +102,23 @@ class PassPlan:
 
     @property
     def absolute_positions(self) -> range:
-        """RoPE positions of the pass's frames, where these are places in the video since the reset."""
+        """RoPE positions of the pass's frames if these are places in the video since the reset."""
         return range(self.first_frame, self.end)
 
     @property
     def window_positions(self) -> range:
-        """RoPE positions of the pass's frames, where these are places in the window: after the cached ones."""
+        """RoPE positions of the pass's frames if these are places in the window: after the cached ones."""
         return range(len(self.seen), len(self.seen) + self.num_frames)
 
 
 @dataclass(frozen=True)
 class FrameWindow:
-    """The window of a causal generator: a sink that stays, and a ring of slots for the latest frames beside it.
+    """The window of a causal transformer: a sink that stays, and a ring of slots for the latest frames.
 
     Attributes:
         size: latent frames that a chunk may see, the sink and the chunk itself included.
         sink: latent frames from the start that are never evicted.
-        latent_frames_per_chunk: those of a chunk that is not a first one.
+        latent_frames_per_chunk: those of any chunk but the first.
 
     Raises:
         ValueError: sink and chunk don't fit in the window.
@@ -133,7 +137,7 @@ class FrameWindow:
 
     @property
     def capacity(self) -> int:
-        """Slots: the cached frames that a chunk has room for beside itself."""
+        """Slots: the cached frames that fit into the window next to a chunk."""
         return self.size - self.latent_frames_per_chunk
 
     @property
@@ -142,28 +146,28 @@ class FrameWindow:
         return self.capacity - self.sink
 
     def slot(self, frame: int) -> int:
-        """Where a cached frame lies: the sink's slots come first, and a new frame takes that of the oldest."""
+        """Where a cached frame lies: the sink's slots come first; in the others a new frame replaces the oldest."""
         return frame if frame < self.sink else self.sink + (frame - self.sink) % self.ring
 
     def held(self, num_frames: int) -> tuple[int, ...]:
-        """The frames that are cached once `num_frames` were, rising."""
+        """The frames that are cached once `num_frames` have been, rising."""
         latest = max(self.sink, num_frames - self.ring)
         return (*range(min(self.sink, num_frames)), *range(latest, num_frames))
 
     def chunk(self, first_frame: int, num_frames: int) -> PassPlan:
-        """The next chunk: it sees the sink and as many of the latest frames as have room beside sink and chunk.
+        """The next chunk's passes: they see the sink and as many of the latest frames as fit next to sink and chunk.
 
-        One that is shorter than others sees no more than they do, as no more is cached.
+        A chunk that is shorter than others sees no more than they do, as no more is cached.
         """
         latest = first_frame + num_frames - (self.size - self.sink)
         seen = (frame for frame in self.held(first_frame) if frame < self.sink or frame >= latest)
         return PassPlan(first_frame, num_frames, tuple(seen))
 
     def recache(self, num_frames: int) -> PassPlan | None:
-        """The pass that makes the cache anew after `num_frames`, under another prompt; None where there are none yet.
+        """The pass that rebuilds the cache after `num_frames`, under another prompt; None if there are none yet.
 
-        While the window holds all frames, all go through it and see only each other. Later the sink stays as it is,
-        and those that have room beside it go through: they see the sink and each other. Earlier ones would be
+        While the window holds all frames, all go through and see only each other. Later the sink stays as it is, and
+        the latest frames that fit next to it go through: they see the sink and each other. Earlier ones would be
         neither seen nor cached.
         """
         if num_frames == 0:
@@ -174,7 +178,7 @@ class FrameWindow:
         return PassPlan(num_frames - room, room, tuple(range(self.sink)))
 
     def past_positions(self, plan: PassPlan) -> tuple[int, ...]:
-        """RoPE positions of the slots, [capacity], where these are places in the window.
+        """RoPE positions of the slots, [capacity], if these are places in the window.
 
         The sink comes first, then the seen frames from the oldest to the newest; the pass's own follow them. A slot
         that is not seen has position 0.
@@ -185,18 +189,21 @@ class FrameWindow:
         return tuple(positions)
 
 
+# -- The KV cache -------------------------------------------------------------------------------------------
+
+
 class KvCache:
     """Keys and values of the latent frames that the next chunk may see, in buffers that never move.
 
-    The transformer is always given the whole of `k` and `v`, and a bias that says which slots it sees. The order of
-    the slots does not matter: keys carry their position, or are given one by tables in the order of the slots.
+    The transformer always gets the whole of `k` and `v`, and a bias that says which slots it sees. The order of the
+    slots does not matter: keys carry their position, or get one from tables in the order of the slots.
     Nothing here waits for the device.
 
     Attributes:
-        k: keys, [layers, B, N, P, D] with P = capacity * tokens_per_frame.
+        k: keys, [layers, 1, N, P, D] with P = capacity * tokens_per_frame.
         v: values, the same.
-        num_frames: latent frames since the reset, which is the number of the next one.
-        window: which of them are seen, and where they lie.
+        num_frames: latent frames since the reset, and so the number of the next one.
+        window: which of them are seen, and in which slots they lie.
     """
 
     def __init__(
@@ -209,29 +216,28 @@ class KvCache:
         tokens_per_frame: int,
         dtype: torch.dtype,
         device: torch.device | str,
-        batch: int = 1,
     ) -> None:
-        shape = (num_layers, batch, num_heads, window.capacity * tokens_per_frame, head_dim)
-        self.k = torch.zeros(shape, dtype=dtype, device=device)
+        shape = (num_layers, 1, num_heads, window.capacity * tokens_per_frame, head_dim)
+        self.k = torch.zeros(shape, dtype=dtype, device=device)  # [layers, 1, N, P, D]
         self.v = torch.zeros_like(self.k)
         self.num_frames = 0
         self.window = window
         self._tokens_per_frame = tokens_per_frame
         self._bias: Tensor | None = None
-        self._bias_is_for: tuple[tuple[int, ...], float] | None = None
+        self._bias_key: tuple[tuple[int, ...], float] | None = None
 
     def plan_chunk(self, num_frames: int) -> PassPlan:
         """The passes of the next chunk, of so many latent frames: see `FrameWindow.chunk`."""
         return self.window.chunk(self.num_frames, num_frames)
 
     def plan_recache(self) -> PassPlan | None:
-        """The pass after a change of the prompt, None where nothing is cached: see `FrameWindow.recache`."""
+        """The pass after a change of the prompt, None if nothing is cached: see `FrameWindow.recache`."""
         return self.window.recache(self.num_frames)
 
     def bias(self, plan: PassPlan, attention_bias: float | None = None) -> Tensor:
         """What a pass adds to the attention scores of the cached tokens, float32 [P]; not to be written to.
 
-        The same tensor comes again until another one is asked for.
+        Returns the same tensor until another one is asked for.
 
         Args:
             plan: of the pass.
@@ -241,14 +247,14 @@ class KvCache:
             0 in the sink, the factor's logarithm in other slots that are seen, -inf in the rest.
         """
         outside_sink = 0.0 if attention_bias is None else math.log(attention_bias)
-        wanted = (plan.seen, outside_sink)
-        if self._bias is None or self._bias_is_for != wanted:
+        key = (plan.seen, outside_sink)
+        if self._bias is None or self._bias_key != key:
             # Filled frame by frame: a table from the host would be a copy to wait for.
             self._bias = torch.full(self.k.shape[3:4], -math.inf, dtype=torch.float32, device=self.k.device)
             for frame in plan.seen:
                 seen = self._bias[self._tokens(self.window.slot(frame))]
                 seen.fill_(0.0 if frame < self.window.sink else outside_sink)
-            self._bias_is_for = wanted
+            self._bias_key = key
         return self._bias
 
     def write(self, plan: PassPlan, k: Tensor, v: Tensor) -> None:
@@ -256,7 +262,7 @@ class KvCache:
 
         Args:
             plan: of the next chunk, or of a recache.
-            k: keys, [layers, B, N, L, D], of all frames of the pass.
+            k: keys, [layers, 1, N, L, D], of all frames of the pass.
             v: values, the same.
 
         Raises:
@@ -264,7 +270,7 @@ class KvCache:
         """
         if self.num_frames not in (plan.first_frame, plan.end):
             raise ValueError(
-                f"frames {plan.first_frame} to {plan.end - 1} don't follow on {self.num_frames} cached ones: plan anew"
+                f"frames {plan.first_frame} to {plan.end - 1} don't follow {self.num_frames} cached ones: stale plan"
             )
         shape = (*self.k.shape[:3], plan.num_frames * self._tokens_per_frame, self.k.shape[4])
         for new in (k, v):
@@ -286,31 +292,31 @@ class KvCache:
         self.v.zero_()
         self.num_frames = 0
 
-    def _tokens(self, place: int) -> slice:
-        return slice(place * self._tokens_per_frame, (place + 1) * self._tokens_per_frame)
+    def _tokens(self, index: int) -> slice:
+        return slice(index * self._tokens_per_frame, (index + 1) * self._tokens_per_frame)
 
 
 class CleanLatents:
-    """The latest clean latent frames since the reset, as many as the window has room for."""
+    """The latest clean latent frames since the reset, as many as fit into the window."""
 
     def __init__(self, window: FrameWindow) -> None:
         self._size = window.size
         self._latents: Tensor | None = None
 
     def append(self, latents: Tensor) -> None:
-        """Keep a copy of the latents of a chunk, [B, C, T, H, W]."""
+        """Keep a copy of the latents of a chunk, [1, C, T, H, W]."""
         known = [latents] if self._latents is None else [self._latents, latents]
         self._latents = torch.cat(known, dim=2)[:, :, -self._size :]
 
     def latest(self, num_frames: int) -> Tensor:
-        """The last ones, [B, C, num_frames, H, W].
+        """The last ones, [1, C, num_frames, H, W].
 
         Raises:
             ValueError: fewer are kept.
         """
         if self._latents is None or not 0 < num_frames <= self._latents.shape[2]:
             kept = 0 if self._latents is None else self._latents.shape[2]
-            raise ValueError(f"{num_frames} latent frames asked for, {kept} kept")
+            raise ValueError(f"{num_frames} latent frames requested, {kept} kept")
         return self._latents[:, :, -num_frames:]
 
     def reset(self) -> None:
@@ -318,13 +324,15 @@ class CleanLatents:
         self._latents = None
 
 
+# -- Passes -------------------------------------------------------------------------------------------------
+
 _CLEAN = 0.0  # the timestep of latents without noise
 
 
-class Generator:
-    """Passes of the transformer that see the KV cache, and those that write it.
+class CachedTransformer:
+    """The transformer of one sequence at one size: passes that see the KV cache, and those that write it.
 
-    Its methods take the text as `inputs`: text_k, text_v and, where there are LoRAs, their scales.
+    Its methods take the text as `text`: the inputs text_k, text_v and, if there are LoRAs, their scales.
 
     Args:
         engine: `transformer`.
@@ -363,35 +371,35 @@ class Generator:
         plan: PassPlan,
         latents: Tensor,
         timestep: float,
-        inputs: Mapping[str, Tensor],
+        text: Mapping[str, Tensor],
         *,
         hints: Tensor | None = None,
         attention_bias: float | None = None,
     ) -> Tensor:
-        """What the latents of the chunk, [1, C, T, H, W], are made of at a timestep; the cache stays as it is.
+        """The velocity of a chunk's latents at a timestep, [1, C, T, H, W]; the cache stays as it is.
 
         Args:
             plan: of the chunk.
-            latents: with the noise of the timestep.
+            latents: with the noise of the timestep, [1, C, T, H, W].
             timestep: 0 to 1000.
-            inputs: the text.
+            text: see the class.
             hints: of the VACE branch, None for an unconditioned chunk.
             attention_bias: see `KvCache.bias`.
         """
-        return self._run(plan, latents, timestep, inputs, hints=hints, attention_bias=attention_bias)["velocity"]
+        return self._run(plan, latents, timestep, text, hints=hints, attention_bias=attention_bias)["velocity"]
 
-    def write(self, plan: PassPlan, latents: Tensor, inputs: Mapping[str, Tensor]) -> None:
+    def write(self, plan: PassPlan, latents: Tensor, text: Mapping[str, Tensor]) -> None:
         """Cache the clean latents of a chunk, by a pass at timestep 0 without hints and without a bias."""
-        made = self._run(plan, latents, _CLEAN, inputs)
-        self._kv.write(plan, made["new_k"], made["new_v"])
+        outputs = self._run(plan, latents, _CLEAN, text)
+        self._kv.write(plan, outputs["new_k"], outputs["new_v"])
         self._clean.append(latents)
 
-    def recache(self, inputs: Mapping[str, Tensor]) -> None:
-        """Make the cache anew under another text: see `FrameWindow.recache`."""
+    def recache(self, text: Mapping[str, Tensor]) -> None:
+        """Rebuild the cache under another text: see `FrameWindow.recache`."""
         plan = self._kv.plan_recache()
         if plan is not None:
-            made = self._run(plan, self._clean.latest(plan.num_frames), _CLEAN, inputs)
-            self._kv.write(plan, made["new_k"], made["new_v"])
+            outputs = self._run(plan, self._clean.latest(plan.num_frames), _CLEAN, text)
+            self._kv.write(plan, outputs["new_k"], outputs["new_v"])
 
     def reset(self) -> None:
         """Forget all frames."""
@@ -403,17 +411,17 @@ class Generator:
         plan: PassPlan,
         latents: Tensor,
         timestep: float,
-        inputs: Mapping[str, Tensor],
+        text: Mapping[str, Tensor],
         *,
         hints: Tensor | None = None,
         attention_bias: float | None = None,
     ) -> dict[str, Tensor]:
         positions = plan.window_positions if self._is_windowed else plan.absolute_positions
-        cos, sin = self._tables.at(positions)
-        given = {
+        cos, sin = self._tables.at(positions)  # [T, rows, cols, D / 2]
+        inputs = {
             "latents": latents,
             "timesteps": latents.new_full((1, plan.num_frames), timestep, dtype=torch.float32),
-            **inputs,
+            **text,
             "rope_cos": cos,
             "rope_sin": sin,
             "past_k": self._kv.k,
@@ -422,10 +430,10 @@ class Generator:
         }
         if self._is_windowed:
             tables = self._tables.at(self._kv.window.past_positions(plan))
-            given["past_cos"], given["past_sin"] = (table.flatten(0, 2) for table in tables)
+            inputs["past_cos"], inputs["past_sin"] = (table.flatten(0, 2) for table in tables)  # [P, D / 2]
         if self._no_hints is not None:
-            given["hints"] = self._no_hints.of(plan.num_frames) if hints is None else hints
-        return self._engine.run(given)
+            inputs["hints"] = self._no_hints.of(plan.num_frames) if hints is None else hints
+        return self._engine.run(inputs)
 
 
 class _NoHints:

@@ -5,9 +5,6 @@ all models share is here: sequences, reading and checking tensors, errors, cance
 """
 
 import json
-import os
-import threading
-import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -21,8 +18,8 @@ from filmstrip.contract import CHUNK, FRAMES, INPUTS, REPORT, TensorSpec
 from filmstrip.errors import FilmstripError, LoadFailed, ModelError
 from filmstrip.runtime.processors import FrameProcessor
 from filmstrip.runtime.sequences import (
-    Cancelled,
     Chunk,
+    ChunkCancelled,
     FrameProcessing,
     IdleTimer,
     Sequences,
@@ -32,41 +29,24 @@ from filmstrip.runtime.sequences import (
     check_tensor,
     read_parameters,
 )
-
-
-def exit_with_parent(period_s: float = 0.5) -> None:
-    """Watch the parent process from a daemon thread, and exit at once when it has died.
-
-    A model that works while tritonserver is killed would otherwise live on, with all its memory. The kernel's own
-    signal (PR_SET_PDEATHSIG) does not serve here: it comes when the parent's *thread* that started us ends, which
-    a tritonserver that lives on may do at any time.
-    """
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(period_s)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="watchdog", daemon=True).start()
-
+from filmstrip.runtime.watchdog import exit_with_parent
 
 _SECOND = 1_000_000  # microseconds
 _IDLE_CHECK_S = 10.0
 
 
 class SequenceModel(ABC):
-    """Base of every `TritonPythonModel` here: one request is one chunk, START and END are Triton's flags."""
+    """Base of every `TritonPythonModel` of ours: a request is a chunk, START and END are Triton's flags."""
 
     @abstractmethod
     def start(self) -> SequenceState:
         """The state of a new sequence; the one that it replaces is gone by then."""
 
     def load(self, args: dict[str, str]) -> None:  # noqa: B027 - most have nothing to load
-        """Get ready to start sequences; `args` are those that Triton gives to `initialize`.
+        """Get ready to start sequences; `args` are those that Triton passes to `initialize`.
 
         Raises:
-            LoadFailed: the model's folder can't be used; its sentence is what Triton logs and answers.
+            LoadFailed: the model's folder can't be used; Triton logs and returns its message.
         """
 
     # -- What Triton calls ----------------------------------------------------------------------------------
@@ -75,7 +55,7 @@ class SequenceModel(ABC):
         """Once, before any request."""
         exit_with_parent()
         batching = json.loads(args["model_config"])["sequence_batching"]
-        # Triton counts from a request's arrival and we from its end, so that ours never is the first to let go.
+        # Triton counts from a request's arrival and we from its end, so that we are never the first to let go.
         idle_s = int(batching["max_sequence_idle_microseconds"]) / _SECOND
         slots = int(batching.get("oldest", {}).get("max_candidate_sequences", 1))
         try:
@@ -111,11 +91,11 @@ class SequenceModel(ABC):
                 chunk.stop_if_cancelled()
                 frames = state.chunk(chunk)
                 check_frames(chunk.parameters, frames)
-        except Cancelled:
+        except ChunkCancelled:
             return _failure(pb_utils.TritonError("cancelled", pb_utils.TritonError.CANCELLED))
         except FilmstripError as error:
             return _failure(pb_utils.TritonError(error.to_wire()))
-        except Exception:  # noqa: BLE001 - whatever a model raises ends here; the client must not read its paths
+        except Exception:  # noqa: BLE001 - whatever a model raises ends here; the client must not see its paths
             pb_utils.Logger.log_error(f"the model failed on {place}\n{traceback.format_exc()}")
             return _failure(pb_utils.TritonError(ModelError(f"the model failed on {place}").to_wire()))
         report = {"stages": chunk.stages.seconds, "open_sequences": len(self._sequences), **chunk.report}
@@ -152,7 +132,7 @@ def _failure(error: Any) -> Any:
 
 
 class FrameProcessorModel(SequenceModel):
-    """A model that maps an input video's frames to frames, with a new processor for each sequence."""
+    """A model that runs an input video's frames through a processor, a new one for each sequence."""
 
     processor: ClassVar[Callable[[], FrameProcessor]]
 

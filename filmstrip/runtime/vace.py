@@ -1,6 +1,6 @@
-"""The VACE branch: what a chunk is conditioned with, and the hints for each step.
+"""The VACE branch: what a chunk is conditioned with, and the hints that the branch gives the transformer.
 
-A mask is 1 where something is to be made and 0 where the frames are to be kept.
+A mask is 1 where something is to be generated and 0 where the frames are to be kept.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,18 +29,18 @@ from filmstrip.runtime.text import LoraScales, TextKeys
 from filmstrip.runtime.transformer import RopeTables
 from filmstrip.runtime.vae import StreamingEncoder
 
-Encode: TypeAlias = Callable[[Tensor], Tensor]
-"""An encoder: pixels [1, 3, F, H, W] to latents [1, C, T, h, w]."""
+GRAPHS = ("vace_text_kv", "vace", "vae_encoder_image")
+"""The graphs that only a checkpoint with a VACE branch has."""
 
 _KEY_FRAMES = 4  # a key image stands for the frames of one latent frame
 
 
-# -- In pixels ----------------------------------------------------------------------------------------------
+# -- Conditioning in pixels ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Frames and what of them is to be made.
+    """Frames, and which of their pixels are to be generated.
 
     Attributes:
         frames: [1, 3, F, H, W] in -1..1.
@@ -61,64 +61,122 @@ class Conditioning:
         last_image: Tensor | None = None,
         locked: bool = True,
     ) -> "Conditioning | None":
-        """What a chunk's arrays and key images amount to; None when there are none.
+        """Combine a chunk's arrays and key images; None if there are none.
 
         Args:
-            num_frames: pixel frames that the chunk answers with.
-            frames: [1, 1 or 3, F, H, W] in -1..1; mid-grey where only masks or key images are given.
-            masks: [1, 1, F, H, W], above 0.5 is to be made; all is where none are given.
+            num_frames: pixel frames of the chunk.
+            frames: [1, 1 or 3, F, H, W] in -1..1; mid-grey if there are only masks or key images.
+            masks: [1, 1, F, H, W], above 0.5 is to be generated; everything is if there are no masks.
             first_image: [1, 3, 1, H, W]; the chunk's first four frames, to be kept.
-            last_image: likewise its last four.
-            locked: arrays of another length are cut off or go on with their last frame, else they are resampled.
+            last_image: the same for its last four.
+            locked: arrays of another length are cut off or repeat their last frame, else they are resampled.
         """
-        given = [array for array in (frames, masks, first_image, last_image) if array is not None]
-        if not given:
+        inputs = [array for array in (frames, masks, first_image, last_image) if array is not None]
+        if not inputs:
             return None
-        fit = _lock if locked else resample
-        grey = given[0].new_zeros(1, 3, num_frames, *given[0].shape[-2:])
-        pixels = grey if frames is None else fit(frames, num_frames).expand_as(grey).clone()
-        made = torch.ones_like(grey[:, :1]) if masks is None else (fit(masks, num_frames) > 0.5).to(grey.dtype)
+        to_length = _cut_or_extend if locked else resample
+        grey = inputs[0].new_zeros(1, 3, num_frames, *inputs[0].shape[-2:])  # [1, 3, F, H, W]
+        pixels = grey if frames is None else to_length(frames, num_frames).expand_as(grey).clone()
+        mask = torch.ones_like(grey[:, :1]) if masks is None else (to_length(masks, num_frames) > 0.5).to(grey.dtype)
         for image, place in ((first_image, slice(_KEY_FRAMES)), (last_image, slice(-_KEY_FRAMES, None))):
             if image is not None:
                 pixels[:, :, place] = image
-                made[:, :, place] = 0
-        return cls(pixels, made)
+                mask[:, :, place] = 0
+        return cls(pixels, mask)
 
-    def doubled(self) -> "Conditioning":
-        """As a first chunk that follows the video rule is encoded: with its first frame twice."""
+    def padded(self) -> "Conditioning":
+        """With the first frame twice, as a first chunk that follows the video rule is encoded."""
         return Conditioning(pad_first_frame(self.frames), pad_first_frame(self.masks))
 
 
-def _lock(array: Tensor, num_frames: int) -> Tensor:
-    """Cut [..., F, H, W] off at a number of frames, or go on with the last one."""
+def _cut_or_extend(array: Tensor, num_frames: int) -> Tensor:
+    """Cut [..., F, H, W] off at a number of frames, or repeat the last one."""
     last = array.shape[-3] - 1
     return array[..., [min(index, last) for index in range(num_frames)], :, :]
 
 
-# -- In latents ---------------------------------------------------------------------------------------------
+def has_pad_frame(chunk: Chunk) -> bool:
+    """Whether the chunk follows the video rule for first chunks: its first frame goes into its latents twice."""
+    params = chunk.parameters
+    arrays = VACE_FRAMES.name in chunk.tensors or VACE_MASKS.name in chunk.tensors or params.vace_use_input_video
+    return params.reset and (params.mode is Mode.VIDEO or arrays)
+
+
+def conditioning_of(chunk: Chunk, device: torch.device | str = "cpu") -> Conditioning | None:
+    """The chunk's conditioning, references apart, as the encoders take it; None if there is none.
+
+    The chunk's own VACE frames take precedence over an input video that is used as them.
+
+    Raises:
+        InvalidField: the input video is to be used and is missing.
+    """
+    params = chunk.parameters
+    frames = _floats(chunk, VACE_FRAMES)
+    if frames is None and params.vace_use_input_video:
+        frames = to_pixels(resize(chunk.tensor(INPUT_VIDEO), params.height, params.width))
+    arrays = {
+        "frames": frames,
+        "masks": _floats(chunk, VACE_MASKS),
+        "first_image": _key_image(chunk, FIRST_FRAME_IMAGE),
+        "last_image": _key_image(chunk, LAST_FRAME_IMAGE),
+    }
+    present = {name: array.to(device) for name, array in arrays.items() if array is not None}
+    conditioning = Conditioning.of(params.num_frames, locked=params.vace_temporally_locked, **present)
+    return conditioning.padded() if conditioning is not None and has_pad_frame(chunk) else conditioning
+
+
+def references_of(chunk: Chunk, device: torch.device | str = "cpu") -> list[Tensor]:
+    """The chunk's reference images, [1, 3, 1, H, W] each, letterboxed on white.
+
+    Raises:
+        ModelError: their shapes do not match their bytes.
+    """
+    params = chunk.parameters
+    if VACE_REF_IMAGES.name not in chunk.tensors:
+        return []
+    images = split_images(chunk.tensor(VACE_REF_IMAGES), params.ref_image_shapes)
+    return [to_pixels(letterbox(image, params.height, params.width)[None]).to(device) for image in images]
+
+
+def _floats(chunk: Chunk, spec: TensorSpec) -> Tensor | None:
+    array = chunk.tensors.get(spec.name)
+    return None if array is None else torch.tensor(array)
+
+
+def _key_image(chunk: Chunk, spec: TensorSpec) -> Tensor | None:
+    image = chunk.tensors.get(spec.name)
+    if image is None:
+        return None
+    return to_pixels(resize_cover(image, chunk.parameters.height, chunk.parameters.width)[None])
+
+
+# -- Context in latents -------------------------------------------------------------------------------------
+
+EncodePixels: TypeAlias = Callable[[Tensor], Tensor]
+"""An encoder: pixels [1, 3, F, H, W] to latents [1, C, T, h, w]."""
 
 
 @dataclass(frozen=True)
 class VaceEncoders:
-    """The ways into the latents.
+    """The encoders of a chunk's context.
 
     Attributes:
-        inactive: of what is kept; with a feature cache of its own from chunk to chunk.
-        reactive: of what is to be made; likewise.
-        reference: of one image, without a cache.
+        inactive: of what is kept; it has feature caches of its own from chunk to chunk.
+        reactive: of what is to be generated; it has its own caches too.
+        reference: of one image, without caches.
     """
 
-    inactive: Encode
-    reactive: Encode
-    reference: Encode
+    inactive: EncodePixels
+    reactive: EncodePixels
+    reference: EncodePixels
 
 
 @dataclass(frozen=True)
 class VaceContext:
-    """The conditioning of one chunk.
+    """The conditioning of one chunk in latents.
 
     Attributes:
-        latents: [1, 2 * C + S * S, R + T, h, w]: kept latents, made latents, folded mask.
+        latents: [1, 2 * C + S * S, R + T, h, w]: inactive latents, reactive latents, folded mask.
         num_references: R, latent frames before those of the chunk, whose hints are dropped.
     """
 
@@ -135,23 +193,24 @@ def vace_context(
 ) -> VaceContext:
     """Make a chunk's context.
 
-    References beside frames stand before the chunk's latent frames. References alone stand at the chunk's own
-    places, zeros after them; if they are more than the places, they stand before the chunk too, and it is all zeros.
+    With frames, references come before the chunk's latent frames. References alone take the places of the chunk's own
+    latent frames, with zeros after them; if they are more than the places, they come before the chunk too, and it is
+    all zeros.
 
     Args:
         conditioning: of the frames that the encoders take, None with references alone.
-        references: images [1, 3, 1, H, W], one at least without conditioning.
-        encoders: see `VaceEncoders`; the first two are used for the conditioning only.
+        references: images [1, 3, 1, H, W], at least one if there is no conditioning.
+        encoders: the first two are used for the conditioning only.
         num_latent_frames: T, of the chunk.
         spatial_factor: S, pixels of one side of a latent pixel.
     """
     mask_channels = spatial_factor**2
     parts = [_reference(encoders.reference(image), mask_channels) for image in references]
     if conditioning is not None:
-        kept = encoders.inactive(conditioning.frames * (1 - conditioning.masks))
-        made = encoders.reactive(conditioning.frames * conditioning.masks)
-        mask = fold_mask(conditioning.masks, num_latent_frames, spatial_factor)
-        parts.append(torch.cat([kept, made, mask.to(kept.dtype)], dim=1))
+        inactive = encoders.inactive(conditioning.frames * (1 - conditioning.masks))  # [1, C, T, h, w]
+        reactive = encoders.reactive(conditioning.frames * conditioning.masks)
+        mask = fold_mask(conditioning.masks, num_latent_frames, spatial_factor)  # [1, S * S, T, h, w]
+        parts.append(torch.cat([inactive, reactive, mask.to(inactive.dtype)], dim=1))
         return VaceContext(torch.cat(parts, dim=2), len(references))
     in_place = len(references) <= num_latent_frames
     num_empty = num_latent_frames - len(references) if in_place else num_latent_frames
@@ -179,74 +238,18 @@ def fold_mask(masks: Tensor, num_latent_frames: int, spatial_factor: int = 8) ->
     return tiles.permute(2, 4, 0, 1, 3).reshape(1, spatial_factor**2, num_latent_frames, rows, columns)
 
 
-def is_doubled(chunk: Chunk) -> bool:
-    """Whether the chunk follows the video rule for first chunks: one frame more goes into its latents than out."""
-    told = chunk.parameters
-    arrays = VACE_FRAMES.name in chunk.tensors or VACE_MASKS.name in chunk.tensors or told.vace_use_input_video
-    return told.reset and (told.mode is Mode.VIDEO or arrays)
-
-
-def conditioning_of(chunk: Chunk, device: torch.device | str = "cpu") -> Conditioning | None:
-    """What the VACE branch is given beside references, as the encoders take it; None when there is nothing.
-
-    The chunk's own VACE frames go before an input video that is used as them.
-
-    Raises:
-        InvalidField: the input video is to be used and did not come.
-    """
-    told = chunk.parameters
-    frames = _floats(chunk, VACE_FRAMES)
-    if frames is None and told.vace_use_input_video:
-        frames = to_pixels(resize(chunk.tensor(INPUT_VIDEO), told.height, told.width))
-    arrays = {
-        "frames": frames,
-        "masks": _floats(chunk, VACE_MASKS),
-        "first_image": _key_image(chunk, FIRST_FRAME_IMAGE),
-        "last_image": _key_image(chunk, LAST_FRAME_IMAGE),
-    }
-    there = {name: array.to(device) for name, array in arrays.items() if array is not None}
-    conditioning = Conditioning.of(told.num_frames, locked=told.vace_temporally_locked, **there)
-    return conditioning.doubled() if conditioning is not None and is_doubled(chunk) else conditioning
-
-
-def references_of(chunk: Chunk, device: torch.device | str = "cpu") -> list[Tensor]:
-    """The chunk's reference images, [1, 3, 1, H, W] each, whole on white ground.
-
-    Raises:
-        ModelError: their shapes do not fit their bytes.
-    """
-    told = chunk.parameters
-    if VACE_REF_IMAGES.name not in chunk.tensors:
-        return []
-    images = split_images(chunk.tensor(VACE_REF_IMAGES), told.ref_image_shapes)
-    return [to_pixels(letterbox(image, told.height, told.width)[None]).to(device) for image in images]
-
-
-def _floats(chunk: Chunk, spec: TensorSpec) -> Tensor | None:
-    array = chunk.tensors.get(spec.name)
-    return None if array is None else torch.tensor(array)
-
-
-def _key_image(chunk: Chunk, spec: TensorSpec) -> Tensor | None:
-    image = chunk.tensors.get(spec.name)
-    return (
-        None if image is None else to_pixels(resize_cover(image, chunk.parameters.height, chunk.parameters.width)[None])
-    )
-
-
-GRAPHS = ("vace_text_kv", "vace", "vae_encoder_image")
-"""What a checkpoint with a VACE branch has beside the other graphs."""
+# -- The branch ---------------------------------------------------------------------------------------------
 
 
 class VaceBranch:
-    """Conditioning and hints, chunk by chunk.
+    """The VACE branch of one sequence at one size: contexts and hints, chunk by chunk.
 
     Args:
         engines: by the name of the graph.
         config: of the pipeline.
         tables: of the size.
-        inactive: encodes what is kept; with feature caches of its own.
-        reactive: encodes what is made; likewise.
+        inactive: see `VaceEncoders`.
+        reactive: see `VaceEncoders`.
     """
 
     def __init__(
@@ -267,17 +270,17 @@ class VaceBranch:
         self._encoders = VaceEncoders(inactive, reactive, self._encode_image)
 
     def context(self, chunk: Chunk, num_latent_frames: int) -> VaceContext | None:
-        """The context of the next chunk; None where nothing conditions it.
+        """The context of the next chunk; None if nothing conditions it.
 
-        Frames that do not follow on those of the chunk before begin anew: see `StreamingEncoder`.
+        Frames that do not continue those of the previous chunk begin a video of their own: see `StreamingEncoder`.
 
         Raises:
-            InvalidField: it has more references than the engines take, or is to use an input video that isn't there.
+            InvalidField: it has more references than the engines take, or is to use an input video that is missing.
         """
         device = self._engine.device
         conditioning, references = conditioning_of(chunk, device), references_of(chunk, device)
         if len(references) > MAX_REFERENCES:
-            problem = f"has {len(references)} images, the engines take {MAX_REFERENCES} at most"
+            problem = f"has {len(references)} images, the pipeline takes at most {MAX_REFERENCES}"
             raise invalid(chunk.parameters.index, VACE_REF_IMAGES, problem)
         if conditioning is None:
             self.reset()
@@ -308,17 +311,17 @@ class VaceBranch:
         """
         num_frames = context.latents.shape[2]
         cos, sin = self._tables.at(range(num_frames))
-        given = {
+        inputs = {
             "latents": latents,
             "timesteps": latents.new_full((1, num_frames), timestep, dtype=torch.float32),
             "context": context.latents,
-            **self._keys.of(embedding, loras),
+            **self._keys.inputs(embedding, loras),
             "rope_cos": cos,
             "rope_sin": sin,
             "scale": latents.new_full((1,), scale, dtype=torch.float32),
             **loras.inputs(self._engine),
         }
-        return self._engine.run(given)["hints"]
+        return self._engine.run(inputs)["hints"]
 
     def reset(self) -> None:
         """Forget the conditioning frames so far."""

@@ -1,6 +1,6 @@
-"""Pixels to latents and back, chunk by chunk: the feature caches that one pass gives are what the next one takes.
+"""Pixels to latents and back, chunk by chunk: the feature caches that one pass returns are inputs of the next one.
 
-The caches are handed on and never copied: at 320x576 they take 872 MB in 16 bit.
+The caches are handed on and never copied: at 576x320 they take 872 MB in 16 bit.
 """
 
 import torch
@@ -9,48 +9,48 @@ from torch import Tensor
 from filmstrip.runtime.engines.engine import Engine
 from filmstrip.runtime.pixels import pad_first_frame
 
-_NEW = "new_"  # before the name of a cache where it comes out
+_NEW = "new_"  # before the name of a cache that is an output
 
 
 class FeatureStream:
-    """A network whose first pass has no caches, and whose later ones go on from the pass before.
+    """A network whose first pass takes no caches, and whose later passes take those of the pass before.
 
     Args:
         first: the engine of the first pass.
-        next: that of all later ones.
-        takes: its input beside the caches.
-        gives: its output beside them.
+        next: the engine of all later ones.
+        input_name: of its input, apart from the caches.
+        output_name: of its output, apart from the caches.
     """
 
-    def __init__(self, first: Engine, next: Engine, *, takes: str, gives: str) -> None:
+    def __init__(self, first: Engine, next: Engine, *, input_name: str, output_name: str) -> None:
         self._first = first
         self._next = next
-        self._takes = takes
-        self._gives = gives
+        self._input_name = input_name
+        self._output_name = output_name
         self._caches: dict[str, Tensor] | None = None
 
     @property
     def has_begun(self) -> bool:
-        """Whether the next pass goes on from another."""
+        """Whether the next pass continues from another."""
         return self._caches is not None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Run the next pass, on one length or another of what the engines take."""
+        """Run the next pass, on one of the lengths that the engines take."""
         if self._caches is None:
-            made = self._first.run({self._takes: x})
+            outputs = self._first.run({self._input_name: x})
         else:
-            made = self._next.run({self._takes: x, **self._caches})
-        result = made.pop(self._gives)
-        self._caches = {name.removeprefix(_NEW): cache for name, cache in made.items()}
+            outputs = self._next.run({self._input_name: x, **self._caches})
+        result = outputs.pop(self._output_name)
+        self._caches = {name.removeprefix(_NEW): cache for name, cache in outputs.items()}
         return result
 
     def reset(self) -> None:
-        """Forget the passes so far; the caches' memory is free."""
+        """Forget the passes so far, and free the caches' memory."""
         self._caches = None
 
 
 class StreamingEncoder:
-    """A chunk's pixels to as many latent frames as it has, whatever the chunk's place.
+    """A chunk's pixels to as many latent frames as it has, wherever the chunk is in the video.
 
     Args:
         first: engine of the first pass, which takes one frame more than a chunk has.
@@ -60,17 +60,17 @@ class StreamingEncoder:
     """
 
     def __init__(self, first: Engine, next: Engine, *, chunk_size: int, temporal_factor: int) -> None:
-        self._stream = FeatureStream(first, next, takes="pixels", gives="latents")
+        self._stream = FeatureStream(first, next, input_name="pixels", output_name="latents")
         self._chunk_size = chunk_size
         self._temporal_factor = temporal_factor
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Encode the next pixels of a sequence.
 
-        F + 1 frames begin a video, after a reset. F frames go on from those before; where there are none, as when
-        conditioning begins in the midst of a generation, they begin one with their first frame twice, whose latent
-        frame of that one frame is dropped. Fewer begin a video too: the engine takes no fewer, so the last one is
-        repeated and what is made of the repeats dropped, and with it the caches, which have seen them.
+        F + 1 frames begin a video, after a reset. F frames continue it. If there is none, as when conditioning begins
+        in the middle of a generation, they begin one with their first frame twice, and the latent frame of that one
+        frame is dropped. Fewer frames begin a video too: the engine takes no fewer, so the last one is repeated and the
+        repeats' latents are dropped, and with them the caches, which have seen the repeats.
 
         Args:
             pixels: [1, 3, 1 + k * temporal_factor, H, W] up to F + 1 frames, or F of them.

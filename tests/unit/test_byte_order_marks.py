@@ -42,7 +42,7 @@ def test_the_manifest_of_an_engine(tmp_path: Path):
 
 def test_the_file_of_a_models_version_folder(tmp_path: Path):
     marked(tmp_path / FILE_NAME, "{}")
-    with pytest.raises(ValueError, match="another version of the export"):  # and not: Unexpected UTF-8 BOM
+    with pytest.raises(ValueError, match="Field required"):  # and not: Unexpected UTF-8 BOM
         PipelineConfig.read(tmp_path)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 import pytest
+from pydantic import AliasChoices
 from pydantic_core import PydanticUndefined
 
 from export.config import (
@@ -28,8 +29,7 @@ from filmstrip.models import Cancelled, Complete, ErrorEvent, Progress
 from frontend.__main__ import main as frontend_command
 from frontend.app import create_app
 from frontend.metrics import REGISTRY
-from frontend.plan import FEATURE_OF_FIELD
-from frontend.schema import ChunkSpec, GenerateRequest
+from frontend.schema import FEATURE_OF_FIELD, ChunkSpec, GenerateRequest
 from frontend.settings import GIB, MIB, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -178,9 +178,13 @@ def test_every_metric_is_in_the_table_with_its_meaning():
 def configuration_rows(prefix: str, config: type[CheckpointConfig | VaeConfig]) -> dict[str, str]:
     """The names of a configuration's keys and their defaults, as the table gives them."""
     expected = {}
-    for field in fields(config):
-        name = " or ".join(f"`{prefix}{name}`" for name in field.metadata.get("names", ()))
-        if field.default is MISSING:
+    for field_name, field in config.model_fields.items():
+        if field.exclude or field_name == "vae":  # checked and not used; its keys have rows of their own
+            continue
+        alias = field.validation_alias
+        keys = alias.choices if isinstance(alias, AliasChoices) else [field_name]
+        name = " or ".join(f"`{prefix}{key}`" for key in keys)
+        if field.is_required():
             expected[name] = "required"
         elif field.default in (WAN_LATENTS_MEAN, WAN_LATENTS_STD):
             expected[name] = "Wan2.1's"
@@ -188,7 +192,6 @@ def configuration_rows(prefix: str, config: type[CheckpointConfig | VaeConfig]) 
             expected[name] = str(list(field.default)).lower() if field.default else "none"
         else:
             expected[name] = str(field.default).lower()
-    expected.pop("", None)  # `vae`, whose keys have rows of their own
     return expected
 
 
@@ -204,9 +207,12 @@ def test_every_key_of_a_checkpoints_configuration_is_in_the_table():
 def test_every_key_of_a_text_encoders_configuration_is_in_the_table():
     table = {row[0]: row[1:3] for row in rows(section((ROOT / "docs" / "export.md").read_text(), "## Text encoder"))}
     expected = {}
-    for field in fields(TextEncoderConfig):
-        (name,) = field.metadata["names"]
-        default = "required" if field.default is MISSING else str(field.default)
+    for field_name, field in TextEncoderConfig.model_fields.items():
+        if field.exclude:
+            continue
+        alias = field.validation_alias
+        (name,) = alias.choices if isinstance(alias, AliasChoices) else [field_name]
+        default = "required" if field.is_required() else str(field.default)
         expected[f"`{name}`"] = [default, str(UMT5_XXL.get(name, default))]
     assert table == expected
 

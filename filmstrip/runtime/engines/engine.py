@@ -1,27 +1,12 @@
-"""What every engine has in common: named tensors in, named tensors out, whatever runs the graph."""
+"""What all engines have in common: named tensors in, named tensors out, whatever runs the graph."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from filmstrip.runtime.engines.manifest import EngineTensor, Manifest, Shape
-
-
-def to_device(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor of the host on the device; the very same one where it lies there already in that type.
-
-    Args:
-        tensor: on the host.
-        device: where it is wanted.
-        dtype: as what, None for its own type.
-    """
-    if torch.device(device).type == "cuda":
-        # From pageable memory the copy would wait for all that is queued. PyTorch keeps pinned memory until it is read.
-        return tensor.pin_memory().to(device, non_blocking=True).to(dtype or tensor.dtype)
-    return tensor.to(device, dtype)
-
+from filmstrip.runtime.engines.manifest import EngineTensor, Manifest
 
 DTYPES: Mapping[str, torch.dtype] = {
     name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "int64", "int32", "bool")
@@ -37,36 +22,30 @@ class Engine(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where inputs must lie and outputs will."""
+        """Where inputs must be and outputs will be."""
         ...
 
     def dtype(self, name: str) -> torch.dtype:
         """The type of an input or output; KeyError for any other name."""
         ...
 
-    def run(self, inputs: Mapping[str, Tensor], into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Run the graph.
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run the graph on all of its inputs; returns all of its outputs.
 
-        Args:
-            inputs: all of them. Contiguous ones are read where they lie; a length may be 0 where the graph allows it.
-            into: where outputs are to be written, contiguous, of the very shape that they will have. They must not
-                share memory with inputs or each other. Other outputs get memory of their own.
-
-        Returns:
-            All outputs; those named in `into` are the very tensors given.
+        Contiguous inputs are read where they are; a length may be 0 where the graph allows it.
 
         Raises:
-            ValueError: a tensor is missing, unknown, of another type, shape or device, or shares memory.
+            ValueError: a tensor is missing, unknown, or of another type, shape or device.
         """
         ...
 
 
 class Signature:
-    """Holds the tensors of a call against what a manifest says of them.
+    """Checks the tensors of a call against an engine's manifest.
 
     Args:
         manifest: of the engine.
-        device: where all tensors must lie.
+        device: where all tensors must be.
         alignment: bytes that the addresses must be multiples of.
     """
 
@@ -79,10 +58,10 @@ class Signature:
         self._dtypes = {name: DTYPES[one.dtype] for name, one in (self.inputs | self.outputs).items()}
 
     def dtype(self, name: str) -> torch.dtype:
-        """See `Engine`."""
+        """The type of an input or output; KeyError for any other name."""
         return self._dtypes[name]
 
-    def feeds(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def checked(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inputs, in the engine's order, copied where they aren't contiguous or aligned.
 
         Raises:
@@ -91,59 +70,32 @@ class Signature:
         if inputs.keys() != self.inputs.keys():
             strange = ", ".join(sorted(inputs.keys() ^ self.inputs.keys()))
             raise ValueError(f"{self._graph} takes {', '.join(self.inputs)}; missing or unknown: {strange}")
-        for name, wanted in self.inputs.items():
-            self._check(wanted, inputs[name])
-        return {name: self._in_place(inputs[name]) for name in self.inputs}
+        for name, spec in self.inputs.items():
+            self._check(spec, inputs[name])
+        return {name: self._usable(inputs[name]) for name in self.inputs}
 
-    def check_buffers(self, feeds: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
-        """Check where outputs are to be written.
-
-        Raises:
-            ValueError: one is unknown, of another type, shape or device, not contiguous or aligned, or shares memory.
-        """
-        for name, buffer in into.items():
-            if name not in self.outputs:
-                raise ValueError(f"{self._graph} gives {', '.join(self.outputs)}, not {name}")
-            self._check(self.outputs[name], buffer)
-            if self._in_place(buffer) is not buffer:
-                raise ValueError(f"{self._graph}: the memory for {name} is not contiguous and aligned")
-        shared = _sharing(feeds, into)
-        if shared is not None:
-            raise ValueError(f"{self._graph}: {shared} would be overwritten by an output")
-
-    def check_shape(self, name: str, buffer: Tensor, made: Shape) -> None:
-        """Check that a buffer has the shape that its output will have; raises ValueError."""
-        if tuple(buffer.shape) != made:
-            raise ValueError(f"{self._graph}: {name} will be {list(made)}, its memory is {list(buffer.shape)}")
-
-    def _check(self, wanted: EngineTensor, tensor: Tensor) -> None:
-        if tensor.dtype is not self._dtypes[wanted.name]:
-            raise ValueError(f"{self._graph}: {wanted.name} is {tensor.dtype}, wanted torch.{wanted.dtype}")
-        if not wanted.accepts(tuple(tensor.shape)):
-            raise ValueError(f"{self._graph}: {wanted.name} has shape {list(tensor.shape)}, wanted {list(wanted.dims)}")
+    def _check(self, spec: EngineTensor, tensor: Tensor) -> None:
+        place = f"{self._graph}: {spec.name}"
+        if tensor.dtype is not self._dtypes[spec.name]:
+            raise ValueError(f"{place} is {tensor.dtype}, must be torch.{spec.dtype}")
+        if not spec.accepts(tuple(tensor.shape)):
+            raise ValueError(f"{place} has shape {list(tensor.shape)}, must be {list(spec.dims)}")
         if tensor.device != self._device:
-            raise ValueError(f"{self._graph}: {wanted.name} is on {tensor.device}, wanted {self._device}")
+            raise ValueError(f"{place} is on {tensor.device}, must be on {self._device}")
 
-    def _in_place(self, tensor: Tensor) -> Tensor:
-        """The tensor itself where an engine can use its memory, else a copy."""
+    def _usable(self, tensor: Tensor) -> Tensor:
+        """The tensor itself if an engine can read its memory, else a copy."""
         if not tensor.is_contiguous():
             return tensor.contiguous()
         return tensor if tensor.data_ptr() % self._alignment == 0 else tensor.clone()
 
 
-def _sharing(feeds: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> str | None:
-    """The name of a tensor in whose memory an output would be written."""
-    end, last, last_written = 0, "", False
-    for start, stop, name, written in sorted(_spans(feeds, into)):
-        if start < end and (written or last_written):
-            return last if written else name
-        if stop > end:
-            end, last, last_written = stop, name, written
-    return None
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor in the host's memory on the device, without waiting for the work that the device has to do before.
 
-
-def _spans(feeds: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> Iterator[tuple[int, int, str, bool]]:
-    for tensors, written in ((feeds, False), (into, True)):
-        for name, tensor in tensors.items():
-            if tensor.nbytes:
-                yield tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes, name, written
+    The very same tensor if the device is the host.
+    """
+    if torch.device(device).type == "cuda":
+        # From pageable memory the copy would wait for all that is queued. PyTorch keeps pinned memory until it is read.
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

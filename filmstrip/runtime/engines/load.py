@@ -1,8 +1,7 @@
-"""Engines of a model's folder, checked and opened all at once, so that what is wrong with one fails the load."""
+"""The engines of a model's folder, checked and opened together, so that a fault in one fails the load."""
 
 import importlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -26,22 +25,6 @@ SUFFIXES = (".onnx", ".engine")
 _MODULES = {Builder.ONNX_RUNTIME: "onnxruntime", **tensorrt.MODULES}
 
 
-@dataclass(frozen=True)
-class EngineFolder:
-    """The engines of one model.
-
-    Attributes:
-        engines: by the name of the graph.
-        manifests: what is known of each.
-    """
-
-    engines: Mapping[str, Engine]
-    manifests: Mapping[str, Manifest]
-
-    def __getitem__(self, graph: str) -> Engine:
-        return self.engines[graph]
-
-
 def load_engines(
     folder: Path,
     *,
@@ -51,16 +34,16 @@ def load_engines(
     loras: Sequence[str] = (),
     sizes: Collection[str] = (),
     cuda_graphs: bool = False,
-) -> EngineFolder:
-    """Check and open every engine of a folder.
+) -> dict[str, Engine]:
+    """Check and open every engine of a folder; returns them by the names of their graphs.
 
     Args:
         folder: such as `model_repository/longlive/1/engines`.
-        device: the CPU or a GPU; a text encoder that was made for the CPU runs there beside a GPU's other engines.
+        device: the CPU or a GPU; a text encoder built for the CPU runs there, whatever the other engines run on.
         num_threads: for each engine on the CPU.
         graphs: names of those that must be there.
-        loras: names in the order that the pipeline gives their scales in.
-        sizes: that the pipeline offers: "320x576".
+        loras: names, in the order in which the pipeline passes their scales.
+        sizes: that the pipeline offers, as the manifests name them: "320x576" is 320 high.
         cuda_graphs: see `TensorRtEngine`.
 
     Raises:
@@ -71,18 +54,10 @@ def load_engines(
     if not manifests:
         raise BadEngine(f"{folder} holds no engines. {how_to_export(folder / 'any')}")
     check_together(manifests, graphs=graphs, loras=loras, sizes=sizes)
-    return EngineFolder(
-        {
-            one.graph: _open(path, one, _device_for(one, device), num_threads, cuda_graphs)
-            for path, one in manifests.items()
-        },
-        {one.graph: one for one in manifests.values()},
-    )
-
-
-def _device_for(manifest: Manifest, device: torch.device) -> torch.device:
-    on_cpu = manifest.graph == "text_encoder" and manifest.target == "cpu"
-    return _CPU if on_cpu else device
+    return {
+        one.graph: _open(path, one, _device_for(one, device), num_threads, cuda_graphs)
+        for path, one in manifests.items()
+    }
 
 
 def load_engine(path: Path, *, device: torch.device, num_threads: int, cuda_graphs: bool = False) -> Engine:
@@ -91,7 +66,7 @@ def load_engine(path: Path, *, device: torch.device, num_threads: int, cuda_grap
 
 
 def machine_of(device: torch.device) -> Machine:
-    """What this machine's engines must be made for.
+    """What engines on a device must be built for.
 
     Raises:
         ForeignEngine: the device is a GPU, and there is none.
@@ -99,7 +74,7 @@ def machine_of(device: torch.device) -> Machine:
     if device.type != "cuda":
         return Machine("cpu", installed_version)
     if not torch.cuda.is_available():
-        raise ForeignEngine("the model wants an NVIDIA GPU, and PyTorch sees none: check nvidia-smi and the driver")
+        raise ForeignEngine("the model needs an NVIDIA GPU, and PyTorch sees none: check nvidia-smi and the driver")
     major, minor = torch.cuda.get_device_capability(device)
     return Machine(f"sm{major}{minor}", installed_version)
 
@@ -108,12 +83,17 @@ def installed_version(builder: Builder) -> str | None:
     """The version of a builder's library, None where it can't be imported."""
     try:
         return str(importlib.import_module(_MODULES[builder]).__version__)
-    except (ImportError, OSError):  # the second where a library that it needs is missing
+    except (ImportError, OSError):  # OSError: a library that it needs is missing
         return None
 
 
+def _device_for(manifest: Manifest, device: torch.device) -> torch.device:
+    on_cpu = manifest.graph == "text_encoder" and manifest.target == "cpu"
+    return _CPU if on_cpu else device
+
+
 def _paths(folder: Path) -> Iterator[Path]:
-    """Engines and those that only a manifest is left of."""
+    """Engines, and those of which only the manifest is left."""
     if not folder.is_dir():
         return
     engines = {path for path in folder.iterdir() if path.suffix in SUFFIXES}

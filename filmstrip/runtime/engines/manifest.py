@@ -1,24 +1,28 @@
-"""What is known of an engine, and whether it may be used here.
+"""What is known of an engine, and whether it can be used here.
 
-The export writes a JSON file beside each engine; it is read and checked when a model is loaded. Errors, in one tree:
+The export writes a JSON file next to each engine; the runtime checks it when it loads a model. Errors, in one tree:
 
     BadEngine
-    ├── BadManifest      the manifest is missing, can't be read, or is of another version
+    ├── BadManifest     the manifest is missing, unreadable, or of another version
     ├── DamagedEngine   a file of the engine is missing or isn't the one that was written
-    ├── ForeignEngine   it was made for another device or another library
-    └── MixedEngines    engines of one folder don't belong together, or to their pipeline
+    ├── ForeignEngine   it was built for another device or another library
+    └── MixedEngines    the engines of a folder don't belong together, or to their pipeline
 
-These are for the operator: raised while a model is loaded, they make the load fail, and Triton logs the message. No
-client reads it, so it may name files. It says what is wrong and what to run.
+They are for the operator: raised while a model is loaded, they fail the load, and Triton logs the message. No client
+reads it, so it may name files. It says what is wrong and what to run.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Annotated, Literal, NamedTuple, Self, TypeAlias, get_args
+
+from pydantic import AfterValidator, TypeAdapter
+
+from filmstrip.runtime.json_files import STRICT, decode
 
 
 class BadEngine(Exception):
@@ -26,7 +30,7 @@ class BadEngine(Exception):
 
 
 class BadManifest(BadEngine):
-    """A manifest that is missing, can't be read, or is of another version."""
+    """A manifest that is missing, unreadable, or of another version."""
 
 
 class DamagedEngine(BadEngine):
@@ -34,27 +38,29 @@ class DamagedEngine(BadEngine):
 
 
 class ForeignEngine(BadEngine):
-    """An engine that was made for another device or another library."""
+    """An engine that was built for another device or another library."""
 
 
 class MixedEngines(BadEngine):
     """Engines of one folder that don't belong together, or to their pipeline."""
 
 
-FORMAT = 1
-"""Of the manifest itself: goes up when its keys change."""
+# -- The manifest -------------------------------------------------------------------------------------------
+
+FORMAT: Literal[1] = 1
+"""Version of the manifest itself: goes up when its keys change."""
 
 SPEC_VERSION = 1
-"""Of the graphs: goes up when one changes so that the runtime must change with it: a name, a shape, a meaning."""
+"""Version of the graphs: goes up when one changes so that the runtime must change too: a name, a shape, a meaning."""
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+PrecisionName: TypeAlias = Literal["fp32", "bf16", "fp16"]
+PRECISIONS: tuple[PrecisionName, ...] = get_args(PrecisionName)
 
-T = TypeVar("T")
-Shape = tuple[int, ...]
+TensorShape: TypeAlias = tuple[int, ...]
 
 
 class Builder(StrEnum):
-    """What made an engine, and runs it."""
+    """The library that builds an engine, and runs it."""
 
     ONNX_RUNTIME = "onnxruntime"
     TENSORRT_RTX = "tensorrt-rtx"
@@ -62,20 +68,20 @@ class Builder(StrEnum):
 
 
 class ShapeRange(NamedTuple):
-    """Shortest, usual and longest shape of an input."""
+    """Smallest, usual and largest shape of an input, as in a TensorRT profile."""
 
-    min: Shape
-    opt: Shape
-    max: Shape
+    min: TensorShape
+    opt: TensorShape
+    max: TensorShape
 
-    def holds(self, shape: Shape) -> bool:
-        """Whether a shape lies between the shortest and the longest."""
+    def contains(self, shape: TensorShape) -> bool:
+        """Whether each length lies between those of the smallest and the largest shape."""
         return len(shape) == len(self.min) and all(
             low <= length <= high for low, length, high in zip(self.min, shape, self.max, strict=True)
         )
 
 
-Profile = Mapping[str, ShapeRange]
+Profile: TypeAlias = Mapping[str, ShapeRange]
 """Shapes of all inputs at one size."""
 
 
@@ -89,12 +95,14 @@ class EngineTensor:
         dims: its lengths, -1 where one varies.
     """
 
+    __pydantic_config__ = STRICT
+
     name: str
     dtype: str
-    dims: Shape
+    dims: TensorShape
 
-    def accepts(self, shape: Shape) -> bool:
-        """Whether a shape is one of these dims'."""
+    def accepts(self, shape: TensorShape) -> bool:
+        """Whether a tensor may have this shape."""
         return len(shape) == len(self.dims) and all(
             dim in (-1, length) for dim, length in zip(self.dims, shape, strict=True)
         )
@@ -103,6 +111,8 @@ class EngineTensor:
 @dataclass(frozen=True)
 class EngineFile:
     """A file as it was when the export had written it."""
+
+    __pydantic_config__ = STRICT
 
     bytes: int
     sha256: str
@@ -113,6 +123,12 @@ class EngineFile:
         return cls(path.stat().st_size, file_sha256(path))
 
 
+def _file_name(name: str) -> str:
+    if Path(name).name != name:
+        raise ValueError("must be a file name, without a folder")
+    return name
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What is known of an engine.
@@ -120,57 +136,65 @@ class Manifest:
     Attributes:
         graph: name of the graph.
         spec_version: see `SPEC_VERSION`.
-        builder: what made it.
-        builder_version: of the builder's library.
-        precision: what it computes in: fp32, bf16 or fp16.
+        builder: the library that built it.
+        builder_version: of that library.
+        precision: what it computes in.
         target: cpu, or the compute capabilities of GPUs, separated by commas: sm89 is 8.9.
-        profiles: by size, in the engine's order: "320x576" is 320 high. None for a graph that has no size.
+        profiles: by size, in the engine's order: "320x576" is 320 high. Empty for a graph that has no size.
         inputs: in the engine's order.
-        outputs: likewise.
-        checkpoint: SHA-256 of the files that it was made of, by their path in the checkpoint's folder; LoRAs' by
+        outputs: in the engine's order.
+        checkpoint: SHA-256 of the files that it was made from, by their path in the checkpoint's folder; LoRAs' by
             `--lora` and their name.
         loras: names, in the order of the input `lora_scales`.
-        files: the engine's file and those beside it that hold its weights, by name.
+        files: the engine's file and those next to it that hold its weights, by name.
+        format: see `FORMAT`.
     """
+
+    __pydantic_config__ = STRICT
 
     graph: str
     spec_version: int
     builder: Builder
     builder_version: str
-    precision: str
+    precision: PrecisionName
     target: str
     profiles: Mapping[str, Profile]
     inputs: tuple[EngineTensor, ...]
     outputs: tuple[EngineTensor, ...]
     checkpoint: Mapping[str, str]
     loras: tuple[str, ...]
-    files: Mapping[str, EngineFile]
+    files: Mapping[Annotated[str, AfterValidator(_file_name)], EngineFile]
+    format: Literal[1] = FORMAT
+
+    @property
+    def takes_loras(self) -> bool:
+        """Whether the engine has branches for LoRAs."""
+        return any(one.name == "lora_scales" for one in self.inputs)
 
     def to_json(self) -> str:
-        """As the file holds it: a line for each key."""
+        """The file's text: a line for each key."""
         keys = {"format": FORMAT, **asdict(self)}
         return "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in keys.items()) + "\n}\n"
 
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read it back.
+    @staticmethod
+    def from_json(text: str) -> "Manifest":
+        """Read the file's text.
 
         Raises:
-            ValueError: it is no manifest, or one of another format.
+            ValueError: it isn't a manifest, or has another format; the message names the fields.
         """
         raw = json.loads(text)
-        if not isinstance(raw, dict) or "format" not in raw:
-            raise ValueError("it is no manifest of an engine")
-        if raw["format"] != FORMAT:
-            raise ValueError(f"its format is {raw['format']}, this runtime reads {FORMAT}")
-        strange = (raw.keys() - {"format"}) ^ {one.name for one in fields(cls)}
-        if strange:
-            raise ValueError(f"a key is missing or unknown: {', '.join(sorted(strange))}")
-        return cls(**{name: _READERS[name](raw[name]) for name in _READERS})
+        found = raw.get("format") if isinstance(raw, dict) else None
+        if found != FORMAT:  # said alone: the fields of another format would only confuse
+            raise ValueError(f"format: must be {FORMAT}, is {json.dumps(found)}")
+        return decode(_MANIFEST, text)
+
+
+_MANIFEST = TypeAdapter(Manifest)
 
 
 def manifest_path(engine: Path) -> Path:
-    """Where the manifest of an engine lies: beside it."""
+    """Where the manifest of an engine lies: next to it."""
     return engine.with_name(f"{engine.name}.json")
 
 
@@ -183,7 +207,7 @@ def read(engine: Path) -> Manifest:
     """Read the manifest of an engine.
 
     Raises:
-        BadManifest: it is missing, can't be read, or has another format.
+        BadManifest: it is missing, unreadable, or has another format.
     """
     path = manifest_path(engine)
     try:
@@ -201,106 +225,29 @@ def file_sha256(path: Path) -> str:
 
 
 def how_to_export(engine: Path, manifest: Manifest | None = None) -> str:
-    """The sentence that ends a refusal: the command, with what can be known of its arguments."""
+    """The sentence that ends an error: the command, with those of its arguments that are known."""
     # model_repository/NAME/1/engines/GRAPH.onnx
     folder = engine.absolute().parent
     name = folder.parent.parent.name if folder.name == "engines" else "NAME"
-    sizes = [f"--size {size}" for size in manifest.profiles] if manifest and manifest.profiles else ["--size HxW ..."]
+    sizes = [f"--size {_as_width_x_height(name)}" for name in manifest.profiles] if manifest else []
+    sizes = sizes or ["--size WxH ..."]
     loras = [f"--lora {lora}=FILE" for lora in manifest.loras] if manifest else []
     command = " ".join(["python -m export longlive --checkpoint DIR --id", name, *sizes, *loras])
     return f"Export it again: {command}"
 
 
-# -- Reading --------------------------------------------------------------------------------------------------------
+def _as_width_x_height(profile: str) -> str:
+    """A profile's name, HEIGHTxWIDTH, in the order in which people read and write sizes."""
+    height, _, width = profile.partition("x")
+    return f"{width}x{height}"
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{json.dumps(value)} is no text")
-    return value
-
-
-def _file_name(value: Any) -> str:
-    if Path(_text(value)).name != value:
-        raise ValueError(f"{json.dumps(value)} is no name of a file")
-    return str(value)
-
-
-def _whole(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"{json.dumps(value)} is no whole number")
-    return value
-
-
-def _one_of(allowed: tuple[str, ...]) -> Callable[[Any], str]:
-    def read_one(value: Any) -> str:
-        if value not in allowed:
-            raise ValueError(f"{json.dumps(value)} is none of {', '.join(allowed)}")
-        return str(value)
-
-    return read_one
-
-
-def _list_of(read_one: Callable[[Any], T]) -> Callable[[Any], tuple[T, ...]]:
-    def read_list(value: Any) -> tuple[T, ...]:
-        if not isinstance(value, list):
-            raise ValueError(f"{json.dumps(value)} is no list")
-        return tuple(read_one(one) for one in value)
-
-    return read_list
-
-
-def _by_name(read_one: Callable[[Any], T], read_name: Callable[[Any], str] = _text) -> Callable[[Any], dict[str, T]]:
-    def read_map(value: Any) -> dict[str, T]:
-        if not isinstance(value, dict):
-            raise ValueError(f"{json.dumps(value)} is no object")
-        return {read_name(name): read_one(one) for name, one in value.items()}
-
-    return read_map
-
-
-def _fields(value: Any, *names: str) -> list[Any]:
-    if not isinstance(value, dict) or value.keys() != set(names):
-        raise ValueError(f"{json.dumps(value)} does not have the keys {', '.join(names)}")
-    return [value[name] for name in names]
-
-
-def _tensor(value: Any) -> EngineTensor:
-    name, dtype, dims = _fields(value, "name", "dtype", "dims")
-    return EngineTensor(_text(name), _text(dtype), _list_of(_whole)(dims))
-
-
-def _file(value: Any) -> EngineFile:
-    size, sha256 = _fields(value, "bytes", "sha256")
-    return EngineFile(_whole(size), _text(sha256))
-
-
-def _reach(value: Any) -> ShapeRange:
-    shapes = _list_of(_list_of(_whole))(value)
-    if len(shapes) != len(ShapeRange._fields):
-        raise ValueError(f"{json.dumps(value)} is not a shortest, a usual and a longest shape")
-    return ShapeRange(*shapes)
-
-
-_READERS: Mapping[str, Callable[[Any], Any]] = {
-    "graph": _text,
-    "spec_version": _whole,
-    "builder": lambda value: Builder(_one_of(tuple(Builder))(value)),
-    "builder_version": _text,
-    "precision": _one_of(PRECISIONS),
-    "target": _text,
-    "profiles": _by_name(_by_name(_reach)),
-    "inputs": _list_of(_tensor),
-    "outputs": _list_of(_tensor),
-    "checkpoint": _by_name(_text),
-    "loras": _list_of(_text),
-    "files": _by_name(_file, _file_name),
-}
+# -- Whether an engine can be used --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What engines are to run on.
+    """What engines run on.
 
     Attributes:
         target: cpu, or the compute capability of the GPU: sm89 is 8.9.
@@ -315,8 +262,8 @@ def check(engine: Path, machine: Machine) -> Manifest:
     """Check one engine, cheapest first: its files are read whole.
 
     Raises:
-        BadManifest: the manifest is missing, can't be read, or is of another version.
-        ForeignEngine: it was made for another device or another library.
+        BadManifest: the manifest is missing, unreadable, or of another version.
+        ForeignEngine: it was built for another device or another library.
         DamagedEngine: a file is missing or isn't the one that was written.
     """
     manifest = read(engine)
@@ -336,13 +283,13 @@ def check_together(
     """Check that engines of one folder belong together, and to their pipeline.
 
     Args:
-        engines: all of a folder, one at least, each checked by itself.
+        engines: all of a folder, at least one, each checked on its own.
         graphs: names of the graphs that the pipeline needs.
-        loras: names in the order that the pipeline gives their scales in.
-        sizes: that the pipeline offers: "320x576".
+        loras: names, in the order in which the pipeline passes their scales.
+        sizes: that the pipeline offers, such as "320x576".
 
     Raises:
-        MixedEngines: a graph is there twice or lacks, or the engines are of different exports.
+        MixedEngines: a graph is missing or there twice, or the engines come from different exports.
     """
     first, example = next(iter(engines.items()))
     again = how_to_export(first, example)
@@ -352,61 +299,58 @@ def check_together(
         if manifest.graph in paths:
             raise MixedEngines(f"{engine} and {paths[manifest.graph].name} are the same graph: remove one of them")
         paths[manifest.graph] = engine
-        # Each engine names the files that it was made of, and only those.
+        # Each engine names the files that it was made from, and only those.
         others = [name for name, sha256 in manifest.checkpoint.items() if hashes.setdefault(name, sha256) != sha256]
         if others:
-            raise MixedEngines(f"{engine} was made of another {others[0]} than others of its folder. {again}")
+            raise MixedEngines(
+                f"{engine} was made from another {others[0]} than the other engines of its folder. {again}"
+            )
         _check_pipeline(engine, manifest, loras, sizes)
     lacking = sorted(set(graphs) - paths.keys())
     if lacking:
-        raise MixedEngines(f"{first.parent} lacks {', '.join(lacking)}. {again}")
-    if loras and not any(takes_loras(manifest) for manifest in engines.values()):
+        raise MixedEngines(f"{first.parent} has no engine for {', '.join(lacking)}. {again}")
+    if loras and not any(manifest.takes_loras for manifest in engines.values()):
         raise MixedEngines(f"no engine of {first.parent} has {_listed(loras)}. {again}")
 
 
 def _check_pipeline(engine: Path, manifest: Manifest, loras: Sequence[str], sizes: Collection[str]) -> None:
     again = how_to_export(engine, manifest)
-    if takes_loras(manifest) and manifest.loras != tuple(loras):
+    if manifest.takes_loras and manifest.loras != tuple(loras):
         raise MixedEngines(f"{engine} has {_listed(manifest.loras)}, its pipeline {_listed(loras)}. {again}")
-    lacking = sorted(set(sizes) - manifest.profiles.keys())
+    lacking = [_as_width_x_height(size) for size in sorted(set(sizes) - manifest.profiles.keys())]
     if manifest.profiles and lacking:
-        raise MixedEngines(f"{engine} was not made for {', '.join(lacking)}, which its pipeline offers. {again}")
-
-
-def takes_loras(manifest: Manifest) -> bool:
-    """Whether the engine has branches of LoRAs."""
-    return any(one.name == "lora_scales" for one in manifest.inputs)
+        raise MixedEngines(f"{engine} was not built for {', '.join(lacking)}, which its pipeline offers. {again}")
 
 
 def _check_machine(engine: Path, manifest: Manifest, machine: Machine) -> None:
     again = how_to_export(engine, manifest)
     if machine.target not in manifest.target.split(","):
         raise ForeignEngine(
-            f"{engine} was made for {_described(manifest.target)}, this is {_described(machine.target)}. {again}"
+            f"{engine} was built for {_described(manifest.target)}, this is {_described(machine.target)}. {again}"
         )
     version = machine.version_of(manifest.builder)
     if version is None:
         wanted = "" if manifest.builder is Builder.ONNX_RUNTIME else f"=={manifest.builder_version}"
         raise ForeignEngine(f"{engine} needs {manifest.builder}: pip install {manifest.builder}{wanted}")
-    # TensorRT's engines, of either kind, run only with the version that built them; ONNX's are a standard.
+    # TensorRT's engines, of either kind, run only with the version that built them; ONNX is a standard.
     if manifest.builder is not Builder.ONNX_RUNTIME and version != manifest.builder_version:
         raise ForeignEngine(
-            f"{engine} was made by {manifest.builder} {manifest.builder_version}, {version} is installed. {again}"
+            f"{engine} was built by {manifest.builder} {manifest.builder_version}, {version} is installed. {again}"
         )
 
 
 def _check_files(engine: Path, manifest: Manifest) -> None:
     again = how_to_export(engine, manifest)
     if engine.name not in manifest.files:
-        raise DamagedEngine(f"{engine} is not the file that its manifest is of. {again}")
+        raise DamagedEngine(f"{engine} is not the file that its manifest describes. {again}")
     for name, expected in manifest.files.items():
         path = engine.with_name(name)
         if not path.is_file():
             raise DamagedEngine(f"{path} is missing. {again}")
         if path.stat().st_size != expected.bytes:
-            raise DamagedEngine(f"{path} has {path.stat().st_size} bytes and should have {expected.bytes}. {again}")
+            raise DamagedEngine(f"{path} has {path.stat().st_size} bytes, should have {expected.bytes}. {again}")
         if file_sha256(path) != expected.sha256:
-            raise DamagedEngine(f"{path} has changed since it was written: its SHA-256 is another. {again}")
+            raise DamagedEngine(f"{path} has changed since it was written: its SHA-256 differs. {again}")
 
 
 def _described(target: str) -> str:

@@ -1,7 +1,7 @@
-"""Graphs on an NVIDIA GPU, by TensorRT or TensorRT for RTX, whose Python modules differ little more than in name.
+"""Graphs on an NVIDIA GPU, by TensorRT or TensorRT for RTX, whose Python modules differ in little more than name.
 
-Not run yet: no GPU was there when this was written. Reading a file that is no engine, and choosing a profile, are
-tested; the calls follow TensorRT's documentation.
+Not run yet: no GPU was available when this was written. Tests cover reading a file that isn't an engine and choosing a
+profile; the calls follow TensorRT's documentation.
 """
 
 import importlib
@@ -20,7 +20,7 @@ from filmstrip.runtime.engines.manifest import (
     ForeignEngine,
     Manifest,
     Profile,
-    Shape,
+    TensorShape,
     how_to_export,
 )
 
@@ -35,8 +35,8 @@ class TensorRtEngine:
         path: the engine's file.
         manifest: of that file.
         device: the GPU.
-        cuda_graphs: replay a run as one launch where its shapes and addresses are those of the run before. TensorRT
-            for RTX sees to it by itself.
+        cuda_graphs: replay a run as one launch if its shapes and addresses are those of the run before. TensorRT for
+            RTX does so by itself.
 
     Raises:
         ForeignEngine: there is no GPU.
@@ -60,8 +60,8 @@ class TensorRtEngine:
         self._signature = Signature(manifest, device, alignment=_ALIGNMENT)
         self._profiles = tuple(manifest.profiles.values())
         self._profile = 0
-        self._shapes: dict[str, Shape] = {}
-        # What is empty has no address, and TensorRT wants one for each.
+        self._shapes: dict[str, TensorShape] = {}
+        # An empty tensor has no address, and TensorRT wants one for each.
         self._nowhere = torch.empty(_ALIGNMENT * len(manifest.inputs), dtype=torch.uint8, device=device)
         self._replays = _Replays(self._context) if cuda_graphs and not is_rtx else None
 
@@ -74,64 +74,59 @@ class TensorRtEngine:
         """See `Engine`."""
         return self._signature.dtype(name)
 
-    def run(self, inputs: Mapping[str, Tensor], into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `Engine`."""
-        feeds = self._signature.feeds(inputs)
-        buffers = into or {}
-        self._signature.check_buffers(feeds, buffers)
+        feeds = self._signature.checked(inputs)
         with torch.cuda.device(self._device):
             stream = torch.cuda.current_stream()
             # 1. Shapes.
             self._set_shapes({name: tuple(feed.shape) for name, feed in feeds.items()}, stream)
             # 2. Addresses.
-            outputs = {name: self._output(name, buffers.get(name)) for name in self._signature.outputs}
+            outputs = {name: self._new_output(name) for name in self._signature.outputs}
             addresses = self._addresses(feeds) | {name: output.data_ptr() for name, output in outputs.items()}
             for name, address in addresses.items():
-                self._must(self._context.set_tensor_address(name, address), f"the address of {name}")
-            # 3. Work. Memory of this stream is not used again before it is done, so nothing must be kept alive.
+                self._require(self._context.set_tensor_address(name, address), f"the address of {name}")
+            # 3. The run. Memory of this stream is not used again before it is done, so nothing must be kept alive.
             if self._replays is None:
                 started = self._context.execute_async_v3(stream.cuda_stream)
             else:
                 started = self._replays.execute((*self._shapes.items(), *addresses.items()), stream)
-            self._must(started, "a run")
+            self._require(started, "a run")
         return outputs
 
-    def _set_shapes(self, shapes: dict[str, Shape], stream: torch.cuda.Stream) -> None:
+    def _set_shapes(self, shapes: dict[str, TensorShape], stream: torch.cuda.Stream) -> None:
         if shapes == self._shapes:
             return
         self._shapes = {}
         profile = pick_profile(self._profiles, shapes, self._profile, self._graph)
         if profile != self._profile:
             changed = self._context.set_optimization_profile_async(profile, stream.cuda_stream)
-            self._must(changed, f"profile {profile}")
+            self._require(changed, f"profile {profile}")
             self._profile = profile
         for name, shape in shapes.items():
-            self._must(self._context.set_input_shape(name, shape), f"shape {list(shape)} of {name}")
+            self._require(self._context.set_input_shape(name, shape), f"shape {list(shape)} of {name}")
         unknown = self._context.infer_shapes()
-        self._must(not unknown, f"the shapes without {', '.join(unknown)}")
+        self._require(not unknown, f"the shapes without {', '.join(unknown)}")
         self._shapes = shapes
 
-    def _output(self, name: str, buffer: Tensor | None) -> Tensor:
+    def _new_output(self, name: str) -> Tensor:
         shape = tuple(self._context.get_tensor_shape(name))
-        if buffer is None:
-            return torch.empty(shape, dtype=self.dtype(name), device=self._device)
-        self._signature.check_shape(name, buffer, shape)
-        return buffer
+        return torch.empty(shape, dtype=self.dtype(name), device=self._device)
 
     def _addresses(self, feeds: Mapping[str, Tensor]) -> dict[str, int]:
         nowhere = self._nowhere.data_ptr()
         return {
-            name: feed.data_ptr() if feed.numel() else nowhere + place * _ALIGNMENT
-            for place, (name, feed) in enumerate(feeds.items())
+            name: feed.data_ptr() if feed.numel() else nowhere + index * _ALIGNMENT
+            for index, (name, feed) in enumerate(feeds.items())
         }
 
-    def _must(self, done: bool, what: str) -> None:
+    def _require(self, done: bool, what: str) -> None:
         if not done:
             raise RuntimeError(f"{self._graph}: TensorRT refused {what}; its log says why")
 
 
-def pick_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape], current: int, graph: str) -> int:
-    """The profile that shapes fit in: the current one if it is among them, since a change costs time.
+def pick_profile(profiles: Sequence[Profile], shapes: Mapping[str, TensorShape], current: int, graph: str) -> int:
+    """The profile that shapes fit in: the current one if it is one of them, since a change costs time.
 
     Args:
         profiles: in the engine's order; none for an engine without sizes.
@@ -144,16 +139,16 @@ def pick_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape], curre
     """
     order = sorted(range(len(profiles)), key=lambda index: index != current)
     for index in order:
-        if all(profiles[index][name].holds(shape) for name, shape in shapes.items()):
+        if all(profiles[index][name].contains(shape) for name, shape in shapes.items()):
             return index
     if not profiles:
         return 0
     given = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
-    raise ValueError(f"{graph} was made for no size that these shapes fit: {given}")
+    raise ValueError(f"{graph} was built for no size that these shapes fit: {given}")
 
 
 def load_plan(trt: Any, path: Path, manifest: Manifest) -> Any:
-    """The engine in a file.
+    """Read an engine from its file.
 
     Raises:
         BadEngine: TensorRT can't read it.
@@ -180,7 +175,7 @@ def _rtx_context(trt: Any, engine: Any, cuda_graphs: bool) -> Any:
 class _Replays:
     """A CUDA graph of the last run, replayed while nothing changes.
 
-    Only one: to run other shapes changes what the context keeps on the GPU, which an older graph would read.
+    Only one: running other shapes changes what the context keeps on the GPU, which an older graph would read.
     """
 
     def __init__(self, context: Any) -> None:
@@ -189,7 +184,7 @@ class _Replays:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def execute(self, key: Any, stream: torch.cuda.Stream) -> bool:
-        """Run, where `key` stands for all shapes and addresses; whether TensorRT took it."""
+        """Run; whether TensorRT accepted it. `key` stands for all shapes and addresses."""
         # The default stream can't be captured. The first run after a change has work to do that must not be.
         if key != self._key or stream == torch.cuda.default_stream():
             self._key, self._graph = key, None

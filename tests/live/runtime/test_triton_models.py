@@ -233,7 +233,7 @@ def test_an_error_of_ours_arrives_whole(open_sequence):
 def test_frames_of_another_shape_are_refused(open_sequence):
     error = refused(open_sequence("probe"), text(1, "!shape"))
     assert isinstance(error, BadModelOutput)
-    assert "chunk 1: the model made uint8 [9, 15, 32, 3], asked for uint8 [9, 16, 32, 3]" in error.message
+    assert "chunk 1: the model returned uint8 [9, 15, 32, 3], expected uint8 [9, 16, 32, 3]" in error.message
 
 
 def test_a_number_of_frames_that_was_not_asked_for_is_refused(open_sequence):
@@ -248,7 +248,7 @@ def test_values_that_are_not_finite_name_chunk_and_field(open_sequence, name, va
     array[0, 0, 8, 15, 31] = value
     error = refused(open_sequence("probe"), text(3), **{name: array})
     assert isinstance(error, InvalidField)
-    assert error.message == f"chunk 3: {name} holds NaN or infinity"
+    assert error.message == f"chunk 3: {name} contains NaN or infinity"
     assert error.field == f"chunk_specs[chunk=3].{name}"
 
 

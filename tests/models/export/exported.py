@@ -7,7 +7,9 @@ from pathlib import Path
 from tests.models.export.checkpoints import write_checkpoint, write_lora
 from tests.support.server import ROOT
 
-SIZES = ("64x64", "64x96")
+SIZES = ("64x64", "96x64")
+PROFILES = ("64x64", "64x96")
+"""Names of the engines' profiles at these sizes, which are HEIGHTxWIDTH."""
 LORAS = ("ink", "neon")
 
 

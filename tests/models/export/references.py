@@ -78,20 +78,15 @@ class ListCache:
     def recache(self, latents: Tensor, text: Text) -> None:
         """Run the last frames of all `latents` again, as many as the window holds, and put them in their places.
 
-        They see the sink, unless they are all there are, and of themselves those that fit beside it in the window.
+        If there are more than the window holds, the sink stays and they see it; then only those are run that fit in the
+        window with it.
         """
         made, window, sink = len(self.frames), self.config.window, self.config.sink
-        first = max(0, made - window)
-        sink_stays = first > 0
-        own_bias = torch.zeros(made - first)
-        if sink_stays:
-            own_bias[:sink] = -math.inf
+        sink_stays = made > window
+        first = made - (window - sink) if sink_stays else 0
         clean, timesteps = latents[:, :, first:made], torch.zeros(1, made - first)
-        seen = range(sink) if sink_stays else ()
-        _, new = self._run(clean, timesteps, text, range(first, made), seen, own_bias=own_bias)
-        for frame, pair in zip(range(first, made), new, strict=True):
-            if not (sink_stays and frame < sink):
-                self.frames[frame] = pair
+        _, new = self._run(clean, timesteps, text, range(first, made), range(sink) if sink_stays else ())
+        self.frames[first:] = new
 
     def _run(
         self,

@@ -1,7 +1,7 @@
 """The configuration of a checkpoint."""
 
 import json
-from dataclasses import replace
+import math
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,14 @@ def test_longlive_reads_wans_keys_and_ours(tmp_path: Path):
 
 def test_the_other_pipelines_of_the_family_differ_by_configuration_alone():
     longlive = parse_config(LONGLIVE)
-    assert parse_config(REWARD_FORCING) == replace(longlive, window=9)
-    assert parse_config(SELF_FORCING) == replace(longlive, window=21, sink=0, lora_alpha=None)
+    assert parse_config(REWARD_FORCING) == longlive.model_copy(update={"window": 9})
+    changed = {"window": 21, "sink": 0, "lora_alpha": None}
+    assert parse_config(SELF_FORCING) == longlive.model_copy(update=changed)
 
 
 def test_lightvae_is_the_vae_with_fewer_channels():
     config = parse_config({**LONGLIVE, "vae": {"type": "lightvae", "base_dim": 24}})
-    assert replace(config.vae, type="wan", dim=96) == parse_config(LONGLIVE).vae
+    assert config.vae.model_copy(update={"type": "wan", "dim": 96}) == parse_config(LONGLIVE).vae
 
 
 def test_a_tiny_autoencoder_has_defaults_of_its_own():
@@ -60,46 +61,49 @@ def test_a_tiny_autoencoder_has_defaults_of_its_own():
 )
 def test_a_missing_key_is_named(missing: str):
     values = {name: value for name, value in LONGLIVE.items() if name != missing}
-    with pytest.raises(BadConfig, match=f"lacks {missing}$"):
+    with pytest.raises(BadConfig, match=f"^config.json: missing key {missing}$"):
         parse_config(values)
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"dim": "1536"}, "^dim must be a whole number of 1 or more, got '1536'"),
-        ({"dim": True}, "^dim must be"),
-        ({"dim": 1537}, "^dim = 1537 must be an even multiple of num_heads"),
-        ({"freq_dim": 7}, "^freq_dim = 7"),
-        ({"eps": 0}, "^eps must be a number above 0"),
-        ({"local_attn_size": -1}, "^local_attn_size must be"),
-        ({"local_attn_size": 5}, "^sink_size = 3 and latent_frames_per_chunk = 3"),
-        ({"window": 12}, "^local_attn_size and window are two names"),
-        ({"text_steps": []}, "^text_steps must fall"),
-        ({"video_steps": [500, 750]}, "^video_steps must fall"),
-        ({"text_steps": [1000, "x"]}, "^text_steps each entry must be a number"),
-        ({"text_steps": 1000}, "^text_steps must be a list"),
-        ({"patch_size": [2, 2, 2]}, "^patch_size"),
-        ({"rope_positions": "relative"}, "^rope_positions must be one of absolute, window"),
-        ({"vace_layers": [0, 30]}, "^vace_layers must rise"),
-        ({"vace_layers": [2, 4]}, "^vace_layers must begin with 0"),
-        ({"model_type": "i2v"}, "^model_type must be one of t2v, vace, got 'i2v'"),
-        ({"cross_attn_norm": False}, "^cross_attn_norm must be"),
-        ({"sink_sise": 3}, "unknown keys: sink_sise"),
-        ({"vae": {"type": "huge"}}, "^vae.type must be one of wan, lightvae"),
-        ({"vae": {"depth": 3}}, "unknown keys: vae.depth"),
-        ({"vae": {"type": ["tae"]}}, "^vae.type must be one of wan, lightvae, tae, lighttae"),
-        ({"vae": {"activation": "silu"}}, "unknown keys: vae.activation"),
-        ({"vae": {"type": "tae", "activation": "gelu"}}, "^vae.activation must be one of relu, silu"),
-        ({"vae": {"type": "tae", "dim_mult": [1, 2]}}, "^vae.dim_mult must have"),
-        ({"vae": {"type": "lighttae", "z_dim": 4}}, "^vae.latents_mean must have one entry, or vae.z_dim = 4 entries"),
-        ({"vae": {"latents_std": [1.0, 2.0]}}, "^vae.latents_std must have one entry, or vae.z_dim = 16 entries"),
-        ({"vae": {"dim_mult": [1, 2]}}, "^vae.dim_mult must have"),
-        ({"vae": 3}, "^vae must be a JSON object"),
+        ({"dim": "1536"}, "dim must be a valid integer, got '1536'$"),
+        ({"dim": True}, "dim must be a valid integer, got True$"),
+        ({"dim": 1537}, "dim = 1537 must be an even multiple of num_heads"),
+        ({"freq_dim": 7}, "freq_dim = 7"),
+        ({"eps": 0}, "eps must be greater than 0, got 0$"),
+        ({"eps": math.inf}, "eps must be a finite number, got inf$"),
+        ({"local_attn_size": -1}, "local_attn_size must be greater than or equal to 1"),
+        ({"local_attn_size": 5}, "sink_size = 3 and latent_frames_per_chunk = 3"),
+        ({"window": 12}, "local_attn_size and window are two names of one key: keep one$"),
+        ({"text_steps": []}, "text_steps must have at least one step"),
+        ({"video_steps": [500, 750]}, "video_steps must have .* and fall$"),
+        ({"text_steps": [1000, "x"]}, "text_steps.1 must be a valid number, got 'x'$"),
+        ({"text_steps": 1000}, "text_steps must be a list, got 1000$"),
+        ({"patch_size": [2, 2, 2]}, "patch_size"),
+        ({"rope_positions": "relative"}, "rope_positions must be 'absolute' or 'window'"),
+        ({"vace_layers": [0, 30]}, "vace_layers must rise"),
+        ({"vace_layers": [2, 4]}, "vace_layers must start with 0"),
+        ({"model_type": "i2v"}, "model_type must be 't2v' or 'vace', got 'i2v'"),
+        ({"cross_attn_norm": False}, "cross_attn_norm must be True, got False"),
+        ({"in_channels": 16}, "unknown key in_channels$"),
+        ({"sink_sise": 3, "dim": 0}, "dim must be .*; unknown key sink_sise$"),
+        ({"vae": {"type": "huge"}}, "vae must be an object whose type is one of wan, lightvae, tae, lighttae"),
+        ({"vae": {"type": ["tae"]}}, "vae must be an object whose type is one of"),
+        ({"vae": {"depth": 3}}, "unknown key vae.depth$"),
+        ({"vae": {"activation": "silu"}}, "unknown key vae.activation$"),
+        ({"vae": {"base_dim": 8, "dim": 8}}, "vae.base_dim and dim are two names of one key"),
+        ({"vae": {"type": "tae", "activation": "gelu"}}, "vae.activation must be 'relu' or 'silu'"),
+        ({"vae": {"type": "tae", "dim_mult": [1, 2]}}, "vae.dim_mult must have"),
+        ({"vae": {"type": "lighttae", "z_dim": 4}}, "vae.latents_mean must have one entry, or z_dim = 4 entries"),
+        ({"vae": {"latents_std": [1.0, 2.0]}}, "vae.latents_std must have one entry, or z_dim = 16 entries"),
+        ({"vae": {"dim_mult": [1, 2]}}, "vae.dim_mult must have"),
+        ({"vae": 3}, "vae must be an object"),
     ],
 )
 def test_a_bad_value_is_named(changed: dict[str, Any], message: str):
-    with pytest.raises(BadConfig, match=message):
+    with pytest.raises(BadConfig, match=f"^config.json: {message}"):
         parse_config({**LONGLIVE, **changed})
 
 

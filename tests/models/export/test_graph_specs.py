@@ -10,10 +10,9 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 
 from torch import Tensor, nn
 
-from export.checkpoint import load_networks
+from export.checkpoint import attach_loras, load_networks
 from export.errors import BadConfig, UnusedInput
 from export.graph_specs import TOLERANCES, graph_specs, grid_of
-from export.longlive import attach_loras
 from export.onnx_files import write_onnx
 from export.spec import Component, GraphSpec, Grid, InputSpec, OutputSpec, Precision, Size
 from export.verify import compare
@@ -81,10 +80,19 @@ def test_tokens_of_a_size(size: Size, grid: tuple[int, int]):
     assert grid_of(parse_config(LONGLIVE), size) == grid
 
 
-@pytest.mark.parametrize("size", [Size(328, 576), Size(320, 8)])
-def test_a_size_that_is_no_multiple_of_a_token_is_refused(size: Size):
-    with pytest.raises(BadConfig, match=f"{size} must be a multiple of 16x16"):
+@pytest.mark.parametrize(("size", "text"), [(Size(328, 576), "576x328"), (Size(320, 8), "8x320")])
+def test_a_size_that_is_no_multiple_of_a_token_is_refused(size: Size, text: str):
+    with pytest.raises(BadConfig, match=f"{text} must be a multiple of 16x16$"):
         grid_of(parse_config(LONGLIVE), size)
+
+
+def test_a_size_that_is_only_possible_turned_round_is_refused_with_a_hint():
+    config = parse_config({**LONGLIVE, "patch_size": [1, 2, 4]})
+    with pytest.raises(BadConfig, match=r"144x48 must be a multiple of 32x16$"):
+        grid_of(config, Size(width=144, height=48))
+    hint = "16x32 must be a multiple of 32x16: did you mean 32x16\\? sizes are WIDTHxHEIGHT since 0.1.0$"
+    with pytest.raises(BadConfig, match=hint):
+        grid_of(config, Size(width=16, height=32))
 
 
 class Forgetful(nn.Module):
@@ -99,5 +107,5 @@ class Forgetful(nn.Module):
 def test_a_graph_that_forgets_an_input_is_refused(tmp_path: Path):
     inputs = (InputSpec("x", (3,)), InputSpec("forgotten", (3,)))
     spec = GraphSpec("one", Component.VAE, Forgetful(), inputs, (OutputSpec("y", (3,)),), {}, ({},), TOLERANCES)
-    with pytest.raises(UnusedInput, match="one does nothing with forgotten"):
+    with pytest.raises(UnusedInput, match="one ignores forgotten"):
         write_onnx(spec, Precision.FP32, tmp_path / "one.onnx")

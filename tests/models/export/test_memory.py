@@ -16,7 +16,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from export.config import UMT5_XXL, parse_config, parse_text_encoder_config
 from export.lora import Adapter, LowRank, attach
-from export.memory import main, memory, mib
+from export.memory import estimate_memory, main, mib
 from export.modules.transformer import CausalTransformer, TextKv
 from export.modules.vae import VaeDecoder, VaeEncoder
 from export.spec import Precision, Size
@@ -44,7 +44,7 @@ def test_weights_are_those_of_independent_networks() -> None:
         )
         vae = AutoencoderKLWan()
         encoder = UMT5EncoderModel(UMT5Config(**UMT5_XXL, feed_forward_proj="gated-gelu"))
-    parts = memory(WITH_VACE, SMALL, Precision.BF16, text_encoder=UMT5)
+    parts = estimate_memory(WITH_VACE, SMALL, Precision.BF16, text_encoder=UMT5)
     assert parts["transformer: weights"] == 2 * wan
     assert parts["text encoder: weights"] == 2 * num_parameters(encoder)
     # Its graphs have the embeddings of latents, timesteps and text for themselves.
@@ -52,7 +52,7 @@ def test_weights_are_those_of_independent_networks() -> None:
     assert parts["VACE branch: weights"] == 2 * (num_parameters(vace) - wan + embeddings)
     encoders = num_parameters(vae.encoder) + num_parameters(vae.quant_conv)
     decoders = num_parameters(vae.decoder) + num_parameters(vae.post_quant_conv)
-    assert parts["VAE: weights, once for each graph"] == 2 * (3 * encoders + 2 * decoders)
+    assert parts["VAE: weights, once per graph"] == 2 * (3 * encoders + 2 * decoders)
 
 
 @pytest.mark.parametrize(("size", "tokens"), [(SMALL, 20 * 36), (LARGE, 30 * 52)])
@@ -66,7 +66,7 @@ def test_the_kv_cache_is_the_runtimes(size: Size, tokens: int) -> None:
         dtype=torch.bfloat16,
         device="meta",
     )
-    parts = memory(WITH_VACE, size, Precision.BF16)
+    parts = estimate_memory(WITH_VACE, size, Precision.BF16)
     assert parts["KV cache"] == cache.k.nbytes + cache.v.nbytes
     # All 12 frames of the window, in a recache; 30 layers and 15 of VACE with 512 tokens of text; 4 frames' hints.
     assert parts["new keys and values of the longest pass"] == 2 * 30 * 12 * tokens * 1536 * 2
@@ -77,7 +77,7 @@ def test_the_kv_cache_is_the_runtimes(size: Size, tokens: int) -> None:
 @pytest.mark.parametrize("vace_layers", [[], [0, 2]])
 def test_feature_caches_are_those_that_the_vae_makes(vace_layers: list[int]) -> None:
     config = tiny(vace_layers=vace_layers)
-    parts = memory(config, Size(32, 48), Precision.FP32)
+    parts = estimate_memory(config, Size(32, 48), Precision.FP32)
     with torch.no_grad():
         _, encoder = VaeEncoder(config.vae)(torch.zeros(1, 3, 13, 32, 48))
         _, decoder = VaeDecoder(config.vae)(torch.zeros(1, 4, 4, 4, 6))
@@ -111,14 +111,16 @@ def test_adapters_are_as_large_as_attached_ones() -> None:
         for name, buffer in network.named_buffers()
         if name.endswith(("lora_a", "lora_b"))
     )
-    assert memory(config, Size(32, 48), Precision.FP32, lora_ranks=(2, 5))["LoRA adapters"] == attached
-    assert "LoRA adapters" not in memory(config, Size(32, 48), Precision.FP32)
+    assert estimate_memory(config, Size(32, 48), Precision.FP32, lora_ranks=(2, 5))["LoRA adapters"] == attached
+    assert "LoRA adapters" not in estimate_memory(config, Size(32, 48), Precision.FP32)
 
 
 def test_the_table_of_the_docs_is_what_it_says() -> None:
-    sizes = [memory(WITH_VACE, size, Precision.BF16, text_encoder=UMT5, lora_ranks=(64,)) for size in (SMALL, LARGE)]
+    sizes = [
+        estimate_memory(WITH_VACE, size, Precision.BF16, text_encoder=UMT5, lora_ranks=(64,)) for size in (SMALL, LARGE)
+    ]
     expected = [[name, *(mib(parts[name]) for parts in sizes)] for name in sizes[0]]
-    expected.append(["all of these", *(mib(sum(parts.values())) for parts in sizes)])
+    expected.append(["total", *(mib(sum(parts.values())) for parts in sizes)])
     left = [sum(parts.values()) - parts["text encoder: weights"] for parts in sizes]
     expected.append(["without the text encoder", *map(mib, left)])
     assert rows(section(operations, "### GPU memory")) == expected
@@ -133,12 +135,12 @@ def test_the_configuration_of_the_docs_is_the_one_of_the_table() -> None:
 
 def test_the_command_reads_a_checkpoints_folder(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LONGLIVE))
-    told = CliRunner().invoke(main, [str(tmp_path), "--size", "480x832", "--no-text-encoder"])
+    told = CliRunner().invoke(main, [str(tmp_path), "--size", "832x480", "--no-text-encoder"])
     assert told.exit_code == 0, told.output
-    parts = memory(parse_config(LONGLIVE), LARGE, Precision.BF16)
+    parts = estimate_memory(parse_config(LONGLIVE), LARGE, Precision.BF16)
     lines = {name: number for number, name in (line.split(maxsplit=1) for line in told.output.splitlines()[1:-1])}
-    assert lines == {name: mib(number) for name, number in parts.items()} | {"all of these": mib(sum(parts.values()))}
-    for size in ("321x576", "big"):
+    assert lines == {name: mib(number) for name, number in parts.items()} | {"total": mib(sum(parts.values()))}
+    for size in ("576x321", "big"):
         refused = CliRunner().invoke(main, [str(tmp_path), "--size", size])
         assert refused.exit_code != 0
         assert size in refused.output

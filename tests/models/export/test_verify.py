@@ -21,7 +21,7 @@ from export.spec import (
     Size,
     dynamic_shape,
 )
-from export.verify import Comparison, check, compare, relative_error, table
+from export.verify import Comparison, compare, comparison_table, relative_error, require_close
 
 SIZES = {Size(32, 48): Grid(2, 3), Size(64, 64): Grid(4, 4)}
 
@@ -61,7 +61,7 @@ def test_each_output_is_compared_at_each_size_and_point_on_the_shapes_of_the_spe
         (size, past, output) for size in SIZES for past in (0, 4) for output in ("twice", "kept")
     ]
     assert {one.error for one in made} == {0.0}
-    check(made)
+    require_close(made)
 
 
 def test_a_graph_that_no_size_changes_is_compared_at_one():
@@ -92,15 +92,15 @@ def test_an_output_that_is_off_is_refused_and_named(wrong, error):
     made = comparisons(
         spec(Axis("past"), 7), Precision.FP32, lambda given: {"twice": wrong(2 * given["x"]), "kept": given["kept"]}
     )
-    with pytest.raises(ToleranceExceeded, match=rf"double\.twice at 32x48 past 4: {error}, allowed 1\.0e-05"):
-        check(made)
+    with pytest.raises(ToleranceExceeded, match=rf"double\.twice at 48x32 past 4: {error}, allowed 1\.0e-05"):
+        require_close(made)
 
 
 def test_the_table_has_the_worst_of_each_graph():
     def one(graph: str, error: float) -> Comparison:
         return Comparison(graph, "ONNX Runtime", Size(32, 48), {"past": 4}, "velocity", error, 1e-5)
 
-    shown = table([one("vace", 2e-7), one("transformer", 1e-6), one("transformer", math.nan)])
+    shown = comparison_table([one("vace", 2e-7), one("transformer", 1e-6), one("transformer", math.nan)])
     assert shown.row_count == 2
     assert list(shown.columns[0].cells) == ["vace", "transformer"]
     assert "nan" in str(list(shown.columns[4].cells)[1])

@@ -8,10 +8,11 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 
 from torch import Tensor
 
-from filmstrip.runtime.engines.load import EngineFolder, load_engines
+from filmstrip.runtime.engines.engine import Engine
+from filmstrip.runtime.engines.load import load_engines
 from filmstrip.runtime.pipeline_config import PipelineConfig
-from filmstrip.runtime.transformer import Generator, RopeTables
-from tests.models.export.exported import LORAS, SIZES
+from filmstrip.runtime.transformer import CachedTransformer, RopeTables
+from tests.models.export.exported import LORAS, PROFILES
 
 pytestmark = pytest.mark.timeout(600)  # the first test waits for the export
 ROWS = COLS = 4
@@ -25,13 +26,15 @@ def config(tiny_repository: Path) -> PipelineConfig:
 
 
 @pytest.fixture(scope="module")
-def engines(tiny_repository: Path) -> EngineFolder:
+def engines(tiny_repository: Path) -> dict[str, Engine]:
     folder = tiny_repository / "tiny" / "1" / "engines"
-    return load_engines(folder, device=CPU, num_threads=1, graphs=("transformer", "text_kv"), loras=LORAS, sizes=SIZES)
+    return load_engines(
+        folder, device=CPU, num_threads=1, graphs=("transformer", "text_kv"), loras=LORAS, sizes=PROFILES
+    )
 
 
 def concatenated(
-    engines: EngineFolder, config: PipelineConfig, text: dict[str, Tensor], chunks: list[Tensor], bias: float
+    engines: dict[str, Engine], config: PipelineConfig, text: dict[str, Tensor], chunks: list[Tensor], bias: float
 ) -> list[Tensor]:
     """Velocities by a cache that is concatenated and cut: the sink, then the latest that have room in the window."""
     tables = RopeTables(config.head_dim, config.rope_theta, ROWS, COLS, CPU)
@@ -59,16 +62,16 @@ def concatenated(
 
 @pytest.mark.parametrize("attention_bias", [None, 0.3])
 def test_the_ring_gives_what_a_concatenated_cache_gives(
-    engines: EngineFolder, config: PipelineConfig, attention_bias: float | None
+    engines: dict[str, Engine], config: PipelineConfig, attention_bias: float | None
 ):
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.CachedTransformer().manual_seed(0)
     embeddings = torch.randn(1, config.text_len, config.text_dim, generator=generator)
     text = engines["text_kv"].run({"embeddings": embeddings}) | {"lora_scales": torch.tensor([0.5, 0.0])}
     sides = (ROWS * config.patch_size[1], COLS * config.patch_size[2])
     chunks = [torch.randn(1, config.latent_channels, length, *sides, generator=generator) for length in CHUNKS]
 
     tables = RopeTables(config.head_dim, config.rope_theta, ROWS, COLS, CPU)
-    ring = Generator(engines["transformer"], config, tables, ROWS, COLS)
+    ring = CachedTransformer(engines["transformer"], config, tables, ROWS, COLS)
     bias = 0.0 if attention_bias is None else float(torch.tensor(attention_bias).log())
     for latents, expected in zip(chunks, concatenated(engines, config, text, chunks, bias), strict=True):
         plan = ring.plan(latents.shape[2])

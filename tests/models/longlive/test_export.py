@@ -13,13 +13,14 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: see doc
 from click.testing import CliRunner, Result
 
 from export.__main__ import main
+from export.errors import BadConfig
 from filmstrip.runtime.engines.load import load_engines
 from filmstrip.runtime.engines.manifest import BadEngine, read
 from filmstrip.runtime.pipeline_config import PipelineConfig
-from filmstrip.runtime.text import PromptEncoder, Tokenizer
+from filmstrip.runtime.text import Tokenizer, prompt_encoder
 from tests.models.export.checkpoints import WHOLE, WORDS, write_checkpoint, write_lora
 from tests.models.export.configs import TINY
-from tests.models.export.exported import LORAS, SIZES
+from tests.models.export.exported import LORAS, PROFILES
 from tests.models.export.networks import normal
 
 pytestmark = pytest.mark.timeout(600)  # the first of them waits for the export
@@ -31,10 +32,10 @@ GRAPHS = {
 SMALL = {"vace_layers": [], "vae": {"type": "tae", "base_dim": 4, "z_dim": 4, "num_res_blocks": 1}}
 
 
-def run(folder: Path, *more: str, id: str = "small") -> Result:
+def run(folder: Path, *more: str, id: str = "small", size: str = "48x32") -> Result:
     """Give the command in this process, for the checkpoint in a folder."""
     given = ["--checkpoint", str(folder / "checkpoint"), "--id", id, "--repository", str(folder / "repository")]
-    return CliRunner().invoke(main, ["longlive", *given, "--size", "32x48", *more])
+    return CliRunner().invoke(main, ["longlive", *given, "--size", size, *more])
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -74,9 +75,9 @@ def test_every_network_becomes_an_engine_that_the_runtime_loads_with_its_pipelin
         num_threads=1,
         graphs=GRAPHS,
         loras=config.loras,
-        sizes=SIZES,
+        sizes=PROFILES,
     )
-    assert loaded.engines.keys() == GRAPHS
+    assert loaded.keys() == GRAPHS
     assert (version / "tokenizer.json").is_file()
     assert (version / "model.py").is_file()
     assert not list(version.rglob(".making*"))
@@ -105,12 +106,12 @@ def test_the_table_shows_how_close_each_engine_is(tiny_repository: Path):
 def test_the_text_encoder_and_its_tokenizer_agree_through_the_runtime(tiny_repository: Path):
     version = tiny_repository / "tiny" / "1"
     loaded = load_engines(
-        version / "engines", device=torch.device("cpu"), num_threads=1, graphs=GRAPHS, loras=LORAS, sizes=SIZES
+        version / "engines", device=torch.device("cpu"), num_threads=1, graphs=GRAPHS, loras=LORAS, sizes=PROFILES
     )
     ids, mask = Tokenizer(version, WHOLE["text_len"])("a red circle")
     assert ids[0, :4].tolist() == [WORDS.index(word) for word in ("a", "red", "circle", "</s>")]
     assert mask.sum() == 4
-    encode = PromptEncoder(lambda _: (ids, mask), loaded["text_encoder"], torch.device("cpu"))
+    encode = prompt_encoder(lambda _: (ids, mask), loaded["text_encoder"], torch.device("cpu"))
     embeddings = encode("a red circle")
     assert embeddings.shape == (1, 8, TINY["text_dim"])
     assert embeddings[0, :4].abs().sum(dim=-1).all()
@@ -132,7 +133,7 @@ def test_engines_of_tensorrt_rtx_are_built_ahead_of_time_without_a_gpu(small: Pa
         "text_encoder": "bf16"
     }
     assert "KIND_GPU" in (engines.parent.parent / "config.pbtxt").read_text()
-    with pytest.raises(BadEngine, match=r"was made for a GPU of compute capability 8\.9 or 12\.0"):
+    with pytest.raises(BadEngine, match=r"was built for a GPU of compute capability 8\.9 or 12\.0"):
         load_engines(engines, device=torch.device("cpu"), num_threads=1, graphs=GRAPHS)
 
 
@@ -141,25 +142,25 @@ def test_engines_of_tensorrt_rtx_are_built_ahead_of_time_without_a_gpu(small: Pa
 
 def test_what_is_up_to_date_is_kept(copy: Path):
     before = contents(copy / "repository" / "small" / "1" / "engines")
-    assert "made: 0, kept: 7" in run(copy).output
+    assert "built: 0, kept: 7" in run(copy).output
     assert contents(copy / "repository" / "small" / "1" / "engines") == before
 
 
 def test_other_loras_are_a_new_export_of_the_transformer_alone(copy: Path):
     lora = write_lora(copy / "ink.pt", 1)
-    assert "made: 1, kept: 6" in run(copy, "--lora", f"ink={lora}").output
+    assert "built: 1, kept: 6" in run(copy, "--lora", f"ink={lora}").output
     manifest = read(copy / "repository" / "small" / "1" / "engines" / "transformer.onnx")
     assert manifest.loras == ("ink",)
     assert "lora_scales" in [one.name for one in manifest.inputs]
     write_lora(lora, 2)
-    assert "made: 1, kept: 6" in run(copy, "--lora", f"ink={lora}").output  # of the same name, but another file
+    assert "built: 1, kept: 6" in run(copy, "--lora", f"ink={lora}").output  # of the same name, but another file
     assert PipelineConfig.read(copy / "repository" / "small" / "1").loras == ("ink",)
 
 
 def test_an_engine_that_was_damaged_is_made_again(copy: Path):
     engine = copy / "repository" / "small" / "1" / "engines" / "text_kv.onnx.data"
     engine.write_bytes(engine.read_bytes()[:-1] + b"?")
-    assert "made: 1, kept: 6" in run(copy).output
+    assert "built: 1, kept: 6" in run(copy).output
 
 
 def test_engines_that_are_not_of_this_export_are_removed(copy: Path):
@@ -194,14 +195,18 @@ def without_a_weight(folder: Path) -> None:
     ("break_it", "options", "named"),
     [
         (without_a_weight, [], "missing: blocks.1.ffn.0.bias"),
-        (lambda folder: (folder / "checkpoint" / "config.json").write_text("{}"), [], "config.json lacks dim"),
+        (
+            lambda folder: (folder / "checkpoint" / "config.json").write_text("{}"),
+            [],
+            "config.json: missing keys dim, ffn_dim",
+        ),
         (lambda folder: (folder / "checkpoint" / "text_encoder" / "tokenizer.json").unlink(), [], "tokenizer.json"),
-        (nothing, ["--size", "40x48"], "40x48 must be a multiple of 16x16"),
+        (nothing, ["--size", "48x40"], "48x40 must be a multiple of 16x16"),
         (nothing, ["--id", "a/b"], "pipeline id"),
         (nothing, ["--lora", ...], "blocks.9.ffn.0"),
     ],
 )
-def test_a_bad_order_is_an_error_that_names_it_and_nothing_is_lost(copy: Path, break_it, options, named: str):
+def test_a_bad_configuration_is_an_error_that_names_it_and_nothing_is_lost(copy: Path, break_it, options, named: str):
     break_it(copy)
     given = [lora_of_no_layer(copy) if option is ... else option for option in options]
     before = contents(copy / "repository")
@@ -210,6 +215,22 @@ def test_a_bad_order_is_an_error_that_names_it_and_nothing_is_lost(copy: Path, b
     assert named in done.output
     assert "Traceback" not in done.output
     assert contents(copy / "repository") == before
+
+
+def test_a_size_that_is_only_known_turned_round_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch):
+    """Until 0.1.0 sizes were HEIGHTxWIDTH; whoever means it gives both sizes, or --fresh."""
+    before = contents(copy / "repository")
+    done = run(copy, size="32x48")
+    assert done.exit_code == 1
+    assert "did you mean 48x32? sizes are WIDTHxHEIGHT since 0.1.0" in done.output
+    assert contents(copy / "repository") == before
+
+    def stop(_folder: Path) -> None:
+        raise BadConfig("not refused for its size")
+
+    monkeypatch.setattr("export.longlive.load_networks", stop)
+    for options in (["--size", "48x32"], ["--fresh"]):
+        assert "not refused for its size" in run(copy, *options, size="32x48").output
 
 
 def test_an_engine_that_differs_from_its_module_is_not_put_in_place(copy: Path, monkeypatch: pytest.MonkeyPatch):
@@ -226,14 +247,14 @@ def test_an_engine_that_differs_from_its_module_is_not_put_in_place(copy: Path, 
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--size", "big"], "no size"),
-        (["--lora", "ink"], "no LoRA"),
+        (["--size", "big"], "not a size"),
+        (["--lora", "ink"], "not a LoRA"),
         (["--lora", "ink=/nowhere"], "no file"),
-        (["--target", "sm89"], "--target: of TensorRT alone"),
+        (["--target", "sm89"], "--target: only for TensorRT"),
         (["--precision", "bf16"], "fp32"),
         (["--builder", "tensorrt-rtx"], "needs a target"),
         (["--builder", "tensorrt-rtx", "--target", "sm90"], "--builder tensorrt"),
-        (["--builder", "tensorrt", "--target", "sm90"], "leave the target out"),
+        (["--builder", "tensorrt", "--target", "sm90"], "leave out the target"),
     ],
 )
 def test_an_option_that_cannot_be_is_refused_at_once(small: Path, options: list[str], named: str):
@@ -244,5 +265,5 @@ def test_an_option_that_cannot_be_is_refused_at_once(small: Path, options: list[
 
 def test_help_teaches():
     shown = CliRunner().invoke(main, ["longlive", "--help"]).output
-    for word in ("--checkpoint DIR", "--size HxW", "--lora NAME=FILE", "tensorrt-rtx", "sm89", "docs/export.md"):
+    for word in ("--checkpoint DIR", "--size WxH", "--lora NAME=FILE", "tensorrt-rtx", "sm89", "docs/export.md"):
         assert word in shown

@@ -129,7 +129,7 @@ def test_joined_images_are_split(some: list[np.ndarray]):
 
 
 def test_images_that_do_not_fit_their_shapes_are_refused():
-    with pytest.raises(ModelError, match="of 24 bytes, vace_ref_images has 23"):
+    with pytest.raises(ModelError, match="to 24 bytes, vace_ref_images has 23"):
         split_images(np.zeros(23, np.uint8), [(2, 2, 3), (1, 4, 3)])
 
 

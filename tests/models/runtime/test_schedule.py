@@ -1,4 +1,4 @@
-"""Sigmas, the steps of a chunk and the arithmetic of one step."""
+"""Timesteps, noise and the noise controller, by hand: a chunk's noise depends on the seed and its place alone."""
 
 from itertools import pairwise
 
@@ -8,8 +8,19 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
-from filmstrip.contract import Mode
-from filmstrip.runtime.schedule import SigmaTable, chunk_steps, renoise, x0_from_velocity
+from filmstrip.contract import NUM_SEEDS, Mode
+from filmstrip.runtime.schedule import (
+    ChunkNoise,
+    SigmaTable,
+    chunk_steps,
+    controlled_noise_scale,
+    initial_latents,
+    motion,
+    renoise,
+    x0_from_velocity,
+)
+
+# -- Timesteps -----------------------------------------------------------------------------------------------
 
 LONGLIVE = SigmaTable(5)
 VIDEO_STEPS = (1000, 750, 500, 250)
@@ -135,3 +146,134 @@ def test_a_step_is_computed_in_float64():
     exact = (values.double() - LONGLIVE.at(625) * values.double().flip(0)).float()
     assert torch.equal(x0_from_velocity(values, values.flip(0), LONGLIVE.at(625)), exact)
     assert not torch.equal(values - LONGLIVE.at(625) * values.flip(0), exact)
+
+
+# -- Noise ---------------------------------------------------------------------------------------------------
+
+SHAPE = (1, 4, 3, 5, 6)
+seeds = st.integers(0, NUM_SEEDS - 1)
+
+
+def draws(seed: int, latent_index: int, count: int = 3) -> list["torch.Tensor"]:
+    noise = ChunkNoise(seed, latent_index, SHAPE)
+    return [noise.draw() for _ in range(count)]
+
+
+@given(seeds, st.integers(0, 3000), st.integers(0, 2**32), st.integers(0, 5))
+def test_noise_is_the_same_whatever_came_before(seed: int, latent_index: int, other: int, others_drawn: int):
+    expected = draws(seed, latent_index)
+    torch.manual_seed(other)
+    torch.randn(7)
+    between = ChunkNoise(other, latent_index + 3, SHAPE)
+    again = ChunkNoise(seed, latent_index, SHAPE)
+    for wanted in expected:
+        for _ in range(others_drawn):
+            between.draw()
+        assert torch.equal(again.draw(), wanted)
+
+
+def test_noise_leaves_the_global_generator_alone():
+    before = torch.random.get_rng_state()
+    draws(42, 0)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_the_generator_is_seeded_with_the_sum_and_drawn_in_order():
+    generator = torch.Generator().manual_seed(42 + 7)
+    for noise in draws(42, 7):
+        assert torch.equal(noise, torch.randn(SHAPE, generator=generator))
+
+
+def test_draws_chunks_and_seeds_differ():
+    all_draws = [noise for place in ((42, 0), (42, 3), (43, 3)) for noise in draws(*place)]
+    flat = torch.stack(all_draws).flatten(1)
+    assert len({tuple(row.tolist()) for row in flat}) == len(all_draws)
+
+
+def test_noise_is_drawn_on_the_cpu_whatever_the_device():
+    """The device `meta` has no values to draw, but takes what is moved to it."""
+    assert ChunkNoise(42, 3, SHAPE, device="meta").draw().device.type == "meta"
+
+
+def test_noise_is_normal():
+    noise = ChunkNoise(42, 0, (1, 16, 3, 40, 72)).draw()
+    assert abs(float(noise.mean())) < 0.01
+    assert abs(float(noise.std()) - 1) < 0.01
+
+
+def test_the_highest_seed_has_room_for_the_longest_generation():
+    assert draws(NUM_SEEDS - 1, 10_000)[0].isfinite().all()
+
+
+def test_latents_begin_as_noise_in_text_mode():
+    noise = draws(42, 0)[0]
+    assert initial_latents(noise, None, 0.7) is noise
+
+
+def test_latents_begin_as_noise_and_video_in_their_shares():
+    noise, source = torch.tensor([2.0, -4.0]), torch.tensor([1.0, 8.0])
+    assert initial_latents(noise, source, 0.25).tolist() == [1.25, 5.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_noise_scale_of_0_is_the_video_and_of_1_the_noise(dtype: "torch.dtype"):
+    noise, source = (tensor.to(dtype) for tensor in draws(1, 2, count=2))
+    assert torch.equal(initial_latents(noise, source, 0.0), source)
+    assert torch.equal(initial_latents(noise, source, 1.0), noise)
+
+
+# -- The noise controller ------------------------------------------------------------------------------------
+
+
+def frames(*levels: float) -> "torch.Tensor":
+    """One even frame for each level."""
+    return torch.tensor(levels, dtype=torch.float32).reshape(1, 1, -1, 1, 1).expand(1, 3, -1, 4, 6)
+
+
+@pytest.mark.parametrize(
+    ("levels", "num_last", "previous", "expected"),
+    [
+        ((0.5, 0.5, 0.5, 0.5), 3, None, 0),
+        ((0, 0, 0, 0.1), 3, None, 0.5),
+        ((0, 0, 0, -0.1), 3, None, 0.5),
+        ((0, 0.02, 0.12, 0.13), 3, None, 0.5),  # the strongest one
+        ((0, 0.1, 0.1, 0.1), 3, None, 0.5),  # towards the first of the last three
+        ((-1, 0, 0, 0, 0), 3, None, 0),  # before them
+        ((0, 0, 0, 1), 3, None, 1),
+        ((0, 0, 0, 0.2), 3, None, 1),
+        ((0, 0, 0), 3, 0.1, 0.5),
+        ((0, 0, 0), 3, None, 0),
+        ((0, 0, 0, 0), 3, 1.0, 0),  # the chunk is long enough without it
+        ((0,), 3, 0.05, 0.25),
+        ((0,), 3, None, 0),
+        ((0, 0.1, 0.1, 0.1), 2, None, 0),
+    ],
+)
+def test_motion(levels: tuple[float, ...], num_last: int, previous: float | None, expected: float):
+    before = None if previous is None else frames(previous)
+    assert motion(frames(*levels), num_last, before) == pytest.approx(expected, abs=1e-6)
+
+
+def test_motion_is_the_root_of_the_mean_square():
+    moved = frames(0, 0).clone()
+    moved[0, 0, 1, 0, 0] = 0.6  # one of 72 numbers
+    assert motion(moved, 3) == pytest.approx((0.6**2 / 72) ** 0.5 / 0.2)
+
+
+def test_motion_of_16_bit_frames_is_computed_in_32():
+    small = frames(0, 1e-3).half()
+    assert motion(small, 3) == pytest.approx(1e-3 / 0.2, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("moved", "asked", "expected"),
+    [(0, 0.7, 0.79), (1, 0.7, 0.61), (0.5, 0.7, 0.70), (0, 0, 0.72), (1, 1, 0.64), (0, 1, 0.82)],
+)
+def test_noise_scale(moved: float, asked: float, expected: float):
+    assert controlled_noise_scale(moved, asked) == pytest.approx(expected)
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_more_motion_is_less_noise_within_bounds(less: float, more: float, asked: float):
+    less, more = sorted((less, more))
+    assert 0.54 - 1e-9 <= controlled_noise_scale(more, asked) <= controlled_noise_scale(less, asked) <= 0.82 + 1e-9

@@ -13,7 +13,7 @@ child.wait()
 """
 CHILD = """
 import os, time
-from filmstrip.runtime.triton_model import exit_with_parent
+from filmstrip.runtime.watchdog import exit_with_parent
 exit_with_parent(period_s=0.05)
 print(os.getpid(), flush=True)
 time.sleep(600)

@@ -147,12 +147,12 @@ def test_a_graph_whose_inputs_all_count_is_built(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"inputs": (InputSpec("x", (2, 3)), InputSpec("z", (2, 3)))}, "inputs differ from the spec's at y, z"),
+        ({"inputs": (InputSpec("x", (2, 3)), InputSpec("z", (2, 3)))}, "inputs differ from the spec at y, z"),
         (
             {"inputs": (InputSpec("x", (2, 3)), InputSpec("y", (2, 3), torch.int64))},
             "at y: the file has FLOAT, the spec INT64",
         ),
-        ({"outputs": (OutputSpec("other", (2, 3)),)}, "outputs differ from the spec's at other, out"),
+        ({"outputs": (OutputSpec("other", (2, 3)),)}, "outputs differ from the spec at other, out"),
         ({"outputs": (OutputSpec("out", (2, 3), torch.float16),)}, "the file has FLOAT, the spec HALF"),
     ],
 )

@@ -83,7 +83,7 @@ def test_an_adapter_of_another_network_is_refused():
     with pytest.raises(BadCheckpoint, match=r"odd changes blocks\.9\.ffn\.0"):
         attach([strange], *networks())
     misshapen = Adapter("odd", {"blocks.0.ffn.0": LowRank(normal(2, 40), normal(64, 2), 1)})
-    with pytest.raises(BadCheckpoint, match=r"blocks\.0\.ffn\.0 is \[2, 40\] and \[64, 2\].* takes 48 .* makes 64"):
+    with pytest.raises(BadCheckpoint, match=r"blocks\.0\.ffn\.0 is \[2, 40\] and \[64, 2\].* takes 48 .* returns 64"):
         merge(misshapen, *networks())
 
 

@@ -1,7 +1,6 @@
 """The tiny autoencoder against the computation written out frame by frame, in pieces, and beside Wan's VAE."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,7 +135,14 @@ def test_decoding_in_pieces_equals_the_whole_video_without_its_first_three_frame
 
 
 def test_the_activation_and_the_latents_scale_are_those_of_the_configuration():
-    config = replace(CONFIG, activation="silu", latents_mean=(0.1, -0.2, 0.3, 0.4), latents_std=(1.5, 2.0, 0.5, 1.0))
+    config = TaeConfig(
+        **{
+            **dict(CONFIG),
+            "activation": "silu",
+            "latents_mean": (0.1, -0.2, 0.3, 0.4),
+            "latents_std": (1.5, 2.0, 0.5, 1.0),
+        }
+    )
     weights, encoder, decoder = build(config)
     mean, std = (torch.tensor(values).view(1, -1, 1, 1, 1) for values in (config.latents_mean, config.latents_std))
     pixels, latents = video(1), normal(1, 4, 3, 2, 3)
@@ -247,7 +253,8 @@ def test_the_shapes_are_those_of_taew2_1():
 def test_a_first_and_a_next_graph_serve_every_size(tmp_path: Path, which: str, first: int, following: int):
     pytest.importorskip("onnxscript", reason="onnxscript is not installed: see docs/export.md")
     runtime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed: see docs/export.md")
-    config = replace(CONFIG, num_res_blocks=1, dim_mult=(1, 2, 4), temporal_downsample=(True, True))  # fewer nodes
+    changed = {"num_res_blocks": 1, "dim_mult": (1, 2, 4), "temporal_downsample": (True, True)}
+    config = CONFIG.model_copy(update=changed)  # fewer nodes
     network, channels, factor = (TaeEncoder(config), 3, 4) if which == "encoder" else (TaeDecoder(config), 4, 1)
     load_into(random_weights(network.eval()), network)
     rows, cols = Dim("rows", min=2, max=64), Dim("cols", min=2, max=64)

@@ -1,7 +1,5 @@
 """The VAE against diffusers' one, and chunk by chunk against all at once."""
 
-from dataclasses import replace
-
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
@@ -122,8 +120,8 @@ def test_caches_keep_their_shapes_and_nothing_is_kept_elsewhere(vae):
 
 
 def test_lightvae_is_the_same_network_with_a_quarter_of_the_channels():
-    full = replace(CONFIG, dim=16)
-    light = replace(full, type="lightvae", dim=full.dim // 4)
+    full = CONFIG.model_copy(update={"dim": 16})
+    light = full.model_copy(update={"type": "lightvae", "dim": full.dim // 4})
     theirs, encoder, decoder = build(light)
     pixels = video(13)
     expected = theirs.encode(pixels).latent_dist.mean

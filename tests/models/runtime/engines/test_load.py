@@ -9,7 +9,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: see docs/export.md")
 pytest.importorskip("onnx", reason="onnx is not installed: see docs/export.md")
 
-from filmstrip.runtime.engines.load import EngineFolder, installed_version, load_engine, load_engines
+from filmstrip.runtime.engines.engine import Engine
+from filmstrip.runtime.engines.load import installed_version, load_engine, load_engines
 from filmstrip.runtime.engines.manifest import (
     BadEngine,
     BadManifest,
@@ -36,14 +37,14 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def load(folder: Path, *graphs: str) -> EngineFolder:
+def load(folder: Path, *graphs: str) -> dict[str, Engine]:
     return load_engines(folder, device=CPU, num_threads=1, graphs=graphs)
 
 
 def test_every_engine_of_a_folder_runs(folder: Path):
     engines = load(folder, "transformer")
-    assert engines.engines.keys() == engines.manifests.keys() == {"text_kv", "transformer"}
-    for graph in engines.engines:
+    assert engines.keys() == {"text_kv", "transformer"}
+    for graph in engines:
         assert torch.equal(engines[graph].run({"past": X, "x": X, "y": X})["sum"], X + X)
         assert (engines[graph].device, engines[graph].dtype("sum")) == (CPU, torch.float32)
 
@@ -56,7 +57,7 @@ def test_one_engine_is_loaded_by_its_path(folder: Path):
 def test_one_bad_engine_fails_the_folder(folder: Path):
     with (folder / "transformer.onnx").open("ab") as file:
         file.write(b"!")
-    with pytest.raises(DamagedEngine, match=r"transformer\.onnx has \d+ bytes and should have \d+\. .*--id longlive "):
+    with pytest.raises(DamagedEngine, match=r"transformer\.onnx has \d+ bytes, should have \d+\. .*--id longlive "):
         load(folder)
 
 
@@ -71,7 +72,7 @@ def test_an_engine_without_manifest_and_a_manifest_without_engine_are_refused(fo
 
 
 def test_engines_are_held_against_each_other_and_the_pipeline(folder: Path):
-    with pytest.raises(MixedEngines, match="lacks vace, vae_decoder_first"):
+    with pytest.raises(MixedEngines, match="has no engine for vace, vae_decoder_first"):
         load(folder, "transformer", "vae_decoder_first", "vace")
     describe(folder / "text_kv.onnx", checkpoint={"longlive_base.pt": "other"})
     with pytest.raises(MixedEngines, match=r"another longlive_base\.pt"):
@@ -91,7 +92,7 @@ def test_without_a_gpu_its_engines_are_refused(tmp_path: Path):
     put(tmp_path / "transformer.engine")
     with pytest.raises(ForeignEngine, match="PyTorch sees none: check nvidia-smi"):
         load_engines(tmp_path, device=torch.device("cuda"), num_threads=1, graphs=())
-    with pytest.raises(ForeignEngine, match=r"was made for a GPU of compute capability 8\.9, this is the CPU"):
+    with pytest.raises(ForeignEngine, match=r"was built for a GPU of compute capability 8\.9, this is the CPU"):
         load(tmp_path)
 
 

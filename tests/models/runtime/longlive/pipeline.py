@@ -51,8 +51,7 @@ class ModuleEngine:
     def dtype(self, name: str) -> torch.dtype:
         return self._dtypes[name]
 
-    def run(self, inputs: Mapping[str, Tensor], into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        assert not into
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         self._check(inputs)
         self.calls.append(dict(inputs))
         made = self.spec.module(**{port.name: inputs[port.name] for port in self.spec.inputs})

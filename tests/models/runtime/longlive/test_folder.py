@@ -25,5 +25,5 @@ def test_what_is_missing_is_told_one_after_the_other(tmp_path: Path, tiny: Tiny)
     with pytest.raises(LoadFailed, match=again):
         load_longlive(folder, device=CPU, num_threads=1)
     if not torch.cuda.is_available():
-        with pytest.raises(LoadFailed, match="wants an NVIDIA GPU"):
+        with pytest.raises(LoadFailed, match="needs an NVIDIA GPU"):
             load_longlive(folder, device=torch.device("cuda:0"), num_threads=1)

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 from filmstrip.contract import Interpolation, Mode, Prompt, Transition
 from filmstrip.errors import InvalidField, ModelError
 from filmstrip.runtime.longlive import graph_names
-from filmstrip.runtime.sequences import Cancelled, Chunk
+from filmstrip.runtime.sequences import Chunk, ChunkCancelled
 from tests.models.export.checkpoints import WHOLE
 from tests.models.runtime.longlive.pipeline import (
     HEIGHT,
@@ -222,7 +222,7 @@ def test_a_chunk_can_be_cancelled_between_two_steps(tiny: Tiny, asked: int):
     answers = iter([*[False] * asked, True])
     sequence = pipeline.start()
     before = len(engine_calls(pipeline, "transformer"))
-    with pytest.raises(Cancelled):
+    with pytest.raises(ChunkCancelled):
         sequence.chunk(chunk(0, cancelled=lambda: next(answers)))
     assert len(engine_calls(pipeline, "transformer")) - before == asked
     for state in (pipeline.start(), sequence):
@@ -288,9 +288,9 @@ def test_the_export_makes_the_graphs_that_the_runtime_asks_for(which: str, reque
 
 SHORT = video_chunk(0, video(11), num_frames=12)
 REFUSED = {
-    "an unknown size": (chunk(0, height=64), "height", "no 64x48, they were made for 32x48, 16x16"),
+    "an unknown size": (chunk(0, height=64), "height", "does not support 48x64; exported sizes: 48x32, 16x16"),
     "an unknown LoRA": (chunk(0, lora_scales={"pen": 1.0}), "lora_scales", "'pen' is not a LoRA"),
-    "no input video": (again(SHORT), "input_video", "has 11 frames, wanted 12"),
+    "no input video": (again(SHORT), "input_video", "has 11 frames, must have 12"),
 }
 
 
@@ -303,7 +303,7 @@ def test_a_chunk_that_cannot_be_made_is_refused(tiny: Tiny, name: str):
 
 
 def test_a_sequence_that_does_not_start_afresh_is_the_frontends_fault(tiny: Tiny):
-    with pytest.raises(ModelError, match="must start afresh"):
+    with pytest.raises(ModelError, match="must reset"):
         tiny.frames([chunk(1)])
-    with pytest.raises(ModelError, match="must start afresh"):
+    with pytest.raises(ModelError, match="must reset"):
         tiny.frames([chunk(0), chunk(1, height=16, width=16)])

@@ -162,7 +162,7 @@ def test_more_references_than_the_engines_take_are_refused(tiny: Tiny):
         tensors, told = references(*[SOMEONE] * num)
         one = chunk(0, {**tensors, **arrays(FRAMES[:12])}, **told)
         if is_refused:
-            with pytest.raises(InvalidField, match="has 5 images, the engines take 4 at most"):
+            with pytest.raises(InvalidField, match="has 5 images, the pipeline takes at most 4"):
                 tiny.frames([one])
         else:
             tiny.frames([one])

@@ -25,7 +25,7 @@ import numpy as np
 from filmstrip.contract import INPUT_VIDEO, ChunkParameters, Mode
 from filmstrip.errors import ModelError
 from filmstrip.runtime.processors import Frames, resize
-from filmstrip.runtime.sequences import Cancelled, Chunk
+from filmstrip.runtime.sequences import Chunk, ChunkCancelled
 from filmstrip.runtime.triton_model import SequenceModel
 
 
@@ -90,7 +90,7 @@ def _sleep(chunk: Chunk, seconds: float) -> None:
         time.sleep(0.01)
         if chunk.is_cancelled():
             _log({"event": "cancelled", "index": chunk.parameters.index})
-            raise Cancelled
+            raise ChunkCancelled
 
 
 def _log(event: dict[str, object]) -> None:

@@ -1,7 +1,9 @@
-"""Blends of embeddings, written out, and the embedding in force as the frontend's plan moves it from chunk to chunk."""
+"""Prompts to token ids, embeddings and blends, as the frontend's plan moves them from chunk to chunk."""
 
+import html
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,13 +11,152 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from tokenizers import Tokenizer as TokenizerFile
+from tokenizers import models, pre_tokenizers, processors
 
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
 from filmstrip.contract import ChunkParameters, Interpolation
-from filmstrip.runtime.text import PromptBlend, blend
+from filmstrip.errors import LoadFailed
+from filmstrip.runtime.text import PromptBlend, Tokenizer, blend, clean, prompt_encoder
 from frontend.plan import StickyPrompts
-from frontend.schema import GenerateRequest
+from frontend.schema import ChunkSpec, GenerateRequest, options_for
+
+# -- Tokens --------------------------------------------------------------------------------------------------
+
+TEXT_LEN = 6
+WORDS = ["<pad>", "</s>", "<unk>", "a", "cat", "walks", "in", "the", "rain"]
+PIECES = [*WORDS[:3], "▁a", "▁cat", "▁walk", "s", "▁", "in", "▁the", "ra"]
+PROMPTS = [
+    "a cat",
+    "",
+    "  a\tcat \n",
+    "a cat walks in the rain",  # six words and the end
+    "the cats walk in the rain in the rain",
+    "zebra &amp;amp; \u00e9 \u00fc \U0001f600",
+]
+
+
+def word_level(folder: Path, *, words: list[str] = WORDS, end: bool = True) -> Path:
+    """A tokenizer with a number for each word, the kind that a small model is trained with."""
+    made = TokenizerFile(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    if end:
+        made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    made.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def t5(folder: Path) -> Path:
+    """A tokenizer of word pieces, of UMT5's kind."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: see docs/export.md")
+    scores = [(piece, -float(number)) for number, piece in enumerate(PIECES)]
+    transformers.T5Tokenizer(vocab=scores, extra_ids=2).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("make", [word_level, t5])
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("text_len", [1, TEXT_LEN, 20])
+def test_it_is_what_transformers_makes_of_the_file(tmp_path: Path, make, prompt: str, text_len: int):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: see docs/export.md")
+    ids, mask = Tokenizer(make(tmp_path), text_len)(prompt)
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(tmp_path / "tokenizer.json"), pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    expected = theirs(clean(prompt), padding="max_length", truncation=True, max_length=text_len)
+    assert (ids.tolist(), mask.tolist()) == ([expected["input_ids"]], [expected["attention_mask"]])
+    assert (ids.dtype, mask.dtype) == ("int64", "int64")
+    assert ids[0, mask.sum() - 1] == 1  # the end
+
+
+@pytest.mark.parametrize(
+    ("prompt", "ids", "num_tokens"),
+    [
+        ("the cat walks", [7, 4, 5, 1, 0, 0], 4),
+        ("the zebra walks", [7, 2, 5, 1, 0, 0], 4),
+        ("a cat walks in the rain", [3, 4, 5, 6, 7, 1], 6),
+        ("", [1, 0, 0, 0, 0, 0], 1),
+    ],
+)
+def test_words_get_their_numbers(tmp_path: Path, prompt: str, ids: list[int], num_tokens: int):
+    got, mask = Tokenizer(word_level(tmp_path), TEXT_LEN)(prompt)
+    assert got.tolist() == [ids]
+    assert mask.tolist() == [[1] * num_tokens + [0] * (TEXT_LEN - num_tokens)]
+
+
+def test_the_files_own_length_and_padding_are_replaced(tmp_path: Path):
+    file = TokenizerFile.from_file(str(word_level(tmp_path) / "tokenizer.json"))
+    file.enable_padding(length=9, direction="left", pad_id=2, pad_token="<unk>")
+    file.enable_truncation(3, direction="left")
+    file.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer(tmp_path, TEXT_LEN)("a cat walks")[0].tolist() == [[3, 4, 5, 1, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "cleaned"),
+    [
+        ("  a \t cat\n\nwalks\u3000in ", "a cat walks in"),
+        ("salt &amp;amp; pepper&nbsp;&lt;3", "salt & pepper <3"),
+        ("&amp;amp;amp; stays escaped once", "&amp; stays escaped once"),
+        ("\u201ccurly\u201d stays, so does \u00c3\u00a9", "\u201ccurly\u201d stays, so does \u00c3\u00a9"),
+        ("", ""),
+    ],
+)
+def test_prompts_are_cleaned(prompt: str, cleaned: str):
+    assert clean(prompt) == cleaned
+
+
+def test_the_models_tokens_are_those_of_the_clean_prompt(tmp_path: Path):
+    tokenizer = Tokenizer(word_level(tmp_path), TEXT_LEN)
+    assert tokenizer("a&nbsp;&#99;at ")[0].tolist() == tokenizer("a cat")[0].tolist() == [[3, 4, 1, 0, 0, 0]]
+
+
+def test_a_file_that_does_not_serve_is_refused(tmp_path: Path):
+    with pytest.raises(LoadFailed, match=r"tokenizer\.json can't be read"):
+        Tokenizer(tmp_path, TEXT_LEN)
+    word_level(tmp_path, end=False)
+    with pytest.raises(LoadFailed, match="must end each prompt with </s>"):
+        Tokenizer(tmp_path, TEXT_LEN)
+    word_level(tmp_path, words=["<nothing>", *WORDS[1:]])
+    with pytest.raises(LoadFailed, match="has no token <pad>"):
+        Tokenizer(tmp_path, TEXT_LEN)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "cleaned"),
+    [
+        ("&#" + 100_000 * "9" + ";", "\ufffd"),
+        ("&#" + 5000 * "0" + "65;x", "Ax"),
+        ("&#" + 99_990 * "0" + ";", "\ufffd"),
+        ("&#38;#" + 5000 * "1" + " x", "\ufffd x"),
+        ("&#x" + 100_000 * "f" + ";", "\ufffd"),
+        ("&#1114111;&#1114112;", "\ufffd"),
+        ("&#\u0661;&#;&#x;&", "&#\u0661;&#;&#x;&"),
+        ("a\0b \ud800 &#xd800;", "a\0b \ufffd \ufffd"),
+    ],
+)
+def test_references_of_any_length_become_characters(tmp_path: Path, prompt: str, cleaned: str):
+    assert clean(prompt) == cleaned
+    assert Tokenizer(word_level(tmp_path), TEXT_LEN)(prompt)[0].shape == (1, TEXT_LEN)
+
+
+SIGNS = ["&#", "&", "#", "x", ";", "&amp;", "&#38;", "&#0;", "&#x80;", "0" * 5000, "9" * 5000]
+PIECES_OF_TEXT = st.sampled_from([*SIGNS, "\ud83d", "\udc00", "\0", "\u202e"]) | st.text(
+    st.characters(exclude_categories=())
+)
+
+
+@given(st.lists(PIECES_OF_TEXT, max_size=20).map("".join))
+def test_any_text_has_tokens(tmp_path_factory: pytest.TempPathFactory, prompt: str):
+    folder = tmp_path_factory.getbasetemp() / "tokenizer"
+    if not folder.exists():
+        folder.mkdir()
+        word_level(folder)
+    assert Tokenizer(folder, TEXT_LEN)(prompt)[0].shape == (1, TEXT_LEN)
+    if "000" not in prompt and "999" not in prompt and not any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        assert clean(prompt) == " ".join(html.unescape(html.unescape(prompt)).split())
+
 
 LINEAR, SLERP = Interpolation.LINEAR, Interpolation.SLERP
 HALF = math.sqrt(0.5)
@@ -120,6 +261,35 @@ class Encoder:
         return embedding_of(text)
 
 
+class Blends:
+    """A sequence's blends, and the encoder that they ask."""
+
+    def __init__(self) -> None:
+        self.encoder = Encoder()
+        self.prompts = PromptBlend(self.encoder)
+
+
+class TextEncoder:
+    """An engine that counts its runs; it encodes only a prompt's own tokens."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def dtype(self, name: str) -> "torch.dtype":
+        return {"ids": torch.int64, "embeddings": torch.float32}[name]
+
+    def run(self, inputs: Mapping[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
+        self.runs += 1
+        return {"embeddings": inputs["ids"].float().unsqueeze(-1).expand(-1, -1, 2)}
+
+
+def tokens_of(text: str) -> tuple[np.ndarray, np.ndarray]:
+    """A letter and the end, padded to 5."""
+    return np.array([[ord(text), 1, 0, 0, 0]]), np.array([[1, 1, 0, 0, 0]])
+
+
 def embedding_of(text: str) -> "torch.Tensor":
     seed = sum(map(ord, text))
     made = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(seed))
@@ -135,7 +305,8 @@ def told(num_chunks: int, specs: Mapping[int, Mapping[str, Any]], **fields: Any)
     sticky = StickyPrompts(request)
     chunks = []
     for index in range(num_chunks):
-        now = sticky.next_chunk(by_chunk.get(index))
+        spec = by_chunk.get(index, ChunkSpec(chunk=index))
+        now = sticky.next_chunk(spec)
         chunks.append(
             ChunkParameters(
                 index=index,
@@ -143,7 +314,7 @@ def told(num_chunks: int, specs: Mapping[int, Mapping[str, Any]], **fields: Any)
                 height=64,
                 width=64,
                 prompts=now.prompts,
-                prompt_interpolation_method=now.method,
+                prompt_interpolation_method=options_for(request, spec).prompt_interpolation_method,
                 transition=now.transition,
             )
         )
@@ -209,60 +380,70 @@ TRANSITIONS = {
 
 @pytest.mark.parametrize(("specs", "expected"), TRANSITIONS.values(), ids=TRANSITIONS)
 def test_the_embedding_of_each_chunk(specs: dict[int, dict[str, Any]], expected: list[Any]):
-    prompts = PromptBlend()
+    prompts = PromptBlend(embedding_of)
     last = None
     for parameters, wanted in zip(told(len(expected), specs), expected, strict=True):
-        made, changed = prompts.embedding(parameters, embedding_of)
+        made, changed = prompts.embedding(parameters)
         torch.testing.assert_close(made, embedding_of(wanted) if isinstance(wanted, str) else wanted)
         assert changed == (last is None or not torch.equal(made, last))
         last = made
 
 
 def run(
-    prompts: PromptBlend, chunks: list[ChunkParameters]
+    chunks: list[ChunkParameters], blends: Blends | None = None
 ) -> tuple[list["torch.Tensor"], list[bool], list[list[str]]]:
     """Embeddings, whether each changed, and the texts that each had encoded."""
+    blends = blends or Blends()
     made, changed, asked = [], [], []
     for parameters in chunks:
-        encoder = Encoder()
-        embedding, differs = prompts.embedding(parameters, encoder)
+        blends.encoder.asked = []
+        embedding, differs = blends.prompts.embedding(parameters)
         made.append(embedding)
         changed.append(differs)
-        asked.append(encoder.asked)
+        asked.append(blends.encoder.asked)
     return made, changed, asked
 
 
-def test_a_text_is_encoded_once_and_only_when_it_is_heard():
+def test_a_blend_is_made_once_and_of_those_texts_only_that_have_weight():
     specs = {1: to("b", 3), 5: {"text": "a"}, 6: {"prompts": [{"text": "c", "weight": 0}, {"text": "d"}]}}
-    _, changed, asked = run(PromptBlend(), told(8, specs))
+    _, changed, asked = run(told(8, specs))
     assert asked == [["a"], [], ["b"], [], [], [], ["d"], []]
     assert changed == [True, False, True, True, False, True, True, False]
 
 
-def test_a_blend_of_more_texts_than_are_kept_is_made_once():
+def test_a_blend_of_many_texts_is_made_once():
     many = [{"text": str(index)} for index in range(5)]
-    _, changed, asked = run(PromptBlend(max_encoded=2), told(3, {}, prompt=many))
+    _, changed, asked = run(told(3, {}, prompt=many))
     assert asked == [["0", "1", "2", "3", "4"], [], []]
     assert changed == [True, False, False]
 
 
-def test_the_encodings_used_last_are_kept():
-    texts = ["a", "b", "a", "c", "a", "b"]
-    blends = [[{"text": text}, {"text": text, "weight": weight}] for weight, text in enumerate(texts, start=1)]
-    specs = {index: {"prompts": prompts} for index, prompts in enumerate(blends)}
-    _, _, asked = run(PromptBlend(max_encoded=2), told(6, specs))
-    assert asked == [["a"], ["b"], [], ["c"], [], ["b"]]
+def test_the_blends_used_last_are_kept():
+    texts = "abcdaeb"  # four are kept
+    _, _, asked = run(told(7, {index: {"text": text} for index, text in enumerate(texts)}))
+    assert asked == [["a"], ["b"], ["c"], ["d"], [], ["e"], ["b"]]
+
+
+@pytest.mark.parametrize("max_encoded", [2, 16])
+def test_the_embeddings_used_last_are_kept_for_all_sequences(max_encoded: int):
+    engine = TextEncoder()
+    encode = prompt_encoder(tokens_of, engine, torch.device("cpu"), max_encoded)
+    made = [encode(text) for text in ("a", "b", "a", "c", "a", "b")]
+    assert engine.runs == (4 if max_encoded == 2 else 3)
+    assert made[0] is made[2] is made[4]
+    assert made[0].shape == (1, 5, 2)
+    assert not made[0][:, 2:].any()
 
 
 def test_the_same_embedding_from_other_prompts_is_no_change():
     specs = {1: {"prompts": [{"text": "a", "weight": 7}]}, 2: {"prompts": [{"text": "a"}, {"text": "b", "weight": 0}]}}
-    assert run(PromptBlend(), told(3, specs))[1] == [True, False, False]
+    assert run(told(3, specs))[1] == [True, False, False]
 
 
 @pytest.mark.parametrize(("texts", "expected"), [("bc", SLERP), ("bcd", LINEAR)])
 def test_prompts_are_blended_by_the_chunks_method(texts: str, expected: Interpolation):
     listed = [{"text": text, "weight": 2} for text in texts]
-    made, changed, _ = run(PromptBlend(), told(3, {1: {"prompt_interpolation_method": "slerp"}}, prompt=listed))
+    made, changed, _ = run(told(3, {1: {"prompt_interpolation_method": "slerp"}}, prompt=listed))
     embeddings = [embedding_of(text) for text in texts]
     for embedding, method in zip(made, (LINEAR, expected, LINEAR), strict=True):
         torch.testing.assert_close(embedding, blend(embeddings, [1] * len(texts), method))
@@ -271,23 +452,23 @@ def test_prompts_are_blended_by_the_chunks_method(texts: str, expected: Interpol
 
 def test_a_prompt_without_weight_does_not_make_the_others_a_pair():
     three = [{"text": "a"}, {"text": "b"}, {"text": "c", "weight": 0}]
-    made = run(PromptBlend(), told(1, {}, prompt=three, prompt_interpolation_method="slerp"))[0]
+    made = run(told(1, {}, prompt=three, prompt_interpolation_method="slerp"))[0]
     torch.testing.assert_close(made[0], mix("a", "b", 0.5))
 
 
 def test_a_transition_turns_by_its_own_method():
-    made = run(PromptBlend(), told(4, {0: to("b", 4, transition_method="slerp")}))[0]
+    made = run(told(4, {0: to("b", 4, transition_method="slerp")}))[0]
     for embedding, share in zip(made, (0, 1 / 3, 2 / 3, 1), strict=True):
         wanted = blend([embedding_of("a"), embedding_of("b")], [1 - share, share], SLERP)
         torch.testing.assert_close(embedding, wanted)
 
 
 def test_a_reset_in_the_midst_of_a_transition_goes_on_from_the_prompts():
-    prompts = PromptBlend()
+    blends = Blends()
     chunks = told(6, {0: to("b", 4), 1: to("c", 4)})
-    cut_short = run(prompts, chunks[:3])[0]
-    prompts.reset()
-    made, changed, asked = run(prompts, chunks[3:])
+    cut_short = run(chunks[:3], blends)[0]
+    blends.prompts.reset()
+    made, changed, asked = run(chunks[3:], blends)
     torch.testing.assert_close(cut_short[2], mix("a", "c", 1 / 3))
     for embedding, wanted in zip(made, [*way("a", "c", 4)[2:], embedding_of("c")], strict=True):
         torch.testing.assert_close(embedding, wanted)
@@ -296,10 +477,10 @@ def test_a_reset_in_the_midst_of_a_transition_goes_on_from_the_prompts():
 
 
 def test_a_transition_that_begins_at_a_reset_begins_at_the_prompts():
-    prompts = PromptBlend()
+    blends = Blends()
     chunks = told(4, {0: to("b", 4), 2: to("c", 2)})
-    run(prompts, chunks[:2])
-    prompts.reset()
-    made, changed, _ = run(prompts, chunks[2:])
+    run(chunks[:2], blends)
+    blends.prompts.reset()
+    made, changed, _ = run(chunks[2:], blends)
     torch.testing.assert_close(made[0], embedding_of("a"))
     assert changed == [True, True]
