@@ -10,8 +10,8 @@ from filmstrip.contract import PipelineInfo
 from filmstrip.errors import FilmstripError, InvalidField, UnknownPipeline
 
 from .model_registry import ModelRegistry, ModelState, ModelStatus
-from .plan import GENERIC_FIELDS, check_features, frame_size, lora_name, lora_scales
-from .schema import RANDOM_SEED, GenerateRequest, LoadEntry, LoadParams, LoadRequest
+from .plan import check_features, frame_size, lora_name, lora_scales
+from .schema import GENERIC_FIELDS, RANDOM_SEED, GenerateRequest, LoadEntry, LoadParams, LoadRequest
 
 _NUM_RANDOM_SEEDS = 2**32
 

@@ -26,7 +26,7 @@ from .array_plan import (
     vace_arrays,
     whole_input,
 )
-from .schema import ChunkSpec, GenerateRequest, WeightedPrompt, at_chunk
+from .schema import FEATURE_OF_FIELD, GENERIC_FIELDS, ChunkSpec, GenerateRequest, WeightedPrompt, at_chunk, options_for
 
 DEFAULT_TRANSITION_STEPS = 4
 
@@ -104,12 +104,10 @@ class ChunkPrompts:
 
     Attributes:
         prompts: in force before any transition.
-        method: how they are blended.
         transition: under way, or None.
     """
 
     prompts: tuple[Prompt, ...]
-    method: Interpolation
     transition: Transition | None
 
     @property
@@ -127,14 +125,12 @@ class StickyPrompts:
     """Walks through the chunks of a request in order."""
 
     def __init__(self, request: GenerateRequest) -> None:
-        self._method = request.prompt_interpolation_method
         self._prompts = _as_prompts(request.prompt)
         self._transition: Transition | None = None
 
     def next_chunk(self, spec: ChunkSpec | None) -> ChunkPrompts:
         """The prompts of the next chunk, whose spec may set new ones."""
         self._advance()
-        method = self._method
         if spec is not None:
             new = spec.prompts if spec.text is None else spec.text
             if new is not None:
@@ -148,8 +144,7 @@ class StickyPrompts:
                     step=0,
                     method=spec.transition_method or Interpolation.LINEAR,
                 )
-            method = spec.prompt_interpolation_method or method
-        return ChunkPrompts(self._prompts, method, self._transition)
+        return ChunkPrompts(self._prompts, self._transition)
 
     def _advance(self) -> None:
         """Leave the chunk before: its transition goes one step on, or has arrived."""
@@ -273,10 +268,11 @@ class _Chunk:
         self.index = index
         self.spec_ref = spec_ref or SpecRef(ChunkSpec(chunk=index), -1)
         self.spec = self.spec_ref.spec
+        self.options = options_for(self.request, self.spec)
         self.prompts = prompts
         self._check_spec()
         has_input = planner.uploads.input_shape is not None or self.spec.input_video_shape is not None
-        self.input_is_vace = bool(self.value("vace_use_input_video"))
+        self.input_is_vace = bool(self.options.vace_use_input_video)
         self.mode = Mode.VIDEO if has_input and not self.input_is_vace else Mode.TEXT
         needs_input = self.input_is_vace or planner.chain.pre_processor is not None
         if not has_input and (needs_input or Mode.TEXT not in self.pipeline.modes):
@@ -294,29 +290,24 @@ class _Chunk:
             self.input_is_vace or self.spec.vace_frames_shape is not None or self.spec.vace_masks_shape is not None
         )
 
-    def value(self, name: str) -> Any:
-        """The spec's value, or the request's where the spec has none."""
-        own = getattr(self.spec, name)
-        return getattr(self.request, name) if own is None else own
-
     def cache_inputs(self) -> CacheInputs:
         spec = self.spec
         key_images = bool(spec.vace_ref_images or spec.first_frame_image or spec.last_frame_image)
-        steps = self.value("denoising_steps")
+        steps = self.options.denoising_steps
         return CacheInputs(
             mode=self.mode,
             conditioned=self.has_vace_arrays or key_images,
             prompts=self.prompts.target,
             in_transition=self.prompts.in_transition,
             denoising_steps=tuple(steps) if steps else None,
-            manage_cache=self.value("manage_cache"),
+            manage_cache=self.options.manage_cache,
             reset_cache=spec.reset_cache,
         )
 
     def plan(self, count: int, start: int, *, first: bool) -> ChunkPlan:
         """The chunk's plan, now that its number of frames is known."""
         shapes = self.planner.uploads.image_shapes
-        steps = self.value("denoising_steps")
+        steps = self.options.denoising_steps
         parameters = ChunkParameters(
             index=self.index,
             num_frames=count,
@@ -325,15 +316,15 @@ class _Chunk:
             mode=self.mode,
             reset=first,
             prompts=self.prompts.prompts,
-            prompt_interpolation_method=self.prompts.method,
+            prompt_interpolation_method=self.options.prompt_interpolation_method,
             transition=self.prompts.transition,
-            seed=self.value("seed") % NUM_SEEDS,
-            noise_scale=self.value("noise_scale"),
-            noise_controller=bool(self.value("noise_controller")),
-            kv_cache_attention_bias=self.value("kv_cache_attention_bias"),
+            seed=self.options.seed % NUM_SEEDS,
+            noise_scale=self.options.noise_scale,
+            noise_controller=bool(self.options.noise_controller),
+            kv_cache_attention_bias=self.options.kv_cache_attention_bias,
             denoising_steps=tuple(steps) if steps else None,
             lora_scales=self._lora_scales(),
-            vace_context_scale=self.value("vace_context_scale"),
+            vace_context_scale=self.options.vace_context_scale,
             vace_use_input_video=self.input_is_vace,
             vace_temporally_locked=self.spec.vace_temporally_locked,
             ref_image_shapes=tuple(shapes[source] for source in self.spec.vace_ref_images or ()),
@@ -349,7 +340,7 @@ class _Chunk:
         return chunk
 
     def _lora_scales(self) -> dict[str, float]:
-        if self.spec.lora_scales is None:
+        if "lora_scales" not in self.spec.model_fields_set:
             return lora_scales(self.request.lora_scales, self.pipeline, "lora_scales")
         field = f"chunk_specs[{self.spec_ref.position}].lora_scales"
         return lora_scales(self.spec.lora_scales, self.pipeline, field, self.index)
@@ -399,34 +390,6 @@ def _by_chunk(request: GenerateRequest) -> dict[int, SpecRef]:
 
 
 # -- Features -----------------------------------------------------------------------------------------------
-
-FEATURE_OF_FIELD: Mapping[str, str] = {
-    "seed": "seed",
-    "noise_scale": "noise",
-    "noise_controller": "noise",
-    "manage_cache": "cache",
-    "reset_cache": "cache",
-    "kv_cache_attention_bias": "cache",
-    "denoising_steps": "denoising_steps",
-    "lora_scales": "loras",
-    "vace_context_scale": "vace",
-    "vace_use_input_video": "vace",
-    "vace_temporally_locked": "vace",
-    "vace_frames_shape": "vace",
-    "vace_frames_offset": "vace",
-    "vace_masks_shape": "vace",
-    "vace_masks_offset": "vace",
-    "vace_ref_images": "vace",
-    "first_frame_image": "vace",
-    "last_frame_image": "vace",
-    "transition_target_prompts": "prompts",
-    "transition_num_steps": "prompts",
-    "transition_method": "prompts",
-}
-
-
-GENERIC_FIELDS = frozenset({"seed", "noise_scale", "noise_controller", "manage_cache", "denoising_steps"})
-"""What every generator has and generic clients always send: accepted by any pipeline."""
 
 _OF_TRANSITION = ("transition_num_steps", "transition_method")
 

@@ -9,22 +9,22 @@ import asyncio
 import contextlib
 import functools
 import itertools
-import json
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
 import tritonclient.grpc as triton_grpc
 import tritonclient.grpc.aio as triton_aio
+from pydantic import TypeAdapter, ValidationError
 from tritonclient.grpc import InferenceServerClientPlugin
 from tritonclient.utils import InferenceServerException
 
 from filmstrip import contract
-from filmstrip.contract import ChunkParameters, TensorSpec
+from filmstrip.contract import TensorSpec
 from filmstrip.errors import UnknownPath
 from filmstrip.triton_server import NO_PROXY, SECRET_HEADER
 
@@ -125,19 +125,6 @@ class ChunkCall:
     tensors: tuple[TensorRef, ...]
     frames: FileSlice
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> Self:
-        """Read them back."""
-        tensors = (
-            TensorRef(**{**tensor, "shape": tuple(tensor["shape"]), "place": _slice(tensor["place"])})
-            for tensor in raw["tensors"]
-        )
-        return cls(**{**raw, "tensors": tuple(tensors), "frames": _slice(raw["frames"])})
-
 
 @dataclass(frozen=True)
 class ChunkAnswer:
@@ -145,11 +132,21 @@ class ChunkAnswer:
 
     Attributes:
         shape: of the frames.
-        report: what the model tells of its work, such as the seconds of each stage.
+        stages: seconds that each stage of the model's work took.
     """
 
     shape: tuple[int, ...]
-    report: dict[str, Any]
+    stages: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What we read of a model's report; its other keys are ignored."""
+
+    stages: dict[str, float] = field(default_factory=dict)
+
+
+_REPORT = TypeAdapter(_Report)
 
 
 async def call_model(client: triton_aio.InferenceServerClient, call: ChunkCall) -> ChunkAnswer:
@@ -176,17 +173,15 @@ async def call_model(client: triton_aio.InferenceServerClient, call: ChunkCall) 
     shape = tuple(int(side) for side in output.shape) if output is not None else ()
     if call.frames.region is None and output is not None:
         _write(call.frames, result.as_numpy(contract.FRAMES.name))
-    return ChunkAnswer(shape, _report(result.as_numpy(contract.REPORT.name)))
+    return ChunkAnswer(shape, _stages(result.as_numpy(contract.REPORT.name)))
 
 
-def _report(raw: Any) -> dict[str, Any]:
+def _stages(report: Any) -> Mapping[str, float]:
+    """The stages in the REPORT tensor, if the model sent one."""
     try:
-        report = json.loads(raw[0]) if raw is not None and raw.size else {}
-    except ValueError:
-        report = None
-    if not isinstance(report, dict):
-        raise InferenceServerException("the model's report is no JSON object")
-    return report
+        return _REPORT.validate_json(report[0]).stages if report is not None and report.size else {}
+    except ValidationError as error:
+        raise InferenceServerException(f"bad report: {error}") from None
 
 
 def _input(tensor: TensorRef) -> triton_grpc.InferInput:
@@ -219,17 +214,30 @@ def _pwrite_all(fd: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
-def _slice(raw: Mapping[str, Any]) -> FileSlice:
-    return FileSlice(**{**raw, "path": Path(raw["path"])})
-
-
-def parameters_json(parameters: ChunkParameters) -> str:
-    """A chunk's parameters as a call carries them."""
-    return parameters.to_json().decode()
-
-
 _LINE_BYTES = 64 * 2**20
 _GRACE_S = 1.0
+
+
+@dataclass(frozen=True)
+class _Message:
+    """A line to the relay: a call to make, or without one, the number of a call to cancel."""
+
+    number: int
+    call: ChunkCall | None = None
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """A line from the relay: the answer to a call, or Triton's error."""
+
+    number: int
+    answer: ChunkAnswer | None = None
+    error: str = ""
+    status: str | None = None
+
+
+_MESSAGE = TypeAdapter(_Message)
+_REPLY = TypeAdapter(_Reply)
 
 
 class RelayDied(Exception):
@@ -244,7 +252,7 @@ class Relay:
         self._secret = secret
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
-        self._waiting: dict[asyncio.subprocess.Process, dict[int, asyncio.Future[dict[str, Any]]]] = {}
+        self._waiting: dict[asyncio.subprocess.Process, dict[int, asyncio.Future[_Reply]]] = {}
         self._numbers = itertools.count(1)
         self._starting = asyncio.Lock()
 
@@ -257,27 +265,27 @@ class Relay:
         """
         process = await self._running()
         number = next(self._numbers)
-        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[_Reply] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.get(process)
         if waiting is None:  # its answers can't be read any more
             raise RelayDied
-        waiting[number] = answer
+        waiting[number] = future
         try:
-            self._send(process, {"number": number, "call": call.to_json()})
+            self._send(process, _Message(number, call))
             async with asyncio.timeout(call.timeout_s + _GRACE_S):  # the relay itself keeps to timeout_s
-                raw = await answer
+                reply = await future
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             raise InferenceServerException("the relay hangs", "StatusCode.DEADLINE_EXCEEDED") from None
         except asyncio.CancelledError:
-            self._send(process, {"number": number})
+            self._send(process, _Message(number))
             raise
         finally:
             waiting.pop(number, None)
-        if "error" in raw:
-            raise InferenceServerException(raw["error"], raw["status"])
-        return ChunkAnswer(tuple(raw["shape"]), raw["report"])
+        if reply.answer is None:
+            raise InferenceServerException(reply.error, reply.status)
+        return reply.answer
 
     async def close(self) -> None:
         """End the process."""
@@ -306,27 +314,27 @@ class Relay:
             return self._process
 
     @staticmethod
-    def _send(process: asyncio.subprocess.Process, message: dict[str, Any]) -> None:
+    def _send(process: asyncio.subprocess.Process, message: _Message) -> None:
         if process.stdin is not None and not process.stdin.is_closing():
-            process.stdin.write(json.dumps(message, default=str).encode() + b"\n")
+            process.stdin.write(_MESSAGE.dump_json(message) + b"\n")
 
     async def _read(self, process: asyncio.subprocess.Process, answers: asyncio.StreamReader) -> None:
         """Hand out a process's answers until it ends; calls already sent to its successor are not its own."""
         waiting = self._waiting[process]
         try:
             async for line in answers:
-                raw = json.loads(line)
-                answer = waiting.get(raw["number"])
-                if answer is not None and not answer.done():
-                    answer.set_result(raw)
+                reply = _REPLY.validate_json(line)
+                future = waiting.get(reply.number)
+                if future is not None and not future.done():
+                    future.set_result(reply)
             await process.wait()
         finally:
             del self._waiting[process]
             if process.returncode is None:
                 process.kill()
-            for answer in waiting.values():
-                if not answer.done():
-                    answer.set_exception(RelayDied())
+            for future in waiting.values():
+                if not future.done():
+                    future.set_exception(RelayDied())
 
 
 # -- The process --------------------------------------------------------------------------------------------
@@ -337,14 +345,13 @@ async def _serve(url: str, secret: str) -> None:
     os.umask(0o077)
     running: dict[int, asyncio.Task[None]] = {}
     async with connect(url, secret) as client:
-        async for message in _lines():
-            number = message["number"]
-            if "call" in message:
-                task = asyncio.create_task(_answer(client, number, ChunkCall.from_json(message["call"])))
-                running[number] = task
-                task.add_done_callback(functools.partial(_forget, running, number))
-            elif number in running:
-                running[number].cancel()
+        async for message in _messages():
+            if message.call is not None:
+                task = asyncio.create_task(_answer(client, message.number, message.call))
+                running[message.number] = task
+                task.add_done_callback(functools.partial(_forget, running, message.number))
+            elif message.number in running:
+                running[message.number].cancel()
         for task in list(running.values()):
             task.cancel()
         await asyncio.gather(*running.values(), return_exceptions=True)
@@ -356,23 +363,23 @@ def _forget(running: dict[int, asyncio.Task[None]], number: int, _: asyncio.Task
 
 async def _answer(client: triton_aio.InferenceServerClient, number: int, call: ChunkCall) -> None:
     try:
-        answer: dict[str, Any] = asdict(await call_model(client, call))
+        reply = _Reply(number, await call_model(client, call))
     except InferenceServerException as error:
-        answer = {"error": error.message(), "status": error.status()}
-    except OSError as error:  # a file of the store was removed under our hands
-        answer = {"error": f"relay: {error.strerror}", "status": None}
-    except ValueError as error:  # an answer of no sense: somebody waits all the same
-        answer = {"error": f"relay: {error}", "status": None}
-    sys.stdout.write(json.dumps({"number": number, **answer}) + "\n")
-    sys.stdout.flush()
+        reply = _Reply(number, error=str(error.message()), status=error.status())
+    except OSError as error:  # somebody removed a file of the store
+        reply = _Reply(number, error=f"relay: {error.strerror}")
+    except ValueError as error:  # an answer that makes no sense: the frontend waits all the same
+        reply = _Reply(number, error=f"relay: {error}")
+    sys.stdout.buffer.write(_REPLY.dump_json(reply) + b"\n")
+    sys.stdout.buffer.flush()
 
 
-async def _lines() -> AsyncIterator[dict[str, Any]]:
+async def _messages() -> AsyncIterator[_Message]:
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=_LINE_BYTES)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     async for line in reader:
-        yield json.loads(line)
+        yield _MESSAGE.validate_json(line)
 
 
 if __name__ == "__main__":

@@ -82,10 +82,13 @@ class OpenUpload:
         return Path(f"/proc/{os.getpid()}/fd/{self.fd}")
 
 
+OpenUploads = Mapping[Source, OpenUpload]
+
+
 @contextlib.asynccontextmanager
 async def open_uploads(
     files: Mapping[Source, StoredFile], store: Store, triton: TritonClient
-) -> AsyncIterator[dict[Source, OpenUpload]]:
+) -> AsyncIterator[OpenUploads]:
     """Open the uploads of a generation; those that lie in shared memory are registered with Triton whole."""
     async with contextlib.AsyncExitStack() as stack:
         opened: dict[Source, OpenUpload] = {}
@@ -186,7 +189,7 @@ class StagingLayout:
 
 
 async def stage_inputs(
-    chunk: ChunkPlan, buffer: StagingBuffer, uploads: Mapping[Source, OpenUpload], images: Mapping[str, RequestImage]
+    chunk: ChunkPlan, buffer: StagingBuffer, uploads: OpenUploads, images: Mapping[str, RequestImage]
 ) -> dict[str, TensorRef]:
     """A chunk's tensors by name, their bytes read into the lane where need be.
 
@@ -205,9 +208,7 @@ async def stage_inputs(
     return tensors
 
 
-def _gather_arrays(
-    chunk: ChunkPlan, buffer: StagingBuffer, uploads: Mapping[Source, OpenUpload]
-) -> tuple[dict[str, TensorRef], int]:
+def _gather_arrays(chunk: ChunkPlan, buffer: StagingBuffer, uploads: OpenUploads) -> tuple[dict[str, TensorRef], int]:
     """The tensors that come from uploads, and where in the lane those of images may follow."""
     tensors: dict[str, TensorRef] = {}
     position = 0
@@ -221,7 +222,7 @@ def _gather_arrays(
     return tensors, position
 
 
-def _in_place(array: TensorPlan, buffer: StagingBuffer, uploads: Mapping[Source, OpenUpload]) -> FileSlice | None:
+def _in_place(array: TensorPlan, buffer: StagingBuffer, uploads: OpenUploads) -> FileSlice | None:
     """The array where it lies in the upload, if it is in one piece there and needs no copy to reach Triton."""
     if len(array.extents) != 1:
         return None
@@ -234,7 +235,7 @@ def _in_place(array: TensorPlan, buffer: StagingBuffer, uploads: Mapping[Source,
     return FileSlice(upload.path, upload.region, extent.offset, extent.num_bytes)
 
 
-def _read(extents: tuple[Extent, ...], target: memoryview, uploads: Mapping[Source, OpenUpload]) -> None:
+def _read(extents: tuple[Extent, ...], target: memoryview, uploads: OpenUploads) -> None:
     for extent in extents:
         upload = uploads[extent.source]
         part, target = target[: extent.num_bytes], target[extent.num_bytes :]

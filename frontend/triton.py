@@ -24,7 +24,7 @@ from filmstrip.errors import (
 )
 from filmstrip.wire import VideoShape
 
-from .relay import ChunkAnswer, ChunkCall, FileSlice, Relay, RelayDied, TensorRef, call_model, connect, parameters_json
+from .relay import ChunkAnswer, ChunkCall, FileSlice, Relay, RelayDied, TensorRef, call_model, connect
 from .settings import Settings
 from .tasks import run_to_end
 
@@ -274,7 +274,7 @@ class ModelSequence:
             starts=not self.started,
             start_timeout_s=settings.sequence_start_timeout_s,
             timeout_s=settings.chunk_timeout_s,
-            parameters=parameters_json(parameters),
+            parameters=parameters.to_json().decode(),
             tensors=tensors,
             frames=frames,
         )
