@@ -24,21 +24,21 @@ BENCHMARKS = {
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--only", type=click.Choice(list(BENCHMARKS)), multiple=True, help="Only this; may be given again.")
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="How often all is measured.")
-@click.option("--quick", is_flag=True, help="Small files and few chunks: shows that the benchmarks work.")
-@click.option("--large", is_flag=True, help="Transfers of 1 GB and a blob of 2 GiB as well.")
-@click.option("--write", is_flag=True, help="Put the results into benchmarks/README.md.")
+@click.option("--only", type=click.Choice(list(BENCHMARKS)), multiple=True, help="Only this benchmark; repeatable.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Number of rounds.")
+@click.option("--quick", is_flag=True, help="Small files and few chunks, to check that the benchmarks work.")
+@click.option("--large", is_flag=True, help="Also transfer 1 GB and upload a blob of 2 GiB.")
+@click.option("--write", is_flag=True, help="Write the results into benchmarks/README.md.")
 @click.option(
     "--folder",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Disk to measure on; some GB must be free.  [default: the system's folder of temporary files]",
+    help="Folder on the disk to measure; needs some free GB.  [default: the system's temporary folder]",
 )
 def main(*, only: tuple[str, ...], rounds: int, quick: bool, large: bool, write: bool, folder: Path | None) -> None:
-    """Measure the server against what the machine itself can do.
+    """Compare the server with the limits of the machine.
 
-    What is compared is measured in turns; the table has the medians of all rounds, and the ratios of what was
-    measured in the same round. Servers are started on loopback and ended.
+    A server and its baseline are measured alternately. The tables have the medians of all rounds, and the ratios of
+    measurements in the same round. The servers run on loopback.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are ended then, too
     sections = []

@@ -1,4 +1,4 @@
-"""What single chunks do otherwise than the whole generation, as it goes from node to node."""
+"""Per-chunk overrides, as they pass from node to node, and the blob that carries their arrays."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 from .frames import Floats, vace_frames, vace_masks, video_frames
 
 IMAGES = ("first_frame_image", "last_frame_image", "vace_ref_images")
-"""The arrays of a spec that are uploaded as images; the others go into the blob."""
+"""Arrays of a spec that are uploaded as images; the others go into the blob."""
 
 _ALIGNMENT = 4
-"""Of float32, so that the server may use the bytes where they lie."""
+"""That of float32, so that the server can use the bytes in place."""
 _EXCLUDING = {"text": "prompts", "prompts": "text"}
 
 
 @dataclass(frozen=True)
 class ChunkSpec:
-    """One chunk's own values.
+    """The overrides of one chunk.
 
     Attributes:
         chunk: its index, from 0.
-        fields: as the request carries them, without offsets and shapes.
+        fields: as in the request, without offsets and shapes.
         arrays: IMAGE and MASK batches: those of `IMAGES`, `vace_frames`, `vace_masks` and `input_video`.
     """
 
@@ -36,7 +36,7 @@ Specs = tuple[ChunkSpec, ...]
 
 
 def merge(specs: Iterable[ChunkSpec]) -> dict[int, ChunkSpec]:
-    """One spec for each chunk: what comes later wins, value by value."""
+    """One spec for each chunk: later specs win, field by field."""
     merged: dict[int, ChunkSpec] = {}
     for spec in specs:
         before = merged.get(spec.chunk, ChunkSpec(spec.chunk))
@@ -49,17 +49,17 @@ def merge(specs: Iterable[ChunkSpec]) -> dict[int, ChunkSpec]:
 def with_batches(
     specs: Mapping[int, ChunkSpec], batches: Mapping[str, Floats], chunk_size: int, num_frames: int
 ) -> dict[int, ChunkSpec]:
-    """Add the parts of VACE batches of the whole video to the specs; a chunk's own arrays win."""
+    """Add each chunk's part of the VACE batches of the whole video; a chunk's own arrays win."""
     result = dict(specs)
     for name, batch in batches.items():
-        for index, part in cut(len(batch), chunk_size, num_frames):
+        for index, part in split_batch(len(batch), chunk_size, num_frames):
             spec = result.get(index, ChunkSpec(index))
             result[index] = replace(spec, arrays={name: batch[part], **spec.arrays})
     return result
 
 
-def place(blob: Blob, arrays: Mapping[str, Floats]) -> dict[str, Any]:
-    """Add one chunk's arrays to the blob; gives the fields that point to them."""
+def add_to_blob(blob: Blob, arrays: Mapping[str, Floats]) -> dict[str, Any]:
+    """Add one chunk's arrays to the blob; returns the fields that point to them."""
     placed: dict[str, Any] = {}
     for name, array in arrays.items():
         num_frames, height, width = array.shape[:3]
@@ -73,19 +73,19 @@ def place(blob: Blob, arrays: Mapping[str, Floats]) -> dict[str, Any]:
             shape, num_bytes, pieces = [num_frames, height, width, 3], 1, video_frames
         for size in shape:
             num_bytes *= size
-        # The same memory read in the same way is the same array: one mask for all chunks is sent once.
+        # The same memory read in the same way is the same array: a mask that all chunks share is sent once.
         key = (name, array.__array_interface__["data"][0], array.strides, array.shape)
         placed[f"{name}_offset"] = blob.add(key, num_bytes, partial(pieces, array))
         placed[f"{name}_shape"] = shape
     return placed
 
 
-def cut(batch_frames: int, chunk_size: int, num_frames: int) -> Iterator[tuple[int, slice]]:
-    """The chunks that get a part of a batch of VACE frames or masks, each with its part.
+def split_batch(batch_frames: int, chunk_size: int, num_frames: int) -> Iterator[tuple[int, slice]]:
+    """Split a batch of VACE frames or masks; yields each chunk that gets a part, and its part.
 
-    Chunk k gets the frames from k * chunk_size on, as it does of an input video: a chunk with VACE arrays has
-    chunk_size frames, the first one too. The server repeats the last frame of a part that is short. A batch of one
-    frame holds for every chunk. Chunks beyond the end of a shorter batch get nothing.
+    Chunk k gets the frames from k * chunk_size on, as with an input video: a chunk with VACE arrays has chunk_size
+    frames, even the first. The server repeats the last frame of a part that is too short. A batch of one frame applies
+    to every chunk. Chunks beyond the end of a shorter batch get nothing.
     """
     for index in range(-(-num_frames // chunk_size)):
         if batch_frames == 1:
@@ -98,7 +98,7 @@ def cut(batch_frames: int, chunk_size: int, num_frames: int) -> Iterator[tuple[i
 
 
 class Blob:
-    """Collects arrays; iterate over it for the bytes to send, as often as wanted."""
+    """Collects arrays; iterating over it yields the bytes to send, made on the way, as often as needed."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[int, Callable[[], Iterator[memoryview]]]] = []
@@ -106,12 +106,12 @@ class Blob:
         self.num_bytes = 0
 
     def add(self, key: Hashable, num_bytes: int, pieces: Callable[[], Iterator[memoryview]]) -> int:
-        """Add an array; gives its offset.
+        """Add an array; returns its offset.
 
         Args:
-            key: an array that was added under this key before is not added again: several chunks may share one.
+            key: an array that was already added under this key is not added again: chunks may share one.
             num_bytes: of the array.
-            pieces: makes its bytes, when they are sent.
+            pieces: makes its bytes when they are sent.
         """
         if key not in self._offsets:
             offset = -(-self.num_bytes // _ALIGNMENT) * _ALIGNMENT
@@ -129,4 +129,4 @@ class Blob:
             for piece in pieces():
                 end += piece.nbytes
                 yield piece
-        assert end == self.num_bytes, "an array gave more or fewer bytes than it was said to have"
+        assert end == self.num_bytes, "an array has another size than announced"

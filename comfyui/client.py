@@ -1,6 +1,6 @@
-"""The calls of a server that the nodes need, on the standard library; each can be stopped while it waits.
+"""The server calls that the nodes need, on the standard library alone; each can be stopped while it waits.
 
-ComfyUI's users share one Python environment among many node packs: what is not needed cannot break.
+ComfyUI's users share one Python environment among many node packs: a dependency that is not there cannot break.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _PIECE_BYTES = 2**20
 _READ_ERROR_BYTES = 2**16
 
 _HOW_TO_GIVE_A_KEY = (
-    " (give the key as the token of the Server node, or in FILMSTRIP_TOKEN in ComfyUI's environment, which goes only to"
-    " the address that FILMSTRIP_SERVER names there)"
+    " (give the key as the token of the Server node, or in FILMSTRIP_TOKEN in ComfyUI's environment, which is sent"
+    " only to the address that FILMSTRIP_SERVER names there)"
 )
 POLL_S = 0.1
 _JOIN_S = 3.0
 
 LAST_EVENTS = ("complete", "cancelled", "error")
-"""Every generation ends with one of these."""
+"""Every generation ends with one of these events."""
 
 _NEEDED = {
     "progress": ("chunk", "total_chunks", "frames", "latency", "fps"),
@@ -52,17 +52,17 @@ _NEEDED = {
 }
 
 Bytes = bytes | memoryview
-Shape = tuple[int, int, int, int]  # F, H, W, C
+VideoShape = tuple[int, int, int, int]  # F, H, W, C
 ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
-class Server:
-    """Where a server is and how to talk to it.
+class ServerAddress:
+    """The address of a server and how to talk to it.
 
     Attributes:
-        url: such as http://127.0.0.1:8000, without a slash at its end.
-        token: sent as `Authorization: Bearer`; empty for none. Never part of a repr, so never in a log.
+        url: such as http://127.0.0.1:8000, without a trailing slash.
+        token: sent as `Authorization: Bearer`; empty for none. Not part of the repr, so never in a log.
         timeout_s: longest silence of a connection.
     """
 
@@ -71,45 +71,45 @@ class Server:
     timeout_s: float = 60.0
 
 
-def make_server(url: str, token: str = "", timeout_s: float = 60.0) -> Server:
+def make_server(url: str, token: str = "", timeout_s: float = 60.0) -> ServerAddress:
     """Check an address.
 
     Raises:
-        FilmstripError: it is not one of an HTTP server.
+        FilmstripError: it is not the address of an HTTP server.
     """
     stripped = url.strip().rstrip("/")
     try:
         parts = urlsplit(stripped)
         good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is no number, a bracket that isn't closed
+    except ValueError:  # such as a port that is not a number, or an unclosed bracket
         good = False
     if not good or parts.query or parts.fragment or parts.username is not None:
         raise FilmstripError(f"{url!r} is not the address of a server, such as http://127.0.0.1:8000")
     token = token.strip()
     if not token.isascii() or not token.isprintable():
-        raise FilmstripError("the token holds characters that no token has")
-    return Server(stripped, token, timeout_s)
+        raise FilmstripError("the token has characters that cannot be sent in a header")
+    return ServerAddress(stripped, token, timeout_s)
 
 
-class Client:
+class ServerClient:
     """Talks to one server; a new connection for each call.
 
     Args:
-        server: where it is.
-        poll: called every 0.1 s while a call waits; what it raises ends the call.
+        server: its address.
+        poll: called every 0.1 s while a call waits; an exception that it raises ends the call.
 
     Attributes:
-        pipeline_ids: the server's pipelines, as it listed them last.
+        pipeline_ids: the server's pipelines, as of its last list.
     """
 
-    def __init__(self, server: Server, poll: Callable[[], None]) -> None:
+    def __init__(self, server: ServerAddress, poll: Callable[[], None]) -> None:
         self.server = server
         self.pipeline_ids: tuple[str, ...] = ()
         self._poll = poll
 
     def health(self) -> str:
         """The server's health: "healthy" when a generation would be accepted, or one runs."""
-        answer = self._json("GET", "/health", also_good=frozenset({503}))  # which says no, in the same words
+        answer = self._json("GET", "/health", ok_statuses=frozenset({503}))  # 503 carries the same JSON
         return self._read(answer, lambda: str(answer["status"]))
 
     def pipelines(self) -> dict[str, dict[str, Any]]:
@@ -120,15 +120,15 @@ class Client:
         return known
 
     def ready_pipeline(self, id: str, tell: Callable[[str], None]) -> dict[str, Any]:
-        """What one pipeline is and can do; it is loaded first when it is not, or not listed yet.
+        """What one pipeline is and can do; it is loaded first if it is not loaded, or not listed yet.
 
         Args:
             id: of the pipeline.
-            tell: shows the user what is waited for.
+            tell: shows the user what the call waits for.
 
         Raises:
-            FilmstripError: the server does not have it, and the message lists those it has; or it cannot run, and the
-                message says why.
+            FilmstripError: the server does not have it (the message lists those it has), or it cannot run (the message
+                says why).
         """
         known = self.pipelines()
         state = _state(known.get(id, {"state": "unloaded"}))
@@ -160,49 +160,49 @@ class Client:
             sleep_polling(LOAD_POLL_S, self._poll)
             answer = self._json("GET", "/api/v1/pipeline/status")
             if answer.get("pipeline_id") not in (None, id):
-                return  # another load took its place: what the list says holds
+                return  # another load has started since: the list of pipelines decides
         if answer.get("status") == "error":
-            why = answer.get("error") or "the server does not say why"
+            why = answer.get("error") or "the server gives no reason"
             raise FilmstripError(f"the pipeline {id} could not be loaded: {why}", "load_failed")
 
-    def upload(self, shape: Shape, frames: Iterable[Bytes]) -> str:
-        """Send an input video, uint8 of this shape; gives its `input_path`."""
+    def upload(self, shape: VideoShape, frames: Iterable[Bytes]) -> str:
+        """Upload an input video, uint8 of this shape; returns its `input_path`."""
         names = ("X-Video-Frames", "X-Video-Height", "X-Video-Width", "X-Video-Channels")
         headers = {name: str(size) for name, size in zip(names, shape, strict=True)}
         num_bytes = shape[0] * shape[1] * shape[2] * shape[3]
         return self._post_binary("/api/v1/generate/upload", "input_path", num_bytes, frames, headers)
 
     def upload_data(self, num_bytes: int, pieces: Iterable[Bytes]) -> str:
-        """Send a blob of arrays; gives its `data_blob_path`."""
+        """Upload a blob of arrays; returns its `data_blob_path`."""
         return self._post_binary("/api/v1/generate/upload-data", "data_blob_path", num_bytes, pieces)
 
     def upload_image(self, file: bytes) -> str:
-        """Send an image file; gives its path."""
+        """Upload an image file; returns its path."""
         return self._post_binary("/api/v1/assets", "path", len(file), [file])
 
     def cancel(self) -> None:
-        """End the generation under way; short of patience, and not stopped by `poll`: it is how one stops."""
+        """End the running generation; with a short timeout, and not stopped by `poll`: the user is stopping already."""
         server = replace(self.server, timeout_s=min(CANCEL_TIMEOUT_S, self.server.timeout_s))
         with Connection(server) as connection:
             connection.send("POST", "/api/v1/generate/cancel", {"Content-Length": "0"})
 
-    def generate(self, request: Mapping[str, Any], on_event: Callable[[Event], None]) -> Event:
-        """Generate a video; gives the last event. When `poll` raises, the server is told to cancel at once.
+    def generate(self, request: Mapping[str, Any], on_event: Callable[[StreamEvent], None]) -> StreamEvent:
+        """Generate a video; returns the last event. If `poll` raises, the server is asked to cancel at once.
 
         Args:
             request: the fields of a GenerateRequest.
-            on_event: called in this thread, for each event.
+            on_event: called in this thread for each event.
 
         Raises:
-            FilmstripError: the server refused (code `busy`: another generation runs), or the stream broke off.
+            FilmstripError: the server refused (code `busy`: another generation runs), or the stream ended early.
         """
         body = json.dumps(request).encode()
         headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Accept": "text/event-stream"}
-        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        events: queue.SimpleQueue[StreamEvent] = queue.SimpleQueue()
         with Connection(self.server) as connection:
             accepted = False
 
-            def work() -> Event:
+            def work() -> StreamEvent:
                 nonlocal accepted
                 with connection.send("POST", "/api/v1/generate", headers, [body]) as response:
                     connection.check_stream(response, "text/event-stream")
@@ -224,7 +224,7 @@ class Client:
                         on_event(events.get_nowait())
 
             def stop() -> None:
-                # Not before it was accepted: the generation that runs would be another's. Closing ends ours as well.
+                # Only once it was accepted: until then the running generation is someone else's. Closing ends ours.
                 if accepted:
                     with contextlib.suppress(FilmstripError):
                         self.cancel()
@@ -234,12 +234,12 @@ class Client:
             tell()
             return last
 
-    def download(self, output_path: str, receive: Callable[[Shape, Iterator[Pixels]], ResultT]) -> ResultT:
-        """Fetch an output; gives what `receive` makes of it, in another thread.
+    def download(self, output_path: str, receive: Callable[[VideoShape, Iterator[Pixels]], ResultT]) -> ResultT:
+        """Download an output; returns what `receive` makes of it, in another thread.
 
         Args:
             output_path: of the last event.
-            receive: is given the shape and the frames, uint8 [H, W, C], one after the other in the same memory.
+            receive: gets the shape and the frames, uint8 [H, W, C], one after the other in the same memory.
         """
         with Connection(self.server) as connection:
 
@@ -261,12 +261,12 @@ class Client:
         path: str,
         headers: Mapping[str, str] | None = None,
         body: Iterable[Bytes] = (),
-        also_good: frozenset[int] = frozenset(),
+        ok_statuses: frozenset[int] = frozenset(),
     ) -> Any:
         with Connection(self.server) as connection:
 
             def work() -> Any:
-                response = connection.send(method, path, headers or {}, body, also_good)
+                response = connection.send(method, path, headers or {}, body, ok_statuses)
                 with response, connection.readable_errors():
                     raw = response.read()
                 try:
@@ -293,7 +293,7 @@ class Client:
             ) from None
 
 
-def _events(response: http.client.HTTPResponse) -> Iterator[Event]:
+def _events(response: http.client.HTTPResponse) -> Iterator[StreamEvent]:
     reader = EventReader()
     while data := response.read1(_READ_BYTES):
         yield from reader.feed(data)
@@ -301,23 +301,23 @@ def _events(response: http.client.HTTPResponse) -> Iterator[Event]:
 
 def _read_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     size = facts["chunk_size"]
-    # Null where the server does not know: of a pipeline that was never loaded, or cannot be.
+    # Null while the server does not know it: the pipeline was never loaded, or cannot be.
     if size is not None and (not isinstance(size, int) or size < 1):
         raise ValueError("no chunk size")
     return {**facts, "features": dict(facts["features"] or {})}
 
 
 def _state(facts: Mapping[str, Any]) -> str:
-    """`ready`, `loading`, `unloaded` or `failed`; older servers only say whether it is loaded."""
+    """`ready`, `loading`, `unloaded` or `failed`; some servers only say whether it is loaded."""
     state = facts.get("state")
     return str(state) if state else "ready" if facts.get("loaded", True) else "unloaded"
 
 
-def _read_header(raw: bytes) -> Shape:
+def _read_header(raw: bytes) -> VideoShape:
     ndim, *shape = _HEADER.unpack(raw)
     frames, height, width, channels = shape
     if ndim != 4 or 0 in shape:
-        raise FilmstripError("the server sent something else than a video", "not_filmstrip")
+        raise FilmstripError("the server did not send a video", "not_filmstrip")
     return frames, height, width, channels
 
 
@@ -340,7 +340,7 @@ class _Body:
             filled += num_bytes
         return array
 
-    def frames(self, shape: Shape) -> Iterator[Pixels]:
+    def frames(self, shape: VideoShape) -> Iterator[Pixels]:
         """The frames of a video, each in the same memory."""
         frame = np.empty(shape[1:], np.uint8)
         for _ in range(shape[0]):
@@ -353,7 +353,7 @@ class _Body:
 class Connection:
     """One request and its answer; close it after use."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: ServerAddress) -> None:
         self._server = server
         parts = urlsplit(server.url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
@@ -369,7 +369,7 @@ class Connection:
         self._http.close()
 
     def abort(self) -> None:
-        """End the request from another thread; that one meets an error."""
+        """End the request from another thread; the thread that waits for it gets an error."""
         self._aborted = True
         if self._socket is not None:
             with contextlib.suppress(OSError):  # it was closed already
@@ -381,18 +381,18 @@ class Connection:
         path: str,
         headers: Mapping[str, str],
         body: Iterable[Bytes] = (),
-        also_good: frozenset[int] = frozenset(),
+        ok_statuses: frozenset[int] = frozenset(),
     ) -> http.client.HTTPResponse:
-        """Send a request; gives the answer, whose body is still to be read.
+        """Send a request; returns the answer, whose body is still to be read.
 
-        Statuses besides 2xx that carry an answer and not an error are those of `also_good`.
+        `ok_statuses` are statuses other than 2xx that carry an answer, not an error.
 
         Raises:
             FilmstripError: the server refused, or it could not be reached.
         """
         with self.readable_errors():
             response = self._send(method, path, headers, body)
-            if response.status // 100 != 2 and response.status not in also_good:
+            if response.status // 100 != 2 and response.status not in ok_statuses:
                 raise read_error(response, self._server)
         return response
 
@@ -412,7 +412,7 @@ class Connection:
         self._http.connect()
         self._socket = self._http.sock
         if self._aborted:
-            raise FilmstripError("the request was given up", "cancelled")
+            raise FilmstripError("the request was cancelled", "cancelled")
         self._socket.settimeout(self._server.timeout_s)
         self._http.putrequest(method, self._prefix + path)
         if self._server.token:
@@ -426,7 +426,7 @@ class Connection:
                 for start in range(0, raw.nbytes, _PIECE_BYTES):
                     self._http.send(raw[start : start + _PIECE_BYTES])
         except (BrokenPipeError, ConnectionResetError):
-            # A server that refuses a body answers and closes: what it says is worth more than the broken pipe.
+            # A server that refuses a body answers and closes: its answer says more than the broken pipe.
             with contextlib.suppress(OSError, http.client.HTTPException):
                 return self._http.getresponse()
             raise
@@ -434,7 +434,7 @@ class Connection:
 
     @contextlib.contextmanager
     def readable_errors(self) -> Iterator[None]:
-        """The boundary where the standard library's errors become ours."""
+        """The one place where errors of the standard library become FilmstripErrors."""
         url = self._server.url
         try:
             yield
@@ -459,8 +459,8 @@ class Connection:
             ) from None
 
 
-def read_error(response: http.client.HTTPResponse, server: Server) -> FilmstripError:
-    """What an error answer says."""
+def read_error(response: http.client.HTTPResponse, server: ServerAddress) -> FilmstripError:
+    """The error that an error answer carries."""
     body = response.read(_READ_ERROR_BYTES)
     try:
         error: Any = json.loads(body)["error"]
@@ -474,7 +474,7 @@ def read_error(response: http.client.HTTPResponse, server: Server) -> FilmstripE
     return FilmstripError(message, code, None if blamed is None else str(blamed))
 
 
-def foreign_answer(response: http.client.HTTPResponse, body: bytes, server: Server) -> FilmstripError:
+def foreign_answer(response: http.client.HTTPResponse, body: bytes, server: ServerAddress) -> FilmstripError:
     """The error for an answer that does not come from Filmstrip."""
     message = describe(server.url, response.status, response.headers.get, body)
     return FilmstripError(message + (_HOW_TO_GIVE_A_KEY if response.status == 401 else ""), "not_filmstrip")
@@ -484,26 +484,26 @@ def foreign_answer(response: http.client.HTTPResponse, body: bytes, server: Serv
 
 
 @dataclass(frozen=True)
-class Event:
-    """One event: its name and the object that it carries."""
+class StreamEvent:
+    """One event of a generation: its name and its data."""
 
     name: str
     data: dict[str, Any]
 
 
 class EventReader:
-    """Reads the events of a generation as the bytes of its stream come, cut anywhere."""
+    """Reads the events of a generation from the bytes of its stream, which may be split anywhere."""
 
     def __init__(self) -> None:
         self._pending = b""
         self._name = ""
         self._data: list[str] = []
 
-    def feed(self, data: bytes) -> Iterator[Event]:
-        """Take the next bytes; give the events that they complete. Names that this version doesn't know are left out.
+    def feed(self, data: bytes) -> Iterator[StreamEvent]:
+        """Take the next bytes; yield the events that they complete. Unknown event names are skipped.
 
         Raises:
-            FilmstripError: the stream is none of Filmstrip's.
+            FilmstripError: the stream is not Filmstrip's.
         """
         *lines, self._pending = (self._pending + data).split(b"\n")
         for line in lines:
@@ -511,7 +511,7 @@ class EventReader:
             if event is not None:
                 yield event
 
-    def _line(self, line: str) -> Event | None:
+    def _line(self, line: str) -> StreamEvent | None:
         if not line:
             name, data = self._name, "\n".join(self._data)
             self._name, self._data = "", []
@@ -525,7 +525,7 @@ class EventReader:
         return None  # a comment, an id, or part of an event
 
 
-def _read_event(name: str, data: str) -> Event:
+def _read_event(name: str, data: str) -> StreamEvent:
     try:
         raw = json.loads(data)
         missing = [key for key in _NEEDED[name] if key not in raw]
@@ -536,19 +536,19 @@ def _read_event(name: str, data: str) -> Event:
         raise FilmstripError(
             f"a {name} event of another version of Filmstrip, or of no Filmstrip: {data[:80]!r}", "not_filmstrip"
         )
-    return Event(name, raw)
+    return StreamEvent(name, raw)
 
 
 # -- Waiting -------------------------------------------------------------------------------------------------------
 
 
 def while_polling(work: Callable[[], ResultT], poll: Callable[[], None], abort: Callable[[], None]) -> ResultT:
-    """Do the work, calling `poll` every 0.1 s.
+    """Do the work in a thread that the user can stop: call `poll` every 0.1 s meanwhile.
 
     Args:
         work: runs in a thread of its own.
-        poll: runs in this thread; what it raises (ComfyUI's interrupt) ends the wait.
-        abort: makes the work end soon; called when `poll` has raised.
+        poll: runs in this thread; an exception (ComfyUI's interrupt) ends the wait.
+        abort: makes the work end soon; called after `poll` has raised.
 
     Raises:
         BaseException: what the work or the poll raised.

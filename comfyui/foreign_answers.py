@@ -1,7 +1,7 @@
 """Explains answers that do not come from Filmstrip: a proxy's error, a login page, another program.
 
-No page of HTML is ever part of the sentence. `comfyui/foreign_answers.py` is a copy of this file, since that folder is
-installed alone.
+The explanation never contains HTML. `comfyui/foreign_answers.py` is a copy of this file, since that folder is installed
+on its own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CAUSES = {
     408: "a proxy in front of the server got the request too slowly; raise its timeout (client_body_timeout in nginx)",
     410: _NO_SERVER,
     413: "a proxy in front of the server refuses a body of this size; raise its limit (client_max_body_size in nginx)",
-    414: "a proxy in front of the server refuses an address of this length",
+    414: "a proxy in front of the server refuses a URL of this length",
     429: "a proxy in front of the server limits the rate of requests; try again later",
     431: "a proxy in front of the server refuses headers of this length",
     501: _NO_SERVER,
@@ -37,16 +37,16 @@ _CAUSES = {
 }
 
 UNREACHED = frozenset({502, 503, 504})
-"""Statuses by which a proxy says that it did not get through to the server."""
+"""Statuses with which a proxy reports that it did not reach the server."""
 
 
 def describe(url: str, status: int, header: Header, body: bytes) -> str:
     """One line that names the server, the status and the likely cause.
 
     Args:
-        url: what was asked for.
+        url: the requested URL.
         status: HTTP status of the answer.
-        header: gives a header of the answer by its name, or None; case does not matter.
+        header: returns a header of the answer by its case-insensitive name, or None.
         body: of the answer, or its beginning.
     """
     parts = urlsplit(url)
@@ -61,7 +61,7 @@ def is_html(header: Header, body: bytes) -> bool:
 
 def _cause(url: str, status: int, header: Header, body: bytes) -> str:
     if _HTTPS_PORT in body:
-        return "this port takes HTTPS only; write https:// in the URL"
+        return "this port only accepts HTTPS; write https:// in the URL"
     if 300 <= status < 400:
         return _redirect(url, header)
     if status in _CAUSES:
@@ -82,13 +82,13 @@ def _redirect(url: str, header: Header) -> str:
     except ValueError:
         location = ""
     if not location:
-        return "the answer leads elsewhere; it is not Filmstrip's"
+        return "the answer redirects elsewhere; it is not Filmstrip's"
     host = _printable(f"{target.scheme}://{target.hostname or ''}{port}", _SHOWN_CHARACTERS)
     if moved_to_https and source.path == target.path:
-        return f"this address leads to {host}; write that in the URL"
-    # Not its query: that of a login page holds what is nobody else's.
+        return f"this address redirects to {host}; write that in the URL"
+    # Without its query: that of a login page may have secrets.
     page = _printable(target.path, _SHOWN_CHARACTERS)
-    return f"this address leads to {host}{page}, perhaps a login page in front of the server"
+    return f"this address redirects to {host}{page}, perhaps a login page in front of the server"
 
 
 def _status(status: int, header: Header) -> str:
@@ -101,7 +101,7 @@ def _status(status: int, header: Header) -> str:
 
 
 def _quoted(header: Header, body: bytes) -> str:
-    """The answer itself, where it is a text that a person can read in a line."""
+    """The answer itself, if it is text that a person can read."""
     text = _printable(_stripped(body).decode(errors="replace"), _SHOWN_CHARACTERS)
     if not text:
         return ""
@@ -113,6 +113,6 @@ def _stripped(body: bytes) -> bytes:
 
 
 def _printable(text: str, most: int) -> str:
-    """A text on one line, without what could move a terminal's cursor."""
+    """The text on one line, without control characters."""
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
     return line if len(line) <= most else f"{line[:most]}..."

@@ -1,4 +1,4 @@
-"""One generation from the node's inputs to the last event: uploads, waiting for a busy server, progress."""
+"""One generation, from a node's inputs to the last event: uploads, waiting for a busy server, progress."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .chunk_specs import IMAGES, Blob, Specs, merge, place, with_batches
-from .client import Client, Event, Server, Shape, sleep_polling
+from .chunk_specs import IMAGES, Blob, Specs, add_to_blob, merge, with_batches
+from .client import ServerAddress, ServerClient, StreamEvent, VideoShape, sleep_polling
 from .errors import FilmstripError
 from .frames import Floats, to_png, video_frames
 from .host import Display, check_interrupted
@@ -21,28 +21,28 @@ BUSY_RETRY_S = 1.0
 
 
 @dataclass(frozen=True)
-class Pipeline:
-    """A pipeline of a server, as it goes from node to node."""
+class PipelineRef:
+    """A pipeline of a server, as it passes from node to node."""
 
-    server: Server
+    server: ServerAddress
     id: str
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a node is asked to make.
+class GenerationInputs:
+    """The inputs of a Generate node.
 
     Attributes:
-        pipeline: which makes it.
-        fields: of the request, those that no array decides.
-        num_frames: 0 for as many as there are input images, or VACE frames or masks.
+        pipeline: the pipeline that generates.
+        fields: fields of the request that do not depend on arrays.
+        num_frames: 0 for as many as there are input images, VACE frames or masks.
         images: the input video, IMAGE.
         batches: `vace_frames` (IMAGE) and `vace_masks` (MASK) of the whole video.
-        specs: of single chunks.
-        wait_when_busy_s: how long to try again while another generation runs.
+        specs: overrides for single chunks.
+        wait_when_busy_s: how long to retry while another generation runs.
     """
 
-    pipeline: Pipeline
+    pipeline: PipelineRef
     fields: Mapping[str, Any]
     num_frames: int = 0
     images: Floats | None = None
@@ -52,13 +52,13 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Made:
+class GenerationResult:
     """A generation that completed.
 
     Attributes:
-        output_path: what to download.
-        report: JSON of what happened.
-        summary: the same in a line.
+        output_path: the server's name of the video.
+        report: what happened, as JSON.
+        summary: the same in one line.
     """
 
     output_path: str
@@ -66,29 +66,29 @@ class Made:
     summary: str
 
 
-def generate(order: Order, client: Client, display: Display) -> Made:
-    """Upload, generate, follow.
+def generate(inputs: GenerationInputs, client: ServerClient, display: Display) -> GenerationResult:
+    """Upload the inputs, post the request and follow its events.
 
     Raises:
         FilmstripError: it failed; the message says why.
     """
     started = time.monotonic()
-    facts = client.ready_pipeline(order.pipeline.id, display.text)
-    request = _request(order, facts, client, display)
+    facts = client.ready_pipeline(inputs.pipeline.id, display.text)
+    request = _request(inputs, facts, client, display)
     posted = time.monotonic()
     chunks: list[Mapping[str, Any]] = []
-    last, waited_s = _follow(order, request, client, display, chunks)
+    last, waited_s = _follow(inputs, request, client, display, chunks)
     if last.name == "error":
         raise FilmstripError(str(last.data["error"]), str(last.data["code"]))
     if last.name == "cancelled":
-        # Not a shorter video instead: ComfyUI would keep it as this node's result.
+        # No shorter video instead: ComfyUI would cache it as the result of this node.
         frames = last.data["frames_completed"]
         raise FilmstripError(f"the generation was cancelled by someone else, after {frames} frames", "cancelled")
     generate_s = time.monotonic() - posted - waited_s
     report = {
         **last.data,
         "status": last.name,
-        "server": order.pipeline.server.url,
+        "server": inputs.pipeline.server.url,
         "upload_s": round(posted - started, 3),
         "busy_s": round(waited_s, 3),
         "generate_s": round(generate_s, 3),
@@ -99,59 +99,61 @@ def generate(order: Order, client: Client, display: Display) -> Made:
     if request.get("seed") == RANDOM_SEED and "seed" in last.data:
         summary += f", seed {last.data['seed']}"
     if last.data.get("unused"):
-        summary += f"; {order.pipeline.id} has no use for {', '.join(last.data['unused'])}"
-    return Made(str(last.data["output_path"]), json.dumps(report, indent=1, ensure_ascii=False), summary)
+        summary += f"; {inputs.pipeline.id} does not use {', '.join(last.data['unused'])}"
+    return GenerationResult(str(last.data["output_path"]), json.dumps(report, indent=1, ensure_ascii=False), summary)
 
 
 @contextlib.contextmanager
-def not_lost(made: Made) -> Iterator[None]:
-    """Within its block the result is fetched: what goes wrong there names the result, which the server still has.
+def naming_result_on_error(result: GenerationResult) -> Iterator[None]:
+    """Within the block the result is downloaded; errors name the result, which the server still has.
 
     Raises:
-        FilmstripError: in place of that of the block.
+        FilmstripError: instead of the error of the block.
     """
     try:
         yield
     except FilmstripError as error:
-        name = made.output_path
+        name = result.output_path
         raise FilmstripError(
-            f"{error}; the video is not lost: the server keeps it for an hour, if not set otherwise, as {name}"
+            f"{error}; the video is not lost: the server keeps it for an hour by default, as {name}"
             f" (filmstrip download {name} -o FILE)",
             error.code,
         ) from None
     except MemoryError:
         raise FilmstripError(
-            "there is not enough memory for the images of this video: take Generate to Video, or filmstrip download"
-            f" {made.output_path} -o FILE"
+            "not enough memory for the images of this video: use Generate to Video, or filmstrip download"
+            f" {result.output_path} -o FILE"
         ) from None
 
 
-def num_frames_of(order: Order) -> int:
-    """How many frames are asked for."""
-    if order.num_frames:
-        return order.num_frames
-    if order.images is not None:
-        return len(order.images)
-    longest = max((len(batch) for batch in order.batches.values()), default=0)
+def num_frames_of(inputs: GenerationInputs) -> int:
+    """How many frames to generate."""
+    if inputs.num_frames:
+        return inputs.num_frames
+    if inputs.images is not None:
+        return len(inputs.images)
+    longest = max((len(batch) for batch in inputs.batches.values()), default=0)
     return longest if longest > 1 else DEFAULT_NUM_FRAMES
 
 
-def _request(order: Order, facts: Mapping[str, Any], client: Client, display: Display) -> dict[str, Any]:
-    request: dict[str, Any] = {"pipeline_id": order.pipeline.id, **order.fields, "num_frames": num_frames_of(order)}
+def _request(
+    inputs: GenerationInputs, facts: Mapping[str, Any], client: ServerClient, display: Display
+) -> dict[str, Any]:
+    request: dict[str, Any] = {"pipeline_id": inputs.pipeline.id, **inputs.fields, "num_frames": num_frames_of(inputs)}
     if not facts["features"].get("seed"):
-        # ComfyUI changes a seed by itself, after each run: a note that it is unused would tell the user nothing.
+        # ComfyUI changes seeds by itself after each run: a note that the seed is unused would not help the user.
         request.pop("seed", None)
-    if order.images is not None:
-        frames, height, width, _ = order.images.shape
-        shape: Shape = (frames, height, width, 3)
-        display.text(f"uploading {frames} frames of {width} x {height}")
-        request["input_path"] = client.upload(shape, video_frames(order.images))
-    specs = with_batches(merge(order.specs), order.batches, int(facts["chunk_size"]), request["num_frames"])
+    if inputs.images is not None:
+        frames, height, width, _ = inputs.images.shape
+        shape: VideoShape = (frames, height, width, 3)
+        display.text(f"uploading {frames} frames of {width}x{height}")
+        request["input_path"] = client.upload(shape, video_frames(inputs.images))
+    specs = with_batches(merge(inputs.specs), inputs.batches, int(facts["chunk_size"]), request["num_frames"])
     blob = Blob()
     chunk_specs = []
     for index, spec in sorted(specs.items()):
         packed = {name: array for name, array in spec.arrays.items() if name not in IMAGES}
-        chunk_specs.append({"chunk": index, **spec.fields, **_images(spec.arrays, client), **place(blob, packed)})
+        chunk_specs.append({"chunk": index, **spec.fields, **_images(spec.arrays, client), **add_to_blob(blob, packed)})
     if blob.num_bytes:
         display.text(f"uploading {blob.num_bytes / 1e6:.1f} MB of arrays for {len(chunk_specs)} chunks")
         request["data_blob_path"] = client.upload_data(blob.num_bytes, blob)
@@ -160,7 +162,7 @@ def _request(order: Order, facts: Mapping[str, Any], client: Client, display: Di
     return request
 
 
-def _images(arrays: Mapping[str, Floats], client: Client) -> dict[str, Any]:
+def _images(arrays: Mapping[str, Floats], client: ServerClient) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name in IMAGES:
         if name in arrays:
@@ -170,16 +172,20 @@ def _images(arrays: Mapping[str, Floats], client: Client) -> dict[str, Any]:
 
 
 def _follow(
-    order: Order, request: Mapping[str, Any], client: Client, display: Display, chunks: list[Mapping[str, Any]]
-) -> tuple[Event, float]:
-    """Post the request, again while the server is busy; gives the last event and the seconds spent waiting."""
+    inputs: GenerationInputs,
+    request: Mapping[str, Any],
+    client: ServerClient,
+    display: Display,
+    chunks: list[Mapping[str, Any]],
+) -> tuple[StreamEvent, float]:
+    """Post the request, and retry while the server is busy; returns the last event and the seconds spent waiting."""
 
-    def on_event(event: Event) -> None:
+    def on_event(event: StreamEvent) -> None:
         if event.name == "progress":
-            told = event.data
-            chunks.append(told)
-            display.chunks(told["chunk"], told["total_chunks"])
-            display.text(f"chunk {told['chunk']} of {told['total_chunks']}, {told['fps']:.3g} frames/s")
+            chunk = event.data
+            chunks.append(chunk)
+            display.chunks(chunk["chunk"], chunk["total_chunks"])
+            display.text(f"chunk {chunk['chunk']} of {chunk['total_chunks']}, {chunk['fps']:.3g} frames/s")
 
     started = time.monotonic()
     while True:
@@ -189,8 +195,8 @@ def _follow(
         except FilmstripError as error:
             if error.code != "busy":
                 raise
-            if waited_s >= order.wait_when_busy_s:
-                waited = f" It was asked for {waited_s:.0f} s: see wait_when_busy_s." if order.wait_when_busy_s else ""
+            if waited_s >= inputs.wait_when_busy_s:
+                waited = f" Gave up after {waited_s:.0f} s: see wait_when_busy_s." if inputs.wait_when_busy_s else ""
                 raise FilmstripError(f"the server is busy: {error}.{waited}", "busy") from None
-        display.text(f"the server is busy with another generation; waiting up to {order.wait_when_busy_s:g} s")
-        sleep_polling(min(BUSY_RETRY_S, max(order.wait_when_busy_s - waited_s, 0.1)), check_interrupted)
+        display.text(f"the server is busy with another generation; waiting up to {inputs.wait_when_busy_s:g} s")
+        sleep_polling(min(BUSY_RETRY_S, max(inputs.wait_when_busy_s - waited_s, 0.1)), check_interrupted)

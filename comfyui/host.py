@@ -1,6 +1,6 @@
-"""The boundary to ComfyUI: interrupt, progress, messages, files, tensors. Nothing else here imports ComfyUI or torch.
+"""The boundary to ComfyUI: interrupt, progress, messages, files, tensors. No other module imports ComfyUI or torch.
 
-Imported where it is used: the pack's other modules, and their tests, need no ComfyUI.
+The imports are inside the functions, so that the rest of the pack and its tests need no ComfyUI.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ log = logging.getLogger("filmstrip")
 
 
 def check_interrupted() -> None:
-    """Raise ComfyUI's own interrupt exception when the user has pressed stop."""
+    """Raise ComfyUI's own interrupt exception if the user has pressed Stop."""
     from comfy import model_management
 
     model_management.throw_exception_if_processing_interrupted()
 
 
 class Display:
-    """Shows on a node what happens: a bar, a line of text, a picture. Only from ComfyUI's own thread.
+    """Shows progress on a node: a bar, a line of text, an image. Only from ComfyUI's own thread.
 
     Args:
         node_id: ComfyUI's, from the hidden input `unique_id`; None where there is none.
@@ -40,14 +40,14 @@ class Display:
         self._shown = ""
 
     def text(self, message: str) -> None:
-        """Show a line of text under the node, and in ComfyUI's log; once, if it is the one that is shown."""
+        """Show a line of text under the node and in ComfyUI's log, unless it is already shown."""
         if message == self._shown:
             return
         self._shown = message
         log.info("Filmstrip: %s", message)
         from server import PromptServer
 
-        # It came to ComfyUI in 2025; before that the log must do.
+        # ComfyUI has it since 2025; older versions only get the log.
         send = getattr(getattr(PromptServer, "instance", None), "send_progress_text", None)
         if send is not None and self._node_id is not None:
             send(message, self._node_id)
@@ -61,7 +61,7 @@ class Display:
         self._bar.update_absolute(done, total)
 
     def picture(self, frame: Pixels) -> None:
-        """Show a frame under the node, beside a full bar."""
+        """Show a frame under the node, with a full bar."""
         from PIL import Image
 
         if self._bar is not None:
@@ -71,14 +71,14 @@ class Display:
 
 @dataclass(frozen=True)
 class OutputFile:
-    """A file of ComfyUI's output directory, as its page asks for it."""
+    """A file in ComfyUI's output directory, as the page refers to it."""
 
     path: str
     filename: str
     subfolder: str
 
     def shown(self) -> dict[str, Any]:
-        """What a node returns as `ui`, so that the page plays the video: as ComfyUI's own Save Video does."""
+        """What a node returns as `ui`, so that the page plays the video, as ComfyUI's own Save Video does."""
         return {
             "images": [{"filename": self.filename, "subfolder": self.subfolder, "type": "output"}],
             "animated": (True,),
@@ -86,10 +86,10 @@ class OutputFile:
 
 
 def output_file(prefix: str, height: int, width: int, suffix: str) -> OutputFile:
-    """The next free name for a prefix in the output directory.
+    """The next free file name for a prefix in the output directory.
 
     Raises:
-        FilmstripError: the prefix leads out of that directory, or it cannot be written to.
+        FilmstripError: the prefix leads out of that directory, or cannot be used.
     """
     import folder_paths
 
@@ -105,7 +105,7 @@ def output_file(prefix: str, height: int, width: int, suffix: str) -> OutputFile
 
 
 def as_video(path: str) -> Any:
-    """A file as ComfyUI's VIDEO; its path where this ComfyUI is too old to have one."""
+    """A file as ComfyUI's VIDEO; its path if this ComfyUI is too old to have that type."""
     try:
         from comfy_api.input_impl import VideoFromFile
     except ImportError:
@@ -114,11 +114,11 @@ def as_video(path: str) -> Any:
 
 
 def to_array(tensor: Any, *, is_mask: bool = False) -> Floats:
-    """A tensor as an array of float32 in 0..1; it stays where it is, unless it lies on a GPU or has another type.
+    """A tensor as a float32 array in 0..1; not copied unless it is on a GPU or has another type.
 
-    Bytes are 0..255, those of a mask 0 and 1 where there is no larger one.
+    Bytes are 0..255; a mask of bytes is 0 and 1 if it has no larger value.
     """
-    if not hasattr(tensor, "detach"):  # some nodes hand on arrays of numpy
+    if not hasattr(tensor, "detach"):  # some nodes pass numpy arrays
         array: Floats = np.asarray(tensor, np.float32)
     else:
         array = tensor.detach().cpu().float().numpy()
@@ -129,7 +129,7 @@ def to_array(tensor: Any, *, is_mask: bool = False) -> Floats:
 
 
 def to_tensor(array: Floats) -> Any:
-    """An array as a tensor of the same memory."""
+    """An array as a tensor that shares its memory."""
     import torch
 
     return torch.from_numpy(array)

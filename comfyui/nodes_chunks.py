@@ -1,4 +1,4 @@
-"""The nodes Chunk Spec and Prompt Schedule: what single chunks do otherwise."""
+"""The nodes Chunk Spec and Prompt Schedule: per-chunk overrides."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .host import to_array
 MAX_CHUNK = 9999
 MAX_REFERENCES = 16
 _CHAIN = widgets.socket(
-    "FILMSTRIP_CHUNK_SPECS", "Specs of other chunks, or of this one: where both speak, this node wins."
+    "FILMSTRIP_CHUNK_SPECS", "Specs of other chunks. If one sets the same field of this chunk, this node wins."
 )
 
 
 class FilmstripChunkSpec:
-    """One chunk's own values, added to those of other chunks."""
+    """Overrides for one chunk, added to those of other chunks."""
 
     CATEGORY = "Filmstrip"
     DESCRIPTION = (
@@ -33,14 +33,14 @@ class FilmstripChunkSpec:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's interface
         return {
-            "required": {"chunk": widgets.integer(0, 0, MAX_CHUNK, "Which chunk, from 0.")},
+            "required": {"chunk": widgets.integer(0, 0, MAX_CHUNK, "Index of the chunk, from 0.")},
             "optional": {
                 "chunk_specs": _CHAIN,
-                "text": widgets.text("A new prompt, from this chunk on. Empty: none.", prompts=True),
+                "text": widgets.text("New prompt from this chunk on. Empty: unchanged.", prompts=True),
                 "prompts": widgets.text(f"New prompts to blend, instead of text. {widgets.WEIGHTED_PROMPTS}"),
-                "prompt_interpolation_method": widgets.choice(widgets.METHOD, "How this chunk's prompts are blended."),
+                "prompt_interpolation_method": widgets.choice(widgets.METHOD, "How the prompts are blended."),
                 "transition_target_prompts": widgets.text(
-                    f"Prompts to move to, chunk by chunk, from this one on. {widgets.WEIGHTED_PROMPTS}"
+                    f"Prompts to move to gradually, from this chunk on. {widgets.WEIGHTED_PROMPTS}"
                 ),
                 "transition_num_steps": widgets.integer(
                     -1, -1, 10_000, "Length of the transition in chunks. -1: the default, 4. 0: immediate."
@@ -48,9 +48,13 @@ class FilmstripChunkSpec:
                 "transition_method": widgets.choice(widgets.METHOD, "Interpolation between the prompts."),
                 "chunk_seed": widgets.integer(-1, -1, widgets.MAX_SEED, "This chunk's seed. -1: the generation's."),
                 "noise_scale": widgets.number(
-                    -1, -1, 1, 0.01, "Share of noise in this chunk, video to video only. Below 0: the generation's."
+                    -1,
+                    -1,
+                    1,
+                    0.01,
+                    "Share of noise in this chunk, for video-to-video. Below 0: that of the generation.",
                 ),
-                "noise_controller": widgets.choice(widgets.SWITCH, "The input's motion sets the noise scale."),
+                "noise_controller": widgets.choice(widgets.SWITCH, "Let the motion of the input set the noise scale."),
                 "kv_cache_attention_bias": widgets.number(
                     -1, -1, 1, 0.01, "Weight of earlier frames, above 0. Below 0: the generation's."
                 ),
@@ -62,7 +66,7 @@ class FilmstripChunkSpec:
                 "denoising_steps": widgets.DENOISING_STEPS,
                 "lora_scales": widgets.LORA_SCALES,
                 "vace_context_scale": widgets.number(
-                    -1, -1, 2, 0.01, "Strength of the control in this chunk. Below 0: the generation's."
+                    -1, -1, 2, 0.01, "Strength of the control in this chunk. Below 0: that of the generation."
                 ),
                 "vace_use_input_video": widgets.choice(
                     widgets.SWITCH, "The input video conditions the frames instead of being their source."
@@ -124,14 +128,14 @@ class FilmstripChunkSpec:
         vace_context_scale: float = -1,
         vace_use_input_video: str = widgets.AS_IS,
         vace_temporally_locked: bool = True,
-        **pictures: Any,
+        **images: Any,
     ) -> tuple[Specs]:
         """Add this chunk's spec.
 
         Raises:
-            FilmstripError: a text or a picture is not of the form that it must have.
+            FilmstripError: a text or an image is invalid.
         """
-        fields = widgets.given(
+        fields = widgets.without_none(
             text=text.strip() or None,
             prompts=widgets.parse_weighted_prompts(prompts) or None,
             prompt_interpolation_method=widgets.method(prompt_interpolation_method),
@@ -150,7 +154,7 @@ class FilmstripChunkSpec:
             vace_use_input_video=widgets.switch(vace_use_input_video),
             vace_temporally_locked=None if vace_temporally_locked else False,
         )
-        return ((*chunk_specs, ChunkSpec(chunk, fields, arrays_of(pictures))),)
+        return ((*chunk_specs, ChunkSpec(chunk, fields, arrays_of(images))),)
 
 
 class FilmstripPromptSchedule:
@@ -181,7 +185,7 @@ class FilmstripPromptSchedule:
         """Add the schedule's specs.
 
         Raises:
-            FilmstripError: a line is not like `4: a dog`.
+            FilmstripError: a line does not look like `4: a dog`.
         """
         specs = (
             ChunkSpec(chunk, {"text": prompt}) for chunk, prompt in sorted(widgets.parse_schedule(schedule).items())
@@ -189,23 +193,23 @@ class FilmstripPromptSchedule:
         return ((*chunk_specs, *specs),)
 
 
-def arrays_of(pictures: dict[str, Any]) -> dict[str, Floats]:
-    """IMAGE and MASK tensors as arrays [F, H, W, C] and [F, H, W]; those that are None are left out.
+def arrays_of(tensors: dict[str, Any]) -> dict[str, Floats]:
+    """IMAGE and MASK tensors as arrays [F, H, W, C] and [F, H, W]; those that are None are skipped.
 
     Raises:
         FilmstripError: one is neither, or there are too many images.
     """
     arrays: dict[str, Floats] = {}
-    for name, tensor in pictures.items():
+    for name, tensor in tensors.items():
         if tensor is None:
             continue
         is_mask = name == "vace_masks"
         array = to_array(tensor, is_mask=is_mask)
         array = arrays[name] = as_masks(name, array) if is_mask else as_images(name, array)
         if name in ("first_frame_image", "last_frame_image") and len(array) != 1:
-            raise FilmstripError(f"{name}: needs one image, got {len(array)}")
+            raise FilmstripError(f"{name}: must be one image, got {len(array)}")
         if name == "vace_ref_images" and len(array) > MAX_REFERENCES:
-            raise FilmstripError(f"{name}: at most {MAX_REFERENCES} images, got {len(array)}")
+            raise FilmstripError(f"{name}: must be at most {MAX_REFERENCES} images, got {len(array)}")
     return arrays
 
 

@@ -1,4 +1,4 @@
-"""The nodes Generate and Generate to Video: the work itself."""
+"""The nodes Generate and Generate to Video."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import numpy as np
 
 from . import video_file, widgets
 from .chunk_specs import Specs
-from .client import Client, Shape
+from .client import ServerClient, VideoShape
 from .errors import FilmstripError
 from .frames import Floats, Pixels, to_floats
-from .generation import Order, Pipeline, generate, not_lost
+from .generation import GenerationInputs, PipelineRef, generate, naming_result_on_error
 from .host import Display, OutputFile, as_video, check_interrupted, output_file, to_tensor
 from .nodes_chunks import arrays_of
 
 MAX_FRAMES = 10_000
 DEFAULT_NOISE_SCALE = 0.7
-_SIDE = "0: the pipeline's own, else the input's. Else 64 to 2048, by the pipeline's granularity."
+_SIDE = "64 to 2048, in steps of the pipeline's granularity. 0: the pipeline's own, else that of the input."
 
 
 def _inputs(**required: widgets.Widget) -> dict[str, Any]:
     return {
         "required": {
-            "pipeline": widgets.socket("FILMSTRIP_PIPELINE", "What makes the frames."),
-            "prompt": widgets.text("Frame processors don't look at it.", prompts=True),
+            "pipeline": widgets.socket("FILMSTRIP_PIPELINE", "The pipeline that generates the frames."),
+            "prompt": widgets.text("What the video shows. Frame processors ignore it.", prompts=True),
             "num_frames": widgets.integer(
                 0,
                 0,
@@ -60,7 +60,7 @@ def _inputs(**required: widgets.Widget) -> dict[str, Any]:
                 "Values above 0.5 are generated, the rest is kept; split into chunks. One applies to all frames.",
             ),
             "weighted_prompts": widgets.text(f"Prompts to blend, instead of prompt. {widgets.WEIGHTED_PROMPTS}"),
-            "prompt_interpolation_method": widgets.choice(widgets.METHOD, "How several prompts are blended."),
+            "prompt_interpolation_method": widgets.choice(widgets.METHOD, "How the weighted prompts are blended."),
             "width": widgets.integer(0, 0, 2048, _SIDE, step=16),
             "height": widgets.integer(0, 0, 2048, _SIDE, step=16),
             "noise_scale": widgets.number(DEFAULT_NOISE_SCALE, 0, 1, 0.01, "Share of noise, video to video only."),
@@ -82,13 +82,13 @@ def _inputs(**required: widgets.Widget) -> dict[str, Any]:
 
 
 class _Generator:
-    """What both nodes have in common: their widgets, and the way to the last event."""
+    """What both nodes share."""
 
     CATEGORY = "Filmstrip"
 
     @classmethod
     def IS_CHANGED(cls, seed: int | None = None, **_: Any) -> float | str:
-        """ComfyUI runs a node again when this differs from the last time; NaN always does."""
+        """ComfyUI runs a node again if this differs from the last time; NaN always does."""
         return math.nan if seed == widgets.RANDOM_SEED else ""
 
     @classmethod
@@ -103,16 +103,16 @@ class _Generator:
         )
 
 
-def _order(
-    pipeline: Pipeline,
+def _inputs_of(
+    pipeline: PipelineRef,
     prompt: str,
     num_frames: int,
     seed: int,
     *,
     images: Any = None,
     chunk_specs: Specs = (),
-    pre_processor: Pipeline | None = None,
-    post_processor: Pipeline | None = None,
+    pre_processor: PipelineRef | None = None,
+    post_processor: PipelineRef | None = None,
     vace_frames: Any = None,
     vace_masks: Any = None,
     weighted_prompts: str = "",
@@ -128,12 +128,12 @@ def _order(
     denoising_steps: str = "",
     lora_scales: str = "",
     wait_when_busy_s: float = 300,
-) -> Order:
+) -> GenerationInputs:
     for name, other in (("pre_processor", pre_processor), ("post_processor", post_processor)):
         if other is not None and other.server.url != pipeline.server.url:
             raise FilmstripError(f"{name}: is of {other.server.url}, the pipeline of {pipeline.server.url}")
     # What is at its default is not sent, so that a pipeline that has no use for it does not say so.
-    fields = widgets.given(
+    fields = widgets.without_none(
         prompt=widgets.parse_weighted_prompts(weighted_prompts) or None or prompt,
         seed=seed,
         width=width or None,
@@ -151,7 +151,9 @@ def _order(
         post_processor_id=post_processor.id if post_processor else None,
     )
     arrays = arrays_of({"images": images, "vace_frames": vace_frames, "vace_masks": vace_masks})
-    return Order(pipeline, fields, num_frames, arrays.pop("images", None), arrays, chunk_specs, wait_when_busy_s)
+    return GenerationInputs(
+        pipeline, fields, num_frames, arrays.pop("images", None), arrays, chunk_specs, wait_when_busy_s
+    )
 
 
 class FilmstripGenerate(_Generator):
@@ -165,8 +167,8 @@ class FilmstripGenerate(_Generator):
     RETURN_NAMES = ("images", "frame_count", "report")
     OUTPUT_TOOLTIPS = (
         "The frames.",
-        "Their number.",
-        "What happened, as JSON: times, chunks, the request as it was sent.",
+        "Number of frames.",
+        "JSON report: times, chunks and the request as it was sent.",
     )
     FUNCTION = "generate"
 
@@ -175,22 +177,28 @@ class FilmstripGenerate(_Generator):
         return _inputs()
 
     def generate(
-        self, pipeline: Pipeline, prompt: str, num_frames: int, seed: int, unique_id: str | None = None, **others: Any
+        self,
+        pipeline: PipelineRef,
+        prompt: str,
+        num_frames: int,
+        seed: int,
+        unique_id: str | None = None,
+        **others: Any,
     ) -> tuple[Any, int, str]:
-        """Generate, and fetch the frames.
+        """Generate, and download the frames.
 
         Raises:
             FilmstripError: it failed; the message says why.
         """
         display = Display(unique_id)
-        client = Client(pipeline.server, check_interrupted)
-        made = generate(_order(pipeline, prompt, num_frames, seed, **others), client, display)
+        client = ServerClient(pipeline.server, check_interrupted)
+        result = generate(_inputs_of(pipeline, prompt, num_frames, seed, **others), client, display)
         display.text("downloading")
-        with not_lost(made):
-            frames, last = client.download(made.output_path, _into_floats)
+        with naming_result_on_error(result):
+            frames, last = client.download(result.output_path, _into_floats)
         display.picture(last)
-        display.text(made.summary)
-        return to_tensor(frames), len(frames), made.report
+        display.text(result.summary)
+        return to_tensor(frames), len(frames), result.report
 
 
 class FilmstripGenerateVideo(_Generator):
@@ -202,22 +210,22 @@ class FilmstripGenerateVideo(_Generator):
     )
     RETURN_TYPES = ("VIDEO", "STRING", "INT", "STRING")
     RETURN_NAMES = ("video", "path", "frame_count", "report")
-    OUTPUT_TOOLTIPS = ("The video.", "Its file.", "Number of its frames.", "What happened, as JSON.")
+    OUTPUT_TOOLTIPS = ("The video.", "Path of the file.", "Number of frames.", "JSON report.")
     FUNCTION = "generate"
     OUTPUT_NODE = True
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's interface
         return _inputs(
-            fps=widgets.number(16, 1, 120, 0.01, "Frames a second."),
+            fps=widgets.number(16, 1, 120, 0.01, "Frames per second."),
             filename_prefix=widgets.text(
-                "Of the file in ComfyUI's output directory.", default="video/Filmstrip", lines=False
+                "Start of the file name in ComfyUI's output directory.", default="video/Filmstrip", lines=False
             ),
         )
 
     def generate(
         self,
-        pipeline: Pipeline,
+        pipeline: PipelineRef,
         prompt: str,
         num_frames: int,
         seed: int,
@@ -233,23 +241,23 @@ class FilmstripGenerateVideo(_Generator):
             FilmstripError: it failed; the message says why.
         """
         display = Display(unique_id)
-        client = Client(pipeline.server, check_interrupted)
+        client = ServerClient(pipeline.server, check_interrupted)
         video_file.check(output_file(filename_prefix, 0, 0, ".mp4").path)
-        made = generate(_order(pipeline, prompt, num_frames, seed, **others), client, display)
+        result = generate(_inputs_of(pipeline, prompt, num_frames, seed, **others), client, display)
         display.text("downloading and encoding")
 
-        def encode(shape: Shape, frames: Iterator[Pixels]) -> tuple[OutputFile, int]:
+        def encode(shape: VideoShape, frames: Iterator[Pixels]) -> tuple[OutputFile, int]:
             file = output_file(filename_prefix, shape[1], shape[2], ".mp4")
             return file, video_file.write(file.path, frames, fps)
 
-        with not_lost(made):
-            file, count = client.download(made.output_path, encode)
-        display.text(f"{made.summary}: {file.filename}")
-        return {"ui": file.shown(), "result": (as_video(file.path), file.path, count, made.report)}
+        with naming_result_on_error(result):
+            file, count = client.download(result.output_path, encode)
+        display.text(f"{result.summary}: {file.filename}")
+        return {"ui": file.shown(), "result": (as_video(file.path), file.path, count, result.report)}
 
 
-def _into_floats(shape: Shape, frames: Iterator[Pixels]) -> tuple[Floats, Pixels]:
-    """All frames as an IMAGE, and the last one as it came."""
+def _into_floats(shape: VideoShape, frames: Iterator[Pixels]) -> tuple[Floats, Pixels]:
+    """All frames as an IMAGE, and the last one in uint8."""
     images = np.empty(shape, np.float32)
     last = np.empty(shape[1:], np.uint8)
     for index, frame in enumerate(frames):

@@ -1,4 +1,4 @@
-"""The nodes Server and Pipeline: where the work is done, and by what."""
+"""The nodes Server and Pipeline, and the list of pipelines in the dropdown."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from .client import Client, Server, make_server
+from .client import ServerAddress, ServerClient, make_server
 from .errors import FilmstripError
-from .generation import Pipeline
+from .generation import PipelineRef
 from .host import Display, check_interrupted
 
 SHIPPED = ("longlive-small", "longlive", "scribble", "gray", "optical-flow", "passthrough")
-"""Offered until a server was seen."""
+"""Offered until a server has been asked."""
 DEFAULT_URL = "http://127.0.0.1:8000"
 WAIT_S = 0.5
 FRESH_S = 2.0
@@ -82,15 +82,15 @@ class FilmstripServer:
 
     def check(
         self, address: str, token: str = "", timeout_s: float = 60.0, unique_id: str | None = None
-    ) -> tuple[Server]:
-        """Give the server, if it is well.
+    ) -> tuple[ServerAddress]:
+        """Return the server, if it is healthy.
 
         Raises:
             FilmstripError: it cannot be reached, or would not accept a generation.
         """
         server = make_server(address, token or token_from_environment(address), timeout_s)
         PIPELINE_NAMES.remember_server(server)
-        status = Client(server, check_interrupted).health()
+        status = ServerClient(server, check_interrupted).health()
         Display(unique_id).text(f"{server.url} is {status}")
         if status != "healthy":
             raise FilmstripError(f"the Filmstrip server at {server.url} is {status}", status)
@@ -109,10 +109,10 @@ class FilmstripPipeline:
     RETURN_NAMES = ("pipeline", "chunk_size", "width", "height", "facts")
     OUTPUT_TOOLTIPS = (
         "For the Generate nodes.",
-        "Frames of a chunk.",
-        "The pipeline's own width; 0 when it keeps the input's.",
-        "The pipeline's own height; 0 when it keeps the input's.",
-        "All that the server says of the pipeline, as JSON.",
+        "Frames per chunk.",
+        "The pipeline's own width; 0 if it keeps that of the input.",
+        "The pipeline's own height; 0 if it keeps that of the input.",
+        "All that the server says about the pipeline, as JSON.",
     )
     FUNCTION = "pick"
 
@@ -140,23 +140,23 @@ class FilmstripPipeline:
 
     @classmethod
     def VALIDATE_INPUTS(cls, pipeline_id: str | None = None) -> bool:  # noqa: ARG003, D102 - ComfyUI's interface
-        # Named here, so that ComfyUI doesn't look for the name in the list of this moment: the server decides.
+        # Takes pipeline_id, so that ComfyUI does not check it against the current list: the server decides.
         return True
 
     def pick(
-        self, server: Server, pipeline_id: str, other_id: str = "", unique_id: str | None = None
-    ) -> tuple[Pipeline, int, int, int, str]:
-        """Give the pipeline, once the server has loaded it.
+        self, server: ServerAddress, pipeline_id: str, other_id: str = "", unique_id: str | None = None
+    ) -> tuple[PipelineRef, int, int, int, str]:
+        """Return the pipeline, once the server has loaded it.
 
         Raises:
-            FilmstripError: the server does not have it, and the message lists those it has; or it cannot run.
+            FilmstripError: the server does not have it (the message lists those it has), or it cannot run.
         """
-        client = Client(server, check_interrupted)
+        client = ServerClient(server, check_interrupted)
         try:
             facts = client.ready_pipeline(other_id.strip() or pipeline_id, Display(unique_id).text)
         finally:
             PIPELINE_NAMES.remember(server, client.pipeline_ids)
-        pipeline = Pipeline(server, str(facts["id"]))
+        pipeline = PipelineRef(server, str(facts["id"]))
         width, height = facts.get("width") or 0, facts.get("height") or 0
         return pipeline, int(facts["chunk_size"]), width, height, json.dumps(facts, indent=1)
 
@@ -164,29 +164,29 @@ class FilmstripPipeline:
 # -- The names in the dropdown of pipelines ------------------------------------------------------------------------
 
 
-# ComfyUI asks a node for its widgets when the page is loaded, when the user presses R, and often in between. It must
-# not wait long then, and a server that is down must not empty the list.
+# ComfyUI asks a node for its widgets when the page is loaded, when the user presses R, and often in between. The answer
+# must not take long, and a server that is down must not empty the list.
 
 
 class PipelineNames:
-    """Remembers the last server and its pipelines, and asks it again from time to time."""
+    """Remembers the last server and its pipelines, and asks that server again from time to time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._names: tuple[str, ...] = SHIPPED
-        self._server: Server | None = None
+        self._server: ServerAddress | None = None
         self._asked_at = float("-inf")
         self._asking: threading.Thread | None = None
 
-    def remember_server(self, server: Server) -> None:
-        """A Server node was run: ask this one from now on."""
+    def remember_server(self, server: ServerAddress) -> None:
+        """Ask this server from now on: a Server node has run."""
         with self._lock:
             if server != self._server:
                 self._server = server
                 self._asked_at = float("-inf")
 
-    def remember(self, server: Server, names: tuple[str, ...]) -> None:
-        """A server has told its pipelines."""
+    def remember(self, server: ServerAddress, names: tuple[str, ...]) -> None:
+        """Remember what a server has listed."""
         with self._lock:
             self._server = server
             if names:
@@ -194,7 +194,7 @@ class PipelineNames:
             self._asked_at = time.monotonic()
 
     def get(self) -> list[str]:
-        """The names, after a look at the server that takes half a second at most."""
+        """The names; asks the server, for half a second at most."""
         with self._lock:
             fresh = time.monotonic() - self._asked_at < FRESH_S
             asking = self._asking is not None and self._asking.is_alive()
@@ -214,23 +214,23 @@ class PipelineNames:
             url = url_from_environment()
             server = self._server or make_server(url, token_from_environment(url))
             impatient = replace(server, timeout_s=min(server.timeout_s, _ASK_TIMEOUT_S))
-            names = tuple(Client(impatient, poll=_nothing).pipelines())
+            names = tuple(ServerClient(impatient, poll=_nothing).pipelines())
         except FilmstripError:
-            return  # it is down: the list stays as it was
+            return  # it is down: the list stays as it is
         with self._lock:
             if names and self._server in (None, server):
                 self._names = names
 
 
 def url_from_environment() -> str:
-    """The address that a new Server node shows."""
+    """The default address of a Server node."""
     return os.environ.get("FILMSTRIP_SERVER", "").strip() or DEFAULT_URL
 
 
 def token_from_environment(url: str) -> str:
-    """The token for a Server node that has none; only for the environment's server, or the default one.
+    """The token for a Server node without one, if it names the environment's server.
 
-    A workflow that somebody else made may name any address: the key is not for that.
+    A workflow from someone else may name any address, which must not get the key.
     """
     same = _place(url) == _place(url_from_environment())
     return os.environ.get("FILMSTRIP_TOKEN", "").strip() if same else ""
@@ -246,11 +246,11 @@ def _place(url: str) -> tuple[str, str | None, int | None, str]:
 
 
 def _nothing() -> None:
-    """Nobody waits for this call, so nobody stops it."""
+    """No user waits for this call, so nothing stops it."""
 
 
 PIPELINE_NAMES = PipelineNames()
-"""ComfyUI's one page shares it: INPUT_TYPES is asked of a class, not of a node."""
+"""One for all nodes: ComfyUI asks a class for INPUT_TYPES, not a node."""
 
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {"FilmstripServer": FilmstripServer, "FilmstripPipeline": FilmstripPipeline}

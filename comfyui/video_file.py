@@ -1,4 +1,4 @@
-"""An MP4 from frames as they come: H.264, yuv420p, BT.709, which every browser and player shows."""
+"""Writes an MP4 frame by frame: H.264, yuv420p, BT.709, which every browser and player can show."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _CRF = "18"
 
 
 def check(path: str) -> None:
-    """Check that a file can be written there, before there is a video that would be lost.
+    """Check that a file can be written, before there is a video that could be lost.
 
     Raises:
-        FilmstripError: PyAV is missing, or nothing can be written there.
+        FilmstripError: PyAV is missing, or the file cannot be written.
     """
     _pyav()
     try:
@@ -34,10 +34,10 @@ def check(path: str) -> None:
 
 
 def write(path: str, frames: Iterable[Pixels], fps: float) -> int:
-    """Encode frames, uint8 [H, W, 3] in RGB; gives their number. One frame is in memory at a time.
+    """Encode frames, uint8 [H, W, 3] in RGB; returns their number. One frame is in memory at a time.
 
     yuv420p has one colour sample for 2x2 pixels: frames of odd height or width repeat their last row or column. The
-    file has its name when it is whole; nothing is left when it could not be made.
+    file gets its name once it is complete; nothing is left behind on an error.
 
     Raises:
         FilmstripError: PyAV is missing, or the file cannot be written.
@@ -52,7 +52,7 @@ def write(path: str, frames: Iterable[Pixels], fps: float) -> int:
         # FFmpeg takes a name for a URL: "file:" keeps a colon in it from being read as a protocol.
         with av.open(f"file:{part}", "w", format="mp4", options={"movflags": "+faststart"}) as container:
             num_frames = _encode(av, container, frames, Fraction(fps).limit_denominator(_MAX_FPS_DENOMINATOR))
-        os.chmod(part, 0o666 & ~_umask())  # what open() would give it
+        os.chmod(part, 0o666 & ~_umask())  # as open() would set it
         os.replace(part, path)
     except (av.FFmpegError, OSError) as error:
         raise FilmstripError(f"{path} cannot be written: {error.strerror or error}") from None

@@ -1,4 +1,4 @@
-"""Widgets that several nodes have, and what their values mean: those that say "as it is" give no field at all."""
+"""Widgets that several nodes share, and how their values become fields; a default gives no field."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import FilmstripError
 
-MAX_SEED = 0xFFFFFFFFFFFFFFFF  # of ComfyUI's own seed widgets, so that one of them can set several nodes
+MAX_SEED = 0xFFFFFFFFFFFFFFFF  # as in ComfyUI's own seed widgets, so that one of them can drive several nodes
 RANDOM_SEED = -1
 AS_IS = "default"
 SWITCH = [AS_IS, "on", "off"]
@@ -21,7 +21,7 @@ Widget = tuple[Any, dict[str, Any]]
 
 
 def text(tooltip: str, *, default: str = "", lines: bool = True, prompts: bool = False) -> Widget:
-    """A text; of several lines, and one that ComfyUI's prompt tools may fill, where said so."""
+    """A text; `lines` allows several lines, `prompts` lets ComfyUI's prompt tools expand it."""
     return "STRING", {"default": default, "multiline": lines, "dynamicPrompts": prompts, "tooltip": tooltip}
 
 
@@ -36,12 +36,12 @@ def integer(default: int, low: int, high: int, tooltip: str, step: int = 1) -> W
 
 
 def choice(options: list[str], tooltip: str) -> Widget:
-    """One of some words, the first of them unless changed."""
+    """One of several words; the first is the default."""
     return options, {"default": options[0], "tooltip": tooltip}
 
 
 def socket(kind: str, tooltip: str) -> Widget:
-    """An input that takes a link only."""
+    """An input that only takes a link."""
     return kind, {"tooltip": tooltip}
 
 
@@ -50,47 +50,47 @@ DENOISING_STEPS = text("Such as '1000, 750, 500, 250'. Empty: the pipeline's own
 WEIGHTED_PROMPTS = "One prompt per line, such as '70: a cat'. The default weight is 100."
 
 
-def given(**values: Any) -> dict[str, Any]:
-    """The fields whose value is not None."""
+def without_none(**values: Any) -> dict[str, Any]:
+    """Only the fields whose value is not None."""
     return {name: value for name, value in values.items() if value is not None}
 
 
 def switch(value: str) -> bool | None:
-    """on, off, or nothing said."""
+    """True, False, or None for the default."""
     return {"on": True, "off": False}.get(value)
 
 
 def method(value: str) -> str | None:
-    """linear, slerp, or nothing said."""
+    """The method, or None for the default."""
     return None if value == AS_IS else value
 
 
 def unless_negative(value: float) -> float | None:
-    """A number, or nothing said."""
+    """The number, or None for the default."""
     return None if value < 0 else value
 
 
 # -- Texts, line by line -------------------------------------------------------------------------------------------
 
 
-# Empty lines and lines that begin with # count for nothing.
+# Empty lines and lines that start with # are ignored.
 
 
 def parse_schedule(text: str) -> dict[int, str]:
-    """`0: a cat` and so on: the prompt that each chunk begins with, by the chunk's index."""
+    """Lines such as `4: a dog`: the prompt from each chunk on, by the chunk's index."""
     prompts: dict[int, str] = {}
     for number, line in _lines(text):
         index, colon, prompt = line.partition(":")
         if not colon or re.fullmatch(r"[0-9]{1,6}", index.strip()) is None:
-            raise FilmstripError(f"line {number} of the schedule is not like '4: a dog': {line!r}")
+            raise FilmstripError(f"line {number} of the schedule must look like '4: a dog', got {line!r}")
         if int(index) in prompts:
-            raise FilmstripError(f"line {number} of the schedule: chunk {int(index)} has a prompt already")
+            raise FilmstripError(f"line {number} of the schedule: chunk {int(index)} already has a prompt")
         prompts[int(index)] = prompt.strip()
     return prompts
 
 
 def parse_weighted_prompts(text: str) -> list[dict[str, Any]]:
-    """`70: a cat` a line: prompts to blend and their weights; 100 for a line without one."""
+    """Lines such as `70: a cat`: prompts to blend and their weights; 100 if there is no number."""
     prompts = []
     for number, line in _lines(text):
         weight, colon, prompt = line.partition(":")
@@ -98,35 +98,37 @@ def parse_weighted_prompts(text: str) -> list[dict[str, Any]]:
         if value is None:
             value, prompt = FULL_WEIGHT, line
         if not 0 <= value <= FULL_WEIGHT:
-            raise FilmstripError(f"line {number} of the prompts: a weight is 0 to 100, got {weight.strip()}")
+            raise FilmstripError(f"line {number} of the prompts: a weight must be 0 to 100, got {weight.strip()}")
         prompts.append({"text": prompt.strip(), "weight": value})
     return prompts
 
 
 def parse_lora_scales(text: str) -> dict[str, float]:
-    """`ink: 0.5` a line: the scale of each LoRA. The last colon counts: a name may have others."""
+    """Lines such as `ink: 0.5`: the scale of each LoRA. The last colon counts, since names may have colons."""
     scales: dict[str, float] = {}
     for number, line in _lines(text):
         name, colon, scale = line.rpartition(":")
         value = _float(scale)
         if not colon or not name.strip() or value is None:
-            raise FilmstripError(f"line {number} of the LoRA scales is not like 'ink: 0.5': {line!r}")
+            raise FilmstripError(f"line {number} of the LoRA scales must look like 'ink: 0.5', got {line!r}")
         scales[name.strip()] = value
     return scales
 
 
 def parse_denoising_steps(text: str) -> list[int]:
-    """`1000, 750, 500, 250`: the timesteps; the server checks that they fall."""
+    """`1000, 750, 500, 250`: timesteps; the server checks that they fall."""
     words = re.split(r"[\s,]+", text.strip())
     if words == [""]:
         return []
     if not all(re.fullmatch(r"[0-9]{1,6}", word) for word in words):
-        raise FilmstripError(f"denoising steps are whole numbers such as '1000, 750, 500, 250', got {text.strip()!r}")
+        raise FilmstripError(
+            f"denoising steps must be whole numbers such as '1000, 750, 500, 250', got {text.strip()!r}"
+        )
     return [int(word) for word in words]
 
 
 def validation_error(read: Callable[[str], object], text: str | None) -> str | None:
-    """What is wrong with a widget's text, for VALIDATE_INPUTS; None is a text that comes by a link later."""
+    """What is wrong with a widget's text, for VALIDATE_INPUTS; a text of None comes by a link later."""
     try:
         if text is not None:
             read(text)

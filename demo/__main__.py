@@ -1,4 +1,4 @@
-"""Generates from a sentence and from a real clip on a real server, checks what comes back, shows where it lies."""
+"""Generates videos from a prompt and from a real clip on a real server, checks them, and prints their paths."""
 
 import signal
 import sys
@@ -22,7 +22,7 @@ from filmstrip.video import VideoFileError
 @click.option("--server", help="URL of a running server.  [default: start one]")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="out", show_default=True)
 def main(server: str | None, out: Path) -> None:
-    """Generate from a sentence and from a real clip, check what comes back, and show where it lies."""
+    """Generate videos from a prompt and from a real clip, check the results, and print their paths."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's
             signal.signal(number, lambda received, _: sys.exit(128 + received))  # so that the server is stopped
@@ -40,7 +40,7 @@ def main(server: str | None, out: Path) -> None:
     except (CheckFailed, ServerDied, FilmstripError, ClientError, VideoFileError) as error:
         click.echo(f"FAILED: {error}", err=True)
         sys.exit(1)
-    click.echo(f"\nAll checks held, in {time.monotonic() - began:.0f} s. See:")
+    click.echo(f"\nAll checks passed, in {time.monotonic() - began:.0f} s. See:")
     for file in files:
         click.echo(f"  {file}")
 

@@ -22,14 +22,14 @@ _MODEL_FOLDERS = ("model_repository", "models")
 _secret_file = click.option(
     "--secret-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="File with the secret that all calls must carry.  [default: none is asked for]",
+    help="File with the secret that every call must carry.  [default: no secret]",
 )
-_port = click.option("--port", type=int, default=8001, show_default=True, help="Of gRPC.")
+_port = click.option("--port", type=int, default=8001, show_default=True, help="gRPC port.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Triton for Filmstrip."""
+    """Start an external Triton for Filmstrip and check its health."""
 
 
 @main.command()
@@ -38,7 +38,7 @@ def main() -> None:
     "repositories",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     multiple=True,
-    help="Folder of models; several may be given.  [default: model_repository and models, where they exist]",
+    help="Model repository; repeatable.  [default: model_repository and models, if they exist]",
 )
 @click.option(
     "--load",
@@ -46,15 +46,24 @@ def main() -> None:
     multiple=True,
     default=triton_server.ALL_MODELS,
     show_default=True,
-    help="Model to load at the start; several may be given. Others are loaded when they are asked for.",
+    help="Model to load at startup; repeatable. Others are loaded on demand.",
 )
-@click.option("--address", default="127.0.0.1", show_default=True, help="To listen on.")
+@click.option("--address", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @_port
-@click.option("--metrics-port", type=int, help="Of Triton's own metrics.  [default: none]")
+@click.option("--metrics-port", type=int, help="Port of Triton's metrics.  [default: none]")
 @_secret_file
 @click.option("--server", default="tritonserver", show_default=True, help="The tritonserver binary.")
-@click.option("--backends", type=click.Path(exists=True, path_type=Path), help="Its backends.  [default: its own]")
-@click.option("--shm-prefix", default=SHM_PREFIX, show_default=True, help="Own to each Triton of a machine.")
+@click.option(
+    "--backends",
+    type=click.Path(exists=True, path_type=Path),
+    help="Folder of the backends.  [default: tritonserver's default]",
+)
+@click.option(
+    "--shm-prefix",
+    default=SHM_PREFIX,
+    show_default=True,
+    help="Prefix of shared memory names; must be unique on the machine.",
+)
 def start(
     *,
     repositories: tuple[Path, ...],
@@ -67,7 +76,7 @@ def start(
     backends: Path | None,
     shm_prefix: str,
 ) -> None:
-    """Become tritonserver."""
+    """Replace this process with tritonserver."""
     binary = shutil.which(server)
     if binary is None:
         raise click.ClickException(f"there is no {server}: give --server, or run this in Triton's container")
@@ -106,7 +115,7 @@ def start(
 @_port
 @_secret_file
 def health(*, port: int, secret_file: Path | None) -> None:
-    """Exit with 0 if the Triton on this machine is ready, else with 1."""
+    """Exit with status 0 if the Triton on this machine is ready, otherwise 1."""
     secret = _read_secret(secret_file)
     headers = {triton_server.SECRET_HEADER: secret} if secret else None
     try:

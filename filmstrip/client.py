@@ -1,8 +1,8 @@
-"""Clients of a Filmstrip server, one for plain code and one for asyncio.
+"""Clients of a Filmstrip server: one that blocks, and one for asyncio.
 
     from filmstrip.client import Client, Complete
 
-    with Client() as client:  # the server that FILMSTRIP_SERVER names, else http://127.0.0.1:8000
+    with Client() as client:  # the server in FILMSTRIP_SERVER, else http://127.0.0.1:8000
         uploaded = client.upload(video)  # uint8 [F, H, W, C]
         with client.generate(pipeline_id="scribble", prompt="", input_path=uploaded.input_path) as events:
             for event in events:
@@ -10,9 +10,8 @@
         if isinstance(event, Complete):
             client.download_mp4(event.output_path, "scribble.mp4", fps=25)
 
-What the server refuses is raised as the class of its code (`filmstrip.errors`); what goes wrong on the way to
-it as a `ClientError`. A generation that fails or is cancelled under way is no
-exception but its last event.
+A refusal of the server is raised as the class of its error code, and a failure on the way to it as a `ClientError`; see
+`filmstrip.errors`. A generation that fails or is cancelled while it runs does not raise: that is its last event.
 """
 
 import asyncio
@@ -132,17 +131,17 @@ PieceT = TypeVar("PieceT")
 
 @dataclass(frozen=True)
 class _Call(Generic[AnswerT]):
-    """One call of one endpoint.
+    """A call of an endpoint: what it sends and how its answer is read.
 
     Attributes:
         method: the HTTP method.
-        path: from the base URL on.
+        path: relative to the base URL.
         read: makes the answer from the body.
         params: the query.
-        headers: beside those of every call.
+        headers: in addition to those of every call.
         json: the body, where it is JSON.
-        also_good: statuses besides 2xx that carry an answer, not an error.
-        stream: media type of an answer that is read as it comes.
+        ok_statuses: statuses other than 2xx that carry an answer, not an error.
+        stream: media type of an answer that is read as a stream.
     """
 
     method: str
@@ -151,11 +150,11 @@ class _Call(Generic[AnswerT]):
     params: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     json: Any = None
-    also_good: frozenset[int] = frozenset()
+    ok_statuses: frozenset[int] = frozenset()
     stream: str = ""
 
     def build(self, http: httpx.Client | httpx.AsyncClient, content: Any = None) -> httpx.Request:
-        """The request, to be sent by `http`; `content` is the body where it isn't JSON."""
+        """The request, to be sent by `http`; `content` is a body that is not JSON."""
         return http.build_request(
             self.method, self.path, params=self.params, headers=self.headers, json=self.json, content=content
         )
@@ -164,10 +163,10 @@ class _Call(Generic[AnswerT]):
         """Read an answer, whose body must have been read.
 
         Raises:
-            FilmstripError: the server refused; the class is that of the error's code.
+            FilmstripError: the server refused; the class belongs to the error's code.
             UnexpectedAnswer: the answer is not Filmstrip's.
         """
-        if not (response.is_success or response.status_code in self.also_good):
+        if not (response.is_success or response.status_code in self.ok_statuses):
             raise read_error(response)
         try:
             return self.read(response.content)
@@ -175,13 +174,13 @@ class _Call(Generic[AnswerT]):
             raise unexpected(response) from None
 
     def is_stream(self, response: httpx.Response) -> bool:
-        """Whether an answer is the stream that this call answers with, and not a login page, say."""
+        """Whether an answer is the stream that this call expects, and not a login page, for example."""
         media_type: str = response.headers.get("Content-Type", "")
         return media_type.partition(";")[0].strip().lower() == self.stream
 
 
 def _upload_call(shape: VideoShape) -> _Call[UploadedVideo]:
-    """POST an input video of this shape."""
+    """Upload an input video of this shape."""
     headers = {
         "X-Video-Frames": str(shape.frames),
         "X-Video-Height": str(shape.height),
@@ -193,22 +192,22 @@ def _upload_call(shape: VideoShape) -> _Call[UploadedVideo]:
 
 
 def _upload_data_call(num_bytes: int | None) -> _Call[UploadedData]:
-    """POST a blob; None where its size is not known beforehand."""
+    """Upload a blob; a size of None is not known beforehand."""
     return _Call("POST", "/api/v1/generate/upload-data", UploadedData.model_validate_json, headers=_binary(num_bytes))
 
 
 def _upload_asset_call() -> _Call[UploadedAsset]:
-    """POST an image."""
+    """Upload an image."""
     return _Call("POST", "/api/v1/assets", UploadedAsset.model_validate_json, headers=_binary(None))
 
 
 def _pipelines_call() -> _Call[PipelineList]:
-    """GET what the model repository holds."""
+    """List the pipelines."""
     return _Call("GET", "/api/v1/pipelines", PipelineList.model_validate_json)
 
 
 def _load_call(pipeline_ids: str | Sequence[str], load_params: Mapping[str, Any] | None) -> _Call[LoadAnswer]:
-    """POST that pipelines be loaded."""
+    """Load pipelines."""
     ids = [pipeline_ids] if isinstance(pipeline_ids, str) else list(pipeline_ids)
     body: dict[str, Any] = {"pipeline_ids": ids}
     if load_params is not None:
@@ -217,29 +216,29 @@ def _load_call(pipeline_ids: str | Sequence[str], load_params: Mapping[str, Any]
 
 
 def _status_call() -> _Call[LoadStatus]:
-    """GET how the last load went."""
+    """The status of the last load."""
     return _Call("GET", "/api/v1/pipeline/status", LoadStatus.model_validate_json)
 
 
 def _health_call() -> _Call[Health]:
-    """GET whether a generation would be accepted; 503 says no, in the same words."""
-    return _Call("GET", "/health", Health.model_validate_json, also_good=frozenset({503}))
+    """Whether a generation would be accepted; 503 carries the same JSON."""
+    return _Call("GET", "/health", Health.model_validate_json, ok_statuses=frozenset({503}))
 
 
 def _cancel_call() -> _Call[CancelAnswer]:
-    """POST that the generation end after its current chunk."""
+    """End the running generation after its current chunk."""
     return _Call("POST", "/api/v1/generate/cancel", CancelAnswer.model_validate_json)
 
 
 def _generate_call(request: Mapping[str, Any]) -> _Call[None]:
-    """POST a generation; the answer is a stream of events."""
+    """Start a generation; the answer is a stream of events."""
     headers = {"Accept": EVENT_STREAM, "Cache-Control": "no-store"}
     return _Call("POST", "/api/v1/generate", _nothing, headers=headers, json=dict(request), stream=EVENT_STREAM)
 
 
 def _download_call(output_path: str, *, header_only: bool = False) -> _Call[None]:
-    """GET an output video, or its 20-byte header alone; the answer is binary."""
-    # Identity: compressing raw video would cost the server far more than the bytes saved.
+    """Download an output video, or only its 20-byte header; the answer is binary."""
+    # No compression: it would cost the server far more than the saved bytes are worth.
     headers = {"Accept-Encoding": "identity"}
     if header_only:
         headers["Range"] = f"bytes=0-{VIDEO_HEADER_BYTES - 1}"
@@ -248,12 +247,12 @@ def _download_call(output_path: str, *, header_only: bool = False) -> _Call[None
 
 
 def _delete_call(name: str) -> _Call[None]:
-    """DELETE a stored file; the answer has no body."""
+    """Delete a stored file; the answer has no body."""
     return _Call("DELETE", f"/api/v1/files/{quote(name, safe='')}", _nothing)
 
 
 def _request_of(request: Mapping[str, Any] | None, fields: Mapping[str, object]) -> dict[str, Any]:
-    """The body of a generation from a dict and keywords; keywords that are None count as not given."""
+    """The body of a generate request, from a dict and keywords; a keyword of None counts as not set."""
     return {**(request or {}), **{name: value for name, value in fields.items() if value is not None}}
 
 
@@ -273,7 +272,7 @@ def pick_pipeline(id: str, pipelines: Sequence[PipelineInfo]) -> PipelineInfo:
 def _binary(num_bytes: int | None) -> dict[str, str]:
     headers = {"Content-Type": BINARY}
     if num_bytes is not None:
-        # Known beforehand, so that the server can refuse a body that is too large before it has read it.
+        # So that the server can refuse a body that is too large before it reads it.
         headers["Content-Length"] = str(num_bytes)
     return headers
 
@@ -286,22 +285,22 @@ def _nothing(_body: bytes) -> None:
 
 
 class Client:
-    """A client that blocks; safe to use from several threads, so that one can cancel what another waits for.
+    """A client that blocks. Several threads can use it, so that one can cancel what another waits for.
 
     Args:
-        base_url: of the server, such as http://127.0.0.1:8000. None is the environment's: FILMSTRIP_SERVER, else
+        base_url: URL of the server, such as http://127.0.0.1:8000. None: FILMSTRIP_SERVER of the environment, else
             http://127.0.0.1:8000.
-        token: sent as `Authorization: Bearer`, where the server or a proxy asks for a key. None is FILMSTRIP_TOKEN,
-            but only for the environment's server: it never goes to another. An empty one sends none.
-        timeout_s: longest silence of a connection. A generation whose pipeline must be loaded first is silent
-            until that is done: call `load` and follow `status` before it, or give more time.
-        transport: httpx's seam, for tests.
-        verify: how the server's TLS certificate is checked: True by the usual authorities; a PEM file (or a folder of
-            them) with the authorities to trust instead; an SSL context; False not at all.
+        token: sent as `Authorization: Bearer`, if the server or a proxy needs a key. None: FILMSTRIP_TOKEN of the
+            environment, only for the environment's server. An empty string sends none.
+        timeout_s: longest silence of a connection. A generation whose pipeline must be loaded first is silent until it
+            is loaded: call `load` and poll `status` first, or allow more time.
+        transport: an httpx transport, for tests.
+        verify: how to check the server's TLS certificate. True: with the default authorities. A PEM file, or a folder
+            of them: with these authorities instead. An SSL context, or False for no check.
 
     Raises:
-        ValueError: the URL is not one of an HTTP server, the token cannot be sent in a header, or `verify` names a
-            file without certificates.
+        ValueError: the URL is not that of an HTTP server, the token cannot be sent in a header, or the file of
+            `verify` has no certificates.
     """
 
     def __init__(
@@ -329,36 +328,36 @@ class Client:
         self._http.close()
 
     def upload(self, video: Video | Iterable[Frame | bytes], shape: VideoShape | None = None) -> UploadedVideo:
-        """Send an input video.
+        """Upload an input video.
 
         Args:
-            video: an array [F, H, W, C]; or its frames [H, W, C], or runs of its bytes, one after the other:
-                then no more than one of them is in memory.
-            shape: of the whole video; needed unless it is one array.
+            video: uint8. An array [F, H, W, C]; or an iterable of frames [H, W, C], or of pieces of their bytes, of
+                which only one at a time is in memory.
+            shape: shape of the whole video; required unless it is one array.
 
         Raises:
-            ValueError: the video isn't uint8, or has more or fewer frames than its shape says.
+            ValueError: the video is not uint8, or does not have the number of frames that its shape says.
         """
         if isinstance(video, np.ndarray):
             shape = shape_of(video)
         if shape is None:
-            raise ValueError("the shape of a video that comes in pieces must be given")
+            raise ValueError("shape is required unless the video is one array")
         return self._send(_upload_call(shape), video_body(video, shape))
 
     def upload_data(self, data: bytes | BlobBuilder | Iterable[bytes]) -> UploadedData:
-        """Send a blob of arrays that chunk_specs point into."""
+        """Upload a blob of arrays that chunk_specs point into."""
         if isinstance(data, bytes):
             return self._send(_upload_data_call(len(data)), data)
         size = data.size if isinstance(data, BlobBuilder) else None
         return self._send(_upload_data_call(size), iter(data))
 
     def upload_asset(self, image: bytes | Path) -> str:
-        """Send a PNG, JPEG or WebP image; gives the path that image fields of a request take."""
+        """Upload a PNG, JPEG or WebP image; returns the path for image fields of a request."""
         body = image.read_bytes() if isinstance(image, Path) else image
         return self._send(_upload_asset_call(), body).path
 
     def delete(self, name: str) -> None:
-        """Delete one of this client's uploads, assets or outputs by the name that the server gave it.
+        """Delete one of this client's uploads, assets or outputs, by its name on the server.
 
         Raises:
             UnknownPath: the server has no such file of this client.
@@ -379,19 +378,19 @@ class Client:
         return pick_pipeline(id, self.pipelines())
 
     def load(self, pipeline_ids: str | Sequence[str], load_params: Mapping[str, Any] | None = None) -> LoadAnswer:
-        """Have pipelines loaded; answers at once with "loading" or "loaded"."""
+        """Start to load pipelines; returns at once, with the status "loading" or "loaded"."""
         return self._send(_load_call(pipeline_ids, load_params))
 
     def status(self) -> LoadStatus:
-        """How the last load went: "status", "pipeline_id", "load_params", "error"..."""
+        """How the last load of this client went."""
         return self._send(_status_call())
 
     def health(self) -> Health:
-        """The server's health; its "status" is "healthy" when a generation would be accepted, or one runs."""
+        """The server's health; its status is "healthy" when a generation would be accepted, or one runs."""
         return self._send(_health_call())
 
     def cancel(self) -> str:
-        """End the generation under way after its current chunk; "cancelling", or "idle" when nothing runs."""
+        """End the running generation after its current chunk; returns "cancelling", or "idle" when nothing runs."""
         return self._send(_cancel_call()).status
 
     @contextmanager
@@ -400,33 +399,33 @@ class Client:
     ) -> Iterator[Iterator[Event]]:
         """Generate a video: `with client.generate(...) as events`, then iterate over the events.
 
-        The stream ends after Complete, Cancelled or ErrorEvent. Leaving the block earlier closes the
-        connection, which ends the generation and drops its frames; `cancel` keeps them.
+        The stream ends after Complete, Cancelled or ErrorEvent. Leaving the block earlier closes the connection, which
+        ends the generation and discards its frames; `cancel` keeps them.
 
         Args:
-            request: the fields of a GenerateRequest.
-            fields: likewise, as keywords, which win; None counts as not given.
+            request: fields of a GenerateRequest.
+            fields: the same as keywords, which take precedence; None counts as not set.
 
         Raises:
-            FilmstripError: the server refused, before anything was generated.
-            ConnectionFailed: also when the stream ends without a last event.
+            FilmstripError: the server refused the request.
+            ConnectionFailed: also if the stream ends without a last event.
         """
         call = _generate_call(_request_of(request, fields))
         with self._stream(call) as response:
             yield _read_events(response)
 
     def output_shape(self, output_path: str) -> VideoShape:
-        """The shape of an output; its frames are not fetched."""
+        """The shape of an output; does not download its frames."""
         reader = FrameReader()
         with self._stream(_download_call(output_path, header_only=True)) as response, mapped_errors():
             for data in response.iter_bytes():
                 next(reader.feed(data), None)
                 if reader.shape is not None:
                     return reader.shape
-        raise ConnectionFailed("the download ended within its header")
+        raise ConnectionFailed("the download ended inside its header")
 
     def download(self, output_path: str) -> Video:
-        """Fetch an output as one array [F, H, W, C]."""
+        """Download an output as one array, uint8 [F, H, W, C]."""
         reader = VideoReader()
         with self._stream(_download_call(output_path)) as response, mapped_errors():
             for data in response.iter_bytes():
@@ -434,7 +433,7 @@ class Client:
         return reader.finish()
 
     def download_frames(self, output_path: str) -> Generator[Frame, None, None]:
-        """Fetch an output frame by frame, [H, W, C]; no more than one frame is in memory."""
+        """Download an output frame by frame, uint8 [H, W, C]; only one frame at a time is in memory."""
         reader = FrameReader()
         with self._stream(_download_call(output_path)) as response, mapped_errors():
             for data in response.iter_bytes():
@@ -442,7 +441,7 @@ class Client:
         reader.finish()
 
     def download_to(self, output_path: str, file: BinaryIO) -> int:
-        """Write an output, 20-byte header and all, into an open file; gives the number of bytes."""
+        """Download an output, with its 20-byte header, into an open file; returns the number of bytes."""
         num_bytes = 0
         with self._stream(_download_call(output_path)) as response, mapped_errors():
             for data in response.iter_bytes():
@@ -450,7 +449,7 @@ class Client:
         return num_bytes
 
     def download_mp4(self, output_path: str, path: str | Path, fps: float) -> int:
-        """Fetch an output and encode it as it comes; gives the number of frames. See `filmstrip.video`."""
+        """Download an output and write it as an MP4, frame by frame; returns the number of frames."""
         with open_mp4(path) as output, closing(self.download_frames(output_path)) as frames:
             return output.write(frames, fps).num_frames
 
@@ -471,7 +470,7 @@ class Client:
             if not call.is_stream(response):
                 with mapped_errors():
                     raise unexpected(response, next(response.iter_bytes(), b""))
-            # Not within mapped_errors: what the caller's block raises is the caller's.
+            # Outside mapped_errors: an error in the caller's block is the caller's.
             yield response
 
 
@@ -507,27 +506,27 @@ class AsyncClient:
         video: Video | Iterable[Frame | bytes] | AsyncIterable[Frame | bytes],
         shape: VideoShape | None = None,
     ) -> UploadedVideo:
-        """Send an input video: an array [F, H, W, C], or frames or bytes one after the other and their shape."""
+        """Upload an input video: an array [F, H, W, C], or an iterable of frames or bytes, and its shape."""
         if isinstance(video, np.ndarray):
             shape = shape_of(video)
         if shape is None:
-            raise ValueError("the shape of a video that comes in pieces must be given")
+            raise ValueError("shape is required unless the video is one array")
         return await self._send(_upload_call(shape), _video_body(_pieces(video), shape))
 
     async def upload_data(self, data: bytes | BlobBuilder | Iterable[bytes] | AsyncIterable[bytes]) -> UploadedData:
-        """Send a blob of arrays that chunk_specs point into."""
+        """Upload a blob of arrays that chunk_specs point into."""
         if isinstance(data, bytes):
             return await self._send(_upload_data_call(len(data)), data)
         size = data.size if isinstance(data, BlobBuilder) else None
         return await self._send(_upload_data_call(size), _pieces(data))
 
     async def upload_asset(self, image: bytes | Path) -> str:
-        """Send a PNG, JPEG or WebP image; gives the path that image fields of a request take."""
+        """Upload a PNG, JPEG or WebP image; returns the path for image fields of a request."""
         body = await asyncio.to_thread(image.read_bytes) if isinstance(image, Path) else image
         return (await self._send(_upload_asset_call(), body)).path
 
     async def delete(self, name: str) -> None:
-        """Delete one of this client's uploads, assets or outputs by the name that the server gave it.
+        """Delete one of this client's uploads, assets or outputs, by its name on the server.
 
         Raises:
             UnknownPath: the server has no such file of this client.
@@ -544,7 +543,7 @@ class AsyncClient:
         return pick_pipeline(id, await self.pipelines())
 
     async def load(self, pipeline_ids: str | Sequence[str], load_params: Mapping[str, Any] | None = None) -> LoadAnswer:
-        """Have pipelines loaded; answers at once with "loading" or "loaded"."""
+        """Start to load pipelines; returns at once, with the status "loading" or "loaded"."""
         return await self._send(_load_call(pipeline_ids, load_params))
 
     async def status(self) -> LoadStatus:
@@ -556,7 +555,7 @@ class AsyncClient:
         return await self._send(_health_call())
 
     async def cancel(self) -> str:
-        """End the generation under way after its current chunk; "cancelling", or "idle" when nothing runs."""
+        """End the running generation after its current chunk; returns "cancelling", or "idle" when nothing runs."""
         return (await self._send(_cancel_call())).status
 
     @asynccontextmanager
@@ -569,7 +568,7 @@ class AsyncClient:
             yield events
 
     async def output_shape(self, output_path: str) -> VideoShape:
-        """The shape of an output; its frames are not fetched."""
+        """The shape of an output; does not download its frames."""
         reader = FrameReader()
         async with self._stream(_download_call(output_path, header_only=True)) as response:
             with mapped_errors():
@@ -577,10 +576,10 @@ class AsyncClient:
                     next(reader.feed(data), None)
                     if reader.shape is not None:
                         return reader.shape
-        raise ConnectionFailed("the download ended within its header")
+        raise ConnectionFailed("the download ended inside its header")
 
     async def download(self, output_path: str) -> Video:
-        """Fetch an output as one array [F, H, W, C]."""
+        """Download an output as one array, uint8 [F, H, W, C]."""
         reader = VideoReader()
         async with self._stream(_download_call(output_path)) as response:
             with mapped_errors():
@@ -589,7 +588,7 @@ class AsyncClient:
         return reader.finish()
 
     async def download_frames(self, output_path: str) -> AsyncGenerator[Frame, None]:
-        """Fetch an output frame by frame; wrap it in `contextlib.aclosing` where you may stop early."""
+        """Download an output frame by frame; wrap it in `contextlib.aclosing` if you may stop early."""
         reader = FrameReader()
         async with self._stream(_download_call(output_path)) as response:
             with mapped_errors():
@@ -599,7 +598,7 @@ class AsyncClient:
         reader.finish()
 
     async def download_to(self, output_path: str, file: BinaryIO) -> int:
-        """Write an output, 20-byte header and all, into an open file; gives the number of bytes."""
+        """Download an output, with its 20-byte header, into an open file; returns the number of bytes."""
         num_bytes = 0
         async with self._stream(_download_call(output_path)) as response:
             with mapped_errors():
@@ -608,7 +607,7 @@ class AsyncClient:
         return num_bytes
 
     async def download_mp4(self, output_path: str, path: str | Path, fps: float) -> int:
-        """Fetch an output and encode it as it comes, in a thread; gives the number of frames."""
+        """Download an output and write it as an MP4, frame by frame, in a thread; returns the number of frames."""
         with open_mp4(path) as output:
             output.start(fps)
             async with aclosing(self.download_frames(output_path)) as frames:
@@ -647,7 +646,7 @@ def _read_events(response: httpx.Response) -> Iterator[Event]:
                 yield event
             if isinstance(event, LAST_EVENTS):
                 return
-    raise ConnectionFailed("the stream ended before the generation did")
+    raise ConnectionFailed("the stream ended before the generation")
 
 
 async def _aread_events(response: httpx.Response) -> AsyncGenerator[Event, None]:
@@ -659,7 +658,7 @@ async def _aread_events(response: httpx.Response) -> AsyncGenerator[Event, None]
                     yield event
                 if isinstance(event, LAST_EVENTS):
                     return
-    raise ConnectionFailed("the stream ended before the generation did")
+    raise ConnectionFailed("the stream ended before the generation")
 
 
 async def _pieces(source: Iterable[PieceT] | AsyncIterable[PieceT]) -> AsyncIterator[PieceT]:

@@ -1,4 +1,4 @@
-"""Connections to a server: its address and token, its certificate, and the errors on the way to it."""
+"""Connections to a server: its address, token and certificate, and how httpx's errors become a client's."""
 
 import ipaddress
 import math
@@ -50,7 +50,7 @@ _PROXY = re.compile(r"(http|https|all)_proxy", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Target:
-    """A server's address and what to send it.
+    """The address of a server and the token to send.
 
     Attributes:
         url: of the server.
@@ -64,18 +64,18 @@ class Target:
 
 
 def resolve(base_url: str | None, token: str | None) -> Target:
-    """Fill in from the environment what the caller leaves out; an empty variable is as good as none.
+    """Fill in from the environment what the caller leaves out; an empty variable counts as unset.
 
-    The environment's token goes only to the environment's server: the one FILMSTRIP_SERVER names, else
-    http://127.0.0.1:8000. A caller who names another server must name its token, too.
+    The environment's token is only sent to the environment's server: that in FILMSTRIP_SERVER, else
+    http://127.0.0.1:8000. A caller who names another server must pass its token too.
 
     Args:
         base_url: None for the environment's server.
-        token: None for the environment's token, an empty one for none at all.
+        token: None for the environment's token, an empty string for none.
 
     Raises:
-        ValueError: a URL is not one of an HTTP server, a token cannot be sent in a header, or there is a token and
-            a URL with a user.
+        ValueError: a URL is not that of an HTTP server, a token cannot be sent in a header, or there is both a token
+            and a URL with a user.
     """
     variable = _read(SERVER_VARIABLE)
     if base_url is None and variable:
@@ -90,7 +90,7 @@ def resolve(base_url: str | None, token: str | None) -> Target:
     from_environment = _read(TOKEN_VARIABLE)
     if not from_environment:
         return Target(url)
-    if base_url is not None and not _is_environments(url, variable):
+    if base_url is not None and not _is_environment_server(url, variable):
         return Target(url, token_withheld=True)
     return _with_token(url, _checked(from_environment, TOKEN_VARIABLE))
 
@@ -99,7 +99,7 @@ def parse_url(text: str) -> httpx.URL:
     """Read a server's URL.
 
     Raises:
-        ValueError: it is not the URL of an HTTP server; the message says what to write.
+        ValueError: it is not the URL of an HTTP server; the message says what to write instead.
     """
     text = text.strip()
     if text and "://" not in text:
@@ -111,38 +111,36 @@ def parse_url(text: str) -> httpx.URL:
     if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
         raise ValueError(f"{text!r} is not the URL of a server, such as {DEFAULT_URL}")
     if url.port is not None and not 0 < url.port <= _MAX_PORT:
-        raise ValueError(f"{text!r} has the port {url.port}; ports go from 1 to {_MAX_PORT}")
+        raise ValueError(f"{text!r} has port {url.port}; a port must be 1 to {_MAX_PORT}")
     return url
 
 
 def _read(variable: str) -> str:
-    """A variable without blanks at its ends, and the byte order mark of a file that it was filled from."""
+    """A variable, without surrounding blanks and without a byte order mark from the file that it was read from."""
     return os.environ.get(variable, "").removeprefix("\ufeff").strip()
 
 
-def _is_environments(url: httpx.URL, variable: str) -> bool:
+def _is_environment_server(url: httpx.URL, variable: str) -> bool:
     try:
-        return _place(url) == _place(parse_url(variable or DEFAULT_URL))
+        return _endpoint(url) == _endpoint(parse_url(variable or DEFAULT_URL))
     except ValueError:
         return False
 
 
-def _place(url: httpx.URL) -> tuple[object, ...]:
+def _endpoint(url: httpx.URL) -> tuple[object, ...]:
     port = url.port or {"http": 80, "https": 443}[url.scheme]
     return url.scheme, url.host, port, url.path.rstrip("/")
 
 
 def _with_token(url: httpx.URL, token: str | None) -> Target:
     if token is not None and url.userinfo:
-        raise ValueError(
-            "the URL names a user, and there is a token: only one of them can be sent; leave out the other"
-        )
+        raise ValueError("the URL has a user, and there is a token: only one of them can be sent")
     return Target(url, token)
 
 
 def _checked(token: str, name: str) -> str:
     if not token.isascii() or not token.isprintable():
-        raise ValueError(f"{name} holds characters that cannot be sent in a header")
+        raise ValueError(f"{name} has characters that cannot be sent in a header")
     return token
 
 
@@ -165,14 +163,14 @@ def read_error(response: httpx.Response) -> Exception:
 
 
 def unexpected(response: httpx.Response, start: bytes | None = None) -> UnexpectedAnswer:
-    """The exception for an answer that is not Filmstrip's; `start` is the start of a body that was not read."""
+    """The exception for an answer that is not Filmstrip's; `start` is the beginning of a body that was not read."""
     body = response.content if start is None else start
     status = response.status_code
     return UnexpectedAnswer(foreign_answers.describe(str(response.url), status, response.headers.get, body), status)
 
 
 def retry_after_s(error: FilmstripError) -> float | None:
-    """Seconds after which the server says to try again; None where it says nothing that makes sense."""
+    """Seconds after which the server asks to try again; None if it does not say, or makes no sense."""
     text = error.headers.get("Retry-After", "").strip()
     try:
         seconds = float(text) if text.isdecimal() else parsedate_to_datetime(text).timestamp() - time.time()
@@ -183,7 +181,7 @@ def retry_after_s(error: FilmstripError) -> float | None:
 
 @contextmanager
 def mapped_errors() -> Iterator[None]:
-    """The boundary where httpx's errors become a client's."""
+    """The one place where httpx's errors become ClientErrors."""
     try:
         yield
     except httpx.TimeoutException as error:
@@ -193,19 +191,21 @@ def mapped_errors() -> Iterator[None]:
     except (httpx.ConnectError, httpx.ProxyError) as error:
         raise _unreachable(error) from error
     except httpx.RemoteProtocolError as error:
-        raise ConnectionFailed(f"{_address(error)}: the server went away before its answer was whole") from error
+        raise ConnectionFailed(
+            f"{_address(error)}: the server closed the connection before its answer was complete"
+        ) from error
     except httpx.RequestError as error:
         raise ConnectionFailed(f"{_address(error)}: {_reason(error)}") from error
 
 
 @contextmanager
 def mapped_proxy_errors() -> Iterator[None]:
-    """Where a client is made, httpx looks at the proxies of the environment, and fails over those it can't use."""
+    """Map the errors of making a client: httpx then reads the proxies of the environment."""
     try:
         yield
     except (ImportError, ValueError, httpx.InvalidURL) as error:
         names = ", ".join(sorted(name for name, value in os.environ.items() if value and _PROXY.fullmatch(name)))
-        raise ServerUnreachable(f"the proxy of the environment ({names}) cannot be used: {error}") from None
+        raise ServerUnreachable(f"the proxy in the environment ({names}) cannot be used: {error}") from None
 
 
 def _unreachable(error: httpx.RequestError) -> ServerUnreachable:
@@ -217,7 +217,7 @@ def _unreachable(error: httpx.RequestError) -> ServerUnreachable:
     if cause is not None and cause.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST"):
         return ServerUnreachable(f"{_address(error)}: the server does not use TLS; write http:// in the URL")
     if isinstance(error, httpx.ProxyError):
-        return ServerUnreachable(f"{_address(error)}: the proxy of the environment refused: {_reason(error)}")
+        return ServerUnreachable(f"{_address(error)}: the proxy in the environment refused: {_reason(error)}")
     return ServerUnreachable(f"{_address(error)}: {_reason(error)}")
 
 
@@ -228,7 +228,7 @@ def _reason(error: httpx.RequestError) -> str:
 def _address(error: httpx.RequestError) -> str:
     try:
         url = error.request.url
-    except RuntimeError:  # httpx's way of saying that it knows no request
+    except RuntimeError:  # httpx raises this if the error has no request
         return "the server"
     return f"{url.scheme}://{url.netloc.decode()}"
 
@@ -236,10 +236,10 @@ def _address(error: httpx.RequestError) -> str:
 def connection_options(
     base_url: str | None, token: str | None, timeout_s: float, verify: Verify = True
 ) -> dict[str, Any]:
-    """The arguments that httpx's two clients are made with; see `resolve` for the first two.
+    """The arguments of httpx's two clients; see `resolve` for the first two.
 
     Raises:
-        ValueError: the URL is not one of an HTTP server, the token cannot be sent, or `verify` names no certificates.
+        ValueError: the URL is not that of an HTTP server, the token cannot be sent, or `verify` has no certificates.
     """
     target = resolve(base_url, token)
     headers = {"User-Agent": f"filmstrip/{__version__}"}
@@ -249,7 +249,7 @@ def connection_options(
         "base_url": target.url,
         "headers": headers,
         "timeout": httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
-        "trust_env": not _is_loopback(target.url.host),  # a proxy has no way to this machine's own loopback
+        "trust_env": not _is_loopback(target.url.host),  # a proxy cannot reach this machine's loopback
         "verify": _checked_certificates(verify),
     }
 
@@ -264,13 +264,13 @@ def _checked_certificates(verify: Verify) -> ssl.SSLContext | bool:
         text = path.read_bytes().decode("utf-8-sig", errors="replace")
         certificates = [found[0] for found in _PEM_CERTIFICATE.finditer(text)]
         if certificates:
-            # Those alone: OpenSSL takes only ASCII here, which comments between them need not be.
+            # Only the certificates: OpenSSL takes ASCII only here, and comments between them may be something else.
             return ssl.create_default_context(cadata="\n".join(certificates))
     except ssl.SSLError:
         pass
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
-    raise ValueError(f"{path}: holds no certificate in PEM form")
+    raise ValueError(f"{path}: has no certificate in PEM format")
 
 
 def _is_loopback(host: str) -> bool:

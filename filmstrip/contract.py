@@ -1,23 +1,24 @@
-"""The contract between the frontend and a Triton model: tensors, chunk parameters, what a pipeline says of itself.
+"""The contract between the frontend and a Triton model: tensors, chunk parameters, pipeline info.
 
-One request makes one chunk. It carries the chunk's parameters as JSON (`CHUNK`) and the chunk's arrays as
-optional tensors; the answer carries the frames and a JSON report of stage timings. START and END of a
-generation are Triton's sequence flags. What a pipeline is and can do stands in the `parameters` of its
-`config.pbtxt`, so that the frontend knows no model by name.
+One request makes one chunk. It carries the chunk's parameters as JSON (`CHUNK`) and the chunk's arrays as optional
+tensors; the response carries the frames and a JSON report of stage timings. START and END of a generation are Triton's
+sequence flags. What a pipeline is and supports is stored in the `parameters` of its `config.pbtxt`, so the frontend
+knows no model by name.
 """
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
-from typing import Any, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
+from pydantic import ConfigDict, Field, StrictBool, StrictStr, TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 
 class Mode(StrEnum):
-    """What a chunk's frames are made from: noise (text) or an input video."""
+    """What a chunk's frames are generated from: noise (text) or an input video."""
 
     TEXT = "text"
     VIDEO = "video"
@@ -83,6 +84,9 @@ NUM_SEEDS = 2**63 - 2**20
 # -- A chunk's parameters -----------------------------------------------------------------------------------
 
 
+_KNOWN_KEYS_ONLY = ConfigDict(extra="forbid")
+
+
 class Prompt(NamedTuple):
     """A prompt and its weight, 0..100, among those it is blended with."""
 
@@ -92,14 +96,16 @@ class Prompt(NamedTuple):
 
 @dataclass(frozen=True)
 class Transition:
-    """Where a chunk stands in a move from the embedding in force to the blend of the target prompts.
+    """A chunk's place in the transition from the current embedding to the blend of the target prompts.
 
     Attributes:
-        target: prompts to arrive at.
+        target: prompts at the end.
         num_steps: chunks that the transition takes; 0 snaps to the target.
         step: this chunk's place in it, 0 where it starts.
-        method: how the embeddings on the way are made.
+        method: how the embeddings are interpolated.
     """
+
+    __pydantic_config__: ClassVar = _KNOWN_KEYS_ONLY
 
     target: tuple[Prompt, ...]
     num_steps: int
@@ -109,15 +115,15 @@ class Transition:
 
 @dataclass(frozen=True)
 class ChunkParameters:
-    """Everything but arrays that a model is told about one chunk.
+    """The parameters of one chunk: everything that a model gets except arrays.
 
     Attributes:
         index: the chunk's place in the generation, from 0.
-        num_frames: pixel frames that the model must answer with.
-        height: of the frames to answer with, in pixels; inputs of another size are resized.
+        num_frames: pixel frames that the model must return.
+        height: of the returned frames, in pixels; inputs of another size are resized.
         width: likewise.
-        mode: what the frames are made from.
-        reset: the chunk starts afresh (see `filmstrip.cache_policy`).
+        mode: what the frames are generated from.
+        reset: the chunk starts with empty caches (see `filmstrip.cache_policy`).
         prompts: the prompts in force before any transition.
         prompt_interpolation_method: how several prompts are blended.
         transition: set while a transition is under way.
@@ -132,6 +138,8 @@ class ChunkParameters:
         vace_temporally_locked: arrays of another length are trimmed or padded, else resampled.
         ref_image_shapes: [H, W, C] of each image in the VACE_REF_IMAGES tensor.
     """
+
+    __pydantic_config__: ClassVar = _KNOWN_KEYS_ONLY
 
     index: int
     num_frames: int
@@ -155,60 +163,38 @@ class ChunkParameters:
 
     def to_json(self) -> bytes:
         """The bytes of the CHUNK tensor."""
-        return json.dumps(asdict(replace(self, lora_scales=dict(self.lora_scales))), separators=(",", ":")).encode()
+        return _CHUNK_PARAMETERS.dump_json(self)
 
     @classmethod
-    def from_json(cls, text: bytes) -> Self:
+    def from_json(cls, text: bytes) -> "ChunkParameters":
         """Read the CHUNK tensor back.
 
         Raises:
-            ValueError: it is not the JSON of a chunk, or has a key that this version doesn't know.
+            ValueError: it is not the JSON of a chunk, or has a key that this version does not know.
         """
         try:
-            raw = _known_keys(cls, json.loads(text))
-            raw["mode"] = Mode(raw.get("mode", Mode.VIDEO))
-            raw["prompts"] = _prompts(raw.get("prompts", []))
-            raw["prompt_interpolation_method"] = Interpolation(raw.get("prompt_interpolation_method", "linear"))
-            if raw.get("transition") is not None:
-                transition = _known_keys(Transition, raw["transition"])
-                transition["target"] = _prompts(transition["target"])
-                transition["method"] = Interpolation(transition["method"])
-                raw["transition"] = Transition(**transition)
-            if raw.get("denoising_steps") is not None:
-                raw["denoising_steps"] = tuple(raw["denoising_steps"])
-            raw["ref_image_shapes"] = tuple(tuple(shape) for shape in raw.get("ref_image_shapes", []))
-            chunk = cls(**raw)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not a chunk: {error}") from None
-        counts = (chunk.index, chunk.num_frames, chunk.height, chunk.width, chunk.seed)
-        if not all(type(count) is int for count in counts):
-            raise ValueError(f"not a chunk: {counts} are not whole numbers")
-        return chunk
+            return _CHUNK_PARAMETERS.validate_json(text, strict=True)
+        except ValidationError as error:
+            raise ValueError(f"not a chunk: {_first_problem(error)}") from None
 
 
-def _prompts(pairs: Any) -> tuple[Prompt, ...]:
-    if not all(
-        isinstance(pair, list) and [type(part) for part in pair] in ([str, int], [str, float]) for pair in pairs
-    ):
-        raise ValueError(f"not prompts and weights: {pairs}")
-    return tuple(Prompt(text, weight) for text, weight in pairs)
+_CHUNK_PARAMETERS = TypeAdapter(ChunkParameters)
 
 
-def _known_keys(cls: type, raw: Any) -> dict[str, Any]:
-    if not isinstance(raw, dict):
-        raise ValueError(f"{cls.__name__} wants a JSON object, got {type(raw).__name__}")
-    unknown = raw.keys() - {known.name for known in fields(cls)}
-    if unknown:
-        raise ValueError(f"{cls.__name__} has no {', '.join(sorted(unknown))}")
-    return dict(raw)
+def _first_problem(error: ValidationError) -> str:
+    """The first error of a validation, on one line: where it is, what is wrong, and the value."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    problem = f"{where}: {first['msg']}" if where else first["msg"]
+    return problem if first["type"] == "missing" else f"{problem}, got {str(first['input'])[:80]!r}"
 
 
-# -- What a pipeline says of itself -------------------------------------------------------------------------
+# -- Pipeline info ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a pipeline supports beyond making frames; a request that needs more is refused.
+    """What a pipeline supports; a request that needs more is refused.
 
     Attributes:
         frame_processor: it maps frames to frames, so that it can be a pre- or post-processor.
@@ -216,95 +202,84 @@ class Features:
         prompts: its frames depend on the prompts.
         noise: noise_scale and noise_controller.
         cache: manage_cache, reset_cache and kv_cache_attention_bias.
-        denoising_steps: the timesteps can be given.
+        denoising_steps: a request can set the timesteps.
         vace: VACE frames, masks, references, first and last frame images.
-        loras: names of the LoRAs whose scales can be given.
+        loras: names of the LoRAs whose scales a request can set.
     """
 
-    frame_processor: bool = False
-    seed: bool = False
-    prompts: bool = False
-    noise: bool = False
-    cache: bool = False
-    denoising_steps: bool = False
-    vace: bool = False
-    loras: tuple[str, ...] = ()
+    __pydantic_config__: ClassVar = _KNOWN_KEYS_ONLY
+
+    frame_processor: StrictBool = False
+    seed: StrictBool = False
+    prompts: StrictBool = False
+    noise: StrictBool = False
+    cache: StrictBool = False
+    denoising_steps: StrictBool = False
+    vace: StrictBool = False
+    loras: tuple[StrictStr, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """As the pipeline list shows it."""
+        """For the list of pipelines."""
         return {**asdict(self), "loras": list(self.loras)}
+
+
+_Count = Annotated[int, Field(ge=1, le=2**20, strict=True)]
 
 
 @dataclass(frozen=True)
 class PipelineInfo:
-    """What `config.pbtxt` tells of a pipeline.
+    """What the `config.pbtxt` of a pipeline says.
 
     Attributes:
         id: the Triton model's name.
-        modes: what it can make frames from.
+        modes: what it can generate frames from.
         chunk_size: pixel frames of a chunk.
-        first_chunk_size: pixel frames of a chunk that starts afresh in text mode.
+        first_chunk_size: pixel frames of a chunk that starts with empty caches in text mode.
         granularity: height and width must be multiples of it.
         height: native height in pixels, None for a pipeline that keeps its input's size.
         width: likewise.
-        sizes: [height, width] pairs that it was made for; none where any multiple of the granularity will do.
+        sizes: [height, width] pairs that it supports; empty if every multiple of the granularity is supported.
         max_references: reference images of one chunk at most, None where the contract's own limit is the only one.
-        latent_frames: latent frames of a chunk that goes on from another, None without latents.
+        latent_frames: latent frames of a chunk that continues another, None without latents.
         features: see `Features`.
         defaults: the pipeline's own defaults, for display (`denoising_steps`, for example).
     """
 
     id: str
-    modes: tuple[Mode, ...]
-    chunk_size: int
-    first_chunk_size: int
-    granularity: int = 1
-    height: int | None = None
-    width: int | None = None
-    sizes: tuple[tuple[int, int], ...] = ()
-    max_references: int | None = None
-    latent_frames: int | None = None
+    modes: Annotated[tuple[Mode, ...], Field(min_length=1)]
+    chunk_size: _Count
+    first_chunk_size: _Count
+    granularity: _Count = 1
+    height: _Count | None = None
+    width: _Count | None = None
+    sizes: tuple[tuple[_Count, _Count], ...] = ()
+    max_references: _Count | None = None
+    latent_frames: _Count | None = None
     features: Features = field(default_factory=Features)
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_parameters(cls, id: str, parameters: Mapping[str, str]) -> Self | None:
-        """Read the parameters of a Triton model; None where it declares no chunk size, so is no pipeline.
+    def from_parameters(cls, id: str, parameters: Mapping[str, str]) -> "PipelineInfo | None":
+        """Read the parameters of a Triton model; None if it declares no chunk size, so is not a pipeline.
 
-        Parameters that are none of ours (Triton's backends have some) are left alone.
+        Parameters of other parties, such as Triton's backends, are ignored.
 
         Raises:
-            ValueError: one of ours is missing or holds another kind of value than it should.
+            ValueError: a parameter is missing or holds a bad value.
         """
         if "chunk_size" not in parameters:
             return None
+        names = sorted(parameters.keys() & {known.name for known in fields(cls)} - {"id"})
         try:
-            raw = {name: _parameter(name, parameters[name]) for name in sorted(parameters.keys() & _PARAMETERS)}
-            raw["features"] = _features(raw.get("features", {}))
-            raw["modes"] = tuple(Mode(mode) for mode in raw["modes"])
-            raw["sizes"] = tuple((height, width) for height, width in raw.get("sizes", []))
-            raw["defaults"] = _defaults(raw.get("defaults", {}))
-            raw.setdefault("first_chunk_size", raw["chunk_size"])
-            facts = cls(id=id, **raw)
-        except KeyError as error:
-            raise ValueError(f"config.pbtxt of {id}: parameter {error} is missing") from error
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"config.pbtxt of {id}: {error}") from error
-        counts = (facts.chunk_size, facts.first_chunk_size, facts.granularity)
-        optional = (facts.height, facts.width, facts.latent_frames, facts.max_references)
-        given = (*counts, *(n for n in optional if n is not None), *(side for size in facts.sizes for side in size))
-        if not facts.modes:
-            raise ValueError(f"config.pbtxt of {id}: parameter 'modes' names none")
-        bad = [value for value in given if not _is_count(value)]
-        if bad:
-            raise ValueError(
-                f"config.pbtxt of {id}: sizes and numbers of frames must be whole numbers from 1 to {_LARGEST_COUNT}, "
-                f"got {str(bad[0])[:80]}"
-            )
-        return facts
+            raw = {"id": id} | {name: _parameter(name, parameters[name]) for name in names}
+            return _PIPELINE_INFO.validate_python({"first_chunk_size": raw["chunk_size"]} | raw)
+        except ValidationError as error:
+            raise ValueError(f"config.pbtxt of {id}: parameter {_first_problem(error)}") from None
+        except ValueError as error:
+            raise ValueError(f"config.pbtxt of {id}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """As the pipeline list shows it."""
+        """For the list of pipelines."""
         shown = asdict(self) | {"modes": list(self.modes), "features": self.features.to_dict()}
         return {name: value for name, value in shown.items() if name != "latent_frames"}
 
@@ -313,64 +288,29 @@ class PipelineInfo:
 
         Args:
             mode: of the chunk.
-            first: the chunk starts afresh.
+            first: the chunk starts with empty caches.
             conditioned: it has VACE frames or masks, which follow the video rule.
         """
         short = first and mode is Mode.TEXT and not conditioned
         return self.first_chunk_size if short else self.chunk_size
 
     def chunk_latents(self, mode: Mode, *, first: bool, conditioned: bool) -> int:
-        """Latent frames of one chunk: one more where a video's first chunk is encoded from its doubled frame."""
+        """Latent frames of one chunk: one more if a video's first chunk is encoded with its first frame twice."""
         if self.latent_frames is None:
             return 0
         return self.latent_frames + int(first and (mode is Mode.VIDEO or conditioned))
 
 
+_PIPELINE_INFO = TypeAdapter(PipelineInfo)
+
+
 def _parameter(name: str, text: str) -> Any:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = from_json(text)
+        json.dumps(value, allow_nan=False)  # no answer can carry infinity, which 1e999 is
+    except ValueError:
         raise ValueError(f"parameter {name!r} must be JSON, got {text[:80]!r}") from None
-    if not _is_plain(value):
-        raise ValueError(f"parameter {name!r} has a value that no answer can carry: {text[:80]!r}")
     return value
-
-
-def _is_plain(value: Any, depth: int = 0) -> bool:
-    """Whether a JSON answer can show a value: valid text, finite numbers of usual size, few levels."""
-    if isinstance(value, str):
-        return not any("\ud800" <= letter <= "\udfff" for letter in value)
-    if isinstance(value, list | dict):
-        parts = [*value, *value.values()] if isinstance(value, dict) else value
-        return depth < _DEEPEST and all(_is_plain(part, depth + 1) for part in parts)
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return value is None or abs(value) < 2**64
-
-
-def _defaults(raw: Any) -> dict[str, Any]:
-    if not isinstance(raw, dict):
-        raise ValueError(f"defaults must be a JSON object: {str(raw)[:80]}")
-    return raw
-
-
-def _features(raw: Any) -> Features:
-    known = _known_keys(Features, raw)
-    loras = known.pop("loras", [])
-    if not all(type(value) is bool for value in known.values()):
-        raise ValueError(f"features must be true or false: {str(known)[:80]}")
-    if not isinstance(loras, list) or not all(isinstance(name, str) for name in loras):
-        raise ValueError(f"loras must be a list of names: {str(loras)[:80]}")
-    return Features(**known, loras=tuple(loras))
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 < value <= _LARGEST_COUNT
-
-
-_LARGEST_COUNT = 2**20
-_DEEPEST = 20  # levels of nested lists and objects in a parameter
-_PARAMETERS = frozenset(known.name for known in fields(PipelineInfo)) - {"id"}
 
 
 def numpy_dtype(spec: TensorSpec) -> np.dtype[Any]:

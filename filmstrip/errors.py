@@ -47,10 +47,10 @@
     │   └── TimedOut                  nothing came for longer than the timeout
     └── UnexpectedAnswer              the answer is not Filmstrip's: a proxy, another program, another version
 
-A FilmstripError is the server's own answer; a ClientError is what goes wrong on the way to it.
+A FilmstripError is the server's answer; a ClientError is a failure on the way to the server.
 
 Foreign errors become one of these at three boundaries: tritonclient's in `frontend.triton`, ours to JSON or
-SSE in `frontend.app` and `frontend.slot`, ours to Triton's own error in `filmstrip.runtime.triton_model`.
+SSE in `frontend.app` and `frontend.generation`, ours to Triton's own error in `filmstrip.runtime.triton_model`.
 Messages are written for the client: they name the field and the value, never a path of the server.
 """
 
@@ -84,14 +84,14 @@ class FilmstripError(Exception):
 
 
 class BadRequest(FilmstripError):
-    """The request cannot be understood."""
+    """The request is malformed."""
 
     code = "bad_request"
     status = 400
 
 
 class BadHeader(BadRequest):
-    """A header is missing or holds a value outside its limits."""
+    """A header is missing or out of range."""
 
     code = "bad_header"
 
@@ -136,21 +136,21 @@ class ForbiddenHost(FilmstripError):
 
 
 class ForbiddenOrigin(FilmstripError):
-    """A web page of another origin may not post here."""
+    """Web pages of other origins may not send requests."""
 
     code = "forbidden_origin"
     status = 403
 
 
 class NotFound(FilmstripError):
-    """Nothing is there."""
+    """There is nothing at this address."""
 
     code = "not_found"
     status = 404
 
 
 class UnknownPath(NotFound):
-    """A name that this server did not make, or whose file has expired."""
+    """The server has no file of this name, or it has expired."""
 
     code = "unknown_path"
 
@@ -162,7 +162,7 @@ class UnknownPipeline(NotFound):
 
 
 class MethodNotAllowed(FilmstripError):
-    """The address exists, this method on it does not."""
+    """The address does not support this method."""
 
     code = "method_not_allowed"
     status = 405
@@ -197,21 +197,21 @@ class PreconditionFailed(FilmstripError):
 
 
 class TooLarge(FilmstripError):
-    """The body is over its limit."""
+    """The body exceeds its limit."""
 
     code = "too_large"
     status = 413
 
 
 class UnsupportedMediaType(FilmstripError):
-    """The body is compressed or is a form, and the endpoint takes neither."""
+    """The body is compressed or a form, and the endpoint accepts neither."""
 
     code = "unsupported_media_type"
     status = 415
 
 
 class RangeNotSatisfiable(FilmstripError):
-    """The range asked for lies outside the file."""
+    """The requested range is outside the file."""
 
     code = "range_not_satisfiable"
     status = 416
@@ -225,40 +225,40 @@ class ExpectationFailed(FilmstripError):
 
 
 class InvalidField(FilmstripError):
-    """A field of the request holds a value that cannot be served."""
+    """A field of the request has an invalid or unsupported value."""
 
     code = "invalid_field"
     status = 422
 
 
 class HeadTooLarge(FilmstripError):
-    """The request's line and headers are over their limit."""
+    """The request line and headers exceed their limit."""
 
     code = "head_too_large"
     status = 431
 
 
 class ClientGone(FilmstripError):
-    """The client went away before its generation ended; seen in logs and metrics alone."""
+    """The client disconnected before its generation ended; only seen in logs and metrics."""
 
     code = "client_gone"
     status = 499
 
 
 class InternalError(FilmstripError):
-    """A fault of the server's own; the log has the traceback."""
+    """A bug in the server; its log has the traceback."""
 
     code = "internal_error"
 
 
 class ModelError(FilmstripError):
-    """The model could not make a chunk."""
+    """The model could not generate a chunk."""
 
     code = "model_error"
 
 
 class BadModelOutput(ModelError):
-    """The model answered with frames of another shape than asked for."""
+    """The model returned frames of the wrong shape."""
 
     code = "bad_model_output"
 
@@ -270,13 +270,13 @@ class ChunkTimeout(ModelError):
 
 
 class ModelDied(ModelError):
-    """The model's process has ended; it is loaded anew for the next generation."""
+    """The model's process has ended; it is reloaded for the next generation."""
 
     code = "model_died"
 
 
 class SequenceLost(ModelError):
-    """Triton no longer knows the sequence: it was restarted, or the sequence sat idle too long."""
+    """Triton no longer has the sequence: it was restarted, or the sequence was idle for too long."""
 
     code = "sequence_lost"
 
@@ -303,7 +303,7 @@ class ShuttingDown(FilmstripError):
 
 
 class TooManyConnections(FilmstripError):
-    """Every connection that the server may have open is busy with a request."""
+    """All connections that the server may have open are busy."""
 
     code = "too_many_connections"
     status = 503
@@ -311,7 +311,7 @@ class TooManyConnections(FilmstripError):
 
 
 class TooManyDownloads(FilmstripError):
-    """As many downloads run as the server serves at once."""
+    """The server already serves as many downloads as it can."""
 
     code = "too_many_downloads"
     status = 503
@@ -319,7 +319,7 @@ class TooManyDownloads(FilmstripError):
 
 
 class Overloaded(FilmstripError):
-    """The server has no memory left for another request; the same request will do a moment later."""
+    """The server has no memory for another request at the moment; try again."""
 
     code = "overloaded"
     status = 503
@@ -327,7 +327,7 @@ class Overloaded(FilmstripError):
 
 
 class StorageFull(FilmstripError):
-    """The request would take the stored files over their limits."""
+    """The request would exceed the limits on stored files."""
 
     code = "storage_full"
     status = 507
@@ -339,7 +339,7 @@ class DiskFull(StorageFull):
     code = "disk_full"
 
 
-# -- What goes wrong on the way to the server ------------------------------------------------------------------
+# -- Failures on the way to the server --------------------------------------------------------------------------
 
 
 class ClientError(Exception):
@@ -347,11 +347,11 @@ class ClientError(Exception):
 
 
 class ConnectionFailed(ClientError):
-    """The server cannot be reached, or the connection broke before the answer was whole."""
+    """The server cannot be reached, or the connection broke before the answer was complete."""
 
 
 class ServerUnreachable(ConnectionFailed):
-    """No connection could be made: nothing listens there, the host is unknown, or there is no way to it."""
+    """No connection could be made: nothing listens there, or the host is unknown or unreachable."""
 
 
 class UntrustedCertificate(ServerUnreachable):
@@ -359,7 +359,7 @@ class UntrustedCertificate(ServerUnreachable):
 
 
 class TimedOut(ConnectionFailed):
-    """Nothing came, or nothing was taken, for longer than the timeout."""
+    """Nothing was received or sent for longer than the timeout."""
 
 
 class UnexpectedAnswer(ClientError):
@@ -375,7 +375,7 @@ class UnexpectedAnswer(ClientError):
 
 
 def counted(number: int, noun: str) -> str:
-    """A number of things, for a message: 1 frame, 2 frames."""
+    """A number and its noun: 1 frame, 2 frames."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
@@ -394,7 +394,7 @@ ERRORS: dict[str, type[FilmstripError]] = _tree(FilmstripError)
 
 
 def from_wire(text: str) -> FilmstripError | None:
-    """The error that a model of ours put into Triton's message, or None for any other text."""
+    """The error that one of our models put into Triton's message; None for any other text."""
     mark = text.find(_WIRE_MARK)
     if mark < 0:
         return None

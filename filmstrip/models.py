@@ -108,7 +108,7 @@ class PipelineInfo(_Answer):
 
     @property
     def native_size(self) -> tuple[int, int] | None:
-        """(height, width) that it makes unless told otherwise; None for a pipeline that keeps the size of its input."""
+        """(height, width) of its frames by default; None for a pipeline that keeps the size of its input."""
         return (self.height, self.width) if self.height and self.width else None
 
 

@@ -32,7 +32,7 @@ class SharedFields(TypedDict, total=False):
 
 
 class ChunkFields(SharedFields, total=False):
-    """Fields of a ChunkSpec beside its index and its arrays."""
+    """Fields of a ChunkSpec, without its index and its arrays."""
 
     text: str | None
     prompts: Sequence[WeightedPrompt] | None

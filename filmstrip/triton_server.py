@@ -19,13 +19,13 @@ from typing import Self
 
 from filmstrip.model_folders import model_folders
 
-SECRET_NAME = "filmstrip"  # noqa: S105  of the header, as Triton is told it; on the wire it has a prefix
+SECRET_NAME = "filmstrip"  # noqa: S105  name of the header in Triton's flag; on the wire it has a prefix
 SECRET_HEADER = f"triton-grpc-protocol-{SECRET_NAME}"
 RESTRICTED = "health,metadata,inference,shared-memory,model-config,model-repository,statistics,trace,logging"
-"""All protocols of its gRPC port: each of them wants the secret."""
+"""All protocols of the gRPC port: each needs the secret."""
 ALL_MODELS = ("*",)
 NO_PROXY = ("grpc.enable_http_proxy", 0)
-"""Channel argument of every gRPC client: a web proxy of the environment is never between us and Triton."""
+"""Channel argument of every gRPC client: never go through the environment's web proxy to reach Triton."""
 
 PREFIX = "filmstrip-triton-"
 SOCKET_BYTES = 107  # the longest path of a Unix socket, as Linux and gRPC have it
@@ -55,17 +55,17 @@ def flags(
         port: of gRPC; there is no HTTP.
         shm_prefix: of the names of the models' own shared memory.
         exit_timeout_s: how long Triton waits for open sequences when it stops.
-        secret: that all calls must carry, none where it is empty.
-        models: to load at the start, before Triton answers; others are loaded when they are asked for.
-        metrics_port: of Triton's own metrics, which ask for no secret; None for none.
-        backends: folder of its backends, where it isn't Triton's own.
+        secret: secret that every call must carry; empty for none.
+        models: models to load at the start; others are loaded on request.
+        metrics_port: port of Triton's own metrics, which need no secret; None for none.
+        backends: folder of the backends, if it is not Triton's own.
     """
     chosen = [f"--model-repository={folder}" for folder in repositories]
     if backends is not None:
         chosen.append(f"--backend-directory={backends}")
     # Explicit: in other modes Triton refuses to load a model again.
     chosen += ["--model-control-mode=explicit", *(f"--load-model={model}" for model in models)]
-    # One broken model makes neither the start fail nor all of it unready.
+    # One broken model must not fail the start, nor make the server unready.
     chosen += ["--exit-on-error=false", "--strict-readiness=false"]
     chosen += ["--allow-http=false", f"--grpc-address={address}", f"--grpc-port={port}"]
     if metrics_port is None:
@@ -86,11 +86,11 @@ def flags(
 
 
 class NoTritonFolder(OSError):
-    """No place on this machine can hold the folder; the message says what was tried."""
+    """The folder cannot be made anywhere on this machine; the message says what was tried."""
 
 
 class TritonFolder:
-    """The folder of one tritonserver; other processes leave it alone for as long as this one keeps it open.
+    """The folder of one tritonserver; other processes leave it alone while this one has it open.
 
     Attributes:
         path: of the folder.
@@ -104,7 +104,7 @@ class TritonFolder:
 
     @classmethod
     def create(cls) -> Self:
-        """Make a folder in `$XDG_RUNTIME_DIR` or /tmp, and remove those that ended processes left there.
+        """Make a folder in `$XDG_RUNTIME_DIR` or /tmp, and remove those of processes that have ended.
 
         Raises:
             NoTritonFolder: neither can hold one.
@@ -125,17 +125,17 @@ class TritonFolder:
 
     @property
     def address(self) -> str:
-        """What tritonserver takes as `--grpc-address`, together with `port`."""
+        """The value of tritonserver's `--grpc-address`, together with `port`."""
         return f"unix:{self.path / 'grpc'}"
 
     @property
     def port(self) -> int:
-        """What tritonserver takes as `--grpc-port`."""
+        """The value of tritonserver's `--grpc-port`."""
         return _PORT
 
     @property
     def url(self) -> str:
-        """What a gRPC client takes."""
+        """The address for a gRPC client."""
         return f"{self.address}:{_PORT}"
 
     def link(self, target: Path, *names: str) -> Path:
@@ -148,10 +148,9 @@ class TritonFolder:
         return self.path / "models"
 
     def link_models(self, repositories: Iterable[Path]) -> None:
-        """Make a link to each model of the repositories that Triton can start, and remove those that lead nowhere.
+        """Make a link to each model that Triton can start, and remove broken links.
 
-        One link that leads nowhere, or one name that is not UTF-8, in Triton's own repository would keep Triton from
-        listing any model.
+        One broken link, or one name that is not UTF-8, in Triton's repository would keep Triton from listing any model.
 
         Raises:
             OSError: a link cannot be made or removed.
@@ -169,7 +168,7 @@ class TritonFolder:
                     self._models[name] = target
 
     def renew(self) -> None:
-        """Make the folder again where it was removed, and remove what a Triton that has ended used in it.
+        """Make the folder again if it was removed, and remove what an ended Triton left in it.
 
         Raises:
             OSError: it can't be made, or something else is in its place.
@@ -187,17 +186,17 @@ class TritonFolder:
             self._models.clear()
 
     def keep_open(self) -> None:
-        """Hold the folder for the program that this process becomes, too."""
+        """Keep the folder locked across an exec of this process."""
         os.set_inheritable(self._fd, True)
 
     def remove(self) -> None:
-        """Remove the folder; what its links lead to stays."""
+        """Remove the folder, but not the targets of its links."""
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._fd)
 
 
 def make_link(target: Path, link: Path) -> Path:
-    """Make a link to `target`, in place of one that is there; links on the way to the target may change later."""
+    """Make or replace a link to `target`, whose own links are not resolved, since they may change later."""
     link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     link.unlink(missing_ok=True)
     link.symlink_to(os.path.abspath(target))
@@ -205,7 +204,7 @@ def make_link(target: Path, link: Path) -> Path:
 
 
 def sweep(parent: Path) -> None:
-    """Remove our own folders in `parent` that no process holds any more."""
+    """Remove our own folders in `parent` that no process has open."""
     for path in parent.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):  # another user's, in use, or just removed
             fd = _open_own(path)
@@ -217,12 +216,12 @@ def sweep(parent: Path) -> None:
 
 
 def is_safe_model(name: str) -> bool:
-    """Whether Triton can start a model of this name: it reaches a shell, and Python code that only takes ASCII."""
+    """Whether Triton can start a model of this name: it passes through a shell, and ASCII-only Python code."""
     return _SAFE_MODEL.fullmatch(name) is not None
 
 
 def is_safe_path(path: Path) -> bool:
-    """Whether a shell reads this path as it stands."""
+    """Whether a shell reads this path literally."""
     return _SAFE_PATH.fullmatch(str(path)) is not None
 
 
@@ -252,7 +251,7 @@ def _make(parent: str) -> tuple[Path, int]:
 
 
 def _open_own(path: Path) -> int:
-    """Open a folder that belongs to us and is open to nobody else."""
+    """Open a folder that belongs to this user and that no other user can access."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     found = os.fstat(fd)
     if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
@@ -262,7 +261,7 @@ def _open_own(path: Path) -> int:
 
 
 def _refusal(parent: str) -> str | None:
-    """Why the folder can't be in `parent`; None if it can."""
+    """Why the folder cannot be in `parent`; None if it can."""
     if _SAFE_PATH.fullmatch(parent) is None:
         return "its name has characters that a shell would read"
     longest = len(os.fsencode(parent)) + len(f"/{PREFIX}/grpc:{_PORT}") + _RANDOM_CHARACTERS
@@ -274,5 +273,5 @@ def _refusal(parent: str) -> str | None:
         return str(error.strerror)
     others_may_rename = found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
     if found.st_uid not in (os.geteuid(), 0) or others_may_rename:
-        return "other users may change it"
+        return "other users can change it"
     return None

@@ -1,4 +1,4 @@
-"""What goes over the wire, as bytes: the video header, frames as they are uploaded and downloaded, blobs. No I/O."""
+"""Bytes on the wire: the video header, the bodies of uploads and downloads, blobs of arrays. No I/O."""
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -71,7 +71,7 @@ def shape_of(video: Video) -> VideoShape:
     """The shape of an array [F, H, W, C].
 
     Raises:
-        ValueError: it has other dimensions, or holds something else than uint8.
+        ValueError: it has other dimensions, or another type than uint8.
     """
     if video.dtype != np.uint8 or video.ndim != 4 or 0 in video.shape:
         raise ValueError(f"a video is a uint8 array [F, H, W, C], got {video.dtype} {list(video.shape)}")
@@ -79,14 +79,14 @@ def shape_of(video: Video) -> VideoShape:
 
 
 class BodyChecker:
-    """Turns frames into bytes and counts them, so that a body never differs from the shape in its headers."""
+    """Turns frames into bytes and counts them, so that a body always matches the shape in its headers."""
 
     def __init__(self, shape: VideoShape) -> None:
         self._shape = shape
         self._num_bytes = 0
 
     def add(self, piece: Frame | bytes) -> bytes:
-        """One frame [H, W, C], or any run of bytes, as the bytes to send.
+        """The bytes to send for a frame [H, W, C], or for a piece of the video's bytes.
 
         Raises:
             ValueError: a frame of another shape, or more bytes than the shape has.
@@ -94,11 +94,11 @@ class BodyChecker:
         if isinstance(piece, np.ndarray):
             if piece.dtype != np.uint8 or piece.shape != self._shape[1:]:
                 want = list(self._shape[1:])
-                raise ValueError(f"a frame of this video is uint8 {want}, got {piece.dtype} {list(piece.shape)}")
+                raise ValueError(f"a frame of this video must be uint8 {want}, got {piece.dtype} {list(piece.shape)}")
             piece = piece.tobytes()
         self._num_bytes += len(piece)
         if self._num_bytes > self._shape.num_bytes:
-            raise ValueError(f"more frames came than the {self._shape.frames} announced")
+            raise ValueError(f"the video has more frames than the {self._shape.frames} of its shape")
         return piece
 
     def finish(self) -> None:
@@ -109,7 +109,7 @@ class BodyChecker:
         """
         if self._num_bytes != self._shape.num_bytes:
             frames = self._num_bytes / self._shape.frame_bytes
-            raise ValueError(f"{self._shape.frames} frames were announced, {frames:g} came")
+            raise ValueError(f"the video has {frames:g} frames, its shape says {self._shape.frames}")
 
 
 def video_body(frames: Iterable[Frame | bytes], shape: VideoShape) -> Iterator[bytes]:
@@ -121,10 +121,10 @@ def video_body(frames: Iterable[Frame | bytes], shape: VideoShape) -> Iterator[b
 
 
 class FrameReader:
-    """Reads the body of a download as its bytes come, one frame held at a time.
+    """Reads the body of a download piece by piece; holds one frame at a time.
 
     Attributes:
-        shape: of the video, None until the header was read.
+        shape: shape of the video; None until the header has been read.
     """
 
     def __init__(self) -> None:
@@ -133,10 +133,10 @@ class FrameReader:
         self._num_frames = 0
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """Take the next bytes; give the frames [H, W, C] that they complete.
+        """Take the next bytes; yield the frames [H, W, C] that they complete.
 
         Raises:
-            UnexpectedAnswer: the bytes are not a video's, or more than its header says.
+            UnexpectedAnswer: the bytes are not a video, or are more than its header says.
         """
         self._pending += data
         if self.shape is None:
@@ -151,16 +151,16 @@ class FrameReader:
             self._num_frames += 1
             yield frame
         if self._pending and self._num_frames == shape.frames:
-            raise UnexpectedAnswer(f"the download goes on after its {shape.frames} frames")
+            raise UnexpectedAnswer(f"the download continues after its {shape.frames} frames")
 
     def finish(self) -> None:
-        """Check that the video is whole.
+        """Check that the video is complete.
 
         Raises:
             ConnectionFailed: the body ended early.
         """
         if self.shape is None:
-            raise ConnectionFailed("the download ended within its header")
+            raise ConnectionFailed("the download ended inside its header")
         if self._num_frames != self.shape.frames:
             raise ConnectionFailed(f"the download ended after {self._num_frames} of {self.shape.frames} frames")
 
@@ -203,7 +203,7 @@ def as_vace_frames(video: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 class BlobBuilder:
-    """Collects chunks; iterate over it for the bytes to upload, then send `chunk_specs` with the request.
+    """Collects the arrays of chunks: iterating over it yields the bytes to upload; `chunk_specs` goes into the request.
 
         blob = BlobBuilder()
         blob.chunk(0, text="a cat", vace_frames=frames, vace_masks=masks)
@@ -211,8 +211,7 @@ class BlobBuilder:
         uploaded = client.upload_data(blob)
         client.generate(..., data_blob_path=uploaded.data_blob_path, chunk_specs=blob.chunk_specs)
 
-    Arrays are kept as they are, not copied, unless their type or layout must change: don't write to them
-    before the upload.
+    Arrays are not copied unless their type or layout must change: do not write to them before the upload.
     """
 
     def __init__(self) -> None:
@@ -227,7 +226,7 @@ class BlobBuilder:
 
     @property
     def chunk_specs(self) -> list[ChunkSpec]:
-        """The ChunkSpecs as the request carries them, by chunk."""
+        """The ChunkSpecs for the request, in the order of the chunks."""
         return [self._specs[index].copy() for index in sorted(self._specs)]
 
     def chunk(
@@ -239,10 +238,10 @@ class BlobBuilder:
         input_video: NDArray[np.uint8] | None = None,
         **fields: Unpack[ChunkFields],
     ) -> ChunkSpec:
-        """Add the ChunkSpec of one chunk and its arrays; gives the spec.
+        """Add the ChunkSpec of one chunk and its arrays; returns the spec.
 
         Args:
-            index: the chunk, from 0.
+            index: index of the chunk, from 0.
             vace_frames: floats in -1..1, [1, C, F, H, W] or [C, F, H, W].
             vace_masks: floats in 0..1 or bools, [1, 1, F, H, W], [F, H, W], one mask [H, W], or masks with a channel,
                 [F, 1, H, W] or [F, H, W, 1].
@@ -250,10 +249,10 @@ class BlobBuilder:
             fields: the other fields of a ChunkSpec: text, seed, noise_scale...
 
         Raises:
-            ValueError: the chunk was added before, or an array has another type or shape.
+            ValueError: the chunk was already added, or an array has the wrong type or shape.
         """
         if index in self._specs:
-            raise ValueError(f"chunk {index} was added before: a chunk has one spec")
+            raise ValueError(f"chunk {index} was already added")
         arrays: dict[str, NDArray[Any]] = {}
         if vace_frames is not None:
             arrays["vace_frames"] = _as_vace_frames(vace_frames)
@@ -278,7 +277,7 @@ class BlobBuilder:
     def _add(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         placed: dict[str, Any] = {}
         for name, array in arrays.items():
-            # Aligned, so that the server may use the bytes where they lie; it must not need that.
+            # Aligned, so that the server can use the bytes in place; it does not rely on it.
             offset = -(-self._size // array.itemsize) * array.itemsize
             self._arrays.append((offset, array))
             self._size = offset + array.nbytes

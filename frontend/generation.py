@@ -1,52 +1,47 @@
-"""The loop: for each chunk, is it cancelled? slices, one Triton call a stage, output, event."""
+"""One generation, from a checked request to its last event.
+
+Three tasks hand its chunks on: while one chunk is with the model, the next one's inputs are staged, and the frames of
+the one before are written.
+"""
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from filmstrip import contract
 from filmstrip.contract import ChunkParameters, Mode
-from filmstrip.models import Cancelled, Complete, Progress
+from filmstrip.errors import ClientGone, FilmstripError, InternalError
+from filmstrip.models import Cancelled, Complete, ErrorEvent, Progress
 from filmstrip.wire import VIDEO_HEADER_BYTES
 
-from . import logs, metrics, triton
-from .array_plan import Source
+from . import logs, metrics
 from .events import EventLog
-from .images import RequestImage
-from .plan import ChunkPlan, Plan
-from .relay import TensorRef
-from .staging import OpenUpload, StagingBuffer, StagingLayout, open_buffers, open_uploads, stage_inputs
-from .store import Draft, Store, StoredFile
-from .tasks import run_to_end
+from .plan import ChunkPlan
+from .relay import FileSlice, TensorRef
+from .request_check import CheckedRequest
+from .staging import OpenUploads, StagingBuffer, StagingLayout, open_buffers, open_uploads, stage_inputs
+from .store import Draft, Store
+from .triton import ModelSequence, TritonClient
 
 log = logging.getLogger(__name__)
 
-_NUM_BUFFERS = 2
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a generation works on, all of it checked.
-
-    Attributes:
-        plan: the chunks.
-        uploads: the stored files that the plan reads.
-        images: the images that the plan names.
-        output: the file that the frames go to; the generation owns it.
-    """
-
-    plan: Plan
-    uploads: Mapping[Source, StoredFile]
-    images: Mapping[str, RequestImage]
-    output: Draft
+_NUM_BUFFERS = 2  # double buffering
 
 
 class Generation:
-    """One generation, from the moment its request takes the slot to its last event."""
+    """One generation.
+
+    Attributes:
+        id: random; names it in logs and in a header.
+        client: who asked for it.
+        events: what has happened so far.
+        cancel_requested: no other chunk is to be started.
+        unused: fields of the request that the pipeline has no use for.
+    """
 
     def __init__(self, id: str, client: str = "") -> None:
         self.id = id
@@ -54,145 +49,245 @@ class Generation:
         self.events = EventLog()
         self.cancel_requested = False
         self.unused: tuple[str, ...] = ()
+        self._task: asyncio.Task[Complete | Cancelled] | None = None
+        self._abort_reason: FilmstripError = ClientGone("the client is gone")
+
+    def start(
+        self,
+        request: CheckedRequest,
+        output: Draft,
+        triton: TritonClient,
+        store: Store,
+        *,
+        uses: contextlib.ExitStack,
+        on_end: Callable[[], None],
+    ) -> None:
+        """Generate the video in a task.
+
+        Args:
+            request: to serve.
+            output: the file for the frames; from now on the generation owns it.
+            triton: where the models are.
+            store: where the files are.
+            uses: closed at the end.
+            on_end: called at the end, just before the last event is sent.
+        """
+        self.unused = request.plan.unused
+        self._task = asyncio.create_task(self._run(request, output, triton, store), name="generation")
+        self._task.add_done_callback(lambda _: uses.close())
+        self._task.add_done_callback(functools.partial(self._end, store, output, on_end))
 
     def cancel(self) -> None:
-        """End it after the chunk under way, keeping what is made by then."""
+        """End it after the current chunk and keep the frames made by then."""
         with logs.named(self.id):  # called by another request
-            log.info("cancel was asked for")
+            log.info("cancel requested")
         self.cancel_requested = True
 
-    async def run(self, job: Job, server: triton.TritonClient, store: Store) -> Complete | Cancelled:
-        """Make the video.
+    def abort(self, reason: FilmstripError) -> None:
+        """End it as soon as the model stops; `reason` becomes its last event."""
+        if self._task is not None and not self._task.done():
+            self._abort_reason = reason
+            self._task.cancel()
 
-        Raises:
-            FilmstripError: it could not be made; nothing is left behind.
-        """
-        plan = job.plan
-        with job.output:
+    async def wait(self, timeout_s: float) -> None:
+        """Wait for its end, but no longer than `timeout_s`."""
+        if self._task is not None:
+            await asyncio.wait([self._task], timeout=timeout_s)
+
+    async def _run(
+        self, request: CheckedRequest, output: Draft, triton: TritonClient, store: Store
+    ) -> Complete | Cancelled:
+        plan = request.plan
+        with output:
             async with contextlib.AsyncExitStack() as stack:
+                enter = stack.enter_async_context
                 layout = StagingLayout.of(plan)
-                uploads = await stack.enter_async_context(open_uploads(job.uploads, store, server))
                 num_buffers = min(_NUM_BUFFERS, len(plan.chunks))
-                buffers = await stack.enter_async_context(open_buffers(layout.num_bytes, num_buffers, store, server))
-                sequences = [await stack.enter_async_context(server.sequence(stage.id)) for stage in plan.chain.stages]
-                await job.output.append(bytes(VIDEO_HEADER_BYTES))
-                strip = _ChunkPipeline(job, layout, uploads, buffers, sequences)
-                num_chunks, num_frames = await self._make_chunks(strip)
-            # Here Triton's sequences are ended and its memory is given back.
+                uploads = await enter(open_uploads(request.uploads, store, triton))
+                buffers = await enter(open_buffers(layout.num_bytes, num_buffers, store, triton))
+                sequences = [await enter(triton.sequence(stage.id)) for stage in plan.chain.stages]
+                await output.append(bytes(VIDEO_HEADER_BYTES))
+                pipeline = ChunkPipeline(
+                    self, request, output, layout=layout, uploads=uploads, buffers=buffers, sequences=sequences
+                )
+                await pipeline.run()
+                num_chunks, num_frames = pipeline.num_chunks, pipeline.num_frames
+            # By now Triton's sequences are ended and its shared memory is released.
             shape = plan.output._replace(frames=num_frames)
             if num_frames == 0:
                 return Cancelled(0, len(plan.chunks), 0, seed=plan.seed, unused=plan.unused)
-            job.output.write_header(shape)
-            output = job.output.commit()
+            output.write_header(shape)
+            file = output.commit()
             if num_chunks < len(plan.chunks):
-                return Cancelled(num_chunks, len(plan.chunks), num_frames, output.name, shape, plan.seed, plan.unused)
+                return Cancelled(num_chunks, len(plan.chunks), num_frames, file.name, shape, plan.seed, plan.unused)
             chunk_size = plan.chain.pipeline.chunk_size
-            return Complete(output.name, shape, num_frames, num_chunks, chunk_size, plan.seed, plan.unused)
+            return Complete(file.name, shape, num_frames, num_chunks, chunk_size, plan.seed, plan.unused)
 
-    async def _make_chunks(self, strip: "_ChunkPipeline") -> tuple[int, int]:
-        """Make chunks until they are all made or a cancel comes; chunks and frames made."""
-        chunks = strip.plan.chunks
-        num_frames = 0
-        async with strip.working():
-            for index, chunk in enumerate(chunks):
-                if self.cancel_requested:
-                    return index, num_frames
-                began = time.perf_counter()
-                await strip.make(index)
-                latency = time.perf_counter() - began
-                num_frames += chunk.keep
-                metrics.CHUNK_SECONDS.labels(strip.plan.chain.pipeline.id).observe(latency)
-                metrics.FRAMES.inc(chunk.keep)
-                self.events.append(
-                    Progress(index + 1, len(chunks), chunk.keep, round(latency, 6), round(chunk.keep / latency, 3))
-                )
-        return len(chunks), num_frames
+    def _end(
+        self, store: Store, output: Draft, on_end: Callable[[], None], task: asyncio.Task[Complete | Cancelled]
+    ) -> None:
+        """The one end of every generation, even of one that was aborted before its task began.
+
+        Whatever fails here, `on_end` is called and the last event is sent.
+        """
+        last: Complete | Cancelled | ErrorEvent = _internal_error()
+        try:
+            last = self._last_event(task)
+            outcome = {Complete: "complete", Cancelled: "cancelled"}.get(type(last), getattr(last, "code", ""))
+            metrics.GENERATIONS.labels(outcome).inc()
+            log.info("ended: %s", outcome)
+            store.discard(output)
+        except Exception:
+            log.exception("cleaning up after a generation failed")
+        finally:
+            on_end()
+            self.events.append(last)
+
+    def _last_event(self, task: asyncio.Task[Complete | Cancelled]) -> Complete | Cancelled | ErrorEvent:
+        if task.cancelled():
+            return ErrorEvent(self._abort_reason.message, self._abort_reason.code)
+        error = task.exception()
+        if error is None:
+            return task.result()
+        if isinstance(error, FilmstripError):
+            log.warning("%s: %s", error.code, error.message)
+            return ErrorEvent(error.message, error.code)
+        log.error("a generation failed", exc_info=error)
+        return _internal_error()
 
 
-class _ChunkPipeline:
-    """The chunks of one generation on their way.
+def _internal_error() -> ErrorEvent:
+    return ErrorEvent("internal error; see the server's log", InternalError.code)
 
-    While one is with the model, the next is prepared and the one before is written. Chunks take turns in the lanes.
+
+@dataclass(frozen=True)
+class StagedChunk:
+    """A chunk whose inputs are ready for the model."""
+
+    plan: ChunkPlan
+    buffer: StagingBuffer
+    inputs: Mapping[str, TensorRef]
+
+
+class ChunkPipeline:
+    """The chunks of one generation: staged, generated and written by a task each, in the buffers in turn.
+
+    Attributes:
+        num_chunks: chunks generated so far.
+        num_frames: pixel frames generated so far.
     """
 
     def __init__(
         self,
-        job: Job,
+        generation: Generation,
+        request: CheckedRequest,
+        output: Draft,
+        *,
         layout: StagingLayout,
-        uploads: Mapping[Source, OpenUpload],
+        uploads: OpenUploads,
         buffers: Sequence[StagingBuffer],
-        sequences: Sequence[triton.ModelSequence],
+        sequences: Sequence[ModelSequence],
     ) -> None:
-        self.plan = job.plan
-        self._job = job
+        self.num_chunks = self.num_frames = 0
+        self._generation = generation
+        self._plan = request.plan
+        self._images = request.images
+        self._output = output
         self._layout = layout
         self._uploads = uploads
-        self._buffers = buffers
         self._sequences = sequences
-        self._main = int(job.plan.chain.pre_processor is not None)
-        self._prepared: asyncio.Task[dict[str, TensorRef]]
-        self._writes: list[asyncio.Task[None]] = []
+        self._main = int(request.plan.chain.pre_processor is not None)  # the index of the pipeline's own stage
+        self._free: asyncio.Queue[StagingBuffer] = asyncio.Queue(len(buffers))
+        self._staged: asyncio.Queue[StagedChunk] = asyncio.Queue(1)
+        self._generated: asyncio.Queue[tuple[StagedChunk, FileSlice] | None] = asyncio.Queue(1)
+        for buffer in buffers:
+            self._free.put_nowait(buffer)
 
-    @contextlib.asynccontextmanager
-    async def working(self) -> AsyncIterator[None]:
-        """All frames made are written when it ends well; otherwise nothing goes on behind."""
-        self._prepared = asyncio.create_task(self._prepare(0, None), name="prepare chunk 0")
+    async def run(self) -> None:
+        """Generate chunks until all are done or a cancel is requested; returns when their frames are written.
+
+        Raises:
+            FilmstripError: a chunk could not be staged, generated or written.
+        """
+        failure = await self._run_tasks()
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # its traceback holds this frame: a cycle, which would keep the buffers mapped
+
+    async def _run_tasks(self) -> Exception | None:
+        """What failed first, if anything did; failures that follow from it are of no interest."""
         try:
-            yield
-            for write in self._writes:
-                await write
-        finally:
-            self._prepared.cancel()
-            for write in self._writes:
-                write.cancel()
-            await run_to_end(_settled(self._prepared, *self._writes))
+            async with asyncio.TaskGroup() as tasks:
+                staging = tasks.create_task(self._stage_chunks(), name="stage chunks")
+                tasks.create_task(self._generate_chunks(staging), name="generate chunks")
+                tasks.create_task(self._write_chunks(), name="write chunks")
+        except ExceptionGroup as failures:
+            first: Exception = failures.exceptions[0]
+            return first
+        return None
 
-    async def make(self, index: int) -> None:
-        """Bring a chunk through its stages and begin to write its frames."""
-        tensors = await self._prepared
-        before = self._writes[-1] if self._writes else None
-        if index + 1 < len(self.plan.chunks):
-            self._prepared = asyncio.create_task(self._prepare(index + 1, before), name=f"prepare chunk {index + 1}")
-        chunk = self.plan.chunks[index]
-        frames = await self._run_stage(self._main, chunk, tensors)
-        for stage in range(self._main + 1, len(self._sequences)):
-            frames = await self._run_stage(stage, chunk, {frames.name: frames})
-        view = self._buffer(index).view(frames.place)[: chunk.keep * chunk.frames.frame_bytes]
-        write = asyncio.create_task(self._write(view, before), name=f"write chunk {index}")
-        self._writes = [*self._writes[-1:], write]
+    async def _stage_chunks(self) -> None:
+        for chunk in self._plan.chunks:
+            buffer = await self._free.get()
+            try:
+                staged = await self._stage(chunk, buffer)
+            except Exception:
+                await self._staged.join()  # the chunks before this one are finished first
+                raise
+            await self._staged.put(staged)
 
-    async def _prepare(self, index: int, buffer_freed_by: asyncio.Task[None] | None) -> dict[str, TensorRef]:
-        """Gather a chunk's tensors in its lane, once that is free, and run the pre-processor on them."""
-        if buffer_freed_by is not None:
-            await asyncio.shield(buffer_freed_by)
-        chunk = self.plan.chunks[index]
-        tensors = await stage_inputs(chunk, self._buffer(index), self._uploads, self._job.images)
+    async def _stage(self, chunk: ChunkPlan, buffer: StagingBuffer) -> StagedChunk:
+        """Put a chunk's inputs in a buffer and run the pre-processor on them."""
+        inputs = await stage_inputs(chunk, buffer, self._uploads, self._images)
         for stage in range(self._main):
-            name = contract.INPUT_VIDEO.name
-            tensors[name] = await self._run_stage(stage, chunk, {name: tensors[name]})
-        return tensors
+            video = {contract.INPUT_VIDEO.name: inputs[contract.INPUT_VIDEO.name]}
+            inputs[contract.INPUT_VIDEO.name] = await self._run_stage(stage, StagedChunk(chunk, buffer, video))
+        return StagedChunk(chunk, buffer, inputs)
 
-    async def _run_stage(self, stage: int, chunk: ChunkPlan, tensors: Mapping[str, TensorRef]) -> TensorRef:
-        """One Triton call; the frames that it answers with."""
-        params = chunk.parameters
-        if stage != self._main:  # a frame processor beside the pipeline is told the frames' geometry alone
+    async def _generate_chunks(self, staging: asyncio.Task[None]) -> None:
+        num_chunks = len(self._plan.chunks)
+        while self.num_chunks < num_chunks and not self._generation.cancel_requested:
+            began = time.perf_counter()
+            staged = await self._staged.get()
+            frames = await self._generate(staged)
+            await self._generated.put((staged, frames))
+            latency = time.perf_counter() - began
+            num_frames = staged.plan.keep
+            self.num_chunks += 1
+            self.num_frames += num_frames
+            metrics.CHUNK_SECONDS.labels(self._plan.chain.pipeline.id).observe(latency)
+            metrics.FRAMES.inc(num_frames)
+            self._generation.events.append(
+                Progress(self.num_chunks, num_chunks, num_frames, round(latency, 6), round(num_frames / latency, 3))
+            )
+            self._staged.task_done()
+        staging.cancel()  # after a cancel, the next chunk is not needed
+        await self._generated.put(None)
+
+    async def _generate(self, staged: StagedChunk) -> FileSlice:
+        """Run the pipeline and the post-processor; where the frames are."""
+        frames = await self._run_stage(self._main, staged)
+        for stage in range(self._main + 1, len(self._sequences)):
+            frames = await self._run_stage(stage, StagedChunk(staged.plan, staged.buffer, {frames.name: frames}))
+        return frames.place
+
+    async def _run_stage(self, stage: int, staged: StagedChunk) -> TensorRef:
+        """Make one Triton call; the frames that it returns, as an input video for the next stage."""
+        params, shape = staged.plan.parameters, staged.plan.frames
+        if stage != self._main:  # a frame processor beside the pipeline only gets the size of the frames
             params = ChunkParameters(params.index, params.num_frames, params.height, params.width, Mode.VIDEO)
-        buffer = self._buffer(params.index)
-        place = buffer.slice(self._layout.stage_offsets[stage], chunk.frames.num_bytes)
+        place = staged.buffer.slice(self._layout.stage_offsets[stage], shape.num_bytes)
         sequence = self._sequences[stage]
-        answer = await sequence.chunk(params, tuple(tensors.values()), place, chunk.frames)
-        for name, seconds in answer.report.get("stages", {}).items():
+        answer = await sequence.chunk(params, tuple(staged.inputs.values()), place, shape)
+        for name, seconds in answer.stages.items():
             metrics.STAGE_SECONDS.labels(sequence.model, name).observe(seconds)
-        return TensorRef.of(contract.INPUT_VIDEO, tuple(chunk.frames), place)
+        return TensorRef.of(contract.INPUT_VIDEO, tuple(shape), place)
 
-    async def _write(self, view: memoryview, before: asyncio.Task[None] | None) -> None:
-        if before is not None:
-            await asyncio.shield(before)
-        await self._job.output.append(view)
-
-    def _buffer(self, index: int) -> StagingBuffer:
-        return self._buffers[index % _NUM_BUFFERS]
-
-
-async def _settled(*tasks: asyncio.Task[Any]) -> None:
-    await asyncio.gather(*tasks, return_exceptions=True)
+    async def _write_chunks(self) -> None:
+        while (generated := await self._generated.get()) is not None:
+            staged, frames = generated
+            num_bytes = staged.plan.keep * staged.plan.frames.frame_bytes
+            await self._output.append(staged.buffer.view(frames)[:num_bytes])
+            self._free.put_nowait(staged.buffer)

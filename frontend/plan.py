@@ -1,7 +1,7 @@
-"""From a request and the facts of its uploads to a list of chunks: pure; what can be refused is refused here.
+"""The plan of a generation: a pure function of the request, the pipelines and the shapes of the uploads.
 
-A plan says for each chunk which frames it adds to the output, what the model is told, and which bytes of which
-upload its tensors are.
+A plan has for each chunk its frames in the output, the model's parameters, and the bytes of the uploads that its
+tensors consist of. Every request that cannot be served is refused here.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -26,7 +26,7 @@ from .array_plan import (
     vace_arrays,
     whole_input,
 )
-from .schema import ChunkSpec, GenerateRequest, WeightedPrompt, at_chunk
+from .schema import FEATURE_OF_FIELD, GENERIC_FIELDS, ChunkSpec, GenerateRequest, WeightedPrompt, at_chunk, options_for
 
 DEFAULT_TRANSITION_STEPS = 4
 
@@ -51,7 +51,7 @@ class ChunkPlan:
     """One chunk.
 
     Attributes:
-        parameters: what the model is told.
+        parameters: for the model.
         tensors: arrays read from uploads.
         images: arrays decoded from assets and data URLs.
         start: the chunk's first frame in the output.
@@ -104,37 +104,33 @@ class ChunkPrompts:
 
     Attributes:
         prompts: in force before any transition.
-        method: how they are blended.
         transition: under way, or None.
     """
 
     prompts: tuple[Prompt, ...]
-    method: Interpolation
     transition: Transition | None
 
     @property
     def target(self) -> tuple[Prompt, ...]:
-        """What the chunk moves to, or stays at."""
+        """The prompts that the chunk moves to or stays at."""
         return self.transition.target if self.transition else self.prompts
 
     @property
     def in_transition(self) -> bool:
-        """The chunk moves from one embedding to another; a transition of 0 steps is a change of prompt instead."""
+        """The chunk moves from one embedding to another; a transition of 0 steps is an immediate change of prompt."""
         return self.transition is not None and self.transition.num_steps > 0
 
 
 class StickyPrompts:
-    """Walks through the chunks of a request in order."""
+    """The prompts of a request, chunk by chunk: they stay in force until others are set."""
 
     def __init__(self, request: GenerateRequest) -> None:
-        self._method = request.prompt_interpolation_method
         self._prompts = _as_prompts(request.prompt)
         self._transition: Transition | None = None
 
     def next_chunk(self, spec: ChunkSpec | None) -> ChunkPrompts:
-        """The prompts of the next chunk, whose spec may set new ones."""
+        """The prompts of the next chunk; its spec may set new ones."""
         self._advance()
-        method = self._method
         if spec is not None:
             new = spec.prompts if spec.text is None else spec.text
             if new is not None:
@@ -148,11 +144,10 @@ class StickyPrompts:
                     step=0,
                     method=spec.transition_method or Interpolation.LINEAR,
                 )
-            method = spec.prompt_interpolation_method or method
-        return ChunkPrompts(self._prompts, method, self._transition)
+        return ChunkPrompts(self._prompts, self._transition)
 
     def _advance(self) -> None:
-        """Leave the chunk before: its transition goes one step on, or has arrived."""
+        """Move the transition of the previous chunk one step on, or finish it."""
         now = self._transition
         if now is None:
             return
@@ -162,10 +157,10 @@ class StickyPrompts:
             self._transition = Transition(now.target, now.num_steps, now.step + 1, now.method)
 
 
-def _as_prompts(given: str | list[WeightedPrompt]) -> tuple[Prompt, ...]:
-    if isinstance(given, str):
-        return (Prompt(given),)
-    return tuple(Prompt(prompt.text, prompt.weight) for prompt in given)
+def _as_prompts(prompts: str | list[WeightedPrompt]) -> tuple[Prompt, ...]:
+    if isinstance(prompts, str):
+        return (Prompt(prompts),)
+    return tuple(Prompt(prompt.text, prompt.weight) for prompt in prompts)
 
 
 # -- Chunks -------------------------------------------------------------------------------------------------
@@ -200,7 +195,7 @@ class _Planner:
         output = VideoShape(self.request.num_frames, *self.size, MODEL_CHANNELS)
         return Plan(self.chain, output, chunks, self.request.seed, unused_fields(self.request, self.pipeline))
 
-    # -- What is checked once ---------------------------------------------------------------------------
+    # -- Checks of the whole request ---------------------------------------------------------------------------
 
     def _check_processors(self) -> None:
         for name in ("pre_processor", "post_processor"):
@@ -222,7 +217,7 @@ class _Planner:
         return height, width
 
     def _input_size(self) -> tuple[int | None, int | None]:
-        """Height and width of the whole-video input, else of the first video that a chunk has of its own."""
+        """Height and width of the whole-video input, else of the first video of a single chunk."""
         if self.uploads.input_shape is not None:
             return self.uploads.input_shape.height, self.uploads.input_shape.width
         shapes = (spec_ref.spec.input_video_shape for _, spec_ref in sorted(self.specs.items()))
@@ -238,7 +233,7 @@ class _Planner:
                     "chunk", f"no chunk {index}; the generation has {chunks} ({frames}), numbered from 0"
                 )
 
-    # -- The walk through the chunks --------------------------------------------------------------------
+    # -- Chunks, one after the other --------------------------------------------------------------------
 
     def _chunks(self) -> Iterator[ChunkPlan]:
         sticky = StickyPrompts(self.request)
@@ -264,7 +259,7 @@ class _Planner:
 
 
 class _Chunk:
-    """One chunk of the walk: its values are the spec's where it has them, else the request's."""
+    """One chunk: its options are the spec's where it sets them, else the request's."""
 
     def __init__(self, planner: _Planner, index: int, spec_ref: SpecRef | None, prompts: ChunkPrompts) -> None:
         self.planner = planner
@@ -273,10 +268,11 @@ class _Chunk:
         self.index = index
         self.spec_ref = spec_ref or SpecRef(ChunkSpec(chunk=index), -1)
         self.spec = self.spec_ref.spec
+        self.options = options_for(self.request, self.spec)
         self.prompts = prompts
         self._check_spec()
         has_input = planner.uploads.input_shape is not None or self.spec.input_video_shape is not None
-        self.input_is_vace = bool(self.value("vace_use_input_video"))
+        self.input_is_vace = bool(self.options.vace_use_input_video)
         self.mode = Mode.VIDEO if has_input and not self.input_is_vace else Mode.TEXT
         needs_input = self.input_is_vace or planner.chain.pre_processor is not None
         if not has_input and (needs_input or Mode.TEXT not in self.pipeline.modes):
@@ -294,29 +290,24 @@ class _Chunk:
             self.input_is_vace or self.spec.vace_frames_shape is not None or self.spec.vace_masks_shape is not None
         )
 
-    def value(self, name: str) -> Any:
-        """The spec's value, or the request's where the spec has none."""
-        own = getattr(self.spec, name)
-        return getattr(self.request, name) if own is None else own
-
     def cache_inputs(self) -> CacheInputs:
         spec = self.spec
         key_images = bool(spec.vace_ref_images or spec.first_frame_image or spec.last_frame_image)
-        steps = self.value("denoising_steps")
+        steps = self.options.denoising_steps
         return CacheInputs(
             mode=self.mode,
             conditioned=self.has_vace_arrays or key_images,
             prompts=self.prompts.target,
             in_transition=self.prompts.in_transition,
             denoising_steps=tuple(steps) if steps else None,
-            manage_cache=self.value("manage_cache"),
+            manage_cache=self.options.manage_cache,
             reset_cache=spec.reset_cache,
         )
 
     def plan(self, count: int, start: int, *, first: bool) -> ChunkPlan:
-        """The chunk's plan, now that its number of frames is known."""
+        """The chunk's plan, once its number of frames is known."""
         shapes = self.planner.uploads.image_shapes
-        steps = self.value("denoising_steps")
+        steps = self.options.denoising_steps
         parameters = ChunkParameters(
             index=self.index,
             num_frames=count,
@@ -325,15 +316,15 @@ class _Chunk:
             mode=self.mode,
             reset=first,
             prompts=self.prompts.prompts,
-            prompt_interpolation_method=self.prompts.method,
+            prompt_interpolation_method=self.options.prompt_interpolation_method,
             transition=self.prompts.transition,
-            seed=self.value("seed") % NUM_SEEDS,
-            noise_scale=self.value("noise_scale"),
-            noise_controller=bool(self.value("noise_controller")),
-            kv_cache_attention_bias=self.value("kv_cache_attention_bias"),
+            seed=self.options.seed % NUM_SEEDS,
+            noise_scale=self.options.noise_scale,
+            noise_controller=bool(self.options.noise_controller),
+            kv_cache_attention_bias=self.options.kv_cache_attention_bias,
             denoising_steps=tuple(steps) if steps else None,
             lora_scales=self._lora_scales(),
-            vace_context_scale=self.value("vace_context_scale"),
+            vace_context_scale=self.options.vace_context_scale,
             vace_use_input_video=self.input_is_vace,
             vace_temporally_locked=self.spec.vace_temporally_locked,
             ref_image_shapes=tuple(shapes[source] for source in self.spec.vace_ref_images or ()),
@@ -349,13 +340,13 @@ class _Chunk:
         return chunk
 
     def _lora_scales(self) -> dict[str, float]:
-        if self.spec.lora_scales is None:
+        if "lora_scales" not in self.spec.model_fields_set:
             return lora_scales(self.request.lora_scales, self.pipeline, "lora_scales")
         field = f"chunk_specs[{self.spec_ref.position}].lora_scales"
         return lora_scales(self.spec.lora_scales, self.pipeline, field, self.index)
 
     def _check_bytes(self, chunk: ChunkPlan) -> None:
-        """Refuse a chunk whose arrays are too large, naming the largest of them."""
+        """Refuse a chunk whose arrays are too large, and name the largest of them."""
         frames = len(self.planner.chain.stages) * chunk.frames.num_bytes
         limit = self.planner.max_chunk_bytes
         needed = chunk.input_bytes + frames
@@ -400,41 +391,13 @@ def _by_chunk(request: GenerateRequest) -> dict[int, SpecRef]:
 
 # -- Features -----------------------------------------------------------------------------------------------
 
-FEATURE_OF_FIELD: Mapping[str, str] = {
-    "seed": "seed",
-    "noise_scale": "noise",
-    "noise_controller": "noise",
-    "manage_cache": "cache",
-    "reset_cache": "cache",
-    "kv_cache_attention_bias": "cache",
-    "denoising_steps": "denoising_steps",
-    "lora_scales": "loras",
-    "vace_context_scale": "vace",
-    "vace_use_input_video": "vace",
-    "vace_temporally_locked": "vace",
-    "vace_frames_shape": "vace",
-    "vace_frames_offset": "vace",
-    "vace_masks_shape": "vace",
-    "vace_masks_offset": "vace",
-    "vace_ref_images": "vace",
-    "first_frame_image": "vace",
-    "last_frame_image": "vace",
-    "transition_target_prompts": "prompts",
-    "transition_num_steps": "prompts",
-    "transition_method": "prompts",
-}
-
-
-GENERIC_FIELDS = frozenset({"seed", "noise_scale", "noise_controller", "manage_cache", "denoising_steps"})
-"""What every generator has and generic clients always send: accepted by any pipeline."""
-
 _OF_TRANSITION = ("transition_num_steps", "transition_method")
 
 
 def check_features(request: GenerateRequest, pipeline: PipelineInfo) -> None:
-    """Refuse the first field that asks for something that the pipeline cannot do.
+    """Refuse the first field that the pipeline does not support.
 
-    `GENERIC_FIELDS` and prompts are never refused, nor is what describes a transition without its target prompts.
+    `GENERIC_FIELDS` and prompts are never refused, nor are fields of a transition without target prompts.
 
     Raises:
         InvalidField: names the field and the features that the pipeline has.
@@ -444,56 +407,58 @@ def check_features(request: GenerateRequest, pipeline: PipelineInfo) -> None:
         _check(spec, pipeline, position)
 
 
-def _check(given: GenerateRequest | ChunkSpec, pipeline: PipelineInfo, position: int = 0) -> None:
+def _check(fields: GenerateRequest | ChunkSpec, pipeline: PipelineInfo, position: int = 0) -> None:
     for name, feature in FEATURE_OF_FIELD.items():
-        if name in GENERIC_FIELDS or name in _without_transition(given):
+        if name in GENERIC_FIELDS or name in _without_transition(fields):
             continue
-        if _is_set(given, name) and not getattr(pipeline.features, feature):
+        if _is_set(fields, name) and not getattr(pipeline.features, feature):
             field = where = name
-            if isinstance(given, ChunkSpec):
+            if isinstance(fields, ChunkSpec):
                 field = f"chunk_specs[{position}].{name}"
-                where = at_chunk(field, given.chunk)
+                where = at_chunk(field, fields.chunk)
             has = ", ".join(name for name, has in pipeline.features.to_dict().items() if has) or "none"
             raise InvalidField(f"{where}: {pipeline.id} does not support {feature}; its features: {has}", field)
 
 
 def unused_fields(request: GenerateRequest, pipeline: PipelineInfo) -> tuple[str, ...]:
-    """The fields that are set in the request or a ChunkSpec, to whatever value, and have no effect; sorted."""
+    """The fields that the request or a ChunkSpec sets, to any value, and that have no effect; sorted."""
     useless = {name for name in GENERIC_FIELDS if not getattr(pipeline.features, FEATURE_OF_FIELD[name])}
     found: set[str] = set()
-    for given in (request, *(request.chunk_specs or ())):
-        found |= given.model_fields_set & (useless | _without_transition(given))
+    for fields in (request, *(request.chunk_specs or ())):
+        found |= fields.model_fields_set & (useless | _without_transition(fields))
     return tuple(sorted(found))
 
 
-def _without_transition(given: GenerateRequest | ChunkSpec) -> frozenset[str]:
-    """The fields of a transition where there is none."""
-    has_none = isinstance(given, ChunkSpec) and given.transition_target_prompts is None
+def _without_transition(fields: GenerateRequest | ChunkSpec) -> frozenset[str]:
+    """The fields of a transition, if the ChunkSpec has no target prompts."""
+    has_none = isinstance(fields, ChunkSpec) and fields.transition_target_prompts is None
     return frozenset(_OF_TRANSITION) if has_none else frozenset()
 
 
-def _is_set(given: GenerateRequest | ChunkSpec, name: str) -> bool:
-    """Whether a field asks for anything beyond what holds anyway."""
-    if name not in given.model_fields_set:
+def _is_set(fields: GenerateRequest | ChunkSpec, name: str) -> bool:
+    """Whether a field is set to anything but what applies anyway."""
+    if name not in fields.model_fields_set:
         return False
-    value: Any = getattr(given, name)
-    own = type(given).model_fields[name].default
+    value: Any = getattr(fields, name)
+    own = type(fields).model_fields[name].default
     of_request = GenerateRequest.model_fields[name].default if name in GenerateRequest.model_fields else None
     asks_nothing = value is False and own is None and of_request is not True
     return not asks_nothing and value not in (None, own, of_request, [], {})
 
 
 def frame_size(
-    pipeline: PipelineInfo, asked: tuple[int | None, int | None], inputs: tuple[int | None, int | None] = (None, None)
+    pipeline: PipelineInfo,
+    requested: tuple[int | None, int | None],
+    inputs: tuple[int | None, int | None] = (None, None),
 ) -> tuple[int | None, int | None]:
-    """Height and width of a generation: asked for, else the pipeline's own, else the input's, else None.
+    """Height and width of a generation: the requested ones, else the pipeline's own, else the input's, else None.
 
     Raises:
-        InvalidField: the pipeline cannot make it; the message names the nearest sizes that it can.
+        InvalidField: the pipeline does not support it; the message names the nearest sizes that it does.
     """
     sides = []
     own = (pipeline.height, pipeline.width)
-    for name, wanted, native, of_input in zip(("height", "width"), asked, own, inputs, strict=True):
+    for name, wanted, native, of_input in zip(("height", "width"), requested, own, inputs, strict=True):
         side = wanted or native or of_input
         if side is not None and side % pipeline.granularity:
             good = " or ".join(map(str, nearest_multiples(side, pipeline.granularity, MIN_SIDE, MAX_SIDE)))
@@ -503,7 +468,7 @@ def frame_size(
     size = sides[0], sides[1]
     if pipeline.sizes and size not in pipeline.sizes:
         known = ", ".join(f"{height}x{width}" for height, width in pipeline.sizes)
-        field = "width" if asked[0] is None and asked[1] is not None else "height"
+        field = "width" if requested[0] is None and requested[1] is not None else "height"
         raise InvalidField(
             f"{field}: {pipeline.id} does not support {size[0]}x{size[1]}; exported sizes: {known}", field
         )
@@ -511,12 +476,12 @@ def frame_size(
 
 
 def lora_scales(
-    given: Mapping[str, float] | None, pipeline: PipelineInfo, field: str, chunk: int | None = None
+    requested: Mapping[str, float] | None, pipeline: PipelineInfo, field: str, chunk: int | None = None
 ) -> dict[str, float]:
-    """The scales by the names under which the LoRAs were exported; a path stands for its file's name.
+    """Scales by the names under which the LoRAs were exported; a path stands for the name of its file.
 
     Args:
-        given: scales by name or path.
+        requested: scales by name or path.
         pipeline: whose LoRAs they are.
         field: of the request, for messages.
         chunk: whose ChunkSpec the field is in.
@@ -525,7 +490,7 @@ def lora_scales(
         InvalidField: the pipeline has no LoRA of a name, or one is named twice.
     """
     scales: dict[str, float] = {}
-    for path, scale in (given or {}).items():
+    for path, scale in (requested or {}).items():
         name = lora_name(path, pipeline.features.loras)
         if name is None or name in scales:
             trouble = "names a LoRA twice" if name else "is not a LoRA of this pipeline"

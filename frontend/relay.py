@@ -1,37 +1,37 @@
-"""Carries arrays to and from a Triton that cannot reach our shared memory, in a process of its own.
+"""One inference call of a model, and the relay: a process for calls whose arrays Triton cannot read in shared memory.
 
-Turning megabytes into a gRPC message and back holds Python's lock for tens of milliseconds; done here, it never
-holds the frontend's event loop. Calls come as JSON lines on stdin, answers go as JSON lines to stdout; the
-arrays themselves are read from and written to the files that the calls name.
+Serialising megabytes for gRPC holds Python's lock for tens of milliseconds; in the relay, that never blocks the
+frontend's event loop. Calls arrive as JSON lines on stdin, answers leave as JSON lines on stdout; the arrays are read
+from and written to the files that the calls name.
 """
 
 import asyncio
 import contextlib
 import functools
 import itertools
-import json
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
 import tritonclient.grpc as triton_grpc
 import tritonclient.grpc.aio as triton_aio
+from pydantic import TypeAdapter, ValidationError
 from tritonclient.grpc import InferenceServerClientPlugin
 from tritonclient.utils import InferenceServerException
 
 from filmstrip import contract
-from filmstrip.contract import ChunkParameters, TensorSpec
+from filmstrip.contract import TensorSpec
 from filmstrip.errors import UnknownPath
 from filmstrip.triton_server import NO_PROXY, SECRET_HEADER
 
 from .tasks import spawn
 
 GRPC_MESSAGE_BYTES = 2**31 - 1
-CHANNEL_ARGUMENTS = [  # given at all, they replace every default of tritonclient
+CHANNEL_ARGUMENTS = [  # they replace all of tritonclient's defaults
     ("grpc.max_send_message_length", GRPC_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", GRPC_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", 30_000),  # pings every 2 s kill a running chunk: 'Too many pings'
@@ -55,7 +55,7 @@ class SendSecret(InferenceServerClientPlugin):  # type: ignore[misc]
 
 
 def connect(url: str, secret: str) -> triton_aio.InferenceServerClient:
-    """A client of the Triton at `url`; it connects by itself when it is used, and again when it must."""
+    """A client of the Triton at `url`; it connects, and reconnects, when it is used."""
     client = triton_aio.InferenceServerClient(url, channel_args=CHANNEL_ARGUMENTS)
     if secret:
         client.register_plugin(SendSecret(secret))
@@ -64,11 +64,11 @@ def connect(url: str, secret: str) -> triton_aio.InferenceServerClient:
 
 @dataclass(frozen=True)
 class FileSlice:
-    """Bytes of a file: where an array lies.
+    """Bytes of a file, where an array lies.
 
     Attributes:
         path: the file.
-        region: the name under which Triton has registered the file, None where it hasn't.
+        region: the name under which Triton has registered the file, or None.
         offset: in bytes from the start of the file; need not be aligned.
         num_bytes: of the array.
     """
@@ -81,11 +81,11 @@ class FileSlice:
 
 @dataclass(frozen=True)
 class TensorRef:
-    """An array for the model and where it lies.
+    """An array for the model, by its location.
 
     Attributes:
         name: of the contract's tensor.
-        dtype: Triton's word for the data type.
+        dtype: Triton's name of the data type.
         shape: of the array.
         place: its bytes.
     """
@@ -103,7 +103,7 @@ class TensorRef:
 
 @dataclass(frozen=True)
 class ChunkCall:
-    """Everything that one call needs; it can be sent to another process as JSON.
+    """Everything that one call needs; it can be sent to the relay as JSON.
 
     Attributes:
         model: the Triton model.
@@ -125,35 +125,32 @@ class ChunkCall:
     tensors: tuple[TensorRef, ...]
     frames: FileSlice
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> Self:
-        """Read them back."""
-        tensors = (
-            TensorRef(**{**tensor, "shape": tuple(tensor["shape"]), "place": _slice(tensor["place"])})
-            for tensor in raw["tensors"]
-        )
-        return cls(**{**raw, "tensors": tuple(tensors), "frames": _slice(raw["frames"])})
-
 
 @dataclass(frozen=True)
 class ChunkAnswer:
-    """What the model answered.
+    """The model's answer.
 
     Attributes:
         shape: of the frames.
-        report: what the model tells of its work, such as the seconds of each stage.
+        stages: seconds that each stage of the model's work took.
     """
 
     shape: tuple[int, ...]
-    report: dict[str, Any]
+    stages: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What we read of a model's report; its other keys are ignored."""
+
+    stages: dict[str, float] = field(default_factory=dict)
+
+
+_REPORT = TypeAdapter(_Report)
 
 
 async def call_model(client: triton_aio.InferenceServerClient, call: ChunkCall) -> ChunkAnswer:
-    """Make the call; the frames lie in `call.frames` when it returns.
+    """Make the call; when it returns, the frames are in `call.frames`.
 
     Raises:
         InferenceServerException: as tritonclient raises it.
@@ -176,35 +173,33 @@ async def call_model(client: triton_aio.InferenceServerClient, call: ChunkCall) 
     shape = tuple(int(side) for side in output.shape) if output is not None else ()
     if call.frames.region is None and output is not None:
         _write(call.frames, result.as_numpy(contract.FRAMES.name))
-    return ChunkAnswer(shape, _report(result.as_numpy(contract.REPORT.name)))
+    return ChunkAnswer(shape, _stages(result.as_numpy(contract.REPORT.name)))
 
 
-def _report(raw: Any) -> dict[str, Any]:
+def _stages(report: Any) -> Mapping[str, float]:
+    """The stages in the REPORT tensor, if the model sent one."""
     try:
-        report = json.loads(raw[0]) if raw is not None and raw.size else {}
-    except ValueError:
-        report = None
-    if not isinstance(report, dict):
-        raise InferenceServerException("the model's report is no JSON object")
-    return report
+        return _REPORT.validate_json(report[0]).stages if report is not None and report.size else {}
+    except ValidationError as error:
+        raise InferenceServerException(f"bad report: {error}") from None
 
 
 def _input(tensor: TensorRef) -> triton_grpc.InferInput:
-    given = triton_grpc.InferInput(tensor.name, list(tensor.shape), tensor.dtype)
+    infer_input = triton_grpc.InferInput(tensor.name, list(tensor.shape), tensor.dtype)
     place = tensor.place
     if place.region is not None:
-        given.set_shared_memory(place.region, place.num_bytes, place.offset)
+        infer_input.set_shared_memory(place.region, place.num_bytes, place.offset)
     else:
         raw = np.fromfile(place.path, np.uint8, place.num_bytes, offset=place.offset)
         if raw.nbytes != place.num_bytes:
             raise InferenceServerException(UnknownPath(f"{tensor.name}: its upload was truncated").to_wire())
         spec = next(spec for spec in contract.INPUTS if spec.name == tensor.name)
-        given.set_data_from_numpy(raw.view(contract.numpy_dtype(spec)).reshape(tensor.shape))
-    return given
+        infer_input.set_data_from_numpy(raw.view(contract.numpy_dtype(spec)).reshape(tensor.shape))
+    return infer_input
 
 
 def _write(place: FileSlice, frames: Any) -> None:
-    """Frames of another size than asked for are not written: the shape in the answer tells."""
+    """Write frames, unless they have another size than requested: the caller compares the shape in the answer."""
     if frames.nbytes == place.num_bytes:
         fd = os.open(place.path, os.O_WRONLY)
         try:
@@ -219,17 +214,30 @@ def _pwrite_all(fd: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
-def _slice(raw: Mapping[str, Any]) -> FileSlice:
-    return FileSlice(**{**raw, "path": Path(raw["path"])})
-
-
-def parameters_json(parameters: ChunkParameters) -> str:
-    """A chunk's parameters as a call carries them."""
-    return parameters.to_json().decode()
-
-
 _LINE_BYTES = 64 * 2**20
 _GRACE_S = 1.0
+
+
+@dataclass(frozen=True)
+class _Message:
+    """A line to the relay: a call to make, or without one, the number of a call to cancel."""
+
+    number: int
+    call: ChunkCall | None = None
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """A line from the relay: the answer to a call, or Triton's error."""
+
+    number: int
+    answer: ChunkAnswer | None = None
+    error: str = ""
+    status: str | None = None
+
+
+_MESSAGE = TypeAdapter(_Message)
+_REPLY = TypeAdapter(_Reply)
 
 
 class RelayDied(Exception):
@@ -237,14 +245,14 @@ class RelayDied(Exception):
 
 
 class Relay:
-    """The frontend's side: starts the process when it is first needed, and again when it has died."""
+    """The frontend's side: starts the process when it is first needed, and again after it has died."""
 
     def __init__(self, url: str, secret: str = "") -> None:
         self._url = url
         self._secret = secret
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
-        self._waiting: dict[asyncio.subprocess.Process, dict[int, asyncio.Future[dict[str, Any]]]] = {}
+        self._waiting: dict[asyncio.subprocess.Process, dict[int, asyncio.Future[_Reply]]] = {}
         self._numbers = itertools.count(1)
         self._starting = asyncio.Lock()
 
@@ -257,27 +265,27 @@ class Relay:
         """
         process = await self._running()
         number = next(self._numbers)
-        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[_Reply] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.get(process)
         if waiting is None:  # its answers can't be read any more
             raise RelayDied
-        waiting[number] = answer
+        waiting[number] = future
         try:
-            self._send(process, {"number": number, "call": call.to_json()})
+            self._send(process, _Message(number, call))
             async with asyncio.timeout(call.timeout_s + _GRACE_S):  # the relay itself keeps to timeout_s
-                raw = await answer
+                reply = await future
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            raise InferenceServerException("the relay hangs", "StatusCode.DEADLINE_EXCEEDED") from None
+            raise InferenceServerException("the relay does not respond", "StatusCode.DEADLINE_EXCEEDED") from None
         except asyncio.CancelledError:
-            self._send(process, {"number": number})
+            self._send(process, _Message(number))
             raise
         finally:
             waiting.pop(number, None)
-        if "error" in raw:
-            raise InferenceServerException(raw["error"], raw["status"])
-        return ChunkAnswer(tuple(raw["shape"]), raw["report"])
+        if reply.answer is None:
+            raise InferenceServerException(reply.error, reply.status)
+        return reply.answer
 
     async def close(self) -> None:
         """End the process."""
@@ -306,45 +314,44 @@ class Relay:
             return self._process
 
     @staticmethod
-    def _send(process: asyncio.subprocess.Process, message: dict[str, Any]) -> None:
+    def _send(process: asyncio.subprocess.Process, message: _Message) -> None:
         if process.stdin is not None and not process.stdin.is_closing():
-            process.stdin.write(json.dumps(message, default=str).encode() + b"\n")
+            process.stdin.write(_MESSAGE.dump_json(message) + b"\n")
 
     async def _read(self, process: asyncio.subprocess.Process, answers: asyncio.StreamReader) -> None:
-        """Hand out a process's answers until it ends; calls already sent to its successor are not its own."""
+        """Pass on a process's answers until it ends; calls already sent to its successor are not affected."""
         waiting = self._waiting[process]
         try:
             async for line in answers:
-                raw = json.loads(line)
-                answer = waiting.get(raw["number"])
-                if answer is not None and not answer.done():
-                    answer.set_result(raw)
+                reply = _REPLY.validate_json(line)
+                future = waiting.get(reply.number)
+                if future is not None and not future.done():
+                    future.set_result(reply)
             await process.wait()
         finally:
             del self._waiting[process]
             if process.returncode is None:
                 process.kill()
-            for answer in waiting.values():
-                if not answer.done():
-                    answer.set_exception(RelayDied())
+            for future in waiting.values():
+                if not future.done():
+                    future.set_exception(RelayDied())
 
 
 # -- The process --------------------------------------------------------------------------------------------
 
 
 async def _serve(url: str, secret: str) -> None:
-    """Answer calls until stdin ends, which it does when the frontend is gone."""
+    """Answer calls until stdin ends, as it does when the frontend ends."""
     os.umask(0o077)
     running: dict[int, asyncio.Task[None]] = {}
     async with connect(url, secret) as client:
-        async for message in _lines():
-            number = message["number"]
-            if "call" in message:
-                task = asyncio.create_task(_answer(client, number, ChunkCall.from_json(message["call"])))
-                running[number] = task
-                task.add_done_callback(functools.partial(_forget, running, number))
-            elif number in running:
-                running[number].cancel()
+        async for message in _messages():
+            if message.call is not None:
+                task = asyncio.create_task(_answer(client, message.number, message.call))
+                running[message.number] = task
+                task.add_done_callback(functools.partial(_forget, running, message.number))
+            elif message.number in running:
+                running[message.number].cancel()
         for task in list(running.values()):
             task.cancel()
         await asyncio.gather(*running.values(), return_exceptions=True)
@@ -356,23 +363,23 @@ def _forget(running: dict[int, asyncio.Task[None]], number: int, _: asyncio.Task
 
 async def _answer(client: triton_aio.InferenceServerClient, number: int, call: ChunkCall) -> None:
     try:
-        answer: dict[str, Any] = asdict(await call_model(client, call))
+        reply = _Reply(number, await call_model(client, call))
     except InferenceServerException as error:
-        answer = {"error": error.message(), "status": error.status()}
-    except OSError as error:  # a file of the store was removed under our hands
-        answer = {"error": f"relay: {error.strerror}", "status": None}
-    except ValueError as error:  # an answer of no sense: somebody waits all the same
-        answer = {"error": f"relay: {error}", "status": None}
-    sys.stdout.write(json.dumps({"number": number, **answer}) + "\n")
-    sys.stdout.flush()
+        reply = _Reply(number, error=str(error.message()), status=error.status())
+    except OSError as error:  # somebody removed a file of the store
+        reply = _Reply(number, error=f"relay: {error.strerror}")
+    except ValueError as error:  # a nonsensical answer: the frontend must not wait for ever
+        reply = _Reply(number, error=f"relay: {error}")
+    sys.stdout.buffer.write(_REPLY.dump_json(reply) + b"\n")
+    sys.stdout.buffer.flush()
 
 
-async def _lines() -> AsyncIterator[dict[str, Any]]:
+async def _messages() -> AsyncIterator[_Message]:
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=_LINE_BYTES)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     async for line in reader:
-        yield json.loads(line)
+        yield _MESSAGE.validate_json(line)
 
 
 if __name__ == "__main__":

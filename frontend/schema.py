@@ -1,6 +1,6 @@
-"""Requests and answers: the one place of fields, defaults and limits.
+"""Requests and answers: all fields with their defaults and limits.
 
-In an optional field null, an empty string and an empty list mean that the field is not set. Prompt texts are the
+In an optional field, null, an empty string and an empty list mean that the field is not set. Prompt texts are the
 exception: an empty string is a prompt. A key that no field has is refused unless its value is null.
 """
 
@@ -8,8 +8,9 @@ import codecs
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -20,6 +21,7 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    create_model,
     model_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -42,14 +44,14 @@ _MAX_EXACT_FLOAT = 2**53
 
 
 def _a_number(value: Any) -> Any:
-    """Numbers only: pydantic by itself takes true and "3" for numbers too."""
+    """Numbers only: by default, pydantic also accepts true and "3"."""
     if isinstance(value, bool | str):
         raise ValueError("must be a number")
     return value
 
 
 def _a_whole_number(value: Any) -> Any:
-    """Floats too where they are whole, up to the size from which on they skip numbers."""
+    """Also whole floats, up to the size from which they skip integers."""
     if isinstance(value, float) and not (value.is_integer() and abs(value) <= _MAX_EXACT_FLOAT):
         raise ValueError("must be a whole number, written with digits alone")
     return _a_number(value)
@@ -62,7 +64,7 @@ def _a_bool(value: Any) -> Any:
 
 
 def _few(value: Any) -> Any:
-    """Checked before each entry is: a million bad ones would make a million errors."""
+    """Checked before the entries are: a million bad ones would produce a million errors."""
     if isinstance(value, dict) and len(value) > MAX_KEYS:
         raise ValueError(f"more than {MAX_KEYS} entries")
     return value
@@ -85,6 +87,8 @@ VideoDimensions = Annotated[list[Dimension], Field(min_length=4, max_length=4)]
 ArrayDimensions = Annotated[list[Dimension], Field(min_length=5, max_length=5)]
 StoredName = Annotated[str, Field(max_length=256)]
 ImageSource = Annotated[str, Field(min_length=1)]
+_RefImages = Annotated[list[ImageSource], Field(max_length=MAX_REF_IMAGES)]
+_NumSteps = Annotated[int, Field(ge=0, le=MAX_FRAMES), INTEGER]
 LoraScale = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False), NUMBER]
 LoraScales = Annotated[
     dict[Annotated[str, Field(max_length=4096)], LoraScale],
@@ -114,17 +118,30 @@ class _Model(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_unset(cls, value: Any) -> Any:
-        """Leave out the keys that ask for nothing, so that their fields have their defaults and count as not set."""
+        """Drop keys with unset values, so that their fields have their defaults and count as not set."""
         if not isinstance(_few(value), dict):
             return value
-        return {name: given for name, given in value.items() if not cls._is_unset(name, given)}
+        return {name: entry for name, entry in value.items() if not cls._is_unset(name, entry)}
 
     @classmethod
-    def _is_unset(cls, name: str, given: Any) -> bool:
+    def _is_unset(cls, name: str, value: Any) -> bool:
         field = cls.model_fields.get(name)
         if field is None or field.is_required():
-            return field is None and given is None
-        return given is None or given == [] or (given == "" and name not in cls._prompt_texts)
+            return field is None and value is None
+        return value is None or value == [] or (value == "" and name not in cls._prompt_texts)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Marks a field with the feature that a pipeline needs to support it; without one, every pipeline does.
+
+    Attributes:
+        feature: a field of `Features`.
+        generic: generic clients always send the field, so a pipeline without the feature accepts and ignores it.
+    """
+
+    feature: str
+    generic: bool = False
 
 
 class WeightedPrompt(_Model):
@@ -145,7 +162,41 @@ WeightedPrompts = Annotated[
 ]
 
 
-class ChunkSpec(_Model):
+class ChunkOptions(_Model):
+    """What a request sets for all its chunks, and a ChunkSpec for one; `options_for` merges them.
+
+    A ChunkSpec has the same fields, where None stands for the request's value.
+    """
+
+    seed: Annotated[RequestSeed, Needs("seed", generic=True)] = Field(
+        42, description="-1: a random one, which `complete` names."
+    )
+    noise_scale: Annotated[Share, Needs("noise", generic=True)] = Field(
+        0.7, description="Share of noise, video-to-video only."
+    )
+    manage_cache: Annotated[Bool, Needs("cache", generic=True)] = True
+    noise_controller: Annotated[Bool | None, Needs("noise", generic=True)] = None
+    kv_cache_attention_bias: Annotated[Bias | None, Needs("cache")] = None
+    prompt_interpolation_method: Interpolation = Interpolation.LINEAR
+    vace_context_scale: Annotated[ContextScale, Needs("vace")] = 1.0
+    vace_use_input_video: Annotated[Bool | None, Needs("vace")] = None
+    denoising_steps: Annotated[DenoisingSteps | None, Needs("denoising_steps", generic=True)] = None
+    lora_scales: Annotated[LoraScales | None, Needs("loras")] = None
+
+
+if TYPE_CHECKING:
+
+    class _ChunkOverrides(ChunkOptions): ...
+
+else:
+    _ChunkOverrides = create_model(
+        "_ChunkOverrides",
+        __base__=_Model,
+        **{name: (field.rebuild_annotation() | None, None) for name, field in ChunkOptions.model_fields.items()},
+    )
+
+
+class ChunkSpec(_ChunkOverrides):
     """Overrides of the request for one chunk; only prompts stay in force for later chunks.
 
     In an optional field null, "" and [] mean unset: the request's value. `text` takes "" as the empty prompt.
@@ -156,32 +207,37 @@ class ChunkSpec(_Model):
     chunk: Annotated[int, Field(ge=0, lt=MAX_FRAMES), INTEGER] = Field(description="Index of the chunk, from 0.")
     text: Text | None = Field(None, description="New prompt; excludes `prompts`.")
     prompts: WeightedPrompts | None = Field(None, description="New prompts to blend; excludes `text`.")
-    prompt_interpolation_method: Interpolation | None = None
-    transition_target_prompts: WeightedPrompts | None = Field(None, description="Prompts to move to, chunk by chunk.")
-    transition_num_steps: Annotated[int, Field(ge=0, le=MAX_FRAMES), INTEGER] | None = Field(
-        None, description="Chunks that the transition takes; 0 snaps. 4 where target prompts are given."
+    transition_target_prompts: Annotated[WeightedPrompts | None, Needs("prompts")] = Field(
+        None, description="Prompts to move to, chunk by chunk."
     )
-    transition_method: Interpolation | None = None
-    first_frame_image: ImageSource | None = Field(None, description="Asset or data URL that the chunk starts with.")
-    last_frame_image: ImageSource | None = Field(None, description="Asset or data URL that the chunk ends with.")
-    vace_ref_images: Annotated[list[ImageSource], Field(max_length=MAX_REF_IMAGES)] | None = None
-    seed: Seed | None = Field(None, description="As in the request, but for -1.")
-    noise_scale: Share | None = None
-    kv_cache_attention_bias: Bias | None = None
-    reset_cache: Bool = False
-    noise_controller: Bool | None = None
-    manage_cache: Bool | None = None
-    denoising_steps: DenoisingSteps | None = None
-    lora_scales: LoraScales | None = None
-    vace_context_scale: ContextScale | None = None
-    vace_use_input_video: Bool | None = None
-    vace_temporally_locked: Bool = Field(
+    transition_num_steps: Annotated[_NumSteps | None, Needs("prompts")] = Field(
+        None, description="Chunks that the transition takes; 0 snaps. 4 if target prompts are given."
+    )
+    transition_method: Annotated[Interpolation | None, Needs("prompts")] = None
+    first_frame_image: Annotated[ImageSource | None, Needs("vace")] = Field(
+        None, description="Asset or data URL that the chunk starts with."
+    )
+    last_frame_image: Annotated[ImageSource | None, Needs("vace")] = Field(
+        None, description="Asset or data URL that the chunk ends with."
+    )
+    vace_ref_images: Annotated[_RefImages | None, Needs("vace")] = None
+    seed: Seed | None = Field(None, description="As in the request, except -1.")  # type: ignore[assignment]
+    reset_cache: Annotated[Bool, Needs("cache")] = False
+    vace_temporally_locked: Annotated[Bool, Needs("vace")] = Field(
         True, description="Arrays of another length are trimmed or padded to the chunk; false: resampled."
     )
-    vace_frames_shape: ArrayDimensions | None = Field(None, description="[1, C, T, H, W] of float32 in the blob.")
-    vace_frames_offset: Offset | None = Field(None, description="Bytes from the start of the blob.")
-    vace_masks_shape: ArrayDimensions | None = Field(None, description="[1, 1, T, H, W] of float32 in the blob.")
-    vace_masks_offset: Offset | None = Field(None, description="Bytes from the start of the blob.")
+    vace_frames_shape: Annotated[ArrayDimensions | None, Needs("vace")] = Field(
+        None, description="[1, C, T, H, W] of float32 in the blob."
+    )
+    vace_frames_offset: Annotated[Offset | None, Needs("vace")] = Field(
+        None, description="Bytes from the start of the blob."
+    )
+    vace_masks_shape: Annotated[ArrayDimensions | None, Needs("vace")] = Field(
+        None, description="[1, 1, T, H, W] of float32 in the blob."
+    )
+    vace_masks_offset: Annotated[Offset | None, Needs("vace")] = Field(
+        None, description="Bytes from the start of the blob."
+    )
     input_video_shape: VideoDimensions | None = Field(None, description="[T, H, W, C] of uint8 in the blob.")
     input_video_offset: Offset | None = Field(None, description="Bytes from the start of the blob.")
 
@@ -202,7 +258,17 @@ _EXAMPLE: Any = {
 }
 
 
-class GenerateRequest(_Model):
+class _Subject(_Model):
+    """What to generate; a base of its own because fields are checked, and listed in the JSON schema, base by base."""
+
+    pipeline_id: Annotated[str, Field(min_length=1, max_length=256)]
+    prompt: PromptOrPrompts = Field(description="A text, or weighted texts to blend.")
+    num_frames: Annotated[int, Field(ge=1, le=MAX_FRAMES), INTEGER] = 64
+    height: Side | None = Field(None, description="null: the pipeline's own, or the input's.")
+    width: Side | None = Field(None, description="null: the pipeline's own, or the input's.")
+
+
+class GenerateRequest(ChunkOptions, _Subject):
     """The body of POST /api/v1/generate; its values hold for every chunk whose ChunkSpec does not override them.
 
     In an optional field null, "" and [] mean unset: the field's default.
@@ -210,26 +276,31 @@ class GenerateRequest(_Model):
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
-    pipeline_id: Annotated[str, Field(min_length=1, max_length=256)]
-    prompt: PromptOrPrompts = Field(description="A text, or weighted texts to blend.")
-    num_frames: Annotated[int, Field(ge=1, le=MAX_FRAMES), INTEGER] = 64
-    height: Side | None = Field(None, description="null: the pipeline's own, or the input's.")
-    width: Side | None = Field(None, description="null: the pipeline's own, or the input's.")
-    seed: RequestSeed = Field(42, description="-1: a random one, which `complete` names.")
-    noise_scale: Share = Field(0.7, description="Share of noise, video-to-video only.")
-    manage_cache: Bool = True
-    noise_controller: Bool | None = None
-    kv_cache_attention_bias: Bias | None = None
-    prompt_interpolation_method: Interpolation = Interpolation.LINEAR
-    vace_context_scale: ContextScale = 1.0
-    vace_use_input_video: Bool | None = None
-    denoising_steps: DenoisingSteps | None = None
-    lora_scales: LoraScales | None = None
     input_path: StoredName | None = Field(None, description="From /generate/upload.")
     data_blob_path: StoredName | None = Field(None, description="From /generate/upload-data.")
     pre_processor_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     post_processor_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     chunk_specs: Annotated[list[ChunkSpec], Field(max_length=MAX_FRAMES, fail_fast=True)] | None = None
+
+
+def options_for(request: GenerateRequest, spec: ChunkSpec) -> ChunkOptions:
+    """The options of one chunk: the ChunkSpec's where it sets them, else the request's."""
+    names = ChunkOptions.model_fields.keys()
+    overrides = {name: getattr(spec, name) for name in names & spec.model_fields_set}
+    return ChunkOptions.model_construct(**{name: getattr(request, name) for name in names} | overrides)
+
+
+_MARKED = {
+    name: mark
+    for model in (GenerateRequest, ChunkSpec)
+    for name, field in model.model_fields.items()
+    for mark in field.metadata
+    if isinstance(mark, Needs)
+}
+FEATURE_OF_FIELD = {name: mark.feature for name, mark in _MARKED.items()}
+"""The feature that each field needs; fields that every pipeline supports are not in it."""
+GENERIC_FIELDS = frozenset(name for name, mark in _MARKED.items() if mark.generic)
+"""What generic clients always send: accepted by any pipeline."""
 
 
 def _json(value: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -267,14 +338,14 @@ class LoadParams(_Model):
     loras: Annotated[list[LoraToLoad], Field(max_length=MAX_LORAS), AfterValidator(_each_once)] | None = None
 
     @classmethod
-    def of(cls, given: Mapping[str, Any] | None) -> Self:
+    def of(cls, params: Mapping[str, Any] | None) -> Self:
         """Read those among any parameters."""
-        return cls.model_validate({name: value for name, value in (given or {}).items() if name in cls.model_fields})
+        return cls.model_validate({name: value for name, value in (params or {}).items() if name in cls.model_fields})
 
     @classmethod
-    def ignored(cls, given: Mapping[str, Any] | None) -> frozenset[str]:
+    def ignored(cls, params: Mapping[str, Any] | None) -> frozenset[str]:
         """Names of the parameters that are set and have no effect; `loras.NAME` for keys of a LoRA."""
-        set_values = {name: value for name, value in (given or {}).items() if value not in (None, "", [])}
+        set_values = {name: value for name, value in (params or {}).items() if value not in (None, "", [])}
         of_loras = {
             f"loras.{name}"
             for lora in set_values.get("loras", ())
@@ -284,9 +355,9 @@ class LoadParams(_Model):
         return frozenset(set_values.keys() - cls.model_fields.keys()) | of_loras
 
 
-def _readable(given: dict[str, Any]) -> dict[str, Any]:
-    LoadParams.of(given)
-    return given
+def _readable(params: dict[str, Any]) -> dict[str, Any]:
+    LoadParams.of(params)
+    return params
 
 
 PipelineId = Annotated[str, Field(min_length=1, max_length=256)]
@@ -351,7 +422,7 @@ class LoadRequest(_Model):
         if self.pipeline_ids is not None and self.pipelines is not None:
             raise _custom("pipelines", "cannot be combined with pipeline_ids")
         if self.pipeline_ids is None and self.pipelines is None:
-            raise _custom("pipeline_ids", "names no pipeline to load, nor does pipelines")
+            raise _custom("pipeline_ids", "missing; name the pipelines to load here or in pipelines")
         params: dict[str, Any] = {}
         for entry in self.entries:
             if params.setdefault(entry.pipeline_id, entry.load_params) != entry.load_params:
@@ -444,7 +515,7 @@ class FeaturesAnswer(BaseModel):
 
 
 class PipelineAnswer(BaseModel):
-    """What a pipeline is and can do; all but its id and state is null as long as it was never loaded."""
+    """A pipeline and what it supports; until it is first loaded, only its id and state are known."""
 
     id: str
     modes: list[str] | None = None

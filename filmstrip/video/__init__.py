@@ -1,4 +1,4 @@
-"""Video files: any that FFmpeg reads in; MP4, MOV, MKV, WebM, GIF and PNG out; one frame in memory at a time."""
+"""Video files: reads all that FFmpeg reads; writes MP4, MOV, MKV, WebM, GIF and PNG; one frame in memory at a time."""
 
 from filmstrip.video.read import VideoFileError, VideoInfo, count_frames, probe, read_frames
 from filmstrip.video.write import Output, Written, check_output, open_mp4, open_output, write_video

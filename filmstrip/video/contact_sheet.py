@@ -1,4 +1,4 @@
-"""Contact sheets: a video at a glance, as one PNG of evenly picked and numbered frames."""
+"""Contact sheets: a video at a glance, as one PNG of evenly spaced, numbered frames."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ _INK = (235, 235, 235)
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A small picture of one frame, and the frame's index."""
+    """A small image of a frame, and the frame's index."""
 
     index: int
     image: Image.Image
 
 
-def picks(num_frames: int, count: int) -> list[int]:
+def evenly_spaced(num_frames: int, count: int) -> list[int]:
     """At most `count` frame indices, evenly spread from the first frame to the last."""
     if min(num_frames, count) < 1:
         raise ValueError(f"cannot pick {count} of {num_frames} frames")
@@ -34,18 +34,18 @@ def picks(num_frames: int, count: int) -> list[int]:
 
 
 def thumbnails(frames: Iterable[Frame], num_frames: int, count: int, width: int = 240) -> list[Thumbnail]:
-    """Small pictures of evenly picked frames.
+    """Thumbnails of evenly spaced frames.
 
     Args:
-        frames: uint8 [H, W, 3], one after the other; every one is read, so that a stream ends as it should.
-        num_frames: how many there are; those that are missing at the end are left out.
-        count: thumbnails wanted.
-        width: of a thumbnail, in pixels.
+        frames: uint8 [H, W, 3]; all of them are read, so that a stream is consumed to its end.
+        num_frames: number of frames; missing frames at the end are left out.
+        count: number of thumbnails.
+        width: width of a thumbnail in pixels.
 
     Raises:
         ValueError: there are no frames.
     """
-    picked = set(picks(num_frames, count))
+    picked = set(evenly_spaced(num_frames, count))
     made = [thumbnail(frame, index, width) for index, frame in enumerate(frames) if index in picked]
     if not made:
         raise ValueError("a contact sheet needs a frame")
@@ -53,14 +53,14 @@ def thumbnails(frames: Iterable[Frame], num_frames: int, count: int, width: int 
 
 
 def thumbnail(frame: Frame, index: int, width: int = 240) -> Thumbnail:
-    """A small picture of one frame, uint8 [H, W, 3], so many pixels wide."""
+    """A thumbnail of a frame, uint8 [H, W, 3], `width` pixels wide."""
     image = Image.fromarray(frame)
     height = max(1, round(image.height * width / image.width))
     return Thumbnail(index, image.resize((width, height), Image.Resampling.LANCZOS))
 
 
 def sheet_rows(thumbnails: Sequence[Thumbnail], columns: int, label: str = "") -> list[tuple[str, Sequence[Thumbnail]]]:
-    """The rows of a sheet, as `write_sheet` takes them."""
+    """Thumbnails as the rows of a sheet, for `write_sheet`."""
     return [(label, thumbnails[start : start + columns]) for start in range(0, len(thumbnails), columns)]
 
 
@@ -91,16 +91,16 @@ def contact_sheet(
     width: int = 240,
     label: str = "",
 ) -> None:
-    """Write a contact sheet of a video, without ever holding more of it than its thumbnails.
+    """Write a contact sheet of a video; only its thumbnails are in memory.
 
     Args:
-        frames: uint8 [H, W, 3], one after the other.
-        num_frames: how many there are.
-        path: of the PNG.
-        columns: thumbnails in a row.
+        frames: uint8 [H, W, 3].
+        num_frames: number of frames.
+        path: path of the PNG.
+        columns: thumbnails per row.
         rows: most rows.
-        width: of a thumbnail, in pixels.
-        label: written before each frame number.
+        width: width of a thumbnail in pixels.
+        label: text before each frame number.
     """
     made = thumbnails(frames, num_frames, columns * rows, width)
     write_sheet(sheet_rows(made, columns, label), path)

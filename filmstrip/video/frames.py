@@ -1,4 +1,4 @@
-"""Decoded frames as they are to be shown: RGB in BT.709's range, upright, with square pixels, over black."""
+"""Converts decoded frames for display: RGB (BT.709), upright, with square pixels, over black."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -38,21 +38,21 @@ class Alpha(Enum):
     STRAIGHT = auto()
     IGNORED = auto()
     UNSURE = auto()
-    """Nothing in a frame where it is 0 everywhere."""
+    """Ignored in a frame where it is 0 everywhere."""
 
 
 class FrameNotSupported(Exception):
-    """Frames that can't be shown as their file means them; the message says why."""
+    """The frames cannot be shown as their file means them; the message says why."""
 
 
 class FrameConverter:
-    """Turns decoded frames into uint8 [H, W, 3] in RGB, all of one size.
+    """Converts decoded frames to uint8 [H, W, 3] in RGB, all of one size.
 
     Args:
-        pixel_aspect: width of a pixel by its height.
-        size: (height, width) to scale to; None is that of the first frame, as shown.
-        codec_tag: that the container gives the stream.
-        alpha: what that of the frames means.
+        pixel_aspect: width of a pixel divided by its height.
+        size: (height, width) to scale to; None is the displayed size of the first frame.
+        codec_tag: the codec tag that the container gives the stream.
+        alpha: what the alpha of the frames means.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class FrameConverter:
         self._reformatter = VideoReformatter()
 
     def convert(self, frame: av.VideoFrame) -> Frame:
-        """One frame as it is to be shown.
+        """Convert one frame.
 
         Raises:
-            FrameNotSupported: its colours or its size are none that can be converted.
+            FrameNotSupported: its colours or its size cannot be converted.
         """
         orientation = _orientation(frame)
         if self._size is None:
@@ -78,7 +78,7 @@ class FrameConverter:
         if transfer is not None:
             picture = self._tone_mapped(frame, height, width, transfer)
         elif _has_alpha(frame) and self._alpha is not Alpha.IGNORED:
-            # Composited before it is scaled: the colour of what can't be seen must not run into its neighbours.
+            # Composited before scaling: the colour of invisible pixels must not bleed into their neighbours.
             rgba = self._reformatted(frame, frame.height, frame.width, "rgba")
             is_opaque = self._alpha is Alpha.UNSURE and not rgba[..., 3].any()
             picture = np.ascontiguousarray(rgba[..., :3]) if is_opaque else _over_black(rgba)
@@ -144,11 +144,11 @@ def _over_black(rgba: NDArray[np.uint8]) -> Frame:
 
 @dataclass(frozen=True)
 class _Orientation:
-    """How a stored frame is turned or mirrored to be shown.
+    """How a stored frame is rotated or mirrored for display.
 
     Attributes:
-        turned: its height becomes its width.
-        apply: does it, to [H, W, 3].
+        turned: height and width are swapped.
+        apply: rotates or mirrors [H, W, 3].
     """
 
     turned: bool
@@ -156,7 +156,7 @@ class _Orientation:
 
 
 def _orientation(frame: av.VideoFrame) -> _Orientation:
-    """What FFmpeg's autorotation does with the display matrix of a frame: all eight orientations, and any angle."""
+    """The orientation in a frame's display matrix, as in FFmpeg's autorotation: all eight, and any angle."""
     side_data = cast("Mapping[str, Any]", frame.side_data)
     try:
         matrix = np.frombuffer(bytes(side_data["DISPLAYMATRIX"]), np.int32).astype(float)
@@ -196,14 +196,14 @@ def _turn_counterclockwise(picture: Frame) -> Frame:
 
 
 def _rotate(picture: Frame, degrees: float) -> Frame:
-    """Turn clockwise about the centre; the size stays, corners are cut off and black."""
+    """Rotate clockwise about the centre; the size stays, so corners are cut off or black."""
     return np.asarray(Image.fromarray(picture).rotate(-degrees, Image.Resampling.BILINEAR))
 
 
 # -- HDR -----------------------------------------------------------------------------------------------------
 
 _SWSCALE_WHITE = 65_280
-"""White in the 16-bit RGB that swscale makes of YCbCr: 255/256 of the range."""
+"""White in the 16-bit RGB that swscale makes from YCbCr: 255/256 of the range."""
 
 _TO_BT709 = {
     # Linear light of other primaries, all with white D65, in those of BT.709: ITU-R BT.2087, SMPTE EG 432-1.
@@ -219,20 +219,20 @@ _TABLE_SIZE = 65_536
 _TABLE_LIGHT = (np.arange(_TABLE_SIZE) / (_TABLE_SIZE - 1)) ** 2
 _SDR_CODES = np.round(_TABLE_LIGHT ** (1 / _SDR_GAMMA) * 255).astype(np.uint8)
 _HLG_GAIN = (_TABLE_LIGHT**0.2 * _HLG_PEAK_NITS / _REFERENCE_WHITE_NITS).astype(np.float32)
-"""What HLG's display adds to light of the scene, by its luminance: ITU-R BT.2100, table 5, with a gamma of 1.2."""
+"""Gain of an HLG display by scene luminance: ITU-R BT.2100, table 5, with a gamma of 1.2."""
 _BT2020_LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)
 
 
 def hdr_to_sdr(transfer: int, primaries: int, white: int = 65_535) -> Callable[[NDArray[np.uint16]], Frame]:
-    """A conversion of HDR to SDR, for codes of non-linear RGB, uint16 [H, W, 3].
+    """A conversion from HDR to SDR, for codes of non-linear RGB, uint16 [H, W, 3].
 
-    The light of the display is that of ITU-R BT.2100, HLG on a display of 1000 nit. Reference white, 203 nit,
+    Display light follows ITU-R BT.2100, with HLG on a display of 1000 nit. Reference white, 203 nit,
     becomes 247 of 255; light up to 85 % of it keeps its proportions, and highlights up to 1000 nit share the rest.
-    The hue stays: the largest of the three primaries decides by how much all are dimmed.
+    Hue is preserved: the largest of the three primaries decides how much all of them are dimmed.
 
     Args:
         transfer: FFmpeg's number of PQ (16) or HLG (18).
-        primaries: FFmpeg's number of the primaries; those of BT.2020 are assumed for those not known.
+        primaries: FFmpeg's number of the primaries; unknown ones are taken for BT.2020.
         white: code of a signal of 1.
     """
     signal = np.minimum(np.arange(65_536, dtype=np.float64) / white, 1)
@@ -254,7 +254,7 @@ def hdr_to_sdr(transfer: int, primaries: int, white: int = 65_535) -> Callable[[
 
 
 def _indices(light: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Places of light, 0 to 1, in the tables: by its square root, so that dark light has many."""
+    """Indices of light, 0 to 1, in the tables; by square root, for more resolution in the dark."""
     return (np.sqrt(light) * np.float32(_TABLE_SIZE - 1) + np.float32(0.5)).astype(np.uint16)
 
 
@@ -276,7 +276,7 @@ def _hlg_scene_light(signal: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _roll_off(light: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Reinhard's curve above the knee: slope 1 there, 1 at the peak, and no more above it."""
+    """Reinhard's curve above the knee: slope 1 at the knee, and 1 from the peak on."""
     peak = (_HLG_PEAK_NITS / _REFERENCE_WHITE_NITS - _KNEE) / (1 - _KNEE)
     above = np.clip((light - _KNEE) / (1 - _KNEE), 0, peak)
     return _KNEE + (1 - _KNEE) * (above * (1 + above / peak**2) / (1 + above))  # type: ignore[no-any-return]

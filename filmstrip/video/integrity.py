@@ -1,4 +1,4 @@
-"""Whether a video file has all the bytes that it promises; FFmpeg reads one that breaks off as if it ended there."""
+"""Whether a video file is complete; FFmpeg reads a truncated file as if it ended there."""
 
 import os
 import re
@@ -20,14 +20,14 @@ _MP4_CODEC = re.compile(rb"vide.*?stsd.{12}(....)", re.DOTALL)
 
 
 class FileBytes:
-    """Reads of an open file that leave its position alone."""
+    """Reads from an open file without moving its position."""
 
     def __init__(self, handle: int) -> None:
         self._handle = handle
         self.size = os.fstat(handle).st_size
 
     def read(self, start: int, num_bytes: int) -> bytes:
-        """So many bytes from there; fewer at the end of the file."""
+        """`num_bytes` bytes from `start` on; fewer at the end of the file."""
         return os.pread(self._handle, num_bytes, start)
 
 
@@ -40,15 +40,15 @@ def missing_part(
     is_cut: bool,
     num_decoded: int,
 ) -> str | None:
-    """Say how much of a file is there, where it has less than it promises; None if it is whole or promises nothing.
+    """Where a file ends, if it is truncated; None if it is complete or cannot be checked.
 
     Args:
-        file: read to its end.
-        container: of the file.
-        stream: its video.
-        end_s: when the last packet of any of its streams ends.
-        is_cut: FFmpeg found less of the last packet of the video than it says.
-        num_decoded: frames of the video that were decoded.
+        file: the file, which has been read to its end.
+        container: the file's container.
+        stream: its video stream.
+        end_s: end of the last packet of any stream.
+        is_cut: FFmpeg found the last packet of the video to be incomplete.
+        num_decoded: number of decoded frames.
     """
     names = set(container.format.name.split(","))
     if frames := _missing_frames(file, names, stream, num_decoded):
@@ -73,14 +73,14 @@ def _missing_frames(file: FileBytes, names: set[str], stream: VideoStream, num_d
         whole = sum(1 for entry in stream.index_entries if entry.pos + entry.size <= file.size)
         if whole < total:
             return f"after {whole} of {total} frames"
-    # An AVI may count frames that it leaves out, so fewer of them mean nothing without the zeros.
+    # An AVI may count frames that it drops, so fewer frames mean nothing unless zeros follow.
     if "avi" in names and num_decoded < stream.frames and _ends_in_zeros(file):
         return f"after {num_decoded} of {stream.frames} frames; zeros follow, as in a download that was not finished"
     return None
 
 
 def unreadable_mp4(file: FileBytes) -> str | None:
-    """Why FFmpeg can't open an MP4 or MOV; None if it is none, or for another reason."""
+    """Why FFmpeg cannot open an MP4 or MOV; None if it is another format, or for another reason."""
     boxes = list(_boxes(file))
     if not boxes or boxes[0][1] not in (b"ftyp", b"mdat", b"wide", b"moov"):
         return None
@@ -93,7 +93,7 @@ def unreadable_mp4(file: FileBytes) -> str | None:
 
 
 def codec_name(file: FileBytes, container: av.container.InputContainer) -> str:
-    """What a file calls the codec of its first video; the name of the container where it says nothing."""
+    """The codec of the first video stream, as the file names it; else the name of the container."""
     names = container.format.name.split(",")
     head = file.read(0, _HEADER_BYTES)
     if "matroska" in names and (found := _MATROSKA_CODEC.search(head)):
@@ -108,7 +108,7 @@ def codec_name(file: FileBytes, container: av.container.InputContainer) -> str:
 
 
 def _ends_in_zeros(file: FileBytes) -> bool:
-    """Whether the end was set aside and never written."""
+    """Whether the end was preallocated and never written."""
     return not any(file.read(max(file.size - _TAIL_BYTES, 0), _TAIL_BYTES))
 
 
@@ -133,7 +133,7 @@ def _boxes(file: FileBytes) -> Iterator[tuple[int, bytes, int]]:
 
 
 def _elements_end(file: FileBytes) -> int | None:
-    """Where the last element of a Matroska file ends; elements of live recordings have no size, but their parts do."""
+    """Where the last element of a Matroska file ends; those of live recordings have no size, but their children do."""
     start = 0
     while len(header := file.read(start, 12)) >= 2 and header[0]:
         id_bytes = 9 - header[0].bit_length()
@@ -172,7 +172,7 @@ def _chunks_end(file: FileBytes) -> int | None:
 
 def _pages_end(file: FileBytes) -> int | None:
     """Where the last page of an Ogg file ends."""
-    tail_start = max(0, file.size - 2 * 65_307)  # a page is not longer than half of that
+    tail_start = max(0, file.size - 2 * 65_307)  # a page is at most half as long
     tail = file.read(tail_start, file.size)
     start = tail.rfind(b"OggS")
     num_segments = tail[start + 26] if 0 <= start < len(tail) - 27 else None
@@ -182,7 +182,7 @@ def _pages_end(file: FileBytes) -> int | None:
 
 
 def _asf_end(file: FileBytes) -> int | None:
-    """The size that the header of a WMV file says it has."""
+    """The size in the header of a WMV file."""
     head = file.read(0, 65_536)
     place = head.find(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365"))  # its "file properties"
     is_broadcast = place < 0 or head[place + 88 : place + 89] != b"\2"
@@ -190,7 +190,7 @@ def _asf_end(file: FileBytes) -> int | None:
 
 
 def _gif_end(file: FileBytes) -> int | None:
-    """Where the last block of a GIF ends; a missing end mark between two blocks is forgiven, as by browsers."""
+    """Where the last block of a GIF ends; a missing end marker after a block is accepted, as in browsers."""
     data = file.read(0, file.size)
     place = 13 + _colours_bytes(data[10:11])
     while data[place : place + 1] in (b"!", b","):

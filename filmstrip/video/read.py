@@ -1,4 +1,4 @@
-"""Video files in: any that FFmpeg reads, as frames at a constant rate, one in memory at a time."""
+"""Reads video files that FFmpeg can read, as frames at a constant rate, one in memory at a time."""
 
 import math
 import os
@@ -27,10 +27,10 @@ from filmstrip.wire import Frame
 
 _DEFAULT_FPS = Fraction(25)
 _MAX_NOMINAL_FPS = 240
-"""A rate above this is looked at twice: many files have the resolution of their clock there."""
+"""A rate above this is measured: many files give the resolution of their clock instead."""
 _MAX_GIF_FPS = 50
 _MAX_FPS = 480
-"""Frames closer to each other than this have times that mean nothing."""
+"""Times of frames that are closer together than this are meaningless."""
 _MEASURED_PACKETS = 1000
 _STANDARD_RATES = [Fraction(rate) for rate in (24, 25, 30, 48, 50, 60, 100, 120, 240)]
 _NEAR = Fraction(2, 100)
@@ -43,7 +43,7 @@ _PLAYLISTS = {"hls", "concat", "dash", "sdp", "imf", "webm_dash_manifest", "appl
 _PLAYLIST_START = re.compile(rb"(\xef\xbb\xbf)?\s*(#EXTM3U|ffconcat version|<\?xml[^>]*>\s*<MPD|<MPD|v=0\r?\no=)")
 _NO_PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-"""FFmpeg's own decoders of these leave the alpha out."""
+"""FFmpeg's own decoders of these drop the alpha channel."""
 
 _ANIMATION_FLAG = 0x02
 _CLOCK = Fraction(1, 1000)
@@ -55,14 +55,14 @@ class VideoFileError(Exception):
 
 
 def display_path(path: str | Path) -> str:
-    """A path as text that any terminal or log can print: bytes that are not text, and control characters, escaped."""
+    """A path as printable text; bytes that are not UTF-8 and control characters are escaped."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 @contextmanager
 def mapped_errors(path: str | Path) -> Iterator[None]:
-    """The boundary where errors of FFmpeg and of the operating system become `VideoFileError`."""
+    """The one place where errors of FFmpeg and of the operating system become VideoFileErrors."""
     try:
         yield
     except (av.FFmpegError, OSError) as error:
@@ -71,13 +71,13 @@ def mapped_errors(path: str | Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video file says of itself.
+    """Properties of a video file.
 
     Attributes:
         height: of its frames as shown, in pixels.
         width: likewise.
-        fps: frames a second, at which `read_frames` gives them.
-        num_frames: None where the file doesn't say, or its frames vary in length; `count_frames` is exact.
+        fps: frames per second at which `read_frames` yields them.
+        num_frames: None if the file does not say, or its frame rate varies; `count_frames` is exact.
     """
 
     height: int
@@ -87,10 +87,10 @@ class VideoInfo:
 
 
 def probe(path: str | Path) -> VideoInfo:
-    """Read what a file says of its video; decodes one frame, which alone knows how it is shown.
+    """Read the properties of a video file; decodes one frame, since only a frame knows its orientation.
 
     Raises:
-        VideoFileError: it is not a video.
+        VideoFileError: the file is not a video.
     """
     with _Source.opened(path) as source:
         height, width, _ = source.first_frame().shape
@@ -98,14 +98,14 @@ def probe(path: str | Path) -> VideoInfo:
 
 
 def count_frames(path: str | Path, max_frames: int | None = None) -> int:
-    """Count the frames that `read_frames` gives, by decoding: what the container says may be wrong, or missing.
+    """Count the frames that `read_frames` yields, by decoding: the container's count may be wrong or missing.
 
     Args:
         path: of the file.
         max_frames: stop there.
 
     Raises:
-        VideoFileError: the file cannot be read, is damaged, or breaks off before that.
+        VideoFileError: the file cannot be read, is damaged, or ends too early.
     """
     num_frames = 0
     with _Source.opened(path) as source:
@@ -121,17 +121,16 @@ def read_frames(
 ) -> Iterator[Frame]:
     """Decode a file's frames, uint8 [H, W, 3] in RGB, as players show them, at the constant rate `VideoInfo.fps`.
 
-    Frames are turned and mirrored as the file says, wide pixels become square, what is transparent is black, and
-    HDR (PQ and HLG) becomes SDR. Where frames vary in length, they are repeated or left out. Interlaced frames stay
-    as they are.
+    Frames are rotated and mirrored as the file says, pixels become square, transparency becomes black, and HDR (PQ and
+    HLG) becomes SDR. If the frame rate varies, frames are repeated or dropped. Interlaced frames stay as they are.
 
     Args:
-        path: of the file; never a URL or a pattern, whatever it looks like.
-        size: (height, width) to scale to; None keeps that of the first frame, as shown.
+        path: path of the file; never a URL or a pattern.
+        size: (height, width) to scale to; None keeps the displayed size of the first frame.
         max_frames: stop there.
 
     Raises:
-        VideoFileError: the file cannot be read, is damaged, or breaks off before that.
+        VideoFileError: the file cannot be read, is damaged, or ends too early.
     """
     with _Source.opened(path) as source:
         yield from islice(source.frames(size), max_frames)
@@ -148,7 +147,7 @@ def first_time(path: str | Path) -> Fraction:
 
 
 class _Source:
-    """An open file and the stream in it that is the video."""
+    """An open file and its video stream."""
 
     def __init__(self, path: Path, file: BinaryIO, container: av.container.InputContainer) -> None:
         self._path = path
@@ -186,7 +185,7 @@ class _Source:
         return next((self._time_of(frame) or Fraction(0) for frame in self._decoded()), Fraction(0))
 
     def frames(self, size: tuple[int, int] | None) -> Iterator[Frame]:
-        """Frames as shown, at the constant rate."""
+        """Frames as displayed, at the constant rate."""
         converter = self._converter(size)
         for frame, times in self.timed_frames():
             if times:
@@ -196,10 +195,10 @@ class _Source:
                     yield picture.copy()
 
     def timed_frames(self) -> Iterator[tuple[av.VideoFrame, int]]:
-        """Frames as decoded, and for how many frames of the constant rate each stands: 0 where it is left out.
+        """Decoded frames, and how many frames of the constant rate each stands for; 0 if it is dropped.
 
-        A frame is shown from its time, rounded to the constant rate, to that of the next one, as by FFmpeg's filter
-        `fps`.
+        A frame is shown from its own time, rounded to the constant rate, to that of the next one, as in FFmpeg's `fps`
+        filter.
         """
         held: av.VideoFrame | None = None
         held_slot, elapsed, origin = 0, Fraction(0), Fraction(0)
@@ -210,7 +209,7 @@ class _Source:
                 continue
             step = 1 / self.fps if time is None else time - origin - elapsed
             is_jump = step < -_MAX_FRAMES_BACK / self.fps or (self._may_jump and step > _MAX_STEP_OF_STREAMS_S)
-            if time is not None and is_jump:  # the clock was set, as where recordings are joined
+            if time is not None and is_jump:  # the clock jumps, as where recordings are joined
                 step = 1 / self.fps
                 origin = time - elapsed - step
             self._check_gap(step, elapsed)
@@ -224,7 +223,7 @@ class _Source:
             yield held, max(1, self._slot(elapsed + duration) - held_slot)
 
     def promised_frames(self) -> int | None:
-        """What the container says, where that is how many frames are given."""
+        """The container's number of frames, if it is that of the constant rate."""
         stream = self._stream
         if not (self._has_times and stream.frames and stream.duration and stream.time_base):
             return None
@@ -232,7 +231,7 @@ class _Source:
         return stream.frames if abs(shown - stream.frames) < _FRAME_TOLERANCE else None
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
-        """Frames of the video; raises where the file is damaged or breaks off."""
+        """Decoded frames of the video; raises if the file is damaged or incomplete."""
         try:
             for frame in self._webp.frames() if self._webp else self._decoded_by_ffmpeg():
                 yield frame
@@ -249,7 +248,7 @@ class _Source:
         for packet in self._container.demux():
             if packet.pts is not None and packet.time_base:
                 self._end_s = max(self._end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-            if packet.stream.index == self._stream.index:  # stream_index is not set where a stream ends
+            if packet.stream.index == self._stream.index:  # stream_index is not set at the end of a stream
                 self._is_cut = packet.is_corrupt if packet.size else self._is_cut
                 yield from decode(packet)
 
@@ -273,7 +272,7 @@ class _Source:
             )
 
     def _time_of(self, frame: av.VideoFrame) -> Fraction | None:
-        # AVI has the times of decoding alone; FFmpeg gives them to the wrong frames where their order differs.
+        # AVI only has decoding times; FFmpeg assigns them to the wrong frames if the display order differs.
         stamp = frame.dts if self._is_avi or frame.pts is None else frame.pts
         if stamp is None or not frame.time_base or not self._has_times:
             return None
@@ -284,10 +283,12 @@ class _Source:
 
     def _converter(self, size: tuple[int, int] | None) -> FrameConverter:
         aspect = self._stream.sample_aspect_ratio
-        if not aspect or aspect <= 0 or "gif" in self._container.format.name:  # nobody heeds what a GIF says of it
+        if (
+            not aspect or aspect <= 0 or "gif" in self._container.format.name
+        ):  # players ignore the aspect ratio of a GIF
             aspect = Fraction(1)
         context = self._stream.codec_context
-        # The fourth byte of a pixel means nothing in an uncompressed AVI, and often in one of HuffYUV.
+        # The fourth byte of a pixel has no meaning in an uncompressed AVI, and often none with HuffYUV.
         is_raw = self._is_avi and context.name == "rawvideo" and not context.codec_tag.strip("\0")
         alpha = Alpha.IGNORED if is_raw else Alpha.UNSURE if self._is_avi else Alpha.STRAIGHT
         return FrameConverter(aspect, size, context.codec_tag, alpha)
@@ -302,10 +303,10 @@ class _Source:
 
 @contextmanager
 def opened_container(path: str | Path) -> Iterator[tuple[BinaryIO, av.container.InputContainer]]:
-    """Open a media file; a path is a path, never a URL or a pattern, and nothing that the file names is opened.
+    """Open a media file. The path is never a URL or a pattern, and other files that it refers to are not opened.
 
     Raises:
-        VideoFileError: it cannot be opened, or is no media file.
+        VideoFileError: it cannot be opened, or is not a media file.
     """
     with mapped_errors(path), open(path, "rb", opener=_without_blocking) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -313,7 +314,7 @@ def opened_container(path: str | Path) -> Iterator[tuple[BinaryIO, av.container.
         if not os.fstat(file.fileno()).st_size:
             raise VideoFileError(f"{display_path(path)} is empty")
         try:
-            # FFmpeg gets no name: it would take "a:b" for a URL, and "%d" for a sequence of pictures.
+            # FFmpeg gets no name: it would take "a:b" for a URL, and "%d" for an image sequence.
             container = av.open(_Nameless(file), options={"protocol_whitelist": "none"})
         except av.FFmpegError as error:
             if _PLAYLIST_START.match(os.pread(file.fileno(), 1024, 0)):
@@ -330,7 +331,7 @@ def opened_container(path: str | Path) -> Iterator[tuple[BinaryIO, av.container.
 
 
 def has_decoder(stream: Stream) -> bool:
-    """Whether FFmpeg can decode a stream; PyAV's attributes of one that it can't do not exist."""
+    """Whether FFmpeg can decode a stream; PyAV lacks most attributes of one that it cannot."""
     return bool(stream.codec_context)
 
 
@@ -348,7 +349,7 @@ def _without_blocking(path: str, flags: int) -> int:
 
 
 def _video_stream(path: Path, container: av.container.InputContainer, file: FileBytes) -> VideoStream:
-    """The stream that FFmpeg takes for the best, but for attached pictures and what it has no decoder for."""
+    """The stream that FFmpeg considers best, except for attached pictures and streams without a decoder."""
     found = [stream for stream in container.streams.video if not stream.disposition & _NO_PICTURES]
     streams = [stream for stream in found if has_decoder(stream)]
     best = container.streams.best("video")
@@ -375,7 +376,7 @@ def _decoder(stream: VideoStream) -> Callable[["av.Packet[Any]"], list[av.VideoF
 
 
 def _nominal_rate(path: Path, stream: VideoStream) -> Fraction | None:
-    """The constant rate for a stream: that which FFmpeg takes, where it makes sense; None if its times make none."""
+    """The constant rate for a stream: FFmpeg's guess if it is plausible; None if the stream has no usable times."""
     guess, mean = stream.guessed_rate, stream.average_rate
     is_gif = stream.codec_context.name == "gif"
     highest = max(stream.base_rate or 0, guess or 0)
@@ -416,12 +417,12 @@ class AnimatedWebp:
         self._file = file
 
     def rate(self) -> Fraction | None:
-        """Frames a second by the shortest frame; None if there is only one."""
+        """Frames per second, by the shortest frame; None if there is only one."""
         steps = [frame.duration for frame in self.frames()]
         return 1 / (min(steps) * _CLOCK) if len(steps) > 1 else None
 
     def frames(self) -> Iterator[av.VideoFrame]:
-        """Frames in RGBA, whole ones: each with what it leaves of those before.
+        """Complete frames in RGBA: each is drawn over those before it.
 
         Raises:
             OSError: the file is damaged.

@@ -1,4 +1,4 @@
-"""The sound of an input video, for the output that shows the start of it."""
+"""Copies the sound of an input video to an output that shows the same frames."""
 
 import itertools
 import os
@@ -28,18 +28,17 @@ _RATE_TOLERANCE = Fraction(1, 10_000)
 _GAP_S = Fraction(1, 20)
 _ENCODED_RATE = 48_000
 _INPUT_ERRORS = (av.FFmpegError, OSError, ValueError)
-"""Of reading and decoding; PyAV has no error of FFmpeg for sound that changes in the middle."""
+"""Errors of reading and decoding; PyAV raises ValueError if the sound changes its format in the middle."""
 
 
 @dataclass(frozen=True)
 class SoundFormat:
-    """What sound a container takes.
+    """The sound that a container supports.
 
     Attributes:
-        copied: codecs that are taken as they are, by FFmpeg's names.
+        copied: codecs that are copied without encoding, by FFmpeg's names.
         codec: encoder for all others.
-        options: of it.
-        has_priming: it can say that a player leaves out the first samples, which a decoder needs.
+        has_priming: it can tell players to skip the first samples, which only a decoder needs.
     """
 
     copied: frozenset[str]
@@ -63,11 +62,11 @@ WEBM_SOUND = SoundFormat(frozenset(("opus", "vorbis")), "libopus")
 
 
 class SoundDropped(Exception):
-    """The sound can't be kept; the message says why, after "the sound of a file is dropped: "."""
+    """The sound cannot be kept; the message continues "the sound of a file is dropped: "."""
 
 
 class _Sink:
-    """A file that forgets what is written to it."""
+    """A file that discards what is written to it."""
 
     def __init__(self) -> None:
         self._place = self._size = 0
@@ -87,20 +86,20 @@ class _Sink:
 
 
 class Sound:
-    """Sound that is muxed packet by packet beside the frames of an output.
+    """Sound that is muxed packet by packet along with the frames of an output.
 
     Attributes:
-        notes: sentences for the user, when it is finished.
+        notes: sentences for the user, once it is finished.
 
     Args:
-        path: of the input video.
-        fps: of the output.
-        num_frames: of the output.
-        container: FFmpeg's name of that of the output.
-        sound_format: what sound that takes.
+        path: path of the input video.
+        fps: frames per second of the output.
+        num_frames: number of frames of the output.
+        container: FFmpeg's name of the output's container.
+        sound_format: the sound that the container supports.
 
     Raises:
-        SoundDropped: the output does not show the start of the input at its own rate, or the input can't be read.
+        SoundDropped: the output does not show the start of the input at its own rate, or the input cannot be read.
     """
 
     def __init__(
@@ -123,7 +122,7 @@ class Sound:
             raise SoundDropped("it cannot be decoded")
 
     def add_to(self, output: av.container.OutputContainer) -> None:
-        """Add a stream to an output that has all its other ones; a note says where the input is gone meanwhile."""
+        """Add a stream to an output, after all other streams; a note says if the input has disappeared since."""
         try:
             self._packets = self._packets_for(output, self._stack, is_copied=self._is_copied)
         except (SoundDropped, VideoFileError) as error:
@@ -132,7 +131,7 @@ class Sound:
         self._read_next()
 
     def _works(self, container: str, *, is_copied: bool) -> bool:
-        """Try the sound alone in a container of the output's kind: each has its own rules for codecs and rates.
+        """Try the sound alone in a container of the same kind: each has its own rules for codecs and rates.
 
         Raises:
             SoundDropped: it cannot be decoded.
@@ -146,7 +145,7 @@ class Sound:
                     output.start_encoding()
                     for _, packet in _without_damage(packets):
                         output.mux(packet)
-                        if not is_copied:  # an encoder's packets are all alike
+                        if not is_copied:  # one packet of an encoder is enough
                             break
             except (av.FFmpegError, ValueError):
                 return False
@@ -166,7 +165,7 @@ class Sound:
         return self._copied(container, source, output.add_stream_from_template(source), self._sound_format)
 
     def mux_until(self, time: Fraction) -> None:
-        """Write what sounds before that time, in seconds.
+        """Write the sound up to a time in seconds.
 
         Raises:
             av.FFmpegError: the output cannot be written.
@@ -175,7 +174,7 @@ class Sound:
         while self._next is not None and self._next[0] < time:
             try:
                 self._output.mux(self._next[1])
-            except ValueError:  # the container takes no such packet; a full disk is another error
+            except ValueError:  # the container rejects the packet; a full disk is another error
                 self._next = None
                 self.notes.append(f"The sound of {display_path(self._path)} ends early: it cannot be written.")
                 return
@@ -249,7 +248,7 @@ class Sound:
     def _samples(
         self, container: av.container.InputContainer, source: AudioStream, layout: str
     ) -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:
-        """Samples [channels, L] from the start of the output to its end, with silence where the input has none."""
+        """Samples [channels, L] from the start to the end of the output, with silence in gaps of the input."""
         resampler = av.AudioResampler(format="fltp", layout=layout, rate=_ENCODED_RATE)
         total, place = round(self._end * _ENCODED_RATE), 0
         for decoded in itertools.chain(container.decode(source), [None]):
@@ -271,7 +270,7 @@ class Sound:
 
 
 def _without_damage(packets: Iterator[tuple[Fraction, Any]]) -> Iterator[tuple[Fraction, Any]]:
-    """Packets up to the first that can't be read."""
+    """Packets up to the first one that cannot be read."""
     with suppress(*_INPUT_ERRORS):
         yield from packets
 
@@ -285,7 +284,7 @@ def _sound_stream(container: av.container.InputContainer) -> AudioStream:
 
 
 def has_sound(path: str | Path) -> bool:
-    """Whether a file has sound; False if it can't be read."""
+    """Whether a file has sound; False if it cannot be read."""
     try:
         with opened_container(path) as (_, container):
             return bool(container.streams.audio)
@@ -294,10 +293,10 @@ def has_sound(path: str | Path) -> bool:
 
 
 def _start_of_same_span(path: str | Path, fps: Fraction, num_frames: int | None) -> Fraction:
-    """When the first frame of a video is shown, after checking that an output shows the same span."""
+    """When the first frame of a video is shown, after a check that the output shows the same span."""
     source_fps = probe(path).fps
     if abs(source_fps - fps) > _RATE_TOLERANCE * source_fps:
-        raise SoundDropped(f"the output plays at {float(fps):g} frames a second, the input at {float(source_fps):g}")
+        raise SoundDropped(f"the output has {float(fps):g} frames per second, the input {float(source_fps):g}")
     if num_frames is None:
         raise SoundDropped("the number of frames is not known")
     found = count_frames(path, num_frames)

@@ -1,4 +1,4 @@
-"""Video files out: the suffix of a name decides the format, and a file appears only when it is whole."""
+"""Writes video files: the suffix decides the format, and a file only appears once it is complete."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ from av.video import VideoStream
 from av.video.reformatter import Colorspace, VideoReformatter
 from PIL import Image
 
-from filmstrip.video.contact_sheet import COLUMNS, ROWS, Thumbnail, picks, sheet_rows, thumbnail, write_sheet
+from filmstrip.video.contact_sheet import COLUMNS, ROWS, Thumbnail, evenly_spaced, sheet_rows, thumbnail, write_sheet
 from filmstrip.video.read import VideoFileError, display_path, mapped_errors
 from filmstrip.video.sound import (
     MKV_SOUND,
@@ -46,15 +46,15 @@ _MAX_GIF_FPS = 50  # browsers show a frame of less than 20 ms for 100 ms
 
 @dataclass(frozen=True)
 class _Format:
-    """How files of one suffix are made.
+    """How files with a suffix are written.
 
     Attributes:
-        name: in messages.
-        container: FFmpeg's name of it; empty for pictures.
+        name: name for messages.
+        container: FFmpeg's name of the container; empty for images.
         codec: FFmpeg's name of the video encoder.
-        codec_options: of the encoder.
-        options: of the container.
-        sound: that it can have.
+        codec_options: options of the encoder.
+        options: options of the container.
+        sound: sound that the container can have.
     """
 
     name: str
@@ -78,18 +78,18 @@ _FORMATS = {
     ".png": _PNG,
 }
 _REPLACED_BY_CONTENT = {errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES, errno.EROFS}
-"""What rename says of a mount point, of another file system, and in a folder that we may not change."""
+"""Errors of rename for a mount point, across file systems, and in a folder without write access."""
 _CHECKED_BYTES = 1 << 16
 _NUMBER = re.compile(r"%(0?)(\d*)d")
 
 
 @dataclass(frozen=True)
 class Written:
-    """What has been written.
+    """The result of writing a file.
 
     Attributes:
-        num_frames: frames taken, whatever the format keeps of them.
-        notes: sentences for the user: what the format could not keep.
+        num_frames: frames that were passed in, even if the format dropped some.
+        notes: sentences for the user about what the format could not keep.
     """
 
     num_frames: int
@@ -97,15 +97,15 @@ class Written:
 
 
 class Output:
-    """A file to be written, opened before there is anything to write; see `open_output`.
+    """An output file, opened before there is anything to write; see `open_output`.
 
-    A part file is opened in the folder of the result, so that a missing folder, a full or read-only disk and a name
-    that can't be written show at once. The result replaces what stood there when it is whole, and keeps its mode; on
-    any error the part file is removed, and what stood there stays. A symlink stays, and its target is written.
+    A partial file is opened in the folder of the result, so that a missing folder, a full or read-only disk and an
+    unwritable name are noticed at once. Once complete, the result replaces an existing file and keeps its mode. On any
+    error the partial file is removed and the existing file stays. A symlink stays, and its target is written.
 
     Attributes:
-        path: of the result.
-        num_frames: added so far.
+        path: path of the result.
+        num_frames: number of frames added so far.
     """
 
     def __init__(self, path: str | Path, file_format: _Format | None = None) -> None:
@@ -137,19 +137,19 @@ class Output:
         scale: int = 1,
         audio: str | Path | None = None,
     ) -> Written:
-        """Encode frames, uint8 [H, W, 3] in RGB, one in memory at a time; the file is whole when this returns.
+        """Encode frames, uint8 [H, W, 3] in RGB, one in memory at a time; the file is complete when this returns.
 
         Args:
-            frames: of the video.
-            fps: frames a second.
-            num_frames: how many there will be; needed for contact sheets and sound, unless `frames` has a length.
-            scale: how many times as wide and high the file's frames are; each pixel becomes a square.
-            audio: the input video with the sound. It is kept where the format has sound and the frames show the start
-                of that video, or all of it, at its own rate; otherwise a note says why it is dropped.
+            frames: frames of the video.
+            fps: frames per second.
+            num_frames: how many there will be; required for contact sheets and sound, unless `frames` has a length.
+            scale: enlarges the frames this many times, without smoothing.
+            audio: input video whose sound is kept, if the format has sound and the frames show that video, or its
+                start, at its own rate; otherwise a note says why it is dropped.
 
         Raises:
-            ValueError: a frame of another type or size, an fps outside of `MIN_FPS` to `MAX_FPS`, or a scale below 1.
-            VideoFileError: the file cannot be written, its sides would be over `MAX_SIDE`, or there are no frames.
+            ValueError: a frame has another type or size, fps is outside `MIN_FPS` to `MAX_FPS`, or scale is below 1.
+            VideoFileError: the file cannot be written, a side would exceed `MAX_SIDE`, or there are no frames.
         """
         if num_frames is None and isinstance(frames, Sized):
             num_frames = len(frames)
@@ -166,7 +166,7 @@ class Output:
         scale: int = 1,
         audio: str | Path | None = None,
     ) -> None:
-        """Begin a video whose frames come by `add`, and which ends with `commit`; see `write`."""
+        """Begin a video; its frames follow with `add`, and `commit` ends it. See `write`."""
         if not MIN_FPS <= fps <= MAX_FPS:
             raise ValueError(f"fps must be between {MIN_FPS} and {MAX_FPS}, got {fps}")
         if scale < 1:
@@ -202,14 +202,16 @@ class Output:
         """Encode one frame, uint8 [H, W, 3] in RGB.
 
         Raises:
-            ValueError: it is no such frame, or has another size than those before.
+            ValueError: it is not such a frame, or has another size than those before it.
             VideoFileError: the file cannot be written.
         """
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-            raise ValueError(f"a frame is uint8 [H, W, 3], got {frame.dtype} {list(frame.shape)}")
+            raise ValueError(f"a frame must be uint8 [H, W, 3], got {frame.dtype} {list(frame.shape)}")
         self._shape = self._shape or frame.shape
         if frame.shape != self._shape:
-            raise ValueError(f"frames of one video have one size: {list(frame.shape)} after {list(self._shape)}")
+            raise ValueError(
+                f"all frames of a video must have one size, got {list(frame.shape)} after {list(self._shape)}"
+            )
         height, width = frame.shape[0] * self._scale, frame.shape[1] * self._scale
         if max(height, width) > MAX_SIDE:
             raise VideoFileError(
@@ -217,7 +219,7 @@ class Output:
             )
         if self._scale > 1:
             frame = np.repeat(np.repeat(frame, self._scale, axis=0), self._scale, axis=1)
-        assert self._encoder is not None, "start() comes first"
+        assert self._encoder is not None, "start() must be called first"
         with mapped_errors(self.path):
             self._encoder.add(frame)
         self.num_frames += 1
@@ -229,7 +231,7 @@ class Output:
             VideoFileError: the file cannot be written, or there are no frames.
         """
         if not self.num_frames or self._encoder is None:
-            raise VideoFileError(f"{display_path(self.path)}: a video needs a frame")
+            raise VideoFileError(f"{display_path(self.path)}: a video needs at least one frame")
         with mapped_errors(self.path):
             self._encoder.finish()
             self._place.commit()
@@ -237,7 +239,7 @@ class Output:
         return Written(self.num_frames, (*self._encoder.notes, *self._place.notes))
 
     def discard(self) -> None:
-        """Remove what is not finished; nothing happens after `commit`."""
+        """Remove an unfinished file; does nothing after `commit`."""
         if self._committed:
             return
         if self._encoder is not None:
@@ -247,24 +249,24 @@ class Output:
 
 
 def open_mp4(path: str | Path) -> Output:
-    """Open the place of an MP4, whatever the suffix of its name; see `open_output`."""
+    """Open an MP4 for writing, whatever its suffix; see `open_output`."""
     return Output(path, _MP4)
 
 
 def open_output(path: str | Path) -> Output:
-    """Open the place of a result, by its suffix: `.mp4`, `.mov`, `.mkv`, `.webm`, `.gif` or `.png`, in any case.
+    """Open a file for writing, in the format of its suffix: `.mp4`, `.mov`, `.mkv`, `.webm`, `.gif` or `.png`.
 
-    `out.png` is a contact sheet, `out-%05d.png` a sequence of pictures numbered from 1.
+    `out.png` is a contact sheet, `out-%05d.png` a sequence of images numbered from 1.
 
     Raises:
-        VideoFileError: a sentence that says why nothing can be written there: another suffix, a folder that does not
-            exist, a folder or device in its place, no permission, a full disk.
+        VideoFileError: the file cannot be written: unknown suffix, missing folder, a folder or device of this name, no
+            permission, or a full disk.
     """
     return Output(path)
 
 
 def check_output(path: str | Path) -> None:
-    """Check that a result can be written; see `open_output`, which should be used where the result comes soon."""
+    """Check that a file can be written; use `open_output` instead if the result follows soon."""
     open_output(path).discard()
 
 
@@ -277,7 +279,7 @@ def write_video(
     scale: int = 1,
     audio: str | Path | None = None,
 ) -> Written:
-    """Write a video in the format that the suffix of `path` names; see `open_output` and `Output.write`."""
+    """Write a video in the format of the suffix of `path`; see `open_output` and `Output.write`."""
     with open_output(path) as output:
         return output.write(frames, fps, num_frames=num_frames, scale=scale, audio=audio)
 
@@ -302,11 +304,11 @@ def _sequence_pattern(path: Path) -> re.Match[str] | None:
     return found[0] if found else None
 
 
-# -- Where a file stands until it is whole --------------------------------------------------------------------
+# -- Where a file is until it is complete ---------------------------------------------------------------------
 
 
 class _FilePlace:
-    """A part file beside the target, that takes its place at the end."""
+    """A partial file next to the target, which replaces it at the end."""
 
     def __init__(self, path: Path) -> None:
         self.notes: list[str] = []
@@ -316,7 +318,7 @@ class _FilePlace:
         except OSError as error:
             if error.errno not in _REPLACED_BY_CONTENT or not self._target.exists():
                 raise
-            handle, part = _new_part(Path(tempfile.gettempdir()))  # the file may be written, its folder may not
+            handle, part = _new_part(Path(tempfile.gettempdir()))  # the file is writable, its folder is not
         self.part = Path(part)
         _check_space(handle, self.part)
 
@@ -328,7 +330,7 @@ class _FilePlace:
 
 
 class _SequencePlace:
-    """A folder beside the pictures, from which they are moved to their names at the end."""
+    """A folder next to the images, from which they are moved to their names at the end."""
 
     def __init__(self, path: Path, pattern: re.Match[str]) -> None:
         self.notes: list[str] = []
@@ -352,22 +354,22 @@ class _SequencePlace:
         self.part.rmdir()
         after = _numbered(self._pattern, len(pictures) + 1)
         if (self._folder / after).exists():
-            self.notes.append(f"{display_path(after)} and later pictures are of an earlier sequence")
+            self.notes.append(f"{display_path(after)} and later images belong to an earlier sequence")
 
     def discard(self) -> None:
         shutil.rmtree(self.part, ignore_errors=True)
 
 
 def _writable_target(path: Path) -> Path:
-    """The file that a path leads to, through symlinks, after checking that it may be written.
+    """The file that a path leads to through symlinks, after a check that it can be written.
 
     Raises:
-        OSError: it may not.
-        VideoFileError: something else than a file is there.
+        OSError: it cannot.
+        VideoFileError: something other than a file is there.
     """
     target = Path(os.path.realpath(path))
     if target.is_symlink():
-        raise VideoFileError(f"{display_path(path)} is a symbolic link that leads round in a circle")
+        raise VideoFileError(f"{display_path(path)} is a symbolic link in a loop")
     try:
         status = target.stat()
     except FileNotFoundError:
@@ -379,14 +381,14 @@ def _writable_target(path: Path) -> Path:
     if stat.S_ISDIR(status.st_mode):
         raise VideoFileError(f"{display_path(path)} is a folder, not a file")
     if not stat.S_ISREG(status.st_mode):
-        raise VideoFileError(f"{display_path(path)} is not a regular file; a video is only written to one")
+        raise VideoFileError(f"{display_path(path)} is not a regular file; a video can only be written to a file")
     if not os.access(target, os.W_OK):
         raise PermissionError(0, "Permission denied")
     return target
 
 
 def _replace(target: Path, part: Path) -> None:
-    """Put a part file, and its content at once, in the place of the target, with its mode and, where it may, owner."""
+    """Replace the target by a partial file at once; keeps the target's mode and, if permitted, its owner."""
     with suppress(OSError):
         os.chown(part, target.stat().st_uid, target.stat().st_gid)
     part.chmod(_mode_for(target))
@@ -404,7 +406,7 @@ def _new_part(folder: Path) -> tuple[int, str]:
 
 
 def _check_space(handle: int, part: Path) -> None:
-    """Write to a new part file, so that a full disk shows; it is closed and empty afterwards, or removed."""
+    """Write to a new partial file to notice a full disk; it is closed and empty afterwards, or removed."""
     try:
         with open(handle, "wb") as file:
             file.write(bytes(_CHECKED_BYTES))
@@ -416,7 +418,7 @@ def _check_space(handle: int, part: Path) -> None:
 
 
 def _mode_for(target: Path) -> int:
-    """The mode of the file that is replaced; for a new one, what open() would give it."""
+    """The mode of the file that is replaced; for a new file, the mode that open() would set."""
     with suppress(FileNotFoundError):
         return stat.S_IMODE(target.stat().st_mode)
     umask = os.umask(0)
@@ -435,7 +437,7 @@ def _numbered(pattern: re.Match[str], number: int) -> str:
 
 
 class _Encoder(Protocol):
-    """Writes frames of one size, uint8 [H, W, 3], into a part file."""
+    """Writes frames of one size, uint8 [H, W, 3], to a partial file."""
 
     notes: list[str]
 
@@ -447,10 +449,10 @@ class _Encoder(Protocol):
 
 
 class _VideoEncoder:
-    """H.264 or VP9, yuv420p, BT.709, which every browser and player shows.
+    """H.264 or VP9, yuv420p, BT.709, which every browser and player can show.
 
-    yuv420p has one colour sample for 2x2 pixels: a frame of odd height or width repeats its last row or
-    column, so that the file is one pixel larger.
+    yuv420p has one colour sample for 2x2 pixels: a frame of odd height or width repeats its last row or column, so that
+    the file is one pixel larger.
     """
 
     def __init__(self, part: Path, file_format: _Format, fps: Fraction) -> None:
@@ -505,7 +507,7 @@ class _VideoEncoder:
 
 
 class _GifEncoder:
-    """A GIF that loops, with a palette of its own for each frame."""
+    """A looping GIF, with a palette for each frame."""
 
     def __init__(self, part: Path, fps: Fraction) -> None:
         self.notes: list[str] = []
@@ -517,7 +519,7 @@ class _GifEncoder:
         self._graph: av.filter.Graph | None = None
         self._container = _opened_for_writing(part, _FORMATS[".gif"])
         if fps > _MAX_GIF_FPS:
-            self.notes.append(f"a GIF shows at most {_MAX_GIF_FPS} frames a second; the other frames are left out")
+            self.notes.append(f"a GIF shows at most {_MAX_GIF_FPS} frames per second; the other frames are dropped")
 
     def add(self, frame: Frame) -> None:
         shown = self._index * self._gif_fps / self._fps >= self._num_shown
@@ -596,12 +598,12 @@ class _SequenceEncoder:
 
 
 class _SheetEncoder:
-    """A contact sheet: evenly picked frames, numbered, in one PNG."""
+    """A contact sheet: evenly spaced, numbered frames in one PNG."""
 
     def __init__(self, part: Path, num_frames: int) -> None:
         self.notes: list[str] = []
         self._part = part
-        self._picks = set(picks(num_frames, COLUMNS * ROWS)) if num_frames else set()
+        self._picks = set(evenly_spaced(num_frames, COLUMNS * ROWS)) if num_frames else set()
         self._thumbnails: list[Thumbnail] = []
         self._index = 0
 
@@ -618,5 +620,5 @@ class _SheetEncoder:
 
 
 def _opened_for_writing(part: Path, file_format: _Format) -> av.container.OutputContainer:
-    # FFmpeg takes a name for a URL: "file:" keeps a colon in a folder's name from being read as a protocol.
+    # FFmpeg takes the name for a URL: with "file:" a colon in a folder's name is not read as a protocol.
     return av.open(f"file:{part.absolute()}", "w", format=file_format.container, options=file_format.options)

@@ -36,7 +36,7 @@ def run(server):
 
 @pytest.fixture
 def clip(tmp_path):
-    """Thirty frames of 64x96: a bright square moves over a dark, red ground."""
+    """Thirty frames of 96x64: a bright square moves over a dark, red ground."""
     path = tmp_path / "in.mp4"
     frames = np.zeros((30, 64, 96, 3), np.uint8)
     frames[..., 0] = 90
@@ -83,7 +83,7 @@ def test_frames_size_and_fps_are_what_was_asked_for(run, clip, tmp_path):
     result = run("generate", "a square", "-p", "scribble", "--video", clip, *options, "-o", out)
     assert result.exit_code == 0, result.output
     info = probe(out)
-    assert (info.height, info.width, float(info.fps), info.num_frames) == (80, 64, 10.0, 40)
+    assert (info.height, info.width, float(info.fps), info.num_frames) == (64, 80, 10.0, 40)
 
 
 def test_fewer_frames_than_the_video(run, clip, tmp_path):

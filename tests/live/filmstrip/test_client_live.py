@@ -168,7 +168,7 @@ def test_errors_are_raised_as_their_classes(client):
 
 def test_an_upload_that_breaks_off_leaves_the_server_well(client):
     video = noise(8, 256, 256)
-    with pytest.raises(ValueError, match="4 came"):
+    with pytest.raises(ValueError, match="has 4 frames"):
         client.upload(iter(video[:4]), VideoShape(*video.shape))
     assert client.upload(video).num_frames == 8
 

@@ -13,6 +13,7 @@ from tests.support.server import Frontend, frontend_on
 
 OF_GENERATIONS = {
     "frontend.slot",
+    "frontend.request_check",
     "frontend.generation",
     "frontend.staging",
     "frontend.triton",
@@ -63,6 +64,6 @@ def test_every_line_of_a_generation_carries_its_id(server: Frontend, tmp_path: P
         events = {name: [line["event"] for line in seen if line["generation"] == name] for name in ids}
         for name, end in zip(ids, ("complete", "model_error", "cancelled", "client_gone"), strict=True):
             assert events[name][-1] == f"ended: {end}", events
-        assert "cancel was asked for" in events[ids[2]]
+        assert "cancel requested" in events[ids[2]]
         assert "the client is gone" in events[ids[3]]
         assert any("Triton" in event or "model" in event for event in events[ids[1]])

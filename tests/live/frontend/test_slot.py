@@ -4,17 +4,20 @@ import asyncio
 import errno
 import socket
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
 from filmstrip.errors import ShuttingDown
 from filmstrip.models import Cancelled, ErrorEvent
-from frontend.generation import Generation, Job
+from frontend.generation import Generation
 from frontend.images import ImageDecoder
 from frontend.model_registry import ModelRegistry
 from frontend.plan import Plan
+from frontend.request_check import CheckedRequest
 from frontend.schema import GenerateRequest
 from frontend.settings import Settings
 from frontend.slot import Slot
@@ -42,11 +45,11 @@ async def test_an_error_while_cleaning_up_does_not_keep_the_slot(
     triton = TritonClient("127.0.0.1:1", settings)
     slot = Slot(settings, ModelRegistry(triton), store, ImageDecoder())
     generation = slot.current = Generation("id")
-    job = Job(cast("Plan", None), {}, {}, store.draft(Kind.OUTPUT))
-    task = asyncio.create_task(generation.run(job, triton, store))
-    task.cancel()  # before it began: only the slot removes the file
-    await asyncio.wait([task])
-    slot._ended(generation, job, task)
+    request = CheckedRequest(cast("Plan", SimpleNamespace(unused=())), {}, {})
+    generation.start(request, store.draft(Kind.OUTPUT), triton, store, uses=ExitStack(), on_end=slot._release)
+    slot.abandon(generation)  # before its task began: only the end removes the file
+    await generation.wait(10)
+    await asyncio.sleep(0)
     assert slot.current is None
     assert isinstance(generation.events.last, ErrorEvent)
     assert generation.events.last.code == "client_gone"

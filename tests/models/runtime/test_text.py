@@ -20,7 +20,7 @@ from filmstrip.contract import ChunkParameters, Interpolation
 from filmstrip.errors import LoadFailed
 from filmstrip.runtime.text import PromptBlend, Tokenizer, blend, clean, prompt_encoder
 from frontend.plan import StickyPrompts
-from frontend.schema import GenerateRequest
+from frontend.schema import ChunkSpec, GenerateRequest, options_for
 
 # -- Tokens --------------------------------------------------------------------------------------------------
 
@@ -305,7 +305,8 @@ def told(num_chunks: int, specs: Mapping[int, Mapping[str, Any]], **fields: Any)
     sticky = StickyPrompts(request)
     chunks = []
     for index in range(num_chunks):
-        now = sticky.next_chunk(by_chunk.get(index))
+        spec = by_chunk.get(index, ChunkSpec(chunk=index))
+        now = sticky.next_chunk(spec)
         chunks.append(
             ChunkParameters(
                 index=index,
@@ -313,7 +314,7 @@ def told(num_chunks: int, specs: Mapping[int, Mapping[str, Any]], **fields: Any)
                 height=64,
                 width=64,
                 prompts=now.prompts,
-                prompt_interpolation_method=now.method,
+                prompt_interpolation_method=options_for(request, spec).prompt_interpolation_method,
                 transition=now.transition,
             )
         )

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from comfyui.chunk_specs import Specs
-from comfyui.generation import Pipeline
+from comfyui.generation import PipelineRef
 from comfyui.nodes_chunks import FilmstripChunkSpec, FilmstripPromptSchedule
 from comfyui.nodes_generate import FilmstripGenerate, FilmstripGenerateVideo
 from comfyui.nodes_server import FilmstripPipeline, FilmstripServer
@@ -13,20 +13,20 @@ from tests.support.server import Frontend
 NODE_ID = "17"
 
 
-def pipeline(server: Frontend | str, id: str = "probe", token: str = "") -> Pipeline:
+def pipeline(server: Frontend | str, id: str = "probe", token: str = "") -> PipelineRef:
     url = server if isinstance(server, str) else server.url
     (handle,) = FilmstripServer().check(address=url, token=token, timeout_s=60.0, unique_id=NODE_ID)
     return FilmstripPipeline().pick(server=handle, pipeline_id=id)[0]
 
 
-def generate(of: Pipeline, **inputs: Any) -> tuple[Any, int, dict[str, Any]]:
+def generate(of: PipelineRef, **inputs: Any) -> tuple[Any, int, dict[str, Any]]:
     """Images, their number, and the report as it was read back."""
     told = {"prompt": "a cat", "num_frames": 33, "seed": 42, "unique_id": NODE_ID, **inputs}
     images, count, report = FilmstripGenerate().generate(pipeline=of, **told)
     return images, count, json.loads(report)
 
 
-def generate_video(of: Pipeline, **inputs: Any) -> dict[str, Any]:
+def generate_video(of: PipelineRef, **inputs: Any) -> dict[str, Any]:
     told = {
         "prompt": "a cat",
         "num_frames": 33,

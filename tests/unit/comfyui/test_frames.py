@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from comfyui import frames
-from comfyui.chunk_specs import Blob, ChunkSpec, cut, merge, place, with_batches
+from comfyui.chunk_specs import Blob, ChunkSpec, add_to_blob, merge, split_batch, with_batches
 from comfyui.errors import FilmstripError
 
 ALL_BYTES = np.arange(256, dtype=np.uint8)
@@ -76,7 +76,7 @@ def test_an_image_may_lack_its_batch_axis(shape: tuple[int, ...], wanted: tuple[
 
 @pytest.mark.parametrize("shape", [(4, 4), (0, 4, 4, 3), (1, 4, 4, 2), (2, 4, 5), (2, 1, 4, 4, 3), (1, 3, 8, 8)])
 def test_what_is_no_image_is_refused(shape: tuple[int, ...]):
-    with pytest.raises(FilmstripError, match=r"images: needs images \[F, H, W, C\]") as raised:
+    with pytest.raises(FilmstripError, match=r"images: must be images \[F, H, W, C\]") as raised:
         frames.as_images("images", np.zeros(shape))
     assert str(list(shape)) in str(raised.value)
 
@@ -111,7 +111,7 @@ def test_masks_come_in_many_forms(shape: tuple[int, ...], wanted: tuple[int, ...
     ],
 )
 def test_what_is_no_mask_is_refused(shape: tuple[int, ...], said: str):
-    with pytest.raises(FilmstripError, match=f"vace_masks: needs masks .*{said}"):
+    with pytest.raises(FilmstripError, match=f"vace_masks: must be masks .*{said}"):
         frames.as_masks("vace_masks", np.zeros(shape))
 
 
@@ -129,11 +129,11 @@ def test_offsets_lead_to_the_arrays(kinds: list[tuple[str, int, int]]):
     for at, (kind, num_frames, side) in enumerate(kinds):
         if kind == "video":
             array = np.full((num_frames, side, side, 3), at / 255, np.float32)
-            placed = place(blob, {"input_video": array})
+            placed = add_to_blob(blob, {"input_video": array})
             expected.append((placed["input_video_offset"], np.rint(array * 255).astype(np.uint8).tobytes()))
         else:
             array = np.full((num_frames, side, side), at, np.float32)
-            placed = place(blob, {"vace_masks": array})
+            placed = add_to_blob(blob, {"vace_masks": array})
             assert placed["vace_masks_shape"] == [1, 1, num_frames, side, side]
             assert placed["vace_masks_offset"] % 4 == 0
             expected.append((placed["vace_masks_offset"], array.tobytes()))
@@ -147,10 +147,10 @@ def test_offsets_lead_to_the_arrays(kinds: list[tuple[str, int, int]]):
 def test_the_same_array_is_sent_once_and_others_are_not_mistaken_for_it():
     batch = np.arange(2 * 4 * 4, dtype=np.float32).reshape(2, 4, 4)
     blob = Blob()
-    first = place(blob, {"vace_masks": batch[:1]})
-    again = place(blob, {"vace_masks": batch[:1]})
-    second = place(blob, {"vace_masks": batch[1:]})
-    turned = place(blob, {"vace_masks": batch[:1].transpose(0, 2, 1)})
+    first = add_to_blob(blob, {"vace_masks": batch[:1]})
+    again = add_to_blob(blob, {"vace_masks": batch[:1]})
+    second = add_to_blob(blob, {"vace_masks": batch[1:]})
+    turned = add_to_blob(blob, {"vace_masks": batch[:1].transpose(0, 2, 1)})
     offsets = [placed["vace_masks_offset"] for placed in (first, again, second, turned)]
     assert offsets == [0, 0, 64, 128]
     assert blob.num_bytes == 192
@@ -159,7 +159,7 @@ def test_the_same_array_is_sent_once_and_others_are_not_mistaken_for_it():
 def test_pieces_are_not_joined():
     images = np.zeros((50, 32, 32, 3), np.float32)
     blob = Blob()
-    place(blob, {"vace_frames": images, "input_video": images})
+    add_to_blob(blob, {"vace_frames": images, "input_video": images})
     assert max(len(piece) if isinstance(piece, bytes) else piece.nbytes for piece in blob) == 32 * 32 * 4
 
 
@@ -168,7 +168,7 @@ def test_pieces_are_not_joined():
 
 @given(st.integers(2, 60), st.integers(1, 15), st.integers(1, 60))
 def test_chunks_tile_the_batch(batch: int, chunk_size: int, num_frames: int):
-    parts = list(cut(batch, chunk_size, num_frames))
+    parts = list(split_batch(batch, chunk_size, num_frames))
     assert [index for index, _ in parts] == list(range(len(parts)))
     covered = [frame for _, part in parts for frame in range(batch)[part]]
     assert covered == list(range(min(batch, -(-num_frames // chunk_size) * chunk_size)))
@@ -176,11 +176,11 @@ def test_chunks_tile_the_batch(batch: int, chunk_size: int, num_frames: int):
 
 
 def test_one_frame_holds_for_every_chunk():
-    assert list(cut(1, 12, 30)) == [(0, slice(0, 1)), (1, slice(0, 1)), (2, slice(0, 1))]
+    assert list(split_batch(1, 12, 30)) == [(0, slice(0, 1)), (1, slice(0, 1)), (2, slice(0, 1))]
 
 
 def test_a_batch_that_is_shorter_leaves_the_rest_alone():
-    assert list(cut(13, 12, 48)) == [(0, slice(0, 12)), (1, slice(12, 13))]
+    assert list(split_batch(13, 12, 48)) == [(0, slice(0, 12)), (1, slice(12, 13))]
 
 
 def test_later_specs_win_value_by_value():

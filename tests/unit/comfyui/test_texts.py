@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comfyui import widgets
-from comfyui.client import Client, EventReader, make_server
+from comfyui.client import EventReader, ServerClient, make_server
 from comfyui.errors import FilmstripError
 from comfyui.nodes_chunks import FilmstripChunkSpec, FilmstripPromptSchedule
 from comfyui.nodes_generate import FilmstripGenerate
@@ -25,11 +25,11 @@ def test_a_schedule():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a cat", "line 1 of the schedule is not like '4: a dog': 'a cat'"),
+        ("a cat", "line 1 of the schedule must look like '4: a dog', got 'a cat'"),
         ("0: a\nx: b", "line 2"),
         ("-1: a", "line 1"),
         ("1.5: a", "line 1"),
-        ("0: a\n00: b", "line 2 of the schedule: chunk 0 has a prompt already"),
+        ("0: a\n00: b", "line 2 of the schedule: chunk 0 already has a prompt"),
     ],
 )
 def test_what_is_no_schedule_is_refused_when_it_is_queued(text: str, message: str):
@@ -46,7 +46,7 @@ def test_weighted_prompts():
         {"text": "a dog", "weight": 0.5},
         {"text": "wide shot: a hill", "weight": 100},
     ]
-    with pytest.raises(FilmstripError, match="line 1 of the prompts: a weight is 0 to 100, got 101"):
+    with pytest.raises(FilmstripError, match="line 1 of the prompts: a weight must be 0 to 100, got 101"):
         widgets.parse_weighted_prompts("101: x")
 
 
@@ -142,7 +142,7 @@ def test_a_pipeline_that_is_not_loaded_yet_is_loaded_and_waited_for(listed: bool
         reply(pipelines=[READY]),
     ) as (url, requests):
         shown: list[str] = []
-        facts = Client(make_server(url), lambda: None).ready_pipeline("new", shown.append)
+        facts = ServerClient(make_server(url), lambda: None).ready_pipeline("new", shown.append)
     assert facts["chunk_size"] == 12
     assert shown == ["the server is loading new"] * 2
     paths = ["pipelines", "pipeline/load", "pipeline/status", "pipeline/status", "pipelines"]
@@ -156,7 +156,7 @@ def test_a_pipeline_that_cannot_run_says_why():
         (reply(pipelines=[]), reply(status="loading"), reply(status="error", error="an engine is damaged")),
     ):
         with answering(*replies) as (url, _), pytest.raises(FilmstripError, match=r"new .*: an engine is damaged"):
-            Client(make_server(url), lambda: None).ready_pipeline("new", lambda _: None)
+            ServerClient(make_server(url), lambda: None).ready_pipeline("new", lambda _: None)
 
 
 # -- Events -------------------------------------------------------------------------------------------------------

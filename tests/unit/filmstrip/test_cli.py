@@ -477,9 +477,9 @@ def test_an_output_that_may_be_written_but_not_read_is_taken(tmp_path, monkeypat
     ("arguments", "said"),
     [
         (["-o", ""], "the name is empty"),
-        (["-o", "out.mp4", "--server", "http://127.0.0.1:99999"], "ports go from 1 to 65535"),
-        (["-o", "out.mp4", "--server", "http://127.0.0.1:0"], "ports go from 1 to 65535"),
-        (["-o", "out.mp4", "--server", "http://me:secret@127.0.0.1:9", "--token", "key"], "names a user"),
+        (["-o", "out.mp4", "--server", "http://127.0.0.1:99999"], "a port must be 1 to 65535"),
+        (["-o", "out.mp4", "--server", "http://127.0.0.1:0"], "a port must be 1 to 65535"),
+        (["-o", "out.mp4", "--server", "http://me:secret@127.0.0.1:9", "--token", "key"], "has a user"),
     ],
 )
 def test_names_ports_and_users_that_cannot_be_meant_are_refused(tmp_path, monkeypatch, arguments, said):

@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from filmstrip.video.contact_sheet import contact_sheet, picks, thumbnails, write_sheet
+from filmstrip.video.contact_sheet import contact_sheet, evenly_spaced, thumbnails, write_sheet
 
 
 @given(num_frames=st.integers(1, 500), count=st.integers(1, 40))
 def test_picks_are_evenly_spread_from_the_first_frame_to_the_last(num_frames, count):
-    picked = picks(num_frames, count)
+    picked = evenly_spaced(num_frames, count)
     assert len(picked) == min(num_frames, count)
     assert picked[0] == 0
     if count > 1:
@@ -23,7 +23,7 @@ def test_picks_are_evenly_spread_from_the_first_frame_to_the_last(num_frames, co
 @pytest.mark.parametrize(("num_frames", "count"), [(0, 4), (4, 0)])
 def test_nothing_can_be_picked_of_nothing(num_frames, count):
     with pytest.raises(ValueError, match="cannot pick"):
-        picks(num_frames, count)
+        evenly_spaced(num_frames, count)
 
 
 def shades(count: int):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from comfyui.client import Client as NodesClient
+from comfyui.client import ServerClient as NodesClient
 from comfyui.client import make_server
 from comfyui.errors import FilmstripError as NodesError
 from filmstrip.cli import main
@@ -113,7 +113,7 @@ def test_the_nodes_name_the_likely_cause(reply: Reply, cause: str, exit_code: in
 def test_a_redirect_to_https_says_what_to_write():
     with answering(Reply(301, b"", {"Location": "https://127.0.0.1:8443/api/v1/pipelines"})) as (url, _):
         result = CliRunner().invoke(main, ["pipelines", "--server", url])
-    assert "leads to https://127.0.0.1:8443; write that in the URL (301 Moved Permanently)" in result.stderr
+    assert "redirects to https://127.0.0.1:8443; write that in the URL (301 Moved Permanently)" in result.stderr
 
 
 def test_the_nodes_have_the_same_words():

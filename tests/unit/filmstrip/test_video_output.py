@@ -83,7 +83,7 @@ def test_one_picture_is_a_contact_sheet_and_a_pattern_is_a_sequence(tmp_path):
             assert picture.size == (288, 192)
             assert picture.getpixel((100, 100)) == colour
     assert write_video(folder / "out-%03d.png", plain(colours=COLOURS[:3]), 16).notes == (
-        "out-004.png and later pictures are of an earlier sequence",
+        "out-004.png and later images belong to an earlier sequence",
     )
     with pytest.raises(VideoFileError, match="several numbers"):
         check_output(folder / "%d-%d.png")
@@ -103,7 +103,7 @@ def test_each_pixel_becomes_a_square(tmp_path):
 def test_a_gif_keeps_its_speed_where_browsers_would_slow_it_down(tmp_path):
     written = write_video(tmp_path / "fast.gif", plain(colours=COLOURS * 12), 60)
     assert written.num_frames == 60
-    assert "at most 50 frames a second" in written.notes[0]
+    assert "at most 50 frames per second" in written.notes[0]
     *_, frames, times = decoded(tmp_path / "fast.gif")
     assert len(frames) == 50
     assert float(times[-1]) == pytest.approx(0.98, abs=0.011)
@@ -279,7 +279,7 @@ def test_what_fails_leaves_the_file_before_it_and_no_part(tmp_path, name):
     path.write_bytes(b"old")
     with pytest.raises(ValueError, match="one size"):
         write_video(path, [*plain(colours=COLOURS * 20), *plain(64, 98)], 25, num_frames=105)
-    with pytest.raises(VideoFileError, match="a video needs a frame"):
+    with pytest.raises(VideoFileError, match="a video needs at least one frame"):
         write_video(path, [], 25)
     with open_output(path):
         pass  # a generation that failed

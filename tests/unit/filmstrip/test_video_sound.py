@@ -113,7 +113,7 @@ def test_sound_and_frames_stay_together(tmp_path, source, output):
         ("out.png", 25, 25, "a PNG has none"),
         ("out-%d.png", 25, 25, "a PNG has none"),
         ("out.mp4", 26, 25, "the output has 26 frames, the input 25"),
-        ("out.mp4", 25, 12.5, "the output plays at 12.5 frames a second, the input at 25"),
+        ("out.mp4", 25, 12.5, "the output has 12.5 frames per second, the input 25"),
     ],
 )
 def test_sound_that_does_not_fit_is_dropped_with_a_sentence(tmp_path, output, num_frames, fps, reason):

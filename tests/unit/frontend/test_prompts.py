@@ -54,13 +54,6 @@ def test_an_empty_text_is_a_prompt() -> None:
     assert walk(2, {1: {"text": ""}})[1].prompts == (Prompt("", 100.0),)
 
 
-def test_the_blending_method_holds_for_its_chunk_only() -> None:
-    chunks = walk(3, {1: {"prompt_interpolation_method": "slerp"}})
-    assert [chunk.method for chunk in chunks] == ["linear", "slerp", "linear"]
-    chunks = walk(3, {1: {"prompt_interpolation_method": "linear"}}, prompt_interpolation_method="slerp")
-    assert [chunk.method for chunk in chunks] == ["slerp", "linear", "slerp"]
-
-
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [

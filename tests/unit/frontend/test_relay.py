@@ -21,7 +21,7 @@ if mkdir first 2>/dev/null; then
 fi
 read call
 read go < go
-echo '{{"number": 2, "shape": [1], "report": {{}}}}'
+echo '{{"number": 2, "answer": {{"shape": [1], "stages": {{}}}}}}'
 read end
 """
 

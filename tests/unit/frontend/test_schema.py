@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel
 
 from filmstrip.errors import BadJson, FilmstripError, InvalidField
-from frontend.schema import ChunkSpec, GenerateRequest, LoadEntry, LoadRequest, parse
+from frontend.schema import ChunkOptions, ChunkSpec, GenerateRequest, LoadEntry, LoadRequest, options_for, parse
 
 LONG = "x" * 100_000
 SIZES = [1, 1, 1, 1, 1]
@@ -136,6 +136,30 @@ def test_defaults_of_a_request() -> None:
 def test_defaults_of_a_chunk() -> None:
     spec = (parse(GenerateRequest, body(chunk_specs=[{"chunk": 3}])).chunk_specs or [])[0]
     assert spec.model_dump() == {name: NOT_NONE.get(name) for name in ChunkSpec.model_fields} | {"chunk": 3}
+
+
+OPTIONS: dict[str, tuple[Any, Any]] = {  # of the request, of a chunk
+    "seed": (3, 42),
+    "noise_scale": (0.5, 0.0),
+    "manage_cache": (False, True),
+    "noise_controller": (True, False),
+    "kv_cache_attention_bias": (0.5, 1.0),
+    "prompt_interpolation_method": ("slerp", "linear"),
+    "vace_context_scale": (2.0, 0.0),
+    "vace_use_input_video": (True, False),
+    "denoising_steps": ([1000, 500], [750]),
+    "lora_scales": ({"ink": 1.0}, {}),
+}
+
+
+def test_each_option_of_a_chunk_overrides_the_requests_alone() -> None:
+    assert OPTIONS.keys() == ChunkOptions.model_fields.keys()
+    whole = {name: value for name, (value, _) in OPTIONS.items()}
+    for name, (_, own) in OPTIONS.items():
+        request = parse(GenerateRequest, body(**whole, chunk_specs=[{"chunk": 0}, {"chunk": 1, name: own}]))
+        inherits, overrides = request.chunk_specs or ()
+        assert options_for(request, inherits).model_dump() == whole
+        assert options_for(request, overrides).model_dump() == whole | {name: own}
 
 
 def test_the_tables_here_miss_no_field() -> None:

@@ -1,0 +1,197 @@
+"""The check of a request before its stream starts: find what it names, then plan it."""
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from filmstrip.errors import InvalidField, ShuttingDown
+
+from . import logs
+from .array_plan import Source, Uploads
+from .images import ImageDecoder, Requester, RequestImage, resolve_image
+from .model_registry import ModelRegistry
+from .plan import Chain, Plan, make_plan
+from .schema import GenerateRequest
+from .settings import Settings
+from .store import Kind, Store, StoredFile
+from .tasks import FairSemaphore, in_thread
+
+log = logging.getLogger(__name__)
+
+MAX_IMAGES = 256
+MAX_IMAGE_BYTES = 512 * 2**20  # decoded
+_UNREAD_SHAPE = (1, 1, 3)  # stands for an image of a cancelled request, whose plan only counts its chunks
+_INFO_TIMEOUT_S = 1.0  # how long a cancelled request waits for its pipelines, to report how many chunks it would have
+_PLANS_AT_ONCE = 1  # Python runs one at a time anyway
+
+
+@dataclass(frozen=True)
+class CheckedRequest:
+    """A request that can be served.
+
+    Attributes:
+        plan: its chunks.
+        uploads: the stored files that the plan reads.
+        images: the images that the plan names.
+    """
+
+    plan: Plan
+    uploads: Mapping[Source, StoredFile]
+    images: Mapping[str, RequestImage]
+
+
+class CheckCancelled(Exception):
+    """The client cancelled its request during the check; `plan` is None if its pipelines were not known by then."""
+
+    def __init__(self, plan: Plan | None) -> None:
+        super().__init__()
+        self.plan = plan
+
+
+@dataclass(eq=False)
+class _Check:
+    """A check in progress. Once `chain` is set all files are found, but perhaps not all images."""
+
+    generation_id: str
+    client: str
+    uploads: dict[Source, StoredFile] = field(default_factory=dict)
+    images: dict[str, RequestImage] = field(default_factory=dict)
+    chain: Chain | None = None
+    task: asyncio.Task[None] | None = None
+    is_cancelled: bool = False
+
+    def stop(self, info_timeout_s: float = 0.0) -> None:
+        """Stop looking; the pipelines may take `info_timeout_s` longer to be found."""
+        if self.task is None:
+            return
+        if self.chain is None:
+            asyncio.get_running_loop().call_later(info_timeout_s, self.task.cancel)
+        else:
+            self.task.cancel()
+
+
+class RequestChecker:
+    """Checks requests, any number at a time."""
+
+    def __init__(self, settings: Settings, models: ModelRegistry, store: Store, decoder: ImageDecoder) -> None:
+        self._max_chunk_bytes = settings.chunk_bytes
+        self._models = models
+        self._store = store
+        self._decoder = decoder
+        self._planning = FairSemaphore(_PLANS_AT_ONCE)
+        self._checks: set[_Check] = set()
+
+    async def check(
+        self, request: GenerateRequest, generation_id: str, client: str, uses: contextlib.ExitStack
+    ) -> CheckedRequest:
+        """Check a request.
+
+        Args:
+            request: to check.
+            generation_id: for logs.
+            client: who sent it.
+            uses: keeps the files that the request names from being deleted until it is closed.
+
+        Raises:
+            CheckCancelled: `cancel` was called for this client meanwhile.
+            ShuttingDown: `close` was called meanwhile.
+            FilmstripError: the request cannot be served.
+        """
+        check = _Check(generation_id, client)
+        self._checks.add(check)
+        try:
+            await self._find_unless_cancelled(request, check, uses)
+            if check.chain is None:
+                raise CheckCancelled(None)
+            uploads, images = check.uploads, check.images
+            shapes = {
+                name: images[name].shape if name in images else _UNREAD_SHAPE for _, name in _image_fields(request)
+            }
+            facts = Uploads(
+                input_shape=uploads[Source.INPUT].shape if Source.INPUT in uploads else None,
+                blob_bytes=uploads[Source.BLOB].size_bytes if Source.BLOB in uploads else None,
+                image_shapes=shapes,
+            )
+            async with self._planning.turn(client, check):
+                plan = await in_thread(make_plan, request, check.chain, facts, self._max_chunk_bytes)
+            if check.is_cancelled:
+                raise CheckCancelled(plan)
+            return CheckedRequest(plan, uploads, images)
+        finally:
+            self._checks.discard(check)
+
+    def cancel(self, client: str) -> bool:
+        """Cancel the checks of a client; False if there are none."""
+        checks = [check for check in self._checks if check.client == client]
+        for check in checks:
+            with logs.named(check.generation_id):  # called by another request
+                log.info("cancel requested")
+            check.is_cancelled = True
+            check.stop(_INFO_TIMEOUT_S)
+        return bool(checks)
+
+    def close(self) -> None:
+        """Stop all checks."""
+        for check in self._checks:
+            check.stop()
+
+    async def _find_unless_cancelled(self, request: GenerateRequest, check: _Check, uses: contextlib.ExitStack) -> None:
+        """Find everything that a plan needs, or as much as there was time for until the client cancelled.
+
+        Raises:
+            ShuttingDown: the checker was closed meanwhile.
+        """
+        check.task = asyncio.create_task(self._find(request, check, uses), name="check a request")
+        try:
+            await check.task
+        except asyncio.CancelledError:
+            waiting = asyncio.current_task()
+            if waiting is not None and waiting.cancelling():  # the client is gone
+                raise
+            if not check.is_cancelled:
+                raise ShuttingDown("the server is stopping") from None
+        finally:
+            check.task = None
+
+    async def _find(self, request: GenerateRequest, check: _Check, uses: contextlib.ExitStack) -> None:
+        names = ("pipeline_id", "pre_processor_id", "post_processor_id")
+        infos = await self._models.pipeline_infos(**{name: getattr(request, name) for name in names})
+        for source, kind in ((Source.INPUT, Kind.VIDEO), (Source.BLOB, Kind.BLOB)):
+            name = getattr(request, source)
+            if name is not None:
+                check.uploads[source] = self._store.find(name, kind, owner=check.client, field=source)
+                uses.enter_context(self._store.holding(check.uploads[source]))
+        check.chain = Chain(infos["pipeline_id"], infos.get("pre_processor_id"), infos.get("post_processor_id"))
+        if not check.is_cancelled:
+            await self._find_images(request, check, uses)
+
+    async def _find_images(self, request: GenerateRequest, check: _Check, uses: contextlib.ExitStack) -> None:
+        requester = Requester(check.client, check)
+        images = check.images
+        num_bytes = 0
+        for field_name, source in _image_fields(request):
+            if source in images:
+                continue
+            if len(images) == MAX_IMAGES:
+                raise InvalidField(f"{field_name}: more than {MAX_IMAGES} images", field_name)
+            images[source] = await resolve_image(source, field_name, self._store, self._decoder, requester, uses=uses)
+            num_bytes += math.prod(images[source].shape)
+            if num_bytes > MAX_IMAGE_BYTES:
+                message = f"{field_name}: the request's images have more than {MAX_IMAGE_BYTES} bytes"
+                raise InvalidField(message, field_name)
+
+
+def _image_fields(request: GenerateRequest) -> Iterator[tuple[str, str]]:
+    """Each image that a request names, after the field that names it."""
+    for position, spec in enumerate(request.chunk_specs or ()):
+        for name, source in (
+            ("first_frame_image", spec.first_frame_image),
+            ("last_frame_image", spec.last_frame_image),
+        ):
+            if source is not None:
+                yield f"chunk_specs[{position}].{name}", source
+        for source in spec.vace_ref_images or ():
+            yield f"chunk_specs[{position}].vace_ref_images", source
