@@ -72,7 +72,7 @@ coverage: test-setup ## Run every test and show the lines they do not reach
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-lint: torch ## Check style, types, spelling and prose
+lint: torch ## Check style, types, imports, spelling and prose
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

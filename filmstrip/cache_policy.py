@@ -1,7 +1,7 @@
-"""When a chunk starts afresh: the one rule that the frontend's plan and the runtime share.
+"""When a chunk starts with empty caches: the rule that the frontend's plan and the runtime share.
 
-A reset clears the KV cache, the VAE feature caches, the blend of prompts and the frame index, and makes its
-chunk a first chunk again (for longlive: 9 pixel frames in text mode instead of 12).
+A reset clears the KV cache, the VAE feature caches, the blend of prompts and the frame index, and turns its
+chunk into a first chunk again (for longlive: 9 pixel frames in text mode instead of 12).
 """
 
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ LATENT_INDEX_LIMIT = 1024
 
 @dataclass(frozen=True)
 class CacheInputs:
-    """What the policy looks at, of one chunk.
+    """What the policy needs to know about one chunk.
 
     Attributes:
         mode: whether the chunk's latents start from noise (text) or from an input video.
         conditioned: the chunk has VACE frames, masks, references or key images.
         prompts: the prompts in force; within a transition, its target.
         in_transition: the chunk lies within a transition of prompts.
-        denoising_steps: the timesteps asked for, None for the pipeline's own.
-        manage_cache: resets that a change of parameters causes are wanted.
-        reset_cache: a reset is asked for.
+        denoising_steps: the requested timesteps, None for the pipeline's own.
+        manage_cache: a change of parameters may cause a reset.
+        reset_cache: the request asks for a reset.
     """
 
     mode: Mode
@@ -38,14 +38,14 @@ class CacheInputs:
 def reset_reason(
     previous: CacheInputs | None, current: CacheInputs, latent_index: int, latent_frames: int
 ) -> str | None:
-    """Why a chunk starts afresh, or None when it goes on from the chunk before.
+    """Why a chunk is reset, or None if it continues the chunk before.
 
     A change of the noise scale is no reason: a ramp over several chunks is smooth.
 
     Args:
         previous: the chunk before, None for the first chunk of a generation.
-        current: the chunk asked about.
-        latent_index: latent frames made since the last reset.
+        current: the chunk in question.
+        latent_index: latent frames generated since the last reset.
         latent_frames: latent frames of a chunk that is not a first one.
     """
     if previous is None:

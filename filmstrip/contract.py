@@ -18,7 +18,7 @@ from pydantic_core import from_json
 
 
 class Mode(StrEnum):
-    """What a chunk's frames are made from: noise (text) or an input video."""
+    """What a chunk's frames are generated from: noise (text) or an input video."""
 
     TEXT = "text"
     VIDEO = "video"
@@ -96,13 +96,13 @@ class Prompt(NamedTuple):
 
 @dataclass(frozen=True)
 class Transition:
-    """Where a chunk stands in a move from the embedding in force to the blend of the target prompts.
+    """A chunk's place in the transition from the current embedding to the blend of the target prompts.
 
     Attributes:
-        target: prompts to arrive at.
+        target: prompts at the end.
         num_steps: chunks that the transition takes; 0 snaps to the target.
         step: this chunk's place in it, 0 where it starts.
-        method: how the embeddings on the way are made.
+        method: how the embeddings are interpolated.
     """
 
     __pydantic_config__: ClassVar = _KNOWN_KEYS_ONLY
@@ -115,15 +115,15 @@ class Transition:
 
 @dataclass(frozen=True)
 class ChunkParameters:
-    """Everything but arrays that a model is told about one chunk.
+    """The parameters of one chunk: everything that a model gets except arrays.
 
     Attributes:
         index: the chunk's place in the generation, from 0.
-        num_frames: pixel frames that the model must answer with.
-        height: of the frames to answer with, in pixels; inputs of another size are resized.
+        num_frames: pixel frames that the model must return.
+        height: of the returned frames, in pixels; inputs of another size are resized.
         width: likewise.
-        mode: what the frames are made from.
-        reset: the chunk starts afresh (see `filmstrip.cache_policy`).
+        mode: what the frames are generated from.
+        reset: the chunk starts with empty caches (see `filmstrip.cache_policy`).
         prompts: the prompts in force before any transition.
         prompt_interpolation_method: how several prompts are blended.
         transition: set while a transition is under way.
@@ -194,7 +194,7 @@ def _first_problem(error: ValidationError) -> str:
 
 @dataclass(frozen=True)
 class Features:
-    """What a pipeline supports beyond making frames; a request that needs more is refused.
+    """What a pipeline supports; a request that needs more is refused.
 
     Attributes:
         frame_processor: it maps frames to frames, so that it can be a pre- or post-processor.
@@ -202,9 +202,9 @@ class Features:
         prompts: its frames depend on the prompts.
         noise: noise_scale and noise_controller.
         cache: manage_cache, reset_cache and kv_cache_attention_bias.
-        denoising_steps: the timesteps can be given.
+        denoising_steps: a request can set the timesteps.
         vace: VACE frames, masks, references, first and last frame images.
-        loras: names of the LoRAs whose scales can be given.
+        loras: names of the LoRAs whose scales a request can set.
     """
 
     __pydantic_config__: ClassVar = _KNOWN_KEYS_ONLY
@@ -219,7 +219,7 @@ class Features:
     loras: tuple[StrictStr, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """As the pipeline list shows it."""
+        """For the list of pipelines."""
         return {**asdict(self), "loras": list(self.loras)}
 
 
@@ -232,15 +232,15 @@ class PipelineInfo:
 
     Attributes:
         id: the Triton model's name.
-        modes: what it can make frames from.
+        modes: what it can generate frames from.
         chunk_size: pixel frames of a chunk.
-        first_chunk_size: pixel frames of a chunk that starts afresh in text mode.
+        first_chunk_size: pixel frames of a chunk that starts with empty caches in text mode.
         granularity: height and width must be multiples of it.
         height: native height in pixels, None for a pipeline that keeps its input's size.
         width: likewise.
-        sizes: [height, width] pairs that it was made for; none where any multiple of the granularity will do.
+        sizes: [height, width] pairs that it supports; empty if every multiple of the granularity is supported.
         max_references: reference images of one chunk at most, None where the contract's own limit is the only one.
-        latent_frames: latent frames of a chunk that goes on from another, None without latents.
+        latent_frames: latent frames of a chunk that continues another, None without latents.
         features: see `Features`.
         defaults: the pipeline's own defaults, for display (`denoising_steps`, for example).
     """
@@ -279,7 +279,7 @@ class PipelineInfo:
             raise ValueError(f"config.pbtxt of {id}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """As the pipeline list shows it."""
+        """For the list of pipelines."""
         shown = asdict(self) | {"modes": list(self.modes), "features": self.features.to_dict()}
         return {name: value for name, value in shown.items() if name != "latent_frames"}
 
@@ -288,14 +288,14 @@ class PipelineInfo:
 
         Args:
             mode: of the chunk.
-            first: the chunk starts afresh.
+            first: the chunk starts with empty caches.
             conditioned: it has VACE frames or masks, which follow the video rule.
         """
         short = first and mode is Mode.TEXT and not conditioned
         return self.first_chunk_size if short else self.chunk_size
 
     def chunk_latents(self, mode: Mode, *, first: bool, conditioned: bool) -> int:
-        """Latent frames of one chunk: one more where a video's first chunk is encoded from its doubled frame."""
+        """Latent frames of one chunk: one more if a video's first chunk is encoded with its first frame twice."""
         if self.latent_frames is None:
             return 0
         return self.latent_frames + int(first and (mode is Mode.VIDEO or conditioned))

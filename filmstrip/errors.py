@@ -50,7 +50,7 @@
 A FilmstripError is the server's answer; a ClientError is a failure on the way to the server.
 
 Foreign errors become one of these at three boundaries: tritonclient's in `frontend.triton`, ours to JSON or
-SSE in `frontend.app` and `frontend.slot`, ours to Triton's own error in `filmstrip.runtime.triton_model`.
+SSE in `frontend.app` and `frontend.generation`, ours to Triton's own error in `filmstrip.runtime.triton_model`.
 Messages are written for the client: they name the field and the value, never a path of the server.
 """
 

@@ -45,9 +45,9 @@ def input_runs(start: int, count: int, num_input: int, num_output: int) -> list[
     return _runs(min(index, last) % num_input for index in range(start, start + count))
 
 
-def fit_runs(count: int, num_given: int) -> list[FrameRun]:
-    """The first `count` frames of an array given for one chunk; a shorter one repeats its last frame."""
-    return _runs(min(index, num_given - 1) for index in range(count))
+def fit_runs(count: int, num_frames: int) -> list[FrameRun]:
+    """The first `count` frames of an array of `num_frames`; a shorter one repeats its last frame."""
+    return _runs(min(index, num_frames - 1) for index in range(count))
 
 
 def nearest_multiples(value: int, granularity: int, low: int, high: int) -> tuple[int, ...]:

@@ -54,7 +54,7 @@ class TensorPlan:
 
 @dataclass(frozen=True)
 class ImagePlan:
-    """A tensor of one or several images, decoded when their chunk is made.
+    """A tensor of one or several images, decoded when their chunk is staged.
 
     Attributes:
         spec: the tensor.
@@ -74,7 +74,7 @@ class ImagePlan:
 
 @dataclass(frozen=True)
 class Uploads:
-    """What a plan must know of the uploads that its request names.
+    """What a plan needs to know about the uploads that its request names.
 
     Attributes:
         input_shape: of the whole-video input.
@@ -110,8 +110,8 @@ class SpecRef:
         if shape is None and offset is None:
             return None
         if shape is None or offset is None:
-            missing, given = ("shape", "offset") if shape is None else ("offset", "shape")
-            raise self.refuse(f"{name}_{missing}", f"missing, while {name}_{given} is given")
+            missing, present = ("shape", "offset") if shape is None else ("offset", "shape")
+            raise self.refuse(f"{name}_{missing}", f"missing, but {name}_{present} is set")
         if blob_bytes is None:
             raise self.refuse(f"{name}_offset", "the request has no data_blob_path")
         end = offset + math.prod(shape) * itemsize
@@ -137,7 +137,7 @@ def own_video(
         spec_ref: the chunk's spec.
         count: pixel frames of the chunk.
         size: height and width of the generation.
-        any_size: the pipeline takes any size and resizes it.
+        any_size: the pipeline accepts any size and resizes it.
         blob_bytes: size of the blob.
     """
     region = spec_ref.region("input_video", blob_bytes, itemsize=1)
@@ -164,7 +164,7 @@ def vace_arrays(spec_ref: SpecRef, count: int, size: tuple[int, int], blob_bytes
         region = spec_ref.region(name, blob_bytes, spec.itemsize)
         if region is None:
             continue
-        (batch, depth, given, height, width), offset = region
+        (batch, depth, num_frames, height, width), offset = region
         if batch != 1:
             raise spec_ref.refuse(f"{name}_shape", f"a batch of {batch}, must be 1")
         if depth not in channels:
@@ -174,11 +174,11 @@ def vace_arrays(spec_ref: SpecRef, count: int, size: tuple[int, int], blob_bytes
         if (height, width) != size:
             raise spec_ref.refuse(f"{name}_shape", f"frames of {height} x {width}, {_wants(size)}")
         frame_bytes = height * width * spec.itemsize
-        kept = min(given, count) if spec_ref.spec.vace_temporally_locked else given
-        if kept == given:
-            extents = [Extent(Source.BLOB, offset, depth * given * frame_bytes)]
-        else:  # frames lie behind channels: each channel is trimmed by itself
-            starts = (offset + channel * given * frame_bytes for channel in range(depth))
+        kept = min(num_frames, count) if spec_ref.spec.vace_temporally_locked else num_frames
+        if kept == num_frames:
+            extents = [Extent(Source.BLOB, offset, depth * num_frames * frame_bytes)]
+        else:  # channels come before frames, so each channel is trimmed by itself
+            starts = (offset + channel * num_frames * frame_bytes for channel in range(depth))
             extents = [Extent(Source.BLOB, start, kept * frame_bytes) for start in starts]
         plans.append(TensorPlan(spec, (1, depth, kept, height, width), tuple(extents)))
     return plans

@@ -28,7 +28,7 @@ _INDEX_ATTEMPTS = 3  # a model folder may be removed between our look at it and 
 
 
 class ModelState(StrEnum):
-    """Whether a model can make chunks."""
+    """Whether a model can generate chunks."""
 
     READY = "ready"
     LOADING = "loading"
@@ -43,7 +43,7 @@ class ModelStatus:
     Attributes:
         info: None while Triton has not loaded it since the frontend started.
         state: an unloaded one is loaded at its first use.
-        reason: why it is not ready, in one sentence without paths; None where there is nothing to say.
+        reason: why it is not ready, in one sentence without paths; or None.
     """
 
     info: PipelineInfo | None
@@ -178,7 +178,7 @@ class ModelRegistry:
 
     async def _readiness(self) -> Readiness | None:
         try:
-            if not self._is_reachable:  # asked again and again until it is, without filling the log
+            if not self._is_reachable:  # this is polled, and must not fill the log
                 await self._link_models()
                 if not await self.client.is_listing_models():
                     return None
@@ -193,7 +193,7 @@ class ModelRegistry:
         return Readiness(self._was_settled and bool(states & {ModelState.READY, ModelState.UNLOADED}), degraded)
 
     async def _states(self) -> dict[str, ModelStatus]:
-        """Every model of the repository, by name; of those that are ready, pipelines or not, only the state is given.
+        """Every model of the repository, by name; a model that is ready has no info here, pipeline or not.
 
         Raises:
             TritonUnavailable: it does not answer.
@@ -249,8 +249,8 @@ class ModelRegistry:
         if _READY in states:
             self._load_errors.pop(name, None)
             return ModelStatus(info, ModelState.READY)
-        said = [version.reason for version in versions if version.reason not in ("", _UNLOADED_REASON)]
-        failures = [repository.client_reason(reason, self._folders) for reason in said]
+        listed = [version.reason for version in versions if version.reason not in ("", _UNLOADED_REASON)]
+        failures = [repository.client_reason(reason, self._folders) for reason in listed]
         reason = None if is_changed else next(iter(failures), None) or self._load_errors.get(name)
         if folder is not None and folder.problem is not None:
             reason = folder.problem
@@ -267,7 +267,7 @@ class ModelRegistry:
         self._reported = failed
 
     def mark_failed(self, name: str, reason: str) -> None:
-        """Serve a model no longer, until it is loaded on purpose or `clear_failed` is called.
+        """Do not serve a model until it is loaded on purpose or `clear_failed` is called.
 
         Args:
             name: of the model. It should be unloaded in Triton, and stays so.
@@ -281,7 +281,7 @@ class ModelRegistry:
             load.set_result(None)
 
     def _note_failure(self, name: str, reason: str) -> None:
-        """Log why a model is not served, and keep what its files are, so that a change to them is seen."""
+        """Log why a model is not served, and remember its files, so that a change to them is noticed."""
         log.warning("%s is not served: %s", name, reason)
         self._reported[name] = reason
         if self._repositories:
@@ -298,7 +298,7 @@ class ModelRegistry:
         return frozenset(self._failed)
 
     def clear_failed(self, name: str) -> None:
-        """Forget that a model failed: it is loaded at its next use, where it is not loaded already."""
+        """Forget that a model failed: unless it is loaded, its next use loads it."""
         self._failed.pop(name, None)
         self._load_errors.pop(name, None)
 
@@ -307,35 +307,35 @@ class ModelRegistry:
         return self._infos[name].features.loras if name in self._infos else ()
 
     async def pipeline_infos(self, **names: str | None) -> dict[str, PipelineInfo]:
-        """What the pipelines are that a request names, by the request's fields; loaded first where they aren't.
+        """The info of each pipeline that a request names, by the request's fields; loaded first if needed.
 
         Raises:
-            UnknownPipeline: the repository has none of such a name.
+            UnknownPipeline: the repository has no pipeline of this name.
             LoadFailed: one could not be loaded.
             TritonUnavailable: Triton does not answer.
         """
-        wanted = {field: name for field, name in names.items() if name is not None}
+        requested = {field: name for field, name in names.items() if name is not None}
         if self.supervisor is not None:
             await self.supervisor.wait_for_restart()
         states = await self._states()
-        for name in set(wanted.values()) & states.keys():
+        for name in set(requested.values()) & states.keys():
             if name in self._failed:
                 raise LoadFailed(f"{name} is not served: {self._failed[name]}")
             if states[name].state is not ModelState.READY:
                 await self.load(name)
-        await asyncio.gather(*(self._read_info(name) for name in set(wanted.values()) & states.keys()))
-        for field, name in wanted.items():
+        await asyncio.gather(*(self._read_info(name) for name in set(requested.values()) & states.keys()))
+        for field, name in requested.items():
             if name in self._bad_parameters:
                 raise LoadFailed(f"{name} is not served: {self._bad_parameters[name]}")
             if name not in states or name not in self._infos:
                 there = ", ".join(await self.pipelines()) or "none"
                 raise UnknownPipeline(f"{field}: no pipeline {name[:80]!r}; there are: {there}", field)
-        return {field: self._infos[name] for field, name in wanted.items()}
+        return {field: self._infos[name] for field, name in requested.items()}
 
     async def load(self, name: str) -> None:
-        """Load a model that isn't, or whose process has died; returns when it is ready.
+        """Load a model that is not loaded or whose process has ended; returns when it is ready.
 
-        One that was marked as failed gets another chance.
+        A model that was marked as failed gets another chance.
 
         Raises:
             LoadFailed: it could not be loaded; the message says why.
@@ -358,7 +358,7 @@ class ModelRegistry:
         lock = self._load_locks.setdefault(name, asyncio.Lock())
         waits = lock.locked()
         async with lock:
-            if waits and name in self._failed:  # no second try for those who have waited for the first
+            if waits and name in self._failed:  # callers that waited for the first attempt do not make a second one
                 raise LoadFailed(f"could not load {name}: {self._failed[name]}")
             if not is_safe_model(name):
                 self.mark_failed(name, repository.UNSAFE_NAME)
@@ -367,13 +367,13 @@ class ModelRegistry:
             if is_ready and name not in self._unhealthy and name not in self._failed:
                 return
             folder = (await in_thread(repository.read_folders, self._repositories, [name])).get(name)
-            if folder is not None and folder.problem is not None:  # Triton may wait for such a model without end
+            if folder is not None and folder.problem is not None:  # Triton may wait for such a model forever
                 self._note_failure(name, folder.problem)
                 raise LoadFailed(f"could not load {name}: {folder.problem}")
             try:
                 async with self._place_to_load(name):
                     if (name in self._unhealthy and self.supervisor is None) or (is_ready and name in self._failed):
-                        # not two copies in memory: unload, wait, load
+                        # unload, wait, load: not two copies in memory
                         await self.client.unload_model(name)
                         await self._wait_unloaded(name)
                     self.clear_failed(name)
@@ -392,7 +392,7 @@ class ModelRegistry:
 
     @contextlib.asynccontextmanager
     async def _place_to_load(self, name: str) -> AsyncIterator[None]:
-        """One of the places among the models that Triton loads together: it starts no process for any other."""
+        """Hold one of the places for loads at the same time: Triton does not start processes for more."""
         self._waiting_to_load.add(name)
         try:
             await self._load_places.acquire()
@@ -404,7 +404,7 @@ class ModelRegistry:
             self._load_places.release()
 
     async def _load_unless_it_fails(self, name: str) -> None:
-        """Let Triton load a model. It may never say that the model's process has died; `mark_failed` then ends it."""
+        """Let Triton load a model. Triton may never report that its process has ended; `mark_failed` ends the wait."""
         load = asyncio.create_task(self.client.load_model(name), name=f"load {name}")
         failed = self._loads[name] = asyncio.get_running_loop().create_future()
         try:
@@ -419,19 +419,19 @@ class ModelRegistry:
             del self._loads[name]
 
     def loading(self) -> set[str]:
-        """Models that Triton loads at the moment, without those that wait for their turn."""
+        """Models that Triton is loading, without those that wait for their turn."""
         return set(self._loads)
 
     def mark_unhealthy(self, name: str) -> None:
-        """The model's process has died: nothing can be sent to it before it was loaded again."""
+        """The model's process has ended: it must be loaded again before its next use."""
         self._unhealthy.add(name)
 
     def mark_all_healthy(self) -> None:
-        """Triton was started again, without what a dead process had left."""
+        """Triton was restarted, so nothing is left of dead processes."""
         self._unhealthy.clear()
 
     async def is_loaded(self, name: str) -> bool:
-        """Whether Triton itself takes the model as loaded, also where its process has died.
+        """Whether Triton considers the model loaded, even if its process has ended.
 
         Raises:
             TritonUnavailable: it does not answer.
@@ -439,7 +439,7 @@ class ModelRegistry:
         return any(version.model == name and version.state == _READY for version in await self._index())
 
     async def _wait_unloaded(self, name: str) -> None:
-        """Wait for a model to be gone; one whose process died says UNLOADING for ever, but can be loaded again."""
+        """Wait until a model is unloaded; one whose process ended stays UNLOADING forever, but can be loaded again."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_UNLOAD_TIMEOUT_S):
                 while True:

@@ -18,7 +18,7 @@ _NUM_RANDOM_SEEDS = 2**32
 
 @dataclass
 class PipelineLoad:
-    """What POST /pipeline/load asked for last, and how that goes."""
+    """A client's last POST /pipeline/load and its progress."""
 
     status: Literal["not_loaded", "loading", "loaded", "error"] = "not_loaded"
     pipeline_id: str | None = None
@@ -29,11 +29,11 @@ class PipelineLoad:
 
 @dataclass
 class LoadedDefaults:
-    """What a client's last load of a pipeline set for its later requests.
+    """The defaults that a client's last load of a pipeline set for its later requests.
 
     Attributes:
         fields: values by the request's fields.
-        were_loaded: the pipeline has been seen loaded since; they end when it is seen unloaded after that.
+        were_loaded: the pipeline was seen loaded since; the defaults end when it is seen unloaded after that.
     """
 
     fields: dict[str, Any]
@@ -93,8 +93,8 @@ class PipelineLoads:
         for one that is not loaded, the load ends in an error, and requests with these defaults are refused.
 
         Raises:
-            UnknownPipeline: the repository has none of such a name.
-            InvalidField: a pipeline cannot do what the load parameters ask for.
+            UnknownPipeline: the repository has no pipeline of this name.
+            InvalidField: a pipeline does not support the load parameters.
             TritonUnavailable: Triton does not answer.
         """
         known = await self.pipelines()
@@ -148,10 +148,10 @@ def request_defaults(load_params: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def check_defaults(defaults: Mapping[str, Any], pipeline: PipelineInfo, field: str) -> None:
-    """Refuse what a request with these defaults would be refused for; `field` is that of the load parameters.
+    """Refuse defaults with which every request would be refused; `field` is that of the load parameters.
 
     Raises:
-        InvalidField: the pipeline cannot make the size, has no LoRA of a name, or lacks a feature.
+        InvalidField: the pipeline does not support the size, a LoRA or a feature.
     """
     others = {name: value for name, value in defaults.items() if name != "lora_scales"}
     request = GenerateRequest(pipeline_id=pipeline.id, prompt="", **others)
@@ -164,14 +164,14 @@ def check_defaults(defaults: Mapping[str, Any], pipeline: PipelineInfo, field: s
 
 
 def ignored_params(load_params: Mapping[str, Any] | None, pipeline: PipelineInfo | None) -> frozenset[str]:
-    """Names of the load parameters that have no effect, as far as is known of the pipeline."""
+    """Names of the load parameters that have no effect, as far as the pipeline is known."""
     has_seed = pipeline is None or pipeline.features.seed
     useless = frozenset() if has_seed else LoadParams.of(load_params).model_fields_set & {"seed"}
     return LoadParams.ignored(load_params) | useless
 
 
 def with_defaults(request: GenerateRequest, defaults: Mapping[str, Any]) -> GenerateRequest:
-    """The request as it is carried out: defaults where it sets nothing, and a number for a random seed."""
+    """The request with defaults for fields that it does not set, and with a number for a random seed."""
     added = {name: value for name, value in defaults.items() if name not in request.model_fields_set}
     values = dict(request) | added
     if values["seed"] == RANDOM_SEED:

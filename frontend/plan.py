@@ -1,7 +1,7 @@
-"""From a request and the facts of its uploads to a list of chunks: pure; what can be refused is refused here.
+"""The plan of a generation: a pure function of the request, the pipelines and the shapes of the uploads.
 
-A plan says for each chunk which frames it adds to the output, what the model is told, and which bytes of which
-upload its tensors are.
+A plan has for each chunk its frames in the output, the model's parameters, and the bytes of the uploads that its
+tensors consist of. Every request that cannot be served is refused here.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -51,7 +51,7 @@ class ChunkPlan:
     """One chunk.
 
     Attributes:
-        parameters: what the model is told.
+        parameters: for the model.
         tensors: arrays read from uploads.
         images: arrays decoded from assets and data URLs.
         start: the chunk's first frame in the output.
@@ -112,24 +112,24 @@ class ChunkPrompts:
 
     @property
     def target(self) -> tuple[Prompt, ...]:
-        """What the chunk moves to, or stays at."""
+        """The prompts that the chunk moves to or stays at."""
         return self.transition.target if self.transition else self.prompts
 
     @property
     def in_transition(self) -> bool:
-        """The chunk moves from one embedding to another; a transition of 0 steps is a change of prompt instead."""
+        """The chunk moves from one embedding to another; a transition of 0 steps is an immediate change of prompt."""
         return self.transition is not None and self.transition.num_steps > 0
 
 
 class StickyPrompts:
-    """Walks through the chunks of a request in order."""
+    """The prompts of a request, chunk by chunk: they stay in force until others are set."""
 
     def __init__(self, request: GenerateRequest) -> None:
         self._prompts = _as_prompts(request.prompt)
         self._transition: Transition | None = None
 
     def next_chunk(self, spec: ChunkSpec | None) -> ChunkPrompts:
-        """The prompts of the next chunk, whose spec may set new ones."""
+        """The prompts of the next chunk; its spec may set new ones."""
         self._advance()
         if spec is not None:
             new = spec.prompts if spec.text is None else spec.text
@@ -147,7 +147,7 @@ class StickyPrompts:
         return ChunkPrompts(self._prompts, self._transition)
 
     def _advance(self) -> None:
-        """Leave the chunk before: its transition goes one step on, or has arrived."""
+        """Move the transition of the previous chunk one step on, or finish it."""
         now = self._transition
         if now is None:
             return
@@ -157,10 +157,10 @@ class StickyPrompts:
             self._transition = Transition(now.target, now.num_steps, now.step + 1, now.method)
 
 
-def _as_prompts(given: str | list[WeightedPrompt]) -> tuple[Prompt, ...]:
-    if isinstance(given, str):
-        return (Prompt(given),)
-    return tuple(Prompt(prompt.text, prompt.weight) for prompt in given)
+def _as_prompts(prompts: str | list[WeightedPrompt]) -> tuple[Prompt, ...]:
+    if isinstance(prompts, str):
+        return (Prompt(prompts),)
+    return tuple(Prompt(prompt.text, prompt.weight) for prompt in prompts)
 
 
 # -- Chunks -------------------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ class _Planner:
         output = VideoShape(self.request.num_frames, *self.size, MODEL_CHANNELS)
         return Plan(self.chain, output, chunks, self.request.seed, unused_fields(self.request, self.pipeline))
 
-    # -- What is checked once ---------------------------------------------------------------------------
+    # -- Checks of the whole request ---------------------------------------------------------------------------
 
     def _check_processors(self) -> None:
         for name in ("pre_processor", "post_processor"):
@@ -217,7 +217,7 @@ class _Planner:
         return height, width
 
     def _input_size(self) -> tuple[int | None, int | None]:
-        """Height and width of the whole-video input, else of the first video that a chunk has of its own."""
+        """Height and width of the whole-video input, else of the first video of a single chunk."""
         if self.uploads.input_shape is not None:
             return self.uploads.input_shape.height, self.uploads.input_shape.width
         shapes = (spec_ref.spec.input_video_shape for _, spec_ref in sorted(self.specs.items()))
@@ -233,7 +233,7 @@ class _Planner:
                     "chunk", f"no chunk {index}; the generation has {chunks} ({frames}), numbered from 0"
                 )
 
-    # -- The walk through the chunks --------------------------------------------------------------------
+    # -- Chunks, one after the other --------------------------------------------------------------------
 
     def _chunks(self) -> Iterator[ChunkPlan]:
         sticky = StickyPrompts(self.request)
@@ -259,7 +259,7 @@ class _Planner:
 
 
 class _Chunk:
-    """One chunk of the walk: its values are the spec's where it has them, else the request's."""
+    """One chunk: its options are the spec's where it sets them, else the request's."""
 
     def __init__(self, planner: _Planner, index: int, spec_ref: SpecRef | None, prompts: ChunkPrompts) -> None:
         self.planner = planner
@@ -305,7 +305,7 @@ class _Chunk:
         )
 
     def plan(self, count: int, start: int, *, first: bool) -> ChunkPlan:
-        """The chunk's plan, now that its number of frames is known."""
+        """The chunk's plan, once its number of frames is known."""
         shapes = self.planner.uploads.image_shapes
         steps = self.options.denoising_steps
         parameters = ChunkParameters(
@@ -346,7 +346,7 @@ class _Chunk:
         return lora_scales(self.spec.lora_scales, self.pipeline, field, self.index)
 
     def _check_bytes(self, chunk: ChunkPlan) -> None:
-        """Refuse a chunk whose arrays are too large, naming the largest of them."""
+        """Refuse a chunk whose arrays are too large, and name the largest of them."""
         frames = len(self.planner.chain.stages) * chunk.frames.num_bytes
         limit = self.planner.max_chunk_bytes
         needed = chunk.input_bytes + frames
@@ -395,9 +395,9 @@ _OF_TRANSITION = ("transition_num_steps", "transition_method")
 
 
 def check_features(request: GenerateRequest, pipeline: PipelineInfo) -> None:
-    """Refuse the first field that asks for something that the pipeline cannot do.
+    """Refuse the first field that the pipeline does not support.
 
-    `GENERIC_FIELDS` and prompts are never refused, nor is what describes a transition without its target prompts.
+    `GENERIC_FIELDS` and prompts are never refused, nor are fields of a transition without target prompts.
 
     Raises:
         InvalidField: names the field and the features that the pipeline has.
@@ -407,56 +407,58 @@ def check_features(request: GenerateRequest, pipeline: PipelineInfo) -> None:
         _check(spec, pipeline, position)
 
 
-def _check(given: GenerateRequest | ChunkSpec, pipeline: PipelineInfo, position: int = 0) -> None:
+def _check(fields: GenerateRequest | ChunkSpec, pipeline: PipelineInfo, position: int = 0) -> None:
     for name, feature in FEATURE_OF_FIELD.items():
-        if name in GENERIC_FIELDS or name in _without_transition(given):
+        if name in GENERIC_FIELDS or name in _without_transition(fields):
             continue
-        if _is_set(given, name) and not getattr(pipeline.features, feature):
+        if _is_set(fields, name) and not getattr(pipeline.features, feature):
             field = where = name
-            if isinstance(given, ChunkSpec):
+            if isinstance(fields, ChunkSpec):
                 field = f"chunk_specs[{position}].{name}"
-                where = at_chunk(field, given.chunk)
+                where = at_chunk(field, fields.chunk)
             has = ", ".join(name for name, has in pipeline.features.to_dict().items() if has) or "none"
             raise InvalidField(f"{where}: {pipeline.id} does not support {feature}; its features: {has}", field)
 
 
 def unused_fields(request: GenerateRequest, pipeline: PipelineInfo) -> tuple[str, ...]:
-    """The fields that are set in the request or a ChunkSpec, to whatever value, and have no effect; sorted."""
+    """The fields that the request or a ChunkSpec sets, to any value, and that have no effect; sorted."""
     useless = {name for name in GENERIC_FIELDS if not getattr(pipeline.features, FEATURE_OF_FIELD[name])}
     found: set[str] = set()
-    for given in (request, *(request.chunk_specs or ())):
-        found |= given.model_fields_set & (useless | _without_transition(given))
+    for fields in (request, *(request.chunk_specs or ())):
+        found |= fields.model_fields_set & (useless | _without_transition(fields))
     return tuple(sorted(found))
 
 
-def _without_transition(given: GenerateRequest | ChunkSpec) -> frozenset[str]:
-    """The fields of a transition where there is none."""
-    has_none = isinstance(given, ChunkSpec) and given.transition_target_prompts is None
+def _without_transition(fields: GenerateRequest | ChunkSpec) -> frozenset[str]:
+    """The fields of a transition, if the ChunkSpec has no target prompts."""
+    has_none = isinstance(fields, ChunkSpec) and fields.transition_target_prompts is None
     return frozenset(_OF_TRANSITION) if has_none else frozenset()
 
 
-def _is_set(given: GenerateRequest | ChunkSpec, name: str) -> bool:
-    """Whether a field asks for anything beyond what holds anyway."""
-    if name not in given.model_fields_set:
+def _is_set(fields: GenerateRequest | ChunkSpec, name: str) -> bool:
+    """Whether a field is set to anything but what applies anyway."""
+    if name not in fields.model_fields_set:
         return False
-    value: Any = getattr(given, name)
-    own = type(given).model_fields[name].default
+    value: Any = getattr(fields, name)
+    own = type(fields).model_fields[name].default
     of_request = GenerateRequest.model_fields[name].default if name in GenerateRequest.model_fields else None
     asks_nothing = value is False and own is None and of_request is not True
     return not asks_nothing and value not in (None, own, of_request, [], {})
 
 
 def frame_size(
-    pipeline: PipelineInfo, asked: tuple[int | None, int | None], inputs: tuple[int | None, int | None] = (None, None)
+    pipeline: PipelineInfo,
+    requested: tuple[int | None, int | None],
+    inputs: tuple[int | None, int | None] = (None, None),
 ) -> tuple[int | None, int | None]:
-    """Height and width of a generation: asked for, else the pipeline's own, else the input's, else None.
+    """Height and width of a generation: the requested ones, else the pipeline's own, else the input's, else None.
 
     Raises:
-        InvalidField: the pipeline cannot make it; the message names the nearest sizes that it can.
+        InvalidField: the pipeline does not support it; the message names the nearest sizes that it does.
     """
     sides = []
     own = (pipeline.height, pipeline.width)
-    for name, wanted, native, of_input in zip(("height", "width"), asked, own, inputs, strict=True):
+    for name, wanted, native, of_input in zip(("height", "width"), requested, own, inputs, strict=True):
         side = wanted or native or of_input
         if side is not None and side % pipeline.granularity:
             good = " or ".join(map(str, nearest_multiples(side, pipeline.granularity, MIN_SIDE, MAX_SIDE)))
@@ -466,7 +468,7 @@ def frame_size(
     size = sides[0], sides[1]
     if pipeline.sizes and size not in pipeline.sizes:
         known = ", ".join(f"{height}x{width}" for height, width in pipeline.sizes)
-        field = "width" if asked[0] is None and asked[1] is not None else "height"
+        field = "width" if requested[0] is None and requested[1] is not None else "height"
         raise InvalidField(
             f"{field}: {pipeline.id} does not support {size[0]}x{size[1]}; exported sizes: {known}", field
         )
@@ -474,12 +476,12 @@ def frame_size(
 
 
 def lora_scales(
-    given: Mapping[str, float] | None, pipeline: PipelineInfo, field: str, chunk: int | None = None
+    requested: Mapping[str, float] | None, pipeline: PipelineInfo, field: str, chunk: int | None = None
 ) -> dict[str, float]:
-    """The scales by the names under which the LoRAs were exported; a path stands for its file's name.
+    """Scales by the names under which the LoRAs were exported; a path stands for the name of its file.
 
     Args:
-        given: scales by name or path.
+        requested: scales by name or path.
         pipeline: whose LoRAs they are.
         field: of the request, for messages.
         chunk: whose ChunkSpec the field is in.
@@ -488,7 +490,7 @@ def lora_scales(
         InvalidField: the pipeline has no LoRA of a name, or one is named twice.
     """
     scales: dict[str, float] = {}
-    for path, scale in (given or {}).items():
+    for path, scale in (requested or {}).items():
         name = lora_name(path, pipeline.features.loras)
         if name is None or name in scales:
             trouble = "names a LoRA twice" if name else "is not a LoRA of this pipeline"

@@ -1,8 +1,8 @@
-"""Carries arrays to and from a Triton that cannot reach our shared memory, in a process of its own.
+"""One inference call of a model, and the relay: a process for calls whose arrays Triton cannot read in shared memory.
 
-Turning megabytes into a gRPC message and back holds Python's lock for tens of milliseconds; done here, it never
-holds the frontend's event loop. Calls come as JSON lines on stdin, answers go as JSON lines to stdout; the
-arrays themselves are read from and written to the files that the calls name.
+Serialising megabytes for gRPC holds Python's lock for tens of milliseconds; in the relay, that never blocks the
+frontend's event loop. Calls arrive as JSON lines on stdin, answers leave as JSON lines on stdout; the arrays are read
+from and written to the files that the calls name.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from filmstrip.triton_server import NO_PROXY, SECRET_HEADER
 from .tasks import spawn
 
 GRPC_MESSAGE_BYTES = 2**31 - 1
-CHANNEL_ARGUMENTS = [  # given at all, they replace every default of tritonclient
+CHANNEL_ARGUMENTS = [  # they replace all of tritonclient's defaults
     ("grpc.max_send_message_length", GRPC_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", GRPC_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", 30_000),  # pings every 2 s kill a running chunk: 'Too many pings'
@@ -55,7 +55,7 @@ class SendSecret(InferenceServerClientPlugin):  # type: ignore[misc]
 
 
 def connect(url: str, secret: str) -> triton_aio.InferenceServerClient:
-    """A client of the Triton at `url`; it connects by itself when it is used, and again when it must."""
+    """A client of the Triton at `url`; it connects, and reconnects, when it is used."""
     client = triton_aio.InferenceServerClient(url, channel_args=CHANNEL_ARGUMENTS)
     if secret:
         client.register_plugin(SendSecret(secret))
@@ -64,11 +64,11 @@ def connect(url: str, secret: str) -> triton_aio.InferenceServerClient:
 
 @dataclass(frozen=True)
 class FileSlice:
-    """Bytes of a file: where an array lies.
+    """Bytes of a file, where an array lies.
 
     Attributes:
         path: the file.
-        region: the name under which Triton has registered the file, None where it hasn't.
+        region: the name under which Triton has registered the file, or None.
         offset: in bytes from the start of the file; need not be aligned.
         num_bytes: of the array.
     """
@@ -81,11 +81,11 @@ class FileSlice:
 
 @dataclass(frozen=True)
 class TensorRef:
-    """An array for the model and where it lies.
+    """An array for the model, by its location.
 
     Attributes:
         name: of the contract's tensor.
-        dtype: Triton's word for the data type.
+        dtype: Triton's name of the data type.
         shape: of the array.
         place: its bytes.
     """
@@ -103,7 +103,7 @@ class TensorRef:
 
 @dataclass(frozen=True)
 class ChunkCall:
-    """Everything that one call needs; it can be sent to another process as JSON.
+    """Everything that one call needs; it can be sent to the relay as JSON.
 
     Attributes:
         model: the Triton model.
@@ -128,7 +128,7 @@ class ChunkCall:
 
 @dataclass(frozen=True)
 class ChunkAnswer:
-    """What the model answered.
+    """The model's answer.
 
     Attributes:
         shape: of the frames.
@@ -150,7 +150,7 @@ _REPORT = TypeAdapter(_Report)
 
 
 async def call_model(client: triton_aio.InferenceServerClient, call: ChunkCall) -> ChunkAnswer:
-    """Make the call; the frames lie in `call.frames` when it returns.
+    """Make the call; when it returns, the frames are in `call.frames`.
 
     Raises:
         InferenceServerException: as tritonclient raises it.
@@ -185,21 +185,21 @@ def _stages(report: Any) -> Mapping[str, float]:
 
 
 def _input(tensor: TensorRef) -> triton_grpc.InferInput:
-    given = triton_grpc.InferInput(tensor.name, list(tensor.shape), tensor.dtype)
+    infer_input = triton_grpc.InferInput(tensor.name, list(tensor.shape), tensor.dtype)
     place = tensor.place
     if place.region is not None:
-        given.set_shared_memory(place.region, place.num_bytes, place.offset)
+        infer_input.set_shared_memory(place.region, place.num_bytes, place.offset)
     else:
         raw = np.fromfile(place.path, np.uint8, place.num_bytes, offset=place.offset)
         if raw.nbytes != place.num_bytes:
             raise InferenceServerException(UnknownPath(f"{tensor.name}: its upload was truncated").to_wire())
         spec = next(spec for spec in contract.INPUTS if spec.name == tensor.name)
-        given.set_data_from_numpy(raw.view(contract.numpy_dtype(spec)).reshape(tensor.shape))
-    return given
+        infer_input.set_data_from_numpy(raw.view(contract.numpy_dtype(spec)).reshape(tensor.shape))
+    return infer_input
 
 
 def _write(place: FileSlice, frames: Any) -> None:
-    """Frames of another size than asked for are not written: the shape in the answer tells."""
+    """Write frames, unless they have another size than requested: the caller compares the shape in the answer."""
     if frames.nbytes == place.num_bytes:
         fd = os.open(place.path, os.O_WRONLY)
         try:
@@ -245,7 +245,7 @@ class RelayDied(Exception):
 
 
 class Relay:
-    """The frontend's side: starts the process when it is first needed, and again when it has died."""
+    """The frontend's side: starts the process when it is first needed, and again after it has died."""
 
     def __init__(self, url: str, secret: str = "") -> None:
         self._url = url
@@ -277,7 +277,7 @@ class Relay:
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            raise InferenceServerException("the relay hangs", "StatusCode.DEADLINE_EXCEEDED") from None
+            raise InferenceServerException("the relay does not respond", "StatusCode.DEADLINE_EXCEEDED") from None
         except asyncio.CancelledError:
             self._send(process, _Message(number))
             raise
@@ -319,7 +319,7 @@ class Relay:
             process.stdin.write(_MESSAGE.dump_json(message) + b"\n")
 
     async def _read(self, process: asyncio.subprocess.Process, answers: asyncio.StreamReader) -> None:
-        """Hand out a process's answers until it ends; calls already sent to its successor are not its own."""
+        """Pass on a process's answers until it ends; calls already sent to its successor are not affected."""
         waiting = self._waiting[process]
         try:
             async for line in answers:
@@ -341,7 +341,7 @@ class Relay:
 
 
 async def _serve(url: str, secret: str) -> None:
-    """Answer calls until stdin ends, which it does when the frontend is gone."""
+    """Answer calls until stdin ends, as it does when the frontend ends."""
     os.umask(0o077)
     running: dict[int, asyncio.Task[None]] = {}
     async with connect(url, secret) as client:
@@ -368,7 +368,7 @@ async def _answer(client: triton_aio.InferenceServerClient, number: int, call: C
         reply = _Reply(number, error=str(error.message()), status=error.status())
     except OSError as error:  # somebody removed a file of the store
         reply = _Reply(number, error=f"relay: {error.strerror}")
-    except ValueError as error:  # an answer that makes no sense: the frontend waits all the same
+    except ValueError as error:  # a nonsensical answer: the frontend must not wait for ever
         reply = _Reply(number, error=f"relay: {error}")
     sys.stdout.buffer.write(_REPLY.dump_json(reply) + b"\n")
     sys.stdout.buffer.flush()

@@ -1,4 +1,4 @@
-"""The model folders of the embedded Triton: what each says of its pipeline, and why Triton cannot load one."""
+"""The model folders of the embedded Triton: the pipeline in each, and why Triton cannot load one."""
 
 import os
 import re
@@ -26,12 +26,12 @@ Fingerprint = frozenset[tuple[str, int, int]]
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """What stands in a model's folder.
+    """The contents of a model's folder.
 
     Attributes:
         fingerprint: of its files.
-        problem: why Triton cannot load it, in one sentence without paths; None where nothing is known to be wrong.
-        info: of its pipeline; None where its configuration cannot be read, or is not that of a pipeline.
+        problem: why Triton cannot load it, in one sentence without paths; or None.
+        info: of its pipeline; None if its configuration cannot be read, or is not that of a pipeline.
     """
 
     fingerprint: Fingerprint
@@ -103,7 +103,7 @@ def _read_config(folder: Path) -> ModelConfig:
 
 
 def _read_regular(path: Path) -> bytes:
-    """Read a file that is no pipe or device, which could make the reader wait without end.
+    """Read a regular file; a pipe or a device could block forever.
 
     Raises:
         OSError, ValueError: there is no such file, or it is too large.
@@ -118,7 +118,7 @@ def _read_regular(path: Path) -> bytes:
 
 
 def _check_version(folder: Path, config: ModelConfig) -> None:
-    """Check that there is a version with code, which Triton may wait for without end.
+    """Check that there is a version with code; without one, Triton may wait forever.
 
     Raises:
         OSError, ValueError: there is not.
@@ -127,10 +127,10 @@ def _check_version(folder: Path, config: ModelConfig) -> None:
     if not versions:
         raise ValueError("its folder has no version folder, which is named by a number, such as 1")
     if config.version_policy.HasField("specific"):
-        wanted = {str(version) for version in config.version_policy.specific.versions}
-        versions = [version for version in versions if version.name in wanted]
+        allowed = {str(version) for version in config.version_policy.specific.versions}
+        versions = [version for version in versions if version.name in allowed]
         if not versions:
-            numbers = " or ".join(sorted(wanted)) or "none"
+            numbers = " or ".join(sorted(allowed)) or "none"
             raise ValueError(
                 f"the version_policy in {CONFIG} asks for version {numbers}, which its folder does not have"
             )
@@ -180,10 +180,10 @@ _NOT_OURS = (
 
 
 def client_reason(text: str, folders: Iterable[Path] = ()) -> str:
-    """The useful sentence of what Triton says of a model, on one line, without tracebacks and paths of folders.
+    """Triton's reason why a model is not served, as one sentence for clients, without tracebacks and folders.
 
     Args:
-        text: what Triton says.
+        text: Triton's message.
         folders: known to appear in it. Only these are recognised whatever characters their names have.
     """
     for pattern, ours in _NOT_OURS:
@@ -203,7 +203,7 @@ def without_folders(text: str, folders: Iterable[Path] = ()) -> str:
 
     Args:
         text: to shorten.
-        folders: known to appear in it, besides the home directory and those of Python.
+        folders: known to appear in it, in addition to the home directory and Python's.
     """
     home = Path(os.path.expanduser("~"))
     known = {Path(sys.prefix), Path(sys.base_prefix), home, *(folder.absolute() for folder in folders)}

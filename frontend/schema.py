@@ -1,6 +1,6 @@
-"""Requests and answers: the one place of fields, defaults and limits.
+"""Requests and answers: all fields with their defaults and limits.
 
-In an optional field null, an empty string and an empty list mean that the field is not set. Prompt texts are the
+In an optional field, null, an empty string and an empty list mean that the field is not set. Prompt texts are the
 exception: an empty string is a prompt. A key that no field has is refused unless its value is null.
 """
 
@@ -44,14 +44,14 @@ _MAX_EXACT_FLOAT = 2**53
 
 
 def _a_number(value: Any) -> Any:
-    """Numbers only: pydantic by itself takes true and "3" for numbers too."""
+    """Numbers only: by default, pydantic also accepts true and "3"."""
     if isinstance(value, bool | str):
         raise ValueError("must be a number")
     return value
 
 
 def _a_whole_number(value: Any) -> Any:
-    """Floats too where they are whole, up to the size from which on they skip numbers."""
+    """Also whole floats, up to the size from which they skip integers."""
     if isinstance(value, float) and not (value.is_integer() and abs(value) <= _MAX_EXACT_FLOAT):
         raise ValueError("must be a whole number, written with digits alone")
     return _a_number(value)
@@ -64,7 +64,7 @@ def _a_bool(value: Any) -> Any:
 
 
 def _few(value: Any) -> Any:
-    """Checked before each entry is: a million bad ones would make a million errors."""
+    """Checked before the entries are: a million bad ones would produce a million errors."""
     if isinstance(value, dict) and len(value) > MAX_KEYS:
         raise ValueError(f"more than {MAX_KEYS} entries")
     return value
@@ -118,17 +118,17 @@ class _Model(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_unset(cls, value: Any) -> Any:
-        """Leave out the keys that ask for nothing, so that their fields have their defaults and count as not set."""
+        """Drop keys with unset values, so that their fields have their defaults and count as not set."""
         if not isinstance(_few(value), dict):
             return value
-        return {name: given for name, given in value.items() if not cls._is_unset(name, given)}
+        return {name: entry for name, entry in value.items() if not cls._is_unset(name, entry)}
 
     @classmethod
-    def _is_unset(cls, name: str, given: Any) -> bool:
+    def _is_unset(cls, name: str, value: Any) -> bool:
         field = cls.model_fields.get(name)
         if field is None or field.is_required():
-            return field is None and given is None
-        return given is None or given == [] or (given == "" and name not in cls._prompt_texts)
+            return field is None and value is None
+        return value is None or value == [] or (value == "" and name not in cls._prompt_texts)
 
 
 @dataclass(frozen=True)
@@ -338,14 +338,14 @@ class LoadParams(_Model):
     loras: Annotated[list[LoraToLoad], Field(max_length=MAX_LORAS), AfterValidator(_each_once)] | None = None
 
     @classmethod
-    def of(cls, given: Mapping[str, Any] | None) -> Self:
+    def of(cls, params: Mapping[str, Any] | None) -> Self:
         """Read those among any parameters."""
-        return cls.model_validate({name: value for name, value in (given or {}).items() if name in cls.model_fields})
+        return cls.model_validate({name: value for name, value in (params or {}).items() if name in cls.model_fields})
 
     @classmethod
-    def ignored(cls, given: Mapping[str, Any] | None) -> frozenset[str]:
+    def ignored(cls, params: Mapping[str, Any] | None) -> frozenset[str]:
         """Names of the parameters that are set and have no effect; `loras.NAME` for keys of a LoRA."""
-        set_values = {name: value for name, value in (given or {}).items() if value not in (None, "", [])}
+        set_values = {name: value for name, value in (params or {}).items() if value not in (None, "", [])}
         of_loras = {
             f"loras.{name}"
             for lora in set_values.get("loras", ())
@@ -355,9 +355,9 @@ class LoadParams(_Model):
         return frozenset(set_values.keys() - cls.model_fields.keys()) | of_loras
 
 
-def _readable(given: dict[str, Any]) -> dict[str, Any]:
-    LoadParams.of(given)
-    return given
+def _readable(params: dict[str, Any]) -> dict[str, Any]:
+    LoadParams.of(params)
+    return params
 
 
 PipelineId = Annotated[str, Field(min_length=1, max_length=256)]
@@ -422,7 +422,7 @@ class LoadRequest(_Model):
         if self.pipeline_ids is not None and self.pipelines is not None:
             raise _custom("pipelines", "cannot be combined with pipeline_ids")
         if self.pipeline_ids is None and self.pipelines is None:
-            raise _custom("pipeline_ids", "names no pipeline to load, nor does pipelines")
+            raise _custom("pipeline_ids", "missing; name the pipelines to load here or in pipelines")
         params: dict[str, Any] = {}
         for entry in self.entries:
             if params.setdefault(entry.pipeline_id, entry.load_params) != entry.load_params:
@@ -515,7 +515,7 @@ class FeaturesAnswer(BaseModel):
 
 
 class PipelineAnswer(BaseModel):
-    """What a pipeline is and can do; all but its id and state is null as long as it was never loaded."""
+    """A pipeline and what it supports; until it is first loaded, only its id and state are known."""
 
     id: str
     modes: list[str] | None = None

@@ -1,4 +1,10 @@
-"""A chunk's arrays: found in the uploads, copied into a lane only where they are not already in one piece."""
+"""Staging buffers: the memory that holds a chunk's arrays on the way to and from Triton.
+
+A generation has two buffers, so that one chunk can be staged and another written to the output while a third is with
+the model. A buffer is one file: in shared memory if Triton has registered it, else in the data directory, from where
+the relay sends its contents as gRPC tensors. Arrays that lie in one piece in an upload are not copied if Triton can
+read them there.
+"""
 
 import asyncio
 import contextlib
@@ -24,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class StagingBuffer:
-    """A file of fixed size, mapped into memory; it takes up nothing before `open` and after `close`."""
+    """A file of fixed size, mapped into memory; it exists from `open` to `close`."""
 
     def __init__(self, path: Path, num_bytes: int, mode: int) -> None:
         self.path = path
@@ -35,10 +41,10 @@ class StagingBuffer:
         self._mapped: mmap.mmap | None = None
 
     def open(self) -> None:
-        """Make the file."""
+        """Create the file."""
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         os.fchmod(self._fd, self._mode)  # whatever the umask: Triton's user must be able to map it
-        os.posix_fallocate(self._fd, 0, self._num_bytes)  # a full tmpfs says so here, not by SIGBUS later
+        os.posix_fallocate(self._fd, 0, self._num_bytes)  # a full tmpfs fails here, not with SIGBUS later
         self._mapped = mmap.mmap(self._fd, self._num_bytes)
 
     def slice(self, offset: int, num_bytes: int) -> FileSlice:
@@ -46,12 +52,12 @@ class StagingBuffer:
         return FileSlice(self.path, self.region, offset, num_bytes)
 
     def view(self, part: FileSlice) -> memoryview:
-        """Those bytes themselves."""
+        """The bytes of a slice."""
         assert self._mapped is not None
         return memoryview(self._mapped)[part.offset : part.offset + part.num_bytes]
 
     def close(self) -> None:
-        """Remove the file; its memory goes when Triton unmaps it and no view is left. It is never truncated."""
+        """Remove the file; its memory is freed when Triton has unmapped it and no view is left. Never truncated."""
         if self._fd is None:
             return
         os.close(self._fd)
@@ -78,7 +84,7 @@ class OpenUpload:
 
     @property
     def path(self) -> Path:
-        """Leads processes of this machine to the file, also when its name is gone."""
+        """A path by which other processes of this machine can open the file, even after it was deleted."""
         return Path(f"/proc/{os.getpid()}/fd/{self.fd}")
 
 
@@ -113,7 +119,7 @@ async def open_uploads(
 async def open_buffers(
     num_bytes: int, num_buffers: int, store: Store, triton: TritonClient
 ) -> AsyncIterator[Sequence[StagingBuffer]]:
-    """Lanes of this size: in shared memory that Triton maps, or else on disk, with arrays sent by gRPC."""
+    """Buffers of this size: in shared memory that Triton maps, or else on disk, with arrays sent by gRPC."""
     async with contextlib.AsyncExitStack() as stack:
         try:
             buffers = await _open_in_shm(num_bytes, num_buffers, store, triton, stack)
@@ -151,11 +157,10 @@ async def _open_on_disk(
 async def _opened(
     num_bytes: int, paths: list[Path], store: Store, stack: contextlib.AsyncExitStack
 ) -> Sequence[StagingBuffer]:
-    """All lanes at once: most of it is the kernel clearing memory."""
+    """Open all buffers at once: most of the time is the kernel clearing memory."""
     buffers = [StagingBuffer(path, num_bytes, store.file_mode) for path in paths]
-    stack.push_async_callback(
-        _each, [buffer.close for buffer in buffers]
-    )  # first: what is cancelled is made all the same
+    # Before they are opened: threads go on after a cancellation.
+    stack.push_async_callback(_each, [buffer.close for buffer in buffers])
     await _each([buffer.open for buffer in buffers])
     return buffers
 
@@ -169,11 +174,11 @@ async def _each(calls: Sequence[Callable[[], None]]) -> None:
 
 @dataclass(frozen=True)
 class StagingLayout:
-    """Where arrays lie within a lane: all inputs of a chunk first, then the frames of each stage.
+    """Where arrays lie within a buffer: all inputs of a chunk first, then the frames of each stage.
 
     Attributes:
         stage_offsets: where the frames of each stage begin.
-        num_bytes: of the lane.
+        num_bytes: of the buffer.
     """
 
     stage_offsets: tuple[int, ...]
@@ -191,10 +196,10 @@ class StagingLayout:
 async def stage_inputs(
     chunk: ChunkPlan, buffer: StagingBuffer, uploads: OpenUploads, images: Mapping[str, RequestImage]
 ) -> dict[str, TensorRef]:
-    """A chunk's tensors by name, their bytes read into the lane where need be.
+    """A chunk's tensors by name; bytes that Triton cannot read in the upload are copied to the buffer.
 
     Raises:
-        UnknownPath: an upload was truncated under our hands.
+        UnknownPath: an upload was truncated meanwhile.
     """
     tensors, position = await in_thread(_gather_arrays, chunk, buffer, uploads)
     for plan in chunk.images:
@@ -209,7 +214,7 @@ async def stage_inputs(
 
 
 def _gather_arrays(chunk: ChunkPlan, buffer: StagingBuffer, uploads: OpenUploads) -> tuple[dict[str, TensorRef], int]:
-    """The tensors that come from uploads, and where in the lane those of images may follow."""
+    """The tensors that come from uploads, and the offset in the buffer where those of images may follow."""
     tensors: dict[str, TensorRef] = {}
     position = 0
     for array in chunk.tensors:
@@ -223,14 +228,14 @@ def _gather_arrays(chunk: ChunkPlan, buffer: StagingBuffer, uploads: OpenUploads
 
 
 def _in_place(array: TensorPlan, buffer: StagingBuffer, uploads: OpenUploads) -> FileSlice | None:
-    """The array where it lies in the upload, if it is in one piece there and needs no copy to reach Triton."""
+    """The array's bytes in the upload, if they are in one piece there and Triton can read them without a copy."""
     if len(array.extents) != 1:
         return None
     extent = array.extents[0]
     upload = uploads[extent.source]
     if upload.region is None and buffer.region is not None:
         return None
-    if os.fstat(upload.fd).st_size < upload.file.size_bytes:  # mapped by Triton, it would be killed by SIGBUS
+    if os.fstat(upload.fd).st_size < upload.file.size_bytes:  # Triton maps it and would die of SIGBUS
         raise UnknownPath(f"{extent.source}: {upload.file.name} was truncated", str(extent.source))
     return FileSlice(upload.path, upload.region, extent.offset, extent.num_bytes)
 

@@ -25,7 +25,7 @@ _EXTENSION = "filmstrip"
 
 @dataclass
 class AppState:
-    """What the routes work with."""
+    """What the routes use."""
 
     settings: Settings
     store: Store
@@ -39,11 +39,11 @@ class AppState:
 
     @property
     def is_starting(self) -> bool:
-        """Triton is ours and on its way up."""
+        """The embedded Triton is starting."""
         return not self.slot.is_closed and self.embedded is not None and not self.embedded.failed.is_set()
 
     async def readiness(self) -> Readiness | None:
-        """Whether generations can run, and what cannot; None as long as Triton does not answer."""
+        """Whether generations can run, and which models failed; None while Triton does not answer."""
         if self.slot.is_closed or self.models.is_starting:
             return None
         return await self.models.readiness()

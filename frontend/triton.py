@@ -54,7 +54,7 @@ class ModelVersion(NamedTuple):
 
 
 class ModelHealth(Protocol):
-    """Is told about models that fail while a generation uses them."""
+    """Learns of models that fail while a generation uses them."""
 
     def is_unhealthy(self, model: str) -> bool:
         """Whether it is already known to have failed."""
@@ -72,7 +72,7 @@ class TritonClient:
     Attributes:
         url: of its gRPC port.
         settings: of the frontend.
-        health: is told about models that fail.
+        health: learns of models that fail.
     """
 
     def __init__(self, url: str, settings: Settings, secret: str = "") -> None:
@@ -232,7 +232,7 @@ class TritonClient:
         """Make one call: through shared memory if all its arrays lie there, else through the relay.
 
         Raises:
-            ModelError: the model could not make the chunk.
+            ModelError: the model failed.
             TritonUnavailable: Triton does not answer, or the connection broke.
         """
         slices = (call.frames, *(tensor.place for tensor in call.tensors))
@@ -260,12 +260,12 @@ class ModelSequence:
     async def chunk(
         self, parameters: ChunkParameters, tensors: tuple[TensorRef, ...], frames: FileSlice, shape: VideoShape
     ) -> ChunkAnswer:
-        """Make one chunk; its frames of this shape lie in `frames` when it returns.
+        """Generate one chunk; when it returns, its frames are in `frames` and have this shape.
 
         Raises:
-            ModelError: the model could not make it.
+            ModelError: the model failed.
             BadModelOutput: the frames have another shape.
-            TritonUnavailable: Triton is gone.
+            TritonUnavailable: Triton does not answer, or the connection broke.
         """
         settings = self._triton.settings
         call = ChunkCall(
@@ -283,7 +283,7 @@ class ModelSequence:
         if answer.shape != tuple(shape):
             raise BadModelOutput(
                 f"chunk {parameters.index}: {self.model} answered with frames of shape {list(answer.shape)}, "
-                f"wanted {list(shape)}"
+                f"expected {list(shape)}"
             )
         return answer
 
@@ -328,7 +328,7 @@ def _to_filmstrip_error(error: InferenceServerException) -> FilmstripError:
         ("must specify the START flag" in text, SequenceLost(_STATE_LOST)),
         ("nable to find shared memory region" in text, SequenceLost(_STATE_LOST)),
         ("timeout of the corresponding sequence" in text, TritonUnavailable("Triton has no free place for a sequence")),
-        ("unknown model" in text, TritonUnavailable("the model is being loaded anew")),
+        ("unknown model" in text, TritonUnavailable("the model is being reloaded")),
         ("Stub process" in text, ModelDied("the model's process has died")),
         ("DEADLINE_EXCEEDED" in status, ChunkTimeout("Triton did not answer in time")),
         ("UNAVAILABLE" in status or "CANCELLED" in status, TritonUnavailable("Triton does not answer")),

@@ -40,10 +40,10 @@ class ModelWatch:
         self._missing: dict[str, int] = {}
 
     async def look(self) -> None:
-        """Look once; call it again and again.
+        """Look once; to be called repeatedly.
 
         Raises:
-            Exception: looking failed; nothing follows from that.
+            Exception: looking failed, which says nothing about the models.
         """
         alive = await in_thread(model_processes, self._server_pid)
         if alive is None:
@@ -56,11 +56,11 @@ class ModelWatch:
         started = {pid for pid, model in alive.items() if model in loading and pid not in self._alive}
         self._started_in_load = (self._started_in_load | started) & alive.keys()
         self._alive = alive
-        with contextlib.suppress(TritonUnavailable):  # it is asked again at the next look
+        with contextlib.suppress(TritonUnavailable):  # the next look asks again
             await self._check_missing()
 
     def _watch_loads(self, alive: dict[int, str], loading: set[str], died: set[str]) -> None:
-        """Fail loads whose process has died: Triton may wait for ever for one that has never answered."""
+        """Fail loads whose process has ended: Triton may wait forever for one that never answered."""
         now = asyncio.get_running_loop().time()
         # The first process of a model only completes its configuration: Triton ends it, and starts the real one.
         replaced = {model for pid, model in alive.items() if pid not in self._alive}
@@ -86,7 +86,7 @@ def model_processes(server_pid: int) -> dict[int, str] | None:
     """The models of a tritonserver by the ids of their processes; None when it has ended.
 
     Raises:
-        psutil.Error, OSError: there was no way to look.
+        psutil.Error, OSError: the processes could not be listed.
     """
     try:
         children = psutil.Process(server_pid).children()

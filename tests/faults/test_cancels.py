@@ -1,7 +1,6 @@
 """POST /generate/cancel at every moment of a generation: what is answered, how the stream ends, what stays."""
 
 import asyncio
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import pytest
 from tests.support.aftermath import PROBE, harmless
 from tests.support.probe_video import probe_video
 from tests.support.server import Frontend, frontend_on
+from tests.support.sse import EventParser
 
 ROUNDS = 20
 LONG_ROUNDS = 10  # of a second each, so that a busy machine finds the chunk still under way
@@ -110,8 +110,7 @@ async def test_together_with_the_request_it_is_idle_or_heard_never_lost(frontend
 async def generated(client: httpx.AsyncClient, request: dict[str, Any]) -> list[Event]:
     answer = await client.post("/api/v1/generate", json=request)
     assert answer.status_code == 200, answer.text
-    parts = [text.splitlines() for text in answer.text.split("\n\n") if text and not text.startswith(":")]
-    return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for _, name, data in parts]
+    return [(event.name, event.data) for event in EventParser().parse(answer.text.split("\n"))]
 
 
 async def cancelled(client: httpx.AsyncClient, delay_s: float) -> str:

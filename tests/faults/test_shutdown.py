@@ -31,7 +31,7 @@ from tests.support.server import MODELS, Frontend
 
 SLEEPER = {"pipeline_id": "probe", "prompt": "!sleep 60", "num_frames": 9}
 SHUTDOWN_S = 2.0  # what open requests may take
-SLACK_S = 3.0
+SLACK_S = 6.0  # on a busy machine; its hard limit is another second later
 VIDEO = noise(200)
 VIDEO_HEADERS = {
     "X-Video-Frames": "200",

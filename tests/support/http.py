@@ -3,6 +3,8 @@
 An `httpx.get` makes a client and reads all certificate authorities for each request.
 """
 
+import atexit
+
 import httpx
 
 TIMEOUT_S = 60.0
@@ -13,3 +15,4 @@ client = httpx.Client(
 )
 get, post, put, patch, delete = client.get, client.post, client.put, client.patch, client.delete
 head, options, request, stream = client.head, client.options, client.request, client.stream
+atexit.register(client.close)

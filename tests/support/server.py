@@ -173,7 +173,7 @@ class Frontend(Process):
         self._start(self.folder.with_name(f"{self.folder.name}+"))
         self.wait_healthy()
 
-    def illness(self, *, ask: bool = True, timeout_s: float = 60) -> str | None:
+    def illness(self, *, ask: bool = True, timeout_s: float = 40) -> str | None:
         """Why it cannot serve another test, as far as waiting does not help; None where it can.
 
         Args:
@@ -194,7 +194,7 @@ class Frontend(Process):
 
     def _health(self) -> httpx.Response | None:
         with contextlib.suppress(httpx.TransportError):
-            return http.get(f"{self.url}/health")
+            return http.get(f"{self.url}/health", timeout=10)
         return None
 
     @property

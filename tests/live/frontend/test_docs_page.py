@@ -1,12 +1,12 @@
 """The API's page and document: under a path prefix, kept, compressed and conditional."""
 
 import gzip
-import http.client
 import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
@@ -51,7 +51,7 @@ def proxy(server: Frontend) -> Iterator[Proxy]:
             if not self.path.startswith(f"{PREFIX}/"):
                 self.send_error(404)
                 return
-            connection = http.client.HTTPConnection(str(behind.hostname), behind.port)
+            connection = HTTPConnection(str(behind.hostname), behind.port)
             headers = {name: value for name, value in self.headers.items() if name.lower() != "accept-encoding"}
             connection.request("GET", self.path.removeprefix(PREFIX), headers=headers)
             answer = connection.getresponse()

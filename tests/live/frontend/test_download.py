@@ -1,10 +1,10 @@
 """GET /generate/download of the real server."""
 
-import http.client
 import socket
 import struct
 import time
 from contextlib import closing
+from http.client import HTTPConnection
 from urllib.parse import urlsplit
 
 import httpx
@@ -242,7 +242,7 @@ def test_resumed_in_pieces_it_is_the_file(server: Frontend, output: str, whole: 
 def test_an_aborted_download_keeps_the_file(server: Frontend, output: str, whole: bytes) -> None:
     address = urlsplit(server.url)
     for _ in range(3):
-        with closing(http.client.HTTPConnection(str(address.hostname), address.port)) as connection:
+        with closing(HTTPConnection(str(address.hostname), address.port)) as connection:
             connection.request("GET", f"/api/v1/generate/download?path={output}")
             connection.getresponse().read(100)
     assert get(server, output).content == whole

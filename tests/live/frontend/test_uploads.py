@@ -1,13 +1,13 @@
 """The upload endpoints of the real server."""
 
 import base64
-import http.client
 import io
 import socket
 import struct
 import time
 from collections.abc import Callable
 from contextlib import closing
+from http.client import HTTPConnection
 from urllib.parse import urlsplit
 
 import httpx
@@ -141,7 +141,7 @@ def test_limits_are_exact(server: Frontend, start_frontend: Callable[..., Fronte
 def test_a_refused_body_is_read_so_that_the_answer_arrives(server: Frontend) -> None:
     """A client that writes 32 MB before it reads gets its answer, not a broken pipe."""
     address = urlsplit(server.url)
-    with closing(http.client.HTTPConnection(str(address.hostname), address.port, timeout=30)) as connection:
+    with closing(HTTPConnection(str(address.hostname), address.port, timeout=30)) as connection:
         connection.request("POST", UPLOAD, body=bytes(32 * 2**20), headers=HEADERS)
         assert connection.getresponse().status == 400
 
@@ -196,7 +196,7 @@ def test_a_body_that_stops_is_answered_in_time(server: Frontend, start_frontend:
     impatient = start_frontend("--triton-url", server.triton_url, body_timeout_s=0.5)
     impatient.wait_healthy()
     address = urlsplit(impatient.url)
-    with closing(http.client.HTTPConnection(str(address.hostname), address.port, timeout=10)) as connection:
+    with closing(HTTPConnection(str(address.hostname), address.port, timeout=10)) as connection:
         connection.putrequest("POST", UPLOAD_DATA)
         connection.putheader("Content-Length", "1000")
         connection.endheaders(b"some")

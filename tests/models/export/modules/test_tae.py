@@ -135,14 +135,8 @@ def test_decoding_in_pieces_equals_the_whole_video_without_its_first_three_frame
 
 
 def test_the_activation_and_the_latents_scale_are_those_of_the_configuration():
-    config = TaeConfig(
-        **{
-            **dict(CONFIG),
-            "activation": "silu",
-            "latents_mean": (0.1, -0.2, 0.3, 0.4),
-            "latents_std": (1.5, 2.0, 0.5, 1.0),
-        }
-    )
+    mean, std = (0.1, -0.2, 0.3, 0.4), (1.5, 2.0, 0.5, 1.0)
+    config = CONFIG.model_copy(update={"activation": "silu", "latents_mean": mean, "latents_std": std})
     weights, encoder, decoder = build(config)
     mean, std = (torch.tensor(values).view(1, -1, 1, 1, 1) for values in (config.latents_mean, config.latents_std))
     pixels, latents = video(1), normal(1, 4, 3, 2, 3)

@@ -1,4 +1,4 @@
-"""Engines of tiny graphs, compiled by TensorRT-RTX for GPUs that are not here; none of them is run."""
+"""Engines of TensorRT-RTX: the builder's configuration, what is built and what is refused."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
-pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: see docs/export.md")
+library = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: see docs/export.md")
 
 from torch import Tensor, nn
 
@@ -19,7 +19,7 @@ from export.lora import attach, read_adapter
 from export.modules.layers import Linear
 from export.onnx_files import to_program, write_onnx
 from export.spec import Axis, Component, GraphSpec, Grid, InputSpec, OutputSpec, Precision, dynamic_shape
-from export.tensorrt import RTX_TARGETS, BuildOptions, build_engine
+from export.tensorrt import RTX_TARGETS, BuildLog, BuildOptions, build_engine, configure, make_logger, save_timing_cache
 from filmstrip.runtime.engines.manifest import Builder
 from tests.models.export.checkpoints import write_checkpoint, write_lora
 
@@ -177,3 +177,35 @@ def test_a_broken_file_is_refused(content: bytes | None, tmp_path: Path):
         (tmp_path / "broken.onnx").write_bytes(content)
     with pytest.raises(BuildFailed, match=r"broken\.onnx can't be parsed"):
         build_engine(tmp_path / "broken.onnx", small(Added()), GRIDS, rtx())
+
+
+@pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
+def test_limits_and_timings_reach_the_library(tmp_path: Path):
+    logger = make_logger(library, BuildLog())
+    builder = library.Builder(logger)
+    options = BuildOptions(
+        Builder.TENSORRT,
+        Precision.FP16,
+        workspace_gib=1.5,
+        optimization_level=1,
+        timing_cache=tmp_path / "timings",
+    )
+    config = builder.create_builder_config()
+    configure(library, config, options)
+    assert config.get_memory_pool_limit(library.MemoryPoolType.WORKSPACE) == 3 << 29
+    assert config.builder_optimization_level == 1
+    save_timing_cache(config, tmp_path / "timings")
+    kept = (tmp_path / "timings").read_bytes()
+    assert kept
+    again = builder.create_builder_config()
+    configure(library, again, options)
+    assert bytes(again.get_timing_cache().serialize()) == kept
+
+
+def test_targets_reach_the_library():
+    logger = make_logger(library, BuildLog())
+    builder = library.Builder(logger)
+    config = builder.create_builder_config()
+    configure(library, config, BuildOptions(Builder.TENSORRT_RTX, Precision.FP16, ("sm75", "sm120")))
+    capabilities = [config.get_compute_capability(index) for index in range(config.num_compute_capabilities)]
+    assert capabilities == [library.ComputeCapability.SM75, library.ComputeCapability.SM120]
