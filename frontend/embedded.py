@@ -85,7 +85,7 @@ def find_server() -> Path:
     if server is None or not (server / "bin" / "tritonserver").is_file():
         raise EmbeddedUnsupported(
             "--embedded needs the nvidia-pytriton wheel, which exists only for Linux on x86-64: install "
-            "filmstrip[embedded] there, or run Triton in a container and set FILMSTRIP_TRITON_URL"
+            "filmstrip[server] there, or run Triton in a container and set FILMSTRIP_TRITON_URL"
         )
     stub = server / "python_backend_stubs" / _python_version() / STUB
     if not stub.is_file():

@@ -2,6 +2,10 @@
 
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +150,7 @@ def test_the_commands_of_tritons_image_exist_with_their_flags(kind: str, command
 
 
 def test_the_frontends_image_asks_for_its_health_where_it_listens() -> None:
-    assert words("frontend", "CMD") == ["python3", "-m", "frontend"]
+    assert words("frontend", "CMD") == ["filmstrip", "serve"]
     assert f"http://127.0.0.1:{Settings.model_fields['port'].default}/health" in images["frontend"]
 
 
@@ -158,6 +162,24 @@ def test_images_copy_what_exists_and_docker_may_see(name: str) -> None:
             assert (ROOT / source).exists(), source
             assert source.split("/")[0] in allowed, source
     assert f"-r deploy/{name}.lock" in "".join(instructions(name, "RUN"))
+
+
+@pytest.mark.parametrize("name", sorted(images))
+def test_what_an_image_copies_is_enough_to_install_the_package(name: str, tmp_path: Path) -> None:
+    ignored = shutil.ignore_patterns("__pycache__")
+    for line in instructions(name, "COPY"):
+        *sources, target = line.split()
+        for source in (ROOT / source for source in sources):
+            if source.is_dir():
+                shutil.copytree(source, tmp_path / target, dirs_exist_ok=True, ignore=ignored)
+            else:
+                (tmp_path / target).parent.mkdir(exist_ok=True)
+                shutil.copy(source, tmp_path / target)
+    build = "import setuptools.build_meta as backend; print(backend.build_wheel('dist'))"
+    built = subprocess.run([sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = (tmp_path / "dist").iterdir()
+    assert {"filmstrip/cli.py", "filmstrip/server/app.py"} <= set(zipfile.ZipFile(wheel).namelist())
 
 
 def test_the_frontends_image_is_light_and_audited() -> None:
