@@ -591,7 +591,8 @@ def _refusal(error: ErrorDetails, body: bytes | bytearray) -> InvalidField:
     match location:
         case ("chunk_specs", int(position), _, *_):
             chunk = json.loads(body)["chunk_specs"][position].get("chunk")
-            where = at_chunk(name, chunk) if type(chunk) is int else name
+            is_short = type(chunk) is int and abs(chunk) < 10**9  # the message is for people, whatever was sent
+            where = at_chunk(name, chunk) if is_short else name
         case _:
             where = name or "body"
     return InvalidField(f"{where}: {_reason(error)}", name or None)
