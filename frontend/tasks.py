@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
-NUM_THREADS = 8  # for files and parsing
+NUM_THREADS = 32  # for files and parsing; so many that some are free while others wait for a slow disk
 _FIRST_OWN_FD = 3  # after the three standard streams
 
 P = ParamSpec("P")
