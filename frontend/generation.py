@@ -9,6 +9,7 @@ import contextlib
 import functools
 import logging
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -140,8 +141,10 @@ class Generation:
         except Exception:
             log.exception("cleaning up after a generation failed")
         finally:
+            self._task = None
             on_end()
             self.events.append(last)
+            _clear_frames(task)
 
     def _last_event(self, task: asyncio.Task[Complete | Cancelled]) -> Complete | Cancelled | ErrorEvent:
         if task.cancelled():
@@ -158,6 +161,18 @@ class Generation:
 
 def _internal_error() -> ErrorEvent:
     return ErrorEvent("internal error; see the server's log", InternalError.code)
+
+
+def _clear_frames(task: asyncio.Task[Complete | Cancelled]) -> None:
+    """Let go of what the frames of a task that failed hold: `TaskGroup` leaves cycles, which would keep it for long."""
+    error: BaseException | None
+    try:
+        error = task.exception()
+    except asyncio.CancelledError as cancelled:
+        error = cancelled
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 @dataclass(frozen=True)
@@ -225,6 +240,7 @@ class ChunkPipeline:
                 tasks.create_task(self._write_chunks(), name="write chunks")
         except ExceptionGroup as failures:
             first: Exception = failures.exceptions[0]
+            failures.__traceback__ = None  # it holds TaskGroup's frame, which holds `failures`: a cycle
             return first
         return None
 

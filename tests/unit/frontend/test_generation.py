@@ -1,0 +1,149 @@
+"""A generation whose model, writing or client fails: what it waits for, what it reports and what it keeps."""
+
+import asyncio
+import contextlib
+import gc
+import weakref
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from filmstrip.contract import Mode, PipelineInfo
+from filmstrip.errors import ClientGone, DiskFull, ModelError
+from filmstrip.models import ErrorEvent
+from frontend.array_plan import Uploads
+from frontend.generation import Generation
+from frontend.plan import Chain, make_plan
+from frontend.relay import ChunkAnswer
+from frontend.request_check import CheckedRequest
+from frontend.schema import GenerateRequest
+from frontend.settings import Settings
+from frontend.store import Draft, Kind, Store
+from frontend.triton import ModelSequence, TritonClient
+from tests.support.aftermath import SOON_S
+
+CHAIN = Chain(PipelineInfo("model", (Mode.TEXT,), chunk_size=4, first_chunk_size=4, height=16, width=16))
+
+
+class Model(TritonClient):
+    """A Triton with one model: each chunk waits for its `go`, and fails if there is an `error`."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__("127.0.0.1:1", settings)
+        self.go = asyncio.Semaphore(0)
+        self.error: type[BaseException] | None = None
+        self.started = asyncio.Semaphore(0)
+        self.num_done = 0
+
+    @contextlib.asynccontextmanager
+    async def registered(self, num_bytes: int, *paths: Path) -> AsyncIterator[tuple[str, ...]]:  # noqa: ARG002
+        yield tuple(path.name for path in paths)
+
+    async def call_model(self, *_: object) -> ChunkAnswer:
+        self.started.release()
+        await self.go.acquire()
+        if self.error is not None:
+            raise self.error("it failed")
+        self.num_done += 1
+        return ChunkAnswer((4, 16, 16, 3), {})
+
+    async def _end(self, sequence: ModelSequence) -> None:
+        """There is nothing to end."""
+
+
+class FullDisk:
+    """From now on what is appended to a file cannot be written, which shows when `show` is set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.show = asyncio.Event()
+        self.shown = asyncio.Event()
+        monkeypatch.setattr(Draft, "append", self._append)
+
+    async def _append(self, *_: bytes | memoryview) -> None:
+        await self.show.wait()
+        self.shown.set()
+        raise DiskFull("the server's disk is full")
+
+
+class Running:
+    """A generation of four chunks that has the slot."""
+
+    def __init__(self, model: Model, store: Store) -> None:
+        request = GenerateRequest(pipeline_id="model", prompt="a cat", num_frames=16)
+        plan = make_plan(request, CHAIN, Uploads(), 2**30)
+        self.plan = weakref.ref(plan)
+        self.generation = Generation("id")
+        self.ended = asyncio.Event()
+        self._buffers = store.shm_prefix("x").removesuffix("-x-")
+        self.generation.start(
+            CheckedRequest(plan, {}, {}),
+            store.draft(Kind.OUTPUT),
+            model,
+            store,
+            uses=contextlib.ExitStack(),
+            on_end=self.ended.set,
+        )
+
+    async def error(self) -> ErrorEvent:
+        """Its last event."""
+        async with asyncio.timeout(SOON_S):
+            await self.ended.wait()
+        last = self.generation.events.last
+        assert isinstance(last, ErrorEvent)
+        return last
+
+    @property
+    def num_mapped(self) -> int:
+        """Staging buffers that are in this process's memory."""
+        return Path("/proc/self/maps").read_text().count(self._buffers)
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Model]:
+    model = Model(Settings(data_dir=tmp_path / "data"))
+    monkeypatch.setattr("frontend.triton.call_model", model.call_model)
+    yield model
+    await model.close()
+
+
+@pytest.fixture
+async def running(model: Model) -> AsyncIterator[Running]:
+    store = Store(model.settings)
+    store.open()
+    running = Running(model, store)
+    await model.started.acquire()
+    yield running
+    running.generation.abort(ClientGone("the test is over"))
+    await running.generation.wait(SOON_S)
+    store.close()
+
+
+@pytest.mark.parametrize("why", ["model", "write", "abort"])
+async def test_a_generation_that_failed_keeps_nothing_until_a_collection(
+    why: str, model: Model, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        assert running.num_mapped == 2
+        if why == "abort":
+            running.generation.abort(ClientGone("the client is gone"))
+        elif why == "model":
+            model.error = ModelError
+            model.go.release()
+        else:
+            FullDisk(monkeypatch).show.set()
+            model.go.release()
+            model.go.release()
+        await running.error()
+        await asyncio.sleep(0)  # asyncio drops the task after its callbacks
+        assert running.plan() is None
+        assert running.num_mapped == 0
+    finally:
+        gc.enable()
