@@ -211,6 +211,7 @@ class ChunkPipeline:
         self._layout = layout
         self._uploads = uploads
         self._sequences = sequences
+        self._write_failed = asyncio.Event()
         self._main = int(request.plan.chain.pre_processor is not None)  # the index of the pipeline's own stage
         self._free: asyncio.Queue[StagingBuffer] = asyncio.Queue(len(buffers))
         self._staged: asyncio.Queue[StagedChunk] = asyncio.Queue(1)
@@ -264,9 +265,11 @@ class ChunkPipeline:
 
     async def _generate_chunks(self, staging: asyncio.Task[None]) -> None:
         num_chunks = len(self._plan.chunks)
-        while self.num_chunks < num_chunks and not self._generation.cancel_requested:
+        while self.num_chunks < num_chunks and not (self._generation.cancel_requested or self._write_failed.is_set()):
             began = time.perf_counter()
             staged = await self._staged.get()
+            if self._write_failed.is_set():
+                break
             frames = await self._generate(staged)
             await self._generated.put((staged, frames))
             latency = time.perf_counter() - began
@@ -279,7 +282,7 @@ class ChunkPipeline:
                 Progress(self.num_chunks, num_chunks, num_frames, round(latency, 6), round(num_frames / latency, 3))
             )
             self._staged.task_done()
-        staging.cancel()  # after a cancel, the next chunk is not needed
+        staging.cancel()  # after a cancel or a failed write, the next chunk is not needed
         await self._generated.put(None)
 
     async def _generate(self, staged: StagedChunk) -> FileSlice:
@@ -302,8 +305,20 @@ class ChunkPipeline:
         return TensorRef.of(contract.INPUT_VIDEO, tuple(shape), place)
 
     async def _write_chunks(self) -> None:
-        while (generated := await self._generated.get()) is not None:
-            staged, frames = generated
-            num_bytes = staged.plan.keep * staged.plan.frames.frame_bytes
-            await self._output.append(staged.buffer.view(frames)[:num_bytes])
-            self._free.put_nowait(staged.buffer)
+        """Write the frames of each chunk; a failure is raised only after the chunk in progress, which is not cancelled.
+
+        A model may take minutes to see that its chunk is cancelled, and the end of its sequence would wait for that.
+        """
+        try:
+            while (generated := await self._generated.get()) is not None:
+                staged, frames = generated
+                num_bytes = staged.plan.keep * staged.plan.frames.frame_bytes
+                try:
+                    await self._output.append(staged.buffer.view(frames)[:num_bytes])
+                finally:
+                    self._free.put_nowait(staged.buffer)
+        except Exception:
+            self._write_failed.set()
+            while (generated := await self._generated.get()) is not None:  # no other task may wait for this one
+                self._free.put_nowait(generated[0].buffer)
+            raise

@@ -147,3 +147,32 @@ async def test_a_generation_that_failed_keeps_nothing_until_a_collection(
         assert running.num_mapped == 0
     finally:
         gc.enable()
+
+
+async def test_a_failed_write_ends_it_after_the_chunk_in_progress(
+    model: Model, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = FullDisk(monkeypatch)
+    model.go.release()
+    await model.started.acquire()  # the second chunk's
+    disk.show.set()
+    await disk.shown.wait()
+    await settle()
+    assert not running.ended.is_set()
+    model.go.release()
+    assert (await running.error()).code == "disk_full"
+    assert model.num_done == 2
+    assert model.started.locked()  # no other
+
+
+async def test_a_failed_write_ends_it_when_the_next_chunk_waits_for_the_buffer(
+    model: Model, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = FullDisk(monkeypatch)
+    model.go.release()
+    await model.started.acquire()  # the second chunk's
+    model.go.release()
+    await settle()
+    disk.show.set()
+    assert (await running.error()).code == "disk_full"
+    assert model.num_done == 2
