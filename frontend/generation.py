@@ -51,7 +51,7 @@ class Generation:
         self.cancel_requested = False
         self.unused: tuple[str, ...] = ()
         self._task: asyncio.Task[Complete | Cancelled] | None = None
-        self._abort_reason: FilmstripError = ClientGone("the client is gone")
+        self._abort_reason: FilmstripError | None = None
 
     def start(
         self,
@@ -85,9 +85,9 @@ class Generation:
         self.cancel_requested = True
 
     def abort(self, reason: FilmstripError) -> None:
-        """End it as soon as the model stops; `reason` becomes its last event."""
+        """End it as soon as the model stops; the reason of the first call becomes its last event."""
         if self._task is not None and not self._task.done():
-            self._abort_reason = reason
+            self._abort_reason = self._abort_reason or reason
             self._task.cancel()
 
     async def wait(self, timeout_s: float) -> None:
@@ -148,7 +148,8 @@ class Generation:
 
     def _last_event(self, task: asyncio.Task[Complete | Cancelled]) -> Complete | Cancelled | ErrorEvent:
         if task.cancelled():
-            return ErrorEvent(self._abort_reason.message, self._abort_reason.code)
+            reason = self._abort_reason or ClientGone("the client is gone")
+            return ErrorEvent(reason.message, reason.code)
         error = task.exception()
         if error is None:
             return task.result()

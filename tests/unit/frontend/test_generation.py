@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from filmstrip.contract import Mode, PipelineInfo
-from filmstrip.errors import ClientGone, DiskFull, ModelError
+from filmstrip.errors import ClientGone, DiskFull, ModelError, ShuttingDown
 from filmstrip.models import ErrorEvent
 from frontend.array_plan import Uploads
 from frontend.generation import Generation
@@ -176,3 +176,11 @@ async def test_a_failed_write_ends_it_when_the_next_chunk_waits_for_the_buffer(
     disk.show.set()
     assert (await running.error()).code == "disk_full"
     assert model.num_done == 2
+
+
+async def test_the_reason_of_the_first_abort_counts(running: Running) -> None:
+    running.generation.abort(ShuttingDown("the server is stopping"))
+    running.generation.abort(ClientGone("the client is gone"))
+    assert (await running.error()).code == "shutting_down"
+    running.generation.abort(ClientGone("the client is gone"))
+    await running.generation.wait(SOON_S)
