@@ -242,6 +242,11 @@ class TritonClient:
             return await _translated(self._relay.call(call))
         except RelayDied:
             raise TritonUnavailable("lost the connection to Triton while generating a chunk") from None
+        except asyncio.CancelledError:
+            if _caller_is_cancelled():
+                raise
+            # gRPC cancelled the call alone, which a `TaskGroup` would take for the quiet end of one of its tasks.
+            raise TritonUnavailable("the call to Triton was cancelled") from None
         except ModelDied:
             if self.health is not None:
                 self.health.on_model_exit(call.model)
@@ -286,6 +291,11 @@ class ModelSequence:
                 f"expected {list(shape)}"
             )
         return answer
+
+
+def _caller_is_cancelled() -> bool:
+    task = asyncio.current_task()  # not in a frame of the traceback: it would be in a cycle with the task
+    return task is not None and task.cancelling() > 0
 
 
 async def _translated(call: Awaitable[T]) -> T:

@@ -184,3 +184,9 @@ async def test_the_reason_of_the_first_abort_counts(running: Running) -> None:
     assert (await running.error()).code == "shutting_down"
     running.generation.abort(ClientGone("the client is gone"))
     await running.generation.wait(SOON_S)
+
+
+async def test_a_call_that_grpc_cancels_is_a_failure_of_triton(model: Model, running: Running) -> None:
+    model.error = asyncio.CancelledError
+    model.go.release()
+    assert (await running.error()).code == "triton_unavailable"
