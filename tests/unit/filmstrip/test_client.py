@@ -374,6 +374,18 @@ def test_one_pipeline():
         client.pipeline("grey")
 
 
+async def test_a_file_is_deleted_only_where_the_answer_has_no_body():
+    gone, page = Answers(204), Answers(200, content=b"<h1>Sign in</h1>")
+    gone.client().delete("output-1")
+    with pytest.raises(UnexpectedAnswer, match="web page"):
+        page.client().delete("output-1")
+    async with gone.async_client() as client:
+        await client.delete("output-1")
+    async with page.async_client() as client:
+        with pytest.raises(UnexpectedAnswer, match="web page"):
+            await client.delete("output-1")
+
+
 # -- Errors -------------------------------------------------------------------------------------------------
 
 
