@@ -78,7 +78,7 @@ OUTPUTS = (FRAMES, REPORT)
 
 
 NUM_SEEDS = 2**63 - 2**20
-"""Models take seeds below this: each latent frame's is added to it, and the sum is a signed 64-bit integer."""
+"""Models take seeds below this: they add the index of a latent frame, and the sum must fit into 64 signed bits."""
 
 
 # -- A chunk's parameters -----------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ class PipelineInfo:
         height: native height in pixels, None for a pipeline that keeps its input's size.
         width: likewise.
         sizes: [height, width] pairs that it supports; empty if every multiple of the granularity is supported.
-        max_references: reference images of one chunk at most, None where the contract's own limit is the only one.
+        max_references: reference images of one chunk at most, None if only the API's own limit applies.
         latent_frames: latent frames of a chunk that continues another, None without latents.
         features: see `Features`.
         defaults: the pipeline's own defaults, for display (`denoising_steps`, for example).
