@@ -66,7 +66,6 @@ _EXIT_CODES = (
     "Exit codes: 0 success, 1 failure, 2 wrong usage, 3 server not reached, 4 server busy,"
     " 129, 130 or 143 ended by SIGHUP, Ctrl-C or SIGTERM."
 )
-_PLACEHOLDER_PROMPT = "video"
 _PIPE_WIDTH = 10_000
 
 _EXAMPLES = """
@@ -456,7 +455,7 @@ def generate(
         source = _Input.of(video, frame_size, num_frames) if video else None
         request: GenerateFields = {
             "pipeline_id": pipeline_id,
-            "prompt": prompt or _PLACEHOLDER_PROMPT,
+            "prompt": prompt or "",
             "num_frames": num_frames or (source.shape.frames if source else None),
             "height": size[0] if size else None,
             "width": size[1] if size else None,

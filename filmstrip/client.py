@@ -50,6 +50,7 @@ from filmstrip.connection import (
 from filmstrip.errors import (
     ClientError,
     ConnectionFailed,
+    FilmstripError,
     ServerUnreachable,
     TimedOut,
     UnexpectedAnswer,
@@ -102,6 +103,7 @@ __all__ = [
     "ConnectionFailed",
     "ErrorEvent",
     "Event",
+    "FilmstripError",
     "GenerateFields",
     "Health",
     "LoadAnswer",

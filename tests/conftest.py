@@ -1,6 +1,7 @@
 """Tiers and groups of tests, and the servers that they share: the real frontend on the real Triton."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -39,6 +40,8 @@ EXPORT_S = 600
 
 # The networks of the tests are tiny: a second thread of PyTorch would only wait, and take a core from the servers.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where the tests run under nohup, what they start would ignore SIGHUP, too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # How long an example takes says something about the machine, not about the code.
 hypothesis.settings.register_profile("filmstrip", deadline=None, print_blob=True)

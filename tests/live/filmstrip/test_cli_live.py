@@ -21,7 +21,7 @@ from filmstrip.video import count_frames, probe, read_frames, write_video
 from tests.support.server import MODEL_NAMES, MODELS, PROXIES, ROOT
 from tests.unit.filmstrip.test_video_sound import with_sound
 
-LONG = 3000  # frames: too many to be done before a test acts on the first chunk
+LONG = 3000  # frames: two minutes of chunks, so that a test can act on the first
 
 
 @pytest.fixture
@@ -112,24 +112,25 @@ def test_what_the_server_refuses_is_one_line(run, clip, tmp_path, arguments, nam
     assert not (tmp_path / "out.mp4").exists()
 
 
-def started(server, clip: Path, out: Path, num_frames: int, *options: str) -> subprocess.Popen[str]:
-    """A long generation as a process of its own, past its first chunk."""
-    command = [sys.executable, "-m", "filmstrip.cli", "generate", "-p", "optical-flow", "--server", server.url]
+def started(server, clip: Path, out: Path, chunk_s: float = 0.5) -> subprocess.Popen[str]:
+    """A generation of LONG frames as a process of its own, past its first chunk."""
+    slow = (f"!sleep {chunk_s}", "-p", "probe")
+    command = [sys.executable, "-m", "filmstrip.cli", "generate", *slow, "--server", server.url]
     process = subprocess.Popen(
-        [*command, "--video", str(clip), "--frames", str(num_frames), "-o", str(out), *options],
+        [*command, "--video", str(clip), "--frames", str(LONG), "-o", str(out)],
         cwd=ROOT,
         env=os.environ | PROXIES,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert f"chunk 1/{num_frames // 12}" in process.stderr.readline()
+    assert "chunk 1/" in process.stderr.readline()
     return process
 
 
 def test_an_interrupt_keeps_the_frames_made_so_far(server, clip, tmp_path):
     out = tmp_path / "out.mp4"
-    with started(server, clip, out, LONG) as process:
+    with started(server, clip, out) as process:
         os.kill(process.pid, signal.SIGINT)
         stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
@@ -144,8 +145,7 @@ def test_an_interrupt_keeps_the_frames_made_so_far(server, clip, tmp_path):
 
 def test_a_second_interrupt_leaves_at_once(server, clip, tmp_path):
     out = tmp_path / "out.mp4"
-    # Frames large enough that the chunk under way outlasts the moment between the two.
-    with started(server, clip, out, 600, "--size", "512x512") as process:
+    with started(server, clip, out, chunk_s=5) as process:  # the chunk outlasts the moment between the two
         os.kill(process.pid, signal.SIGINT)
         while "Ctrl-C again" not in (line := process.stderr.readline()):
             assert line, "the command ended after the first interrupt"
@@ -224,7 +224,7 @@ def line_with(process: subprocess.Popen[str], text: str) -> str:
 
 
 def test_a_busy_server_is_an_exit_code_or_is_waited_for(server, run, clip, tmp_path):
-    with started(server, clip, tmp_path / "first.mp4", LONG) as first:
+    with started(server, clip, tmp_path / "first.mp4") as first:
         refused = run("generate", "-p", "gray", "--video", clip, "-o", tmp_path / "out.mp4")
         assert refused.exit_code == 4
         assert "--wait" in refused.stderr

@@ -211,7 +211,7 @@ def test_a_generation_that_fails_under_way_leaves_no_file(tmp_path, answer):
     )
     result = run("generate", "-p", "longlive", "-o", tmp_path / "out.mp4")
     assert (result.exit_code, result.stderr) == (1, "Error: the model broke\n")
-    assert json.loads(requests[-1].content) == {"pipeline_id": "longlive", "prompt": "video"}
+    assert json.loads(requests[-1].content) == {"pipeline_id": "longlive", "prompt": ""}
     assert list(tmp_path.iterdir()) == []
 
 
