@@ -1,7 +1,7 @@
 # make demo: set everything up and generate a video. make test: set everything up and run the quick tests.
 PYTHON ?= python3
 PIP_TORCH ?= torch==2.13.0
-# Processes that share the tests; tests of one server are one process's.
+# Number of processes that run the tests. All tests of a shared server run in the same one.
 TEST_WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin

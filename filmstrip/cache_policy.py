@@ -1,4 +1,4 @@
-"""When a chunk starts with empty caches: the rule that the frontend's plan and the runtime share.
+"""When a chunk starts with empty caches: the plan decides by this rule, and the model obeys the chunk's `reset`.
 
 A reset clears the KV cache, the VAE feature caches, the blend of prompts and the frame index, and turns its
 chunk into a first chunk again (for longlive: 9 pixel frames in text mode instead of 12).
@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from filmstrip.contract import Mode, Prompt
 
 LATENT_INDEX_LIMIT = 1024
-"""RoPE tables hold this many latent frames; a chunk must end within them."""
+"""A chunk that would bring the latent frames since the last reset to this many is reset.
+
+Wan 2.1's RoPE tables, `rope_params(1024, ...)`, have this many positions. The runtime computes RoPE for any position;
+the limit keeps it to those that the original code can generate.
+"""
 
 
 @dataclass(frozen=True)

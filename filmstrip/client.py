@@ -36,7 +36,6 @@ from urllib.parse import quote
 import httpx
 import httpx_sse
 import numpy as np
-from pydantic import ValidationError
 
 from filmstrip.connection import (
     TIMEOUT_S,
@@ -172,7 +171,7 @@ class _Call(Generic[AnswerT]):
             raise read_error(response)
         try:
             return self.read(response.content)
-        except ValidationError:
+        except ValueError:  # pydantic's ValidationError is one, too
             raise unexpected(response) from None
 
     def is_stream(self, response: httpx.Response) -> bool:
@@ -250,7 +249,7 @@ def _download_call(output_path: str, *, header_only: bool = False) -> _Call[None
 
 def _delete_call(name: str) -> _Call[None]:
     """Delete a stored file; the answer has no body."""
-    return _Call("DELETE", f"/api/v1/files/{quote(name, safe='')}", _nothing)
+    return _Call("DELETE", f"/api/v1/files/{quote(name, safe='')}", _no_body)
 
 
 def _request_of(request: Mapping[str, Any] | None, fields: Mapping[str, object]) -> dict[str, Any]:
@@ -280,7 +279,17 @@ def _binary(num_bytes: int | None) -> dict[str, str]:
 
 
 def _nothing(_body: bytes) -> None:
-    """The answer has no body, or is read as a stream."""
+    """The answer is read as a stream."""
+
+
+def _no_body(body: bytes) -> None:
+    """The answer has no body; a login page that a network answers with has one.
+
+    Raises:
+        ValueError: it has one.
+    """
+    if body:
+        raise ValueError("the answer has a body")
 
 
 # -- The clients --------------------------------------------------------------------------------------------------

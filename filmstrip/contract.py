@@ -6,7 +6,7 @@ sequence flags. What a pipeline is and supports is stored in the `parameters` of
 knows no model by name.
 """
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
@@ -78,7 +78,7 @@ OUTPUTS = (FRAMES, REPORT)
 
 
 NUM_SEEDS = 2**63 - 2**20
-"""Models take seeds below this: each latent frame's is added to it, and the sum is a signed 64-bit integer."""
+"""Models take seeds below this: they add the index of a latent frame, and the sum must fit into 64 signed bits."""
 
 
 # -- A chunk's parameters -----------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ class PipelineInfo:
         height: native height in pixels, None for a pipeline that keeps its input's size.
         width: likewise.
         sizes: [height, width] pairs that it supports; empty if every multiple of the granularity is supported.
-        max_references: reference images of one chunk at most, None where the contract's own limit is the only one.
+        max_references: reference images of one chunk at most, None if only the API's own limit applies.
         latent_frames: latent frames of a chunk that continues another, None without latents.
         features: see `Features`.
         defaults: the pipeline's own defaults, for display (`denoising_steps`, for example).
@@ -307,10 +307,24 @@ _PIPELINE_INFO = TypeAdapter(PipelineInfo)
 def _parameter(name: str, text: str) -> Any:
     try:
         value = from_json(text)
-        json.dumps(value, allow_nan=False)  # no answer can carry infinity, which 1e999 is
     except ValueError:
         raise ValueError(f"parameter {name!r} must be JSON, got {text[:80]!r}") from None
+    if not _is_plain(value):
+        raise ValueError(f"parameter {name!r} has a value that no answer can carry: {text[:80]!r}")
     return value
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    """Whether any client can read a value in an answer: finite numbers of usual size, in few levels."""
+    if isinstance(value, list | dict):
+        parts = value.values() if isinstance(value, dict) else value
+        return depth < _MAX_DEPTH and all(_is_plain(part, depth + 1) for part in parts)
+    if isinstance(value, float):
+        return math.isfinite(value)  # 1e999 is not
+    return value is None or isinstance(value, str) or abs(value) < 2**64
+
+
+_MAX_DEPTH = 20  # nested lists and objects in a parameter
 
 
 def numpy_dtype(spec: TensorSpec) -> np.dtype[Any]:

@@ -6,7 +6,17 @@ Keys that this version does not know are kept by the models, and left out of the
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from filmstrip.errors import ERRORS, FilmstripError, ModelError, UnexpectedAnswer
 from filmstrip.wire import VideoShape
@@ -103,8 +113,16 @@ class PipelineInfo(_Answer):
     features: PipelineFeatures | None = None
     defaults: dict[str, Any] | None = None
     loaded: bool = True
-    state: str = "ready"
+    state: str = Field(default="", validate_default=True)
     reason: str | None = None
+
+    @field_validator("state", mode="before")
+    @classmethod
+    def _state_of_loaded(cls, state: object, info: ValidationInfo) -> object:
+        """Some servers only say whether it is loaded."""
+        if state not in ("", None):
+            return state
+        return "ready" if info.data.get("loaded", True) else "unloaded"
 
     @property
     def native_size(self) -> tuple[int, int] | None:

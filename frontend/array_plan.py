@@ -150,7 +150,7 @@ def own_video(
             "input_video_shape", f"{counted(shape.channels, 'channel')}, the models take {MODEL_CHANNELS}"
         )
     if not any_size and (shape.height, shape.width) != size:
-        raise spec_ref.refuse("input_video_shape", f"frames of {shape.height} x {shape.width}, {_wants(size)}")
+        raise spec_ref.refuse("input_video_shape", f"frames of {shape.width}x{shape.height}, {_wants(size)}")
     return _video(Source.BLOB, offset, fit_runs(count, shape.frames), count, shape)
 
 
@@ -172,7 +172,7 @@ def vace_arrays(spec_ref: SpecRef, count: int, size: tuple[int, int], blob_bytes
                 f"{name}_shape", f"{counted(depth, 'channel')}, must be {' or '.join(map(str, channels))}"
             )
         if (height, width) != size:
-            raise spec_ref.refuse(f"{name}_shape", f"frames of {height} x {width}, {_wants(size)}")
+            raise spec_ref.refuse(f"{name}_shape", f"frames of {width}x{height}, {_wants(size)}")
         frame_bytes = height * width * spec.itemsize
         kept = min(num_frames, count) if spec_ref.spec.vace_temporally_locked else num_frames
         if kept == num_frames:
@@ -205,4 +205,5 @@ def _video(source: Source, offset: int, runs: Sequence[FrameRun], count: int, sh
 
 
 def _wants(size: tuple[int, int]) -> str:
-    return f"the generation has {size[0]} x {size[1]}"
+    height, width = size
+    return f"the generation has {width}x{height}"

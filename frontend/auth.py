@@ -1,4 +1,4 @@
-"""AccessControl control: API keys, host names, and the origins of web pages."""
+"""Access control: API keys, host names, and the origins of web pages."""
 
 import hashlib
 import hmac

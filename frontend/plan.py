@@ -467,10 +467,10 @@ def frame_size(
         sides.append(side)
     size = sides[0], sides[1]
     if pipeline.sizes and size not in pipeline.sizes:
-        known = ", ".join(f"{height}x{width}" for height, width in pipeline.sizes)
+        known = ", ".join(f"{width}x{height}" for height, width in pipeline.sizes)
         field = "width" if requested[0] is None and requested[1] is not None else "height"
         raise InvalidField(
-            f"{field}: {pipeline.id} does not support {size[0]}x{size[1]}; exported sizes: {known}", field
+            f"{field}: {pipeline.id} does not support {size[1]}x{size[0]}; exported sizes: {known}", field
         )
     return size
 

@@ -9,17 +9,18 @@ import asyncio
 import contextlib
 import functools
 import itertools
+import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Annotated, Any, ClassVar, Self, cast
 
 import numpy as np
 import tritonclient.grpc as triton_grpc
 import tritonclient.grpc.aio as triton_aio
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
 from tritonclient.grpc import InferenceServerClientPlugin
 from tritonclient.utils import InferenceServerException
 
@@ -29,6 +30,8 @@ from filmstrip.errors import UnknownPath
 from filmstrip.triton_server import NO_PROXY, SECRET_HEADER
 
 from .tasks import spawn
+
+log = logging.getLogger(__name__)
 
 GRPC_MESSAGE_BYTES = 2**31 - 1
 CHANNEL_ARGUMENTS = [  # they replace all of tritonclient's defaults
@@ -62,6 +65,18 @@ def connect(url: str, secret: str) -> triton_aio.InferenceServerClient:
     return client
 
 
+def _path_to_text(path: Path) -> str:
+    return os.fsencode(path).decode("latin-1")
+
+
+def _path_from_text(text: str) -> Path:
+    return Path(os.fsdecode(text.encode("latin-1")))
+
+
+_AnyPath = Annotated[Path, PlainSerializer(_path_to_text), PlainValidator(_path_from_text)]
+"""A path that JSON can carry even where its bytes are not UTF-8."""
+
+
 @dataclass(frozen=True)
 class FileSlice:
     """Bytes of a file, where an array lies.
@@ -73,7 +88,7 @@ class FileSlice:
         num_bytes: of the array.
     """
 
-    path: Path
+    path: _AnyPath
     region: str | None
     offset: int
     num_bytes: int
@@ -180,8 +195,8 @@ def _stages(report: Any) -> Mapping[str, float]:
     """The stages in the REPORT tensor, if the model sent one."""
     try:
         return _REPORT.validate_json(report[0]).stages if report is not None and report.size else {}
-    except ValidationError as error:
-        raise InferenceServerException(f"bad report: {error}") from None
+    except ValidationError:
+        raise InferenceServerException("the model sent a report that cannot be read") from None
 
 
 def _input(tensor: TensorRef) -> triton_grpc.InferInput:
@@ -230,14 +245,36 @@ class _Message:
 class _Reply:
     """A line from the relay: the answer to a call, or Triton's error."""
 
+    __pydantic_config__: ClassVar = ConfigDict(ser_json_inf_nan="constants")  # a model may report any seconds
+
     number: int
     answer: ChunkAnswer | None = None
     error: str = ""
     status: str | None = None
 
 
+@dataclass(frozen=True)
+class _ReplyNumber:
+    """What must be readable of a reply, so that its call need not wait for ever."""
+
+    number: int
+
+
 _MESSAGE = TypeAdapter(_Message)
 _REPLY = TypeAdapter(_Reply)
+_REPLY_NUMBER = TypeAdapter(_ReplyNumber)
+
+
+def _parse_reply(line: bytes) -> _Reply:
+    """The reply in a line; an error in its place if only its number can be read.
+
+    Raises:
+        ValidationError: not even that can be read.
+    """
+    try:
+        return _REPLY.validate_json(line)
+    except ValidationError:
+        return _Reply(_REPLY_NUMBER.validate_json(line).number, error="the relay sent an answer that cannot be read")
 
 
 class RelayDied(Exception):
@@ -293,7 +330,7 @@ class Relay:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
             await self._process.wait()
-            await self._reader
+            await asyncio.wait([self._reader])
             self._process = None
 
     async def _running(self) -> asyncio.subprocess.Process:
@@ -323,11 +360,13 @@ class Relay:
         waiting = self._waiting[process]
         try:
             async for line in answers:
-                reply = _REPLY.validate_json(line)
+                reply = _parse_reply(line)
                 future = waiting.get(reply.number)
                 if future is not None and not future.done():
                     future.set_result(reply)
             await process.wait()
+        except ValidationError:  # whose answer it is cannot be told, so the process's other calls end too
+            log.error("the relay sent a line that cannot be read")
         finally:
             del self._waiting[process]
             if process.returncode is None:

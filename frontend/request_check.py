@@ -64,7 +64,7 @@ class _Check:
     is_cancelled: bool = False
 
     def stop(self, info_timeout_s: float = 0.0) -> None:
-        """Stop looking; the pipelines may take `info_timeout_s` longer to be found."""
+        """Stop the search. While the pipelines are not known yet, it may go on for `info_timeout_s`."""
         if self.task is None:
             return
         if self.chain is None:

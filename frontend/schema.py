@@ -196,11 +196,8 @@ else:
     )
 
 
-class ChunkSpec(_ChunkOverrides):
-    """Overrides of the request for one chunk; only prompts stay in force for later chunks.
-
-    In an optional field null, "" and [] mean unset: the request's value. `text` takes "" as the empty prompt.
-    """
+class _ChunkStart(_Model):
+    """The chunk and what it starts with; a base of its own because fields are checked base by base."""
 
     _prompt_texts = frozenset({"text"})
 
@@ -214,13 +211,14 @@ class ChunkSpec(_ChunkOverrides):
         None, description="Chunks that the transition takes; 0 snaps. 4 if target prompts are given."
     )
     transition_method: Annotated[Interpolation | None, Needs("prompts")] = None
-    first_frame_image: Annotated[ImageSource | None, Needs("vace")] = Field(
-        None, description="Asset or data URL that the chunk starts with."
-    )
-    last_frame_image: Annotated[ImageSource | None, Needs("vace")] = Field(
-        None, description="Asset or data URL that the chunk ends with."
-    )
-    vace_ref_images: Annotated[_RefImages | None, Needs("vace")] = None
+
+
+class ChunkSpec(_ChunkOverrides, _ChunkStart):
+    """Overrides of the request for one chunk; only prompts stay in force for later chunks.
+
+    In an optional field null, "" and [] mean unset: the request's value. `text` takes "" as the empty prompt.
+    """
+
     seed: Seed | None = Field(None, description="As in the request, except -1.")  # type: ignore[assignment]
     reset_cache: Annotated[Bool, Needs("cache")] = False
     vace_temporally_locked: Annotated[Bool, Needs("vace")] = Field(
@@ -237,6 +235,13 @@ class ChunkSpec(_ChunkOverrides):
     )
     vace_masks_offset: Annotated[Offset | None, Needs("vace")] = Field(
         None, description="Bytes from the start of the blob."
+    )
+    vace_ref_images: Annotated[_RefImages | None, Needs("vace")] = None
+    first_frame_image: Annotated[ImageSource | None, Needs("vace")] = Field(
+        None, description="Asset or data URL that the chunk starts with."
+    )
+    last_frame_image: Annotated[ImageSource | None, Needs("vace")] = Field(
+        None, description="Asset or data URL that the chunk ends with."
     )
     input_video_shape: VideoDimensions | None = Field(None, description="[T, H, W, C] of uint8 in the blob.")
     input_video_offset: Offset | None = Field(None, description="Bytes from the start of the blob.")
@@ -297,8 +302,11 @@ _MARKED = {
     for mark in field.metadata
     if isinstance(mark, Needs)
 }
-FEATURE_OF_FIELD = {name: mark.feature for name, mark in _MARKED.items()}
-"""The feature that each field needs; fields that every pipeline supports are not in it."""
+_CHECKED = ("seed", "noise", "cache", "denoising_steps", "loras", "vace", "prompts")
+FEATURE_OF_FIELD = {
+    name: mark.feature for name, mark in sorted(_MARKED.items(), key=lambda marked: _CHECKED.index(marked[1].feature))
+}
+"""The feature that each field needs, in the order in which they are checked; every pipeline supports other fields."""
 GENERIC_FIELDS = frozenset(name for name, mark in _MARKED.items() if mark.generic)
 """What generic clients always send: accepted by any pipeline."""
 

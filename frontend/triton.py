@@ -67,7 +67,10 @@ class ModelHealth(Protocol):
 
 
 class TritonClient:
-    """One Triton server; its calls only raise errors of `filmstrip.errors`.
+    """One Triton server; no call raises an error of tritonclient.
+
+    Most raise errors of `filmstrip.errors`. Callers of `registered`, `load_model` and `unload_model` also handle
+    SharedMemoryRefused and TritonRefused, which never reach a client.
 
     Attributes:
         url: of its gRPC port.
@@ -299,7 +302,7 @@ def _caller_is_cancelled() -> bool:
 
 
 async def _translated(call: Awaitable[T]) -> T:
-    """Await a call of tritonclient; this is the one place that translates its errors."""
+    """Await a call of tritonclient and translate its errors by `_to_filmstrip_error`."""
     try:
         return await call
     except InferenceServerException as error:

@@ -32,9 +32,9 @@ SMOKE = (
     "live/frontend/test_uploads.py",
     "live/runtime/test_triton_models.py",
 )
-"""What `make test` runs of `live`: each of the ways to the server, once through."""
+"""The live tests that `make test` runs: each way to reach the server, once."""
 SHARED = ("small_server", "longlive", "victim", "server")
-"""Servers that one worker has, with all tests that use them: a test with two goes to the first."""
+"""Servers whose tests all run in one worker; a test that uses two runs with the one named first."""
 EXPORT_S = 600
 """For tests that may be the first to need an export, which takes a minute or more."""
 
@@ -70,7 +70,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(tier)
         if path.as_posix() in SMOKE:
             item.add_marker("smoke")
-        # Whoever shares no server shares at least the fixtures of its file.
+        # Tests that share no server may still share the fixtures of their file.
         item.add_marker(pytest.mark.xdist_group(servers[0] if servers else path.as_posix()))
         if any(name.endswith("_repository") for name in fixtures) and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(EXPORT_S))
@@ -88,7 +88,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
 
 @pytest.fixture(scope="session")
 def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
-    """Another embedded server, which tests may hurt: it comes back by itself, soon as its models are few."""
+    """Another embedded server, which tests may damage: it recovers by itself, and quickly with so few models."""
     models = tmp_path_factory.mktemp("victims-models")
     for name in ("probe", "passthrough", "gray"):
         (models / name).symlink_to(Path(MODELS) / name)

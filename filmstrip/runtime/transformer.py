@@ -1,7 +1,7 @@
 """The causal transformer: its passes, the window of latent frames that each sees, the KV cache, rotary positions.
 
-`FrameWindow` is pure arithmetic on frames counted from the last reset; `KvCache` holds the tensors. A frame's slot
-follows from its number alone, and so does all that is cached after so many frames.
+`FrameWindow` is pure arithmetic on frames counted from the last reset; `KvCache` holds the tensors. The number of a
+frame determines its slot, and the number of frames so far determines what is cached.
 """
 
 import math

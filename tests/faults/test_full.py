@@ -134,14 +134,14 @@ def test_finished_videos_can_be_had_from_a_full_disk(small_disk: Frontend) -> No
 
 
 def test_no_room_for_the_arrays_of_a_chunk(victim: Frontend, tmp_path: Path) -> None:
-    """By gRPC the lanes lie on disk."""
+    """Without shared memory, the staging buffers are on disk."""
     disk = {tmp_path / "data": f"size={16 * MIB}"}
     settings = {"shared_memory": False, "store_disk_share": 1}
     output_bytes = 9 * 64 * 96 * 3
     with (
         mounted_frontend(tmp_path, "--triton-url", victim.triton_url, mounts=disk, **settings) as frontend,
         harmless(frontend),
-        filled(frontend.data_dir, leave_bytes=2 * output_bytes),  # two lanes take more
+        filled(frontend.data_dir, leave_bytes=2 * output_bytes),  # two staging buffers take more
     ):
         assert error_of(frontend.generate(pipeline_id="probe", prompt="x", num_frames=9)) == "disk_full"
 

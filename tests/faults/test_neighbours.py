@@ -83,7 +83,7 @@ def test_another_user_cannot_call_triton_or_see_pixels(start_frontend: Callable[
         processes = [frontend.process.pid, *(process.pid for process in family(frontend))]
         ours = {str(path) for pid in processes for path in mapped(pid)}
         shm = [path for path in Path("/dev/shm").iterdir() if str(path) in ours]
-        assert len(shm) > len(frontend.in_shm()) >= 2  # Triton's for each model; lanes and the upload
+        assert len(shm) > len(frontend.in_shm()) >= 2  # Triton's for each model; staging buffers and the upload
         secret = [*shm, socket.parent, frontend.data_dir, *(Path(f"/proc/{pid}/environ") for pid in processes)]
         secret += [path for path in frontend.data_dir.rglob("*") if path.is_file()]
         assert open_to_another([socket], secret) == []

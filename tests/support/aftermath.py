@@ -16,8 +16,8 @@ from tests.support import http
 from tests.support.server import Frames, Frontend
 
 PROBE = {"pipeline_id": "probe", "prompt": "x", "num_frames": 33}
-# A stream of this, with a comment in each millisecond of silence, is more than any kernel keeps for a narrow RawClient
-# that does not read: the server's writes stall.
+# With a comment in each millisecond of silence, this stream is longer than what any kernel buffers for a narrow
+# RawClient that does not read: the server's writes stall.
 NUM_LONG_CHUNKS = 10_000 // 9 + 1
 LONG = {
     "pipeline_id": "probe",
@@ -27,7 +27,7 @@ LONG = {
 }
 CHATTY_S = 0.001
 SOON_S = 5.0
-"""What a busy machine keeps, and what is not meant to happen does not: it takes ten seconds, or for ever."""
+"""A limit that a busy machine keeps. What must not happen takes ten seconds or longer, so the limit excludes it."""
 MODELS_WITH_STATE = ("probe", "passthrough")
 
 
@@ -118,5 +118,5 @@ def is_generating(frontend: Frontend) -> bool:
 
 
 def noise(num_frames: int, height: int = 64, width: int = 96) -> Frames:
-    """A video that no compression and no chance makes the same twice."""
+    """A video of random pixels: it hardly compresses, and no frame equals another."""
     return np.random.default_rng(num_frames).integers(0, 256, (num_frames, height, width, 3), np.uint8)

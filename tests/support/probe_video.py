@@ -1,4 +1,4 @@
-"""What the probe model makes in text mode, worked out by another hand."""
+"""The frames that the probe model makes in text mode, computed by other code than the model's."""
 
 import numpy as np
 

@@ -167,17 +167,17 @@ class Frontend(Process):
             raise
 
     def replace(self) -> None:
-        """Another process under the same settings in its place, with a folder of its own: this one has fallen ill."""
+        """Replace a process that no longer works by another with the same settings and a new folder."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.stop()
         self._start(self.folder.with_name(f"{self.folder.name}+"))
         self.wait_healthy()
 
     def illness(self, *, ask: bool = True, timeout_s: float = 40) -> str | None:
-        """Why it cannot serve another test, as far as waiting does not help; None where it can.
+        """Why it cannot serve another test, even after a wait; None if it can.
 
         Args:
-            ask: else only its process is looked at.
+            ask: if false, only check that its process is alive.
             timeout_s: how long it may take to be healthy and idle.
         """
         deadline = time.monotonic() + timeout_s

@@ -1,4 +1,4 @@
-"""A plugin of pytest (`-p tests.support.setup_alone`) that hides what `make torch` and `make test` install."""
+"""A plugin of pytest (`-p tests.support.setup_alone`) that hides what `make torch` and `make test-setup` install."""
 
 import sys
 from importlib.abc import MetaPathFinder

@@ -156,7 +156,7 @@ def test_a_refused_field_is_shown_on_its_node(real: RealComfyUI, server: Fronten
 
 
 def test_a_text_that_cannot_be_read_is_refused_before_anything_runs(real: RealComfyUI, server: Frontend):
-    assert "is not like '4: a dog'" in real.refusal(workflow("text_to_video", server, schedule="a cat"))
+    assert "must look like '4: a dog'" in real.refusal(workflow("text_to_video", server, schedule="a cat"))
     assert "is not the address of a server" in real.refusal(workflow("text_to_video", server, address="localhost"))
 
 

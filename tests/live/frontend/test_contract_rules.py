@@ -115,11 +115,11 @@ BLOB_RULES = [
     ({"vace_frames_offset": -1}, "vace_frames_offset", "-1"),
     ({"vace_frames_shape": [1, 3, 12, 64]}, "vace_frames_shape", "5"),
     ({"vace_frames_shape": [1, 3, 0, 64, 96]}, "vace_frames_shape[2]", "0"),
-    ({"vace_frames_shape": [1, 3, 12, 32, 96]}, "vace_frames_shape", "64 x 96"),
+    ({"vace_frames_shape": [1, 3, 12, 32, 96]}, "vace_frames_shape", "96x64"),
     ({"vace_frames_shape": [1, 2, 12, 64, 96]}, "vace_frames_shape", "channels"),
     ({"vace_frames_shape": [2, 3, 6, 64, 96]}, "vace_frames_shape", "batch"),
     ({"vace_masks_offset": 0, "vace_masks_shape": [1, 3, 1, 64, 96]}, "vace_masks_shape", "channels"),
-    ({"input_video_offset": 0, "input_video_shape": [1, 32, 96, 3]}, "input_video_shape", "64 x 96"),
+    ({"input_video_offset": 0, "input_video_shape": [1, 32, 96, 3]}, "input_video_shape", "96x64"),
     ({"input_video_offset": 0, "input_video_shape": [1, 64, 96, 1]}, "input_video_shape", "channel"),
     ({"input_video_offset": BYTES, "input_video_shape": [1, 64, 96, 3]}, "input_video_offset", "ends at"),
 ]

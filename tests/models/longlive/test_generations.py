@@ -102,7 +102,7 @@ def test_cancel_lets_the_chunk_finish(longlive: Frontend):
 @pytest.mark.parametrize(
     ("request_", "field", "named"),
     [
-        ({"height": 128}, "height", "64x64, 64x96"),
+        ({"height": 128}, "height", "64x64, 96x64"),
         ({"lora_scales": {"ghibli": 1}}, "lora_scales", "ink, neon"),
         ({"width": 65}, "width", "multiple of 16"),
         ({"chunk_specs": [{"chunk": 0, "vace_ref_images": [IMAGE] * 5}]}, "chunk_specs[0].vace_ref_images", "4 images"),

@@ -54,7 +54,7 @@ def array_of(tensor: Any) -> NDArray[Any]:
 
 
 def workflow(name: str, server: Frontend, **replaced: Any) -> dict[str, Any]:
-    """An example workflow, with this server, and the probe in place of the generator that is still to come."""
+    """An example workflow on this server, with the probe in place of `longlive`, which needs an export."""
     text = (WORKFLOWS / f"{name}.json").read_text().replace('"longlive"', '"probe"')
     graph: dict[str, Any] = json.loads(text.replace("http://127.0.0.1:8000", server.url))
     for node in graph.values():

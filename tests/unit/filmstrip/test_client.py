@@ -374,6 +374,36 @@ def test_one_pipeline():
         client.pipeline("grey")
 
 
+@pytest.mark.parametrize(
+    ("answer", "state"),
+    [
+        ({}, "ready"),
+        ({"loaded": True}, "ready"),
+        ({"loaded": False}, "unloaded"),
+        ({"loaded": False, "state": None}, "unloaded"),
+        ({"loaded": True, "state": None}, "ready"),
+        ({"loaded": False, "state": ""}, "unloaded"),
+        ({"loaded": False, "state": "failed"}, "failed"),
+        ({"loaded": True, "state": "loading"}, "loading"),
+    ],
+)
+def test_a_server_that_gives_no_state_says_by_loaded_whether_a_pipeline_is_ready(answer, state):
+    (pipeline,) = Answers(json={"pipelines": [{"id": "gray", "sizes": [[64, 96]], **answer}]}).client().pipelines()
+    assert (pipeline.state, pipeline.sizes) == (state, [(64, 96)])
+
+
+async def test_a_file_is_deleted_only_where_the_answer_has_no_body():
+    gone, page = Answers(204), Answers(200, content=b"<h1>Sign in</h1>")
+    gone.client().delete("output-1")
+    with pytest.raises(UnexpectedAnswer, match="web page"):
+        page.client().delete("output-1")
+    async with gone.async_client() as client:
+        await client.delete("output-1")
+    async with page.async_client() as client:
+        with pytest.raises(UnexpectedAnswer, match="web page"):
+            await client.delete("output-1")
+
+
 # -- Errors -------------------------------------------------------------------------------------------------
 
 

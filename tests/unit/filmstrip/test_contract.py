@@ -174,12 +174,22 @@ def test_the_first_chunk_is_as_long_as_the_others_unless_said():
         {"defaults": '{"x": 1e999}'},
         {"defaults": '{"\\udc80": 1}'},
         {"defaults": '{"x": ' + "[" * 300 + "]" * 300 + "}"},
+        {"defaults": '{"x": ' + "[" * 20 + "]" * 20 + "}"},
+        {"defaults": '{"x": 18446744073709551616}'},
+        {"defaults": '{"x": -18446744073709551616}'},
     ],
 )
 def test_bad_facts_name_their_pipeline(change):
     parameters = {key: value for key, value in (LONGLIVE | change).items() if value is not ...}
     with pytest.raises(ValueError, match=r"config\.pbtxt of longlive"):
         PipelineInfo.from_parameters("longlive", parameters)
+
+
+def test_defaults_may_be_as_deep_and_as_large_as_clients_can_read():
+    defaults = '{"seed": 18446744073709551615, "x": ' + "[" * 19 + "]" * 19 + "}"
+    facts = PipelineInfo.from_parameters("longlive", LONGLIVE | {"defaults": defaults})
+    assert facts is not None
+    assert facts.defaults == json.loads(defaults)
 
 
 def test_what_the_pipeline_list_shows_is_json_without_latents():

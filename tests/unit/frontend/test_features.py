@@ -109,6 +109,18 @@ def test_a_field_of_a_chunk_without_its_feature_is_refused(name: str, value: Any
     check_features(wanted, replace(BARE, features=only))
 
 
+def test_of_several_missing_features_the_same_is_always_named() -> None:
+    given = {name: values[0] for name, values, _ in OF_CHUNK if values and name not in GENERIC}
+    named = []
+    while given:
+        with pytest.raises(InvalidField) as caught:
+            check_features(request([{"chunk": 0, **given}]), replace(BARE, features=Features()))
+        name = str(caught.value.field).removeprefix("chunk_specs[0].")
+        named.append(FEATURE_OF_FIELD[name])
+        given = {other: value for other, value in given.items() if FEATURE_OF_FIELD[other] != named[-1]}
+    assert named == ["cache", "loras", "vace", "prompts"]
+
+
 @pytest.mark.parametrize(("name", "value"), flat(OF_REQUEST, 2))
 def test_a_default_is_taken_by_any_pipeline(name: str, value: Any) -> None:
     fields = {name: value}

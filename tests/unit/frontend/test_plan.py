@@ -105,7 +105,7 @@ def specs_of(draw: st.DrawFn, chunk: int, *, processor: bool, video: bool) -> di
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[PipelineInfo, int, int, dict[str, Any]]:
-    """Facts, frames of the whole input (0: there is none), num_frames, request fields."""
+    """The pipeline, frames of the whole input (0: there is none), num_frames, request fields."""
     processor = draw(st.booleans())
     num_frames = draw(st.integers(1, 100))
     num_input = draw(st.integers(0, len(VIDEO)))

@@ -292,6 +292,8 @@ def test_a_chunk_refuses_what_lies_outside_a_field(name: str, value: Any) -> Non
         (chunk_body(prompts=[{"text": 5}]), "chunk_specs[1].prompts[0].text", "got 5"),
         (chunk_body(vace_frames_shape=[1, 3, 0, 64, 64]), "chunk_specs[1].vace_frames_shape[2]", "got 0"),
         (body(chunk_specs=[{"seed": 1}]), "chunk_specs[0].chunk", "required"),
+        (body(chunk_specs=[{"noise_scale": 5}]), "chunk_specs[0].chunk", "required"),
+        (chunk_body(text=5, seed=-3), "chunk_specs[1].text", "got 5"),
         (b"{}", "pipeline_id", "required"),
         (b"[]", None, "body: Input should be an object"),
         (b"null", None, "body: Input should be an object"),

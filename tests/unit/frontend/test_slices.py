@@ -1,4 +1,4 @@
-"""A chunk's arrays on real files: the right bytes in the lane, or left where they lie in the upload."""
+"""A chunk's arrays on real files: the right bytes in the staging buffer, or left in the upload."""
 
 import asyncio
 import math
@@ -103,7 +103,7 @@ def uploads(tmp_path: Path) -> Iterator[Open]:
 
 @pytest.fixture
 def buffer(tmp_path: Path) -> Iterator[StagingBuffer]:
-    """A lane that Triton has registered."""
+    """A staging buffer that Triton has registered."""
     made = StagingBuffer(tmp_path / "lane", 100_000, 0o600)
     made.open()
     made.region = "lane"
@@ -264,7 +264,7 @@ def test_a_layout_holds_every_chunk_without_overlap(
         assert taken[-1][1] <= layout.num_bytes
 
 
-# -- Lanes and uploads as a generation opens them -----------------------------------------------------------
+# -- Staging buffers and uploads as a generation opens them -------------------------------------------------
 
 
 class Registry:
