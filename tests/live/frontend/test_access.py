@@ -117,10 +117,10 @@ def test_a_refused_upload_is_not_stored_and_its_client_reads_the_answer(locked: 
 def test_a_key_opens_everything(locked: Frontend) -> None:
     for key in (ALICE, BOB, LONE):
         video = noise(12)
-        with client(locked, key) as http:
-            path = http.upload(video).input_path
+        with client(locked, key) as caller:
+            path = caller.upload(video).input_path
             output = make(locked, key, path)
-            assert np.array_equal(http.download(output), video)
+            assert np.array_equal(caller.download(output), video)
     lower = http.get(f"{locked.url}/api/v1/pipelines", headers={"Authorization": f"bearer {ALICE}"})
     assert lower.status_code == 200
 
