@@ -43,9 +43,7 @@ class Cached:
     def run(self, plan, latents: Tensor, timestep: float, text, hints: Tensor | None = None):
         tables = rope_tables(self.config.head_dim, torch.tensor(plan.absolute_positions), HEIGHT // 2, WIDTH // 2)
         timesteps = torch.full((1, plan.num_frames), timestep)
-        return self.network(
-            latents, timesteps, *text, Rope(*tables), self.kv.k, self.kv.v, self.kv.bias(plan), None, hints
-        )
+        return self.network(latents, timesteps, *text, Rope(*tables), self.kv.k, self.kv.v, self.kv.bias(plan), hints)
 
     def clean(self, num_frames: int, text) -> None:
         plan = self.kv.plan_chunk(num_frames)

@@ -61,8 +61,7 @@ def test_it_is_loaded_at_the_start_and_says_what_it_can_do(small_server: Fronten
 
 def test_the_demos_prompt_is_the_readmes_and_no_training_video_shows_it():
     readme = (ROOT / "README.md").read_text()
-    assert f"filmstrip generate '{PROMPT}'" in readme
-    assert f"frames of '{PROMPT}':" in readme  # what `make demo` prints
+    assert f"filmstrip generate --wait '{PROMPT}'" in readme
     assert is_held_out(parse(PROMPT))
 
 
