@@ -126,6 +126,7 @@ class Frontend(Process):
 
     started: ClassVar[list["Frontend"]] = []
     kept: ClassVar[list["Frontend"]] = []
+    probe_log: Path
 
     def __init__(
         self,
@@ -347,6 +348,6 @@ def running(frontend: Frontend) -> Iterator[Frontend]:
 
 @contextlib.contextmanager
 def frontend_on(server: Frontend, folder: Path, **settings: object) -> Iterator[Frontend]:
-    """A frontend of its own on the Triton of another."""
-    with running(Frontend(folder, triton=server, **settings)) as frontend:
+    """Another frontend, on the Triton of `server`."""
+    with running(Frontend(folder, triton=server, settings=settings)) as frontend:
         yield frontend
