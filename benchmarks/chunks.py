@@ -90,15 +90,15 @@ def _rows(size: str, stack: dict[Transport, _Series], calls: dict[str, list[floa
     rows = []
     for transport, series in stack.items():
         way = "gRPC" if transport is Transport.GRPC else "memory"
-        beside = calls[way]
+        baseline = calls[way]
         for name, values in (("whole generation", series.total_ms), ("from event to event", series.steady_ms)):
-            ratio = Ratio.of(values, beside)
+            ratio = Ratio.of(values, baseline)
             target = f"<= {_MAX_RATIO}" if transport is not Transport.GRPC else ""
             rows.append(
                 Row(
                     f"chunk of {size}, {transport}, {name}",
                     f"{median(values):.1f} ms",
-                    f"direct call, {way} {median(beside):.1f} ms",
+                    f"direct call, {way} {median(baseline):.1f} ms",
                     str(ratio),
                     target,
                     ratio.median <= _MAX_RATIO if target else None,
@@ -124,7 +124,7 @@ _LENGTHS = (12, 120, 1200, 9600)
 
 
 def measure_memory(options: Options) -> list[Row]:
-    """A frontend of its own for each question: what one has grown by hides what the next would."""
+    """Each measurement starts its own frontend: memory that one measurement has grown by would hide the next growth."""
     return [*_blob(options), *_looped(options), *_lengths(options)]
 
 

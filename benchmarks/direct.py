@@ -36,16 +36,16 @@ class DirectModel:
         self._id = next(_ids)
         self._index = 0
 
-    def infer(self, frames: Any, shape: tuple[int, ...], video: Any = None, **told: Any) -> Any:
+    def infer(self, frames: Any, shape: tuple[int, ...], video: Any = None, **params: Any) -> Any:
         """Make the next chunk of the sequence.
 
         Args:
             frames: the output that is asked for.
             shape: of it, [F, H, W, 3].
             video: the input, where there is one.
-            told: more of `ChunkParameters`.
+            params: more of `ChunkParameters`.
         """
-        parameters = ChunkParameters(self._index, shape[0], shape[1], shape[2], **told)
+        parameters = ChunkParameters(self._index, shape[0], shape[1], shape[2], **params)
         chunk = triton_grpc.InferInput(CHUNK.name, [1], CHUNK.dtype)
         chunk.set_data_from_numpy(np.array([parameters.to_json()], np.object_))
         self._index += 1
@@ -64,7 +64,7 @@ class DirectModel:
 
 @contextmanager
 def connected(url: str) -> Iterator[Any]:
-    """A client of a Triton, made as the frontend makes its own."""
+    """A client of a Triton, with the options that the frontend uses."""
     options = [
         ("grpc.max_send_message_length", _MESSAGE_BYTES),
         ("grpc.max_receive_message_length", _MESSAGE_BYTES),
@@ -99,9 +99,9 @@ def by_text(client: Any, model: str, prompt: str, shapes: Sequence[tuple[int, ..
     arrivals = []
     for index, shape in enumerate(shapes):
         frames = triton_grpc.InferRequestedOutput(FRAMES.name)
-        told = {"mode": Mode.TEXT, "reset": index == 0, "prompts": (Prompt(prompt),)}
-        made = sequence.infer(frames, shape, **told).as_numpy(FRAMES.name)
-        assert made.shape == shape
+        params = {"mode": Mode.TEXT, "reset": index == 0, "prompts": (Prompt(prompt),)}
+        outputs = sequence.infer(frames, shape, **params).as_numpy(FRAMES.name)
+        assert outputs.shape == shape
         arrivals.append(time.monotonic())
     sequence.end()
     return arrivals
@@ -140,22 +140,22 @@ def by_shared_memory(
     size = source.nbytes
     target = np.empty_like(source)
     with _region(client, 2 * size) as (name, mapped), _opened(files) as fds:
-        given, made = memoryview(mapped)[:size], memoryview(mapped)[size:]
-        given_array, made_array = (np.frombuffer(part, np.uint8).reshape(source.shape) for part in (given, made))
+        inputs, outputs = memoryview(mapped)[:size], memoryview(mapped)[size:]
+        input_array, output_array = (np.frombuffer(part, np.uint8).reshape(source.shape) for part in (inputs, outputs))
         for _ in range(num_chunks):
             if fds:
-                os.preadv(fds[0], [given], 0)
+                os.preadv(fds[0], [inputs], 0)
             else:
-                np.copyto(given_array, source)
+                np.copyto(input_array, source)
             video = triton_grpc.InferInput(INPUT_VIDEO.name, list(source.shape), INPUT_VIDEO.dtype)
             video.set_shared_memory(name, size, 0)
             frames = triton_grpc.InferRequestedOutput(FRAMES.name)
             frames.set_shared_memory(name, size, size)
             sequence.infer(frames, source.shape, video)
             if fds:
-                os.write(fds[1], made)
+                os.write(fds[1], outputs)
             else:
-                np.copyto(target, made_array)
+                np.copyto(target, output_array)
         sequence.end()
 
 
@@ -165,6 +165,6 @@ def _opened(files: tuple[Path, Path] | None) -> Iterator[tuple[int, int] | None]
         yield None
         return
     source, target = files
-    with source.open("rb", buffering=0) as given, target.open("wb", buffering=0) as made:
-        yield given.fileno(), made.fileno()
+    with source.open("rb", buffering=0) as source_file, target.open("wb", buffering=0) as target_file:
+        yield source_file.fileno(), target_file.fileno()
     target.unlink()

@@ -1,9 +1,9 @@
 """A pipeline without Triton, alone: `python -m benchmarks.in_process WAY CHECKPOINT VERSION [LORA=FILE...]`.
 
-WAY is `engines`, as the runtime loads them from the model's VERSION folder, or `eager`: the modules that the engines
-were made of, run by PyTorch, the LoRAs beside their weights. Each line of the input asks for a generation: height,
-width, chunks. The answer is a line of JSON: what a chunk of it took. The first chunk, which encodes the text, is made
-before and not measured.
+WAY is `engines`, loaded by the runtime from the model's VERSION folder, or `eager`: PyTorch runs the modules that the
+engines were exported from, with the LoRAs added to their weights at run time. Each line of the input requests a
+generation: height, width, number of chunks. The answer is a line of JSON with the time of each chunk. The first chunk,
+which encodes the text, runs before the others and is not measured.
 """
 
 import json
@@ -85,10 +85,10 @@ class Pipeline:
 
     def _chunk(self, index: int, height: int, width: int) -> Chunk:
         num_frames = self._config.chunk_size if index else self._config.first_chunk_size
-        told = ChunkParameters(
+        params = ChunkParameters(
             index, num_frames, height, width, mode=Mode.TEXT, reset=index == 0, prompts=(Prompt(PROMPT),)
         )
-        return Chunk(told, {}, is_cancelled=lambda: False)
+        return Chunk(params, {}, is_cancelled=lambda: False)
 
     def _clocks(self) -> tuple[float, float, float]:
         """Seconds so far, in the order of `Took`."""
@@ -108,8 +108,8 @@ def _engines(version: Path, config: PipelineConfig) -> Mapping[str, Engine]:
 
 def main() -> None:
     """Serve until the input ends."""
-    way, checkpoint, version, *given = sys.argv[1:]
-    loras = {name: Path(file) for name, _, file in (word.partition("=") for word in given)}
+    way, checkpoint, version, *lora_args = sys.argv[1:]
+    loras = {name: Path(file) for name, _, file in (word.partition("=") for word in lora_args)}
     pipeline = Pipeline(way, Path(checkpoint), Path(version), loras)
     for line in sys.stdin:
         height, width, num_chunks = map(int, line.split())

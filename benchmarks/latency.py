@@ -191,7 +191,7 @@ class _Loads:
 
 @dataclass
 class _Waits:
-    """Waits in the frontend's loop, and in one that idles beside it at the same time."""
+    """Delays of the frontend's event loop, and of an idle one measured at the same time."""
 
     own: list[float] = field(default_factory=list)
     idle: list[float] = field(default_factory=list)

@@ -77,7 +77,7 @@ def export(folder: Path) -> Model:
 
 @dataclass(frozen=True)
 class Took:
-    """What a chunk took in a process of its own, in milliseconds.
+    """Time of a chunk in a separate process, in milliseconds.
 
     Attributes:
         cpu_ms: CPU time of all of it, all threads together.
@@ -160,7 +160,7 @@ def measure_model(options: Options, model: Model) -> list[Row]:
             engines, eager = (stack.enter_context(_InProcess(way, model)) for way in ("engines", "eager"))
         lengths = _QUICK_LENGTHS if options.quick else _LENGTHS
         num_chunks = _QUICK_CHUNKS if options.quick else _CHUNKS
-        # The first of all: a process that has given much back could hide what it keeps.
+        # The first of all: a process that has released much memory could hide what it keeps.
         after, own_growth_mib = served.memory(lengths)
         for number in range(options.rounds + 1):
             if number < 2:  # the first round warms everything up
@@ -247,7 +247,7 @@ class _Server:
         text = http.get(f"{self._frontend.url}/metrics").text
         pattern = rf'^filmstrip_stage_seconds_sum{{model="{re.escape(self._model.id)}",stage="(.*)"}} (.*)$'
         seconds = Counter({stage: float(value) for stage, value in re.findall(pattern, text, re.MULTILINE)})
-        del seconds["denoise_step"]  # a part of `denoise` that is told beside it
+        del seconds["denoise_step"]  # part of `denoise`, reported separately
         return seconds
 
 
@@ -256,10 +256,10 @@ class _InProcess:
 
     def __init__(self, way: str, model: Model) -> None:
         self._sides = model.sides
-        given = [way, str(model.checkpoint), str(model.version)]
-        given += [f"{name}={path}" for name, path in model.loras.items()]
+        arguments = [way, str(model.checkpoint), str(model.version)]
+        arguments += [f"{name}={path}" for name, path in model.loras.items()]
         self._process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "benchmarks.in_process", *given],
+            [sys.executable, "-m", "benchmarks.in_process", *arguments],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -307,7 +307,7 @@ def table(sides: tuple[int, int], series: Series, memory: Memory, full_window: i
 
 
 def _stack(chunk: str, series: Series) -> list[Row]:
-    """From the request to the engines: each layer beside the engines alone."""
+    """From the request to the engines: each layer compared with the engines alone."""
     engines_ms = [one.engines_ms for one in series.engines]
     wall_ms = [one.wall_ms for one in series.served]
     engines = f"engines alone {median(engines_ms):.1f} ms"
@@ -337,16 +337,18 @@ def _stack(chunk: str, series: Series) -> list[Row]:
 def _stages(chunk: str, series: Series) -> list[Row]:
     """What the model says that its stages took, and what is left of the time from event to event."""
     names = [name for name in series.served[0].stages_ms if any(one.stages_ms[name] > 0 for one in series.served)]
-    told_ms = [sum(one.stages_ms.values()) for one in series.served]
-    made = []
+    reported_ms = [sum(one.stages_ms.values()) for one in series.served]
+    rows = []
     for name in names:
         stage_ms = [one.stages_ms[name] for one in series.served]
-        share = median([ms / all_ms for ms, all_ms in zip(stage_ms, told_ms, strict=True)])
-        made.append(Row(f"{chunk}, stage {name}", f"{median(stage_ms):.2f} ms", f"{share:.1%} of all stages"))
+        share = median([ms / all_ms for ms, all_ms in zip(stage_ms, reported_ms, strict=True)])
+        rows.append(Row(f"{chunk}, stage {name}", f"{median(stage_ms):.2f} ms", f"{share:.1%} of all stages"))
     wall_ms = [one.wall_ms for one in series.served]
-    beside = f"from event to event {median(wall_ms):.1f} ms"
-    made.append(Row(f"{chunk}, all stages", f"{median(told_ms):.1f} ms", beside, str(Ratio.of(told_ms, wall_ms))))
-    return made
+    baseline = f"from event to event {median(wall_ms):.1f} ms"
+    rows.append(
+        Row(f"{chunk}, all stages", f"{median(reported_ms):.1f} ms", baseline, str(Ratio.of(reported_ms, wall_ms)))
+    )
+    return rows
 
 
 def _cpu(chunk: str, series: Series) -> list[Row]:
@@ -399,8 +401,8 @@ def _cpu(chunk: str, series: Series) -> list[Row]:
 
 
 def _lengths(series: Series, full_window: int) -> list[Row]:
-    """Whole generations; and the end of the longest beside its beginning, from where the window is full."""
-    made = [
+    """Whole generations; and the end of the longest compared with its beginning, from where the window is full."""
+    rows = [
         Row(
             f"generation of {length} {'chunk' if length == 1 else 'chunks'}, from the POST to the last event",
             f"{1000 * median([one.seconds for one in found]):.0f} ms",
@@ -414,7 +416,7 @@ def _lengths(series: Series, full_window: int) -> list[Row]:
     begins_ms = [median(one.chunks_ms[begin]) for one in series.lengths[longest]]
     ends_ms = [median(one.chunks_ms[-_PART:]) for one in series.lengths[longest]]
     ratio = Ratio.of(ends_ms, begins_ms)
-    made.append(
+    rows.append(
         Row(
             f"the last {_PART} of {longest} chunks, from event to event",
             f"{median(ends_ms):.1f} ms",
@@ -424,19 +426,19 @@ def _lengths(series: Series, full_window: int) -> list[Row]:
             ratio.median <= _FLAT,
         )
     )
-    return made
+    return rows
 
 
 def _memory(memory: Memory) -> list[Row]:
     numbers = list(memory.after)
     before, last = numbers[-2:]
     growth_mib = memory.after[last] - memory.after[before]
-    told = ", ".join(f"{memory.after[number]:.0f} after {number}" for number in numbers)
+    growth = ", ".join(f"{memory.after[number]:.0f} after {number}" for number in numbers)
     return [
         Row(
             f"growth of the model's process from chunk {before} to chunk {last}",
             f"{growth_mib:.1f} MiB, {memory.own_growth_mib:.1f} of them not shared",
-            f"MiB: {told}",
+            f"MiB: {growth}",
             target=f"<= {_GROWTH_MIB} MiB",
             holds=growth_mib <= _GROWTH_MIB,
         ),

@@ -23,7 +23,7 @@ class Row:
     Attributes:
         what: was measured.
         value: what came out, with its unit: a median of the rounds unless it says otherwise.
-        beside: what it is compared with, measured in turns with it.
+        baseline: what it is compared with, measured in turns with it.
         ratio: median of the rounds' ratios, and their spread.
         target: what it should be.
         holds: whether it is; None where there is no target.
@@ -31,7 +31,7 @@ class Row:
 
     what: str
     value: str
-    beside: str = ""
+    baseline: str = ""
     ratio: str = ""
     target: str = ""
     holds: bool | None = None
@@ -39,7 +39,7 @@ class Row:
     def cells(self) -> tuple[str, ...]:
         """The cells of the line."""
         verdict = {True: "ok", False: "MISSED", None: ""}[self.holds]
-        return (self.what, self.value, self.beside, self.ratio, self.target, verdict)
+        return (self.what, self.value, self.baseline, self.ratio, self.target, verdict)
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Ratio:
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float], beside: Sequence[float]) -> "Ratio":
+    def of(cls, values: Sequence[float], baseline: Sequence[float]) -> "Ratio":
         """Round by round, so that what slows a whole round down does not count."""
-        ratios = [value / other for value, other in zip(values, beside, strict=True)]
+        ratios = [value / other for value, other in zip(values, baseline, strict=True)]
         return cls(statistics.median(ratios), min(ratios), max(ratios))
 
     def __str__(self) -> str:

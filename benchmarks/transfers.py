@@ -98,22 +98,22 @@ def _of_size(options: Options, servers: dict[Transport, MeasuredFrontend], size:
 
 
 def _rows(
-    what: str, series: _Series, name: str, beside: _Series, num_bytes: int, *, share: float | None = None
+    what: str, series: _Series, name: str, baseline: _Series, num_bytes: int, *, share: float | None = None
 ) -> list[Row]:
     growth_mib = series.growth_bytes / MIB
     size = f"{num_bytes / MB:.0f} MB"
     return [
-        _speed(what, series, name, beside, num_bytes, share=share),
+        _speed(what, series, name, baseline, num_bytes, share=share),
         Row(
             f"{what}, {size}: CPU of the server",
             f"{_cpu_s(series, num_bytes):.2f} s/GB",
-            f"{name} {_cpu_s(beside, num_bytes):.2f} s/GB",
-            f"{_cpu_s(series, num_bytes) / max(_cpu_s(beside, num_bytes), 0.01):.2f}",
+            f"{name} {_cpu_s(baseline, num_bytes):.2f} s/GB",
+            f"{_cpu_s(series, num_bytes) / max(_cpu_s(baseline, num_bytes), 0.01):.2f}",
         ),
         Row(
             f"{what}, {size}: growth of memory",
             f"{growth_mib:.0f} MiB at most",
-            f"{name} {beside.growth_bytes / MIB:.0f} MiB",
+            f"{name} {baseline.growth_bytes / MIB:.0f} MiB",
             target=f"<= {_GROWTH_MIB} MiB",
             holds=growth_mib <= _GROWTH_MIB,
         ),
@@ -121,13 +121,13 @@ def _rows(
 
 
 def _speed(
-    what: str, series: _Series, name: str, beside: _Series, num_bytes: int, *, share: float | None = None
+    what: str, series: _Series, name: str, baseline: _Series, num_bytes: int, *, share: float | None = None
 ) -> Row:
-    ratio = Ratio.of(beside.seconds, series.seconds)
+    ratio = Ratio.of(baseline.seconds, series.seconds)
     return Row(
         f"{what}, {num_bytes / MB:.0f} MB",
         f"{num_bytes / MB / median(series.seconds):.0f} MB/s",
-        f"{name} {num_bytes / MB / median(beside.seconds):.0f} MB/s",
+        f"{name} {num_bytes / MB / median(baseline.seconds):.0f} MB/s",
         str(ratio),
         f">= {share}" if share else "",
         ratio.median >= share if share else None,

@@ -55,7 +55,7 @@ def scribble(client: Client, out: Path) -> Iterator[Path]:
 
 
 def cancelled_optical_flow(client: Client, out: Path) -> Iterator[Path]:
-    """A longer generation from the looped clip, cancelled half-way: the frames made so far stay."""
+    """A longer generation from the looped clip, cancelled half-way: the frames generated so far stay."""
     info, clip = _clip()
     uploaded = client.upload(clip)
     click.echo(f"\noptical-flow, {LONG_FRAMES} frames of the looped clip, cancelled half-way:")
@@ -65,15 +65,15 @@ def cancelled_optical_flow(client: Client, out: Path) -> Iterator[Path]:
         last, progress = follow(_cancel_half_way(client, events))
     if not isinstance(last, Cancelled) or last.output_path is None:
         raise CheckFailed(f"the cancelled generation ended with {last}")
-    made = sum(event.frames for event in progress)
-    check(LONG_FRAMES // 2 <= made < LONG_FRAMES, f"cancelled after {made} frames")
-    check(last.frames_completed == made, "the cancelled event and the progress events agree")
+    generated = sum(event.frames for event in progress)
+    check(LONG_FRAMES // 2 <= generated < LONG_FRAMES, f"cancelled after {generated} frames")
+    check(last.frames_completed == generated, "the cancelled event and the progress events agree")
     check(client.cancel() == "idle", "nothing runs any more")
 
     path = out / "optical-flow-cancelled.mp4"
     num_frames = client.download_mp4(last.output_path, path, float(info.fps))
-    check(num_frames == count_frames(path) == made, f"{path.name} has the {made} frames made so far")
-    looped = np.take(clip, range(made), axis=0, mode="wrap")
+    check(num_frames == count_frames(path) == generated, f"{path.name} has the {generated} frames generated so far")
+    looped = np.take(clip, range(generated), axis=0, mode="wrap")
     sheet = path.with_suffix(".png")
     _comparison(looped, read_frames(path), sheet)
     yield from (path, sheet)
@@ -95,10 +95,10 @@ def _cancel_half_way(client: Client, events: Iterator[Event]) -> Iterator[Event]
             click.echo(f"  POST cancel -> {client.cancel()}")
 
 
-def _comparison(source: Video, made: Video | Iterator[Frame], path: Path) -> None:
+def _comparison(source: Video, generated: Video | Iterator[Frame], path: Path) -> None:
     """A contact sheet with every row of the source above the same frames of the output."""
     above = thumbnails(source, len(source), _SHEET_FRAMES)
-    below = thumbnails(made, len(source), _SHEET_FRAMES)
+    below = thumbnails(generated, len(source), _SHEET_FRAMES)
     rows: list[tuple[str, Sequence[Thumbnail]]] = []
     for start in range(0, len(above), _COLUMNS):
         rows += [("input", above[start : start + _COLUMNS]), ("output", below[start : start + _COLUMNS])]

@@ -41,7 +41,7 @@ def text_to_video(client: Client, out: Path) -> Iterator[Path]:
     video = client.download(last.output_path)
     check(video.shape == last.video_shape == shape, f"the download is {list(video.shape)}")
     seconds = sum(event.latency for event in progress)
-    click.echo(f"  made in {seconds:.1f} s, {num_frames / seconds:.0f} frames a second")
+    click.echo(f"  generated in {seconds:.1f} s, {num_frames / seconds:.0f} frames per second")
 
     path, sheet = out / f"{PIPELINE}.mp4", out / f"{PIPELINE}.png"
     write_video(path, _enlarged(video, _ENLARGED), _FPS)
@@ -63,7 +63,7 @@ def _enlarged(video: Video, times: int) -> Video:
 
 
 def _sentence(seen: Seen) -> str:
-    """What the detectors have seen, in the words of a prompt; three dots for what can't be told."""
+    """What the detectors see, in the words of a prompt; three dots for what they cannot determine."""
     colour, shape, motion, background = (
         word or "..." for word in (seen.colour, seen.shape, seen.motion, seen.background)
     )

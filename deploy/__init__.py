@@ -1,1 +1,1 @@
-"""What a node needs beside the packages: compose.yaml, locks, and the commands of Triton's container."""
+"""What a node needs in addition to the packages: compose.yaml, locks, and the commands of Triton's container."""

@@ -157,9 +157,9 @@ def longlive(
     }
     tensorrt = None
     if Builder(builder) is Builder.ONNX_RUNTIME:
-        given = [option for option, value in tensorrt_only.items() if value is not None]
-        if given:
-            raise click.UsageError(f"{', '.join(given)}: only for TensorRT; choose a --builder")
+        unfit = [option for option, value in tensorrt_only.items() if value is not None]
+        if unfit:
+            raise click.UsageError(f"{', '.join(unfit)}: only for TensorRT; choose a --builder")
         if precision not in (None, Precision.FP32.value):
             raise click.UsageError("on the CPU engines compute in fp32: ONNX Runtime has no bf16 there")
     else:

@@ -1,6 +1,6 @@
 """`python -m export.memory`: the memory that a model takes on its device, by component, from its configuration alone.
 
-Everything is read off the graphs' specs, made of networks on the meta device: weights, caches and what goes from graph
+Everything is read from the graphs' specs, made of networks on the meta device: weights, caches and what goes from graph
 to graph. What is unknown before an engine is built is left out: TensorRT's working memory and CUDA's own.
 """
 

@@ -296,7 +296,7 @@ class ChunkPipeline:
     async def _run_stage(self, stage: int, staged: StagedChunk) -> TensorRef:
         """Make one Triton call; the frames that it returns, as an input video for the next stage."""
         params, shape = staged.plan.parameters, staged.plan.frames
-        if stage != self._main:  # a frame processor beside the pipeline only gets the size of the frames
+        if stage != self._main:  # a pre- or post-processor only gets the size of the frames
             params = ChunkParameters(params.index, params.num_frames, params.height, params.width, Mode.VIDEO)
         place = staged.buffer.slice(self._layout.stage_offsets[stage], shape.num_bytes)
         sequence = self._sequences[stage]

@@ -365,7 +365,7 @@ class Relay:
                 if future is not None and not future.done():
                     future.set_result(reply)
             await process.wait()
-        except ValidationError:  # whose answer it is cannot be told, so the process's other calls end too
+        except ValidationError:  # nothing says whose answer it is, so the process's other calls end too
             log.error("the relay sent a line that cannot be read")
         finally:
             del self._waiting[process]

@@ -46,10 +46,10 @@ def thumbnails(frames: Iterable[Frame], num_frames: int, count: int, width: int 
         ValueError: there are no frames.
     """
     picked = set(evenly_spaced(num_frames, count))
-    made = [thumbnail(frame, index, width) for index, frame in enumerate(frames) if index in picked]
-    if not made:
+    pictures = [thumbnail(frame, index, width) for index, frame in enumerate(frames) if index in picked]
+    if not pictures:
         raise ValueError("a contact sheet needs a frame")
-    return made
+    return pictures
 
 
 def thumbnail(frame: Frame, index: int, width: int = 240) -> Thumbnail:
@@ -102,5 +102,5 @@ def contact_sheet(
         width: width of a thumbnail in pixels.
         label: text before each frame number.
     """
-    made = thumbnails(frames, num_frames, columns * rows, width)
-    write_sheet(sheet_rows(made, columns, label), path)
+    pictures = thumbnails(frames, num_frames, columns * rows, width)
+    write_sheet(sheet_rows(pictures, columns, label), path)

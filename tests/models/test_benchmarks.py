@@ -13,7 +13,7 @@ CHUNK = "chunk of 12 x 64 x 64, "
 
 
 @pytest.mark.timeout(600)  # it may be the first test that waits for the export
-def test_the_small_model_is_measured_in_triton_and_beside_it(small_repository: Path, tmp_path: Path):
+def test_the_small_model_is_measured_in_triton_and_without_it(small_repository: Path, tmp_path: Path):
     model = longlive.shipped(small_repository)
     measured = longlive.measure_model(Options(tmp_path, 1, quick=True, large=False), model)
     rows = {row.what.removeprefix(CHUNK): row for row in measured}
@@ -46,10 +46,10 @@ def test_the_small_model_is_measured_in_triton_and_beside_it(small_repository: P
     lengths = ("1 chunk", "6 chunks", "12 chunks")
     took = [value(rows[f"generation of {length}, from the POST to the last event"].value) for length in lengths]
     assert took == sorted(took)
-    assert rows["the last 4 of 12 chunks, from event to event"].beside.startswith("chunks 5 to 8 ")
+    assert rows["the last 4 of 12 chunks, from event to event"].baseline.startswith("chunks 5 to 8 ")
     growth = rows["growth of the model's process from chunk 6 to chunk 12"]
     assert growth.holds
-    assert value(rows["memory of the model's process, the most"].value) >= value(growth.beside.rpartition(", ")[2])
+    assert value(rows["memory of the model's process, the most"].value) >= value(growth.baseline.rpartition(", ")[2])
 
 
 def value(text: str) -> float:

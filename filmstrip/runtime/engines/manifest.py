@@ -330,8 +330,8 @@ def _check_machine(engine: Path, manifest: Manifest, machine: Machine) -> None:
         )
     version = machine.version_of(manifest.builder)
     if version is None:
-        wanted = "" if manifest.builder is Builder.ONNX_RUNTIME else f"=={manifest.builder_version}"
-        raise ForeignEngine(f"{engine} needs {manifest.builder}: pip install {manifest.builder}{wanted}")
+        pin = "" if manifest.builder is Builder.ONNX_RUNTIME else f"=={manifest.builder_version}"
+        raise ForeignEngine(f"{engine} needs {manifest.builder}: pip install {manifest.builder}{pin}")
     # TensorRT's engines, of either kind, run only with the version that built them; ONNX is a standard.
     if manifest.builder is not Builder.ONNX_RUNTIME and version != manifest.builder_version:
         raise ForeignEngine(

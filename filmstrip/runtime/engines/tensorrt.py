@@ -143,8 +143,8 @@ def pick_profile(profiles: Sequence[Profile], shapes: Mapping[str, TensorShape],
             return index
     if not profiles:
         return 0
-    given = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
-    raise ValueError(f"{graph} was built for no size that these shapes fit: {given}")
+    requested = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+    raise ValueError(f"{graph} was built for no size that these shapes fit: {requested}")
 
 
 def load_plan(trt: Any, path: Path, manifest: Manifest) -> Any:
