@@ -347,7 +347,9 @@ def running(frontend: Frontend) -> Iterator[Frontend]:
 
 
 @contextlib.contextmanager
-def frontend_on(server: Frontend, folder: Path, **settings: object) -> Iterator[Frontend]:
+def frontend_on(
+    server: Frontend, folder: Path, *, launcher: tuple[str, ...] = (), **settings: object
+) -> Iterator[Frontend]:
     """Another frontend, on the Triton of `server`."""
-    with running(Frontend(folder, triton=server, settings=settings)) as frontend:
+    with running(Frontend(folder, triton=server, launcher=launcher, settings=settings)) as frontend:
         yield frontend
