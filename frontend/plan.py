@@ -10,7 +10,7 @@ from pathlib import PurePath
 from typing import Any
 
 from filmstrip.cache_policy import CacheInputs, reset_reason
-from filmstrip.contract import NUM_SEEDS, ChunkParameters, Interpolation, Mode, PipelineInfo, Prompt, Transition
+from filmstrip.contract import NUM_SEEDS, ChunkParameters, Interpolation, Mode, PipelineSpec, Prompt, Transition
 from filmstrip.errors import InvalidField, counted
 from filmstrip.geometry import MAX_SIDE, MIN_SIDE, nearest_multiples
 from filmstrip.wire import VideoShape
@@ -35,12 +35,12 @@ DEFAULT_TRANSITION_STEPS = 4
 class Chain:
     """The pipelines that each chunk of a generation passes."""
 
-    pipeline: PipelineInfo
-    pre_processor: PipelineInfo | None = None
-    post_processor: PipelineInfo | None = None
+    pipeline: PipelineSpec
+    pre_processor: PipelineSpec | None = None
+    post_processor: PipelineSpec | None = None
 
     @property
-    def stages(self) -> tuple[PipelineInfo, ...]:
+    def stages(self) -> tuple[PipelineSpec, ...]:
         """The pipelines in the order in which a chunk passes them."""
         parts = (self.pre_processor, self.pipeline, self.post_processor)
         return tuple(part for part in parts if part is not None)
@@ -199,9 +199,9 @@ class _Planner:
 
     def _check_processors(self) -> None:
         for name in ("pre_processor", "post_processor"):
-            info: PipelineInfo | None = getattr(self.chain, name)
-            if info is not None and not info.features.frame_processor:
-                raise InvalidField(f"{name}_id: {info.id} is not a frame processor", f"{name}_id")
+            spec: PipelineSpec | None = getattr(self.chain, name)
+            if spec is not None and not spec.features.frame_processor:
+                raise InvalidField(f"{name}_id: {spec.id} is not a frame processor", f"{name}_id")
 
     def _check_input(self) -> None:
         shape = self.uploads.input_shape
@@ -394,7 +394,7 @@ def _by_chunk(request: GenerateRequest) -> dict[int, SpecRef]:
 _OF_TRANSITION = ("transition_num_steps", "transition_method")
 
 
-def check_features(request: GenerateRequest, pipeline: PipelineInfo) -> None:
+def check_features(request: GenerateRequest, pipeline: PipelineSpec) -> None:
     """Refuse the first field that the pipeline does not support.
 
     `GENERIC_FIELDS` and prompts are never refused, nor are fields of a transition without target prompts.
@@ -407,7 +407,7 @@ def check_features(request: GenerateRequest, pipeline: PipelineInfo) -> None:
         _check(spec, pipeline, position)
 
 
-def _check(fields: GenerateRequest | ChunkSpec, pipeline: PipelineInfo, position: int = 0) -> None:
+def _check(fields: GenerateRequest | ChunkSpec, pipeline: PipelineSpec, position: int = 0) -> None:
     for name, feature in FEATURE_OF_FIELD.items():
         if name in GENERIC_FIELDS or name in _without_transition(fields):
             continue
@@ -420,7 +420,7 @@ def _check(fields: GenerateRequest | ChunkSpec, pipeline: PipelineInfo, position
             raise InvalidField(f"{where}: {pipeline.id} does not support {feature}; its features: {has}", field)
 
 
-def unused_fields(request: GenerateRequest, pipeline: PipelineInfo) -> tuple[str, ...]:
+def unused_fields(request: GenerateRequest, pipeline: PipelineSpec) -> tuple[str, ...]:
     """The fields that the request or a ChunkSpec sets, to any value, and that have no effect; sorted."""
     useless = {name for name in GENERIC_FIELDS if not getattr(pipeline.features, FEATURE_OF_FIELD[name])}
     found: set[str] = set()
@@ -447,7 +447,7 @@ def _is_set(fields: GenerateRequest | ChunkSpec, name: str) -> bool:
 
 
 def frame_size(
-    pipeline: PipelineInfo,
+    pipeline: PipelineSpec,
     requested: tuple[int | None, int | None],
     inputs: tuple[int | None, int | None] = (None, None),
 ) -> tuple[int | None, int | None]:
@@ -476,7 +476,7 @@ def frame_size(
 
 
 def lora_scales(
-    requested: Mapping[str, float] | None, pipeline: PipelineInfo, field: str, chunk: int | None = None
+    requested: Mapping[str, float] | None, pipeline: PipelineSpec, field: str, chunk: int | None = None
 ) -> dict[str, float]:
     """Scales by the names under which the LoRAs were exported; a path stands for the name of its file.
 
