@@ -7,8 +7,8 @@ import pytest
 
 from filmstrip.contract import Features, Mode, PipelineInfo
 from filmstrip.errors import InvalidField
-from frontend.plan import check_features, unused_fields
-from frontend.schema import FEATURE_OF_FIELD, ChunkSpec, GenerateRequest
+from frontend.features import FEATURE_OF_FIELD, check_features, unused_fields
+from frontend.schema import ChunkSpec, GenerateRequest
 
 PROMPTS = [{"text": "a"}]
 BARE = PipelineInfo("bare", (Mode.TEXT,), 12, 12, features=Features(frame_processor=True))
