@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from pathlib import PurePath
 from typing import Any
 
-from filmstrip.contract import PipelineInfo
+from filmstrip.contract import PipelineSpec
 from filmstrip.errors import InvalidField
 from filmstrip.geometry import MAX_SIDE, MIN_SIDE, nearest_multiples
 
@@ -27,7 +27,7 @@ GENERIC_FIELDS = frozenset(name for name, mark in _MARKED.items() if mark.generi
 _OF_TRANSITION = ("transition_num_steps", "transition_method")
 
 
-def check_features(request: GenerateRequest, pipeline: PipelineInfo) -> None:
+def check_features(request: GenerateRequest, pipeline: PipelineSpec) -> None:
     """Refuse the first field that the pipeline does not support.
 
     `GENERIC_FIELDS` and prompts are never refused, nor are fields of a transition without target prompts.
@@ -40,7 +40,7 @@ def check_features(request: GenerateRequest, pipeline: PipelineInfo) -> None:
         _check(spec, pipeline, position)
 
 
-def _check(fields: GenerateRequest | ChunkSpec, pipeline: PipelineInfo, position: int = 0) -> None:
+def _check(fields: GenerateRequest | ChunkSpec, pipeline: PipelineSpec, position: int = 0) -> None:
     for name, feature in FEATURE_OF_FIELD.items():
         if name in GENERIC_FIELDS or name in _without_transition(fields):
             continue
@@ -53,7 +53,7 @@ def _check(fields: GenerateRequest | ChunkSpec, pipeline: PipelineInfo, position
             raise InvalidField(f"{where}: {pipeline.id} does not support {feature}; its features: {has}", field)
 
 
-def unused_fields(request: GenerateRequest, pipeline: PipelineInfo) -> tuple[str, ...]:
+def unused_fields(request: GenerateRequest, pipeline: PipelineSpec) -> tuple[str, ...]:
     """The fields that the request or a ChunkSpec sets, to any value, and that have no effect; sorted."""
     useless = {name for name in GENERIC_FIELDS if not getattr(pipeline.features, FEATURE_OF_FIELD[name])}
     found: set[str] = set()
@@ -80,7 +80,7 @@ def _is_set(fields: GenerateRequest | ChunkSpec, name: str) -> bool:
 
 
 def frame_size(
-    pipeline: PipelineInfo,
+    pipeline: PipelineSpec,
     requested: tuple[int | None, int | None],
     inputs: tuple[int | None, int | None] = (None, None),
 ) -> tuple[int | None, int | None]:
@@ -109,7 +109,7 @@ def frame_size(
 
 
 def lora_scales(
-    requested: Mapping[str, float] | None, pipeline: PipelineInfo, field: str, chunk: int | None = None
+    requested: Mapping[str, float] | None, pipeline: PipelineSpec, field: str, chunk: int | None = None
 ) -> dict[str, float]:
     """Scales by the names under which the LoRAs were exported; a path stands for the name of its file.
 

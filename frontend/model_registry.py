@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from filmstrip.contract import PipelineInfo
+from filmstrip.contract import PipelineSpec
 from filmstrip.errors import FilmstripError, LoadFailed, ModelError, TritonUnavailable, UnknownPipeline
 from filmstrip.model_folders import is_model_name
 from filmstrip.triton_server import is_safe_model
@@ -41,12 +41,12 @@ class ModelStatus:
     """A model of the repository, as far as it is known.
 
     Attributes:
-        info: None while Triton has not loaded it since the frontend started.
+        spec: None while Triton has not loaded it since the frontend started.
         state: an unloaded one is loaded at its first use.
         reason: why it is not ready, in one sentence without paths; or None.
     """
 
-    info: PipelineInfo | None
+    spec: PipelineSpec | None
     state: ModelState
     reason: str | None = None
 
@@ -80,12 +80,12 @@ class ModelFolder:
     Attributes:
         fingerprint: of its files.
         problem: why Triton cannot load it, in one sentence without paths; or None.
-        info: of its pipeline; None if its configuration cannot be read, or is not that of a pipeline.
+        spec: of its pipeline; None if its configuration cannot be read, or is not that of a pipeline.
     """
 
     fingerprint: Fingerprint
     problem: str | None = None
-    info: PipelineInfo | None = None
+    spec: PipelineSpec | None = None
 
 
 class Supervisor(Protocol):
@@ -137,7 +137,7 @@ class ModelRegistry:
         client.health = self
         triton_folder = Path(client.url.removeprefix("unix:")).parent
         self._folders = (*settings.model_repository, settings.data_dir, triton_folder)
-        self._infos: dict[str, PipelineInfo] = {}
+        self._specs: dict[str, PipelineSpec] = {}
         self._bad_parameters: dict[str, str] = {}
         self._not_pipelines: set[str] = set()
         self._unhealthy: set[str] = set()
@@ -182,13 +182,13 @@ class ModelRegistry:
         """
         found = await self._states()
         ready = {name for name, pipeline in found.items() if pipeline.state is ModelState.READY}
-        known = self._infos.keys() | self._bad_parameters.keys() | self._not_pipelines
-        await asyncio.gather(*(self._read_info(name) for name in (ready if read_again else ready - known)))
+        known = self._specs.keys() | self._bad_parameters.keys() | self._not_pipelines
+        await asyncio.gather(*(self._read_spec(name) for name in (ready if read_again else ready - known)))
         for name in ready:
             if name in self._bad_parameters:
                 found[name] = ModelStatus(None, ModelState.FAILED, self._bad_parameters[name])
-            elif name in self._infos:
-                found[name] = ModelStatus(self._infos[name], ModelState.READY)
+            elif name in self._specs:
+                found[name] = ModelStatus(self._specs[name], ModelState.READY)
             else:
                 del found[name]
         self._report(found)
@@ -217,7 +217,7 @@ class ModelRegistry:
         return Readiness(self._was_settled and bool(states & {ModelState.READY, ModelState.UNLOADED}), degraded)
 
     async def _states(self) -> dict[str, ModelStatus]:
-        """Every model of the repository, by name; a model that is ready has no info here, pipeline or not.
+        """Every model of the repository, by name; a model that is ready has no spec here, pipeline or not.
 
         Raises:
             TritonUnavailable: it does not answer.
@@ -267,25 +267,25 @@ class ModelRegistry:
         is_changed = folder is not None and self._failed_as.get(name, folder.fingerprint) != folder.fingerprint
         if is_changed:  # somebody has repaired it, perhaps
             self.clear_failed(name)
-        info = self._infos.get(name) or (folder.info if folder is not None else None)
+        spec = self._specs.get(name) or (folder.spec if folder is not None else None)
         states = {version.state for version in versions}
         if name in self._failed:
-            return ModelStatus(info, ModelState.FAILED, self._failed[name])
+            return ModelStatus(spec, ModelState.FAILED, self._failed[name])
         if name in self.loading() | self._waiting_to_load or "LOADING" in states:
-            return ModelStatus(info, ModelState.LOADING)
+            return ModelStatus(spec, ModelState.LOADING)
         if _READY in states and name in self._unhealthy:
-            return ModelStatus(info, ModelState.UNLOADED, "its process ended; it is loaded again at its next use")
+            return ModelStatus(spec, ModelState.UNLOADED, "its process ended; it is loaded again at its next use")
         if _READY in states:
             self._load_errors.pop(name, None)
-            return ModelStatus(info, ModelState.READY)
+            return ModelStatus(spec, ModelState.READY)
         listed = [version.reason for version in versions if version.reason not in ("", _UNLOADED_REASON)]
         failures = [client_reason(reason, self._folders) for reason in listed]
         reason = None if is_changed else next(iter(failures), None) or self._load_errors.get(name)
         if folder is not None and folder.problem is not None:
             reason = folder.problem
         if reason is None and (self.is_starting or name in self.to_load):
-            return ModelStatus(info, ModelState.LOADING)
-        return ModelStatus(info, ModelState.UNLOADED if reason is None else ModelState.FAILED, reason)
+            return ModelStatus(spec, ModelState.LOADING)
+        return ModelStatus(spec, ModelState.UNLOADED if reason is None else ModelState.FAILED, reason)
 
     def _report(self, pipelines: Mapping[str, ModelStatus]) -> None:
         """Log each model that failed since the last report."""
@@ -333,10 +333,10 @@ class ModelRegistry:
 
     def loras(self, name: str) -> tuple[str, ...]:
         """The LoRAs of a pipeline that was loaded."""
-        return self._infos[name].features.loras if name in self._infos else ()
+        return self._specs[name].features.loras if name in self._specs else ()
 
-    async def pipeline_infos(self, **names: str | None) -> dict[str, PipelineInfo]:
-        """The info of each pipeline that a request names, by the request's fields; loaded first if needed.
+    async def pipeline_specs(self, **names: str | None) -> dict[str, PipelineSpec]:
+        """The spec of each pipeline that a request names, by the request's fields; loaded first if needed.
 
         Raises:
             UnknownPipeline: the repository has no pipeline of this name.
@@ -352,14 +352,14 @@ class ModelRegistry:
                 raise LoadFailed(f"{name} is not served: {self._failed[name]}")
             if states[name].state is not ModelState.READY:
                 await self.load(name)
-        await asyncio.gather(*(self._read_info(name) for name in set(requested.values()) & states.keys()))
+        await asyncio.gather(*(self._read_spec(name) for name in set(requested.values()) & states.keys()))
         for field, name in requested.items():
             if name in self._bad_parameters:
                 raise LoadFailed(f"{name} is not served: {self._bad_parameters[name]}")
-            if name not in states or name not in self._infos:
+            if name not in states or name not in self._specs:
                 there = ", ".join(await self.pipelines()) or "none"
                 raise UnknownPipeline(f"{field}: no pipeline {name[:80]!r}; there are: {there}", field)
-        return {field: self._infos[name] for field, name in requested.items()}
+        return {field: self._specs[name] for field, name in requested.items()}
 
     async def load(self, name: str) -> None:
         """Load a model that is not loaded or whose process has ended; returns when it is ready.
@@ -478,23 +478,23 @@ class ModelRegistry:
                             return
                     await asyncio.sleep(0.05)
 
-    async def _read_info(self, name: str) -> None:
+    async def _read_spec(self, name: str) -> None:
         try:
             parameters = await self.client.model_parameters(name)
         except ModelError:  # it was unloaded just now
             return
-        self._infos.pop(name, None)
+        self._specs.pop(name, None)
         self._bad_parameters.pop(name, None)
         self._not_pipelines.discard(name)
         try:
-            info = PipelineInfo.from_parameters(name, parameters)
+            spec = PipelineSpec.from_parameters(name, parameters)
         except ValueError as error:
             self._bad_parameters[name] = client_reason(str(error), self._folders)
             return
-        if info is None:
+        if spec is None:
             self._not_pipelines.add(name)
         else:
-            self._infos[name] = info
+            self._specs[name] = spec
 
     # -- Health -----------------------------------------------------------------------------------------
 

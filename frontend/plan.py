@@ -7,7 +7,7 @@ tensors consist of. Every request that cannot be served is refused here.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from filmstrip.contract import NUM_SEEDS, ChunkParameters, Interpolation, Mode, PipelineInfo, Prompt, Transition
+from filmstrip.contract import NUM_SEEDS, ChunkParameters, Interpolation, Mode, PipelineSpec, Prompt, Transition
 from filmstrip.errors import InvalidField, counted
 from filmstrip.wire import VideoShape
 
@@ -32,12 +32,12 @@ DEFAULT_TRANSITION_STEPS = 4
 class Chain:
     """The pipelines that each chunk of a generation passes."""
 
-    pipeline: PipelineInfo
-    pre_processor: PipelineInfo | None = None
-    post_processor: PipelineInfo | None = None
+    pipeline: PipelineSpec
+    pre_processor: PipelineSpec | None = None
+    post_processor: PipelineSpec | None = None
 
     @property
-    def stages(self) -> tuple[PipelineInfo, ...]:
+    def stages(self) -> tuple[PipelineSpec, ...]:
         """The pipelines in the order in which a chunk passes them."""
         parts = (self.pre_processor, self.pipeline, self.post_processor)
         return tuple(part for part in parts if part is not None)
@@ -257,9 +257,9 @@ class _Planner:
 
     def _check_processors(self) -> None:
         for name in ("pre_processor", "post_processor"):
-            info: PipelineInfo | None = getattr(self.chain, name)
-            if info is not None and not info.features.frame_processor:
-                raise InvalidField(f"{name}_id: {info.id} is not a frame processor", f"{name}_id")
+            spec: PipelineSpec | None = getattr(self.chain, name)
+            if spec is not None and not spec.features.frame_processor:
+                raise InvalidField(f"{name}_id: {spec.id} is not a frame processor", f"{name}_id")
 
     def _check_input(self) -> None:
         shape = self.uploads.input_shape

@@ -9,7 +9,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from filmstrip.contract import PipelineInfo
+from filmstrip.contract import PipelineSpec
 from filmstrip.model_folders import is_dead_link, model_folders
 from filmstrip.triton_server import is_safe_model
 
@@ -47,14 +47,14 @@ def _read(name: str, folders: list[Path]) -> ModelFolder:
         config = _read_config(folder)
         _check_version(folder, config)
         parameters = {key: value.string_value for key, value in config.parameters.items()}
-        info = PipelineInfo.from_parameters(folder.name, parameters)
+        spec = PipelineSpec.from_parameters(folder.name, parameters)
     except OSError as error:
         return ModelFolder(fingerprint, f"{Path(error.filename or folder).name} cannot be read: {error.strerror}")
     except ValueError as error:
         return ModelFolder(fingerprint, client_reason(str(error), [folder.parent]))
     except RecursionError:
         return ModelFolder(fingerprint, f"{CONFIG} cannot be parsed: it is nested too deeply")
-    return ModelFolder(fingerprint, info=info)
+    return ModelFolder(fingerprint, spec=spec)
 
 
 def _read_config(folder: Path) -> ModelConfig:
