@@ -28,8 +28,9 @@ from filmstrip.errors import ERRORS
 from filmstrip.models import Cancelled, Complete, ErrorEvent, Progress
 from frontend.__main__ import main as frontend_command
 from frontend.app import create_app
+from frontend.features import FEATURE_OF_FIELD
 from frontend.metrics import REGISTRY
-from frontend.schema import FEATURE_OF_FIELD, ChunkSpec, GenerateRequest
+from frontend.schema import ChunkSpec, GenerateRequest
 from frontend.settings import GIB, MIB, Settings
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from filmstrip.contract import Features, Mode, PipelineInfo
+from filmstrip.contract import Features, Mode, PipelineSpec
 from filmstrip.errors import InvalidField
-from frontend.plan import check_features, unused_fields
-from frontend.schema import FEATURE_OF_FIELD, ChunkSpec, GenerateRequest
+from frontend.features import FEATURE_OF_FIELD, check_features, unused_fields
+from frontend.schema import ChunkSpec, GenerateRequest
 
 PROMPTS = [{"text": "a"}]
-BARE = PipelineInfo("bare", (Mode.TEXT,), 12, 12, features=Features(frame_processor=True))
+BARE = PipelineSpec("bare", (Mode.TEXT,), 12, 12, features=Features(frame_processor=True))
 ALL = Features(
     frame_processor=False,
     seed=True,
@@ -168,7 +168,7 @@ def test_unused_fields_are_sorted_and_named_once() -> None:
 
 
 @pytest.mark.parametrize("pipeline", [BARE, replace(BARE, features=ALL)])
-def test_a_transition_without_a_target_is_unused_by_any_pipeline(pipeline: PipelineInfo) -> None:
+def test_a_transition_without_a_target_is_unused_by_any_pipeline(pipeline: PipelineSpec) -> None:
     given = request([{"chunk": 0, "transition_num_steps": 0, "transition_method": "linear"}])
     check_features(given, pipeline)
     assert unused_fields(given, pipeline) == ("transition_method", "transition_num_steps")

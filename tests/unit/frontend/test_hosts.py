@@ -2,7 +2,8 @@
 
 import pytest
 
-from frontend.hosts import Authority, is_loopback_address, is_same_origin
+from frontend.auth import is_loopback_address, is_same_origin
+from frontend.settings import Authority
 
 LOCAL = [
     *("localhost", "localhost:8000", "LOCALHOST:1", "localhost.", "localhost.:80", "localhost:"),

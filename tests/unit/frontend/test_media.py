@@ -28,7 +28,7 @@ from filmstrip.errors import BadImage, InternalError, InvalidField, UnknownPath
 from frontend import image_worker
 from frontend.image_worker import MAX_PIXELS, MAX_SCANS, MAX_SIDE, Refused, decode, read_data_url
 from frontend.images import ImageDecoder, Requester, RequestImage, resolve_image
-from frontend.relay import FileSlice
+from frontend.inference import FileSlice
 from frontend.settings import Settings
 from frontend.store import Kind, Store
 from tests.support.aftermath import eventually

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from filmstrip.contract import Features, Mode, PipelineInfo
+from filmstrip.contract import Features, Mode, PipelineSpec
 from filmstrip.errors import InvalidField
 from filmstrip.wire import VideoShape
 from frontend.array_plan import Uploads
 from frontend.plan import Chain, Plan, make_plan
 from frontend.schema import GenerateRequest
 
-LONGLIVE = PipelineInfo(
+LONGLIVE = PipelineSpec(
     "longlive",
     (Mode.TEXT, Mode.VIDEO),
     chunk_size=12,
@@ -27,7 +27,7 @@ LONGLIVE = PipelineInfo(
         seed=True, prompts=True, noise=True, cache=True, denoising_steps=True, vace=True, loras=("ink", "neon.v2")
     ),
 )
-PROCESSOR = PipelineInfo("gray", (Mode.VIDEO,), 12, 12, features=Features(frame_processor=True))
+PROCESSOR = PipelineSpec("gray", (Mode.VIDEO,), 12, 12, features=Features(frame_processor=True))
 TEXT_ONLY = replace(LONGLIVE, modes=(Mode.TEXT,))
 
 VIDEO = [12, 320, 576, 3]
