@@ -24,7 +24,6 @@ from filmstrip.errors import (
     ShuttingDown,
     UnknownPath,
 )
-from filmstrip.video.write import as_rate
 from filmstrip.wire import VideoShape
 
 from .schema import VideoFormat, VideoOptions
