@@ -378,14 +378,16 @@ class Store:
 
     @contextlib.contextmanager
     def holding(self, file: "StoredFile | DerivedFile") -> Iterator[None]:
-        """Keep a file from expiring and from being deleted while it is used."""
-        self._held[file.name] += 1
+        """Keep a file, and the output that it is derived from, from expiry and deletion while it is used."""
+        names = [file.name, file.source] if isinstance(file, DerivedFile) else [file.name]
+        self._held.update(names)
         try:
             yield
         finally:
-            self._held[file.name] -= 1
-            if not self._held[file.name]:
-                del self._held[file.name]
+            self._held.subtract(names)
+            for name in names:
+                if not self._held[name]:
+                    del self._held[name]
 
     def find(self, name: str, *kinds: Kind, owner: str = "", field: str | None = None) -> StoredFile:
         """The stored file of this name.

@@ -8,7 +8,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any, Protocol, cast
@@ -24,6 +24,7 @@ from filmstrip.errors import (
     ShuttingDown,
     UnknownPath,
 )
+from filmstrip.geometry import MAX_FPS_DENOMINATOR
 from filmstrip.wire import VideoShape
 
 from .schema import VideoFormat, VideoOptions
@@ -224,7 +225,7 @@ class VideoFiles:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._jobs: dict[tuple[str, str], _Encoding] = {}
+        self._encodings: set[_Encoding] = set()
         self._turns = FairSemaphore(_NUM_ENCODERS)
         self._growing_turns = FairSemaphore(_NUM_GROWING)
         self._is_closed = False
@@ -259,39 +260,41 @@ class VideoFiles:
     async def close(self) -> None:
         """End all encoders."""
         self._is_closed = True
-        await asyncio.gather(*(encoding.end() for encoding in set(self._jobs.values())))
+        await asyncio.gather(*(encoding.end() for encoding in list(self._encodings)))
 
     async def discard(self, name: str) -> None:
         """End the encoders of a source, so that its files can be removed."""
-        await asyncio.gather(*(encoding.end() for key, encoding in list(self._jobs.items()) if key[0] == name))
+        await asyncio.gather(*(encoding.end() for encoding in list(self._encodings) if name in encoding.names))
 
     @contextlib.contextmanager
     def _joined(self, source: FrameSource, variant: Variant, *, is_growing: bool) -> Iterator["_Encoding"]:
         """The encoding of this variant, begun if necessary; it ends when the last one that joined it leaves."""
         if self._is_closed:
             raise ShuttingDown("the server is stopping")
-        encoding = self._jobs.get((source.name, variant.key))
-        if encoding is None or (is_growing and not encoding.grows):
-            running = sum(name == source.name for name, _ in self._jobs)
-            if running + self._store.held_variants(source.name) >= MAX_VARIANTS:
+        running = [other for other in self._encodings if source.name in other.names and not other.is_ending]
+        encoding = next((other for other in running if other.variant == variant and other.grows >= is_growing), None)
+        if encoding is None:
+            if len(running) + self._store.held_variants(source.name) >= MAX_VARIANTS:
                 raise Overloaded(f"{MAX_VARIANTS} variants of this video are in use; try again when one is done")
             turns = self._growing_turns if is_growing else self._turns
-            encoding = _Encoding(self._store, source, variant, turns, is_growing=is_growing, jobs=self._jobs)
-        encoding.num_waiting += 1
+            encoding = _Encoding(self._store, source, variant, turns, is_growing=is_growing)
+            self._encodings.add(encoding)
+            encoding.when_done(self._encodings.discard)
+        encoding.join()
         try:
             yield encoding
         finally:
-            encoding.num_waiting -= 1
-            if not encoding.num_waiting:
-                encoding.cancel()
+            encoding.leave()
 
 
 class _Encoding:
     """One variant that is being encoded.
 
     Attributes:
-        num_waiting: how many wait for it.
-        grows: it also makes a file that can be read as it grows.
+        names: of the source and, as soon as it exists, of the output.
+        variant: what is made.
+        grows: whether it also makes a file that can be read as it grows.
+        is_ending: nobody waits for it any more.
     """
 
     def __init__(
@@ -302,23 +305,33 @@ class _Encoding:
         turns: FairSemaphore,
         *,
         is_growing: bool,
-        jobs: dict[tuple[str, str], "_Encoding"],
     ) -> None:
         self._store = store
         self._source = source
-        self._variant = variant
         self._turns = turns
-        self._jobs = jobs
         self._output: StoredFile | None = None
         self._grown: Draft | None = None
+        self._grown_fd: int | None = None  # stays open for those who still read
         self._grown_bytes = 0
         self._is_whole = False
         self._changed = asyncio.Event()
-        self.num_waiting = 0
+        self._num_waiting = 0
+        self.names = {source.name}
+        self.variant = variant
         self.grows = is_growing
-        self._register(source.name)
+        self.is_ending = False
         self._task = asyncio.create_task(self._run(), name=f"encode {variant.key}")
-        self._task.add_done_callback(self._finished)
+
+    def when_done(self, callback: Callable[["_Encoding"], None]) -> None:
+        """Call this as soon as nothing of it runs any more."""
+
+        def done(task: asyncio.Task[DerivedFile]) -> None:
+            if not task.cancelled():
+                task.exception()  # nobody may be left to retrieve it
+            self._notify()
+            callback(self)
+
+        self._task.add_done_callback(done)
 
     async def result(self) -> DerivedFile:
         """The file, once it is complete."""
@@ -332,30 +345,37 @@ class _Encoding:
     async def pieces(self) -> AsyncIterator[bytes]:
         """The growing file, from its start."""
         offset = 0
-        fd = None
-        try:
-            while not (self._is_whole and offset == self._grown_bytes):
-                changed = self._changed
-                if self._task.done() and not self._is_whole:
-                    await self.result()  # raises why
-                if fd is None and self._grown is not None:
-                    fd = os.dup(self._grown.fd)
-                while fd is not None and offset < self._grown_bytes:
-                    piece = await in_thread(os.pread, fd, min(_PIECE_BYTES, self._grown_bytes - offset), offset)
-                    if not piece:
-                        raise InternalError("the growing file was truncated")
-                    offset += len(piece)
-                    yield piece
-                    del piece
-                if self._changed is changed and not self._is_whole:
-                    await changed.wait()
-        finally:
-            if fd is not None:
-                os.close(fd)
+        while not (self._is_whole and offset == self._grown_bytes):
+            changed = self._changed
+            if self._task.done() and not self._is_whole:
+                await self.result()  # raises why
+            while self._grown_fd is not None and offset < self._grown_bytes:
+                size = min(_PIECE_BYTES, self._grown_bytes - offset)
+                piece = await in_thread(os.pread, self._grown_fd, size, offset)
+                if not piece:
+                    raise InternalError("the growing file was truncated")
+                offset += len(piece)
+                yield piece
+                del piece
+            if self._changed is changed and not self._is_whole:
+                await changed.wait()
+
+    def join(self) -> None:
+        """Count one more that waits for the file or reads it."""
+        self._num_waiting += 1
+
+    def leave(self) -> None:
+        """Count one less; after the last one, the encoder ends."""
+        self._num_waiting -= 1
+        if not self._num_waiting:
+            self.cancel()
+            if self._grown_fd is not None:
+                os.close(self._grown_fd)
+                self._grown_fd = None
 
     def cancel(self) -> None:
         """End the encoder, if it still runs."""
-        self._unregister()
+        self.is_ending = True
         self._task.cancel()
 
     async def end(self) -> None:
@@ -363,22 +383,9 @@ class _Encoding:
         self.cancel()
         await asyncio.wait([self._task])
 
-    def _register(self, name: str) -> None:
-        self._jobs[name, self._variant.key] = self
-
-    def _unregister(self) -> None:
-        for key in [key for key, encoding in self._jobs.items() if encoding is self]:
-            del self._jobs[key]
-
-    def _notify(self, *_: object) -> None:
+    def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
-
-    def _finished(self, task: asyncio.Task[DerivedFile]) -> None:
-        if not task.cancelled():
-            task.exception()  # nobody may be left to retrieve it
-        self._unregister()
-        self._notify()
 
     async def _run(self) -> DerivedFile:
         async with self._turns.turn(self._source.owner, self._source.name):
@@ -386,9 +393,10 @@ class _Encoding:
                 whole = uses.enter_context(self._store.derive(self._source.owner))
                 if self.grows:
                     self._grown = uses.enter_context(self._store.derive(self._source.owner))
+                    self._grown_fd = os.dup(self._grown.fd)
                 digest = await self._encode(whole, uses)
                 assert self._output is not None
-                return self._store.commit_derived(whole, self._output, self._variant.key, digest)
+                return self._store.commit_derived(whole, self._output, self.variant.key, digest)
 
     async def _encode(self, whole: Draft, uses: contextlib.ExitStack) -> str:
         """Encode into the drafts; returns the digest of the file."""
@@ -413,7 +421,7 @@ class _Encoding:
                 await asyncio.wait([feeding])
 
     def _job(self, fd: int, whole: Draft) -> EncodeJob:
-        shape, variant = self._source.shape, self._variant
+        shape, variant = self._source.shape, self.variant
         return EncodeJob(
             fd=fd,
             height=shape.height,
@@ -436,7 +444,7 @@ class _Encoding:
                 if growth.output is not None:
                     self._output = growth.output
                     uses.enter_context(self._store.holding(growth.output))
-                    self._register(growth.output.name)
+                    self.names.add(growth.output.name)
                 await _send(lines, {"num_frames": growth.num_frames, "is_finished": growth.output is not None})
         except FilmstripError:
             with contextlib.suppress(ProcessLookupError):
