@@ -123,7 +123,7 @@ class ChunkParameters:
         height: of the returned frames, in pixels; inputs of another size are resized.
         width: likewise.
         mode: what the frames are generated from.
-        reset: the chunk starts with empty caches (see `filmstrip.cache_policy`).
+        reset: the chunk starts with empty caches.
         prompts: the prompts in force before any transition.
         prompt_interpolation_method: how several prompts are blended.
         transition: set while a transition is under way.

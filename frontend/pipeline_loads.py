@@ -9,9 +9,9 @@ from typing import Any, Literal
 from filmstrip.contract import PipelineSpec
 from filmstrip.errors import FilmstripError, InvalidField, UnknownPipeline
 
+from .features import GENERIC_FIELDS, check_features, frame_size, lora_name, lora_scales
 from .model_registry import ModelRegistry, ModelState, ModelStatus
-from .plan import check_features, frame_size, lora_name, lora_scales
-from .schema import GENERIC_FIELDS, RANDOM_SEED, GenerateRequest, LoadEntry, LoadParams, LoadRequest
+from .schema import RANDOM_SEED, GenerateRequest, LoadEntry, LoadParams, LoadRequest
 
 _NUM_RANDOM_SEEDS = 2**32
 

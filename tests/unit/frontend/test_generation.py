@@ -14,8 +14,8 @@ from filmstrip.errors import ClientGone, DiskFull, ModelError, ShuttingDown
 from filmstrip.models import ErrorEvent
 from frontend.array_plan import Uploads
 from frontend.generation import Generation
+from frontend.inference import ChunkAnswer
 from frontend.plan import Chain, make_plan
-from frontend.relay import ChunkAnswer
 from frontend.request_check import CheckedRequest
 from frontend.schema import GenerateRequest
 from frontend.settings import Settings

@@ -21,8 +21,8 @@ from filmstrip.errors import DiskFull, UnknownPath
 from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape, pack_video_header
 from frontend.array_plan import Source, Uploads
 from frontend.images import RequestImage
+from frontend.inference import FileSlice, TensorRef
 from frontend.plan import Chain, Plan, make_plan
-from frontend.relay import FileSlice, TensorRef
 from frontend.schema import GenerateRequest
 from frontend.settings import Settings
 from frontend.staging import OpenUpload, StagingBuffer, StagingLayout, open_buffers, open_uploads, stage_inputs
