@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from filmstrip.contract import Mode, Prompt
 
-LATENT_INDEX_LIMIT = 1024
+MAX_LATENTS_SINCE_RESET = 1024
 """A chunk that would bring the latent frames since the last reset to this many is reset.
 
 Wan 2.1's RoPE tables, `rope_params(1024, ...)`, have this many positions. The runtime computes RoPE for any position;
@@ -22,7 +22,7 @@ class CacheInputs:
 
     Attributes:
         mode: whether the chunk's latents start from noise (text) or from an input video.
-        conditioned: the chunk has VACE frames, masks, references or key images.
+        uses_vace: the chunk has VACE frames, masks, references or key images.
         prompts: the prompts in force; within a transition, its target.
         in_transition: the chunk lies within a transition of prompts.
         denoising_steps: the requested timesteps, None for the pipeline's own.
@@ -31,7 +31,7 @@ class CacheInputs:
     """
 
     mode: Mode
-    conditioned: bool
+    uses_vace: bool
     prompts: tuple[Prompt, ...]
     in_transition: bool
     denoising_steps: tuple[int, ...] | None
@@ -40,7 +40,7 @@ class CacheInputs:
 
 
 def reset_reason(
-    previous: CacheInputs | None, current: CacheInputs, latent_index: int, latent_frames: int
+    previous: CacheInputs | None, current: CacheInputs, latents_since_reset: int, latent_frames: int
 ) -> str | None:
     """Why a chunk is reset, or None if it continues the chunk before.
 
@@ -49,7 +49,7 @@ def reset_reason(
     Args:
         previous: the chunk before, None for the first chunk of a generation.
         current: the chunk in question.
-        latent_index: latent frames generated since the last reset.
+        latents_since_reset: latent frames generated since the last reset.
         latent_frames: latent frames of a chunk that is not a first one.
     """
     if previous is None:
@@ -60,8 +60,8 @@ def reset_reason(
     causes = {
         "reset_cache": current.reset_cache,
         "mode": current.mode is not previous.mode,
-        "frame index limit": latent_index >= LATENT_INDEX_LIMIT - latent_frames,
+        "frame index limit": latents_since_reset >= MAX_LATENTS_SINCE_RESET - latent_frames,
         "denoising_steps": managed and current.denoising_steps != previous.denoising_steps,
-        "prompt": managed and new_prompt and (in_video or current.conditioned),
+        "prompt": managed and new_prompt and (in_video or current.uses_vace),
     }
     return next((cause for cause, holds in causes.items() if holds), None)

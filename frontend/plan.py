@@ -238,20 +238,20 @@ class _Planner:
     def _chunks(self) -> Iterator[ChunkPlan]:
         sticky = StickyPrompts(self.request)
         previous: CacheInputs | None = None
-        index = start = latent_index = 0
+        index = start = latents_since_reset = 0
         while start < self.request.num_frames:
             spec_ref = self.specs.get(index)
             chunk = _Chunk(self, index, spec_ref, sticky.next_chunk(spec_ref.spec if spec_ref else None))
             now = chunk.cache_inputs()
             if self.pipeline.features.cache and self.pipeline.latent_frames is not None:
-                first = reset_reason(previous, now, latent_index, self.pipeline.latent_frames) is not None
+                reset = reset_reason(previous, now, latents_since_reset, self.pipeline.latent_frames) is not None
             else:
-                first = previous is None
-            conditioned = chunk.has_vace_arrays
-            count = self.pipeline.chunk_frames(chunk.mode, first=first, conditioned=conditioned)
-            latents = self.pipeline.chunk_latents(chunk.mode, first=first, conditioned=conditioned)
-            latent_index = latents if first else latent_index + latents
-            plan = chunk.plan(count, start, first=first)
+                reset = previous is None
+            vace = chunk.has_vace_arrays
+            count = self.pipeline.chunk_frames(chunk.mode, reset=reset, has_vace_arrays=vace)
+            latents = self.pipeline.chunk_latents(chunk.mode, reset=reset, has_vace_arrays=vace)
+            latents_since_reset = latents if reset else latents_since_reset + latents
+            plan = chunk.plan(count, start, reset=reset)
             yield plan
             start += plan.keep
             index += 1
@@ -296,7 +296,7 @@ class _Chunk:
         steps = self.options.denoising_steps
         return CacheInputs(
             mode=self.mode,
-            conditioned=self.has_vace_arrays or key_images,
+            uses_vace=self.has_vace_arrays or key_images,
             prompts=self.prompts.target,
             in_transition=self.prompts.in_transition,
             denoising_steps=tuple(steps) if steps else None,
@@ -304,7 +304,7 @@ class _Chunk:
             reset_cache=spec.reset_cache,
         )
 
-    def plan(self, count: int, start: int, *, first: bool) -> ChunkPlan:
+    def plan(self, count: int, start: int, *, reset: bool) -> ChunkPlan:
         """The chunk's plan, once its number of frames is known."""
         shapes = self.planner.uploads.image_shapes
         steps = self.options.denoising_steps
@@ -314,7 +314,7 @@ class _Chunk:
             height=self.planner.size[0],
             width=self.planner.size[1],
             mode=self.mode,
-            reset=first,
+            reset=reset,
             prompts=self.prompts.prompts,
             prompt_interpolation_method=self.options.prompt_interpolation_method,
             transition=self.prompts.transition,
