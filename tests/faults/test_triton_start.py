@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from frontend.embedded import _environment
+from frontend.embedded.supervisor import _environment
 from tests.support import http
 from tests.support.aftermath import PROBE, assert_serves, eventually, harmless
 from tests.support.processes import chunk_under_way, error_of, is_running, stubs

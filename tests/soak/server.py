@@ -16,7 +16,7 @@ from benchmarks import direct
 from benchmarks.servers import MeasuredFrontend, Transport
 from filmstrip import contract
 from filmstrip.contract import ChunkParameters, Mode
-from frontend.watch import STUB
+from frontend.embedded.wheel import STUB
 from tests.support import http
 from tests.support.server import MODEL_NAMES
 

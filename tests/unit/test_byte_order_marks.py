@@ -7,7 +7,7 @@ import pytest
 
 from deploy.triton import _read_secret
 from export.config import load_config
-from filmstrip import connection
+from filmstrip import connection_settings
 from filmstrip.model_folders import EXPORT_FILE
 from filmstrip.runtime.engines import manifest
 from filmstrip.runtime.longlive_config import LongLiveConfig
@@ -64,7 +64,7 @@ def test_variables_that_are_filled_from_a_file(monkeypatch: pytest.MonkeyPatch):
     assert (settings.api_keys, settings.port) == ((ApiKey("studio", "one"),), 8123)
     monkeypatch.setenv("FILMSTRIP_SERVER", f"{MARK}http://films.test")
     monkeypatch.setenv("FILMSTRIP_TOKEN", f"{MARK}key")
-    target = connection.resolve(None, None)
+    target = connection_settings.resolve(None, None)
     assert (str(target.url), target.token) == ("http://films.test", "key")
 
 

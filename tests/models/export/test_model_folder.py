@@ -14,9 +14,9 @@ from tritonclient.grpc import model_config_pb2
 
 from export.__main__ import longlive
 from export.errors import BadConfig
-from export.model_folder import IDLE_S, check_pipeline_id, pipeline_info, runtime_config, write_model_folder
+from export.model_folder import IDLE_S, check_pipeline_id, pipeline_spec, runtime_config, write_model_folder
 from export.spec import Size
-from filmstrip.contract import INPUTS, OUTPUTS, Mode, PipelineInfo
+from filmstrip.contract import INPUTS, OUTPUTS, Mode, PipelineSpec
 from filmstrip.model_folders import is_exported
 from filmstrip.runtime.longlive_config import LongLiveConfig
 from tests.models.export.configs import LONGLIVE, REWARD_FORCING, SELF_FORCING, parse_config, tiny
@@ -51,8 +51,8 @@ def test_the_frontend_reads_the_facts_that_were_written(tmp_path: Path):
     config = runtime_config(parse_config({**LONGLIVE, "vace_layers": [0, 2]}), SIZES, ('né"w', "ink"))
     write_model_folder(tmp_path / "longlive", config, on_gpu=False)
     parameters = {name: value.string_value for name, value in read_config(tmp_path / "longlive").parameters.items()}
-    facts = PipelineInfo.from_parameters("longlive", parameters)
-    written = pipeline_info("longlive", config)
+    facts = PipelineSpec.from_parameters("longlive", parameters)
+    written = pipeline_spec("longlive", config)
     assert facts == replace(written, defaults=json.loads(json.dumps(written.defaults)))
     assert facts.modes == (Mode.TEXT, Mode.VIDEO)
     assert (facts.chunk_size, facts.first_chunk_size, facts.latent_frames, facts.granularity) == (12, 9, 3, 16)

@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from filmstrip.cache_policy import CacheInputs, reset_reason
 from filmstrip.contract import Mode, Prompt
+from frontend.plan import CacheInputs, reset_reason
 
 CAT = (Prompt("a cat"),)
 DOG = (Prompt("a dog"),)
