@@ -175,13 +175,13 @@ class ChunkParameters:
         try:
             return _CHUNK_PARAMETERS.validate_json(text, strict=True)
         except ValidationError as error:
-            raise ValueError(f"not a chunk: {_first_problem(error)}") from None
+            raise ValueError(f"not a chunk: {first_problem(error)}") from None
 
 
 _CHUNK_PARAMETERS = TypeAdapter(ChunkParameters)
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
     """The first error of a validation, on one line: where it is, what is wrong, and the value."""
     first = error.errors(include_url=False)[0]
     where = ".".join(map(str, first["loc"]))
@@ -274,7 +274,7 @@ class PipelineSpec:
             raw = {"id": id} | {name: _parameter(name, parameters[name]) for name in names}
             return _PIPELINE_SPEC.validate_python({"first_chunk_size": raw["chunk_size"]} | raw)
         except ValidationError as error:
-            raise ValueError(f"config.pbtxt of {id}: parameter {_first_problem(error)}") from None
+            raise ValueError(f"config.pbtxt of {id}: parameter {first_problem(error)}") from None
         except ValueError as error:
             raise ValueError(f"config.pbtxt of {id}: {error}") from None
 
@@ -283,22 +283,22 @@ class PipelineSpec:
         shown = asdict(self) | {"modes": list(self.modes), "features": self.features.to_dict()}
         return {name: value for name, value in shown.items() if name != "latent_frames"}
 
-    def chunk_frames(self, mode: Mode, *, first: bool, conditioned: bool) -> int:
+    def chunk_frames(self, mode: Mode, *, reset: bool, has_vace_arrays: bool) -> int:
         """Pixel frames of one chunk.
 
         Args:
             mode: of the chunk.
-            first: the chunk starts with empty caches.
-            conditioned: it has VACE frames or masks, which follow the video rule.
+            reset: the chunk starts with empty caches.
+            has_vace_arrays: it has VACE frames or masks, which follow the video rule.
         """
-        short = first and mode is Mode.TEXT and not conditioned
+        short = reset and mode is Mode.TEXT and not has_vace_arrays
         return self.first_chunk_size if short else self.chunk_size
 
-    def chunk_latents(self, mode: Mode, *, first: bool, conditioned: bool) -> int:
+    def chunk_latents(self, mode: Mode, *, reset: bool, has_vace_arrays: bool) -> int:
         """Latent frames of one chunk: one more if a video's first chunk is encoded with its first frame twice."""
         if self.latent_frames is None:
             return 0
-        return self.latent_frames + int(first and (mode is Mode.VIDEO or conditioned))
+        return self.latent_frames + int(reset and (mode is Mode.VIDEO or has_vace_arrays))
 
 
 _PIPELINE_SPEC = TypeAdapter(PipelineSpec)

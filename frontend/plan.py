@@ -162,7 +162,7 @@ def _as_prompts(prompts: str | list[WeightedPrompt]) -> tuple[Prompt, ...]:
 
 # -- Resets -----------------------------------------------------------------------------------------------
 
-LATENT_INDEX_LIMIT = 1024
+MAX_LATENTS_SINCE_RESET = 1024
 """A chunk that would bring the latent frames since the last reset to this many is reset.
 
 Wan 2.1's RoPE tables, `rope_params(1024, ...)`, have this many positions. The runtime computes RoPE for any position;
@@ -176,7 +176,7 @@ class CacheInputs:
 
     Attributes:
         mode: whether the chunk's latents start from noise (text) or from an input video.
-        conditioned: the chunk has VACE frames, masks, references or key images.
+        uses_vace: the chunk has VACE frames, masks, references or key images.
         prompts: the prompts in force; within a transition, its target.
         in_transition: the chunk lies within a transition of prompts.
         denoising_steps: the requested timesteps, None for the pipeline's own.
@@ -185,7 +185,7 @@ class CacheInputs:
     """
 
     mode: Mode
-    conditioned: bool
+    uses_vace: bool
     prompts: tuple[Prompt, ...]
     in_transition: bool
     denoising_steps: tuple[int, ...] | None
@@ -194,7 +194,7 @@ class CacheInputs:
 
 
 def reset_reason(
-    previous: CacheInputs | None, current: CacheInputs, latent_index: int, latent_frames: int
+    previous: CacheInputs | None, current: CacheInputs, latents_since_reset: int, latent_frames: int
 ) -> str | None:
     """Why a chunk is reset, or None if it continues the chunk before.
 
@@ -203,7 +203,7 @@ def reset_reason(
     Args:
         previous: the chunk before, None for the first chunk of a generation.
         current: the chunk in question.
-        latent_index: latent frames generated since the last reset.
+        latents_since_reset: latent frames generated since the last reset.
         latent_frames: latent frames of a chunk that is not a first one.
     """
     if previous is None:
@@ -214,9 +214,9 @@ def reset_reason(
     causes = {
         "reset_cache": current.reset_cache,
         "mode": current.mode is not previous.mode,
-        "frame index limit": latent_index >= LATENT_INDEX_LIMIT - latent_frames,
+        "frame index limit": latents_since_reset >= MAX_LATENTS_SINCE_RESET - latent_frames,
         "denoising_steps": managed and current.denoising_steps != previous.denoising_steps,
-        "prompt": managed and new_prompt and (in_video or current.conditioned),
+        "prompt": managed and new_prompt and (in_video or current.uses_vace),
     }
     return next((cause for cause, holds in causes.items() if holds), None)
 
@@ -296,20 +296,20 @@ class _Planner:
     def _chunks(self) -> Iterator[ChunkPlan]:
         sticky = StickyPrompts(self.request)
         previous: CacheInputs | None = None
-        index = start = latent_index = 0
+        index = start = latents_since_reset = 0
         while start < self.request.num_frames:
             spec_ref = self.specs.get(index)
             chunk = _Chunk(self, index, spec_ref, sticky.next_chunk(spec_ref.spec if spec_ref else None))
             now = chunk.cache_inputs()
             if self.pipeline.features.cache and self.pipeline.latent_frames is not None:
-                first = reset_reason(previous, now, latent_index, self.pipeline.latent_frames) is not None
+                reset = reset_reason(previous, now, latents_since_reset, self.pipeline.latent_frames) is not None
             else:
-                first = previous is None
-            conditioned = chunk.has_vace_arrays
-            count = self.pipeline.chunk_frames(chunk.mode, first=first, conditioned=conditioned)
-            latents = self.pipeline.chunk_latents(chunk.mode, first=first, conditioned=conditioned)
-            latent_index = latents if first else latent_index + latents
-            plan = chunk.plan(count, start, first=first)
+                reset = previous is None
+            vace = chunk.has_vace_arrays
+            count = self.pipeline.chunk_frames(chunk.mode, reset=reset, has_vace_arrays=vace)
+            latents = self.pipeline.chunk_latents(chunk.mode, reset=reset, has_vace_arrays=vace)
+            latents_since_reset = latents if reset else latents_since_reset + latents
+            plan = chunk.plan(count, start, reset=reset)
             yield plan
             start += plan.keep
             index += 1
@@ -354,7 +354,7 @@ class _Chunk:
         steps = self.options.denoising_steps
         return CacheInputs(
             mode=self.mode,
-            conditioned=self.has_vace_arrays or key_images,
+            uses_vace=self.has_vace_arrays or key_images,
             prompts=self.prompts.target,
             in_transition=self.prompts.in_transition,
             denoising_steps=tuple(steps) if steps else None,
@@ -362,7 +362,7 @@ class _Chunk:
             reset_cache=spec.reset_cache,
         )
 
-    def plan(self, count: int, start: int, *, first: bool) -> ChunkPlan:
+    def plan(self, count: int, start: int, *, reset: bool) -> ChunkPlan:
         """The chunk's plan, once its number of frames is known."""
         shapes = self.planner.uploads.image_shapes
         steps = self.options.denoising_steps
@@ -372,7 +372,7 @@ class _Chunk:
             height=self.planner.size[0],
             width=self.planner.size[1],
             mode=self.mode,
-            reset=first,
+            reset=reset,
             prompts=self.prompts.prompts,
             prompt_interpolation_method=self.options.prompt_interpolation_method,
             transition=self.prompts.transition,

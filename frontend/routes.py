@@ -190,6 +190,7 @@ async def download() -> Response:
     assert file.shape is not None
     query = parse_query(VideoFileQuery, request.args)
     variant = Variant.of(query.format, query, file.shape, DEFAULT_FPS)
+    will_stream(request)
     return send_file(
         await state.video_files.file(file, variant),
         request,

@@ -47,7 +47,7 @@ _DEFAULT_CRF = {VideoFormat.MP4: 18, VideoFormat.WEBM: 24}
 _NUM_ENCODERS = 2
 _NUM_GROWING = 4
 """These mostly wait for frames."""
-_LIMITS = Limits(cpu_s=0, memory_bytes=3 * 2**30, niceness=15)  # the CPU time of an encoder is not limited
+_LIMITS = Limits(cpu_s=0, memory_bytes=3 * 2**30, niceness=10)  # the CPU time of an encoder is not limited
 _PIECE_BYTES = 256 * 2**10
 
 
