@@ -122,11 +122,11 @@ def test_other_arrays_are_refused_and_leave_nothing_behind(subtests: pytest.Subt
         ({"vace_masks": np.zeros((1, 2, 3, 4, 4), np.float32)}, "vace_masks must be"),
         ({"vace_masks": np.zeros((4, 4), np.uint8)}, "floats or bools"),
     ]
-    for arrays, named in cases:
-        with subtests.test(arrays=arrays):
+    for inputs, named in cases:
+        with subtests.test(inputs=inputs):
             blob = BlobBuilder()
             with pytest.raises(ValueError, match=named):
-                blob.chunk(0, **arrays)
+                blob.chunk(0, **inputs)
             assert (blob.size, blob.chunk_specs) == (0, [])
 
 
