@@ -283,22 +283,22 @@ class PipelineSpec:
         shown = asdict(self) | {"modes": list(self.modes), "features": self.features.to_dict()}
         return {name: value for name, value in shown.items() if name != "latent_frames"}
 
-    def chunk_frames(self, mode: Mode, *, first: bool, conditioned: bool) -> int:
+    def chunk_frames(self, mode: Mode, *, reset: bool, has_vace_arrays: bool) -> int:
         """Pixel frames of one chunk.
 
         Args:
             mode: of the chunk.
-            first: the chunk starts with empty caches.
-            conditioned: it has VACE frames or masks, which follow the video rule.
+            reset: the chunk starts with empty caches.
+            has_vace_arrays: it has VACE frames or masks, which follow the video rule.
         """
-        short = first and mode is Mode.TEXT and not conditioned
+        short = reset and mode is Mode.TEXT and not has_vace_arrays
         return self.first_chunk_size if short else self.chunk_size
 
-    def chunk_latents(self, mode: Mode, *, first: bool, conditioned: bool) -> int:
+    def chunk_latents(self, mode: Mode, *, reset: bool, has_vace_arrays: bool) -> int:
         """Latent frames of one chunk: one more if a video's first chunk is encoded with its first frame twice."""
         if self.latent_frames is None:
             return 0
-        return self.latent_frames + int(first and (mode is Mode.VIDEO or conditioned))
+        return self.latent_frames + int(reset and (mode is Mode.VIDEO or has_vace_arrays))
 
 
 _PIPELINE_SPEC = TypeAdapter(PipelineSpec)

@@ -202,7 +202,7 @@ def test_what_the_pipeline_list_shows_is_json_without_latents():
 
 
 @pytest.mark.parametrize(
-    ("mode", "first", "conditioned", "frames", "latents"),
+    ("mode", "reset", "has_vace_arrays", "frames", "latents"),
     [
         (Mode.TEXT, True, False, 9, 3),
         (Mode.TEXT, False, False, 12, 3),
@@ -212,13 +212,13 @@ def test_what_the_pipeline_list_shows_is_json_without_latents():
         (Mode.VIDEO, False, False, 12, 3),
     ],
 )
-def test_frames_and_latents_of_a_chunk(mode, first, conditioned, frames, latents):
+def test_frames_and_latents_of_a_chunk(mode, reset, has_vace_arrays, frames, latents):
     spec = PipelineSpec.from_parameters("longlive", LONGLIVE)
     assert spec is not None
-    assert spec.chunk_frames(mode, first=first, conditioned=conditioned) == frames
-    assert spec.chunk_latents(mode, first=first, conditioned=conditioned) == latents
+    assert spec.chunk_frames(mode, reset=reset, has_vace_arrays=has_vace_arrays) == frames
+    assert spec.chunk_latents(mode, reset=reset, has_vace_arrays=has_vace_arrays) == latents
 
 
 def test_a_frame_processor_has_no_latents():
     spec = PipelineSpec("gray", (Mode.VIDEO,), 12, 12)
-    assert spec.chunk_latents(Mode.VIDEO, first=True, conditioned=False) == 0
+    assert spec.chunk_latents(Mode.VIDEO, reset=True, has_vace_arrays=False) == 0

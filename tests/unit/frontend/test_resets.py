@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from filmstrip.contract import Mode, Prompt
-from frontend.plan import CacheInputs, reset_reason
+from frontend.plan import CacheInputs, needs_reset
 
 CAT = (Prompt("a cat"),)
 DOG = (Prompt("a dog"),)
@@ -11,7 +11,7 @@ LATENT_FRAMES = 3
 
 VIDEO = CacheInputs(
     mode=Mode.VIDEO,
-    conditioned=False,
+    has_vace_inputs=False,
     prompts=CAT,
     in_transition=False,
     denoising_steps=None,
@@ -19,64 +19,62 @@ VIDEO = CacheInputs(
     reset_cache=False,
 )
 TEXT = replace(VIDEO, mode=Mode.TEXT)
-VACE = replace(TEXT, conditioned=True)
+VACE = replace(TEXT, has_vace_inputs=True)
 STEPS = {"denoising_steps": (1000, 500)}
 
 
-def reason(before: CacheInputs, latent_index: int = 3, **changes: object) -> str | None:
-    return reset_reason(before, replace(before, **changes), latent_index, LATENT_FRAMES)
+def resets(before: CacheInputs, latents_since_reset: int = 3, **changes: object) -> bool:
+    return needs_reset(before, replace(before, **changes), latents_since_reset, LATENT_FRAMES)
 
 
 @pytest.mark.parametrize("chunk", [VIDEO, TEXT, VACE])
 def test_a_first_chunk_starts_afresh(chunk):
-    assert reset_reason(None, chunk, 0, LATENT_FRAMES) == "first chunk"
+    assert needs_reset(None, chunk, 0, LATENT_FRAMES)
 
 
 @pytest.mark.parametrize("chunk", [VIDEO, TEXT, VACE])
 def test_a_chunk_that_changes_nothing_goes_on(chunk):
-    assert reason(chunk) is None
+    assert not resets(chunk)
 
 
 @pytest.mark.parametrize(
     ("before", "changes", "expected"),
     [
         # Whatever manage_cache says.
-        (TEXT, {"reset_cache": True}, "reset_cache"),
-        (TEXT, {"reset_cache": True, "manage_cache": False}, "reset_cache"),
-        (TEXT, {"mode": Mode.VIDEO}, "mode"),
-        (VIDEO, {"mode": Mode.TEXT}, "mode"),
-        (VIDEO, {"mode": Mode.TEXT, "manage_cache": False}, "mode"),
+        (TEXT, {"reset_cache": True}, True),
+        (TEXT, {"reset_cache": True, "manage_cache": False}, True),
+        (TEXT, {"mode": Mode.VIDEO}, True),
+        (VIDEO, {"mode": Mode.TEXT}, True),
+        (VIDEO, {"mode": Mode.TEXT, "manage_cache": False}, True),
         # Denoising steps: in every mode, while the cache is managed.
-        (TEXT, STEPS, "denoising_steps"),
-        (VIDEO, STEPS, "denoising_steps"),
-        (VIDEO, STEPS | {"manage_cache": False}, None),
-        (replace(TEXT, denoising_steps=(1000, 500)), {"denoising_steps": None}, "denoising_steps"),
+        (TEXT, STEPS, True),
+        (VIDEO, STEPS, True),
+        (VIDEO, STEPS | {"manage_cache": False}, False),
+        (replace(TEXT, denoising_steps=(1000, 500)), {"denoising_steps": None}, True),
         # Prompts: text recaches instead.
-        (TEXT, {"prompts": DOG}, None),
-        (VIDEO, {"prompts": DOG}, "prompt"),
-        (VACE, {"prompts": DOG}, "prompt"),
-        (TEXT, {"prompts": DOG, "conditioned": True}, "prompt"),
-        (VIDEO, {"prompts": (Prompt("a cat", 50.0),)}, "prompt"),
-        (VIDEO, {"prompts": DOG, "manage_cache": False}, None),
-        (VIDEO, {"prompts": DOG, "in_transition": True}, None),
-        (replace(VIDEO, prompts=DOG, in_transition=True), {"in_transition": False}, None),
+        (TEXT, {"prompts": DOG}, False),
+        (VIDEO, {"prompts": DOG}, True),
+        (VACE, {"prompts": DOG}, True),
+        (TEXT, {"prompts": DOG, "has_vace_inputs": True}, True),
+        (VIDEO, {"prompts": (Prompt("a cat", 50.0),)}, True),
+        (VIDEO, {"prompts": DOG, "manage_cache": False}, False),
+        (VIDEO, {"prompts": DOG, "in_transition": True}, False),
+        (replace(VIDEO, prompts=DOG, in_transition=True), {"in_transition": False}, False),
         # Conditioning that comes or goes is no cause by itself.
-        (TEXT, {"conditioned": True}, None),
-        (VACE, {"conditioned": False}, None),
+        (TEXT, {"has_vace_inputs": True}, False),
+        (VACE, {"has_vace_inputs": False}, False),
     ],
 )
 def test_each_cause_alone(before, changes, expected):
-    assert reason(before, **changes) == expected
+    assert resets(before, **changes) is expected
 
 
-@pytest.mark.parametrize(
-    ("latent_index", "expected"), [(1020, None), (1021, "frame index limit"), (1022, "frame index limit")]
-)
+@pytest.mark.parametrize(("latents_since_reset", "expected"), [(1020, False), (1021, True), (1022, True)])
 @pytest.mark.parametrize("managed", [True, False])
-def test_the_frame_index_ends_three_before_1024(latent_index, expected, managed):
-    assert reason(replace(TEXT, manage_cache=managed), latent_index) == expected
+def test_the_frame_index_ends_three_before_1024(latents_since_reset, expected, managed):
+    assert resets(replace(TEXT, manage_cache=managed), latents_since_reset) is expected
 
 
 def test_manage_cache_that_comes_back_compares_with_the_chunk_before_only():
     off = replace(VIDEO, manage_cache=False, denoising_steps=(1000, 500))
-    assert reason(off, manage_cache=True) is None
+    assert not resets(off, manage_cache=True)
