@@ -10,8 +10,7 @@ import functools
 import logging
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from filmstrip import contract
 from filmstrip.contract import ChunkParameters, Mode
@@ -194,15 +193,6 @@ def _clear_frames(task: asyncio.Task[Complete | Cancelled]) -> None:
         error = error.__context__
 
 
-@dataclass(frozen=True)
-class StagedChunk:
-    """A chunk whose inputs are ready for the model."""
-
-    plan: ChunkPlan
-    buffer: StagingBuffer
-    inputs: Mapping[str, TensorRef]
-
-
 class ChunkRunner:
     """Runs the chunks of one generation: a task each stages, generates and writes them, in the buffers in turn.
 
@@ -233,8 +223,8 @@ class ChunkRunner:
         self._write_failed = asyncio.Event()
         self._main = int(request.plan.chain.pre_processor is not None)  # the index of the pipeline in its chain
         self._free: asyncio.Queue[StagingBuffer] = asyncio.Queue(len(buffers))
-        self._staged: asyncio.Queue[StagedChunk] = asyncio.Queue(1)
-        self._generated: asyncio.Queue[tuple[StagedChunk, FileSlice] | None] = asyncio.Queue(1)
+        self._staged: asyncio.Queue[tuple[ChunkPlan, StagingBuffer, Collection[TensorRef]]] = asyncio.Queue(1)
+        self._generated: asyncio.Queue[tuple[StagingBuffer, FileSlice] | None] = asyncio.Queue(1)
         for buffer in buffers:
             self._free.put_nowait(buffer)
 
@@ -268,31 +258,31 @@ class ChunkRunner:
         for chunk in self._plan.chunks:
             buffer = await self._free.get()
             try:
-                staged = await self._stage(chunk, buffer)
+                inputs = await self._stage(chunk, buffer)
             except Exception:
                 await self._staged.join()  # the chunks before this one are finished first
                 raise
-            await self._staged.put(staged)
+            await self._staged.put((chunk, buffer, inputs))
 
-    async def _stage(self, chunk: ChunkPlan, buffer: StagingBuffer) -> StagedChunk:
-        """Put a chunk's inputs in a buffer and run the pre-processor on them."""
+    async def _stage(self, chunk: ChunkPlan, buffer: StagingBuffer) -> Collection[TensorRef]:
+        """Put a chunk's inputs in a buffer and run the pre-processor on them; the inputs of the pipeline."""
         inputs = await stage_inputs(chunk, buffer, self._uploads, self._images)
         name = contract.INPUT_VIDEO.name
         for index in range(self._main):
             inputs[name] = await self._call(index, chunk, buffer, [inputs[name]])
-        return StagedChunk(chunk, buffer, inputs)
+        return inputs.values()
 
     async def _generate_chunks(self, staging: asyncio.Task[None]) -> None:
         num_chunks = len(self._plan.chunks)
         while self.num_chunks < num_chunks and not (self._generation.cancel_requested or self._write_failed.is_set()):
             began = time.perf_counter()
-            staged = await self._staged.get()
+            chunk, buffer, inputs = await self._staged.get()
             if self._write_failed.is_set():
                 break
-            frames = await self._generate(staged)
-            await self._generated.put((staged, frames))
+            frames = await self._generate(chunk, buffer, inputs)
+            await self._generated.put((buffer, frames))
             latency = time.perf_counter() - began
-            num_frames = staged.plan.keep
+            num_frames = chunk.keep
             self.num_chunks += 1
             self.num_frames += num_frames
             metrics.CHUNK_SECONDS.labels(self._plan.chain.pipeline.id).observe(latency)
@@ -304,15 +294,15 @@ class ChunkRunner:
         staging.cancel()  # after a cancel or a failed write, the next chunk is not needed
         await self._generated.put(None)
 
-    async def _generate(self, staged: StagedChunk) -> FileSlice:
-        """Run the pipeline and the post-processor; where the frames are."""
-        frames = await self._call(self._main, staged.plan, staged.buffer, staged.inputs.values())
+    async def _generate(self, chunk: ChunkPlan, buffer: StagingBuffer, inputs: Collection[TensorRef]) -> FileSlice:
+        """Run the pipeline and the post-processor; the frames that go to the output."""
+        frames = await self._call(self._main, chunk, buffer, inputs)
         for index in range(self._main + 1, len(self._sequences)):
-            frames = await self._call(index, staged.plan, staged.buffer, [frames])
-        return frames.place
+            frames = await self._call(index, chunk, buffer, [frames])
+        return buffer.slice(frames.place.offset, chunk.keep * chunk.frames.frame_bytes)
 
     async def _call(
-        self, index: int, chunk: ChunkPlan, buffer: StagingBuffer, inputs: Iterable[TensorRef]
+        self, index: int, chunk: ChunkPlan, buffer: StagingBuffer, inputs: Collection[TensorRef]
     ) -> TensorRef:
         """Make one Triton call, for pipeline `index` of the chain; its frames, as an input video for the next one."""
         params, shape = chunk.parameters, chunk.frames
@@ -332,14 +322,13 @@ class ChunkRunner:
         """
         try:
             while (generated := await self._generated.get()) is not None:
-                staged, frames = generated
-                num_bytes = staged.plan.keep * staged.plan.frames.frame_bytes
+                buffer, frames = generated
                 try:
-                    await self._output.append(staged.buffer.view(frames)[:num_bytes])
+                    await self._output.append(buffer.view(frames))
                 finally:
-                    self._free.put_nowait(staged.buffer)
+                    self._free.put_nowait(buffer)
         except Exception:
             self._write_failed.set()
             while (generated := await self._generated.get()) is not None:  # no other task may wait for this one
-                self._free.put_nowait(generated[0].buffer)
+                self._free.put_nowait(generated[0])
             raise

@@ -171,8 +171,8 @@ the limit keeps it to those that the original code can generate.
 
 
 @dataclass(frozen=True)
-class CacheInputs:
-    """What the policy needs to know about one chunk.
+class ResetInputs:
+    """What decides whether a chunk is reset: its own inputs, compared with those of the chunk before.
 
     Attributes:
         mode: whether the chunk's latents start from noise (text) or from an input video.
@@ -194,7 +194,7 @@ class CacheInputs:
 
 
 def needs_reset(
-    previous: CacheInputs | None, current: CacheInputs, latents_since_reset: int, latent_frames: int
+    previous: ResetInputs | None, current: ResetInputs, latents_since_reset: int, latent_frames: int
 ) -> bool:
     """Whether a chunk starts with empty caches: the model obeys the `reset` of its parameters.
 
@@ -295,12 +295,12 @@ class _Planner:
 
     def _chunks(self) -> Iterator[ChunkPlan]:
         sticky = StickyPrompts(self.request)
-        previous: CacheInputs | None = None
+        previous: ResetInputs | None = None
         index = start = latents_since_reset = 0
         while start < self.request.num_frames:
             spec_ref = self.specs.get(index)
             chunk = _Chunk(self, index, spec_ref, sticky.next_chunk(spec_ref.spec if spec_ref else None))
-            now = chunk.cache_inputs()
+            now = chunk.reset_inputs()
             if self.pipeline.features.cache and self.pipeline.latent_frames is not None:
                 reset = needs_reset(previous, now, latents_since_reset, self.pipeline.latent_frames)
             else:
@@ -347,11 +347,11 @@ class _Chunk:
             self.input_is_vace or self.spec.vace_frames_shape is not None or self.spec.vace_masks_shape is not None
         )
 
-    def cache_inputs(self) -> CacheInputs:
+    def reset_inputs(self) -> ResetInputs:
         spec = self.spec
         has_images = bool(spec.vace_ref_images or spec.first_frame_image or spec.last_frame_image)
         steps = self.options.denoising_steps
-        return CacheInputs(
+        return ResetInputs(
             mode=self.mode,
             has_vace_inputs=self.has_vace_arrays or has_images,
             prompts=self.prompts.target,

@@ -3,13 +3,13 @@ from dataclasses import replace
 import pytest
 
 from filmstrip.contract import Mode, Prompt
-from frontend.plan import CacheInputs, needs_reset
+from frontend.plan import ResetInputs, needs_reset
 
 CAT = (Prompt("a cat"),)
 DOG = (Prompt("a dog"),)
 LATENT_FRAMES = 3
 
-VIDEO = CacheInputs(
+VIDEO = ResetInputs(
     mode=Mode.VIDEO,
     has_vace_inputs=False,
     prompts=CAT,
@@ -23,7 +23,7 @@ VACE = replace(TEXT, has_vace_inputs=True)
 STEPS = {"denoising_steps": (1000, 500)}
 
 
-def resets(before: CacheInputs, latents_since_reset: int = 3, **changes: object) -> bool:
+def resets(before: ResetInputs, latents_since_reset: int = 3, **changes: object) -> bool:
     return needs_reset(before, replace(before, **changes), latents_since_reset, LATENT_FRAMES)
 
 
