@@ -2,7 +2,7 @@
 
 NAME/config.pbtxt         what Triton and the frontend read: tensors, sequence batching, the pipeline's spec
 NAME/1/model.py           names a class of filmstrip.runtime
-NAME/1/pipeline.json      what the runtime reads: filmstrip.runtime.pipeline_config
+NAME/1/pipeline.json      what the runtime reads: filmstrip.runtime.longlive_config
 NAME/1/tokenizer.json     if the checkpoint has a text encoder
 NAME/1/engines/           engines, and a manifest for each
 """
@@ -17,7 +17,8 @@ from export.config import CheckpointConfig
 from export.errors import BadConfig
 from export.spec import Size
 from filmstrip.contract import INPUTS, OUTPUTS, Features, Mode, PipelineSpec, TensorSpec
-from filmstrip.runtime.pipeline_config import FILE_NAME, MAX_REFERENCES, PipelineConfig
+from filmstrip.model_folders import EXPORT_FILE
+from filmstrip.runtime.longlive_config import MAX_REFERENCES, LongLiveConfig
 
 IDLE_S = 900
 """Triton ends a sequence after this long without a chunk: longer than any chunk takes, warm-up included."""
@@ -38,7 +39,7 @@ def check_pipeline_id(id: str) -> str:
     return id
 
 
-def pipeline_config(config: CheckpointConfig, sizes: tuple[Size, ...], loras: tuple[str, ...]) -> PipelineConfig:
+def runtime_config(config: CheckpointConfig, sizes: tuple[Size, ...], loras: tuple[str, ...]) -> LongLiveConfig:
     """What the runtime must know about a checkpoint.
 
     Raises:
@@ -50,7 +51,7 @@ def pipeline_config(config: CheckpointConfig, sizes: tuple[Size, ...], loras: tu
         raise BadConfig(
             f"vace_in_dim = {config.vace_in_channels} must be 2 * vae.z_dim + {mask_channels} = {vace_channels}"
         )
-    return PipelineConfig(
+    return LongLiveConfig(
         latent_frames_per_chunk=config.latent_frames_per_chunk,
         window=config.window,
         sink=config.sink,
@@ -76,7 +77,7 @@ def pipeline_config(config: CheckpointConfig, sizes: tuple[Size, ...], loras: tu
     )
 
 
-def pipeline_spec(id: str, config: PipelineConfig) -> PipelineSpec:
+def pipeline_spec(id: str, config: LongLiveConfig) -> PipelineSpec:
     """What the pipeline says about itself; its own size is the first that it was exported for."""
     height, width = config.sizes[0]
     return PipelineSpec(
@@ -107,11 +108,11 @@ def pipeline_spec(id: str, config: PipelineConfig) -> PipelineSpec:
     )
 
 
-def write_model_folder(folder: Path, config: PipelineConfig, *, on_gpu: bool) -> None:
+def write_model_folder(folder: Path, config: LongLiveConfig, *, on_gpu: bool) -> None:
     """Write a model's folder except its engines and tokenizer; `folder` has the pipeline's id as its name."""
     version = folder / "1"
     version.mkdir(parents=True, exist_ok=True)
-    (version / FILE_NAME).write_text(config.to_json())
+    (version / EXPORT_FILE).write_text(config.to_json())
     (version / "model.py").write_text(_model_text(folder.name))
     # Last: without it Triton sees no model here.
     (folder / "config.pbtxt").write_text(config_text(pipeline_spec(folder.name, config), on_gpu=on_gpu))

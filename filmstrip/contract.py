@@ -175,13 +175,13 @@ class ChunkParameters:
         try:
             return _CHUNK_PARAMETERS.validate_json(text, strict=True)
         except ValidationError as error:
-            raise ValueError(f"not a chunk: {_first_problem(error)}") from None
+            raise ValueError(f"not a chunk: {first_problem(error)}") from None
 
 
 _CHUNK_PARAMETERS = TypeAdapter(ChunkParameters)
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
     """The first error of a validation, on one line: where it is, what is wrong, and the value."""
     first = error.errors(include_url=False)[0]
     where = ".".join(map(str, first["loc"]))
@@ -274,7 +274,7 @@ class PipelineSpec:
             raw = {"id": id} | {name: _parameter(name, parameters[name]) for name in names}
             return _PIPELINE_SPEC.validate_python({"first_chunk_size": raw["chunk_size"]} | raw)
         except ValidationError as error:
-            raise ValueError(f"config.pbtxt of {id}: parameter {_first_problem(error)}") from None
+            raise ValueError(f"config.pbtxt of {id}: parameter {first_problem(error)}") from None
         except ValueError as error:
             raise ValueError(f"config.pbtxt of {id}: {error}") from None
 

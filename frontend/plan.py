@@ -162,7 +162,7 @@ def _as_prompts(prompts: str | list[WeightedPrompt]) -> tuple[Prompt, ...]:
 
 # -- Resets -----------------------------------------------------------------------------------------------
 
-LATENT_INDEX_LIMIT = 1024
+MAX_LATENTS_SINCE_RESET = 1024
 """A chunk that would bring the latent frames since the last reset to this many is reset.
 
 Wan 2.1's RoPE tables, `rope_params(1024, ...)`, have this many positions. The runtime computes RoPE for any position;
@@ -176,7 +176,7 @@ class ResetInputs:
 
     Attributes:
         mode: whether the chunk's latents start from noise (text) or from an input video.
-        has_vace_inputs: the chunk has VACE frames, masks, references or key images.
+        uses_vace: the chunk has VACE frames, masks, references or key images.
         prompts: the prompts in force; within a transition, its target.
         in_transition: the chunk lies within a transition of prompts.
         denoising_steps: the requested timesteps, None for the pipeline's own.
@@ -185,7 +185,7 @@ class ResetInputs:
     """
 
     mode: Mode
-    has_vace_inputs: bool
+    uses_vace: bool
     prompts: tuple[Prompt, ...]
     in_transition: bool
     denoising_steps: tuple[int, ...] | None
@@ -211,13 +211,13 @@ def needs_reset(
     """
     if previous is None or current.reset_cache or current.mode is not previous.mode:
         return True
-    if latents_since_reset >= LATENT_INDEX_LIMIT - latent_frames:
+    if latents_since_reset >= MAX_LATENTS_SINCE_RESET - latent_frames:
         return True
     if not current.manage_cache:
         return False
     new_prompt = current.prompts != previous.prompts and not current.in_transition
     return current.denoising_steps != previous.denoising_steps or (
-        new_prompt and (current.mode is Mode.VIDEO or current.has_vace_inputs)
+        new_prompt and (current.mode is Mode.VIDEO or current.uses_vace)
     )
 
 
@@ -353,7 +353,7 @@ class _Chunk:
         steps = self.options.denoising_steps
         return ResetInputs(
             mode=self.mode,
-            has_vace_inputs=self.has_vace_arrays or has_images,
+            uses_vace=self.has_vace_arrays or has_images,
             prompts=self.prompts.target,
             in_transition=self.prompts.in_transition,
             denoising_steps=tuple(steps) if steps else None,
