@@ -103,9 +103,9 @@ def uploads(tmp_path: Path) -> Iterator[Open]:
 @pytest.fixture
 def buffer(tmp_path: Path) -> Iterator[StagingBuffer]:
     """A staging buffer that Triton has registered."""
-    made = StagingBuffer(tmp_path / "lane", 100_000, 0o600)
+    made = StagingBuffer(tmp_path / "buffer", 100_000, 0o600)
     made.open()
-    made.region = "lane"
+    made.region = "buffer"
     yield made
     made.close()
 
@@ -157,7 +157,7 @@ async def test_vace_arrays_are_trimmed_channel_by_channel(
     assert same(found["vace_masks"], floats(2001, *shapes["vace_masks"])[:, :, :kept])
 
 
-async def test_images_are_decoded_into_the_lane(buffer: StagingBuffer, uploads: Open) -> None:
+async def test_images_are_decoded_into_the_buffer(buffer: StagingBuffer, uploads: Open) -> None:
     spec = {"chunk": 0, "first_frame_image": "a", "last_frame_image": "b", "vace_ref_images": ["b", "a"]}
     found = await stage_inputs(make(9, [spec]).chunks[0], buffer, uploads(1), IMAGES)
     assert same(found["first_frame_image"], PIXELS["a"])
@@ -194,7 +194,7 @@ async def test_an_array_in_one_piece_stays_where_triton_has_the_upload(buffer: S
 
 async def test_an_array_in_pieces_is_copied_though_triton_has_the_upload(buffer: StagingBuffer, uploads: Open) -> None:
     found = await stage_inputs(make(12, num_input=5).chunks[0], buffer, uploads(5, "shm"), {})
-    assert found["input_video"].place == FileSlice(buffer.path, "lane", 0, 144)
+    assert found["input_video"].place == FileSlice(buffer.path, "buffer", 0, 144)
     assert same(found["input_video"], VIDEO[np.arange(12) % 5])
 
 
@@ -202,7 +202,7 @@ async def test_an_upload_that_triton_does_not_have_is_copied_into_a_buffer(
     buffer: StagingBuffer, uploads: Open
 ) -> None:
     found = await stage_inputs(make(12, num_input=12).chunks[0], buffer, uploads(12), {})
-    assert found["input_video"].place == FileSlice(buffer.path, "lane", 0, 144)
+    assert found["input_video"].place == FileSlice(buffer.path, "buffer", 0, 144)
 
 
 async def test_nothing_in_one_piece_is_copied_into_a_buffer_on_disk(buffer: StagingBuffer, uploads: Open) -> None:
@@ -267,7 +267,7 @@ def test_a_layout_holds_every_chunk_without_overlap(
 
 
 class Registry:
-    """The part of Triton that slices use: it takes the first files that it is given, or none."""
+    """The part of Triton that staging uses: it takes the first files that it is given, or none."""
 
     def __init__(self, takes: int, *, takes_shared_memory: bool = True) -> None:
         self.takes = takes
@@ -320,7 +320,7 @@ async def test_what_triton_maps_is_open_to_its_group(store: Store) -> None:
         ] * 3
 
 
-async def test_lanes_lie_in_shared_memory_that_triton_has(store: Store, tmp_path: Path) -> None:
+async def test_buffers_lie_in_shared_memory_that_triton_has(store: Store, tmp_path: Path) -> None:
     registry = Registry(2)
     open_files = os.listdir("/proc/self/fd")
     async with open_buffers(1000, 2, store, cast("TritonClient", registry)) as buffers:
@@ -336,7 +336,7 @@ async def test_lanes_lie_in_shared_memory_that_triton_has(store: Store, tmp_path
 
 
 @pytest.mark.parametrize("registry", [Registry(0), Registry(1), Registry(2, takes_shared_memory=False)])
-async def test_lanes_lie_on_disk_where_triton_takes_none(store: Store, tmp_path: Path, registry: Registry) -> None:
+async def test_buffers_lie_on_disk_where_triton_takes_none(store: Store, tmp_path: Path, registry: Registry) -> None:
     async with open_buffers(1000, 2, store, cast("TritonClient", registry)) as buffers:
         assert registry.registered_now == {}
         assert [buffer.region for buffer in buffers] == [None, None]
@@ -346,7 +346,7 @@ async def test_lanes_lie_on_disk_where_triton_takes_none(store: Store, tmp_path:
     assert leftovers(store, tmp_path) == []
 
 
-async def test_lanes_that_find_no_room_anywhere_leave_nothing(store: Store, tmp_path: Path) -> None:
+async def test_buffers_that_find_no_room_anywhere_leave_nothing(store: Store, tmp_path: Path) -> None:
     with pytest.raises(DiskFull):
         async with open_buffers(2**60, 2, store, cast("TritonClient", Registry(2))):
             pass
