@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from filmstrip.contract import Features, Mode, PipelineSpec
-from frontend.array_plan import Uploads
+from frontend.array_plan import UploadInfo
 from frontend.plan import Chain, Plan, make_plan
 from frontend.schema import GenerateRequest
 
@@ -22,12 +22,12 @@ LONGLIVE = PipelineSpec(
     ),
 )
 PROCESSOR = PipelineSpec("gray", (Mode.VIDEO,), 12, 12, features=Features(frame_processor=True))
-NOTHING = Uploads()
+NOTHING = UploadInfo()
 
 
 def plan_request(
     chunk_specs: Sequence[Mapping[str, Any]] = (),
-    uploads: Uploads = NOTHING,
+    uploads: UploadInfo = NOTHING,
     chain: Chain = Chain(LONGLIVE),  # noqa: B008  frozen
     max_chunk_bytes: int = 2**30,
     **fields: Any,
