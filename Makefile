@@ -94,12 +94,12 @@ compile-full: $(TESTS_READY) ## Compile every graph of LongLive at full size, wi
 	$(BIN)/python -m export.compile_full
 
 audit: setup ## Check the pinned packages for known vulnerabilities (needs network access)
-	$(BIN)/python -m tests.support.audit
+	$(BIN)/python -m tools.audit
 
 check: lint test-all audit ## Run everything that CI runs, and audit
 
 release-check: setup ## Build the package, install it into an empty environment, make a video with it
-	$(BIN)/python -m tests.support.release_check
+	$(BIN)/python -m tools.release_check
 
 lock: setup ## Update the lock files after a change of pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \

@@ -14,21 +14,11 @@ from hypothesis import strategies as st
 
 from frontend.schema import MAX_LOAD_PARAMS_CHARACTERS
 from tests.support import http
-from tests.support.aftermath import PROBE, eventually, harmless
+from tests.support.http import ASSETS, DOWNLOAD, GENERATE, LOAD, UPLOAD, UPLOAD_DATA
+from tests.support.raw_client import raw_request, send_raw
+from tests.support.recovery import PROBE, assert_recovers, eventually
+from tests.support.refusals import check_refusal, count_tracebacks, generate_refusal, refusal_of
 from tests.support.server import Frontend
-from tests.support.wire import (
-    ASSETS,
-    DOWNLOAD,
-    GENERATE,
-    LOAD,
-    UPLOAD,
-    UPLOAD_DATA,
-    ask,
-    generate,
-    refusal,
-    request,
-    tracebacks,
-)
 
 U32 = 2**32
 
@@ -36,10 +26,10 @@ U32 = 2**32
 @pytest.fixture(scope="module", autouse=True)
 def no_harm(server: Frontend) -> Iterator[None]:
     """All of this module together leaves the server as it was, and not one traceback in its log."""
-    before = tracebacks(server)
-    with harmless(server):
+    before = count_tracebacks(server)
+    with assert_recovers(server):
         yield
-    assert tracebacks(server) == before
+    assert count_tracebacks(server) == before
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +43,7 @@ def nothing_left(server: Frontend) -> Iterator[None]:
 
 def post(server: Frontend, path: str, body: bytes, **headers: str) -> dict[str, object]:
     fields = [f"{name}: {value}" for name, value in headers.items()]
-    return refusal(server, ask(server, request(f"POST {path}", *fields, body=body)))
+    return refusal_of(server, f"POST {path}", *fields, body=body)
 
 
 # -- Videos ---------------------------------------------------------------------------------------------------
@@ -69,15 +59,15 @@ NO_COUNTS = [
 def test_a_header_that_is_no_count(server: Frontend, value: str) -> None:
     for name in (*SIDES, "X-Video-Channels"):
         fields = [f"{header}: {given}" for header, given in (SIDES | {name: value}).items()]
-        error = refusal(server, ask(server, request(f"POST {UPLOAD}", *fields, body=bytes(12))))
+        error = refusal_of(server, f"POST {UPLOAD}", *fields, body=bytes(12))
         assert (error["code"], error["field"]) == ("bad_header", name)
 
 
 def test_a_header_given_twice(server: Frontend) -> None:
     for name in (*SIDES, "X-Video-Channels"):
         fields = [f"{header}: {given}" for header, given in (SIDES | {"X-Video-Channels": "3"}).items()]
-        again = request(f"POST {UPLOAD}", *fields, f"{name}: 3", body=bytes(12))
-        assert refusal(server, ask(server, again))["code"] == "bad_header"
+        again = raw_request(f"POST {UPLOAD}", *fields, f"{name}: 3", body=bytes(12))
+        assert check_refusal(server, send_raw(server.url, again))["code"] == "bad_header"
 
 
 @given(st.lists(st.integers(1, U32 - 1) | st.sampled_from([1, 2, 2**16, 2**31, U32 - 1]), min_size=3, max_size=3))
@@ -95,14 +85,14 @@ def test_a_body_shorter_or_longer_than_its_headers_say(server: Frontend) -> None
         assert post(server, UPLOAD, bytes(length), **SIDES)["code"] == "size_mismatch"
         chunked = (bytes(1) for _ in range(min(length, 100)))
         answer = http.post(server.url + UPLOAD, content=chunked, headers=SIDES)
-        assert refusal(server, answer)["code"] == "size_mismatch"
+        assert check_refusal(server, answer)["code"] == "size_mismatch"
 
 
 def test_a_body_that_ends_before_its_length_is_let_go(server: Frontend) -> None:
     fields = [f"{header}: {given}" for header, given in SIDES.items()]
-    error = refusal(server, ask(server, request(f"POST {UPLOAD}", *fields, body=bytes(3), length=100)))
+    error = refusal_of(server, f"POST {UPLOAD}", *fields, body=bytes(3), length=100)
     assert error["code"] == "size_mismatch"  # at once and not after a minute: the length is known to be wrong
-    answer = ask(server, request(f"POST {UPLOAD}", *fields, body=bytes(12) + b"GET", length=12))
+    answer = send_raw(server.url, raw_request(f"POST {UPLOAD}", *fields, body=bytes(12) + b"GET", length=12))
     uploaded = json.loads(answer.body)
     assert uploaded["shape"] == [1, 2, 2, 3]  # what follows the last request of a connection does not count
     assert http.delete(f"{server.url}/api/v1/files/{uploaded['input_path']}").status_code == 204
@@ -111,14 +101,14 @@ def test_a_body_that_ends_before_its_length_is_let_go(server: Frontend) -> None:
 @pytest.mark.parametrize("length", ["-1", "+5", "5_0", "0x5", "5, 6", "9" * 30, "9" * 5000, "\u00b2", "5 5"])
 @pytest.mark.parametrize("path", [UPLOAD, UPLOAD_DATA, ASSETS, GENERATE])
 def test_a_length_that_is_none(server: Frontend, path: str, length: str) -> None:
-    refusal(server, ask(server, request(f"POST {path}", f"Content-Length: {length}")))
+    refusal_of(server, f"POST {path}", f"Content-Length: {length}")
 
 
 @pytest.mark.parametrize("size", [b"zz", b"-1", b"", b"F" * 21, b"1" * 40_000])
 def test_a_chunk_of_no_size(server: Frontend, size: bytes) -> None:
     fields = [f"{header}: {given}" for header, given in SIDES.items()]
-    head = request(f"POST {UPLOAD}", *fields, "Transfer-Encoding: chunked")
-    refusal(server, ask(server, head + size + b"\r\n" + bytes(12) + b"\r\n0\r\n\r\n"))
+    head = raw_request(f"POST {UPLOAD}", *fields, "Transfer-Encoding: chunked")
+    check_refusal(server, send_raw(server.url, head + size + b"\r\n" + bytes(12) + b"\r\n0\r\n\r\n"))
 
 
 # -- Blobs ----------------------------------------------------------------------------------------------------
@@ -152,7 +142,7 @@ def test_arrays_around_the_end_of_the_blob(server: Frontend, blob: str, kind: st
         assert event == "complete"
         (server.data_dir / "outputs" / made["output_path"]).unlink()
     else:
-        error = refusal(server, generate(server, **wanted))
+        error = generate_refusal(server, **wanted)
         assert (error["code"], error["field"]) == ("invalid_field", f"chunk_specs[0].{kind}_offset")
 
 
@@ -164,17 +154,14 @@ def test_arrays_of_no_shape(server: Frontend, blob: str, kind: str, data: st.Dat
     offset = data.draw(st.sampled_from([0, 1, 2, 3, 2**31, 2**63 - 1]))
     spec = {"chunk": 2, f"{kind}_offset": offset, f"{kind}_shape": sides}  # no such chunk, should all else be right
     wanted = PROBE | {"num_frames": 9, "data_blob_path": blob, "chunk_specs": [spec]}
-    assert refusal(server, generate(server, **wanted))["code"] == "invalid_field"
+    assert generate_refusal(server, **wanted)["code"] == "invalid_field"
 
 
 @pytest.mark.parametrize("sides", [[2**31, 2**31], [2**32 - 1, 2**32 - 1], [2**16, 2**16]])
 def test_products_that_overflow(server: Frontend, blob: str, sides: list[int]) -> None:
     for shape in ([1, 3, *sides, 4], [1, 3, 1, *sides]):
         spec = {"chunk": 0, "vace_frames_offset": 0, "vace_frames_shape": shape}
-        assert (
-            refusal(server, generate(server, **PROBE, data_blob_path=blob, chunk_specs=[spec]))["code"]
-            == "invalid_field"
-        )
+        assert generate_refusal(server, **PROBE, data_blob_path=blob, chunk_specs=[spec])["code"] == "invalid_field"
 
 
 @pytest.mark.parametrize("ndim", [0, 3, 5, 0x464C457F, U32 - 1])
@@ -183,7 +170,7 @@ def test_a_file_that_claims_to_be_a_video(server: Frontend, ndim: int) -> None:
     name = server.upload_data(struct.pack("<5I", ndim, U32 - 1, U32 - 1, U32 - 1, 3) + bytes(100))
     try:
         for claimed in (name, name.replace("blob-", "video-"), f"../blobs/{name}"):
-            error = refusal(server, generate(server, pipeline_id="passthrough", prompt="", input_path=claimed))
+            error = generate_refusal(server, pipeline_id="passthrough", prompt="", input_path=claimed)
             assert error["code"] == "unknown_path"
     finally:
         (server.data_dir / "blobs" / name).unlink()
@@ -300,7 +287,7 @@ def test_images_that_are_none(server: Frontend, name: str) -> None:
     assert post(server, ASSETS, data)["code"] == "bad_image"
     url = "data:image/png;base64," + base64.b64encode(data).decode()
     for spec in ({"first_frame_image": url}, {"vace_ref_images": [url]}):
-        error = refusal(server, generate(server, **PROBE, chunk_specs=[{"chunk": 0, **spec}]))
+        error = generate_refusal(server, **PROBE, chunk_specs=[{"chunk": 0, **spec}])
         assert error["code"] == "invalid_field"
         assert url[30:60] not in str(error["message"]) or len(data) < 30
 
@@ -327,11 +314,11 @@ def test_forms_are_not_parsed(server: Frontend) -> None:
 
 def test_who_waits_for_leave_to_send_is_answered(server: Frontend) -> None:
     for path in (GENERATE, ASSETS, UPLOAD):
-        sent = request(f"POST {path}", "Expect: 100-continue", "X-Video-Frames: 0", body=b"{}")
-        refusal(server, ask(server, sent))
+        sent = raw_request(f"POST {path}", "Expect: 100-continue", "X-Video-Frames: 0", body=b"{}")
+        check_refusal(server, send_raw(server.url, sent))
 
 
 @pytest.mark.parametrize("path", [GENERATE, UPLOAD, f"{DOWNLOAD}?path=x"])
 def test_a_refusal_waits_little_for_a_body_that_never_comes(server: Frontend, path: str) -> None:
     line = f"GET {path}" if path.startswith(DOWNLOAD) else f"POST {path}"
-    refusal(server, ask(server, request(line, "X-Video-Frames: 0", "Origin: http://evil", body=b"{", length=2**40)))
+    refusal_of(server, line, "X-Video-Frames: 0", "Origin: http://evil", body=b"{", length=2**40)

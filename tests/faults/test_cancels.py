@@ -11,8 +11,8 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.support.aftermath import PROBE, harmless
 from tests.support.probe_video import probe_video
+from tests.support.recovery import PROBE, assert_recovers
 from tests.support.server import Frontend, frontend_on
 from tests.support.sse import EventParser
 
@@ -66,14 +66,14 @@ def check_complete(frontend: Frontend, events: list[Event], seed: int, num_frame
 
 
 def test_before_a_generation_it_is_idle_and_the_next_one_does_not_feel_it(frontend: Frontend) -> None:
-    with harmless(frontend):
+    with assert_recovers(frontend):
         for seed in range(ROUNDS):
             assert frontend.cancel() == "idle"
             check_complete(frontend, frontend.generate(**PROBE, seed=seed), seed, 33)
 
 
 def test_after_the_last_event_it_is_idle_and_the_next_one_does_not_feel_it(frontend: Frontend) -> None:
-    with harmless(frontend):
+    with assert_recovers(frontend):
         for seed in range(ROUNDS):
             events = []
             with frontend.stream(**NEXT, seed=seed) as stream:
@@ -90,7 +90,7 @@ def test_after_the_last_event_it_is_idle_and_the_next_one_does_not_feel_it(front
 async def test_together_with_the_request_it_is_idle_or_heard_never_lost(frontend: Frontend) -> None:
     """Sent from 0 to 10 ms behind the request, which takes at least half a second before its last chunk."""
     answers = set()
-    with harmless(frontend):
+    with assert_recovers(frontend):
         async with httpx.AsyncClient(base_url=frontend.url, timeout=60) as client:
             for seed in range(ROUNDS):
                 request = sleeping(3, 0.5) | {"seed": seed}
@@ -128,12 +128,12 @@ async def timed(work: Any) -> tuple[Any, float]:
 
 
 def test_in_a_chunk_that_one_is_finished_and_kept_and_the_slot_taken_until_then(frontend: Frontend) -> None:
-    with harmless(frontend):
+    with assert_recovers(frontend):
         for seed in range(LONG_ROUNDS):
-            chunks = len(frontend.probed())
+            chunks = len(frontend.probe_entries())
             events = []
             with frontend.stream(**sleeping(1, 1), seed=seed) as stream:
-                frontend.wait_probed(chunks + 1)
+                frontend.wait_for_chunk(chunks + 1)
                 assert frontend.cancel() == "cancelling"
                 refused = frontend.post(**NEXT)
                 for event in stream:
@@ -143,11 +143,11 @@ def test_in_a_chunk_that_one_is_finished_and_kept_and_the_slot_taken_until_then(
             assert (refused.status_code, refused.json()["error"]["code"]) == (409, "busy")
             assert [event[0] for event in events] == ["progress", "progress", "cancelled"]
             check_end(frontend, events, seed, 5)
-            assert len(frontend.probed()) == chunks + 3  # two of this one, and one of the next
+            assert len(frontend.probe_entries()) == chunks + 3  # two of this one, and one of the next
 
 
 def test_between_chunks_as_soon_as_one_is_told(frontend: Frontend) -> None:
-    with harmless(frontend):
+    with assert_recovers(frontend):
         for seed in range(ROUNDS):
             events = []
             with frontend.stream(**PROBE | {"num_frames": 3000}, seed=seed) as stream:
@@ -160,11 +160,11 @@ def test_between_chunks_as_soon_as_one_is_told(frontend: Frontend) -> None:
 
 
 def test_in_the_last_chunk_the_video_is_complete(frontend: Frontend) -> None:
-    with harmless(frontend):
+    with assert_recovers(frontend):
         for seed in range(LONG_ROUNDS):
-            chunks = len(frontend.probed())
+            chunks = len(frontend.probe_entries())
             with frontend.stream(**sleeping(4, 1), seed=seed) as stream:
-                frontend.wait_probed(chunks + 4)
+                frontend.wait_for_chunk(chunks + 4)
                 assert frontend.cancel() == "cancelling"
                 events = list(stream)
             assert [event[0] for event in events] == ["progress"] * 5 + ["complete"]
@@ -173,9 +173,9 @@ def test_in_the_last_chunk_the_video_is_complete(frontend: Frontend) -> None:
 
 
 def test_twice_in_a_row_and_from_several_clients_there_is_one_end(frontend: Frontend) -> None:
-    with harmless(frontend), ThreadPoolExecutor(5) as pool:
+    with assert_recovers(frontend), ThreadPoolExecutor(5) as pool:
         for seed in range(LONG_ROUNDS):
-            chunks = len(frontend.probed())
+            chunks = len(frontend.probe_entries())
             together = threading.Barrier(5)
 
             def cancel(together: threading.Barrier = together) -> list[str]:
@@ -183,7 +183,7 @@ def test_twice_in_a_row_and_from_several_clients_there_is_one_end(frontend: Fron
                 return [frontend.cancel(), frontend.cancel()]
 
             with frontend.stream(**sleeping(1, 1), seed=seed) as stream:
-                frontend.wait_probed(chunks + 1)
+                frontend.wait_for_chunk(chunks + 1)
                 asked = [pool.submit(cancel) for _ in range(5)]
                 events = list(stream)
             answers = [answer.result() for answer in asked]

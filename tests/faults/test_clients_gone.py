@@ -12,9 +12,19 @@ import psutil
 import pytest
 
 from tests.support import http
-from tests.support.aftermath import CHATTY_S, LONG, NUM_LONG_CHUNKS, PROBE, eventually, harmless, is_generating, noise
+from tests.support.http import DOWNLOAD, GENERATE
 from tests.support.probe_video import probe_video
-from tests.support.raw_client import DOWNLOAD, GENERATE, RawClient
+from tests.support.raw_client import RawClient
+from tests.support.recovery import (
+    LONG,
+    NUM_LONG_CHUNKS,
+    PROBE,
+    SHORT_KEEP_ALIVE_S,
+    assert_recovers,
+    eventually,
+    is_generating,
+    noise,
+)
 from tests.support.server import Frontend, frontend_on
 
 SLEEPER = {"pipeline_id": "probe", "prompt": "!sleep 60", "num_frames": 9}
@@ -50,7 +60,7 @@ WRITTEN_AT_ONCE_BYTES = 2**20  # what has come of a body may be so much more tha
 
 def cancelled(frontend: Frontend) -> int:
     """How often the probe was told to stop."""
-    return sum(entry["event"] == "cancelled" for entry in frontend.probed())
+    return sum(entry["event"] == "cancelled" for entry in frontend.probe_entries())
 
 
 # -- In an upload -------------------------------------------------------------------------------------------------
@@ -63,7 +73,7 @@ def cancelled(frontend: Frontend) -> int:
 def test_gone_in_an_upload(frontend: Frontend, path: str, chunked: bool, sent_bytes: int, leave: Leave) -> None:
     framing = {"Transfer-Encoding": "chunked"} if chunked else {"Content-Length": str(VIDEO.nbytes)}
     part = VIDEO.tobytes()[:sent_bytes]
-    with harmless(frontend):
+    with assert_recovers(frontend):
         client = RawClient(frontend.url)
         client.send_head("POST", path, UPLOADS[path] | framing)
         if part:
@@ -83,7 +93,7 @@ def partial_bytes(frontend: Frontend) -> int:
 
 @every_way_to_leave
 def test_gone_in_the_json_body(frontend: Frontend, leave: Leave) -> None:
-    with harmless(frontend):
+    with assert_recovers(frontend):
         client = RawClient(frontend.url)
         client.post_json(GENERATE, SLEEPER, keep_back=10)
         assert not is_generating(frontend)
@@ -104,7 +114,7 @@ def was_broken_off(frontend: Frontend) -> bool:
 def test_gone_right_after_the_request(frontend: Frontend, leave: Leave) -> None:
     """Wherever the request is by then: in the parser, in the plan, or with the model."""
     for milliseconds in range(10):
-        with harmless(frontend):
+        with assert_recovers(frontend):
             client = RawClient(frontend.url)
             client.post_json(GENERATE, SLEEPER)
             time.sleep(milliseconds / 1000)
@@ -122,13 +132,13 @@ def regions(frontend: Frontend) -> int:
 @every_way_to_leave
 @pytest.mark.parametrize("reads_head", [False, True])
 def test_gone_in_chunk_0_the_model_is_told(frontend: Frontend, reads_head: bool, leave: Leave) -> None:
-    with harmless(frontend):
-        chunks, told = len(frontend.probed()), cancelled(frontend)
+    with assert_recovers(frontend):
+        chunks, told = len(frontend.probe_entries()), cancelled(frontend)
         client = RawClient(frontend.url)
         client.post_json(GENERATE, SLEEPER)
         if reads_head:
             assert client.read_head().status == 200
-        frontend.wait_probed(chunks)
+        frontend.wait_for_chunk(chunks)
         leave(client)
         frontend.wait_idle(NOTICED_S)
         assert cancelled(frontend) == told + 1
@@ -136,8 +146,8 @@ def test_gone_in_chunk_0_the_model_is_told(frontend: Frontend, reads_head: bool,
 
 @every_way_to_leave
 def test_gone_between_events_no_more_chunks_are_made(frontend: Frontend, leave: Leave) -> None:
-    with harmless(frontend):
-        chunks = len(frontend.probed())
+    with assert_recovers(frontend):
+        chunks = len(frontend.probe_entries())
         client = RawClient(frontend.url)
         client.post_json(GENERATE, PROBE | {"num_frames": 10_000})
         for event in client.read_events():
@@ -145,29 +155,29 @@ def test_gone_between_events_no_more_chunks_are_made(frontend: Frontend, leave: 
                 break
         leave(client)
         frontend.wait_idle(NOTICED_S)
-        assert 3 <= len(frontend.probed()) - chunks < 600  # of 834
+        assert 3 <= len(frontend.probe_entries()) - chunks < 600  # of 834
 
 
 @every_way_to_leave
 def test_gone_after_an_event_with_the_next_chunk_under_way(frontend: Frontend, leave: Leave) -> None:
-    with harmless(frontend):
-        chunks, told = len(frontend.probed()), cancelled(frontend)
+    with assert_recovers(frontend):
+        chunks, told = len(frontend.probe_entries()), cancelled(frontend)
         client = RawClient(frontend.url)
         client.post_json(GENERATE, PROBE | {"chunk_specs": [{"chunk": 1, "text": "!sleep 60"}]})
         assert next(client.read_events()).name == "progress"
-        frontend.wait_probed(chunks + 1)
+        frontend.wait_for_chunk(chunks + 1)
         leave(client)
         frontend.wait_idle(NOTICED_S)
         assert cancelled(frontend) == told + 1
 
 
 def test_half_closed_counts_as_gone(frontend: Frontend) -> None:
-    with harmless(frontend):
-        chunks, told = len(frontend.probed()), cancelled(frontend)
+    with assert_recovers(frontend):
+        chunks, told = len(frontend.probe_entries()), cancelled(frontend)
         with RawClient(frontend.url) as client:
             client.post_json(GENERATE, SLEEPER)
             client.read_head()
-            frontend.wait_probed(chunks)
+            frontend.wait_for_chunk(chunks)
             client.half_close()
             with pytest.raises(EOFError):
                 list(client.read_events())
@@ -178,17 +188,17 @@ def test_half_closed_counts_as_gone(frontend: Frontend) -> None:
 @every_way_to_leave
 def test_gone_with_a_second_request_behind_the_stream(server: Frontend, tmp_path: Path, leave: Leave) -> None:
     """hypercorn reads no further then, and sees the end of the connection only when it writes the next comment."""
-    with frontend_on(server, tmp_path, keep_alive_s=0.2) as frontend, harmless(frontend):
-        chunks, told = len(frontend.probed()), cancelled(frontend)
+    with frontend_on(server, tmp_path, keep_alive_s=0.2) as frontend, assert_recovers(frontend):
+        chunks, told = len(frontend.probe_entries()), cancelled(frontend)
         client = RawClient(frontend.url)
         client.post_json(GENERATE, SLEEPER)
         client.read_head()
         client.post_json(GENERATE, SLEEPER)
-        frontend.wait_probed(chunks)
+        frontend.wait_for_chunk(chunks)
         leave(client)
         frontend.wait_idle(NOTICED_S)
         assert cancelled(frontend) == told + 1
-        assert len(frontend.probed()) == chunks + 2  # the second request was not taken up
+        assert len(frontend.probe_entries()) == chunks + 2  # the second request was not taken up
 
 
 # -- In a download ------------------------------------------------------------------------------------------------
@@ -206,7 +216,7 @@ def test_gone_in_a_download_the_file_stays(frontend: Frontend, output: str, leav
     def is_open() -> bool:
         return any(file.path.endswith(output) for file in psutil.Process(frontend.process.pid).open_files())
 
-    with harmless(frontend):
+    with assert_recovers(frontend):
         for read_bytes in (0, 4_000_000):
             client = RawClient(frontend.url)
             client.send_head("GET", f"{DOWNLOAD}?path={output}")
@@ -265,7 +275,7 @@ def quick(frontend: Frontend, turn: threading.Lock) -> None:
     assert time.monotonic() - began < QUICK_S
     with turn:
         began = time.monotonic()
-        assert np.array_equal(frontend.make(**PROBE), probe_video(33))
+        assert np.array_equal(frontend.generate_frames(**PROBE), probe_video(33))
         assert time.monotonic() - began < QUICK_S
 
 
@@ -273,9 +283,9 @@ def test_a_reader_that_stops_for_a_minute_and_bodies_of_1_kb_a_second_hold_nobod
     server: Frontend, tmp_path: Path
 ) -> None:
     with (
-        frontend_on(server, tmp_path, keep_alive_s=CHATTY_S) as frontend,
-        harmless(frontend, inputs=ROUNDS + 1, outputs=ROUNDS + 2),
-        RawClient(frontend.url, narrow=True) as reader,
+        frontend_on(server, tmp_path, keep_alive_s=SHORT_KEEP_ALIVE_S) as frontend,
+        assert_recovers(frontend, inputs=ROUNDS + 1, outputs=ROUNDS + 2),
+        RawClient(frontend.url, small_buffers=True) as reader,
         ThreadPoolExecutor() as pool,
     ):
         turn = threading.Lock()

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from tests.support import http
-from tests.support.aftermath import PROBE, harmless, is_generating, noise
+from tests.support.http import GENERATE
 from tests.support.probe_video import probe_video
-from tests.support.raw_client import GENERATE, RawClient
+from tests.support.raw_client import RawClient
+from tests.support.recovery import PROBE, assert_recovers, is_generating, noise
 from tests.support.server import Frontend, frontend_on
 
 ROUNDS = 20
@@ -35,7 +36,7 @@ class Answer(NamedTuple):
 
 @pytest.mark.parametrize("crowd", [2, 5])
 def test_of_a_crowd_one_wins_and_the_others_are_refused_at_once(frontend: Frontend, crowd: int) -> None:
-    with harmless(frontend, outputs=ROUNDS):
+    with assert_recovers(frontend, outputs=ROUNDS):
         for number in range(ROUNDS):
             seeds = range(crowd * number, crowd * (number + 1))
             answers = dict(zip(seeds, post_together(frontend, seeds), strict=True))
@@ -99,13 +100,13 @@ def test_threads_that_post_at_once_again_and_again_never_overlap_in_the_model(fr
     assert refused > 0
     for seed, output in made:
         assert np.array_equal(frontend.download(output), probe_video(33, seed))
-    with harmless(frontend):
+    with assert_recovers(frontend):
         pass
 
 
 def test_uploads_downloads_and_health_beside_a_generation(frontend: Frontend) -> None:
     video = noise(300)
-    with harmless(frontend, inputs=10, outputs=2), ThreadPoolExecutor(4) as pool:
+    with assert_recovers(frontend, inputs=10, outputs=2), ThreadPoolExecutor(4) as pool:
         earlier = frontend.generate(**PROBE | {"num_frames": 300}, seed=7)[-1][1]["output_path"]
         with frontend.stream(**PROBE | {"prompt": "!sleep 0.1", "num_frames": 1197}, seed=8) as stream:
             health = [pool.submit(is_generating, frontend) for _ in range(5)]

@@ -5,7 +5,7 @@ import socket
 import time
 from urllib.parse import urlsplit
 
-from tests.support.aftermath import eventually, harmless
+from tests.support.recovery import assert_recovers, eventually
 from tests.support.server import Frontend
 
 
@@ -22,5 +22,5 @@ def test_a_client_leaves_before_the_first_chunk(victim: Frontend) -> None:
     with victim.triton_client() as client:  # the last generation may be set up only after its client has left
         eventually(lambda: victim.in_shm() == before and not client.get_system_shared_memory_status().regions)
     assert len(victim.stored("outputs")) - len(outputs) < 200  # most left in time
-    with harmless(victim):
+    with assert_recovers(victim):
         pass

@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from tests.support import http
-from tests.support.aftermath import PROBE, assert_serves, eventually, harmless, noise
-from tests.support.processes import LONGEST_S, chunk_under_way, family, is_running, relays
+from tests.support.processes import MAX_ERROR_DELAY_S, chunk_in_progress, descendants, is_running, relay_processes
+from tests.support.recovery import PROBE, assert_recovers, assert_serves, eventually, noise
 from tests.support.server import MODELS, Frontend
 
 SHM = Path("/dev/shm")
@@ -43,7 +43,7 @@ def half_an_upload(frontend: Frontend) -> socket.socket:
 
 def kill_the_frontend(frontend: Frontend) -> list[psutil.Process]:
     """End it as nothing can prepare for; the processes that it leaves behind."""
-    left = family(frontend)
+    left = descendants(frontend)
     frontend.process.kill()
     frontend.process.wait(10)
     return left
@@ -61,15 +61,15 @@ def test_all_processes_end_and_the_next_start_cleans_up(tmp_path: Path, *, share
         made = first.download(output)
         input_path, blob = first.upload(video), first.upload_data(b"kept" * 1000)
         with half_an_upload(first), pytest.raises(httpx.TransportError):  # noqa: PT012, SIM117
-            with chunk_under_way(first, 1, "!hang", input_path=input_path) as events:
-                assert bool(relays(first)) == (not shared_memory)
+            with chunk_in_progress(first, 1, "!hang", input_path=input_path) as events:
+                assert bool(relay_processes(first)) == (not shared_memory)
                 assert len(first.stored("partial")) == 2
                 assert bool(first.stored("work")) == (not shared_memory)
                 assert any(name.startswith("-tmp-") for name in in_shm(first)) == shared_memory
                 left = kill_the_frontend(first)
                 list(events)
         names = {Path(process.cmdline()[0]).name for process in left if is_running(process)}
-        eventually(lambda: not any(is_running(process) for process in left), LONGEST_S)
+        eventually(lambda: not any(is_running(process) for process in left), MAX_ERROR_DELAY_S)
         assert names <= {"tritonserver", "triton_python_backend_stub", Path(psutil.Process().exe()).name, "python"}
     finally:
         for process in [process for process in left if is_running(process)]:
@@ -89,9 +89,9 @@ def test_all_processes_end_and_the_next_start_cleans_up(tmp_path: Path, *, share
             for field, name in (("input_path", input_path), ("data_blob_path", blob)):
                 assert second.post(**wanted | {field: name}).json()["error"]["code"] == "unknown_path"
         else:
-            assert np.array_equal(second.make(**wanted, input_path=input_path), video)
+            assert np.array_equal(second.generate_frames(**wanted, input_path=input_path), video)
             assert second.stored("blobs") == [f"blobs/{blob}"]
-        with harmless(second):
+        with assert_recovers(second):
             pass
     finally:
         assert second.stop() == 0
@@ -105,8 +105,8 @@ def test_what_it_leaves_behind_does_not_keep_its_port(tmp_path: Path) -> None:
     try:
         frontend.wait_healthy()
         frontend.generate(**PROBE)
-        assert relays(frontend)
-        for process in family(frontend):
+        assert relay_processes(frontend)
+        for process in descendants(frontend):
             process.send_signal(signal.SIGSTOP)  # whatever makes it slow to end
         left = kill_the_frontend(frontend)
         address = ("127.0.0.1", int(urlsplit(frontend.url).port or 0))
@@ -130,7 +130,7 @@ def test_killed_while_its_triton_starts(tmp_path: Path, delay_s: float) -> None:
         eventually(lambda: triton.name() == "tritonserver" and len(triton.children()) > 1)  # the guard and a model's
         time.sleep(delay_s)
         left = kill_the_frontend(frontend)
-        eventually(lambda: not any(is_running(process) for process in left), LONGEST_S)
+        eventually(lambda: not any(is_running(process) for process in left), MAX_ERROR_DELAY_S)
     finally:
         for process in [process for process in left if is_running(process)]:
             process.kill()

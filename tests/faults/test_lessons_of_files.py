@@ -14,9 +14,11 @@ import pytest
 
 from tests.live.frontend.test_memory import growing_less_than
 from tests.support import http
-from tests.support.aftermath import PROBE, eventually, harmless, noise
+from tests.support.http import ASSETS, DOWNLOAD, GENERATE, LOAD, UPLOAD, UPLOAD_DATA
+from tests.support.raw_client import raw_request
+from tests.support.recovery import PROBE, assert_recovers, eventually, noise
+from tests.support.refusals import check_refusal, generate_refusal, refusal_of
 from tests.support.server import Frontend, frontend_on
-from tests.support.wire import ASSETS, DOWNLOAD, GENERATE, LOAD, UPLOAD, UPLOAD_DATA, ask, generate, refusal, request
 
 MIB = 2**20
 PASSES = {"pipeline_id": "passthrough", "prompt": ""}
@@ -39,10 +41,10 @@ def test_no_file_of_the_server_can_be_named(server: Frontend, field: str) -> Non
 
 
 def test_a_file_of_another_kind_is_no_video(server: Frontend) -> None:
-    with harmless(server, inputs=1):
+    with assert_recovers(server, inputs=1):
         blob = server.upload_data(struct.pack("<I", 2**32 - 1) + bytes(100))
         for name in (blob, blob.replace("blob", "video"), blob.replace("blob", "output")):
-            error = refusal(server, generate(server, **PASSES, input_path=name))
+            error = generate_refusal(server, **PASSES, input_path=name)
             assert error["code"] == "unknown_path"
 
 
@@ -53,7 +55,7 @@ def test_a_file_of_another_kind_is_no_video(server: Frontend) -> None:
 @pytest.mark.parametrize("pipeline", ["probe", "passthrough"])
 def test_as_many_frames_come_back_as_were_asked_for(server: Frontend, pipeline: str, num_frames: int) -> None:
     path = None if pipeline == "probe" else server.upload(noise(7))
-    made = server.make(pipeline_id=pipeline, prompt="", num_frames=num_frames, input_path=path)
+    made = server.generate_frames(pipeline_id=pipeline, prompt="", num_frames=num_frames, input_path=path)
     assert len(made) == num_frames
 
 
@@ -64,7 +66,7 @@ def test_a_chunks_own_video_is_trimmed_to_the_chunk(server: Frontend) -> None:
     video, own = noise(24), noise(20)
     blob = server.upload_data(own.tobytes())
     spec = {"chunk": 0, "input_video_offset": 0, "input_video_shape": own.shape}
-    made = server.make(
+    made = server.generate_frames(
         **PASSES, num_frames=24, input_path=server.upload(video), data_blob_path=blob, chunk_specs=[spec]
     )
     assert np.array_equal(made, np.concatenate([own[:12], video[12:]]))
@@ -72,7 +74,7 @@ def test_a_chunks_own_video_is_trimmed_to_the_chunk(server: Frontend) -> None:
 
 @pytest.mark.parametrize("specs", [[{"chunk": 3}], [{"chunk": 0, "text": "a"}, {"chunk": 0, "seed": 1}]])
 def test_specs_beyond_the_end_and_specs_given_twice_are_refused(server: Frontend, specs: list[object]) -> None:
-    error = refusal(server, generate(server, **PROBE, chunk_specs=specs))
+    error = generate_refusal(server, **PROBE, chunk_specs=specs)
     assert error["field"] == f"chunk_specs[{len(specs) - 1}].chunk"
 
 
@@ -81,9 +83,9 @@ def test_specs_beyond_the_end_and_specs_given_twice_are_refused(server: Frontend
 
 def told(server: Frontend, **fields: object) -> list[dict[str, dict[str, object]]]:
     """What the model is told of each chunk."""
-    before = len(server.probed())
+    before = len(server.probe_entries())
     assert server.generate(**PROBE | fields)[-1][0] == "complete"
-    return server.probed()[before:]
+    return server.probe_entries()[before:]
 
 
 def test_a_transition_of_no_steps_is_at_once(server: Frontend) -> None:
@@ -125,7 +127,7 @@ def digest(array: np.ndarray) -> str:  # type: ignore[type-arg]
 
 def test_every_value_survives(server: Frontend) -> None:
     video = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
-    assert np.array_equal(server.make(**PASSES, num_frames=1, input_path=server.upload(video)), video)
+    assert np.array_equal(server.generate_frames(**PASSES, num_frames=1, input_path=server.upload(video)), video)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -167,16 +169,16 @@ def test_an_output_outlives_downloads_in_part_and_broken_off(server: Frontend) -
 def test_an_input_outlives_a_generation_that_fails(server: Frontend) -> None:
     path = server.upload(noise(12))
     server.generate(**PROBE | {"prompt": "!raise"}, input_path=path)
-    assert np.array_equal(server.make(**PASSES, num_frames=12, input_path=path), noise(12))
+    assert np.array_equal(server.generate_frames(**PASSES, num_frames=12, input_path=path), noise(12))
 
 
 @pytest.mark.parametrize("path", [UPLOAD, UPLOAD_DATA, ASSETS])
 def test_an_upload_that_is_broken_off_leaves_no_file(server: Frontend, path: str) -> None:
-    with harmless(server):
+    with assert_recovers(server):
         address = urlsplit(server.url)
         sides = [f"X-Video-{side}: 1" for side in ("Frames", "Height", "Channels")]
         with closing(socket.create_connection((str(address.hostname), int(address.port or 0)))) as connection:
-            head = request(f"POST {path}", *sides, f"X-Video-Width: {MIB}", length=MIB)
+            head = raw_request(f"POST {path}", *sides, f"X-Video-Width: {MIB}", length=MIB)
             connection.sendall(head + bytes(MIB // 2))
             eventually(lambda: server.stored("partial"))
 
@@ -188,7 +190,7 @@ def test_every_upload_has_a_limit(server: Frontend, tmp_path_factory: pytest.Tem
         for path in (UPLOAD, UPLOAD_DATA, ASSETS, GENERATE, LOAD):
             for body in (bytes(1001), (bytes(1) for _ in range(1001))):
                 answer = http.post(small.url + path, content=body, headers=headers)
-                assert refusal(small, answer)["code"] == "too_large"
+                assert check_refusal(small, answer)["code"] == "too_large"
         assert small.stored() == []
 
 
@@ -201,7 +203,7 @@ def test_neither_a_blob_nor_a_loop_is_held_in_memory(
     with frontend_on(server, tmp_path_factory.mktemp("memory")) as fresh:
         fresh.upload_data(bytes(MIB))  # what the first request allocates once
         frame = fresh.upload(noise(1, 160, 288))
-        fresh.make(**PASSES, num_frames=24, input_path=frame)
+        fresh.generate_frames(**PASSES, num_frames=24, input_path=frame)
         with growing_less_than(fresh, 64 * MIB):
             pieces = (bytes(MIB) for _ in range(256))
             answer = http.post(fresh.url + UPLOAD_DATA, content=pieces)
@@ -220,7 +222,7 @@ def test_neither_a_blob_nor_a_loop_is_held_in_memory(
 def test_a_header_that_is_no_count_is_a_400(server: Frontend, side: str, value: str) -> None:
     headers = {f"X-Video-{name}": "1" for name in ("Frames", "Height", "Width")} | {f"X-Video-{side}": value}
     answer = http.post(server.url + UPLOAD, content=bytes(3), headers=headers)
-    error = refusal(server, answer)
+    error = check_refusal(server, answer)
     assert (error["code"], error["field"]) == ("bad_header", f"X-Video-{side}")
 
 
@@ -234,7 +236,7 @@ def test_five_megabytes_of_a_bad_body_are_not_sent_back(server: Frontend) -> Non
         {"input_path": text},
     ):
         answer = server.post(**PROBE | fields)
-        assert refusal(server, answer)
+        assert check_refusal(server, answer)
         assert len(answer.content) < 1000
 
 
@@ -244,4 +246,4 @@ def test_what_is_no_json_number_is_refused(server: Frontend, number: str) -> Non
         (GENERATE, '{"pipeline_id": "probe", "prompt": "x", "noise_scale": '),
         (LOAD, '{"load_params": '),
     ):
-        refusal(server, ask(server, request(f"POST {path}", body=f"{start}{number}}}".encode())))
+        refusal_of(server, f"POST {path}", body=f"{start}{number}}}".encode())

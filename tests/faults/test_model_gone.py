@@ -10,8 +10,8 @@ import psutil
 import pytest
 
 from tests.support import http
-from tests.support.aftermath import PROBE, eventually, harmless, is_generating, noise
-from tests.support.processes import LONGEST_S, chunk_under_way, error_of, is_running, stubs
+from tests.support.processes import MAX_ERROR_DELAY_S, chunk_in_progress, error_code, is_running, model_processes
+from tests.support.recovery import PROBE, assert_recovers, eventually, is_generating, noise
 from tests.support.server import MODELS, ROOT, Frames, Frontend, frontend_on
 
 CHAINS = {
@@ -22,7 +22,7 @@ CHAINS = {
 
 
 def the_stub(frontend: Frontend, model: str) -> psutil.Process:
-    (stub,) = stubs(frontend, model)
+    (stub,) = model_processes(frontend, model)
     return stub
 
 
@@ -30,7 +30,7 @@ def kill_and_wait_for_another(frontend: Frontend, model: str) -> None:
     """Returns when there is another process; its model may still be loading."""
     stub = the_stub(frontend, model)
     stub.kill()
-    eventually(lambda: [process.pid for process in stubs(frontend, model)] not in ([], [stub.pid]))
+    eventually(lambda: [process.pid for process in model_processes(frontend, model)] not in ([], [stub.pid]))
 
 
 # -- A process that is killed -----------------------------------------------------------------------------------
@@ -39,9 +39,9 @@ def kill_and_wait_for_another(frontend: Frontend, model: str) -> None:
 @pytest.mark.parametrize("index", [0, 2])
 def test_killed_in_a_chunk(victim: Frontend, index: int) -> None:
     triton = victim.triton_pid
-    with harmless(victim), chunk_under_way(victim, index) as events:
+    with assert_recovers(victim), chunk_in_progress(victim, index) as events:
         the_stub(victim, "probe").kill()
-        assert error_of(events) == "model_died"
+        assert error_code(events) == "model_died"
     eventually(lambda: victim.triton_pid != triton)
 
 
@@ -49,22 +49,22 @@ def test_killed_in_a_chunk(victim: Frontend, index: int) -> None:
 def test_killed_between_chunks(victim: Frontend, num_progress: int) -> None:
     triton = victim.triton_pid
     stub = the_stub(victim, "probe")
-    with harmless(victim), victim.stream(**PROBE | {"num_frames": 9 + 12 * 200}) as events:
+    with assert_recovers(victim), victim.stream(**PROBE | {"num_frames": 9 + 12 * 200}) as events:
         for number, (name, _) in enumerate(events, 1):
             assert name == "progress"
             if number == num_progress:
                 stub.kill()
                 break
-        assert error_of(events) == "model_died"
+        assert error_code(events) == "model_died"
     eventually(lambda: victim.triton_pid != triton)
 
 
 def test_killed_while_idle_it_is_replaced(victim: Frontend, clip: Frames) -> None:
     triton = victim.triton_pid
-    with harmless(victim, inputs=1, outputs=1):
+    with assert_recovers(victim, inputs=1, outputs=1):
         path = victim.upload(clip)
         kill_and_wait_for_another(victim, "passthrough")
-        made = victim.make(pipeline_id="passthrough", prompt="", num_frames=12, input_path=path)
+        made = victim.generate_frames(pipeline_id="passthrough", prompt="", num_frames=12, input_path=path)
         assert np.array_equal(made, clip[:12])
     eventually(lambda: victim.triton_pid != triton)
 
@@ -80,15 +80,15 @@ def test_killed_while_idle_and_asked_for_at_once(victim: Frontend, clip: Frames)
         if '"output_path"' not in answer.text:
             assert any(code in answer.text for code in ("model_died", "load_failed", "triton_unavailable"))
             assert set(victim.stored("outputs")) == before
-        eventually(lambda: stubs(victim, "passthrough"))
-        with harmless(victim, outputs=1):
-            made = victim.make(pipeline_id="passthrough", prompt="", num_frames=12, input_path=path)
+        eventually(lambda: model_processes(victim, "passthrough"))
+        with assert_recovers(victim, outputs=1):
+            made = victim.generate_frames(pipeline_id="passthrough", prompt="", num_frames=12, input_path=path)
             assert np.array_equal(made, clip[:12])
 
 
 def test_killed_again_and_again(victim: Frontend) -> None:
     for _ in range(3):
-        with harmless(victim):
+        with assert_recovers(victim):
             kill_and_wait_for_another(victim, "probe")
 
 
@@ -96,7 +96,7 @@ def test_killed_while_it_is_loaded(start_frontend: Callable[..., Frontend]) -> N
     """The second death, too, or one at its start: the model is left unloaded, until somebody asks for it."""
     frontend = start_frontend("--embedded", model_repository=MODELS)
     frontend.wait_healthy()
-    with harmless(frontend):
+    with assert_recovers(frontend):
         kill_and_wait_for_another(frontend, "probe")
         the_stub(frontend, "probe").kill()
         eventually(lambda: "probe is not served: " in frontend.log())
@@ -107,7 +107,7 @@ def test_killed_while_it_is_loaded(start_frontend: Callable[..., Frontend]) -> N
 
 def test_the_process_of_another_model_is_replaced_beside_a_generation(victim: Frontend) -> None:
     triton = victim.triton_pid
-    with harmless(victim, outputs=1), chunk_under_way(victim, 1, "!sleep 2") as events:
+    with assert_recovers(victim, outputs=1), chunk_in_progress(victim, 1, "!sleep 2") as events:
         kill_and_wait_for_another(victim, "passthrough")
         *progress, (name, data) = list(events)
         assert ([name for name, _ in progress], name) == (["progress"] * 3, "complete")
@@ -120,23 +120,23 @@ def test_the_process_of_another_model_is_replaced_beside_a_generation(victim: Fr
 def test_the_process_of_a_processor_dies_in_the_chain(victim: Frontend, place: str) -> None:
     """The pipeline is at work meanwhile, and lets go."""
     triton = victim.triton_pid
-    with harmless(victim, inputs=1):
+    with assert_recovers(victim, inputs=1):
         path = victim.upload(noise(33))
         stub = the_stub(victim, "passthrough")
         more = {"input_path": path, place: "passthrough"}
-        with chunk_under_way(victim, 0, "!sleep 1", **more) as events:
+        with chunk_in_progress(victim, 0, "!sleep 1", **more) as events:
             stub.kill()
-            assert error_of(events) == "model_died"
+            assert error_code(events) == "model_died"
     eventually(lambda: victim.triton_pid != triton)
 
 
 def test_a_model_that_ends_by_itself(victim: Frontend) -> None:
     triton = victim.triton_pid
-    with harmless(victim):
+    with assert_recovers(victim):
         for index in (0, 2):
             events = victim.generate(**PROBE, chunk_specs=[{"chunk": index, "text": "!die"}])
             assert [name for name, _ in events] == ["progress"] * index + ["error"]
-            assert error_of(events) == "model_died"
+            assert error_code(events) == "model_died"
     eventually(lambda: victim.triton_pid != triton)
 
 
@@ -148,33 +148,35 @@ def test_a_model_that_ends_by_itself(victim: Frontend) -> None:
     ("prompt", "code"), [("!raise", "model_error"), ("!error", "model_error"), ("!shape", "bad_model_output")]
 )
 def test_a_model_that_fails(victim: Frontend, prompt: str, code: str, index: int) -> None:
-    with harmless(victim):
+    with assert_recovers(victim):
         events = victim.generate(**PROBE, chunk_specs=[{"chunk": index, "text": prompt}])
         assert [name for name, _ in events] == ["progress"] * index + ["error"]
-        assert error_of(events) == code
+        assert error_code(events) == code
 
 
 @pytest.mark.parametrize("index", [0, 2])
 def test_a_model_that_hangs_ends_at_its_deadline_and_is_started_anew(victim: Frontend, index: int) -> None:
     before = victim.triton_pid
-    with harmless(victim):
-        with chunk_under_way(victim, index, "!hang") as events:
+    with assert_recovers(victim):
+        with chunk_in_progress(victim, index, "!hang") as events:
             stub = the_stub(victim, "probe")
-            assert error_of(events) == "chunk_timeout"
-        eventually(lambda: not is_running(stub), LONGEST_S)
+            assert error_code(events) == "chunk_timeout"
+        eventually(lambda: not is_running(stub), MAX_ERROR_DELAY_S)
         eventually(lambda: victim.triton_pid != before)
 
 
 @pytest.mark.parametrize("place", ["pre_processor_id", "post_processor_id"])
 def test_a_processor_that_stands_still(victim: Frontend, place: str) -> None:
-    with harmless(victim, inputs=1):
+    with assert_recovers(victim, inputs=1):
         path = victim.upload(noise(33))
         stub = the_stub(victim, "passthrough")
         stub.suspend()
         try:
             events = victim.generate(**PROBE, input_path=path, **{place: "passthrough"})
-            assert error_of(events) in {"model_died", "chunk_timeout"}  # Triton itself looks after a second
-            eventually(lambda: [process.pid for process in stubs(victim, "passthrough")] not in ([], [stub.pid]))
+            assert error_code(events) in {"model_died", "chunk_timeout"}  # Triton itself looks after a second
+            eventually(
+                lambda: [process.pid for process in model_processes(victim, "passthrough")] not in ([], [stub.pid])
+            )
         finally:
             with contextlib.suppress(psutil.NoSuchProcess):
                 stub.kill()
@@ -279,12 +281,12 @@ def video_with(fault: int, index: int) -> Frames:
 @pytest.mark.parametrize("fault", FAULTS, ids=[name for name, _ in FAULTS.values()])
 def test_nonsense_is_an_error_event(request: pytest.FixtureRequest, fault: int, chain: str, transport: str) -> None:
     frontend: Frontend = request.getfixturevalue(transport)
-    with harmless(frontend, inputs=2):
+    with assert_recovers(frontend, inputs=2):
         for index in (0, 2):
             path = frontend.upload(video_with(fault, index))
             events = frontend.generate(**CHAINS[chain], prompt="", num_frames=36, input_path=path)
             assert len(events) <= index + 1
-            code = error_of(events)
+            code = error_code(events)
             assert code in FAULTS[fault][1], json.dumps(events[-1])
     assert "Traceback" not in frontend.log()
 
@@ -296,22 +298,22 @@ def test_a_report_that_cannot_be_read(request: pytest.FixtureRequest, fault: int
     path = frontend.upload(video_with(fault, 0))
     with frontend.stream(**CHAINS["alone"], prompt="", num_frames=36, input_path=path) as events:
         eventually(lambda: not is_generating(frontend), 5)
-        assert error_of(events) == "model_error"
-    with harmless(frontend):
+        assert error_code(events) == "model_error"
+    with assert_recovers(frontend):
         pass
 
 
 @pytest.mark.parametrize("chain", CHAINS)
 def test_a_foreign_model_that_hangs(faulty_server: Frontend, chain: str) -> None:
-    with harmless(faulty_server, inputs=1):
+    with assert_recovers(faulty_server, inputs=1):
         path = faulty_server.upload(video_with(8, 1))
         events = faulty_server.generate(**CHAINS[chain], prompt="", num_frames=36, input_path=path)
-        assert error_of(events) == "chunk_timeout"
+        assert error_code(events) == "chunk_timeout"
 
 
 @pytest.mark.parametrize("chain", CHAINS)
 def test_what_fails_on_request_works_otherwise(faulty_server: Frontend, tmp_path: Path, chain: str) -> None:
     video = video_with(0, 0)
     path = faulty_server.upload(video)
-    made = faulty_server.make(**CHAINS[chain], prompt="", num_frames=36, input_path=path)
+    made = faulty_server.generate_frames(**CHAINS[chain], prompt="", num_frames=36, input_path=path)
     assert np.array_equal(made, video)

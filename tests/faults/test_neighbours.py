@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import chunk_under_way, family
+from tests.support.processes import chunk_in_progress, descendants
 from tests.support.server import MODELS, Frontend
 
 NOBODY = 65534
@@ -77,10 +77,10 @@ def test_another_user_cannot_call_triton_or_see_pixels(start_frontend: Callable[
     frontend.wait_healthy()
     assert f"{frontend.data_dir} was accessible to other users" in frontend.log()
     frontend.upload_data(b"in shared memory")
-    frontend.make(pipeline_id="probe", prompt="x", num_frames=9)
+    frontend.generate_frames(pipeline_id="probe", prompt="x", num_frames=9)
     socket = Path(frontend.triton_url.removeprefix("unix:"))
-    with chunk_under_way(frontend, 1):
-        processes = [frontend.process.pid, *(process.pid for process in family(frontend))]
+    with chunk_in_progress(frontend, 1):
+        processes = [frontend.process.pid, *(process.pid for process in descendants(frontend))]
         ours = {str(path) for pid in processes for path in mapped(pid)}
         shm = [path for path in Path("/dev/shm").iterdir() if str(path) in ours]
         assert len(shm) > len(frontend.in_shm()) >= 2  # Triton's for each model; staging buffers and the upload

@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode
 
-from tests.support.aftermath import assert_serves, eventually
+from tests.support.http import GENERATE
+from tests.support.raw_client import RawResponse
+from tests.support.recovery import assert_serves, eventually
+from tests.support.refusals import MAX_REFUSAL_S, check_refusal, count_tracebacks
 from tests.support.server import Frontend, frontend_on
-from tests.support.wire import GENERATE, LONGEST_S, Answer, refusal, tracebacks
 
 POSITIVE = {
     "POST /api/v1/generate": 400,
@@ -57,12 +59,12 @@ class Visitor:
         with requests.Session() as session:
             answer = case.call(session=session, timeout=60)
         seconds = float(answer.elapsed)
-        assert seconds < LONGEST_S, case.body
+        assert seconds < MAX_REFUSAL_S, case.body
         self.seconds.append(seconds)
         self.statuses.setdefault(case.operation.label, Counter())[answer.status_code] += 1
         if answer.status_code != 200:
             headers = {name.lower(): values[0] for name, values in answer.headers.items()}
-            refusal(self.frontend, Answer(answer.status_code, headers, answer.content, seconds))
+            check_refusal(self.frontend, RawResponse(answer.status_code, headers, answer.content, seconds))
         elif case.path == GENERATE:  # to the last event, which is no error: nothing here makes a model fail
             assert answer.content.decode().rstrip().splitlines()[-2] == "event: complete"
 
@@ -74,7 +76,7 @@ def visitor(server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield Visitor(frontend)
         frontend.wait_idle()
         eventually(lambda: not frontend.stored("partial", "work"))
-        assert tracebacks(frontend) == 0
+        assert count_tracebacks(frontend) == 0
         assert_serves(frontend)
 
 

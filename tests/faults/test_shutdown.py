@@ -13,20 +13,21 @@ import numpy as np
 import pytest
 
 from tests.support import http
-from tests.support.aftermath import (
-    CHATTY_S,
+from tests.support.http import DOWNLOAD, GENERATE
+from tests.support.probe_video import probe_video
+from tests.support.processes import descendants, is_running
+from tests.support.raw_client import RawClient
+from tests.support.recovery import (
     LONG,
     MODELS_WITH_STATE,
     PROBE,
+    SHORT_KEEP_ALIVE_S,
     assert_serves,
     eventually,
     is_generating,
     noise,
     open_sequences,
 )
-from tests.support.probe_video import probe_video
-from tests.support.processes import family, is_running
-from tests.support.raw_client import DOWNLOAD, GENERATE, RawClient
 from tests.support.server import MODELS, Frontend
 
 SLEEPER = {"pipeline_id": "probe", "prompt": "!sleep 60", "num_frames": 9}
@@ -44,7 +45,7 @@ VIDEO_HEADERS = {
 @pytest.fixture
 def frontend(server: Frontend, tmp_path: Path) -> Iterator[Frontend]:
     """A frontend on the Triton of another; the test ends it."""
-    settings = {"shutdown_timeout_s": SHUTDOWN_S, "keep_alive_s": CHATTY_S}
+    settings = {"shutdown_timeout_s": SHUTDOWN_S, "keep_alive_s": SHORT_KEEP_ALIVE_S}
     frontend = Frontend(tmp_path, "--triton-url", server.triton_url, **settings)
     frontend.probe_log = server.probe_log
     try:
@@ -91,16 +92,16 @@ def wait_closing(frontend: Frontend) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_in_a_generation_its_last_event_says_so(frontend: Frontend, server: Frontend, number: int) -> None:
-    chunks = len(frontend.probed())
+    chunks = len(frontend.probe_entries())
     with RawClient(frontend.url) as client:
         client.post_json(GENERATE, PROBE | {"chunk_specs": [{"chunk": 1, "text": "!sleep 60"}]})
         stream = client.read_events()
         assert next(stream).name == "progress"
-        frontend.wait_probed(chunks + 1)
+        frontend.wait_for_chunk(chunks + 1)
         with ending(frontend, server, SHUTDOWN_S + SLACK_S, number):
             (last,) = stream
         assert (last.id, last.name, last.data["code"]) == (2, "error", "shutting_down")
-    assert server.probed()[chunks + 2]["event"] == "cancelled"
+    assert server.probe_entries()[chunks + 2]["event"] == "cancelled"
     assert frontend.stored() == []
 
 
@@ -114,7 +115,7 @@ def test_it_is_unhealthy_while_it_stops(tmp_path: Path) -> None:
         with RawClient(frontend.url) as client:
             client.post_json(GENERATE, PROBE | {"prompt": "!hang"})
             client.read_head()
-            frontend.wait_probed(0)
+            frontend.wait_for_chunk(0)
             frontend.process.send_signal(signal.SIGTERM)
             for path in ("/health", "/health/ready"):
                 eventually(lambda path=path: http.get(frontend.url + path).status_code == 503, 5)
@@ -126,11 +127,11 @@ def test_it_is_unhealthy_while_it_stops(tmp_path: Path) -> None:
 
 
 def test_signalled_again_and_again(frontend: Frontend, server: Frontend) -> None:
-    chunks = len(frontend.probed())
+    chunks = len(frontend.probe_entries())
     with RawClient(frontend.url) as client:
         client.post_json(GENERATE, SLEEPER)
         client.read_head()
-        frontend.wait_probed(chunks)
+        frontend.wait_for_chunk(chunks)
         with ending(frontend, server, SHUTDOWN_S + SLACK_S):
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
                 frontend.process.send_signal(number)
@@ -139,7 +140,7 @@ def test_signalled_again_and_again(frontend: Frontend, server: Frontend) -> None
 
 
 def test_with_a_reader_of_events_that_has_stopped(frontend: Frontend, server: Frontend) -> None:
-    with RawClient(frontend.url, narrow=True) as client:
+    with RawClient(frontend.url, small_buffers=True) as client:
         client.post_json(GENERATE, LONG)
         client.read_head()
         eventually(lambda: is_generating(frontend))
@@ -170,12 +171,12 @@ def test_when_its_terminal_is_closed(tmp_path: Path, shared_memory: bool) -> Non
     settings = {"model_repository": MODELS, "shared_memory": shared_memory}
     frontend = Frontend(tmp_path, "--embedded", launcher=launcher, **settings)
     frontend.wait_healthy()
-    started = family(frontend)
+    started = descendants(frontend)
     with RawClient(frontend.url) as client:
         client.post_json(GENERATE, SLEEPER)
         assert client.read_head().status == 200
-        frontend.wait_probed(0)
-        started = family(frontend)
+        frontend.wait_for_chunk(0)
+        started = descendants(frontend)
         assert len(started) >= 3  # frontend, Triton, models
         frontend.process.kill()  # the terminal
         frontend.process.wait()
@@ -225,7 +226,7 @@ def test_in_an_upload_that_is_done_in_time(frontend: Frontend, server: Frontend)
 
 def test_in_a_download_by_a_reader_that_has_stopped(frontend: Frontend, server: Frontend, tmp_path: Path) -> None:
     output = frontend.generate(**PROBE | {"num_frames": 60}, height=320, width=576)[-1][1]["output_path"]
-    with RawClient(frontend.url, narrow=True) as client:
+    with RawClient(frontend.url, small_buffers=True) as client:
         client.send_head("GET", f"{DOWNLOAD}?path={output}")
         assert len(client.read_head().read(100_000)) == 100_000
         with ending(frontend, server, SHUTDOWN_S + SLACK_S):
@@ -258,12 +259,12 @@ def test_after_a_client_that_left_with_a_second_request_behind_its_stream(server
     frontend.probe_log = server.probe_log
     try:
         frontend.wait_healthy()
-        chunks = len(frontend.probed())
+        chunks = len(frontend.probe_entries())
         with RawClient(frontend.url) as client:
             client.post_json(GENERATE, SLEEPER)
             client.read_head()
             client.post_json(GENERATE, SLEEPER)
-            frontend.wait_probed(chunks)
+            frontend.wait_for_chunk(chunks)
         frontend.wait_idle()
         with ending(frontend, server, SHUTDOWN_S):
             pass

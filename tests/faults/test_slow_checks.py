@@ -15,8 +15,9 @@ from PIL import Image
 
 from filmstrip.client import Cancelled, Client, Complete
 from frontend.image_worker import MAX_SCANS
-from tests.support.aftermath import PROBE, SOON_S, eventually, harmless, is_generating
-from tests.support.raw_client import GENERATE, RawClient
+from tests.support.http import GENERATE
+from tests.support.raw_client import RawClient
+from tests.support.recovery import PROBE, SOON_S, assert_recovers, eventually, is_generating
 from tests.support.server import Frontend, frontend_on
 
 MIB = 2**20
@@ -75,7 +76,7 @@ def always_healthy(frontend: Frontend) -> Iterator[None]:
 
 def test_a_request_that_is_checked_keeps_no_other_out(server: Frontend) -> None:
     request = with_images(8)
-    with harmless(server, outputs=1), RawClient(server.url) as slow:
+    with assert_recovers(server, outputs=1), RawClient(server.url) as slow:
         slow.post_json(GENERATE, request)
         eventually(lambda: is_decoding(server))
         assert not is_generating(server)
@@ -87,7 +88,7 @@ def test_a_request_that_is_checked_keeps_no_other_out(server: Frontend) -> None:
 @pytest.mark.parametrize("leave", [RawClient.reset, RawClient.close])
 def test_a_check_ends_with_its_client(server: Frontend, leave: Callable[[RawClient], None]) -> None:
     request = with_images(8)
-    with harmless(server):
+    with assert_recovers(server):
         with RawClient(server.url) as client:
             client.post_json(GENERATE, request)
             eventually(lambda: is_decoding(server))
@@ -98,7 +99,7 @@ def test_a_check_ends_with_its_client(server: Frontend, leave: Callable[[RawClie
 
 
 def test_a_check_can_be_cancelled(server: Frontend) -> None:
-    with harmless(server), Client(server.url) as client:
+    with assert_recovers(server), Client(server.url) as client:
         request, events = with_images(8), list[object]()
 
         def generate() -> None:
@@ -119,7 +120,7 @@ def test_a_check_can_be_cancelled(server: Frontend) -> None:
 
 def test_a_request_that_loses_the_slot_while_it_is_checked_is_busy(server: Frontend) -> None:
     request = with_images(2)
-    with harmless(server, outputs=1), RawClient(server.url) as slow:
+    with assert_recovers(server, outputs=1), RawClient(server.url) as slow:
         slow.post_json(GENERATE, request)
         eventually(lambda: is_decoding(server))
         with server.stream(**PROBE | {"prompt": "!sleep 15", "num_frames": 9}) as events:
@@ -178,7 +179,7 @@ def test_memory_of_decoding_is_bounded(server: Frontend) -> None:
             client.delete(client.upload_asset(file.getvalue()))
 
     threads = [threading.Thread(target=upload) for _ in range(6)]
-    with harmless(server), always_healthy(server):
+    with assert_recovers(server), always_healthy(server):
         sampling = threading.Thread(target=sample)
         for thread in (sampling, *threads):
             thread.start()

@@ -13,8 +13,8 @@ import pytest
 
 from frontend.embedded import _environment
 from tests.support import http
-from tests.support.aftermath import PROBE, assert_serves, eventually, harmless
-from tests.support.processes import chunk_under_way, error_of, is_running, stubs
+from tests.support.processes import chunk_in_progress, error_code, is_running, model_processes
+from tests.support.recovery import PROBE, assert_recovers, assert_serves, eventually
 from tests.support.server import MODELS, ROOT, Frames, Frontend
 
 ODD = 'it\'s "my" (1) & $HOME; `x` #* ü\n\\n {a,b} [c] ~ |< >'
@@ -61,7 +61,9 @@ def test_the_data_the_checkout_and_the_models_may_lie_in_any_folder(
     frontend.wait_healthy()
     assert states(frontend) == {"gray": True, "passthrough": True}
     path = frontend.upload(clip)
-    made = frontend.make(pipeline_id="passthrough", pre_processor_id="gray", prompt="", input_path=path, num_frames=30)
+    made = frontend.generate_frames(
+        pipeline_id="passthrough", pre_processor_id="gray", prompt="", input_path=path, num_frames=30
+    )
     assert np.array_equal(made[..., 0], made[..., 1])
     command = psutil.Process(frontend.triton_pid).cmdline()
     assert not any(str(odd_folder) in word for word in command[1:])
@@ -157,7 +159,7 @@ def test_models_that_cannot_start_leave_the_others_alone(
         eventually(
             lambda: http.get(f"{frontend.url}/api/v1/pipeline/status").json()["status"] in ("loaded", "error"), 60
         )
-        made = frontend.make(pipeline_id=name, prompt="", input_path=path, num_frames=12)
+        made = frontend.generate_frames(pipeline_id=name, prompt="", input_path=path, num_frames=12)
         assert np.array_equal(made[..., 0], made[..., 1])
 
 
@@ -170,24 +172,29 @@ def test_a_model_that_dies_twice_in_a_minute_is_left_unloaded(
 
     def die() -> None:
         if chunks:
-            assert error_of(frontend.generate(**PROBE | {"prompt": "!die"})) == "model_died"
+            assert error_code(frontend.generate(**PROBE | {"prompt": "!die"})) == "model_died"
         else:
-            (stub,) = stubs(frontend, "probe")
+            (stub,) = model_processes(frontend, "probe")
             stub.kill()
 
     before = frontend.triton_pid
-    with harmless(frontend):
+    with assert_recovers(frontend):
         die()
         eventually(lambda: frontend.triton_pid != before)
     die()
     eventually(lambda: "died again within 60 s" in frontend.log())
-    eventually(lambda: not stubs(frontend, "probe"))
+    eventually(lambda: not model_processes(frontend, "probe"))
     frontend.wait_healthy()
     refused = frontend.post(**PROBE)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "load_failed")
     eventually(lambda: [name for name, is_loaded in states(frontend).items() if not is_loaded] == ["probe"])
     path = frontend.upload(np.zeros((12, 64, 96, 3), np.uint8))
-    assert frontend.make(pipeline_id="gray", prompt="", input_path=path, num_frames=12).shape == (12, 64, 96, 3)
+    assert frontend.generate_frames(pipeline_id="gray", prompt="", input_path=path, num_frames=12).shape == (
+        12,
+        64,
+        96,
+        3,
+    )
     http.post(f"{frontend.url}/api/v1/pipeline/load", json={"pipeline_ids": ["probe"]})
     eventually(lambda: http.get(f"{frontend.url}/api/v1/pipeline/status").json()["status"] == "loaded", 60)
     assert_serves(frontend)
@@ -195,9 +202,9 @@ def test_a_model_that_dies_twice_in_a_minute_is_left_unloaded(
 
 def test_the_next_generation_after_a_death_waits_for_the_restart(victim: Frontend) -> None:
     """Asked for at once, by a client that knows nothing of it."""
-    with harmless(victim, outputs=2):
+    with assert_recovers(victim, outputs=2):
         for _ in range(2):
-            assert error_of(victim.generate(**PROBE | {"prompt": "!die"})) == "model_died"
+            assert error_code(victim.generate(**PROBE | {"prompt": "!die"})) == "model_died"
             assert victim.generate(**PROBE)[-1][0] == "complete"
 
 
@@ -208,7 +215,7 @@ def test_the_next_generation_after_a_death_waits_for_the_restart(victim: Fronten
 def test_triton_comes_back_without_its_log(victim: Frontend, loss: str) -> None:
     folder = victim.data_dir / "triton"
     before = victim.triton_pid
-    with harmless(victim):
+    with assert_recovers(victim):
         try:
             if loss == "the log":
                 (folder / "triton.log").unlink()
@@ -233,7 +240,7 @@ def test_without_descriptors_a_healthy_triton_lives_on_and_a_dead_one_comes_back
     triton = frontend.triton_pid
     process = psutil.Process(frontend.process.pid)
     limits = process.rlimit(resource.RLIMIT_NOFILE)
-    with harmless(frontend):
+    with assert_recovers(frontend):
         process.rlimit(resource.RLIMIT_NOFILE, (3, limits[1]))  # no other can be opened
         try:
             eventually(lambda: frontend.log().count("cannot inspect the models' processes: ") > 0)
@@ -241,7 +248,7 @@ def test_without_descriptors_a_healthy_triton_lives_on_and_a_dead_one_comes_back
         finally:
             process.rlimit(resource.RLIMIT_NOFILE, limits)
     assert frontend.triton_pid == triton
-    with harmless(frontend):
+    with assert_recovers(frontend):
         process.rlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
         try:
             os.kill(triton, 9)
@@ -267,9 +274,9 @@ def test_a_triton_that_runs_but_cannot_be_reached_is_told_apart_from_one_that_en
 def test_a_generation_goes_on_while_another_model_dies(victim: Frontend) -> None:
     """The restart waits for its end."""
     before = victim.triton_pid
-    with harmless(victim, outputs=1):
-        with chunk_under_way(victim, 1, "!sleep 2") as events:
-            (stub,) = stubs(victim, "gray")
+    with assert_recovers(victim, outputs=1):
+        with chunk_in_progress(victim, 1, "!sleep 2") as events:
+            (stub,) = model_processes(victim, "gray")
             stub.kill()
             eventually(lambda: "the process of gray has died" in victim.log())
             assert list(events)[-1][0] == "complete"

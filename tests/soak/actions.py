@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from filmstrip.wire import VIDEO_HEADER_BYTES
-from tests.soak.client import DOWNLOAD, ClientLeft, GenerationCase, SoakClient, StoredFile, fetch, follow
+from tests.soak.client import ClientLeft, GenerationCase, SoakClient, StoredFile, fetch, follow
 from tests.soak.judge import (
     CHUNK,
     PROBE_SIZE,
@@ -22,8 +22,7 @@ from tests.soak.judge import (
     probe_pattern,
     with_own_videos,
 )
-
-UPLOAD, UPLOAD_DATA, ASSETS = "/api/v1/generate/upload", "/api/v1/generate/upload-data", "/api/v1/assets"
+from tests.support.http import ASSETS, DOWNLOAD, UPLOAD, UPLOAD_DATA
 
 
 def headers_of(video: Frames) -> dict[str, str]:

@@ -22,6 +22,7 @@ from tests.soak.judge import (
     wrong_video,
 )
 from tests.support import http
+from tests.support.http import CANCEL, DOWNLOAD, GENERATE
 from tests.support.sse import EventParser
 
 DEADLINE_S = 60.0
@@ -215,10 +216,6 @@ def describe(request: dict[str, Any]) -> str:
         else:
             parts.append(f"{name}: {value!r}")
     return ", ".join(parts)
-
-
-GENERATE, CANCEL = "/api/v1/generate", "/api/v1/generate/cancel"
-DOWNLOAD = "/api/v1/generate/download"
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.soak.actions import ASSETS, UPLOAD, UPLOAD_DATA
-from tests.soak.client import GENERATE, SoakClient
+from tests.soak.client import SoakClient
 from tests.soak.server import ASSET_BYTES, JSON_BYTES, UPLOAD_BYTES
+from tests.support.http import ASSETS, GENERATE, UPLOAD, UPLOAD_DATA
 
 _PLANNED = frozenset({422, 409})  # looked at only when the slot is free
 

@@ -14,7 +14,7 @@ from tests.support.server import Frontend
 
 def told_to(server: Frontend, before: int) -> list[dict[str, Any]]:
     """What the probe was told since."""
-    return server.probed()[before:]
+    return server.probe_entries()[before:]
 
 
 def digest(array: Any) -> str:
@@ -47,7 +47,7 @@ def test_text_makes_the_probes_pattern(server: Frontend, comfy: Comfy):
 
 
 def test_every_field_of_the_generation_reaches_the_model(server: Frontend, comfy: Comfy):
-    before = len(server.probed())
+    before = len(server.probe_entries())
     generate(
         pipeline(server),
         num_frames=12,
@@ -77,7 +77,7 @@ def test_every_field_of_the_generation_reaches_the_model(server: Frontend, comfy
 
 
 def test_manage_cache_reaches_the_plan(server: Frontend, comfy: Comfy):
-    before = len(server.probed())
+    before = len(server.probe_entries())
     images = comfy.tensor(ramp(24))
     for manage_cache in (True, False):
         generate(
@@ -87,7 +87,7 @@ def test_manage_cache_reaches_the_plan(server: Frontend, comfy: Comfy):
 
 
 def test_what_a_chunk_says_wins_over_the_generation(server: Frontend, comfy: Comfy):
-    before = len(server.probed())
+    before = len(server.probe_entries())
     images = comfy.tensor(ramp(36))
     specs = chunk_spec(1, text="a dog", manage_cache="off", chunk_specs=chunk_spec(2, vace_use_input_video="on"))
     generate(pipeline(server), num_frames=36, images=images, chunk_specs=specs)
@@ -97,7 +97,7 @@ def test_what_a_chunk_says_wins_over_the_generation(server: Frontend, comfy: Com
 
 
 def test_the_input_video_as_control(server: Frontend, comfy: Comfy):
-    before = len(server.probed())
+    before = len(server.probe_entries())
     generate(pipeline(server), num_frames=12, images=comfy.tensor(ramp(12)), vace_use_input_video="on")
     (told,) = told_to(server, before)
     assert told["parameters"]["vace_use_input_video"] is True
@@ -105,7 +105,7 @@ def test_the_input_video_as_control(server: Frontend, comfy: Comfy):
 
 
 def test_every_field_of_a_chunk_reaches_the_model(server: Frontend, comfy: Comfy):
-    before = len(server.probed())
+    before = len(server.probe_entries())
     specs = chunk_spec(
         0,
         text="a fish",
@@ -140,7 +140,7 @@ def test_every_field_of_a_chunk_reaches_the_model(server: Frontend, comfy: Comfy
 
 
 def test_pictures_of_a_chunk_reach_the_model_to_the_byte(server: Frontend, comfy: Comfy):
-    before = len(server.probed())
+    before = len(server.probe_entries())
     images, masks = ramp(5), np.linspace(0, 1, 12 * 64 * 96, dtype=np.float32).reshape(12, 64, 96)
     specs = chunk_spec(
         1,
@@ -165,7 +165,7 @@ def test_pictures_of_a_chunk_reach_the_model_to_the_byte(server: Frontend, comfy
 
 
 def test_batches_are_cut_by_the_servers_chunk_size(server: Frontend, comfy: Comfy):
-    before = len(server.probed())
+    before = len(server.probe_entries())
     control, mask = ramp(30), np.ones((1, 64, 96), np.float32)
     _, count, report = generate(
         pipeline(server), num_frames=0, vace_frames=comfy.tensor(control), vace_masks=comfy.tensor(mask)
@@ -183,7 +183,7 @@ def test_batches_are_cut_by_the_servers_chunk_size(server: Frontend, comfy: Comf
 
 
 def test_a_chunks_own_control_wins_over_the_batch(server: Frontend, comfy: Comfy):
-    before = len(server.probed())
+    before = len(server.probe_entries())
     specs = chunk_spec(1, vace_frames=comfy.tensor(np.ones((12, 64, 96, 3), np.float32)))
     generate(
         pipeline(server),
@@ -197,7 +197,7 @@ def test_a_chunks_own_control_wins_over_the_batch(server: Frontend, comfy: Comfy
 
 
 def test_a_schedule_sets_each_prompt_where_it_begins(server: Frontend, comfy: Comfy):
-    before = len(server.probed())
+    before = len(server.probe_entries())
     specs = chunk_spec(2, chunk_seed=7, chunk_specs=schedule("0: a cat\n\n# later\n2: a dog: brown"))
     generate(pipeline(server), num_frames=48, chunk_specs=specs)
     told = [entry["parameters"] for entry in told_to(server, before)]
@@ -244,7 +244,7 @@ def test_other_types_and_forms_of_images_and_masks_are_what_they_show(server: Fr
     mask = (ramp(1)[0, :, :, 0] > 0.5).astype(np.float32)
 
     def told(images: object, masks: object) -> tuple[str, str]:
-        before = len(server.probed())
+        before = len(server.probe_entries())
         specs = chunk_spec(0, vace_ref_images=images, vace_masks=masks)
         generate(pipeline(server), num_frames=9, chunk_specs=specs)
         tensors = told_to(server, before)[0]["tensors"]

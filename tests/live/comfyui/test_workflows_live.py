@@ -22,12 +22,12 @@ def run(name: str, server: Frontend) -> Runner:
 
 
 def test_text_to_video(server: Frontend, comfy: Comfy):
-    before = len(server.probed())
+    before = len(server.probe_entries())
     runner = run("text_to_video", server)
     _, path, count, _ = runner.result("5")
     assert (count, count_frames(path)) == (48, 48)
     assert Path(path).parent == comfy.output_directory / "video"
-    told = [entry["parameters"] for entry in server.probed()[before:]]
+    told = [entry["parameters"] for entry in server.probe_entries()[before:]]
     texts = [entry["prompts"][0][0] for entry in told]
     assert texts == ["a cat walks through tall grass"] * 2 + ["a dog runs along the beach"] * 3
     assert [entry["reset"] for entry in told] == [True, False, True, False, False]
@@ -35,11 +35,11 @@ def test_text_to_video(server: Frontend, comfy: Comfy):
 
 
 def test_video_to_video(server: Frontend, comfy: Comfy):
-    before = len(server.probed())
+    before = len(server.probe_entries())
     runner = run("video_to_video", server)
     images = runner.shown["8"]["images"]
     assert images.shape == (24, 320, 576, 3)
-    told = server.probed()[before:]
+    told = server.probe_entries()[before:]
     assert [entry["parameters"]["mode"] for entry in told] == ["video", "video"]
     assert [entry["tensors"]["vace_frames"]["shape"] for entry in told] == [[1, 3, 12, 320, 576]] * 2
     assert told[0]["parameters"]["noise_scale"] == 0.6
@@ -51,7 +51,7 @@ def test_scribble_chain(server: Frontend, comfy: Comfy):
     images = runner.shown["7"]["images"]
     assert images.shape == (24, 128, 160, 3)
     pixels = (ramp(1, 128, 160) * 255).round().astype(np.uint8).repeat(24, axis=0)
-    wanted = server.make(
+    wanted = server.generate_frames(
         pipeline_id="scribble", pre_processor_id="gray", prompt="", num_frames=24, input_path=server.upload(pixels)
     )
     assert np.array_equal(np.rint(images * 255), wanted)

@@ -212,9 +212,9 @@ def test_the_chunks_of_a_request_reach_the_model_as_planned(server: Frontend, cl
         {"chunk": 2, "transition_target_prompts": [{"text": "c", "weight": 30}], "transition_num_steps": 2},
         {"chunk": 4, "reset_cache": True},
     ]
-    before = len(server.probed())
+    before = len(server.probe_entries())
     server.generate(**probe(prompt="a", num_frames=9 + 12 + 12 + 12 + 9 + 1, chunk_specs=specs))
-    told = [entry["parameters"] for entry in server.probed()[before:]]
+    told = [entry["parameters"] for entry in server.probe_entries()[before:]]
     assert [chunk["num_frames"] for chunk in told] == [9, 12, 12, 12, 9, 12]
     assert [chunk["reset"] for chunk in told] == [True, False, False, False, True, False]
     assert [chunk["prompts"][0][0] for chunk in told] == ["a", "b", "b", "b", "c", "c"]

@@ -11,8 +11,10 @@ import httpx
 import pytest
 
 from tests.support import http
+from tests.support.http import DOWNLOAD
+from tests.support.raw_client import RawResponse, raw_request, send_raw
+from tests.support.refusals import check_refusal
 from tests.support.server import Frames, Frontend
-from tests.support.wire import DOWNLOAD, Answer, ask, refusal, request
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ def test_a_range_outside_the_file(server: Frontend, output: str, whole: bytes) -
 def test_ranges_in_rare_spellings(
     server: Frontend, output: str, whole: bytes, wanted: str, first: int, last: int | None
 ) -> None:
-    answer = ask(server, request(f"GET {DOWNLOAD}?path={output}", f"Range: {wanted}"))
+    answer = send_raw(server.url, raw_request(f"GET {DOWNLOAD}?path={output}", f"Range: {wanted}"))
     start = first if first >= 0 else len(whole) + first
     end = len(whole) - 1 if last is None else last
     assert answer.status == 206
@@ -100,8 +102,8 @@ def test_ranges_in_rare_spellings(
 )
 def test_ranges_without_a_byte_of_the_file(server: Frontend, output: str, whole: bytes, wanted: str) -> None:
     wanted = wanted.replace("{size}", str(len(whole)))
-    answer = ask(server, request(f"GET {DOWNLOAD}?path={output}", f"Range: {wanted}"))
-    assert refusal(server, answer)["code"] == "range_not_satisfiable"
+    answer = send_raw(server.url, raw_request(f"GET {DOWNLOAD}?path={output}", f"Range: {wanted}"))
+    assert check_refusal(server, answer)["code"] == "range_not_satisfiable"
     assert answer.headers["content-range"] == f"bytes */{len(whole)}"
 
 
@@ -119,7 +121,7 @@ def test_ranges_without_a_byte_of_the_file(server: Frontend, output: str, whole:
 def test_several_ranges_or_none_give_the_whole_file(
     server: Frontend, output: str, whole: bytes, headers: list[str]
 ) -> None:
-    answer = ask(server, request(f"GET {DOWNLOAD}?path={output}", *headers))
+    answer = send_raw(server.url, raw_request(f"GET {DOWNLOAD}?path={output}", *headers))
     assert (answer.status, answer.body) == (200, whole)
     assert "content-range" not in answer.headers
 
@@ -127,9 +129,10 @@ def test_several_ranges_or_none_give_the_whole_file(
 # -- Preconditions ----------------------------------------------------------------------------------------------
 
 
-def conditional(server: Frontend, output: str, method: str, *headers: str) -> Answer:
-    return ask(
-        server, request(f"{method} {DOWNLOAD}?path={output}", *(each.replace("TAG", output) for each in headers))
+def conditional(server: Frontend, output: str, method: str, *headers: str) -> RawResponse:
+    return send_raw(
+        server.url,
+        raw_request(f"{method} {DOWNLOAD}?path={output}", *(each.replace("TAG", output) for each in headers)),
     )
 
 
@@ -183,7 +186,7 @@ def test_if_match(server: Frontend, output: str, method: str) -> None:
             answer = conditional(server, output, method, header, *others)
             assert answer.status == 412, header
             if method == "GET":
-                assert refusal(server, answer)["code"] == "precondition_failed"
+                assert check_refusal(server, answer)["code"] == "precondition_failed"
 
 
 def test_preconditions_come_in_the_order_of_the_standard(server: Frontend, output: str) -> None:
@@ -195,7 +198,7 @@ def test_preconditions_come_in_the_order_of_the_standard(server: Frontend, outpu
     assert conditional(server, output, "GET", match, 'If-None-Match: "x"', "Range: bytes=0-1").status == 206
     gone = "output-" + "0" * 32
     for header in (none, "If-None-Match: *", match, "If-Match: *"):
-        assert refusal(server, conditional(server, gone, "GET", header))["code"] == "unknown_path"
+        assert check_refusal(server, conditional(server, gone, "GET", header))["code"] == "unknown_path"
 
 
 def test_if_range_takes_the_strong_tag_alone(server: Frontend, output: str, whole: bytes) -> None:
@@ -251,7 +254,7 @@ def test_an_aborted_download_keeps_the_file(server: Frontend, output: str, whole
 def test_a_client_that_reads_slowly_gets_it_all(server: Frontend, output: str, whole: bytes) -> None:
     address = urlsplit(server.url)
     with socket.create_connection((address.hostname, address.port)) as connection:
-        connection.sendall(request(f"GET /api/v1/generate/download?path={output}"))
+        connection.sendall(raw_request(f"GET /api/v1/generate/download?path={output}"))
         time.sleep(1)
         received = b"".join(iter(lambda: connection.recv(2**20), b""))
     assert received.partition(b"\r\n\r\n")[2] == whole

@@ -7,11 +7,12 @@ import httpx
 import pytest
 
 from tests.support import http
-from tests.support.aftermath import eventually
+from tests.support.http import LOAD
+from tests.support.recovery import eventually
 from tests.support.server import Frames, Frontend, frontend_on
 
 ALICE, BOB = ({"Authorization": f"Bearer {name}-key"} for name in ("alice", "bob"))
-LOAD, STATUS = "/api/v1/pipeline/load", "/api/v1/pipeline/status"
+STATUS = "/api/v1/pipeline/status"
 PROBE = {"pipeline_id": "probe", "prompt": "x", "num_frames": 9}
 LARGE = {"height": 128, "width": 160}
 
@@ -41,11 +42,11 @@ def load_probe(frontend: Frontend, load_params: Any, headers: dict[str, str] = A
 
 def told(frontend: Frontend, headers: dict[str, str] = ALICE, **fields: Any) -> dict[str, Any]:
     """What the probe is told of the first chunk of a generation."""
-    before = len(frontend.probed())
+    before = len(frontend.probe_entries())
     answer = http.post(f"{frontend.url}/api/v1/generate", json=PROBE | fields, headers=headers)
     assert answer.status_code == 200, answer.text
     assert "event: complete" in answer.text
-    parameters: dict[str, Any] = frontend.probed()[before]["parameters"]
+    parameters: dict[str, Any] = frontend.probe_entries()[before]["parameters"]
     return parameters
 
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.support import http
-from tests.support.aftermath import eventually
+from tests.support.recovery import eventually
 from tests.support.server import Frontend, frontend_on
 
 OF_GENERATIONS = {

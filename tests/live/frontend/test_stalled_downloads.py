@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import http
-from tests.support.aftermath import eventually
-from tests.support.raw_client import DOWNLOAD, RawClient
+from tests.support.http import DOWNLOAD
+from tests.support.raw_client import RawClient
+from tests.support.recovery import eventually
 from tests.support.server import Frontend, frontend_on
 
 MIB = 2**20
@@ -41,7 +42,7 @@ def stalled_readers(frontend: Frontend, output: str, count: int) -> Iterator[lis
     with ExitStack() as stack:
         clients = []
         for number in range(count):
-            client = RawClient(frontend.url, narrow=True)
+            client = RawClient(frontend.url, small_buffers=True)
             stack.callback(client.close if number % 2 else client.reset)
             client.send_head("GET", f"{DOWNLOAD}?path={output}")
             clients.append(client)
@@ -96,7 +97,7 @@ def test_what_a_stalled_reader_reads_stays_readable(server: Frontend, tmp_path: 
         output = str(frontend.generate(**LARGE)[-1][1]["output_path"])
         place = frontend.data_dir / "outputs" / output
         whole = place.read_bytes()
-        with RawClient(frontend.url, narrow=True) as client:
+        with RawClient(frontend.url, small_buffers=True) as client:
             client.send_head("GET", f"{DOWNLOAD}?path={output}", {"Connection": "close"})
             answer = client.read_head()
             if how == "deleted":

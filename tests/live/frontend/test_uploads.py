@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from tests.support import http
+from tests.support.http import ASSETS, UPLOAD, UPLOAD_DATA
 from tests.support.server import Frames, Frontend
 
-UPLOAD, UPLOAD_DATA, ASSETS = "/api/v1/generate/upload", "/api/v1/generate/upload-data", "/api/v1/assets"
 HEADERS = {"X-Video-Frames": "2", "X-Video-Height": "4", "X-Video-Width": "6"}
 
 
@@ -211,4 +211,4 @@ def test_a_data_url_is_base64_of_an_image(server: Frontend) -> None:
         answer = server.post(**wanted, chunk_specs=[{"chunk": 0, "first_frame_image": bad}])
         assert "chunk_specs[0].first_frame_image" in refused(answer, 422, "invalid_field")
     server.generate(**wanted, chunk_specs=[{"chunk": 0, "first_frame_image": good}])
-    assert server.probed()[-1]["tensors"]["first_frame_image"]["shape"] == [10, 20, 3]
+    assert server.probe_entries()[-1]["tensors"]["first_frame_image"]["shape"] == [10, 20, 3]

@@ -24,7 +24,7 @@ from frontend.relay import (
     _Reply,
     _stages,
 )
-from tests.support.aftermath import eventually
+from tests.support.recovery import eventually
 
 # The first to start ends at once, but something keeps its output open; the second answers when it is let.
 RELAYS = """#!/bin/sh
