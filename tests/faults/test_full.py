@@ -1,11 +1,9 @@
-"""Disk or shared memory are full: a refusal or an error with its code, or another way; nothing else is hurt."""
+"""The disk or shared memory is full: a refusal, an error with a code, or another transport; nothing else suffers."""
 
 import hashlib
 import io
-import socket
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -13,8 +11,10 @@ import pytest
 from PIL import Image
 
 from tests.support import http
+from tests.support.http import ASSETS, UPLOAD, UPLOAD_DATA
 from tests.support.mounts import disk_filled, mounted_frontend, path_inside
 from tests.support.processes import chunk_in_progress, error_code
+from tests.support.raw_client import RawClient
 from tests.support.recovery import assert_recovers, eventually, noise
 from tests.support.server import ROOT, Frontend
 
@@ -52,30 +52,26 @@ BODIES = {
     "upload-data": noise(200).tobytes(),
     "asset": image(1_200_000),
 }
-ADDRESSES = {"upload": "generate/upload", "upload-data": "generate/upload-data", "asset": "assets"}
-SHAPE = "X-Video-Frames: 200\r\nX-Video-Height: 64\r\nX-Video-Width: 96\r\n"
+PATHS = {"upload": UPLOAD, "upload-data": UPLOAD_DATA, "asset": ASSETS}
+SHAPE = {"X-Video-Frames": "200", "X-Video-Height": "64", "X-Video-Width": "96"}
 
 
-def upload_meeting_a_full_disk(frontend: Frontend, what: str, full: Path, *, chunked: bool) -> httpx.Response:
-    """Send half a body, fill the disk when a part of it is written, send the rest."""
-
-    def framed(part: bytes) -> bytes:
-        return b"%x\r\n%b\r\n" % (len(part), part) if chunked else part
-
-    address, body = urlsplit(frontend.url), BODIES[what]
-    head = f"POST /api/v1/{ADDRESSES[what]} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{SHAPE}"
-    with socket.create_connection((str(address.hostname), address.port or 0), timeout=10) as connection:
-        framing = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}"
-        connection.sendall(f"{head}{framing}\r\n\r\n".encode() + framed(body[: len(body) // 2]))
+def upload_on_filling_disk(frontend: Frontend, what: str, disk: Path, *, chunked: bool) -> httpx.Response:
+    """Send half a body, fill the disk once part of it is written, then send the rest; the response."""
+    body = BODIES[what]
+    framing = {"Transfer-Encoding": "chunked"} if chunked else {"Content-Length": str(len(body))}
+    with RawClient(frontend.url) as client:
+        send = client.send_chunk if chunked else client.send
+        client.send_head("POST", PATHS[what], SHAPE | framing)
+        send(body[: len(body) // 2])
         partial = frontend.data_dir / "partial"
         eventually(lambda: sum(draft.stat().st_size for draft in partial.iterdir()) >= MIB)
-        with disk_filled(full):
-            connection.sendall(framed(body[len(body) // 2 :]) + b"0\r\n\r\n" * chunked)
-            answer = b""
-            while piece := connection.recv(MIB):
-                answer += piece
-    status, _, rest = answer.partition(b"\r\n")
-    return httpx.Response(int(status.split()[1]), content=rest.partition(b"\r\n\r\n")[2])
+        with disk_filled(disk):
+            send(body[len(body) // 2 :])
+            if chunked:
+                client.send_chunk(b"")
+            response = client.read_head()
+            return httpx.Response(response.status, content=response.read())
 
 
 def assert_refused(answer: httpx.Response, code: str) -> None:
@@ -92,7 +88,7 @@ def test_the_disk_fills_up_in_an_upload_of_unknown_size(small_disk: Frontend, wh
     small_disk.upload_data(b"of another client")
     before = hashes(small_disk)
     with assert_recovers(small_disk):
-        answer = upload_meeting_a_full_disk(small_disk, what, small_disk.data_dir, chunked=True)
+        answer = upload_on_filling_disk(small_disk, what, small_disk.data_dir, chunked=True)
         assert_refused(answer, "storage_full")
         assert hashes(small_disk) == before
     assert small_disk.upload_data(BODIES["upload-data"])
@@ -101,7 +97,7 @@ def test_the_disk_fills_up_in_an_upload_of_unknown_size(small_disk: Frontend, wh
 @pytest.mark.parametrize("what", BODIES)
 def test_an_upload_of_known_size_has_its_room_from_the_start(small_disk: Frontend, what: str) -> None:
     with assert_recovers(small_disk, inputs=1):
-        answer = upload_meeting_a_full_disk(small_disk, what, small_disk.data_dir, chunked=False)
+        answer = upload_on_filling_disk(small_disk, what, small_disk.data_dir, chunked=False)
         assert answer.status_code == 200, answer.text
     for name in small_disk.stored("videos", "blobs", "assets"):
         (small_disk.data_dir / name).unlink()
@@ -239,18 +235,15 @@ def test_uploads_go_to_disk_when_shared_memory_is_full(apart: Frontend) -> None:
 def test_shared_memory_fills_up_in_an_upload(apart: Frontend) -> None:
     before = files_of(apart)
     with assert_recovers(apart):
-        address, body = urlsplit(apart.url), BODIES["upload"]
-        with socket.create_connection((str(address.hostname), address.port or 0), timeout=10) as connection:
-            head = "POST /api/v1/generate/upload-data HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[: 3 * MIB // 2])
+        body = BODIES["upload"]
+        with RawClient(apart.url) as client:
+            client.send_head("POST", UPLOAD_DATA, {"Content-Length": str(len(body))})
+            client.send(body[: 3 * MIB // 2])
             eventually(lambda: set(files_of(apart)) - set(before))
             (new,) = set(files_of(apart)) - set(before)
             eventually(lambda: (path_inside(apart, SHM) / new).stat().st_size >= MIB)
             with disk_filled(path_inside(apart, SHM)):
-                connection.sendall(body[3 * MIB // 2 :])
-                answer = b""
-                while piece := connection.recv(MIB):
-                    answer += piece
-        assert b" 507 " in answer.split(b"\r\n")[0]
-        assert b"disk_full" in answer
+                client.send(body[3 * MIB // 2 :])
+                status, error = client.read_json()
+        assert (status, error["error"]["code"]) == (507, "disk_full")
     assert files_of(apart) == before

@@ -1,6 +1,5 @@
 """The frontend is killed: what it started ends by itself, and the next one on its data directory cleans up."""
 
-import hashlib
 import os
 import signal
 import socket
@@ -15,7 +14,9 @@ import psutil
 import pytest
 
 from tests.support import http
+from tests.support.http import UPLOAD_DATA
 from tests.support.processes import MAX_ERROR_DELAY_S, chunk_in_progress, descendants, is_running, relay_processes
+from tests.support.raw_client import RawClient
 from tests.support.recovery import PROBE, assert_recovers, assert_serves, eventually, noise
 from tests.support.server import MODELS, Frontend
 
@@ -23,26 +24,18 @@ SHM = Path("/dev/shm")
 SENT_BYTES = 2_000_000  # a body goes to disk a MiB at a time
 
 
-def in_shm(frontend: Frontend) -> list[str]:
-    """Every file in shared memory that is the frontend's or its Triton's."""
-    prefix = f"filmstrip-{hashlib.sha256(os.fsencode(frontend.data_dir.resolve())).hexdigest()[:12]}-"
-    return sorted(path.name.removeprefix(prefix) for path in SHM.glob(f"{prefix}*"))
-
-
-def half_an_upload(frontend: Frontend) -> socket.socket:
-    """A connection on which the second half of an upload is still to come."""
-    address = urlsplit(frontend.url)
-    connection = socket.create_connection((str(address.hostname), address.port or 0), timeout=10)
-    head = b"POST /api/v1/generate/upload-data HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
-    connection.sendall(head)
-    connection.sendall(b"%x\r\n" % SENT_BYTES + bytes(SENT_BYTES) + b"\r\n")
+def half_an_upload(frontend: Frontend) -> RawClient:
+    """A client with the second half of an upload still to send."""
+    client = RawClient(frontend.url)
+    client.send_head("POST", UPLOAD_DATA, {"Transfer-Encoding": "chunked"})
+    client.send_chunk(bytes(SENT_BYTES))
     partial = frontend.data_dir / "partial"
     eventually(lambda: any(draft.stat().st_size >= 2**20 for draft in partial.iterdir()))
-    return connection
+    return client
 
 
 def kill_the_frontend(frontend: Frontend) -> list[psutil.Process]:
-    """End it as nothing can prepare for; the processes that it leaves behind."""
+    """Kill it; the processes that it leaves behind."""
     left = descendants(frontend)
     frontend.process.kill()
     frontend.process.wait(10)
@@ -65,7 +58,7 @@ def test_all_processes_end_and_the_next_start_cleans_up(tmp_path: Path, *, share
                 assert bool(relay_processes(first)) == (not shared_memory)
                 assert len(first.stored("partial")) == 2
                 assert bool(first.stored("work")) == (not shared_memory)
-                assert any(name.startswith("-tmp-") for name in in_shm(first)) == shared_memory
+                assert any("--tmp-" in path.name for path in first.all_in_shm()) == shared_memory
                 left = kill_the_frontend(first)
                 list(events)
         names = {Path(process.cmdline()[0]).name for process in left if is_running(process)}
@@ -76,12 +69,12 @@ def test_all_processes_end_and_the_next_start_cleans_up(tmp_path: Path, *, share
             process.kill()
         first.stop()
     assert first.stored("partial")
-    assert in_shm(first)  # a crash gives nothing back by itself
+    assert first.all_in_shm()  # a crash releases nothing by itself
 
     second = Frontend(tmp_path, "--embedded", **settings)
     try:
         assert second.stored("partial", "work") == []
-        assert [name for name in in_shm(second) if not name.startswith("-triton-")] == []
+        assert [path for path in second.all_in_shm() if "--triton-" not in path.name] == []
         second.wait_healthy()
         assert np.array_equal(second.download(output), made)
         wanted = {"pipeline_id": "passthrough", "prompt": "", "num_frames": 33}
@@ -95,7 +88,7 @@ def test_all_processes_end_and_the_next_start_cleans_up(tmp_path: Path, *, share
             pass
     finally:
         assert second.stop() == 0
-    assert in_shm(second) == []
+    assert second.all_in_shm() == []
 
 
 def test_what_it_leaves_behind_does_not_keep_its_port(tmp_path: Path) -> None:
@@ -135,8 +128,8 @@ def test_killed_while_its_triton_starts(tmp_path: Path, delay_s: float) -> None:
         for process in [process for process in left if is_running(process)]:
             process.kill()
         frontend.stop()
-        for name in in_shm(frontend):
-            next(SHM.glob(f"filmstrip-*{name}")).unlink()
+        for path in frontend.all_in_shm():
+            path.unlink()
 
 
 def test_files_keep_their_names_and_age_and_damaged_ones_go(victim: Frontend, tmp_path: Path) -> None:
@@ -183,12 +176,12 @@ STRAYS = {
 }
 
 
-@pytest.mark.parametrize("kind", STRAYS)
-@pytest.mark.parametrize("name", ["lost+found", f"video-{'1' * 32}"])  # under no name of ours, or one that looks so
-def test_the_start_survives_stray_things(victim: Frontend, tmp_path: Path, name: str, kind: str) -> None:
+def test_the_start_survives_stray_things(victim: Frontend, tmp_path: Path) -> None:
     for folder in ("videos", "outputs", "partial", "work"):
         (tmp_path / "data" / folder).mkdir(parents=True)
-        STRAYS[kind](tmp_path / "data" / folder / name)
+        for number, put in enumerate(STRAYS.values()):
+            put(tmp_path / "data" / folder / f"lost+found-{number}")
+            put(tmp_path / "data" / folder / f"video-{number:032x}")  # a name like ours
     (tmp_path / "data" / "notes.txt").write_text("not in a folder of the store")
     kept = tmp_path / "data" / "outputs" / f"output-{'2' * 32}"
     kept.write_bytes(struct.pack("<5I", 4, 1, 2, 2, 3) + bytes(12))
@@ -197,7 +190,9 @@ def test_the_start_survives_stray_things(victim: Frontend, tmp_path: Path, name:
         frontend.wait_healthy()
         frontend.probe_log = victim.probe_log
         assert frontend.download(kept.name).shape == (1, 2, 2, 3)
-        assert frontend.post(**PROBE | {"input_path": name}).json()["error"]["code"] == "unknown_path"
+        for number in range(len(STRAYS)):
+            for name in (f"lost+found-{number}", f"video-{number:032x}"):
+                assert frontend.post(**PROBE | {"input_path": name}).json()["error"]["code"] == "unknown_path"
         assert (tmp_path / "data" / "notes.txt").is_file()
         assert Path("/etc/passwd").is_file()
         assert_serves(frontend)

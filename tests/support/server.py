@@ -301,11 +301,15 @@ class Frontend(Process):
             assert time.monotonic() < deadline, "the slot is still taken"
             time.sleep(0.02)
 
-    def in_shm(self) -> list[str]:
-        """Names of its files in shared memory, without those of Triton itself."""
+    def all_in_shm(self) -> list[Path]:
+        """Its files in shared memory, including those of its Triton."""
         prefix = f"filmstrip-{hashlib.sha256(os.fsencode(self.data_dir.resolve())).hexdigest()[:12]}-"
-        names = (file.name.removeprefix(prefix) for file in Path("/dev/shm").glob(f"{prefix}*"))
-        return sorted(name for name in names if not name.startswith("-triton-") or self.process.poll() is not None)
+        return sorted(Path("/dev/shm").glob(f"{prefix}*"))
+
+    def in_shm(self) -> list[str]:
+        """Names of its files in shared memory, without the prefix; while it runs, without those of Triton itself."""
+        names = [path.name.split("-", 2)[2] for path in self.all_in_shm()]
+        return [name for name in names if not name.startswith("-triton-") or self.process.poll() is not None]
 
     def stored(self, *kinds: str) -> list[str]:
         """Names of all files in the store, complete and incomplete, as "folder/name"."""
