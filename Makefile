@@ -1,14 +1,14 @@
 # make demo: set everything up and generate a video. make test: set everything up and run the quick tests.
 PYTHON ?= python3
 PIP_TORCH ?= torch==2.13.0
-# Number of processes that run the tests. All tests of a shared server run in the same one.
-TEST_WORKERS ?= 2
+# Number of processes that run the tests. More than cores, because many tests wait.
+TEST_WORKERS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TORCH_READY := $(VENV)/.ready-torch
 TESTS_READY := $(VENV)/.ready-tests
-PYTEST = -m pytest -n $(TEST_WORKERS) --dist loadgroup
+PYTEST = -m pytest -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder
 QUICK := unit or smoke
 # The pipeline whose weights are in the repository. The export writes this file last.
 SMALL := checkpoints/longlive-small

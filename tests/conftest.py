@@ -33,8 +33,18 @@ SMOKE = (
     "live/runtime/test_triton_models.py",
 )
 """The live tests in `make test`: each way to use the server, once."""
-SHARED = ("small_server", "longlive", "victim", "server")
-"""Servers whose tests all run in one worker; a test that uses two runs with the one named first."""
+SHARED = ("small_server", "longlive")
+"""Servers whose tests all run in one worker, because they need long to start."""
+LONG_FILES = (
+    "faults/test_model_gone.py",
+    "faults/test_triton_start.py",
+    "faults/test_triton_gone.py",
+    "faults/test_leftovers.py",
+    "faults/test_random_requests.py",
+    "faults/test_clients_gone.py",
+    "faults/test_triton_elsewhere.py",
+)
+"""Files that start first, so that no worker is left with a long one at the end."""
 EXPORT_S = 600
 """For tests that may have to export a pipeline first, which takes a minute or more."""
 
@@ -65,15 +75,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures: tuple[str, ...] = tuple(getattr(item, "fixturenames", ()))
         servers = [name for name in SHARED if name in fixtures]
         tier = path.parts[0]
-        if tier == "unit" and (servers or "start_frontend" in fixtures):
+        if tier == "unit" and {"server", "victim", "start_frontend", *SHARED} & set(fixtures):
             raise pytest.UsageError(f"{item.nodeid} is in tests/unit but starts a server")
         item.add_marker(tier)
         if path.as_posix() in SMOKE:
             item.add_marker("smoke")
-        # Tests without a shared server may still share the fixtures of their file.
         item.add_marker(pytest.mark.xdist_group(servers[0] if servers else path.as_posix()))
         if any(name.endswith("_repository") for name in fixtures) and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(EXPORT_S))
+    # The workers take the groups in this order (with --no-loadscope-reorder; else by the number of tests).
+    order = ("models", "research", "faults", "soak", "live", "unit")
+
+    def rank(item: pytest.Item) -> tuple[int, int]:
+        path = item.path.relative_to(tests)
+        return order.index(path.parts[0]), 0 if path.as_posix() in LONG_FILES else 1
+
+    items.sort(key=rank)
 
 
 # -- Servers ------------------------------------------------------------------------------------------------
@@ -87,15 +104,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
 
 
 @pytest.fixture(scope="session")
-def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
+def two_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository with `probe` and `passthrough`, which starts in half the time of `MODELS`."""
+    folder = tmp_path_factory.mktemp("two-models")
+    for name in ("probe", "passthrough"):
+        (folder / name).symlink_to(Path(MODELS) / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def victim(two_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
     """Another embedded server, which tests may damage; it recovers by itself, and quickly because it has few models."""
-    models = tmp_path_factory.mktemp("victims-models")
-    for name in ("probe", "passthrough", "gray"):
-        (models / name).symlink_to(Path(MODELS) / name)
     frontend = Frontend(
         tmp_path_factory.mktemp("victim"),
         "--embedded",
-        model_repository=models,
+        model_repository=two_models,
         chunk_timeout_s=3,
         sequence_end_timeout_s=2,
         model_restart_window_s=0,  # tests kill its models repeatedly

@@ -18,7 +18,7 @@ from tests.support.http import UPLOAD_DATA
 from tests.support.processes import MAX_ERROR_DELAY_S, chunk_in_progress, descendants, is_running, relay_processes
 from tests.support.raw_client import RawClient
 from tests.support.recovery import PROBE, assert_recovers, assert_serves, eventually, noise
-from tests.support.server import MODELS, Frontend
+from tests.support.server import Frontend
 
 SHM = Path("/dev/shm")
 SENT_BYTES = 2_000_000  # a body goes to disk a MiB at a time
@@ -43,8 +43,10 @@ def kill_the_frontend(frontend: Frontend) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("shared_memory", [True, False])
-def test_all_processes_end_and_the_next_start_cleans_up(tmp_path: Path, *, shared_memory: bool) -> None:
-    settings = {"model_repository": MODELS, "uploads_in_shm": shared_memory, "shared_memory": shared_memory}
+def test_all_processes_end_and_the_next_start_cleans_up(
+    two_models: Path, tmp_path: Path, *, shared_memory: bool
+) -> None:
+    settings = {"model_repository": two_models, "uploads_in_shm": shared_memory, "shared_memory": shared_memory}
     first = Frontend(tmp_path, "--embedded", **settings)
     left: list[psutil.Process] = []
     try:
@@ -91,9 +93,9 @@ def test_all_processes_end_and_the_next_start_cleans_up(tmp_path: Path, *, share
     assert second.all_in_shm() == []
 
 
-def test_what_it_leaves_behind_does_not_keep_its_port(tmp_path: Path) -> None:
+def test_what_it_leaves_behind_does_not_keep_its_port(two_models: Path, tmp_path: Path) -> None:
     """Else clients would connect to a server that is no more, and the next one could not listen."""
-    frontend = Frontend(tmp_path, "--embedded", model_repository=MODELS, shared_memory=False)
+    frontend = Frontend(tmp_path, "--embedded", model_repository=two_models, shared_memory=False)
     left: list[psutil.Process] = []
     try:
         frontend.wait_healthy()
@@ -114,9 +116,9 @@ def test_what_it_leaves_behind_does_not_keep_its_port(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("delay_s", [0, 0.05, 0.1, 0.2])
-def test_killed_while_its_triton_starts(tmp_path: Path, delay_s: float) -> None:
+def test_killed_while_its_triton_starts(two_models: Path, tmp_path: Path, delay_s: float) -> None:
     """Models that Triton has not spoken to yet do not watch it: without the guard they would wait for ever."""
-    frontend = Frontend(tmp_path, "--embedded", model_repository=MODELS)
+    frontend = Frontend(tmp_path, "--embedded", model_repository=two_models)
     left: list[psutil.Process] = []
     try:
         triton = psutil.Process(frontend.triton_pid)

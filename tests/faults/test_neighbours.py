@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import chunk_in_progress, descendants
-from tests.support.server import MODELS, Frontend
+from tests.support.server import Frontend
 
 NOBODY = 65534
 SECRET = "only-the-tests-know"
@@ -68,11 +68,13 @@ def test_another_user_is_one_that_can_open_what_is_open(tmp_path_factory: pytest
         public.unlink()
 
 
-def test_another_user_cannot_call_triton_or_see_pixels(start_frontend: Callable[..., Frontend], tmp_path: Path) -> None:
+def test_another_user_cannot_call_triton_or_see_pixels(
+    start_frontend: Callable[..., Frontend], two_models: Path, tmp_path: Path
+) -> None:
     tmp_path.chmod(0o755)
     (tmp_path / "data").mkdir(mode=0o755)  # of an older server
     frontend = start_frontend(
-        "--embedded", model_repository=MODELS, uploads_in_shm=True, triton_secret=SECRET, api_keys=""
+        "--embedded", model_repository=two_models, uploads_in_shm=True, triton_secret=SECRET, api_keys=""
     )
     frontend.wait_healthy()
     assert f"{frontend.data_dir} was accessible to other users" in frontend.log()

@@ -165,10 +165,10 @@ IN_A_TERMINAL = "import pty, sys; pty.spawn(sys.argv[1:])"
 
 
 @pytest.mark.parametrize("shared_memory", [True, False])  # without it a relay carries the arrays: a child of ours
-def test_when_its_terminal_is_closed(tmp_path: Path, shared_memory: bool) -> None:
+def test_when_its_terminal_is_closed(two_models: Path, tmp_path: Path, shared_memory: bool) -> None:
     """The kernel sends SIGHUP to all that run in the terminal, and writes to it fail from then on."""
     launcher = (sys.executable, "-c", IN_A_TERMINAL)
-    settings = {"model_repository": MODELS, "shared_memory": shared_memory}
+    settings = {"model_repository": two_models, "shared_memory": shared_memory}
     frontend = Frontend(tmp_path, "--embedded", launcher=launcher, **settings)
     frontend.wait_healthy()
     started = descendants(frontend)

@@ -114,7 +114,7 @@ def sample(server: SoakServer) -> Figures:
         relay_memory=memory_of(relay.pid)[1] if relay else None,
         descriptors=process.num_fds(),
         threads=num_own_threads(process.pid),
-        processes=len(server.family()) - (relay is not None),
+        processes=len(server.descendants()) - (relay is not None),
         files=len(server.stored_files()),
         shm_files=len(shm_files),
         shm_bytes=shm_bytes,

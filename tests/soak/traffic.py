@@ -205,7 +205,7 @@ class FaultInjector:
 
     def _recover(self, name: str, lost: psutil.Process | None) -> None:
         began = time.monotonic()
-        if not self._server.wait_whole(lost, RECOVERY_S):
+        if not self._server.wait_recovered(lost, RECOVERY_S):
             self._judge.fail(name, "", f"not healthy with all models {RECOVERY_S:g} s later")
         self.longest_recovery_s = max(self.longest_recovery_s, time.monotonic() - began)
 
@@ -219,13 +219,13 @@ class FaultInjector:
         return triton
 
     def _kill_model(self) -> psutil.Process | None:
-        stubs = self._server.stubs()
-        if not stubs:
+        processes = self._server.model_processes()
+        if not processes:
             return None
-        stub = self._random.choice(stubs)
+        process = self._random.choice(processes)
         self._judge.note_fault("kill a model")
-        stub.kill()
-        return stub
+        process.kill()
+        return process
 
     def _stop_frontend(self) -> None:
         frontend = self._server.process()

@@ -20,18 +20,22 @@ def descendants(frontend: Frontend) -> list[psutil.Process]:
 
 def model_processes(frontend: Frontend, model: str) -> list[psutil.Process]:
     """The processes of a model in its embedded Triton: one, or none while it restarts."""
-    found = []
     with contextlib.suppress(psutil.Error):
-        for child in psutil.Process(frontend.triton_pid).children():
-            with contextlib.suppress(psutil.Error):
-                if any(f"/{model}/" in part for part in child.cmdline()):
-                    found.append(child)
-    return found
+        children = psutil.Process(frontend.triton_pid).children()
+        return [child for child in children if any(f"/{model}/" in argument for argument in command_line(child))]
+    return []
 
 
 def relay_processes(frontend: Frontend) -> list[psutil.Process]:
     """Its relay processes: one, or none before arrays first go through gRPC."""
-    return [child for child in descendants(frontend) if "frontend.relay" in child.cmdline()]
+    return [child for child in descendants(frontend) if "frontend.relay" in command_line(child)]
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    """The arguments of a process, [] if it has ended."""
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
 
 
 def is_running(process: psutil.Process) -> bool:
