@@ -21,10 +21,9 @@ from export.checkpoint import attach_loras, load_networks
 from export.graph_specs import graph_specs
 from export.verify import ModuleEngine
 from filmstrip.contract import ChunkParameters, Mode, Prompt
-from filmstrip.runtime.engines.engine import Engine
-from filmstrip.runtime.engines.load import load_engines
+from filmstrip.runtime.engines.engine import Engine, load_engines
 from filmstrip.runtime.longlive import LongLive, graph_names
-from filmstrip.runtime.pipeline_config import PipelineConfig
+from filmstrip.runtime.longlive_config import LongLiveConfig
 from filmstrip.runtime.sequences import Chunk
 from filmstrip.runtime.text import Tokenizer
 
@@ -67,7 +66,7 @@ class Pipeline:
 
     def __init__(self, way: str, checkpoint: Path, version: Path, loras: Mapping[str, Path]) -> None:
         torch.set_num_threads(1)
-        config = PipelineConfig.read(version)
+        config = LongLiveConfig.read(version)
         engines = _modules(checkpoint, loras) if way == "eager" else _engines(version, config)
         self._engines = {name: TimedEngine(engine) for name, engine in engines.items()}
         self._pipeline = LongLive(config, self._engines, Tokenizer(version, config.text_len))
@@ -102,7 +101,7 @@ def _modules(checkpoint: Path, loras: Mapping[str, Path]) -> Mapping[str, Engine
     return {spec.name: ModuleEngine(spec) for spec in graph_specs(networks, len(loras))}
 
 
-def _engines(version: Path, config: PipelineConfig) -> Mapping[str, Engine]:
+def _engines(version: Path, config: LongLiveConfig) -> Mapping[str, Engine]:
     return load_engines(version / "engines", device=_CPU, num_threads=1, graphs=graph_names(config), loras=config.loras)
 
 

@@ -44,7 +44,7 @@ _JOIN_S = 3.0
 LAST_EVENTS = ("complete", "cancelled", "error")
 """Every generation ends with one of these events."""
 
-_NEEDED = {
+_EVENT_KEYS = {
     "progress": ("chunk", "total_chunks", "frames", "latency", "fps"),
     "complete": ("output_path", "video_shape", "num_frames", "num_chunks", "chunk_size"),
     "cancelled": ("frames_completed",),
@@ -71,7 +71,7 @@ class ServerAddress:
     timeout_s: float = 60.0
 
 
-def make_server(url: str, token: str = "", timeout_s: float = 60.0) -> ServerAddress:
+def server_address(url: str, token: str = "", timeout_s: float = 60.0) -> ServerAddress:
     """Check an address.
 
     Raises:
@@ -115,16 +115,16 @@ class ServerClient:
     def pipelines(self) -> dict[str, dict[str, Any]]:
         """What each pipeline is and can do, by its id."""
         answer = self._json("GET", "/api/v1/pipelines")
-        known = self._read(answer, lambda: {str(facts["id"]): _read_facts(facts) for facts in answer["pipelines"]})
+        known = self._read(answer, lambda: {str(info["id"]): _checked_info(info) for info in answer["pipelines"]})
         self.pipeline_ids = tuple(known)
         return known
 
-    def ready_pipeline(self, id: str, tell: Callable[[str], None]) -> dict[str, Any]:
+    def loaded_pipeline(self, id: str, show: Callable[[str], None]) -> dict[str, Any]:
         """What one pipeline is and can do; it is loaded first if it is not loaded, or not listed yet.
 
         Args:
             id: of the pipeline.
-            tell: shows the user what the call waits for.
+            show: shows the user what the call waits for.
 
         Raises:
             FilmstripError: the server does not have it (the message lists those it has), or it cannot run (the message
@@ -137,7 +137,7 @@ class ServerClient:
             raise FilmstripError(f"the pipeline {id} cannot run: {why}", "load_failed")
         if state != "ready":
             try:
-                self._load(id, tell)
+                self._load(id, show)
             except FilmstripError as error:
                 if error.code != "unknown_pipeline":
                     raise
@@ -146,17 +146,17 @@ class ServerClient:
         if id not in known:
             names = ", ".join(known) or "none"
             raise FilmstripError(f"the server has no pipeline {id!r}; it has: {names}", "unknown_pipeline")
-        facts = known[id]
-        if not facts.get("chunk_size"):
-            raise FilmstripError(f"the pipeline {id} is not ready: it is {_state(facts)}", "load_failed")
-        return facts
+        info = known[id]
+        if not info.get("chunk_size"):
+            raise FilmstripError(f"the pipeline {id} is not ready: it is {_state(info)}", "load_failed")
+        return info
 
-    def _load(self, id: str, tell: Callable[[str], None]) -> None:
+    def _load(self, id: str, show: Callable[[str], None]) -> None:
         body = json.dumps({"pipeline_ids": [id]}).encode()
         headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
         answer = self._json("POST", "/api/v1/pipeline/load", headers, [body])
         while answer.get("status") == "loading":
-            tell(f"the server is loading {id}")
+            show(f"the server is loading {id}")
             sleep_polling(LOAD_POLL_S, self._poll)
             answer = self._json("GET", "/api/v1/pipeline/status")
             if answer.get("pipeline_id") not in (None, id):
@@ -214,11 +214,11 @@ class ServerClient:
                                 return event
                 raise FilmstripError("the server ended the stream before the generation was done", "broken")
 
-            def tell_and_poll() -> None:
-                tell()
+            def deliver_and_poll() -> None:
+                deliver()
                 self._poll()
 
-            def tell() -> None:
+            def deliver() -> None:
                 with contextlib.suppress(queue.Empty):
                     while True:
                         on_event(events.get_nowait())
@@ -230,8 +230,8 @@ class ServerClient:
                         self.cancel()
                 connection.abort()
 
-            last = while_polling(work, tell_and_poll, stop)
-            tell()
+            last = while_polling(work, deliver_and_poll, stop)
+            deliver()
             return last
 
     def download(self, output_path: str, receive: Callable[[VideoShape, Iterator[Pixels]], ResultT]) -> ResultT:
@@ -247,7 +247,7 @@ class ServerClient:
                 path = f"/api/v1/generate/download?path={quote(output_path, safe='')}"
                 with connection.send("GET", path, {}) as response:
                     connection.check_stream(response, "application/octet-stream")
-                    body = _Body(response, connection)
+                    body = _DownloadBody(response, connection)
                     shape = _read_header(bytes(body.read_into(np.empty(_HEADER.size, np.uint8))))
                     return receive(shape, body.frames(shape))
 
@@ -299,18 +299,18 @@ def _events(response: http.client.HTTPResponse) -> Iterator[StreamEvent]:
         yield from reader.feed(data)
 
 
-def _read_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    size = facts["chunk_size"]
+def _checked_info(info: Mapping[str, Any]) -> dict[str, Any]:
+    size = info["chunk_size"]
     # Null while the server does not know it: the pipeline was never loaded, or cannot be.
     if size is not None and (not isinstance(size, int) or size < 1):
         raise ValueError("no chunk size")
-    return {**facts, "features": dict(facts["features"] or {})}
+    return {**info, "features": dict(info["features"] or {})}
 
 
-def _state(facts: Mapping[str, Any]) -> str:
+def _state(info: Mapping[str, Any]) -> str:
     """`ready`, `loading`, `unloaded` or `failed`; some servers only say whether it is loaded."""
-    state = facts.get("state")
-    return str(state) if state else "ready" if facts.get("loaded", True) else "unloaded"
+    state = info.get("state")
+    return str(state) if state else "ready" if info.get("loaded", True) else "unloaded"
 
 
 def _read_header(raw: bytes) -> VideoShape:
@@ -321,7 +321,7 @@ def _read_header(raw: bytes) -> VideoShape:
     return frames, height, width, channels
 
 
-class _Body:
+class _DownloadBody:
     """Reads the body of an answer into arrays."""
 
     def __init__(self, response: http.client.HTTPResponse, connection: Connection) -> None:
@@ -515,7 +515,7 @@ class EventReader:
         if not line:
             name, data = self._name, "\n".join(self._data)
             self._name, self._data = "", []
-            return _read_event(name, data) if name in _NEEDED else None
+            return _read_event(name, data) if name in _EVENT_KEYS else None
         key, _, value = line.partition(":")
         value = value.removeprefix(" ")
         if key == "event":
@@ -528,7 +528,7 @@ class EventReader:
 def _read_event(name: str, data: str) -> StreamEvent:
     try:
         raw = json.loads(data)
-        missing = [key for key in _NEEDED[name] if key not in raw]
+        missing = [key for key in _EVENT_KEYS[name] if key not in raw]
     except (ValueError, TypeError):
         missing = ["JSON"]
         raw = None

@@ -73,8 +73,8 @@ def generate(inputs: GenerationInputs, client: ServerClient, display: Display) -
         FilmstripError: it failed; the message says why.
     """
     started = time.monotonic()
-    facts = client.ready_pipeline(inputs.pipeline.id, display.text)
-    request = _request(inputs, facts, client, display)
+    info = client.loaded_pipeline(inputs.pipeline.id, display.text)
+    request = _request(inputs, info, client, display)
     posted = time.monotonic()
     chunks: list[Mapping[str, Any]] = []
     last, waited_s = _follow(inputs, request, client, display, chunks)
@@ -137,10 +137,10 @@ def num_frames_of(inputs: GenerationInputs) -> int:
 
 
 def _request(
-    inputs: GenerationInputs, facts: Mapping[str, Any], client: ServerClient, display: Display
+    inputs: GenerationInputs, info: Mapping[str, Any], client: ServerClient, display: Display
 ) -> dict[str, Any]:
     request: dict[str, Any] = {"pipeline_id": inputs.pipeline.id, **inputs.fields, "num_frames": num_frames_of(inputs)}
-    if not facts["features"].get("seed"):
+    if not info["features"].get("seed"):
         # ComfyUI changes seeds by itself after each run: a note that the seed is unused would not help the user.
         request.pop("seed", None)
     if inputs.images is not None:
@@ -148,7 +148,7 @@ def _request(
         shape: VideoShape = (frames, height, width, 3)
         display.text(f"uploading {frames} frames of {width}x{height}")
         request["input_path"] = client.upload(shape, video_frames(inputs.images))
-    specs = with_batches(merge(inputs.specs), inputs.batches, int(facts["chunk_size"]), request["num_frames"])
+    specs = with_batches(merge(inputs.specs), inputs.batches, int(info["chunk_size"]), request["num_frames"])
     blob = Blob()
     chunk_specs = []
     for index, spec in sorted(specs.items()):

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from .client import ServerAddress, ServerClient, make_server
+from .client import ServerAddress, ServerClient, server_address
 from .errors import FilmstripError
 from .generation import PipelineRef
 from .host import Display, check_interrupted
@@ -75,7 +75,7 @@ class FilmstripServer:
     def VALIDATE_INPUTS(cls, address: str | None = None) -> bool | str:  # noqa: D102 - ComfyUI's interface
         try:
             if address is not None:  # None comes by a link, later
-                make_server(address)
+                server_address(address)
         except FilmstripError as error:
             return str(error)
         return True
@@ -88,7 +88,7 @@ class FilmstripServer:
         Raises:
             FilmstripError: it cannot be reached, or would not accept a generation.
         """
-        server = make_server(address, token or token_from_environment(address), timeout_s)
+        server = server_address(address, token or token_from_environment(address), timeout_s)
         PIPELINE_NAMES.remember_server(server)
         status = ServerClient(server, check_interrupted).health()
         Display(unique_id).text(f"{server.url} is {status}")
@@ -153,12 +153,12 @@ class FilmstripPipeline:
         """
         client = ServerClient(server, check_interrupted)
         try:
-            facts = client.ready_pipeline(other_id.strip() or pipeline_id, Display(unique_id).text)
+            info = client.loaded_pipeline(other_id.strip() or pipeline_id, Display(unique_id).text)
         finally:
             PIPELINE_NAMES.remember(server, client.pipeline_ids)
-        pipeline = PipelineRef(server, str(facts["id"]))
-        width, height = facts.get("width") or 0, facts.get("height") or 0
-        return pipeline, int(facts["chunk_size"]), width, height, json.dumps(facts, indent=1)
+        pipeline = PipelineRef(server, str(info["id"]))
+        width, height = info.get("width") or 0, info.get("height") or 0
+        return pipeline, int(info["chunk_size"]), width, height, json.dumps(info, indent=1)
 
 
 # -- The names in the dropdown of pipelines ------------------------------------------------------------------------
@@ -212,9 +212,9 @@ class PipelineNames:
     def _ask(self) -> None:
         try:
             url = url_from_environment()
-            server = self._server or make_server(url, token_from_environment(url))
+            server = self._server or server_address(url, token_from_environment(url))
             impatient = replace(server, timeout_s=min(server.timeout_s, _ASK_TIMEOUT_S))
-            names = tuple(ServerClient(impatient, poll=_nothing).pipelines())
+            names = tuple(ServerClient(impatient, poll=_no_poll).pipelines())
         except FilmstripError:
             return  # it is down: the list stays as it is
         with self._lock:
@@ -232,11 +232,11 @@ def token_from_environment(url: str) -> str:
 
     A workflow from someone else may name any address, which must not get the key.
     """
-    same = _place(url) == _place(url_from_environment())
+    same = _endpoint(url) == _endpoint(url_from_environment())
     return os.environ.get("FILMSTRIP_TOKEN", "").strip() if same else ""
 
 
-def _place(url: str) -> tuple[str, str | None, int | None, str]:
+def _endpoint(url: str) -> tuple[str, str | None, int | None, str]:
     try:
         parts = urlsplit(url.strip())
         port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
@@ -245,7 +245,7 @@ def _place(url: str) -> tuple[str, str | None, int | None, str]:
     return parts.scheme, parts.hostname, port, parts.path.rstrip("/")
 
 
-def _nothing() -> None:
+def _no_poll() -> None:
     """No user waits for this call, so nothing stops it."""
 
 

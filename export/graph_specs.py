@@ -33,7 +33,7 @@ from export.spec import (
     did_you_mean,
     dynamic_shape,
 )
-from filmstrip.runtime.pipeline_config import MAX_REFERENCES
+from filmstrip.runtime.longlive_config import MAX_REFERENCES
 
 
 class TransformerGraph(nn.Module):

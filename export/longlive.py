@@ -13,12 +13,12 @@ from torch import Tensor
 from export.checkpoint import attach_loras, find_tokenizer, load_networks, weight_files
 from export.errors import BadConfig
 from export.graph_specs import graph_specs, grid_of
-from export.model_folder import check_pipeline_id, pipeline_config, write_model_folder
+from export.model_folder import check_pipeline_id, runtime_config, write_model_folder
 from export.onnx_files import write_onnx
 from export.spec import Component, GraphSpec, Grid, Precision, Size, did_you_mean, dynamic_shape
 from export.tensorrt import BuildOptions, build_engine
 from export.verify import Comparison, compare, require_close
-from filmstrip.runtime.engines.load import installed_version, load_engine, machine_of
+from filmstrip.runtime.engines.engine import installed_version, load_engine, machine_of
 from filmstrip.runtime.engines.manifest import (
     SPEC_VERSION,
     BadEngine,
@@ -30,10 +30,11 @@ from filmstrip.runtime.engines.manifest import (
     ShapeRange,
     file_sha256,
     manifest_path,
-    read,
-    write,
+    profile_name,
+    read_manifest,
+    write_manifest,
 )
-from filmstrip.runtime.pipeline_config import PipelineConfig
+from filmstrip.runtime.longlive_config import LongLiveConfig
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def export_longlive(config: ExportConfig, observer: ExportObserver) -> ExportRes
 
     if tokenizer is not None:
         shutil.copyfile(tokenizer, version / "tokenizer.json")
-    pipeline = pipeline_config(networks.config, config.sizes, tuple(config.loras))
+    pipeline = runtime_config(networks.config, config.sizes, tuple(config.loras))
     write_model_folder(folder, pipeline, on_gpu=config.tensorrt is not None)
     return ExportResult(folder, built, kept, exporter.can_run_engines)
 
@@ -172,7 +173,7 @@ def _refuse_turned_sizes(config: ExportConfig, version: Path) -> None:
     Until 0.1.0 `--size` took HEIGHTxWIDTH: a command from then would replace a wide pipeline with a tall one.
     """
     try:
-        known = {Size(*size) for size in PipelineConfig.read(version).sizes}
+        known = {Size(*size) for size in LongLiveConfig.read(version).sizes}
     except (OSError, ValueError):
         return  # never exported, or by another version
     for size in config.sizes:
@@ -276,7 +277,7 @@ class _Exporter:
         self, spec: GraphSpec, engine_config: EngineConfig, engine: Path, files: Sequence[Path]
     ) -> None:
         hashed = {path.name: EngineFile.of(path) for path in files}
-        write(engine, manifest_of(spec, engine_config, self.provenance, hashed))
+        write_manifest(engine, manifest_of(spec, engine_config, self.provenance, hashed))
 
     def _verify(self, spec: GraphSpec, engine: Path, engine_config: EngineConfig) -> None:
         """Compare an engine with its module, loaded as the runtime loads it.
@@ -324,8 +325,8 @@ def manifest_of(
     profiles: dict[str, Profile] = {}
     if spec.depends_on_size:
         for size, grid in engine_config.sizes.items():
-            shapes = spec.profile(grid).items()
-            profiles[size.profile_name] = {name: ShapeRange(*shape_range) for name, shape_range in shapes}
+            shapes = {name: ShapeRange(*lengths) for name, lengths in spec.profile(grid).items()}
+            profiles[profile_name(size.height, size.width)] = shapes
 
     def tensor(name: str, dtype: torch.dtype | None, dims: tuple[int, ...]) -> EngineTensor:
         return EngineTensor(name, str(dtype or engine_config.precision.dtype).removeprefix("torch."), dims)
@@ -349,7 +350,7 @@ def manifest_of(
 def _is_up_to_date(engine: Path, expected: Manifest) -> bool:
     """Whether an engine is there, whole, and built as expected."""
     try:
-        found = read(engine)
+        found = read_manifest(engine)
         return replace(found, files={}) == expected and all(
             EngineFile.of(engine.with_name(name)) == file for name, file in found.files.items()
         )

@@ -73,7 +73,7 @@ def _components(graphs: _Graphs, config: CheckpointConfig) -> Iterator[tuple[str
     window = FrameWindow(config.window, config.sink, config.latent_frames_per_chunk)
     first_chunk = config.latent_frames_per_chunk + 1  # latent frames of a video's first chunk
     recaches = (window.recache(num_frames) for num_frames in range(1, 2 * config.window))
-    longest = max(first_chunk, *(plan.num_frames for plan in recaches if plan is not None))
+    longest = max(first_chunk, *(span.num_frames for span in recaches if span is not None))
 
     yield "text encoder: weights", graphs.weights("text_encoder")
     yield "transformer: weights", graphs.weights("transformer", "text_kv")

@@ -1,8 +1,8 @@
 """A model folder in Triton's model repository, so that a new checkpoint or pipeline id needs no code.
 
-NAME/config.pbtxt         what Triton and the frontend read: tensors, sequence batching, the pipeline's info
+NAME/config.pbtxt         what Triton and the frontend read: tensors, sequence batching, the pipeline's spec
 NAME/1/model.py           names a class of filmstrip.runtime
-NAME/1/pipeline.json      what the runtime reads: filmstrip.runtime.pipeline_config
+NAME/1/pipeline.json      what the runtime reads: filmstrip.runtime.longlive_config
 NAME/1/tokenizer.json     if the checkpoint has a text encoder
 NAME/1/engines/           engines, and a manifest for each
 """
@@ -16,8 +16,9 @@ from pathlib import Path
 from export.config import CheckpointConfig
 from export.errors import BadConfig
 from export.spec import Size
-from filmstrip.contract import INPUTS, OUTPUTS, Features, Mode, PipelineInfo, TensorSpec
-from filmstrip.runtime.pipeline_config import FILE_NAME, MAX_REFERENCES, PipelineConfig
+from filmstrip.contract import INPUTS, OUTPUTS, Features, Mode, PipelineSpec, TensorSpec
+from filmstrip.model_folders import EXPORT_FILE
+from filmstrip.runtime.longlive_config import MAX_REFERENCES, LongLiveConfig
 
 IDLE_S = 900
 """Triton ends a sequence after this long without a chunk: longer than any chunk takes, warm-up included."""
@@ -38,7 +39,7 @@ def check_pipeline_id(id: str) -> str:
     return id
 
 
-def pipeline_config(config: CheckpointConfig, sizes: tuple[Size, ...], loras: tuple[str, ...]) -> PipelineConfig:
+def runtime_config(config: CheckpointConfig, sizes: tuple[Size, ...], loras: tuple[str, ...]) -> LongLiveConfig:
     """What the runtime must know about a checkpoint.
 
     Raises:
@@ -50,7 +51,7 @@ def pipeline_config(config: CheckpointConfig, sizes: tuple[Size, ...], loras: tu
         raise BadConfig(
             f"vace_in_dim = {config.vace_in_channels} must be 2 * vae.z_dim + {mask_channels} = {vace_channels}"
         )
-    return PipelineConfig(
+    return LongLiveConfig(
         latent_frames_per_chunk=config.latent_frames_per_chunk,
         window=config.window,
         sink=config.sink,
@@ -76,10 +77,10 @@ def pipeline_config(config: CheckpointConfig, sizes: tuple[Size, ...], loras: tu
     )
 
 
-def pipeline_info(id: str, config: PipelineConfig) -> PipelineInfo:
+def pipeline_spec(id: str, config: LongLiveConfig) -> PipelineSpec:
     """What the pipeline says about itself; its own size is the first that it was exported for."""
     height, width = config.sizes[0]
-    return PipelineInfo(
+    return PipelineSpec(
         id=id,
         modes=(Mode.TEXT, Mode.VIDEO),
         chunk_size=config.chunk_size,
@@ -107,29 +108,29 @@ def pipeline_info(id: str, config: PipelineConfig) -> PipelineInfo:
     )
 
 
-def write_model_folder(folder: Path, config: PipelineConfig, *, on_gpu: bool) -> None:
+def write_model_folder(folder: Path, config: LongLiveConfig, *, on_gpu: bool) -> None:
     """Write a model's folder except its engines and tokenizer; `folder` has the pipeline's id as its name."""
     version = folder / "1"
     version.mkdir(parents=True, exist_ok=True)
-    (version / FILE_NAME).write_text(config.to_json())
+    (version / EXPORT_FILE).write_text(config.to_json())
     (version / "model.py").write_text(_model_text(folder.name))
     # Last: without it Triton sees no model here.
-    (folder / "config.pbtxt").write_text(config_text(pipeline_info(folder.name, config), on_gpu=on_gpu))
+    (folder / "config.pbtxt").write_text(config_text(pipeline_spec(folder.name, config), on_gpu=on_gpu))
 
 
-def config_text(info: PipelineInfo, *, on_gpu: bool) -> str:
+def config_text(spec: PipelineSpec, *, on_gpu: bool) -> str:
     """A `config.pbtxt`: one sequence at a time, one chunk per request."""
     tensors = [_tensor("input", spec) for spec in INPUTS] + [_tensor("output", spec) for spec in OUTPUTS]
     kind = "KIND_GPU" if on_gpu else "KIND_CPU"
-    values = {name: value for name, value in asdict(info).items() if name != "id"}
-    values["features"] = info.features.to_dict()
+    values = {name: value for name, value in asdict(spec).items() if name != "id"}
+    values["features"] = spec.features.to_dict()
     parameters = [
         f"parameters {{ key: {_quoted(name)} value {{ string_value: {_quoted(json.dumps(value))} }} }}"
         for name, value in values.items()
     ]
     return "\n".join(
         [
-            f"name: {_quoted(info.id)}",
+            f"name: {_quoted(spec.id)}",
             'backend: "python"',
             "max_batch_size: 0",
             "",
@@ -143,7 +144,7 @@ def config_text(info: PipelineInfo, *, on_gpu: bool) -> str:
             "",
             f"instance_group [ {{ kind: {kind} count: 1 }} ]",
             "",
-            "# What the pipeline says about itself: filmstrip.contract.PipelineInfo, each value as JSON.",
+            "# What the pipeline says about itself: filmstrip.contract.PipelineSpec, each value as JSON.",
             *parameters,
             *([_CUDA_GRAPHS] if on_gpu else []),
             "",

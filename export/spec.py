@@ -52,11 +52,6 @@ class Size(NamedTuple):
         """Height and width exchanged."""
         return Size(self.width, self.height)
 
-    @property
-    def profile_name(self) -> str:
-        """The name of the engines' profile for this size in their manifests: HEIGHTxWIDTH."""
-        return f"{self.height}x{self.width}"
-
 
 def did_you_mean(size: Size) -> str:
     """The hint for a size that is only possible turned round; until 0.1.0 commands took HEIGHTxWIDTH."""

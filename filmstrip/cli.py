@@ -19,17 +19,9 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from filmstrip import __version__, connection
+from filmstrip import __version__, connection_settings
 from filmstrip.client import Client
-from filmstrip.console import (
-    GenerationProgress,
-    Interrupt,
-    Patience,
-    client_of,
-    leaving_on_signals,
-    ready_pipelines,
-    track,
-)
+from filmstrip.console import GenerationProgress, Interrupt, exit_on_signals, make_client, track
 from filmstrip.errors import (
     Busy,
     ClientError,
@@ -37,6 +29,7 @@ from filmstrip.errors import (
     InvalidField,
     ServerUnreachable,
     TimedOut,
+    TlsUnsupported,
     TritonUnavailable,
     Unauthorized,
     UnexpectedAnswer,
@@ -51,6 +44,7 @@ from filmstrip.request_fields import GenerateFields
 from filmstrip.video import count_frames, probe, read_frames
 from filmstrip.video.read import VideoFileError, display_path
 from filmstrip.video.write import MAX_FPS, MIN_FPS, Output, open_output
+from filmstrip.waiting import Retry, loaded_pipelines
 from filmstrip.wire import VideoShape
 
 DEFAULT_PIPELINE = "longlive-small"
@@ -103,7 +97,7 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with leaving_on_signals():
+            with exit_on_signals():
                 return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
@@ -133,10 +127,8 @@ def _sentence(error: Exception) -> str:
         message += "; use --wait to wait until it is free"
     if isinstance(error, UntrustedCertificate):
         message += "; use --cacert FILE to trust its certificate authority"
-    elif isinstance(error, ServerUnreachable) and "write http" not in message:
+    elif isinstance(error, ServerUnreachable) and not isinstance(error, TlsUnsupported):
         message += "; is the server running?"
-    if isinstance(error, InvalidField) and error.field == "input_path" and "missing" in message:
-        message += "; use --video FILE"
     return _one_line(message)
 
 
@@ -221,7 +213,7 @@ class _ServerOptions:
     @contextmanager
     def client(self) -> Iterator[Client]:
         """A client of that server; an error 401 says how to give a key."""
-        with client_of(self.url, token=self.token, cacert=self.cacert) as client:
+        with make_client(self.url, token=self.token, cacert=self.cacert) as client:
             try:
                 yield client
             except (Unauthorized, UnexpectedAnswer) as error:
@@ -235,11 +227,11 @@ class _ServerOptions:
         return options + (["--cacert", str(self.cacert)] if self.cacert is not None else [])
 
     def _how_to_give_a_key(self) -> str:
-        target = connection.resolve(self.url, self.token)
+        target = connection_settings.resolve(self.url, self.token)
         if target.token_withheld:
             return (
                 "FILMSTRIP_TOKEN was not sent: it belongs to the server in FILMSTRIP_SERVER (default"
-                f" {connection.DEFAULT_URL}). Give this server's key with --token."
+                f" {connection_settings.DEFAULT_URL}). Give this server's key with --token."
             )
         if target.token is None:
             return "Give the key with --token or in FILMSTRIP_TOKEN."
@@ -267,7 +259,7 @@ def _server_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--server",
             metavar="URL",
-            help=f"URL of the server.  [env var: FILMSTRIP_SERVER; default: {connection.DEFAULT_URL}]",
+            help=f"URL of the server.  [env var: FILMSTRIP_SERVER; default: {connection_settings.DEFAULT_URL}]",
         ),
     ):
         with_server = option(with_server)
@@ -444,9 +436,9 @@ def generate(
     if len({index for index, _ in chunk_prompts}) != len(chunk_prompts):
         raise click.BadParameter("two prompts for one chunk", param_hint="--chunk-prompt")
     with _opened(output) as file, server.client() as client:
-        patience = Patience(client, _note, waits=wait)
+        retry = Retry(client, _note, waits=wait)
         used = [pipeline_id, *(options[name] for name in ("pre_processor", "post_processor") if options[name])]
-        pipeline = patience.call(lambda: ready_pipelines(client, used, _note))[pipeline_id]
+        pipeline = retry.call(lambda: loaded_pipelines(client, used, _note))[pipeline_id]
         if prompt is None and pipeline.features and pipeline.features.prompts:
             raise click.UsageError(f"{pipeline_id} needs a PROMPT.")
         if size:
@@ -472,7 +464,12 @@ def generate(
                 f"{width}x{height} enlarged {scale} times exceeds {MAX_FILE_SIDE} pixels", param_hint="--scale"
             )
         writing = _Writing(server, file, fps or (source.fps if source else DEFAULT_FPS), scale, video)
-        _run(client, patience, request, source, writing)
+        try:
+            _run(client, retry, request, source, writing)
+        except InvalidField as error:
+            if source is None and error.field == "input_path":
+                raise _Failure(f"{_sentence(error)}; use --video FILE") from error
+            raise
 
 
 @dataclass
@@ -530,12 +527,12 @@ class _Writing:
         return " ".join(shlex.quote(word) if word.isprintable() else "FILE" for word in words)
 
 
-def _run(client: Client, patience: Patience, request: GenerateFields, source: _Input | None, writing: _Writing) -> None:
+def _run(client: Client, retry: Retry, request: GenerateFields, source: _Input | None, writing: _Writing) -> None:
     """Upload, generate with progress, write the file; exit with the code that says how it ended."""
     last: Complete | Cancelled | None = None
     with writing.kept():
         with ExitStack() as stack:
-            events = patience.call(lambda: _accepted(client, request, source, stack))
+            events = retry.call(lambda: _accepted(client, request, source, stack))
             shown = stack.enter_context(GenerationProgress())
             stack.enter_context(Interrupt(client.cancel, shown.note))
             for event in events:
@@ -648,7 +645,7 @@ def status(*, as_json: bool, server: _ServerOptions) -> None:
     """
     with server.client() as client:
         health = client.health()
-        load = client.status()
+        load = client.load_status()
     if as_json:
         answers = {"health": health, "pipeline": load}
         dumped = {name: answer.model_dump(mode="json", exclude_unset=True) for name, answer in answers.items()}

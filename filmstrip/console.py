@@ -1,9 +1,8 @@
-"""How commands work with a server: connect, wait until it is ready, show progress, cancel at Ctrl-C."""
+"""What commands do in a terminal: connect to the server of their options, show progress, handle signals."""
 
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,32 +14,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 
-from filmstrip import connection
-from filmstrip.client import Client, pick_pipeline
-from filmstrip.connection import TIMEOUT_S, retry_after_s
-from filmstrip.errors import (
-    Busy,
-    ClientError,
-    FilmstripError,
-    LoadFailed,
-    ServerUnreachable,
-    TritonUnavailable,
-    UnknownPipeline,
-)
-from filmstrip.models import PipelineInfo, Progress
-
-SHORTEST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 60.0
-LONGEST_REFUSAL_S = 60.0
-_PAUSE_S = 1.0
-_REMINDER_S = 60.0
-_POLL_S = 0.5
+from filmstrip import connection_settings
+from filmstrip.client import Client
+from filmstrip.connection_settings import TIMEOUT_S
+from filmstrip.errors import ClientError, FilmstripError
+from filmstrip.models import Progress
 
 ItemT = TypeVar("ItemT")
-ResultT = TypeVar("ResultT")
 
 
-def client_of(
+def make_client(
     url: str | None,
     option: str = "--server",
     *,
@@ -56,11 +39,11 @@ def client_of(
     """
     try:
         if url is not None:
-            connection.parse_url(url)
+            connection_settings.parse_url(url)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint=option) from None
     try:
-        connection.resolve(url, token)
+        connection_settings.resolve(url, token)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     try:
@@ -70,7 +53,7 @@ def client_of(
 
 
 @contextmanager
-def leaving_on_signals() -> Iterator[None]:
+def exit_on_signals() -> Iterator[None]:
     """Within the block, SIGTERM and SIGHUP raise SystemExit, so that no partial file is left behind.
 
     A signal that is ignored, such as SIGHUP under nohup, stays ignored. Outside the main thread nothing changes.
@@ -80,7 +63,7 @@ def leaving_on_signals() -> Iterator[None]:
         for name in ("SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)  # Windows has no SIGHUP
             if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-                before[number] = signal.signal(number, _leave)
+                before[number] = signal.signal(number, _exit)
     try:
         yield
     finally:
@@ -88,7 +71,7 @@ def leaving_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _leave(number: int, _frame: FrameType | None) -> None:
+def _exit(number: int, _frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
@@ -172,127 +155,3 @@ class Interrupt:
             self._cancel()
         except (ClientError, FilmstripError) as error:
             self._note(f"Cannot cancel on the server: {error}. Press Ctrl-C again to exit at once.")
-
-
-# -- Waiting for a server ----------------------------------------------------------------------------------------
-
-
-class Patience:
-    """Retries a request that the server refuses for now, if the user asked to wait.
-
-    Args:
-        client: of the server.
-        waits: False raises every refusal.
-        note: tells the user.
-    """
-
-    def __init__(self, client: Client, note: Callable[[str], None], *, waits: bool) -> None:
-        self._client = client
-        self._waits = waits
-        self._note = note
-        self._noted = ""
-        self._noted_at = 0.0
-        self._since: float | None = None
-
-    def call(self, attempt: Callable[[], ResultT]) -> ResultT:
-        """Return what `attempt` returns, once the server accepts it.
-
-        Raises:
-            FilmstripError: the server refused, and waiting was not asked for or would not help.
-            ServerUnreachable: likewise, or it has refused connections for longer than `LONGEST_REFUSAL_S`.
-        """
-        refused_since: float | None = None
-        while True:
-            try:
-                result = attempt()
-            except ServerUnreachable as error:
-                refused_since = refused_since or time.monotonic()
-                waited = time.monotonic() - refused_since
-                if not self._waits or not _is_refused(error) or waited > LONGEST_REFUSAL_S:
-                    raise
-                self._tell("The server refuses connections; it may be starting")
-                time.sleep(SHORTEST_PAUSE_S)
-            except FilmstripError as error:
-                reason = self._reason(error) if self._waits else None
-                if reason is None:
-                    raise
-                self._tell(reason)
-                refused_since = None
-                pause = retry_after_s(error)
-                time.sleep(min(max(_PAUSE_S if pause is None else pause, SHORTEST_PAUSE_S), LONGEST_PAUSE_S))
-            else:
-                self._since, self._noted = None, ""
-                return result
-
-    def _reason(self, error: FilmstripError) -> str | None:
-        """Why the server refuses for now; None if waiting does not help."""
-        if isinstance(error, Busy):
-            return "The server is busy with another generation"
-        if isinstance(error, TritonUnavailable) and self._client.health().status in ("starting", "healthy"):
-            return "The server is starting"
-        if retry_after_s(error) is not None:
-            return f"The server asks to try again later ({error.message})"
-        return None
-
-    def _tell(self, reason: str) -> None:
-        now = time.monotonic()
-        self._since = self._since or now
-        if reason != self._noted:
-            self._note(f"{reason}; waiting. Press Ctrl-C to stop waiting.")
-        elif now - self._noted_at >= _REMINDER_S:
-            self._note(f"{reason}; still waiting after {(now - self._since) / 60:.0f} min.")
-        else:
-            return
-        self._noted, self._noted_at = reason, now
-
-
-def _is_refused(error: BaseException) -> bool:
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, ConnectionRefusedError):
-        cause = cause.__cause__ or cause.__context__
-    return cause is not None
-
-
-def ready_pipelines(client: Client, ids: Iterable[str], note: Callable[[str], None]) -> dict[str, PipelineInfo]:
-    """Pipelines by id; those that are not loaded, or not listed, are loaded first.
-
-    Raises:
-        UnknownPipeline: the server has no such pipeline; the message lists those it has.
-        LoadFailed: one cannot run; the message says why.
-    """
-    ready = {}
-    listed = client.pipelines()
-    for name in ids:
-        pipeline = next((pipeline for pipeline in listed if pipeline.id == name), None)
-        if pipeline is not None and pipeline.state == "failed":
-            raise LoadFailed(f"{name} cannot run: {pipeline.reason or 'it could not be loaded'}")
-        if pipeline is None or pipeline.state != "ready":
-            load(client, name, note)
-            listed = client.pipelines()
-            pipeline = pick_pipeline(name, listed)
-        ready[name] = pipeline
-    return ready
-
-
-def load(client: Client, id: str, note: Callable[[str], None]) -> None:
-    """Have a pipeline loaded, and wait for it.
-
-    Raises:
-        UnknownPipeline: the server has no such pipeline.
-        LoadFailed: it could not be loaded; the message says why.
-    """
-    try:
-        if client.load(id).status == "loaded":
-            return
-    except UnknownPipeline as error:
-        raise UnknownPipeline(error.message) from None  # without the field of a request that the user did not write
-    note(f"Loading {id}.")
-    while True:
-        answer = client.status()
-        if answer.pipeline_id not in (None, id):
-            return  # this client has started another load since: the list of pipelines decides
-        if answer.status == "error":
-            raise LoadFailed(f"{id} could not be loaded: {answer.error or 'the server gives no reason'}")
-        if answer.status != "loading":
-            return
-        time.sleep(_POLL_S)

@@ -1,4 +1,4 @@
-"""The contract between the frontend and a Triton model: tensors, chunk parameters, pipeline info.
+"""The contract between the frontend and a Triton model: tensors, chunk parameters, pipeline specs.
 
 One request makes one chunk. It carries the chunk's parameters as JSON (`CHUNK`) and the chunk's arrays as optional
 tensors; the response carries the frames and a JSON report of stage timings. START and END of a generation are Triton's
@@ -123,7 +123,7 @@ class ChunkParameters:
         height: of the returned frames, in pixels; inputs of another size are resized.
         width: likewise.
         mode: what the frames are generated from.
-        reset: the chunk starts with empty caches (see `filmstrip.cache_policy`).
+        reset: the chunk starts with empty caches.
         prompts: the prompts in force before any transition.
         prompt_interpolation_method: how several prompts are blended.
         transition: set while a transition is under way.
@@ -175,13 +175,13 @@ class ChunkParameters:
         try:
             return _CHUNK_PARAMETERS.validate_json(text, strict=True)
         except ValidationError as error:
-            raise ValueError(f"not a chunk: {_first_problem(error)}") from None
+            raise ValueError(f"not a chunk: {first_problem(error)}") from None
 
 
 _CHUNK_PARAMETERS = TypeAdapter(ChunkParameters)
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
     """The first error of a validation, on one line: where it is, what is wrong, and the value."""
     first = error.errors(include_url=False)[0]
     where = ".".join(map(str, first["loc"]))
@@ -189,7 +189,7 @@ def _first_problem(error: ValidationError) -> str:
     return problem if first["type"] == "missing" else f"{problem}, got {str(first['input'])[:80]!r}"
 
 
-# -- Pipeline info ------------------------------------------------------------------------------------------
+# -- Pipeline spec ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -227,8 +227,8 @@ _Count = Annotated[int, Field(ge=1, le=2**20, strict=True)]
 
 
 @dataclass(frozen=True)
-class PipelineInfo:
-    """What the `config.pbtxt` of a pipeline says.
+class PipelineSpec:
+    """What a pipeline declares in the `parameters` of its `config.pbtxt`; clients see most of it.
 
     Attributes:
         id: the Triton model's name.
@@ -259,7 +259,7 @@ class PipelineInfo:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_parameters(cls, id: str, parameters: Mapping[str, str]) -> "PipelineInfo | None":
+    def from_parameters(cls, id: str, parameters: Mapping[str, str]) -> "PipelineSpec | None":
         """Read the parameters of a Triton model; None if it declares no chunk size, so is not a pipeline.
 
         Parameters of other parties, such as Triton's backends, are ignored.
@@ -272,9 +272,9 @@ class PipelineInfo:
         names = sorted(parameters.keys() & {known.name for known in fields(cls)} - {"id"})
         try:
             raw = {"id": id} | {name: _parameter(name, parameters[name]) for name in names}
-            return _PIPELINE_INFO.validate_python({"first_chunk_size": raw["chunk_size"]} | raw)
+            return _PIPELINE_SPEC.validate_python({"first_chunk_size": raw["chunk_size"]} | raw)
         except ValidationError as error:
-            raise ValueError(f"config.pbtxt of {id}: parameter {_first_problem(error)}") from None
+            raise ValueError(f"config.pbtxt of {id}: parameter {first_problem(error)}") from None
         except ValueError as error:
             raise ValueError(f"config.pbtxt of {id}: {error}") from None
 
@@ -283,25 +283,25 @@ class PipelineInfo:
         shown = asdict(self) | {"modes": list(self.modes), "features": self.features.to_dict()}
         return {name: value for name, value in shown.items() if name != "latent_frames"}
 
-    def chunk_frames(self, mode: Mode, *, first: bool, conditioned: bool) -> int:
+    def chunk_frames(self, mode: Mode, *, reset: bool, has_vace_arrays: bool) -> int:
         """Pixel frames of one chunk.
 
         Args:
             mode: of the chunk.
-            first: the chunk starts with empty caches.
-            conditioned: it has VACE frames or masks, which follow the video rule.
+            reset: the chunk starts with empty caches.
+            has_vace_arrays: it has VACE frames or masks, which follow the video rule.
         """
-        short = first and mode is Mode.TEXT and not conditioned
+        short = reset and mode is Mode.TEXT and not has_vace_arrays
         return self.first_chunk_size if short else self.chunk_size
 
-    def chunk_latents(self, mode: Mode, *, first: bool, conditioned: bool) -> int:
+    def chunk_latents(self, mode: Mode, *, reset: bool, has_vace_arrays: bool) -> int:
         """Latent frames of one chunk: one more if a video's first chunk is encoded with its first frame twice."""
         if self.latent_frames is None:
             return 0
-        return self.latent_frames + int(first and (mode is Mode.VIDEO or conditioned))
+        return self.latent_frames + int(reset and (mode is Mode.VIDEO or has_vace_arrays))
 
 
-_PIPELINE_INFO = TypeAdapter(PipelineInfo)
+_PIPELINE_SPEC = TypeAdapter(PipelineSpec)
 
 
 def _parameter(name: str, text: str) -> Any:

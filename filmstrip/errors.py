@@ -43,11 +43,14 @@
     ClientError
     ├── ConnectionFailed              the server cannot be reached, or the connection broke
     │   ├── ServerUnreachable         no connection could be made: refused, unknown host, no route
+    │   │   ├── TlsUnsupported        the URL begins with https, and the server does not use TLS
     │   │   └── UntrustedCertificate  the server's TLS certificate is not trusted
     │   └── TimedOut                  nothing came for longer than the timeout
+    ├── GenerationCancelled           there is no complete video: the generation was cancelled
     └── UnexpectedAnswer              the answer is not Filmstrip's: a proxy, another program, another version
 
-A FilmstripError is the server's answer; a ClientError is a failure on the way to the server.
+A FilmstripError is the server's answer. A ClientError comes from the client: a failure on the way to the server, or no
+video to return.
 
 Foreign errors become one of these at three boundaries: tritonclient's in `frontend.triton`, ours to JSON or
 SSE in `frontend.app` and `frontend.generation`, ours to Triton's own error in `filmstrip.runtime.triton_model`.
@@ -339,7 +342,7 @@ class DiskFull(StorageFull):
     code = "disk_full"
 
 
-# -- Failures on the way to the server --------------------------------------------------------------------------
+# -- Errors of the client ---------------------------------------------------------------------------------------
 
 
 class ClientError(Exception):
@@ -354,12 +357,30 @@ class ServerUnreachable(ConnectionFailed):
     """No connection could be made: nothing listens there, or the host is unknown or unreachable."""
 
 
+class TlsUnsupported(ServerUnreachable):
+    """The URL begins with https, and the server does not use TLS."""
+
+
 class UntrustedCertificate(ServerUnreachable):
     """The server's TLS certificate is not trusted; `verify` of the clients names the authority that signed it."""
 
 
 class TimedOut(ConnectionFailed):
     """Nothing was received or sent for longer than the timeout."""
+
+
+class GenerationCancelled(ClientError):
+    """The generation was cancelled, so there is no complete video.
+
+    Attributes:
+        num_frames: pixel frames generated before.
+        output_path: where these can be downloaded; None if there are none.
+    """
+
+    def __init__(self, num_frames: int, output_path: str | None) -> None:
+        super().__init__(f"the generation was cancelled after {counted(num_frames, 'frame')}")
+        self.num_frames = num_frames
+        self.output_path = output_path
 
 
 class UnexpectedAnswer(ClientError):

@@ -1,10 +1,11 @@
-"""What a server answers, as typed values: pydantic reads them all, and an answer of another program is an error.
+"""What a server sends, as typed values: its answers to calls, and the events of a generation.
 
-Keys that this version does not know are kept by the models, and left out of the events.
+pydantic reads them all; what another program sends is an error. Keys that this version does not know are kept in
+answers and left out of events.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -18,10 +19,8 @@ from pydantic import (
     field_validator,
 )
 
-from filmstrip.errors import ERRORS, FilmstripError, ModelError, UnexpectedAnswer
+from filmstrip.errors import ERRORS, FilmstripError, GenerationCancelled, ModelError, UnexpectedAnswer
 from filmstrip.wire import VideoShape
-
-ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def _four(shape: Any) -> Any:
@@ -274,6 +273,10 @@ class Cancelled:
     seed: int | None = None
     unused: tuple[str, ...] = ()
 
+    def exception(self) -> GenerationCancelled:
+        """This event as an exception."""
+        return GenerationCancelled(self.frames_completed, self.output_path)
+
 
 @dataclass(frozen=True)
 class ErrorEvent:
@@ -317,6 +320,19 @@ def parse_event(name: str, data: str) -> Event | None:
         return reader.validate_json(data, strict=True)
     except ValidationError as error:
         raise UnexpectedAnswer(f"unexpected {name} event: {first_error(error)}") from None
+
+
+def completed(last: Event | None) -> Complete:
+    """The last event of a generation that must be complete.
+
+    Raises:
+        FilmstripError: the generation failed.
+        GenerationCancelled: it was cancelled.
+    """
+    if isinstance(last, Cancelled | ErrorEvent):
+        raise last.exception()
+    assert isinstance(last, Complete), "the stream has a last event, or raises"
+    return last
 
 
 def first_error(error: ValidationError) -> str:

@@ -78,6 +78,19 @@ def shape_of(video: Video) -> VideoShape:
     return VideoShape(*video.shape)
 
 
+def upload_shape(video: object, shape: VideoShape | None) -> VideoShape:
+    """The shape of a video to upload: that of the array, else the shape that the caller has to give.
+
+    Raises:
+        ValueError: the array is not a video, or there is no shape.
+    """
+    if isinstance(video, np.ndarray):
+        return shape_of(video)
+    if shape is None:
+        raise ValueError("shape is required unless the video is one array")
+    return shape
+
+
 class BodyChecker:
     """Turns frames into bytes and counts them, so that a body always matches the shape in its headers."""
 
@@ -159,10 +172,19 @@ class FrameReader:
         Raises:
             ConnectionFailed: the body ended early.
         """
+        shape = self.required_shape()
+        if self._num_frames != shape.frames:
+            raise ConnectionFailed(f"the download ended after {self._num_frames} of {shape.frames} frames")
+
+    def required_shape(self) -> VideoShape:
+        """The shape of the video, of which nothing more will come.
+
+        Raises:
+            ConnectionFailed: the body ended inside its header.
+        """
         if self.shape is None:
             raise ConnectionFailed("the download ended inside its header")
-        if self._num_frames != self.shape.frames:
-            raise ConnectionFailed(f"the download ended after {self._num_frames} of {self.shape.frames} frames")
+        return self.shape
 
 
 class VideoReader:

@@ -17,8 +17,9 @@ from hypercorn.asyncio import serve
 from hypercorn.config import Config
 from pydantic import ValidationError
 
-from . import embedded, logs, protocol
+from . import logs, protocol
 from .app import create_app
+from .embedded import wheel
 from .logs import AccessLog
 from .protocol import OpenConnections, connection_limit, raise_descriptor_limit
 from .settings import Settings, unknown_variables
@@ -58,14 +59,14 @@ def main(**flags: Any) -> None:
     try:
         settings = Settings(**{name: value for name, value in flags.items() if value not in (None, ())})
         if settings.embedded:
-            embedded.check(settings)
+            wheel.check(settings)
         with contextlib.closing(Store(settings)) as store:
             store.open()  # report in one line now what would otherwise fail during the start
         listener = _listen(settings)
     except ValidationError as error:
         problems = (f"FILMSTRIP_{str(first['loc'][0]).upper()}: {first['msg']}" for first in error.errors())
         raise click.ClickException("; ".join(problems)) from None
-    except (embedded.EmbeddedUnsupported, DataDirectoryTaken, OSError) as error:
+    except (wheel.EmbeddedUnsupported, DataDirectoryTaken, OSError) as error:
         raise click.ClickException(str(error)) from None
     logs.configure(settings)
     for name, match in unknown_variables(os.environ).items():

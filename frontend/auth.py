@@ -2,6 +2,9 @@
 
 import hashlib
 import hmac
+import ipaddress
+import re
+import socket
 from collections.abc import Sequence
 from typing import cast
 from urllib.parse import urlsplit
@@ -11,15 +14,16 @@ from quart import Request, g
 
 from filmstrip.errors import ForbiddenHost, ForbiddenOrigin, Unauthorized
 
-from .hosts import Authority, is_loopback_address, is_same_origin
 from .logs import note
-from .settings import Settings
+from .settings import Authority, Settings
 
 _ANY_HOST = ("/health", "/health/live", "/health/ready")  # monitors use an address, and learn nothing
 _OPEN = ("/", *_ANY_HOST, "/docs", "/openapi.json")  # what monitors and browsers need before they have a key
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 """HTTP methods that change nothing."""
 _SCHEME = "bearer"
+_ORIGIN = re.compile(r"(https?)://([^/?#\s]+)", re.IGNORECASE)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def needs_key(path: str) -> bool:
@@ -102,6 +106,32 @@ class AccessControl:
             raise ForbiddenOrigin(
                 "web pages of this origin may not use this server; add it to FILMSTRIP_CORS_ORIGINS to allow it"
             )
+
+
+def is_same_origin(origin: str, host: Authority) -> bool:
+    """Whether an `Origin` header names this host and port by http or https.
+
+    The scheme is not compared with the server's own, because TLS may end at a proxy.
+    """
+    found = _ORIGIN.fullmatch(origin)
+    authority = Authority.parse(found[2]) if found else None
+    if found is None or authority is None:
+        return False
+    default = _DEFAULT_PORTS[found[1].lower()]
+    ports = [default if port is None else port for port in (authority.port, host.port)]
+    return authority.host == host.host and ports[0] == ports[1]
+
+
+def is_loopback_address(address: str) -> bool:
+    """Whether an address to listen on, or a name for one, can only be reached from this machine."""
+    try:
+        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    except ValueError:
+        pass
+    try:
+        return ipaddress.ip_address(socket.gethostbyname(address)).is_loopback
+    except (OSError, UnicodeError):  # then nothing can listen on it
+        return True
 
 
 def _hosts(scope: HTTPScope) -> list[str]:

@@ -21,8 +21,8 @@ from filmstrip.wire import VIDEO_HEADER_BYTES
 
 from . import logs, metrics
 from .events import EventLog
+from .inference import FileSlice, TensorRef
 from .plan import ChunkPlan
-from .relay import FileSlice, TensorRef
 from .request_check import CheckedRequest
 from .staging import OpenUploads, StagingBuffer, StagingLayout, open_buffers, open_uploads, stage_inputs
 from .store import Draft, Store

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from filmstrip.errors import BadImage, InternalError, InvalidField, ShuttingDown
 
 from . import image_worker
-from .relay import FileSlice
+from .inference import FileSlice
 from .store import Kind, Store
 from .tasks import FairSemaphore, run_to_end, spawn
 

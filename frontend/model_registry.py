@@ -3,20 +3,19 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from filmstrip.contract import PipelineInfo
+from filmstrip.contract import PipelineSpec
 from filmstrip.errors import FilmstripError, LoadFailed, ModelError, TritonUnavailable, UnknownPipeline
 from filmstrip.model_folders import is_model_name
 from filmstrip.triton_server import is_safe_model
 
-from . import repository
 from .tasks import in_thread
-from .triton import ModelVersion, TritonClient, TritonRefused
+from .triton import DIED_AT_START, ModelVersion, TritonClient, TritonRefused, client_reason
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +23,7 @@ _UNLOAD_TIMEOUT_S = 1.0
 _LOADS_AT_ONCE = 4  # Triton itself does not load more at a time
 _READY = "READY"
 _UNLOADED_REASON = "unloaded"  # Triton's, of a model that was unloaded on request
+UNSAFE_NAME = "the name of its folder may only have the letters A-Z and a-z, digits and . _ - + @ , :"
 _INDEX_ATTEMPTS = 3  # a model folder may be removed between our look at it and Triton's
 
 
@@ -41,12 +41,12 @@ class ModelStatus:
     """A model of the repository, as far as it is known.
 
     Attributes:
-        info: None while Triton has not loaded it since the frontend started.
+        spec: None while Triton has not loaded it since the frontend started.
         state: an unloaded one is loaded at its first use.
         reason: why it is not ready, in one sentence without paths; or None.
     """
 
-    info: PipelineInfo | None
+    spec: PipelineSpec | None
     state: ModelState
     reason: str | None = None
 
@@ -67,6 +67,25 @@ class Readiness:
 
     can_generate: bool
     degraded: tuple[str, ...] = ()
+
+
+Fingerprint = frozenset[tuple[str, int, int]]
+"""Names, modification times and sizes of a model's files: another one means that the model was changed."""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """The contents of a model's folder.
+
+    Attributes:
+        fingerprint: of its files.
+        problem: why Triton cannot load it, in one sentence without paths; or None.
+        spec: of its pipeline; None if its configuration cannot be read, or is not that of a pipeline.
+    """
+
+    fingerprint: Fingerprint
+    problem: str | None = None
+    spec: PipelineSpec | None = None
 
 
 class Supervisor(Protocol):
@@ -95,6 +114,12 @@ class Supervisor(Protocol):
             OSError: it cannot.
         """
 
+    def model_names(self) -> set[str]:
+        """The models that have a folder; waits for the disk."""
+
+    def read_folders(self, names: Collection[str]) -> dict[str, ModelFolder]:
+        """The folders of these models, by name; waits for the disk."""
+
 
 class ModelRegistry:
     """The models of one Triton server.
@@ -110,16 +135,15 @@ class ModelRegistry:
         settings = client.settings
         self.client = client
         client.health = self
-        self._repositories = settings.model_repository if settings.embedded else ()
         triton_folder = Path(client.url.removeprefix("unix:")).parent
         self._folders = (*settings.model_repository, settings.data_dir, triton_folder)
-        self._infos: dict[str, PipelineInfo] = {}
+        self._specs: dict[str, PipelineSpec] = {}
         self._bad_parameters: dict[str, str] = {}
         self._not_pipelines: set[str] = set()
         self._unhealthy: set[str] = set()
         self._failed: dict[str, str] = {}
         self._load_errors: dict[str, str] = {}
-        self._failed_as: dict[str, repository.Fingerprint] = {}
+        self._failed_as: dict[str, Fingerprint] = {}
         self._was_settled = False
         self._is_reachable = False
         self._asking: asyncio.Task[Readiness | None] | None = None
@@ -158,13 +182,13 @@ class ModelRegistry:
         """
         found = await self._states()
         ready = {name for name, pipeline in found.items() if pipeline.state is ModelState.READY}
-        known = self._infos.keys() | self._bad_parameters.keys() | self._not_pipelines
-        await asyncio.gather(*(self._read_info(name) for name in (ready if read_again else ready - known)))
+        known = self._specs.keys() | self._bad_parameters.keys() | self._not_pipelines
+        await asyncio.gather(*(self._read_spec(name) for name in (ready if read_again else ready - known)))
         for name in ready:
             if name in self._bad_parameters:
                 found[name] = ModelStatus(None, ModelState.FAILED, self._bad_parameters[name])
-            elif name in self._infos:
-                found[name] = ModelStatus(self._infos[name], ModelState.READY)
+            elif name in self._specs:
+                found[name] = ModelStatus(self._specs[name], ModelState.READY)
             else:
                 del found[name]
         self._report(found)
@@ -193,7 +217,7 @@ class ModelRegistry:
         return Readiness(self._was_settled and bool(states & {ModelState.READY, ModelState.UNLOADED}), degraded)
 
     async def _states(self) -> dict[str, ModelStatus]:
-        """Every model of the repository, by name; a model that is ready has no info here, pipeline or not.
+        """Every model of the repository, by name; a model that is ready has no spec here, pipeline or not.
 
         Raises:
             TritonUnavailable: it does not answer.
@@ -203,11 +227,10 @@ class ModelRegistry:
             if is_model_name(version.model):
                 versions.setdefault(version.model, []).append(version)
         ready = {name for name, listed in versions.items() if any(version.state == _READY for version in listed)}
-        folders: dict[str, repository.ModelFolder] = {}
-        if self._repositories:
-            doubtful = (await in_thread(repository.model_names, self._repositories) - ready) | self._failed.keys()
-            if doubtful:
-                folders = await in_thread(repository.read_folders, self._repositories, doubtful)
+        folders: dict[str, ModelFolder] = {}
+        if self.supervisor is not None:
+            doubtful = (await in_thread(self.supervisor.model_names) - ready) | self._failed.keys()
+            folders = await self._read_folders(doubtful)
         names = sorted(versions.keys() | folders.keys())
         return {name: self._pipeline(name, versions.get(name, []), folders.get(name)) for name in names}
 
@@ -227,6 +250,12 @@ class ModelRegistry:
                     raise
         raise AssertionError("unreachable")
 
+    async def _read_folders(self, names: Collection[str]) -> dict[str, ModelFolder]:
+        """The folders of these models, where Triton is ours."""
+        if self.supervisor is None or not names:
+            return {}
+        return await in_thread(self.supervisor.read_folders, names)
+
     async def _link_models(self) -> None:
         if self.supervisor is not None:
             try:
@@ -234,29 +263,29 @@ class ModelRegistry:
             except OSError as error:
                 log.warning("new and removed model folders are not seen: %s", error)
 
-    def _pipeline(self, name: str, versions: list[ModelVersion], folder: repository.ModelFolder | None) -> ModelStatus:
+    def _pipeline(self, name: str, versions: list[ModelVersion], folder: ModelFolder | None) -> ModelStatus:
         is_changed = folder is not None and self._failed_as.get(name, folder.fingerprint) != folder.fingerprint
         if is_changed:  # somebody has repaired it, perhaps
             self.clear_failed(name)
-        info = self._infos.get(name) or (folder.info if folder is not None else None)
+        spec = self._specs.get(name) or (folder.spec if folder is not None else None)
         states = {version.state for version in versions}
         if name in self._failed:
-            return ModelStatus(info, ModelState.FAILED, self._failed[name])
+            return ModelStatus(spec, ModelState.FAILED, self._failed[name])
         if name in self.loading() | self._waiting_to_load or "LOADING" in states:
-            return ModelStatus(info, ModelState.LOADING)
+            return ModelStatus(spec, ModelState.LOADING)
         if _READY in states and name in self._unhealthy:
-            return ModelStatus(info, ModelState.UNLOADED, "its process ended; it is loaded again at its next use")
+            return ModelStatus(spec, ModelState.UNLOADED, "its process ended; it is loaded again at its next use")
         if _READY in states:
             self._load_errors.pop(name, None)
-            return ModelStatus(info, ModelState.READY)
+            return ModelStatus(spec, ModelState.READY)
         listed = [version.reason for version in versions if version.reason not in ("", _UNLOADED_REASON)]
-        failures = [repository.client_reason(reason, self._folders) for reason in listed]
+        failures = [client_reason(reason, self._folders) for reason in listed]
         reason = None if is_changed else next(iter(failures), None) or self._load_errors.get(name)
         if folder is not None and folder.problem is not None:
             reason = folder.problem
         if reason is None and (self.is_starting or name in self.to_load):
-            return ModelStatus(info, ModelState.LOADING)
-        return ModelStatus(info, ModelState.UNLOADED if reason is None else ModelState.FAILED, reason)
+            return ModelStatus(spec, ModelState.LOADING)
+        return ModelStatus(spec, ModelState.UNLOADED if reason is None else ModelState.FAILED, reason)
 
     def _report(self, pipelines: Mapping[str, ModelStatus]) -> None:
         """Log each model that failed since the last report."""
@@ -284,13 +313,13 @@ class ModelRegistry:
         """Log why a model is not served, and remember its files, so that a change to them is noticed."""
         log.warning("%s is not served: %s", name, reason)
         self._reported[name] = reason
-        if self._repositories:
+        if self.supervisor is not None:
             task = asyncio.create_task(self._keep_fingerprint(name), name="keep a fingerprint")
             self._background.add(task)
             task.add_done_callback(self._background.discard)
 
     async def _keep_fingerprint(self, name: str) -> None:
-        for folder in (await in_thread(repository.read_folders, self._repositories, [name])).values():
+        for folder in (await self._read_folders([name])).values():
             self._failed_as[name] = folder.fingerprint
 
     def failed(self) -> frozenset[str]:
@@ -304,10 +333,10 @@ class ModelRegistry:
 
     def loras(self, name: str) -> tuple[str, ...]:
         """The LoRAs of a pipeline that was loaded."""
-        return self._infos[name].features.loras if name in self._infos else ()
+        return self._specs[name].features.loras if name in self._specs else ()
 
-    async def pipeline_infos(self, **names: str | None) -> dict[str, PipelineInfo]:
-        """The info of each pipeline that a request names, by the request's fields; loaded first if needed.
+    async def pipeline_specs(self, **names: str | None) -> dict[str, PipelineSpec]:
+        """The spec of each pipeline that a request names, by the request's fields; loaded first if needed.
 
         Raises:
             UnknownPipeline: the repository has no pipeline of this name.
@@ -323,14 +352,14 @@ class ModelRegistry:
                 raise LoadFailed(f"{name} is not served: {self._failed[name]}")
             if states[name].state is not ModelState.READY:
                 await self.load(name)
-        await asyncio.gather(*(self._read_info(name) for name in set(requested.values()) & states.keys()))
+        await asyncio.gather(*(self._read_spec(name) for name in set(requested.values()) & states.keys()))
         for field, name in requested.items():
             if name in self._bad_parameters:
                 raise LoadFailed(f"{name} is not served: {self._bad_parameters[name]}")
-            if name not in states or name not in self._infos:
+            if name not in states or name not in self._specs:
                 there = ", ".join(await self.pipelines()) or "none"
                 raise UnknownPipeline(f"{field}: no pipeline {name[:80]!r}; there are: {there}", field)
-        return {field: self._infos[name] for field, name in requested.items()}
+        return {field: self._specs[name] for field, name in requested.items()}
 
     async def load(self, name: str) -> None:
         """Load a model that is not loaded or whose process has ended; returns when it is ready.
@@ -361,12 +390,12 @@ class ModelRegistry:
             if waits and name in self._failed:  # callers that waited for the first attempt do not make a second one
                 raise LoadFailed(f"could not load {name}: {self._failed[name]}")
             if not is_safe_model(name):
-                self.mark_failed(name, repository.UNSAFE_NAME)
-                raise LoadFailed(f"could not load {name}: {repository.UNSAFE_NAME}")
+                self.mark_failed(name, UNSAFE_NAME)
+                raise LoadFailed(f"could not load {name}: {UNSAFE_NAME}")
             is_ready = await self.is_loaded(name)
             if is_ready and name not in self._unhealthy and name not in self._failed:
                 return
-            folder = (await in_thread(repository.read_folders, self._repositories, [name])).get(name)
+            folder = (await self._read_folders([name])).get(name)
             if folder is not None and folder.problem is not None:  # Triton may wait for such a model forever
                 self._note_failure(name, folder.problem)
                 raise LoadFailed(f"could not load {name}: {folder.problem}")
@@ -379,8 +408,8 @@ class ModelRegistry:
                     self.clear_failed(name)
                     await self._load_unless_it_fails(name)
             except TritonRefused as refusal:
-                reason = self._load_errors[name] = repository.client_reason(str(refusal), self._folders)
-                if reason == repository.DIED_AT_START and self.supervisor is not None:
+                reason = self._load_errors[name] = client_reason(str(refusal), self._folders)
+                if reason == DIED_AT_START and self.supervisor is not None:
                     self.mark_failed(name, reason)
                 else:
                     self._note_failure(name, reason)
@@ -449,23 +478,23 @@ class ModelRegistry:
                             return
                     await asyncio.sleep(0.05)
 
-    async def _read_info(self, name: str) -> None:
+    async def _read_spec(self, name: str) -> None:
         try:
             parameters = await self.client.model_parameters(name)
         except ModelError:  # it was unloaded just now
             return
-        self._infos.pop(name, None)
+        self._specs.pop(name, None)
         self._bad_parameters.pop(name, None)
         self._not_pipelines.discard(name)
         try:
-            info = PipelineInfo.from_parameters(name, parameters)
+            spec = PipelineSpec.from_parameters(name, parameters)
         except ValueError as error:
-            self._bad_parameters[name] = repository.client_reason(str(error), self._folders)
+            self._bad_parameters[name] = client_reason(str(error), self._folders)
             return
-        if info is None:
+        if spec is None:
             self._not_pipelines.add(name)
         else:
-            self._infos[name] = info
+            self._specs[name] = spec
 
     # -- Health -----------------------------------------------------------------------------------------
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from filmstrip.contract import PipelineInfo
+from filmstrip.contract import PipelineSpec
 from filmstrip.errors import FilmstripError, InvalidField, UnknownPipeline
 
+from .features import GENERIC_FIELDS, check_features, frame_size, lora_name, lora_scales
 from .model_registry import ModelRegistry, ModelState, ModelStatus
-from .plan import check_features, frame_size, lora_name, lora_scales
-from .schema import GENERIC_FIELDS, RANDOM_SEED, GenerateRequest, LoadEntry, LoadParams, LoadRequest
+from .schema import RANDOM_SEED, GenerateRequest, LoadEntry, LoadParams, LoadRequest
 
 _NUM_RANDOM_SEEDS = 2**32
 
@@ -105,10 +105,10 @@ class PipelineLoads:
                 there = ", ".join(known) or "none"
                 message = f"{entry.id_field}: no pipeline {entry.pipeline_id[:80]!r}; there are: {there}"
                 raise UnknownPipeline(message, entry.id_field)
-            info = known[entry.pipeline_id].info
-            if info is not None and known[entry.pipeline_id].loaded:
-                check_defaults(request_defaults(entry.load_params), info, entry.params_field)
-            ignored |= ignored_params(entry.load_params, info)
+            spec = known[entry.pipeline_id].spec
+            if spec is not None and known[entry.pipeline_id].loaded:
+                check_defaults(request_defaults(entry.load_params), spec, entry.params_field)
+            ignored |= ignored_params(entry.load_params, spec)
         for entry in entries:
             self._defaults[client, entry.pipeline_id] = LoadedDefaults(request_defaults(entry.load_params))
         load = self._loads[client] = PipelineLoad(
@@ -131,8 +131,8 @@ class PipelineLoads:
         try:
             for entry in entries:
                 await self._models.load(entry.pipeline_id)
-                infos = await self._models.pipeline_infos(pipeline_id=entry.pipeline_id)
-                check_defaults(request_defaults(entry.load_params), infos["pipeline_id"], entry.params_field)
+                specs = await self._models.pipeline_specs(pipeline_id=entry.pipeline_id)
+                check_defaults(request_defaults(entry.load_params), specs["pipeline_id"], entry.params_field)
             load.status = "loaded"
         except FilmstripError as error:
             load.status, load.error = "error", error.message
@@ -147,7 +147,7 @@ def request_defaults(load_params: Mapping[str, Any] | None) -> dict[str, Any]:
     return defaults
 
 
-def check_defaults(defaults: Mapping[str, Any], pipeline: PipelineInfo, field: str) -> None:
+def check_defaults(defaults: Mapping[str, Any], pipeline: PipelineSpec, field: str) -> None:
     """Refuse defaults with which every request would be refused; `field` is that of the load parameters.
 
     Raises:
@@ -163,7 +163,7 @@ def check_defaults(defaults: Mapping[str, Any], pipeline: PipelineInfo, field: s
         raise InvalidField(f"{field}.{error.message}", f"{field}.{error.field}") from None
 
 
-def ignored_params(load_params: Mapping[str, Any] | None, pipeline: PipelineInfo | None) -> frozenset[str]:
+def ignored_params(load_params: Mapping[str, Any] | None, pipeline: PipelineSpec | None) -> frozenset[str]:
     """Names of the load parameters that have no effect, as far as the pipeline is known."""
     has_seed = pipeline is None or pipeline.features.seed
     useless = frozenset() if has_seed else LoadParams.of(load_params).model_fields_set & {"seed"}

@@ -4,15 +4,11 @@ A plan has for each chunk its frames in the output, the model's parameters, and 
 tensors consist of. Every request that cannot be served is refused here.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePath
-from typing import Any
 
-from filmstrip.cache_policy import CacheInputs, reset_reason
-from filmstrip.contract import NUM_SEEDS, ChunkParameters, Interpolation, Mode, PipelineInfo, Prompt, Transition
+from filmstrip.contract import NUM_SEEDS, ChunkParameters, Interpolation, Mode, PipelineSpec, Prompt, Transition
 from filmstrip.errors import InvalidField, counted
-from filmstrip.geometry import MAX_SIDE, MIN_SIDE, nearest_multiples
 from filmstrip.wire import VideoShape
 
 from .array_plan import (
@@ -26,7 +22,8 @@ from .array_plan import (
     vace_arrays,
     whole_input,
 )
-from .schema import FEATURE_OF_FIELD, GENERIC_FIELDS, ChunkSpec, GenerateRequest, WeightedPrompt, at_chunk, options_for
+from .features import check_features, frame_size, lora_scales, unused_fields
+from .schema import ChunkSpec, GenerateRequest, WeightedPrompt, options_for
 
 DEFAULT_TRANSITION_STEPS = 4
 
@@ -35,12 +32,12 @@ DEFAULT_TRANSITION_STEPS = 4
 class Chain:
     """The pipelines that each chunk of a generation passes."""
 
-    pipeline: PipelineInfo
-    pre_processor: PipelineInfo | None = None
-    post_processor: PipelineInfo | None = None
+    pipeline: PipelineSpec
+    pre_processor: PipelineSpec | None = None
+    post_processor: PipelineSpec | None = None
 
     @property
-    def stages(self) -> tuple[PipelineInfo, ...]:
+    def stages(self) -> tuple[PipelineSpec, ...]:
         """The pipelines in the order in which a chunk passes them."""
         parts = (self.pre_processor, self.pipeline, self.post_processor)
         return tuple(part for part in parts if part is not None)
@@ -163,6 +160,67 @@ def _as_prompts(prompts: str | list[WeightedPrompt]) -> tuple[Prompt, ...]:
     return tuple(Prompt(prompt.text, prompt.weight) for prompt in prompts)
 
 
+# -- Resets -----------------------------------------------------------------------------------------------
+
+MAX_LATENTS_SINCE_RESET = 1024
+"""A chunk that would bring the latent frames since the last reset to this many is reset.
+
+Wan 2.1's RoPE tables, `rope_params(1024, ...)`, have this many positions. The runtime computes RoPE for any position;
+the limit keeps it to those that the original code can generate.
+"""
+
+
+@dataclass(frozen=True)
+class CacheInputs:
+    """What the policy needs to know about one chunk.
+
+    Attributes:
+        mode: whether the chunk's latents start from noise (text) or from an input video.
+        uses_vace: the chunk has VACE frames, masks, references or key images.
+        prompts: the prompts in force; within a transition, its target.
+        in_transition: the chunk lies within a transition of prompts.
+        denoising_steps: the requested timesteps, None for the pipeline's own.
+        manage_cache: a change of parameters may cause a reset.
+        reset_cache: the request asks for a reset.
+    """
+
+    mode: Mode
+    uses_vace: bool
+    prompts: tuple[Prompt, ...]
+    in_transition: bool
+    denoising_steps: tuple[int, ...] | None
+    manage_cache: bool
+    reset_cache: bool
+
+
+def reset_reason(
+    previous: CacheInputs | None, current: CacheInputs, latents_since_reset: int, latent_frames: int
+) -> str | None:
+    """Why a chunk is reset, or None if it continues the chunk before.
+
+    A change of the noise scale is no reason: a ramp over several chunks is smooth.
+
+    Args:
+        previous: the chunk before, None for the first chunk of a generation.
+        current: the chunk in question.
+        latents_since_reset: latent frames generated since the last reset.
+        latent_frames: latent frames of a chunk that is not a first one.
+    """
+    if previous is None:
+        return "first chunk"
+    managed = current.manage_cache
+    in_video = current.mode is Mode.VIDEO
+    new_prompt = current.prompts != previous.prompts and not current.in_transition
+    causes = {
+        "reset_cache": current.reset_cache,
+        "mode": current.mode is not previous.mode,
+        "frame index limit": latents_since_reset >= MAX_LATENTS_SINCE_RESET - latent_frames,
+        "denoising_steps": managed and current.denoising_steps != previous.denoising_steps,
+        "prompt": managed and new_prompt and (in_video or current.uses_vace),
+    }
+    return next((cause for cause, holds in causes.items() if holds), None)
+
+
 # -- Chunks -------------------------------------------------------------------------------------------------
 
 
@@ -199,9 +257,9 @@ class _Planner:
 
     def _check_processors(self) -> None:
         for name in ("pre_processor", "post_processor"):
-            info: PipelineInfo | None = getattr(self.chain, name)
-            if info is not None and not info.features.frame_processor:
-                raise InvalidField(f"{name}_id: {info.id} is not a frame processor", f"{name}_id")
+            spec: PipelineSpec | None = getattr(self.chain, name)
+            if spec is not None and not spec.features.frame_processor:
+                raise InvalidField(f"{name}_id: {spec.id} is not a frame processor", f"{name}_id")
 
     def _check_input(self) -> None:
         shape = self.uploads.input_shape
@@ -238,20 +296,20 @@ class _Planner:
     def _chunks(self) -> Iterator[ChunkPlan]:
         sticky = StickyPrompts(self.request)
         previous: CacheInputs | None = None
-        index = start = latent_index = 0
+        index = start = latents_since_reset = 0
         while start < self.request.num_frames:
             spec_ref = self.specs.get(index)
             chunk = _Chunk(self, index, spec_ref, sticky.next_chunk(spec_ref.spec if spec_ref else None))
             now = chunk.cache_inputs()
             if self.pipeline.features.cache and self.pipeline.latent_frames is not None:
-                first = reset_reason(previous, now, latent_index, self.pipeline.latent_frames) is not None
+                reset = reset_reason(previous, now, latents_since_reset, self.pipeline.latent_frames) is not None
             else:
-                first = previous is None
-            conditioned = chunk.has_vace_arrays
-            count = self.pipeline.chunk_frames(chunk.mode, first=first, conditioned=conditioned)
-            latents = self.pipeline.chunk_latents(chunk.mode, first=first, conditioned=conditioned)
-            latent_index = latents if first else latent_index + latents
-            plan = chunk.plan(count, start, first=first)
+                reset = previous is None
+            vace = chunk.has_vace_arrays
+            count = self.pipeline.chunk_frames(chunk.mode, reset=reset, has_vace_arrays=vace)
+            latents = self.pipeline.chunk_latents(chunk.mode, reset=reset, has_vace_arrays=vace)
+            latents_since_reset = latents if reset else latents_since_reset + latents
+            plan = chunk.plan(count, start, reset=reset)
             yield plan
             start += plan.keep
             index += 1
@@ -296,7 +354,7 @@ class _Chunk:
         steps = self.options.denoising_steps
         return CacheInputs(
             mode=self.mode,
-            conditioned=self.has_vace_arrays or key_images,
+            uses_vace=self.has_vace_arrays or key_images,
             prompts=self.prompts.target,
             in_transition=self.prompts.in_transition,
             denoising_steps=tuple(steps) if steps else None,
@@ -304,7 +362,7 @@ class _Chunk:
             reset_cache=spec.reset_cache,
         )
 
-    def plan(self, count: int, start: int, *, first: bool) -> ChunkPlan:
+    def plan(self, count: int, start: int, *, reset: bool) -> ChunkPlan:
         """The chunk's plan, once its number of frames is known."""
         shapes = self.planner.uploads.image_shapes
         steps = self.options.denoising_steps
@@ -314,7 +372,7 @@ class _Chunk:
             height=self.planner.size[0],
             width=self.planner.size[1],
             mode=self.mode,
-            reset=first,
+            reset=reset,
             prompts=self.prompts.prompts,
             prompt_interpolation_method=self.options.prompt_interpolation_method,
             transition=self.prompts.transition,
@@ -387,121 +445,3 @@ def _by_chunk(request: GenerateRequest) -> dict[int, SpecRef]:
             raise spec_ref.refuse("chunk", f"{other} is for chunk {spec.chunk} too")
         specs[spec.chunk] = spec_ref
     return specs
-
-
-# -- Features -----------------------------------------------------------------------------------------------
-
-_OF_TRANSITION = ("transition_num_steps", "transition_method")
-
-
-def check_features(request: GenerateRequest, pipeline: PipelineInfo) -> None:
-    """Refuse the first field that the pipeline does not support.
-
-    `GENERIC_FIELDS` and prompts are never refused, nor are fields of a transition without target prompts.
-
-    Raises:
-        InvalidField: names the field and the features that the pipeline has.
-    """
-    _check(request, pipeline)
-    for position, spec in enumerate(request.chunk_specs or ()):
-        _check(spec, pipeline, position)
-
-
-def _check(fields: GenerateRequest | ChunkSpec, pipeline: PipelineInfo, position: int = 0) -> None:
-    for name, feature in FEATURE_OF_FIELD.items():
-        if name in GENERIC_FIELDS or name in _without_transition(fields):
-            continue
-        if _is_set(fields, name) and not getattr(pipeline.features, feature):
-            field = where = name
-            if isinstance(fields, ChunkSpec):
-                field = f"chunk_specs[{position}].{name}"
-                where = at_chunk(field, fields.chunk)
-            has = ", ".join(name for name, has in pipeline.features.to_dict().items() if has) or "none"
-            raise InvalidField(f"{where}: {pipeline.id} does not support {feature}; its features: {has}", field)
-
-
-def unused_fields(request: GenerateRequest, pipeline: PipelineInfo) -> tuple[str, ...]:
-    """The fields that the request or a ChunkSpec sets, to any value, and that have no effect; sorted."""
-    useless = {name for name in GENERIC_FIELDS if not getattr(pipeline.features, FEATURE_OF_FIELD[name])}
-    found: set[str] = set()
-    for fields in (request, *(request.chunk_specs or ())):
-        found |= fields.model_fields_set & (useless | _without_transition(fields))
-    return tuple(sorted(found))
-
-
-def _without_transition(fields: GenerateRequest | ChunkSpec) -> frozenset[str]:
-    """The fields of a transition, if the ChunkSpec has no target prompts."""
-    has_none = isinstance(fields, ChunkSpec) and fields.transition_target_prompts is None
-    return frozenset(_OF_TRANSITION) if has_none else frozenset()
-
-
-def _is_set(fields: GenerateRequest | ChunkSpec, name: str) -> bool:
-    """Whether a field is set to anything but what applies anyway."""
-    if name not in fields.model_fields_set:
-        return False
-    value: Any = getattr(fields, name)
-    own = type(fields).model_fields[name].default
-    of_request = GenerateRequest.model_fields[name].default if name in GenerateRequest.model_fields else None
-    asks_nothing = value is False and own is None and of_request is not True
-    return not asks_nothing and value not in (None, own, of_request, [], {})
-
-
-def frame_size(
-    pipeline: PipelineInfo,
-    requested: tuple[int | None, int | None],
-    inputs: tuple[int | None, int | None] = (None, None),
-) -> tuple[int | None, int | None]:
-    """Height and width of a generation: the requested ones, else the pipeline's own, else the input's, else None.
-
-    Raises:
-        InvalidField: the pipeline does not support it; the message names the nearest sizes that it does.
-    """
-    sides = []
-    own = (pipeline.height, pipeline.width)
-    for name, wanted, native, of_input in zip(("height", "width"), requested, own, inputs, strict=True):
-        side = wanted or native or of_input
-        if side is not None and side % pipeline.granularity:
-            good = " or ".join(map(str, nearest_multiples(side, pipeline.granularity, MIN_SIDE, MAX_SIDE)))
-            field = name if wanted else "input_path"
-            raise InvalidField(f"{field}: {side} is not a multiple of {pipeline.granularity}, try {good}", field)
-        sides.append(side)
-    size = sides[0], sides[1]
-    if pipeline.sizes and size not in pipeline.sizes:
-        known = ", ".join(f"{width}x{height}" for height, width in pipeline.sizes)
-        field = "width" if requested[0] is None and requested[1] is not None else "height"
-        raise InvalidField(
-            f"{field}: {pipeline.id} does not support {size[1]}x{size[0]}; exported sizes: {known}", field
-        )
-    return size
-
-
-def lora_scales(
-    requested: Mapping[str, float] | None, pipeline: PipelineInfo, field: str, chunk: int | None = None
-) -> dict[str, float]:
-    """Scales by the names under which the LoRAs were exported; a path stands for the name of its file.
-
-    Args:
-        requested: scales by name or path.
-        pipeline: whose LoRAs they are.
-        field: of the request, for messages.
-        chunk: whose ChunkSpec the field is in.
-
-    Raises:
-        InvalidField: the pipeline has no LoRA of a name, or one is named twice.
-    """
-    scales: dict[str, float] = {}
-    for path, scale in (requested or {}).items():
-        name = lora_name(path, pipeline.features.loras)
-        if name is None or name in scales:
-            trouble = "names a LoRA twice" if name else "is not a LoRA of this pipeline"
-            known = ", ".join(pipeline.features.loras) or "none"
-            where = field if chunk is None else at_chunk(field, chunk)
-            raise InvalidField(f"{where}: {path[:80]!r} {trouble}; {pipeline.id} has: {known}", field)
-        scales[name] = scale
-    return scales
-
-
-def lora_name(path: str, names: Collection[str]) -> str | None:
-    """The name among `names` that a path stands for: the path itself, its file's name, or that without its suffix."""
-    file = PurePath(path.replace("\\", "/"))
-    return next((name for name in (path, file.name, file.stem) if name in names), None)

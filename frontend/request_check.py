@@ -158,13 +158,13 @@ class RequestChecker:
 
     async def _find(self, request: GenerateRequest, check: _Check, uses: contextlib.ExitStack) -> None:
         names = ("pipeline_id", "pre_processor_id", "post_processor_id")
-        infos = await self._models.pipeline_infos(**{name: getattr(request, name) for name in names})
+        specs = await self._models.pipeline_specs(**{name: getattr(request, name) for name in names})
         for source, kind in ((Source.INPUT, Kind.VIDEO), (Source.BLOB, Kind.BLOB)):
             name = getattr(request, source)
             if name is not None:
                 check.uploads[source] = self._store.find(name, kind, owner=check.client, field=source)
                 uses.enter_context(self._store.holding(check.uploads[source]))
-        check.chain = Chain(infos["pipeline_id"], infos.get("pre_processor_id"), infos.get("post_processor_id"))
+        check.chain = Chain(specs["pipeline_id"], specs.get("pre_processor_id"), specs.get("post_processor_id"))
         if not check.is_cancelled:
             await self._find_images(request, check, uses)
 

@@ -183,8 +183,8 @@ async def pipelines() -> Response:
     """List the pipelines, with their states and features."""
     shown = []
     for name, pipeline in (await app_state().loads.pipelines()).items():
-        info = {"id": name} if pipeline.info is None else pipeline.info.to_dict()
-        shown.append(info | {"loaded": pipeline.loaded, "state": pipeline.state, "reason": pipeline.reason})
+        entry = {"id": name} if pipeline.spec is None else pipeline.spec.to_dict()
+        shown.append(entry | {"loaded": pipeline.loaded, "state": pipeline.state, "reason": pipeline.reason})
     return _answer(PipelinesAnswer.model_validate({"pipelines": shown}))
 
 

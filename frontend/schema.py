@@ -295,22 +295,6 @@ def options_for(request: GenerateRequest, spec: ChunkSpec) -> ChunkOptions:
     return ChunkOptions.model_construct(**{name: getattr(request, name) for name in names} | overrides)
 
 
-_MARKED = {
-    name: mark
-    for model in (GenerateRequest, ChunkSpec)
-    for name, field in model.model_fields.items()
-    for mark in field.metadata
-    if isinstance(mark, Needs)
-}
-_CHECKED = ("seed", "noise", "cache", "denoising_steps", "loras", "vace", "prompts")
-FEATURE_OF_FIELD = {
-    name: mark.feature for name, mark in sorted(_MARKED.items(), key=lambda marked: _CHECKED.index(marked[1].feature))
-}
-"""The feature that each field needs, in the order in which they are checked; every pipeline supports other fields."""
-GENERIC_FIELDS = frozenset(name for name, mark in _MARKED.items() if mark.generic)
-"""What generic clients always send: accepted by any pipeline."""
-
-
 def _json(value: dict[str, Any] | None) -> dict[str, Any] | None:
     if len(json.dumps(value, allow_nan=False)) > MAX_LOAD_PARAMS_CHARACTERS:
         raise ValueError(f"more than {MAX_LOAD_PARAMS_CHARACTERS} characters of JSON")

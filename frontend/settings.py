@@ -1,13 +1,14 @@
 """Every setting with its default and meaning, read once from the environment (`FILMSTRIP_*`) and from secrets."""
 
 import hashlib
+import ipaddress
 import os
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator
 from pydantic_settings import (
@@ -17,8 +18,6 @@ from pydantic_settings import (
     SecretsSettingsSource,
     SettingsConfigDict,
 )
-
-from .hosts import Authority
 
 ENV_PREFIX = "FILMSTRIP_"
 KIB = 2**10
@@ -35,6 +34,8 @@ _IS_CHECKOUT = (_HOME / "pyproject.toml").is_file()
 MODELS_DIR = (_HOME if _IS_CHECKOUT else Path.cwd()) / "models"
 """Where the export writes models; created when the embedded Triton starts with the default repositories."""
 
+_AUTHORITY = re.compile(r"(\[[0-9a-f:.]+(?:%[0-9a-z._~%-]+)?\]|[a-z0-9._~-]+)(?::([0-9]{0,5}))?", re.IGNORECASE)
+_LOOPBACK_NAME = re.compile(r"(?:[a-z0-9_-]+\.)*localhost")
 _CLIENT = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
@@ -45,6 +46,36 @@ class LogFormat(StrEnum):
 
     JSON = "json"
     TEXT = "text"
+
+
+class Authority(NamedTuple):
+    """A host in lower case, IPv6 addresses in brackets, and its port, if any."""
+
+    host: str
+    port: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Parse `host` or `host:port`; None for anything else, such as `user@host`."""
+        found = _AUTHORITY.fullmatch(text)
+        return cls(found[1].lower(), int(found[2]) if found[2] else None) if found else None
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it can only mean this machine: localhost, a name below it, 127.0.0.0/8 or [::1]."""
+        host = self.host.removesuffix(".")
+        if _LOOPBACK_NAME.fullmatch(host):
+            return True
+        try:
+            if host.startswith("["):
+                return ipaddress.IPv6Address(host.strip("[]").partition("%")[0]).is_loopback
+            return ipaddress.IPv4Address(host).is_loopback
+        except ValueError:
+            return False
+
+    def is_among(self, allowed: Iterable["Authority"]) -> bool:
+        """Whether one of them is the same host, with the same port or without one."""
+        return any(self.host == other.host and other.port in (None, self.port) for other in allowed)
 
 
 class ApiKey(NamedTuple):

@@ -20,8 +20,8 @@ from filmstrip.errors import DiskFull, UnknownPath
 
 from .array_plan import Extent, Source, TensorPlan
 from .images import RequestImage
+from .inference import FileSlice, TensorRef
 from .plan import ChunkPlan, Plan
-from .relay import FileSlice, TensorRef
 from .store import Store, StoredFile, open_stored
 from .tasks import in_thread
 from .triton import SharedMemoryRefused, TritonClient

@@ -10,7 +10,7 @@ from quart import Quart, current_app
 from .bodies import JsonBodies
 from .connection import Pace
 from .download import Downloads
-from .embedded import EmbeddedTriton
+from .embedded.supervisor import EmbeddedTriton
 from .images import ImageDecoder
 from .model_registry import ModelRegistry, Readiness
 from .pipeline_loads import PipelineLoads

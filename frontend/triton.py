@@ -3,9 +3,12 @@
 import asyncio
 import contextlib
 import logging
+import os
+import re
 import secrets
+import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -24,7 +27,8 @@ from filmstrip.errors import (
 )
 from filmstrip.wire import VideoShape
 
-from .relay import ChunkAnswer, ChunkCall, FileSlice, Relay, RelayDied, TensorRef, call_model, connect
+from .inference import ChunkAnswer, ChunkCall, FileSlice, TensorRef, call_model, connect
+from .relay import Relay, RelayDied
 from .settings import Settings
 from .tasks import run_to_end
 
@@ -347,3 +351,67 @@ def _to_filmstrip_error(error: InferenceServerException) -> FilmstripError:
         ("UNAVAILABLE" in status or "CANCELLED" in status, TritonUnavailable("Triton does not answer")),
     )
     return next((cause for holds, cause in causes if holds), ModelError("the model failed"))
+
+
+# -- Triton's messages ---------------------------------------------------------------------------------------
+
+_LONGEST = 500  # letters
+DIED_AT_START = "its process ended while it started; is there enough memory? Triton's log may say more"
+_NO_REASON = "Triton does not say why; its log may"
+
+_LOAD_PREFIX = re.compile(r"^load failed for model '[^']*': (version \d+ is at \w+ state: )?")
+_STATUS_PREFIX = re.compile(
+    r"^(Internal|Invalid argument|Not found|Unavailable|Unsupported|Unknown|Already exists|Cancelled): "
+)
+_PLAIN_ERROR = re.compile(r"^(?:[\w.]+\.)?(?:TritonModelException|ValueError|RuntimeError|LoadFailed): ")
+_QUOTED_FOLDERS = re.compile(r"(?P<quote>['\"`])(?:[Ff][Ii][Ll][Ee]:)?(?:~[\w.-]*)?/(?:(?!(?P=quote))[^\n])*/")
+_FOLDERS = re.compile(
+    r"(?:\b[Ff][Ii][Ll][Ee]:/+|(?<![\w./:])/{2,}|(?<![\w./])(?:/{3,}|(?:~[\w-]*)?/))(?=[^\s/])"
+    # A name may have a colon or an apostrophe, but not at its end: there they belong to the sentence.
+    r"(?:(?:[^/\n:'\"]|:(?=[^\s/])|(?<=\w)'(?=\w))*[^/\s:'\"]/+)*"
+)
+_NOT_OURS = (
+    (re.compile(r"Stub process '[^']*' is not healthy"), DIED_AT_START),
+    (re.compile(r"failed to poll from model repository"), "Triton cannot read its model folder; Triton's log says why"),
+    (
+        re.compile(r"at least one version must be available"),
+        "its model folder has no version folder, which is named by a number, such as 1",
+    ),
+    (re.compile(r"Python model file not found"), "its version folder has no model.py"),
+    (re.compile(r"DEADLINE_EXCEEDED|Deadline Exceeded"), "it did not start in time"),
+)
+
+
+def client_reason(text: str, folders: Iterable[Path] = ()) -> str:
+    """Triton's reason why a model is not served, as one sentence for clients, without tracebacks and folders.
+
+    Args:
+        text: Triton's message.
+        folders: known to appear in it. Only these are recognised whatever characters their names have.
+    """
+    for pattern, ours in _NOT_OURS:
+        if pattern.search(text):
+            return ours
+    text = _STATUS_PREFIX.sub("", _LOAD_PREFIX.sub("", text.strip()))
+    text = text.partition("\n\nAt:\n")[0]
+    if "Traceback (most recent call last)" in text:
+        text = text.rstrip().splitlines()[-1]
+    text = without_folders(_PLAIN_ERROR.sub("", text), folders)
+    text = " ".join(text.split()).rstrip(";. ")
+    return text[: _LONGEST - 1] + "…" if len(text) > _LONGEST else text or _NO_REASON
+
+
+def without_folders(text: str, folders: Iterable[Path] = ()) -> str:
+    """The text with only the last name of each absolute path or file URL.
+
+    Args:
+        text: to shorten.
+        folders: known to appear in it, in addition to the home directory and Python's.
+    """
+    home = Path(os.path.expanduser("~"))
+    known = {Path(sys.prefix), Path(sys.base_prefix), home, *(folder.absolute() for folder in folders)}
+    names = {str(folder) for folder in known | {folder.resolve() for folder in known}}
+    for name in sorted(names, key=len, reverse=True):
+        if name != "/":
+            text = re.sub(rf"(?<![\w.-]){re.escape(name)}(?=/)", "", text)
+    return _FOLDERS.sub("", _QUOTED_FOLDERS.sub(r"\g<quote>", text))

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from export.errors import ExportError
 from filmstrip.client import BlobBuilder, Client, ClientError, as_vace_frames
-from filmstrip.console import client_of
+from filmstrip.console import make_client
 from filmstrip.errors import FilmstripError
 from research.evaluation import MEASUREMENTS, EvalCase, Measured
 from research.local_sampler import LocalSampler
@@ -40,7 +40,7 @@ def score_conditions(
     scenes and stands beside the least that it should be. The exit status is 1 where one is less.
     """
     try:
-        with client_of(url, "--url", timeout_s=TIMEOUT_S) as client:
+        with make_client(url, "--url", timeout_s=TIMEOUT_S) as client:
             run_case = ServedCases(client, pipeline) if checkpoint is None else LocalSampler(checkpoint)
             found = {name: MEASUREMENTS[name](run_case, scenes) for name in only or MEASUREMENTS}
     except (FilmstripError, ClientError, UnfitVideo, ExportError) as error:

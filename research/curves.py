@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from filmstrip.client import ClientError
-from filmstrip.console import client_of
+from filmstrip.console import make_client
 from filmstrip.errors import FilmstripError
 from research.condition_score import ServedCases
 from research.evaluation import lora_ramp, video_to_video
@@ -42,7 +42,7 @@ def main(server: str, out: Path, scenes: int) -> None:
     """Measure what noise scales and LoRA scales do, and draw the curves: noise_scale.svg, lora_scale.svg."""
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with client_of(server, timeout_s=TIMEOUT_S) as client:
+        with make_client(server, timeout_s=TIMEOUT_S) as client:
             fulfil = ServedCases(client, PIPELINE)
             noise, lora = video_to_video(fulfil, scenes).curves, lora_ramp(fulfil, scenes).curves
     except (FilmstripError, ClientError, UnfitVideo) as error:

@@ -7,7 +7,7 @@ for it, and a clean one is what a cache-writing pass makes. Which these are `Fra
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from filmstrip.runtime.transformer import FrameWindow, PassPlan
+from filmstrip.runtime.transformer import FrameWindow, PassSpan
 
 Spans = tuple[tuple[int, int], ...]
 """Places of frames in a layout, as ranges from .. to."""
@@ -96,9 +96,9 @@ class LayoutBuilder:
 
     def recache(self, num_frames: int, caption: int) -> None:
         """What is cached after `num_frames` is made anew, under another caption."""
-        plan = self.window.recache(num_frames)
-        if plan is not None:
-            self._add_clean(plan, caption)
+        span = self.window.recache(num_frames)
+        if span is not None:
+            self._add_clean(span, caption)
 
     def noisy(self, first: int, num_frames: int, caption: int = 0) -> None:
         """A chunk to be denoised, which nobody else sees."""
@@ -122,17 +122,17 @@ class LayoutBuilder:
             (*self._clean_passes, *noisy),
         )
 
-    def _add_clean(self, plan: PassPlan, caption: int) -> None:
+    def _add_clean(self, span: PassSpan, caption: int) -> None:
         first = len(self._clean)
-        own = range(first, first + plan.num_frames)
-        self._clean_passes.append(Pass(first, plan.num_frames, _spans([*self._seen(plan), *own])))
-        numbers = range(plan.first_frame, plan.end)
+        own = range(first, first + span.num_frames)
+        self._clean_passes.append(Pass(first, span.num_frames, _spans([*self._seen(span), *own])))
+        numbers = range(span.first_frame, span.end)
         self._clean += [_Frame(number, caption) for number in numbers]
         self._cached |= dict(zip(numbers, own, strict=True))
 
-    def _seen(self, plan: PassPlan) -> tuple[int, ...]:
+    def _seen(self, span: PassSpan) -> tuple[int, ...]:
         """Places of the cached frames; after a gap some are not there."""
-        return tuple(self._cached[frame] for frame in plan.seen if frame in self._cached)
+        return tuple(self._cached[frame] for frame in span.seen if frame in self._cached)
 
 
 def from_start(window: FrameWindow, lengths: Sequence[int]) -> Layout:

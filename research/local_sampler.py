@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from export.checkpoint import attach_loras, load_networks
 from export.graph_specs import graph_specs
-from export.model_folder import pipeline_config
+from export.model_folder import runtime_config
 from export.spec import Size
 from export.verify import ModuleEngine
 from filmstrip.contract import (
@@ -48,7 +48,7 @@ class LocalSampler:
         loras = {path.stem: path for path in sorted((checkpoint / "loras").glob("*.safetensors"))}
         attach_loras(networks, loras)
         engines = {spec.name: ModuleEngine(spec) for spec in graph_specs(networks, len(loras))}
-        config = pipeline_config(networks.config, (Size(SIDE, SIDE),), tuple(loras))
+        config = runtime_config(networks.config, (Size(SIDE, SIDE),), tuple(loras))
         self._pipeline = LongLive(config, engines, Tokenizer(checkpoint / "text_encoder", config.text_len))
 
     def __call__(self, case: EvalCase) -> Frames:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from export.modules.transformer import CausalTransformer, Rope
-from filmstrip.runtime.transformer import FrameWindow, PassPlan, rope_tables
+from filmstrip.runtime.transformer import FrameWindow, PassSpan, rope_tables
 from research.one_pass import Text
 
 Step = tuple[float, float]
@@ -40,45 +40,45 @@ class Rollout:
 
     def make(self, shape: Sequence[int], text: Text) -> None:
         """Denoise the next chunk, [B, C, T, H, W], and cache it."""
-        plan = self._window.chunk(self._num_frames, shape[2])
+        span = self._window.chunk(self._num_frames, shape[2])
         x0 = torch.zeros(*shape)
         for step, sigma in self._steps:
             noisy = (1 - sigma) * x0 + sigma * torch.randn(*shape, generator=self._random)
-            velocity, _, _ = self._run(plan, noisy, step, text)
+            velocity, _, _ = self._run(span, noisy, step, text)
             x0 = noisy - sigma * velocity
         self.given(x0, text)
 
     def given(self, latents: Tensor, text: Text) -> None:
         """Take latents as the next chunk's, and cache them."""
-        plan = self._window.chunk(self._num_frames, latents.shape[2])
+        span = self._window.chunk(self._num_frames, latents.shape[2])
         self._latents.append(latents)
-        self._cache(plan, self._run(plan, latents, 0.0, text))
+        self._cache(span, self._run(span, latents, 0.0, text))
 
     def recache(self, text: Text) -> None:
         """Make the cache anew under another text."""
-        plan = self._window.recache(self._num_frames)
-        if plan is not None:
-            self._cache(plan, self._run(plan, self.latents[:, :, plan.first_frame :], 0.0, text))
+        span = self._window.recache(self._num_frames)
+        if span is not None:
+            self._cache(span, self._run(span, self.latents[:, :, span.first_frame :], 0.0, text))
 
     @property
     def _num_frames(self) -> int:
         return sum(part.shape[2] for part in self._latents)
 
-    def _run(self, plan: PassPlan, latents: Tensor, step: float, text: Text) -> tuple[Tensor, Tensor, Tensor]:
+    def _run(self, span: PassSpan, latents: Tensor, step: float, text: Text) -> tuple[Tensor, Tensor, Tensor]:
         rows, cols = (
             side // patch for side, patch in zip(latents.shape[3:], self._transformer.patch_size[1:], strict=True)
         )
-        tables = rope_tables(text[0].shape[-1], torch.tensor(plan.absolute_positions), rows, cols)
+        tables = rope_tables(text[0].shape[-1], torch.tensor(span.absolute_positions), rows, cols)
         past: list[Tensor | None] = [None, None]
-        if plan.seen:
-            past = [torch.cat([self._cached[frame][part] for frame in plan.seen], dim=3) for part in (0, 1)]
-        timesteps = torch.full((len(latents), plan.num_frames), step)
+        if span.seen:
+            past = [torch.cat([self._cached[frame][part] for frame in span.seen], dim=3) for part in (0, 1)]
+        timesteps = torch.full((len(latents), span.num_frames), step)
         velocity, k, v = self._transformer(latents, timesteps, *text, Rope(*tables), *past)
         return velocity.float(), k, v
 
-    def _cache(self, plan: PassPlan, made: tuple[Tensor, Tensor, Tensor]) -> None:
+    def _cache(self, span: PassSpan, made: tuple[Tensor, Tensor, Tensor]) -> None:
         _, k, v = made
-        frames = range(plan.first_frame, plan.end)
+        frames = range(span.first_frame, span.end)
         self._cached |= dict(
-            zip(frames, zip(k.chunk(plan.num_frames, 3), v.chunk(plan.num_frames, 3), strict=True), strict=True)
+            zip(frames, zip(k.chunk(span.num_frames, 3), v.chunk(span.num_frames, 3), strict=True), strict=True)
         )

@@ -9,7 +9,7 @@ import numpy as np
 
 from export.checkpoint import Networks
 from export.graph_specs import graph_specs
-from export.model_folder import pipeline_config
+from export.model_folder import runtime_config
 from export.spec import Size
 from export.verify import ModuleEngine
 from filmstrip.contract import ChunkParameters, Mode, Prompt
@@ -36,7 +36,7 @@ class Sampler:
             write_tokenizer(Path(folder))
             tokenize = Tokenizer(Path(folder), networks.config.text_len)
         engines = {spec.name: ModuleEngine(spec) for spec in graph_specs(networks, 0)}
-        config = pipeline_config(networks.config, (Size(SIDE, SIDE),), ())
+        config = runtime_config(networks.config, (Size(SIDE, SIDE),), ())
         self._pipeline = LongLive(config, engines, tokenize)
 
     def __call__(self, captions: Sequence[str], seed: int) -> Frames:

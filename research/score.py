@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from filmstrip.client import Client, ClientError
-from filmstrip.console import client_of
+from filmstrip.console import make_client
 from filmstrip.errors import FilmstripError
 from research.measures import ALL, Generate, Plan, Row, Target, measure, score_frames, targets
 from research.served import TIMEOUT_S, UnfitVideo, served_video
@@ -48,7 +48,7 @@ def score(url: str, pipeline: str, steps: int, out: Path | None, **given: Any) -
         given["prompts"], given["chunks"], given["switches"], given["num_long"], given["long_chunks"], given["seed"]
     )
     try:
-        with client_of(url, "--url", timeout_s=TIMEOUT_S) as client:
+        with make_client(url, "--url", timeout_s=TIMEOUT_S) as client:
             rows = _watched(Served(client, pipeline, _timesteps(client, pipeline, steps)), plan)
     except (FilmstripError, ClientError, UnfitVideo) as error:
         raise click.ClickException(str(error)) from error

@@ -20,10 +20,10 @@ from filmstrip.contract import (
     Mode,
 )
 from filmstrip.errors import InvalidField, LoadFailed, ModelError
-from filmstrip.runtime.engines.engine import Engine, to_device
-from filmstrip.runtime.engines.load import load_engines
+from filmstrip.model_folders import EXPORT_FILE
+from filmstrip.runtime.engines.engine import Engine, load_engines, to_device
 from filmstrip.runtime.engines.manifest import BadEngine
-from filmstrip.runtime.pipeline_config import FILE_NAME, PipelineConfig
+from filmstrip.runtime.longlive_config import LongLiveConfig
 from filmstrip.runtime.pixels import pad_first_frame, strip_pad, to_frames, to_pixels
 from filmstrip.runtime.processors import Frames, resize
 from filmstrip.runtime.schedule import (
@@ -36,7 +36,7 @@ from filmstrip.runtime.schedule import (
     renoise,
     x0_from_velocity,
 )
-from filmstrip.runtime.sequences import Chunk, Stages, invalid
+from filmstrip.runtime.sequences import Chunk, Timings, invalid
 from filmstrip.runtime.text import LoraScales, PromptBlend, TextKeys, Tokenize, Tokenizer, prompt_encoder
 from filmstrip.runtime.transformer import CachedTransformer, RopeTables
 from filmstrip.runtime.vace import GRAPHS as VACE_GRAPHS
@@ -55,7 +55,7 @@ _MILLISECONDS = 1000
 # -- The pipeline: what all sequences share -----------------------------------------------------------------
 
 
-def graph_names(config: PipelineConfig) -> tuple[str, ...]:
+def graph_names(config: LongLiveConfig) -> tuple[str, ...]:
     """The graphs that a pipeline consists of."""
     return _GRAPHS + (VACE_GRAPHS if config.num_vace_layers else ())
 
@@ -73,12 +73,12 @@ def load_longlive(folder: Path, *, device: torch.device, num_threads: int, cuda_
         LoadFailed: one of them is missing or can't be used. For the operator: the message may name files.
     """
     try:
-        config = PipelineConfig.read(folder)
+        config = LongLiveConfig.read(folder)
     except OSError as error:
-        raise LoadFailed(f"{folder / FILE_NAME} can't be read: {error}") from error
+        raise LoadFailed(f"{folder / EXPORT_FILE} can't be read: {error}") from error
     except ValueError as error:
         raise LoadFailed(
-            f"{folder / FILE_NAME} can't be read, perhaps it was written by another version of the export: {error}"
+            f"{folder / EXPORT_FILE} can't be read, perhaps it was written by another version of the export: {error}"
         ) from error
     try:
         engines = load_engines(
@@ -87,7 +87,7 @@ def load_longlive(folder: Path, *, device: torch.device, num_threads: int, cuda_
             num_threads=num_threads,
             graphs=graph_names(config),
             loras=config.loras,
-            sizes=[f"{height}x{width}" for height, width in config.sizes],
+            sizes=config.sizes,
             cuda_graphs=cuda_graphs,
         )
     except BadEngine as error:
@@ -104,7 +104,7 @@ class LongLive:
         tokenize: prompts to token ids.
     """
 
-    def __init__(self, config: PipelineConfig, engines: Mapping[str, Engine], tokenize: Tokenize) -> None:
+    def __init__(self, config: LongLiveConfig, engines: Mapping[str, Engine], tokenize: Tokenize) -> None:
         self.config = config
         self.engines = engines
         self.device = engines["transformer"].device
@@ -126,9 +126,9 @@ class LongLive:
                 yield
                 return
             with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
-                chunk.stages = stages = DeviceStages(chunk.stages)
+                chunk.timings = timings = GpuTimings(chunk.timings)
                 yield
-                stages.settle()
+                timings.settle()
 
 
 # -- A sequence ---------------------------------------------------------------------------------------------
@@ -164,12 +164,12 @@ class _Caches:
         self.last_input: Tensor | None = None
         """The last frame of the previous chunk's input video, [1, 3, 1, H, W] on the host."""
 
-    def reset(self) -> None:
-        self.transformer.reset()
-        self.encode.reset()
-        self.decode.reset()
+    def clear(self) -> None:
+        self.transformer.clear()
+        self.encode.clear()
+        self.decode.clear()
         if self.vace is not None:
-            self.vace.reset()
+            self.vace.clear()
         self.last_input = None
 
 
@@ -214,28 +214,28 @@ class LongLiveSequence:
         """
         with self._pipeline.working_on(chunk):
             frames = self._generate(chunk)
-        seconds, num_steps = chunk.stages.seconds, chunk.report["denoise_steps"]
+        seconds, num_steps = chunk.timings.seconds, chunk.report["denoise_steps"]
         if num_steps:
             seconds["denoise_step"] = seconds["denoise"] / num_steps
         return frames
 
     def _generate(self, chunk: Chunk) -> Frames:
-        params, stage, config = chunk.parameters, chunk.stages.stage, self._config
+        params, measure, config = chunk.parameters, chunk.timings.measure, self._config
         num_latent_frames = config.latent_frames_per_chunk + has_pad_frame(chunk)  # T
         # 1. A chunk that resets forgets all caches and the text in force.
         self._check_vace(chunk)
         caches = self._caches_for(params)
         # 2. The text: encoded, blended, or on its way to another.
-        with stage("text"):
+        with measure("text"):
             text = self._text(params)
         # 3. The input video as latents; how much noise they get may follow its motion.
         # 4. The context of the VACE branch.
-        with stage("encode"):
+        with measure("encode"):
             source, noise_scale = self._source(chunk, caches)  # [1, C, T, h, w]
             context = caches.vace.context(chunk, num_latent_frames) if caches.vace is not None else None
         # 5. Under a new text the cache is rebuilt; after a reset there is nothing in it.
         if text.is_new and params.mode is Mode.TEXT:
-            with stage("cache"):
+            with measure("cache"):
                 caches.transformer.recache(text.inputs)
         # 6. Noise, from the seed and the chunk's place alone; in video mode a share of it.
         noise = self._noise(params, num_latent_frames)
@@ -245,7 +245,7 @@ class LongLiveSequence:
         steps = chunk_steps(params.mode, params.denoising_steps or own_steps, noise_scale, config.video_step_offset)
         chunk.report["denoise_steps"] = len(steps)
         # 8. Denoise; the cache is read only.
-        plan = caches.transformer.plan(num_latent_frames)
+        span = caches.transformer.chunk_span(num_latent_frames)
 
         def velocity(latents: Tensor, timestep: float) -> Tensor:
             hints = None
@@ -255,16 +255,16 @@ class LongLiveSequence:
                     context, latents, timestep, embedding=text.embedding, loras=text.loras, scale=scale
                 )
             bias = params.kv_cache_attention_bias
-            return caches.transformer.velocity(plan, latents, timestep, text.inputs, hints=hints, attention_bias=bias)
+            return caches.transformer.velocity(span, latents, timestep, text.inputs, hints=hints, attention_bias=bias)
 
         latents = denoise(chunk, latents, steps, velocity=velocity, noise=noise, sigmas=self._pipeline.sigmas)
         # 9. Cache the clean latents.
         chunk.stop_if_cancelled()
-        with stage("cache"):
-            caches.transformer.write(plan, latents, text.inputs)
+        with measure("cache"):
+            caches.transformer.write(span, latents, text.inputs)
         self._latent_index += num_latent_frames
         # 10. Decode.
-        with stage("decode"):
+        with measure("decode"):
             pixels = caches.decode(latents)  # [1, 3, F, H, W], one frame more if the first was padded
             return to_frames(strip_pad(pixels) if has_pad_frame(chunk) else pixels)
 
@@ -293,9 +293,9 @@ class LongLiveSequence:
             if self._caches is None or self._caches.size != size:
                 raise ModelError(f"chunk {params.index} continues from no chunk of its size: it must reset")
             return self._caches
-        self._prompts.reset()
+        self._prompts.clear()
         if self._caches is not None and self._caches.size == size:
-            self._caches.reset()
+            self._caches.clear()
         else:
             self._caches = None  # gives its memory back first
             self._caches = _Caches(self._pipeline, size)
@@ -344,7 +344,7 @@ def denoise(
     """Predict the clean latents at each timestep; between two, add the noise of the next one.
 
     Args:
-        chunk: whose latents they are; it times the stage `denoise` and may be cancelled before each step.
+        chunk: whose latents they are; it times `denoise` and may be cancelled before each step.
         latents: with the noise of the first timestep, [1, C, T, H, W].
         timesteps: falling.
         velocity: the network: the velocity of latents at a timestep, of their shape.
@@ -359,7 +359,7 @@ def denoise(
     """
     for step, timestep in enumerate(timesteps):
         chunk.stop_if_cancelled()
-        with chunk.stages.stage("denoise"):
+        with chunk.timings.measure("denoise"):
             sigma = sigmas.at(timestep)
             if step > 0:
                 latents = renoise(latents, noise.draw(), sigma)
@@ -393,27 +393,27 @@ def gpu_event() -> GpuEvent:
     return event
 
 
-class DeviceStages(Stages):
-    """Times stages on the GPU itself, as the host only queues their work; the host is never more than a stage ahead.
+class GpuTimings(Timings):
+    """Times work on the GPU itself, as the host only queues it. The host is never more than one measured part ahead.
 
     So if a client goes away, the GPU is spared all steps but the current and the next one; and it never waits.
 
     Not run yet: no GPU was available when this was written. The tests use the events of a clock.
 
     Args:
-        stages: the stages so far, whose seconds are continued.
+        timings: those so far, which are continued.
         new_event: makes a mark.
     """
 
-    def __init__(self, stages: Stages, new_event: Callable[[], GpuEvent] = gpu_event) -> None:
+    def __init__(self, timings: Timings, new_event: Callable[[], GpuEvent] = gpu_event) -> None:
         super().__init__()
-        self.seconds = stages.seconds
+        self.seconds = timings.seconds
         self._new_event = new_event
         self._spans: list[tuple[str, GpuEvent, GpuEvent]] = []
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """See `Stages`; the time is known after `settle`."""
+    def measure(self, name: str) -> Iterator[None]:
+        """See `Timings`; the time is known after `settle`."""
         if len(self._spans) > 1:
             _, _, end_of_last_but_one = self._spans[-2]
             end_of_last_but_one.synchronize()
@@ -426,7 +426,7 @@ class DeviceStages(Stages):
             self._spans.append((name, begin, end))
 
     def settle(self) -> None:
-        """Wait for the last stage, and add up the times of all."""
+        """Wait for the last part, and add up the times of all."""
         for name, begin, end in self._spans:
             end.synchronize()
             self.seconds[name] = self.seconds.get(name, 0.0) + begin.elapsed_time(end) / _MILLISECONDS

@@ -11,14 +11,14 @@ import torch
 
 from filmstrip.runtime.longlive import load_longlive
 from filmstrip.runtime.sequences import SequenceState
-from filmstrip.runtime.triton_model import SequenceModel
+from filmstrip.runtime.triton_model import TritonModel
 
 
-class LongLiveModel(SequenceModel):
+class LongLiveModel(TritonModel):
     """Generates chunks with the engines of the model's own folder, on the device of its instance."""
 
     def load(self, args: dict[str, str]) -> None:
-        """See `SequenceModel`; raises LoadFailed."""
+        """See `TritonModel`; raises LoadFailed."""
         on_gpu = args["model_instance_kind"] == "GPU"
         device = torch.device(f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu")
         # PyTorch itself has little to do here; its threads would take the engines' cores.
@@ -30,5 +30,5 @@ class LongLiveModel(SequenceModel):
         self._pipeline = load_longlive(folder, device=device, num_threads=num_threads, cuda_graphs=cuda_graphs)
 
     def start(self) -> SequenceState:
-        """See `SequenceModel`."""
+        """See `TritonModel`."""
         return self._pipeline.start()

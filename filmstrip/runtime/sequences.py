@@ -29,15 +29,15 @@ class ChunkCancelled(Exception):
     """The client has cancelled the request; a model raises it between two steps of its work."""
 
 
-class Stages:
-    """Seconds spent in each stage of generating a chunk."""
+class Timings:
+    """Seconds spent in each part of the work on a chunk; the report and the metrics call a part a stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a `with` block as part of a stage; several blocks of one stage add up."""
+    def measure(self, name: str) -> Iterator[None]:
+        """Time a `with` block; several blocks of one name add up."""
         began = time.perf_counter()
         try:
             yield
@@ -53,14 +53,14 @@ class Chunk:
         parameters: see `ChunkParameters`.
         tensors: its arrays, by the names of `filmstrip.contract`; views that are valid for this chunk only.
         is_cancelled: whether the client has cancelled the request, to be called between steps (13 us a call).
-        stages: where the model times its work.
+        timings: where the model times its work.
         report: whatever else the model reports.
     """
 
     parameters: ChunkParameters
     tensors: Tensors
     is_cancelled: Callable[[], bool]
-    stages: Stages = field(default_factory=Stages)
+    timings: Timings = field(default_factory=Timings)
     report: dict[str, Any] = field(default_factory=dict)
 
     def stop_if_cancelled(self) -> None:
@@ -146,9 +146,9 @@ class FrameProcessing:
 
     def chunk(self, chunk: Chunk) -> Frames:
         """See `SequenceState`."""
-        with chunk.stages.stage("resize"):
+        with chunk.timings.measure("resize"):
             frames = resize(chunk.tensor(INPUT_VIDEO), chunk.parameters.height, chunk.parameters.width)
-        with chunk.stages.stage("process"):
+        with chunk.timings.measure("process"):
             return self._processor.process(frames)
 
 

@@ -174,9 +174,9 @@ class PromptBlend:
     def __init__(self, encode: EncodePrompt) -> None:
         # Holds no reference to this object, so that a sequence that ends gives its memory back at once.
         self._blended = lru_cache(self._MAX_BLENDS)(partial(_blend_prompts, encode))
-        self.reset()
+        self.clear()
 
-    def reset(self) -> None:
+    def clear(self) -> None:
         """Forget the embedding in force; blends stay, as prompts have the same one in any chunk."""
         self._last: Tensor | None = None
         self._last_params: ChunkParameters | None = None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from filmstrip.runtime.engines.engine import Engine, to_device
-from filmstrip.runtime.pipeline_config import PipelineConfig
+from filmstrip.runtime.longlive_config import LongLiveConfig
 
 # -- Rotary positions ---------------------------------------------------------------------------------------
 
@@ -82,7 +82,7 @@ def _angles(positions: Tensor, dim: int, theta: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class PassPlan:
+class PassSpan:
     """One pass of the transformer: the latent frames that go through it, and the cached ones that they see.
 
     Attributes:
@@ -154,16 +154,16 @@ class FrameWindow:
         latest = max(self.sink, num_frames - self.ring)
         return (*range(min(self.sink, num_frames)), *range(latest, num_frames))
 
-    def chunk(self, first_frame: int, num_frames: int) -> PassPlan:
+    def chunk(self, first_frame: int, num_frames: int) -> PassSpan:
         """The next chunk's passes: they see the sink and as many of the latest frames as fit next to sink and chunk.
 
         A chunk that is shorter than others sees no more than they do, as no more is cached.
         """
         latest = first_frame + num_frames - (self.size - self.sink)
         seen = (frame for frame in self.held(first_frame) if frame < self.sink or frame >= latest)
-        return PassPlan(first_frame, num_frames, tuple(seen))
+        return PassSpan(first_frame, num_frames, tuple(seen))
 
-    def recache(self, num_frames: int) -> PassPlan | None:
+    def recache(self, num_frames: int) -> PassSpan | None:
         """The pass that rebuilds the cache after `num_frames`, under another prompt; None if there are none yet.
 
         While the window holds all frames, all go through and see only each other. Later the sink stays as it is, and
@@ -173,18 +173,18 @@ class FrameWindow:
         if num_frames == 0:
             return None
         if num_frames <= self.size:
-            return PassPlan(0, num_frames, ())
+            return PassSpan(0, num_frames, ())
         room = self.size - self.sink
-        return PassPlan(num_frames - room, room, tuple(range(self.sink)))
+        return PassSpan(num_frames - room, room, tuple(range(self.sink)))
 
-    def past_positions(self, plan: PassPlan) -> tuple[int, ...]:
+    def past_positions(self, span: PassSpan) -> tuple[int, ...]:
         """RoPE positions of the slots, [capacity], if these are places in the window.
 
         The sink comes first, then the seen frames from the oldest to the newest; the pass's own follow them. A slot
         that is not seen has position 0.
         """
         positions = [0] * self.capacity
-        for place, frame in enumerate(plan.seen):
+        for place, frame in enumerate(span.seen):
             positions[self.slot(frame)] = place
         return tuple(positions)
 
@@ -226,66 +226,66 @@ class KvCache:
         self._bias: Tensor | None = None
         self._bias_key: tuple[tuple[int, ...], float] | None = None
 
-    def plan_chunk(self, num_frames: int) -> PassPlan:
+    def chunk_span(self, num_frames: int) -> PassSpan:
         """The passes of the next chunk, of so many latent frames: see `FrameWindow.chunk`."""
         return self.window.chunk(self.num_frames, num_frames)
 
-    def plan_recache(self) -> PassPlan | None:
+    def recache_span(self) -> PassSpan | None:
         """The pass after a change of the prompt, None if nothing is cached: see `FrameWindow.recache`."""
         return self.window.recache(self.num_frames)
 
-    def bias(self, plan: PassPlan, attention_bias: float | None = None) -> Tensor:
+    def bias(self, span: PassSpan, attention_bias: float | None = None) -> Tensor:
         """What a pass adds to the attention scores of the cached tokens, float32 [P]; not to be written to.
 
         Returns the same tensor until another one is asked for.
 
         Args:
-            plan: of the pass.
+            span: of the pass.
             attention_bias: factor above 0 on the attention to tokens outside the sink, None is 1.
 
         Returns:
             0 in the sink, the factor's logarithm in other slots that are seen, -inf in the rest.
         """
         outside_sink = 0.0 if attention_bias is None else math.log(attention_bias)
-        key = (plan.seen, outside_sink)
+        key = (span.seen, outside_sink)
         if self._bias is None or self._bias_key != key:
             # Filled frame by frame: a table from the host would be a copy to wait for.
             self._bias = torch.full(self.k.shape[3:4], -math.inf, dtype=torch.float32, device=self.k.device)
-            for frame in plan.seen:
+            for frame in span.seen:
                 seen = self._bias[self._tokens(self.window.slot(frame))]
                 seen.fill_(0.0 if frame < self.window.sink else outside_sink)
             self._bias_key = key
         return self._bias
 
-    def write(self, plan: PassPlan, k: Tensor, v: Tensor) -> None:
+    def write(self, span: PassSpan, k: Tensor, v: Tensor) -> None:
         """Put the keys and values of a pass into the slots of those of its frames that are kept.
 
         Args:
-            plan: of the next chunk, or of a recache.
+            span: of the next chunk, or of a recache.
             k: keys, [layers, 1, N, L, D], of all frames of the pass.
             v: values, the same.
 
         Raises:
-            ValueError: the plan was made before frames came or went, or the tensors don't fit. Nothing is written.
+            ValueError: the span was made before frames came or went, or the tensors don't fit. Nothing is written.
         """
-        if self.num_frames not in (plan.first_frame, plan.end):
+        if self.num_frames not in (span.first_frame, span.end):
             raise ValueError(
-                f"frames {plan.first_frame} to {plan.end - 1} don't follow {self.num_frames} cached ones: stale plan"
+                f"frames {span.first_frame} to {span.end - 1} don't follow {self.num_frames} cached ones: stale span"
             )
-        shape = (*self.k.shape[:3], plan.num_frames * self._tokens_per_frame, self.k.shape[4])
+        shape = (*self.k.shape[:3], span.num_frames * self._tokens_per_frame, self.k.shape[4])
         for new in (k, v):
             if new.shape != shape or new.device != self.k.device:
                 raise ValueError(
                     f"keys and values must be {list(shape)} on {self.k.device}, got {list(new.shape)} on {new.device}"
                 )
-        for frame in self.window.held(plan.end):
-            if frame >= plan.first_frame:
-                slot, source = self._tokens(self.window.slot(frame)), self._tokens(frame - plan.first_frame)
+        for frame in self.window.held(span.end):
+            if frame >= span.first_frame:
+                slot, source = self._tokens(self.window.slot(frame)), self._tokens(frame - span.first_frame)
                 self.k[:, :, :, slot] = k[:, :, :, source]
                 self.v[:, :, :, slot] = v[:, :, :, source]
-        self.num_frames = plan.end
+        self.num_frames = span.end
 
-    def reset(self) -> None:
+    def clear(self) -> None:
         """Forget all frames."""
         # A bias of -inf hides numbers, but not NaN or infinity: none may outlive the reset.
         self.k.zero_()
@@ -319,7 +319,7 @@ class CleanLatents:
             raise ValueError(f"{num_frames} latent frames requested, {kept} kept")
         return self._latents[:, :, -num_frames:]
 
-    def reset(self) -> None:
+    def clear(self) -> None:
         """Forget them."""
         self._latents = None
 
@@ -342,7 +342,7 @@ class CachedTransformer:
         cols: tokens in a row.
     """
 
-    def __init__(self, engine: Engine, config: PipelineConfig, tables: RopeTables, rows: int, cols: int) -> None:
+    def __init__(self, engine: Engine, config: LongLiveConfig, tables: RopeTables, rows: int, cols: int) -> None:
         window = FrameWindow(config.window, config.sink, config.latent_frames_per_chunk)
         self._engine = engine
         self._tables = tables
@@ -362,13 +362,13 @@ class CachedTransformer:
             grid = (rows, cols, config.num_heads * config.head_dim)
             self._no_hints = _NoHints(config.num_vace_layers, grid, engine.dtype("hints"), engine.device)
 
-    def plan(self, num_frames: int) -> PassPlan:
+    def chunk_span(self, num_frames: int) -> PassSpan:
         """The passes of the next chunk, of so many latent frames."""
-        return self._kv.plan_chunk(num_frames)
+        return self._kv.chunk_span(num_frames)
 
     def velocity(
         self,
-        plan: PassPlan,
+        span: PassSpan,
         latents: Tensor,
         timestep: float,
         text: Mapping[str, Tensor],
@@ -379,36 +379,36 @@ class CachedTransformer:
         """The velocity of a chunk's latents at a timestep, [1, C, T, H, W]; the cache stays as it is.
 
         Args:
-            plan: of the chunk.
+            span: of the chunk.
             latents: with the noise of the timestep, [1, C, T, H, W].
             timestep: 0 to 1000.
             text: see the class.
             hints: of the VACE branch, None for an unconditioned chunk.
             attention_bias: see `KvCache.bias`.
         """
-        return self._run(plan, latents, timestep, text, hints=hints, attention_bias=attention_bias)["velocity"]
+        return self._run(span, latents, timestep, text, hints=hints, attention_bias=attention_bias)["velocity"]
 
-    def write(self, plan: PassPlan, latents: Tensor, text: Mapping[str, Tensor]) -> None:
+    def write(self, span: PassSpan, latents: Tensor, text: Mapping[str, Tensor]) -> None:
         """Cache the clean latents of a chunk, by a pass at timestep 0 without hints and without a bias."""
-        outputs = self._run(plan, latents, _CLEAN, text)
-        self._kv.write(plan, outputs["new_k"], outputs["new_v"])
+        outputs = self._run(span, latents, _CLEAN, text)
+        self._kv.write(span, outputs["new_k"], outputs["new_v"])
         self._clean.append(latents)
 
     def recache(self, text: Mapping[str, Tensor]) -> None:
         """Rebuild the cache under another text: see `FrameWindow.recache`."""
-        plan = self._kv.plan_recache()
-        if plan is not None:
-            outputs = self._run(plan, self._clean.latest(plan.num_frames), _CLEAN, text)
-            self._kv.write(plan, outputs["new_k"], outputs["new_v"])
+        span = self._kv.recache_span()
+        if span is not None:
+            outputs = self._run(span, self._clean.latest(span.num_frames), _CLEAN, text)
+            self._kv.write(span, outputs["new_k"], outputs["new_v"])
 
-    def reset(self) -> None:
+    def clear(self) -> None:
         """Forget all frames."""
-        self._kv.reset()
-        self._clean.reset()
+        self._kv.clear()
+        self._clean.clear()
 
     def _run(
         self,
-        plan: PassPlan,
+        span: PassSpan,
         latents: Tensor,
         timestep: float,
         text: Mapping[str, Tensor],
@@ -416,23 +416,23 @@ class CachedTransformer:
         hints: Tensor | None = None,
         attention_bias: float | None = None,
     ) -> dict[str, Tensor]:
-        positions = plan.window_positions if self._is_windowed else plan.absolute_positions
+        positions = span.window_positions if self._is_windowed else span.absolute_positions
         cos, sin = self._tables.at(positions)  # [T, rows, cols, D / 2]
         inputs = {
             "latents": latents,
-            "timesteps": latents.new_full((1, plan.num_frames), timestep, dtype=torch.float32),
+            "timesteps": latents.new_full((1, span.num_frames), timestep, dtype=torch.float32),
             **text,
             "rope_cos": cos,
             "rope_sin": sin,
             "past_k": self._kv.k,
             "past_v": self._kv.v,
-            "past_bias": self._kv.bias(plan, attention_bias),
+            "past_bias": self._kv.bias(span, attention_bias),
         }
         if self._is_windowed:
-            tables = self._tables.at(self._kv.window.past_positions(plan))
+            tables = self._tables.at(self._kv.window.past_positions(span))
             inputs["past_cos"], inputs["past_sin"] = (table.flatten(0, 2) for table in tables)  # [P, D / 2]
         if self._no_hints is not None:
-            inputs["hints"] = self._no_hints.of(plan.num_frames) if hints is None else hints
+            inputs["hints"] = self._no_hints.of(span.num_frames) if hints is None else hints
         return self._engine.run(inputs)
 
 

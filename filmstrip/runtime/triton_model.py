@@ -5,6 +5,9 @@ all models share is here: sequences, reading and checking tensors, errors, cance
 """
 
 import json
+import os
+import threading
+import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -24,18 +27,17 @@ from filmstrip.runtime.sequences import (
     IdleTimer,
     Sequences,
     SequenceState,
-    Stages,
+    Timings,
     check_frames,
     check_tensor,
     read_parameters,
 )
-from filmstrip.runtime.watchdog import exit_with_parent
 
 _SECOND = 1_000_000  # microseconds
 _IDLE_CHECK_S = 10.0
 
 
-class SequenceModel(ABC):
+class TritonModel(ABC):
     """Base of every `TritonPythonModel` of ours: a request is a chunk, START and END are Triton's flags."""
 
     @abstractmethod
@@ -98,7 +100,7 @@ class SequenceModel(ABC):
         except Exception:  # noqa: BLE001 - whatever a model raises ends here; the client must not see its paths
             pb_utils.Logger.log_error(f"the model failed on {place}\n{traceback.format_exc()}")
             return _failure(pb_utils.TritonError(ModelError(f"the model failed on {place}").to_wire()))
-        report = {"stages": chunk.stages.seconds, "open_sequences": len(self._sequences), **chunk.report}
+        report = {"stages": chunk.timings.seconds, "open_sequences": len(self._sequences), **chunk.report}
         return pb_utils.InferenceResponse(
             output_tensors=[
                 pb_utils.Tensor(FRAMES.name, np.ascontiguousarray(frames)),
@@ -107,8 +109,8 @@ class SequenceModel(ABC):
         )
 
     def _read(self, request: Any) -> Chunk:
-        stages = Stages()
-        with stages.stage("read"):
+        timings = Timings()
+        with timings.measure("read"):
             texts = _array(request, CHUNK)
             if texts is None:
                 raise ModelError("a request without a chunk can only end a sequence")
@@ -119,7 +121,24 @@ class SequenceModel(ABC):
                 if array is not None:
                     check_tensor(parameters.index, spec, array)
                     tensors[spec.name] = array
-        return Chunk(parameters, tensors, request.is_cancelled, stages)
+        return Chunk(parameters, tensors, request.is_cancelled, timings)
+
+
+def exit_with_parent(period_s: float = 0.5) -> None:
+    """Watch the parent process from a daemon thread, and exit at once when it has died.
+
+    A model that works while tritonserver is killed would otherwise live on, with all its memory. The kernel's own
+    signal (PR_SET_PDEATHSIG) does not serve here: it comes when the parent's *thread* that started us ends, which
+    a tritonserver that lives on may do at any time.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(period_s)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="watchdog", daemon=True).start()
 
 
 def _array(request: Any, spec: TensorSpec) -> npt.NDArray[Any] | None:
@@ -131,11 +150,11 @@ def _failure(error: Any) -> Any:
     return pb_utils.InferenceResponse(output_tensors=[], error=error)
 
 
-class FrameProcessorModel(SequenceModel):
+class FrameProcessorModel(TritonModel):
     """A model that runs an input video's frames through a processor, a new one for each sequence."""
 
     processor: ClassVar[Callable[[], FrameProcessor]]
 
     def start(self) -> SequenceState:
-        """See `SequenceModel`."""
+        """See `TritonModel`."""
         return FrameProcessing(type(self).processor())

@@ -21,7 +21,7 @@ from filmstrip.contract import (
     TensorSpec,
 )
 from filmstrip.runtime.engines.engine import Engine
-from filmstrip.runtime.pipeline_config import MAX_REFERENCES, PipelineConfig
+from filmstrip.runtime.longlive_config import MAX_REFERENCES, LongLiveConfig
 from filmstrip.runtime.pixels import letterbox, pad_first_frame, resample, resize_cover, split_images, to_pixels
 from filmstrip.runtime.processors import resize
 from filmstrip.runtime.sequences import Chunk, invalid
@@ -255,7 +255,7 @@ class VaceBranch:
     def __init__(
         self,
         engines: Mapping[str, Engine],
-        config: PipelineConfig,
+        config: LongLiveConfig,
         tables: RopeTables,
         *,
         inactive: StreamingEncoder,
@@ -283,7 +283,7 @@ class VaceBranch:
             problem = f"has {len(references)} images, the pipeline takes at most {MAX_REFERENCES}"
             raise invalid(chunk.parameters.index, VACE_REF_IMAGES, problem)
         if conditioning is None:
-            self.reset()
+            self.clear()
             if not references:
                 return None
         factor = self._config.spatial_factor
@@ -323,10 +323,10 @@ class VaceBranch:
         }
         return self._engine.run(inputs)["hints"]
 
-    def reset(self) -> None:
+    def clear(self) -> None:
         """Forget the conditioning frames so far."""
         for stream in self._streams:
-            stream.reset()
+            stream.clear()
 
     def _encode_image(self, pixels: Tensor) -> Tensor:
         return self._image_encoder.run({"pixels": pixels})["latents"]

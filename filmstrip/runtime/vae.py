@@ -44,7 +44,7 @@ class FeatureStream:
         self._caches = {name.removeprefix(_NEW): cache for name, cache in outputs.items()}
         return result
 
-    def reset(self) -> None:
+    def clear(self) -> None:
         """Forget the passes so far, and free the caches' memory."""
         self._caches = None
 
@@ -85,9 +85,9 @@ class StreamingEncoder:
             return self._stream(pixels)
         repeats = pixels[:, :, -1:].expand(-1, -1, self._chunk_size + 1 - num_frames, -1, -1)
         latents = self._stream(torch.cat([pixels, repeats], dim=2))
-        self.reset()
+        self.clear()
         return latents[:, :, : 1 + (num_frames - 1) // self._temporal_factor]
 
-    def reset(self) -> None:
+    def clear(self) -> None:
         """Forget the frames so far."""
-        self._stream.reset()
+        self._stream.clear()

@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from frontend.embedded import _environment
+from frontend.embedded.supervisor import _environment
 from tests.support import http
 from tests.support.processes import error_code, is_running, model_processes, relay_processes
 from tests.support.recovery import PROBE, assert_recovers, assert_serves, eventually

@@ -46,18 +46,18 @@ class Cached:
         return self.network(latents, timesteps, *text, Rope(*tables), self.kv.k, self.kv.v, self.kv.bias(plan), hints)
 
     def clean(self, num_frames: int, text) -> None:
-        plan = self.kv.plan_chunk(num_frames)
+        plan = self.kv.chunk_span(num_frames)
         _, k, v = self.run(plan, self.latents[:, :, plan.first_frame : plan.end], 0.0, text)
         self.kv.write(plan, k, v)
 
     def recache(self, text) -> None:
-        plan = self.kv.plan_recache()
+        plan = self.kv.recache_span()
         assert plan is not None
         _, k, v = self.run(plan, self.latents[:, :, plan.first_frame : plan.end], 0.0, text)
         self.kv.write(plan, k, v)
 
     def velocity(self, noisy: Tensor, timestep: float, text, hints: Tensor | None = None) -> Tensor:
-        plan = self.kv.plan_chunk(noisy.shape[2])
+        plan = self.kv.chunk_span(noisy.shape[2])
         return self.run(plan, noisy, timestep, text, hints)[0]
 
 

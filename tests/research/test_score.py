@@ -10,7 +10,7 @@ from click.testing import CliRunner
 pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
 from filmstrip.client import Client
-from filmstrip.connection import TIMEOUT_S
+from filmstrip.connection_settings import TIMEOUT_S
 from filmstrip.wire import VideoShape, pack_video_header
 from frontend.schema import GenerateRequest
 from frontend.schema import parse as parse_request

@@ -8,7 +8,7 @@ import httpx
 import psutil
 
 from benchmarks.servers import MeasuredFrontend, Transport
-from frontend.watch import STUB
+from frontend.embedded.wheel import STUB
 from tests.support import http
 from tests.support.processes import command_line, descendants, is_running, relay_processes
 from tests.support.recovery import open_sequences

@@ -21,7 +21,7 @@ import psutil
 import tritonclient.grpc as triton_grpc
 
 from filmstrip.triton_server import NO_PROXY
-from frontend.relay import SendSecret
+from frontend.inference import SendSecret
 from frontend.settings import Settings
 from tests.support import http
 from tests.support.sse import EventParser

@@ -7,9 +7,10 @@ import pytest
 
 from deploy.triton import _read_secret
 from export.config import load_config
-from filmstrip import connection
+from filmstrip import connection_settings
+from filmstrip.model_folders import EXPORT_FILE
 from filmstrip.runtime.engines import manifest
-from filmstrip.runtime.pipeline_config import FILE_NAME, PipelineConfig
+from filmstrip.runtime.longlive_config import LongLiveConfig
 from frontend import settings as frontend_settings
 from frontend.schema import LoadRequest, parse
 from frontend.settings import ApiKey, Settings
@@ -37,13 +38,13 @@ def test_the_settings_of_a_training(tmp_path: Path):
 def test_the_manifest_of_an_engine(tmp_path: Path):
     engine = tmp_path / "engine.onnx"
     marked(manifest.manifest_path(engine), MANIFEST.to_json())
-    assert manifest.read(engine) == MANIFEST
+    assert manifest.read_manifest(engine) == MANIFEST
 
 
 def test_the_file_of_a_models_version_folder(tmp_path: Path):
-    marked(tmp_path / FILE_NAME, "{}")
+    marked(tmp_path / EXPORT_FILE, "{}")
     with pytest.raises(ValueError, match="Field required"):  # and not: Unexpected UTF-8 BOM
-        PipelineConfig.read(tmp_path)
+        LongLiveConfig.read(tmp_path)
 
 
 def test_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -63,7 +64,7 @@ def test_variables_that_are_filled_from_a_file(monkeypatch: pytest.MonkeyPatch):
     assert (settings.api_keys, settings.port) == ((ApiKey("studio", "one"),), 8123)
     monkeypatch.setenv("FILMSTRIP_SERVER", f"{MARK}http://films.test")
     monkeypatch.setenv("FILMSTRIP_TOKEN", f"{MARK}key")
-    target = connection.resolve(None, None)
+    target = connection_settings.resolve(None, None)
     assert (str(target.url), target.token) == ("http://films.test", "key")
 
 

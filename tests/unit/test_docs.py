@@ -28,8 +28,9 @@ from filmstrip.errors import ERRORS
 from filmstrip.models import Cancelled, Complete, ErrorEvent, Progress
 from frontend.__main__ import main as frontend_command
 from frontend.app import create_app
+from frontend.features import FEATURE_OF_FIELD
 from frontend.metrics import REGISTRY
-from frontend.schema import FEATURE_OF_FIELD, ChunkSpec, GenerateRequest
+from frontend.schema import ChunkSpec, GenerateRequest
 from frontend.settings import GIB, MIB, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +59,6 @@ EVENTS = {"progress": Progress, "complete": Complete, "cancelled": Cancelled, "e
 api = (ROOT / "docs" / "api.md").read_text()
 operations = (ROOT / "docs" / "operations.md").read_text()
 readme = (ROOT / "README.md").read_text()
-documents = pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: str(path.relative_to(ROOT)))
 
 
 def section(text: str, heading: str) -> str:
@@ -235,61 +235,68 @@ def test_every_guarantee_of_security_names_tests_that_exist():
 # -- Commands, links, paths ---------------------------------------------------------------------------------------
 
 
-@documents
-def test_every_make_target_exists(path: Path):
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    text = path.read_text()
-    named = re.findall(r"^make ([a-z-]+)", "\n".join(code_lines(text)), re.MULTILINE)
-    named += [words.split()[1] for words in quoted(text) if words.startswith("make ")]
-    assert set(named) <= set(targets)
+def test_every_make_target_exists(subtests: pytest.Subtests):
+    for path in MARKDOWN:
+        with subtests.test(str(path.relative_to(ROOT))):
+            targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+            text = path.read_text()
+            named = re.findall(r"^make ([a-z-]+)", "\n".join(code_lines(text)), re.MULTILINE)
+            named += [words.split()[1] for words in quoted(text) if words.startswith("make ")]
+            assert set(named) <= set(targets)
 
 
 def test_the_readme_names_the_main_commands():
     assert {"make demo", "make test", "make serve"} <= set(quoted(readme))
 
 
-@documents
-def test_no_word_is_doubled(path: Path):
-    assert re.findall(r"\b([A-Za-z]+) \1\b", re.sub(r"`[^`]*`", "", prose(path.read_text()))) == []
+def test_no_word_is_doubled(subtests: pytest.Subtests):
+    for path in MARKDOWN:
+        with subtests.test(str(path.relative_to(ROOT))):
+            assert re.findall(r"\b([A-Za-z]+) \1\b", re.sub(r"`[^`]*`", "", prose(path.read_text()))) == []
 
 
-@documents
-def test_every_link_leads_somewhere(path: Path):
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose(path.read_text())):
-        if target.startswith("https://"):
-            continue
-        name, _, anchor = target.partition("#")
-        there = (path.parent / name).resolve() if name else path
-        assert there.exists(), target
-        assert there.is_relative_to(ROOT), target
-        if anchor:
-            headings = re.findall(r"^#+ (.+)$", there.read_text(), re.MULTILINE)
-            assert anchor in [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+def test_every_link_leads_somewhere(subtests: pytest.Subtests):
+    for path in MARKDOWN:
+        with subtests.test(str(path.relative_to(ROOT))):
+            for target in re.findall(r"\]\(([^)\s]+)\)", prose(path.read_text())):
+                if target.startswith("https://"):
+                    continue
+                name, _, anchor = target.partition("#")
+                there = (path.parent / name).resolve() if name else path
+                assert there.exists(), target
+                assert there.is_relative_to(ROOT), target
+                if anchor:
+                    headings = re.findall(r"^#+ (.+)$", there.read_text(), re.MULTILINE)
+                    assert anchor in [
+                        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings
+                    ]
 
 
-@documents
-def test_every_file_that_is_named_exists(path: Path):
-    text = path.read_text()
-    words = [word for line in code_lines(text) for word in shlex.split(line, comments=True)] + quoted(text)
-    for word in words:
-        name = word.partition("=")[2] if word.startswith("--") else word
-        in_folder = re.fullmatch(r"[\w./-]+/[\w./-]*", name) and name.split("/")[0] in FOLDERS
-        at_top = re.fullmatch(r"[A-Z]\w*(\.\w+)?", name) and (name.endswith(FILES) or "file" in name)
-        assert (ROOT / name).exists() or not (in_folder or at_top), word
+def test_every_file_that_is_named_exists(subtests: pytest.Subtests):
+    for path in MARKDOWN:
+        with subtests.test(str(path.relative_to(ROOT))):
+            text = path.read_text()
+            words = [word for line in code_lines(text) for word in shlex.split(line, comments=True)] + quoted(text)
+            for word in words:
+                name = word.partition("=")[2] if word.startswith("--") else word
+                in_folder = re.fullmatch(r"[\w./-]+/[\w./-]*", name) and name.split("/")[0] in FOLDERS
+                at_top = re.fullmatch(r"[A-Z]\w*(\.\w+)?", name) and (name.endswith(FILES) or "file" in name)
+                assert (ROOT / name).exists() or not (in_folder or at_top), word
 
 
-@documents
-def test_every_command_exists_with_its_flags(path: Path):
-    for line in code_lines(path.read_text()):
-        words = shlex.split(line, comments=True)
-        for module in (words[at + 1] for at, word in enumerate(words[:-1]) if word == "-m"):
-            assert importlib.util.find_spec(module), line
-        if "frontend" in words and "-m" in words:
-            _check_flags(frontend_command, words)
-        for at, word in enumerate(words):
-            if word.endswith("bin/filmstrip"):
-                command = filmstrip_command.commands[words[at + 1]]
-                _check_flags(command, words)
+def test_every_command_exists_with_its_flags(subtests: pytest.Subtests):
+    for path in MARKDOWN:
+        with subtests.test(str(path.relative_to(ROOT))):
+            for line in code_lines(path.read_text()):
+                words = shlex.split(line, comments=True)
+                for module in (words[at + 1] for at, word in enumerate(words[:-1]) if word == "-m"):
+                    assert importlib.util.find_spec(module), line
+                if "frontend" in words and "-m" in words:
+                    _check_flags(frontend_command, words)
+                for at, word in enumerate(words):
+                    if word.endswith("bin/filmstrip"):
+                        command = filmstrip_command.commands[words[at + 1]]
+                        _check_flags(command, words)
 
 
 def _check_flags(command: click.Command, words: list[str]) -> None:

@@ -1,12 +1,25 @@
-"""What all engines have in common: named tensors in, named tensors out, whatever runs the graph."""
+"""Engines: graphs that can be run, whatever runs them, and how those of a model's folder are loaded."""
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from filmstrip.runtime.engines.manifest import EngineTensor, Manifest
+from filmstrip.runtime.engines.manifest import (
+    BadEngine,
+    Builder,
+    EngineTensor,
+    ForeignEngine,
+    Machine,
+    Manifest,
+    check_engine,
+    check_together,
+    how_to_export,
+    read_manifest,
+)
 
 DTYPES: Mapping[str, torch.dtype] = {
     name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "int64", "int32", "bool")
@@ -99,3 +112,98 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
         # From pageable memory the copy would wait for all that is queued. PyTorch keeps pinned memory until it is read.
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+# -- Loading ------------------------------------------------------------------------------------------------
+
+_CPU = torch.device("cpu")
+_SUFFIXES = (".onnx", ".engine")
+
+
+def load_engines(
+    folder: Path,
+    *,
+    device: torch.device,
+    num_threads: int,
+    graphs: Collection[str],
+    loras: Sequence[str] = (),
+    sizes: Collection[tuple[int, int]] = (),
+    cuda_graphs: bool = False,
+) -> dict[str, Engine]:
+    """Check and open every engine of a folder; returns them by the names of their graphs.
+
+    Args:
+        folder: such as `model_repository/longlive/1/engines`.
+        device: the CPU or a GPU; a text encoder built for the CPU runs there, whatever the other engines run on.
+        num_threads: for each engine on the CPU.
+        graphs: names of those that must be there.
+        loras: names, in the order in which the pipeline passes their scales.
+        sizes: (height, width) in pixels that the pipeline offers.
+        cuda_graphs: see `TensorRtEngine`.
+
+    Raises:
+        BadEngine: one of them can't be used, or they don't belong together.
+    """
+    machines = {one: machine_of(one) for one in (device, _CPU)}
+    manifests = {
+        path: check_engine(path, machines[_device_for(read_manifest(path), device)]) for path in _paths(folder)
+    }
+    if not manifests:
+        raise BadEngine(f"{folder} holds no engines. {how_to_export(folder / 'any')}")
+    check_together(manifests, graphs=graphs, loras=loras, sizes=sizes)
+    return {
+        one.graph: _open(path, one, _device_for(one, device), num_threads, cuda_graphs)
+        for path, one in manifests.items()
+    }
+
+
+def load_engine(path: Path, *, device: torch.device, num_threads: int, cuda_graphs: bool = False) -> Engine:
+    """Check and open one engine; arguments and errors as of `load_engines`."""
+    return _open(path, check_engine(path, machine_of(device)), device, num_threads, cuda_graphs)
+
+
+def machine_of(device: torch.device) -> Machine:
+    """What engines on a device must be built for.
+
+    Raises:
+        ForeignEngine: the device is a GPU, and there is none.
+    """
+    if device.type != "cuda":
+        return Machine("cpu", installed_version)
+    if not torch.cuda.is_available():
+        raise ForeignEngine("the model needs an NVIDIA GPU, and PyTorch sees none: check nvidia-smi and the driver")
+    major, minor = torch.cuda.get_device_capability(device)
+    return Machine(f"sm{major}{minor}", installed_version)
+
+
+def installed_version(builder: Builder) -> str | None:
+    """The version of a builder's library, None where it can't be imported."""
+    try:
+        return str(importlib.import_module(builder.module).__version__)
+    except (ImportError, OSError):  # OSError: a library that it needs is missing
+        return None
+
+
+def _device_for(manifest: Manifest, device: torch.device) -> torch.device:
+    on_cpu = manifest.graph == "text_encoder" and manifest.target == "cpu"
+    return _CPU if on_cpu else device
+
+
+def _paths(folder: Path) -> Iterator[Path]:
+    """Engines, and those of which only the manifest is left."""
+    if not folder.is_dir():
+        return
+    engines = {path for path in folder.iterdir() if path.suffix in _SUFFIXES}
+    orphans = {path.with_suffix("") for path in folder.glob("*.json") if path.with_suffix("").suffix in _SUFFIXES}
+    yield from sorted(engines | orphans)
+
+
+def _open(path: Path, manifest: Manifest, device: torch.device, num_threads: int, cuda_graphs: bool) -> Engine:
+    # Imported here: a machine needs only the library of its own engines, and both modules import this one.
+    if manifest.builder is Builder.ONNX_RUNTIME:
+        from filmstrip.runtime.engines.onnx_runtime import OnnxRuntimeEngine  # noqa: PLC0415
+
+        return OnnxRuntimeEngine(path, manifest, num_threads=num_threads)
+    from filmstrip.runtime.engines.tensorrt import TensorRtEngine  # noqa: PLC0415
+
+    return TensorRtEngine(path, manifest, device, cuda_graphs=cuda_graphs)

@@ -18,11 +18,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self, TypeAlias, get_args
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self, TypeAlias
 
-from pydantic import AfterValidator, TypeAdapter
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
-from filmstrip.runtime.json_files import STRICT, decode
+from filmstrip.contract import first_problem
 
 
 class BadEngine(Exception):
@@ -54,9 +54,10 @@ SPEC_VERSION = 1
 """Version of the graphs: goes up when one changes so that the runtime must change too: a name, a shape, a meaning."""
 
 PrecisionName: TypeAlias = Literal["fp32", "bf16", "fp16"]
-PRECISIONS: tuple[PrecisionName, ...] = get_args(PrecisionName)
 
 TensorShape: TypeAlias = tuple[int, ...]
+
+_STRICT = ConfigDict(extra="forbid", strict=True)  # a string is not a number, and an unknown key is an error
 
 
 class Builder(StrEnum):
@@ -65,6 +66,11 @@ class Builder(StrEnum):
     ONNX_RUNTIME = "onnxruntime"
     TENSORRT_RTX = "tensorrt-rtx"
     TENSORRT = "tensorrt"
+
+    @property
+    def module(self) -> str:
+        """The name of its Python module."""
+        return self.value.replace("-", "_")
 
 
 class ShapeRange(NamedTuple):
@@ -95,7 +101,7 @@ class EngineTensor:
         dims: its lengths, -1 where one varies.
     """
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__: ClassVar = _STRICT
 
     name: str
     dtype: str
@@ -112,7 +118,7 @@ class EngineTensor:
 class EngineFile:
     """A file as it was when the export had written it."""
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__: ClassVar = _STRICT
 
     bytes: int
     sha256: str
@@ -150,7 +156,7 @@ class Manifest:
         format: see `FORMAT`.
     """
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__: ClassVar = _STRICT
 
     graph: str
     spec_version: int
@@ -187,7 +193,10 @@ class Manifest:
         found = raw.get("format") if isinstance(raw, dict) else None
         if found != FORMAT:  # said alone: the fields of another format would only confuse
             raise ValueError(f"format: must be {FORMAT}, is {json.dumps(found)}")
-        return decode(_MANIFEST, text)
+        try:
+            return _MANIFEST.validate_json(text)
+        except ValidationError as error:
+            raise ValueError(first_problem(error)) from None
 
 
 _MANIFEST = TypeAdapter(Manifest)
@@ -198,12 +207,12 @@ def manifest_path(engine: Path) -> Path:
     return engine.with_name(f"{engine.name}.json")
 
 
-def write(engine: Path, manifest: Manifest) -> None:
+def write_manifest(engine: Path, manifest: Manifest) -> None:
     """Write the manifest of an engine."""
     manifest_path(engine).write_text(manifest.to_json(), "utf-8")
 
 
-def read(engine: Path) -> Manifest:
+def read_manifest(engine: Path) -> Manifest:
     """Read the manifest of an engine.
 
     Raises:
@@ -229,15 +238,20 @@ def how_to_export(engine: Path, manifest: Manifest | None = None) -> str:
     # model_repository/NAME/1/engines/GRAPH.onnx
     folder = engine.absolute().parent
     name = folder.parent.parent.name if folder.name == "engines" else "NAME"
-    sizes = [f"--size {_as_width_x_height(name)}" for name in manifest.profiles] if manifest else []
+    sizes = [f"--size {_width_x_height(name)}" for name in manifest.profiles] if manifest else []
     sizes = sizes or ["--size WxH ..."]
     loras = [f"--lora {lora}=FILE" for lora in manifest.loras] if manifest else []
     command = " ".join(["python -m export longlive --checkpoint DIR --id", name, *sizes, *loras])
     return f"Export it again: {command}"
 
 
-def _as_width_x_height(profile: str) -> str:
-    """A profile's name, HEIGHTxWIDTH, in the order in which people read and write sizes."""
+def profile_name(height: int, width: int) -> str:
+    """The name of the profile for a video size in pixels, HEIGHTxWIDTH."""
+    return f"{height}x{width}"
+
+
+def _width_x_height(profile: str) -> str:
+    """The size of a profile as people read and write it, WIDTHxHEIGHT."""
     height, _, width = profile.partition("x")
     return f"{width}x{height}"
 
@@ -258,7 +272,7 @@ class Machine:
     version_of: Callable[[Builder], str | None]
 
 
-def check(engine: Path, machine: Machine) -> Manifest:
+def check_engine(engine: Path, machine: Machine) -> Manifest:
     """Check one engine, cheapest first: its files are read whole.
 
     Raises:
@@ -266,7 +280,7 @@ def check(engine: Path, machine: Machine) -> Manifest:
         ForeignEngine: it was built for another device or another library.
         DamagedEngine: a file is missing or isn't the one that was written.
     """
-    manifest = read(engine)
+    manifest = read_manifest(engine)
     if manifest.spec_version != SPEC_VERSION:
         raise BadManifest(
             f"{engine}: its graph has version {manifest.spec_version}, this runtime needs {SPEC_VERSION}. "
@@ -278,7 +292,11 @@ def check(engine: Path, machine: Machine) -> Manifest:
 
 
 def check_together(
-    engines: Mapping[Path, Manifest], *, graphs: Collection[str], loras: Sequence[str], sizes: Collection[str]
+    engines: Mapping[Path, Manifest],
+    *,
+    graphs: Collection[str],
+    loras: Sequence[str],
+    sizes: Collection[tuple[int, int]],
 ) -> None:
     """Check that engines of one folder belong together, and to their pipeline.
 
@@ -286,7 +304,7 @@ def check_together(
         engines: all of a folder, at least one, each checked on its own.
         graphs: names of the graphs that the pipeline needs.
         loras: names, in the order in which the pipeline passes their scales.
-        sizes: that the pipeline offers, such as "320x576".
+        sizes: (height, width) in pixels that the pipeline offers.
 
     Raises:
         MixedEngines: a graph is missing or there twice, or the engines come from different exports.
@@ -313,11 +331,13 @@ def check_together(
         raise MixedEngines(f"no engine of {first.parent} has {_listed(loras)}. {again}")
 
 
-def _check_pipeline(engine: Path, manifest: Manifest, loras: Sequence[str], sizes: Collection[str]) -> None:
+def _check_pipeline(engine: Path, manifest: Manifest, loras: Sequence[str], sizes: Collection[tuple[int, int]]) -> None:
     again = how_to_export(engine, manifest)
     if manifest.takes_loras and manifest.loras != tuple(loras):
         raise MixedEngines(f"{engine} has {_listed(manifest.loras)}, its pipeline {_listed(loras)}. {again}")
-    lacking = [_as_width_x_height(size) for size in sorted(set(sizes) - manifest.profiles.keys())]
+    lacking = [
+        f"{width}x{height}" for height, width in sorted(sizes) if profile_name(height, width) not in manifest.profiles
+    ]
     if manifest.profiles and lacking:
         raise MixedEngines(f"{engine} was not built for {', '.join(lacking)}, which its pipeline offers. {again}")
 

@@ -24,7 +24,6 @@ from filmstrip.runtime.engines.manifest import (
     how_to_export,
 )
 
-MODULES = {Builder.TENSORRT: "tensorrt", Builder.TENSORRT_RTX: "tensorrt_rtx"}
 _ALIGNMENT = 256  # bytes, of every address that TensorRT is given
 
 
@@ -46,7 +45,7 @@ class TensorRtEngine:
     def __init__(self, path: Path, manifest: Manifest, device: torch.device, *, cuda_graphs: bool = False) -> None:
         if not torch.cuda.is_available():
             raise ForeignEngine(f"{path} needs an NVIDIA GPU, and PyTorch sees none: check nvidia-smi and the driver")
-        trt = importlib.import_module(MODULES[manifest.builder])
+        trt = importlib.import_module(manifest.builder.module)
         is_rtx = manifest.builder is Builder.TENSORRT_RTX
         # With its index, as the device of a tensor has it.
         device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)

@@ -13,7 +13,7 @@ import pytest
 
 import comfyui.client
 from comfyui import generation
-from comfyui.client import ServerClient, make_server
+from comfyui.client import ServerClient, server_address
 from comfyui.errors import FilmstripError
 from comfyui.nodes_server import FilmstripServer
 from tests.support.comfyui.host import Comfy, array_of, ramp
@@ -99,7 +99,7 @@ def test_stop_before_the_answer_cancels_nobody(server: Frontend):
     asked = num_cancels(server)
     with server.stream(pipeline_id="probe", prompt="!sleep 0.5", num_frames=9) as events:
         with pytest.raises(KeyboardInterrupt):  # at the first look, which is before any answer
-            ServerClient(make_server(server.url), stop).generate(
+            ServerClient(server_address(server.url), stop).generate(
                 {"pipeline_id": "probe", "prompt": "x"}, lambda _: None
             )
         assert [name for name, _ in events][-1] == "complete"
@@ -247,7 +247,7 @@ def test_stop_ends_a_transfer_that_stands_still(call: str, patience_s: float):
     with socket.create_server(("127.0.0.1", 0)) as stalled:
         thread = threading.Thread(target=answer)
         thread.start()
-        client = ServerClient(make_server(f"http://127.0.0.1:{stalled.getsockname()[1]}"), stop)
+        client = ServerClient(server_address(f"http://127.0.0.1:{stalled.getsockname()[1]}"), stop)
         frame = np.zeros((1024, 1024, 3), np.uint8).data
         started = time.monotonic()
         calls = {
@@ -299,7 +299,7 @@ def test_another_kind_of_server_is_named(head: str, body: str, message: str):
     with socket.create_server(("127.0.0.1", 0)) as other:
         thread = threading.Thread(target=answer)
         thread.start()
-        client = ServerClient(make_server(f"http://127.0.0.1:{other.getsockname()[1]}"), lambda: None)
+        client = ServerClient(server_address(f"http://127.0.0.1:{other.getsockname()[1]}"), lambda: None)
         with pytest.raises(FilmstripError, match=message):
             client.pipelines()
         thread.join(10)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from filmstrip import triton_server
-from frontend.embedded import find_server, link_backends
+from frontend.embedded.wheel import find_server, link_backends
 from tests.support import http
 from tests.support.processes import relay_processes
 from tests.support.recovery import eventually

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from filmstrip.client import AsyncClient, BlobBuilder, Cancelled, Client, Complete, Progress, VideoShape
+from filmstrip.client import (
+    AsyncClient,
+    BlobBuilder,
+    Cancelled,
+    Client,
+    Complete,
+    GenerationCancelled,
+    Progress,
+    VideoShape,
+)
 from filmstrip.errors import BadImage, Busy, InvalidField, UnknownPath, UnknownPipeline
 from filmstrip.video import count_frames
 from filmstrip.wire import pack_video_header
@@ -78,11 +87,29 @@ def test_what_the_server_is(client):
 
 def test_load_and_status(client):
     assert client.load("gray", {"anything": 1}).status in ("loading", "loaded")
-    assert soon(lambda: client.status().status == "loaded")
-    assert client.status().pipeline_id == "gray"
-    assert client.status().load_params == {"anything": 1}
+    assert soon(lambda: client.load_status().status == "loaded")
+    assert client.load_status().pipeline_id == "gray"
+    assert client.load_status().load_params == {"anything": 1}
     with pytest.raises(UnknownPipeline):
         client.load("missing")
+
+
+async def test_a_run_is_complete_or_raises(client, server):
+    video = noise(25)
+    request = {"pipeline_id": "passthrough", "prompt": "", "input_path": client.upload(video).input_path}
+    events = []
+    complete = client.run(request, num_frames=25, on_event=events.append)
+    assert [type(event) for event in events] == [Progress, Progress, Progress, Complete]
+    np.testing.assert_array_equal(client.download(complete.output_path), video)
+    with pytest.raises(UnknownPath):
+        client.run(request, input_path="input-missing", num_frames=25)
+    with pytest.raises(GenerationCancelled) as raised:
+        client.run(request, num_frames=LONG, on_event=lambda _: client.cancel())
+    assert client.output_shape(raised.value.output_path).frames == raised.value.num_frames > 0
+
+    async with AsyncClient(server.url) as other:
+        complete = await other.run(request, num_frames=25)
+        np.testing.assert_array_equal(await other.download(complete.output_path), video)
 
 
 def test_passthrough_gives_every_byte_back(client):

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frontend.repository import DIED_AT_START
 from frontend.settings import Settings
+from frontend.triton import DIED_AT_START
 from tests.support import http
 from tests.support.processes import model_processes
 from tests.support.recovery import eventually

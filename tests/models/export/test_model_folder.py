@@ -14,11 +14,11 @@ from tritonclient.grpc import model_config_pb2
 
 from export.__main__ import longlive
 from export.errors import BadConfig
-from export.model_folder import IDLE_S, check_pipeline_id, pipeline_config, pipeline_info, write_model_folder
+from export.model_folder import IDLE_S, check_pipeline_id, pipeline_spec, runtime_config, write_model_folder
 from export.spec import Size
-from filmstrip.contract import INPUTS, OUTPUTS, Mode, PipelineInfo
+from filmstrip.contract import INPUTS, OUTPUTS, Mode, PipelineSpec
 from filmstrip.model_folders import is_exported
-from filmstrip.runtime.pipeline_config import PipelineConfig
+from filmstrip.runtime.longlive_config import LongLiveConfig
 from tests.models.export.configs import LONGLIVE, REWARD_FORCING, SELF_FORCING, parse_config, tiny
 
 SIZES = (Size(320, 576), Size(480, 832))
@@ -32,7 +32,7 @@ def read_config(folder: Path) -> model_config_pb2.ModelConfig:
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_triton_reads_a_model_with_one_sequence_and_all_tensors(tmp_path: Path, on_gpu: bool):
     folder = tmp_path / "longlive"
-    write_model_folder(folder, pipeline_config(parse_config(LONGLIVE), SIZES, ("ink",)), on_gpu=on_gpu)
+    write_model_folder(folder, runtime_config(parse_config(LONGLIVE), SIZES, ("ink",)), on_gpu=on_gpu)
     config = read_config(folder)
     assert (config.name, config.backend, config.max_batch_size) == ("longlive", "python", 0)
     assert [(one.name, list(one.dims), one.optional) for one in config.input] == [
@@ -48,11 +48,11 @@ def test_triton_reads_a_model_with_one_sequence_and_all_tensors(tmp_path: Path, 
 
 
 def test_the_frontend_reads_the_facts_that_were_written(tmp_path: Path):
-    config = pipeline_config(parse_config({**LONGLIVE, "vace_layers": [0, 2]}), SIZES, ('né"w', "ink"))
+    config = runtime_config(parse_config({**LONGLIVE, "vace_layers": [0, 2]}), SIZES, ('né"w', "ink"))
     write_model_folder(tmp_path / "longlive", config, on_gpu=False)
     parameters = {name: value.string_value for name, value in read_config(tmp_path / "longlive").parameters.items()}
-    facts = PipelineInfo.from_parameters("longlive", parameters)
-    written = pipeline_info("longlive", config)
+    facts = PipelineSpec.from_parameters("longlive", parameters)
+    written = pipeline_spec("longlive", config)
     assert facts == replace(written, defaults=json.loads(json.dumps(written.defaults)))
     assert facts.modes == (Mode.TEXT, Mode.VIDEO)
     assert (facts.chunk_size, facts.first_chunk_size, facts.latent_frames, facts.granularity) == (12, 9, 3, 16)
@@ -68,24 +68,24 @@ def test_the_frontend_reads_the_facts_that_were_written(tmp_path: Path):
 def test_the_runtime_reads_what_was_written_and_another_pipeline_needs_a_configuration_only(
     tmp_path: Path, values: dict[str, object], window: int, sink: int
 ):
-    config = pipeline_config(parse_config(values), SIZES, ())
+    config = runtime_config(parse_config(values), SIZES, ())
     write_model_folder(tmp_path / "self-forcing", config, on_gpu=False)
-    read = PipelineConfig.read(tmp_path / "self-forcing" / "1")
+    read = LongLiveConfig.read(tmp_path / "self-forcing" / "1")
     assert read == config
     assert (read.window, read.sink, read.head_dim, read.latent_channels) == (window, sink, 128, 16)
 
 
 @pytest.mark.parametrize("change", [{"colour": 1}, {"window": ...}])
 def test_a_configuration_of_another_version_is_refused_by_name(change: dict[str, object]):
-    text = pipeline_config(tiny(vace_layers=[]), SIZES, ()).to_json()
+    text = runtime_config(tiny(vace_layers=[]), SIZES, ()).to_json()
     values = {name: value for name, value in (json.loads(text) | change).items() if value is not ...}
     with pytest.raises(ValueError, match=next(iter(change))):
-        PipelineConfig.from_json(json.dumps(values))
+        LongLiveConfig.from_json(json.dumps(values))
 
 
 def test_a_vace_branch_with_other_channels_than_the_runtime_makes_is_refused():
     with pytest.raises(BadConfig, match="vace_in_dim = 12 must be"):
-        pipeline_config(tiny(), SIZES, ())
+        runtime_config(tiny(), SIZES, ())
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a b", "x" * 101])
@@ -103,7 +103,7 @@ def test_names_of_models():
 
 
 def test_what_marks_an_exported_folder_is_written_by_the_export(tmp_path: Path):
-    write_model_folder(tmp_path / "tiny", pipeline_config(parse_config(LONGLIVE), SIZES, ()), on_gpu=False)
+    write_model_folder(tmp_path / "tiny", runtime_config(parse_config(LONGLIVE), SIZES, ()), on_gpu=False)
     assert is_exported(tmp_path / "tiny")
     (repository,) = (option for option in longlive.params if option.name == "repository")
     assert repository.default == "models"  # what git ignores and the embedded Triton reads

@@ -8,9 +8,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 
 from torch import Tensor
 
-from filmstrip.runtime.engines.engine import Engine
-from filmstrip.runtime.engines.load import load_engines
-from filmstrip.runtime.pipeline_config import PipelineConfig
+from filmstrip.runtime.engines.engine import Engine, load_engines
+from filmstrip.runtime.longlive_config import LongLiveConfig
 from filmstrip.runtime.transformer import CachedTransformer, RopeTables
 from tests.models.export.exported import LORAS, PROFILES
 
@@ -21,8 +20,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def config(tiny_repository: Path) -> PipelineConfig:
-    return PipelineConfig.read(tiny_repository / "tiny" / "1")
+def config(tiny_repository: Path) -> LongLiveConfig:
+    return LongLiveConfig.read(tiny_repository / "tiny" / "1")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +33,7 @@ def engines(tiny_repository: Path) -> dict[str, Engine]:
 
 
 def concatenated(
-    engines: dict[str, Engine], config: PipelineConfig, text: dict[str, Tensor], chunks: list[Tensor], bias: float
+    engines: dict[str, Engine], config: LongLiveConfig, text: dict[str, Tensor], chunks: list[Tensor], bias: float
 ) -> list[Tensor]:
     """Velocities by a cache that is concatenated and cut: the sink, then the latest that have room in the window."""
     tables = RopeTables(config.head_dim, config.rope_theta, ROWS, COLS, CPU)
@@ -62,7 +61,7 @@ def concatenated(
 
 @pytest.mark.parametrize("attention_bias", [None, 0.3])
 def test_the_ring_gives_what_a_concatenated_cache_gives(
-    engines: dict[str, Engine], config: PipelineConfig, attention_bias: float | None
+    engines: dict[str, Engine], config: LongLiveConfig, attention_bias: float | None
 ):
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.randn(1, config.text_len, config.text_dim, generator=generator)

@@ -14,9 +14,9 @@ from click.testing import CliRunner, Result
 
 from export.__main__ import main
 from export.errors import BadConfig
-from filmstrip.runtime.engines.load import load_engines
-from filmstrip.runtime.engines.manifest import BadEngine, read
-from filmstrip.runtime.pipeline_config import PipelineConfig
+from filmstrip.runtime.engines.engine import load_engines
+from filmstrip.runtime.engines.manifest import BadEngine, read_manifest
+from filmstrip.runtime.longlive_config import LongLiveConfig
 from filmstrip.runtime.text import Tokenizer, prompt_encoder
 from tests.models.export.checkpoints import WHOLE, WORDS, write_checkpoint, write_lora
 from tests.models.export.configs import TINY
@@ -66,7 +66,7 @@ def copy(small: Path, tmp_path: Path) -> Iterator[Path]:
 
 def test_every_network_becomes_an_engine_that_the_runtime_loads_with_its_pipeline(tiny_repository: Path):
     version = tiny_repository / "tiny" / "1"
-    config = PipelineConfig.read(version)
+    config = LongLiveConfig.read(version)
     assert config.loras == LORAS
     assert config.sizes == ((64, 64), (64, 96))
     loaded = load_engines(
@@ -85,15 +85,15 @@ def test_every_network_becomes_an_engine_that_the_runtime_loads_with_its_pipelin
 
 def test_manifests_say_what_each_engine_is_made_of(tiny_repository: Path):
     engines = tiny_repository / "tiny" / "1" / "engines"
-    made_of = {path.name.partition(".")[0]: set(read(path).checkpoint) for path in engines.glob("*.onnx")}
+    made_of = {path.name.partition(".")[0]: set(read_manifest(path).checkpoint) for path in engines.glob("*.onnx")}
     assert made_of["vae_decoder_next"] == {"config.json", "text_encoder/config.json", "vae/vae.pth"}
     assert made_of["transformer"] == {"config.json", "text_encoder/config.json", "base.pt", "--lora ink", "--lora neon"}
     assert made_of["text_kv"] == {"config.json", "text_encoder/config.json", "base.pt"}
-    manifest = read(engines / "transformer.onnx")
+    manifest = read_manifest(engines / "transformer.onnx")
     assert manifest.loras == LORAS
     assert (manifest.precision, manifest.target, manifest.builder) == ("fp32", "cpu", "onnxruntime")
     assert manifest.profiles["64x64"]["past_k"].max == (3, 1, 2, 12 * 16, 24)
-    assert read(engines / "text_kv.onnx").profiles == {}
+    assert read_manifest(engines / "text_kv.onnx").profiles == {}
 
 
 def test_the_table_shows_how_close_each_engine_is(tiny_repository: Path):
@@ -125,7 +125,7 @@ def test_engines_of_tensorrt_rtx_are_built_ahead_of_time_without_a_gpu(small: Pa
     assert done.exit_code == 0, done.output
     assert "The engines were not run" in done.output
     engines = small / "repository" / "rtx" / "1" / "engines"
-    manifests = {path.stem: read(path) for path in engines.glob("*.engine")}
+    manifests = {path.stem: read_manifest(path) for path in engines.glob("*.engine")}
     assert manifests.keys() == GRAPHS - {"vace", "vace_text_kv", "vae_encoder_image"}
     assert {(one.builder, one.target) for one in manifests.values()} == {("tensorrt-rtx", "sm89,sm120")}
     # T5's sums are too large for float16.
@@ -149,12 +149,12 @@ def test_what_is_up_to_date_is_kept(copy: Path):
 def test_other_loras_are_a_new_export_of_the_transformer_alone(copy: Path):
     lora = write_lora(copy / "ink.pt", 1)
     assert "built: 1, kept: 6" in run(copy, "--lora", f"ink={lora}").output
-    manifest = read(copy / "repository" / "small" / "1" / "engines" / "transformer.onnx")
+    manifest = read_manifest(copy / "repository" / "small" / "1" / "engines" / "transformer.onnx")
     assert manifest.loras == ("ink",)
     assert "lora_scales" in [one.name for one in manifest.inputs]
     write_lora(lora, 2)
     assert "built: 1, kept: 6" in run(copy, "--lora", f"ink={lora}").output  # of the same name, but another file
-    assert PipelineConfig.read(copy / "repository" / "small" / "1").loras == ("ink",)
+    assert LongLiveConfig.read(copy / "repository" / "small" / "1").loras == ("ink",)
 
 
 def test_an_engine_that_was_damaged_is_made_again(copy: Path):

@@ -12,7 +12,7 @@ from PIL import Image
 from demo.following import CheckFailed
 from demo.text_to_video import PROMPT, text_to_video
 from filmstrip.client import Client, Event
-from filmstrip.runtime.engines.manifest import file_sha256, read
+from filmstrip.runtime.engines.manifest import file_sha256, read_manifest
 from filmstrip.video import count_frames, probe
 from tests.support import http
 from tests.support.server import ROOT, Frontend
@@ -31,7 +31,7 @@ def test_make_gives_the_same_command():
 
 def test_every_manifest_names_the_weights_that_are_shipped(small_repository: Path):
     engines = sorted((small_repository / ID / "1" / "engines").glob("*.onnx"))
-    manifests = {path.stem: read(path) for path in engines}
+    manifests = {path.stem: read_manifest(path) for path in engines}
     weights = {path.relative_to(CHECKPOINT).as_posix(): path for path in CHECKPOINT.rglob("*.safetensors")}
     own = {name: file_sha256(path) for name, path in weights.items() if path not in LORAS.values()}
     told = {

@@ -6,7 +6,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
-from filmstrip.contract import INPUTS, OUTPUTS, Mode, PipelineInfo, TensorSpec
+from filmstrip.contract import INPUTS, OUTPUTS, Mode, PipelineSpec, TensorSpec
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = sorted(ROOT.glob("tests/support/model_repository/*/config.pbtxt"))
@@ -18,9 +18,9 @@ def read(path: Path) -> ModelConfig:
     return text_format.Parse(path.read_text(), ModelConfig())
 
 
-def facts(config: ModelConfig) -> PipelineInfo | None:
+def facts(config: ModelConfig) -> PipelineSpec | None:
     parameters = {key: value.string_value for key, value in config.parameters.items()}
-    return PipelineInfo.from_parameters(config.name, parameters)
+    return PipelineSpec.from_parameters(config.name, parameters)
 
 
 @pytest.fixture(params=CONFIGS, ids=lambda path: path.parent.name)

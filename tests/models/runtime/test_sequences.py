@@ -19,7 +19,7 @@ from filmstrip.runtime.sequences import (
     FrameProcessing,
     IdleTimer,
     Sequences,
-    Stages,
+    Timings,
     check_frames,
     check_tensor,
     read_parameters,
@@ -97,14 +97,14 @@ def test_cancelling_stops_between_steps():
 
 
 def test_stages_add_up():
-    stages = Stages()
+    timings = Timings()
     for _ in range(2):
-        with stages.stage("sleep"):
+        with timings.measure("sleep"):
             time.sleep(0.01)
-    with pytest.raises(ZeroDivisionError), stages.stage("failing"):
+    with pytest.raises(ZeroDivisionError), timings.measure("failing"):
         raise ZeroDivisionError
-    assert 0.02 <= stages.seconds["sleep"] < 1
-    assert stages.seconds["failing"] >= 0
+    assert 0.02 <= timings.seconds["sleep"] < 1
+    assert timings.seconds["failing"] >= 0
 
 
 def test_a_frame_processor_resizes_processes_and_takes_time():
@@ -112,7 +112,7 @@ def test_a_frame_processor_resizes_processes_and_takes_time():
     frames = FrameProcessing(Gray()).chunk(made)
     assert frames.shape == (2, 8, 12, 3)
     assert (frames == frames[..., :1]).all()
-    assert set(made.stages.seconds) == {"resize", "process"}
+    assert set(made.timings.seconds) == {"resize", "process"}
 
 
 def test_a_frame_processor_leaves_the_right_size_alone():

@@ -467,7 +467,7 @@ def test_a_reset_in_the_midst_of_a_transition_goes_on_from_the_prompts():
     blends = Blends()
     chunks = told(6, {0: to("b", 4), 1: to("c", 4)})
     cut_short = run(chunks[:3], blends)[0]
-    blends.prompts.reset()
+    blends.prompts.clear()
     made, changed, asked = run(chunks[3:], blends)
     torch.testing.assert_close(cut_short[2], mix("a", "c", 1 / 3))
     for embedding, wanted in zip(made, [*way("a", "c", 4)[2:], embedding_of("c")], strict=True):
@@ -480,7 +480,7 @@ def test_a_transition_that_begins_at_a_reset_begins_at_the_prompts():
     blends = Blends()
     chunks = told(4, {0: to("b", 4), 2: to("c", 2)})
     run(chunks[:2], blends)
-    blends.prompts.reset()
+    blends.prompts.clear()
     made, changed, _ = run(chunks[2:], blends)
     torch.testing.assert_close(made[0], embedding_of("a"))
     assert changed == [True, True]

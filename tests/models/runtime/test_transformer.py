@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from filmstrip.runtime.transformer import CleanLatents, FrameWindow, KvCache, PassPlan
+from filmstrip.runtime.transformer import CleanLatents, FrameWindow, KvCache, PassSpan
 
 # -- The window ----------------------------------------------------------------------------------------------
 
@@ -45,7 +45,7 @@ ONLY_THE_CHUNK = FrameWindow(3, 0, 3)
     ],
 )
 def test_what_a_chunk_sees(window: FrameWindow, first: int, length: int, seen: list[int]):
-    assert window.chunk(first, length) == PassPlan(first, length, tuple(seen))
+    assert window.chunk(first, length) == PassSpan(first, length, tuple(seen))
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_what_a_chunk_sees(window: FrameWindow, first: int, length: int, seen: l
     ],
 )
 def test_what_a_recache_runs_and_sees(window: FrameWindow, num_frames: int, first: int, seen: list[int]):
-    assert window.recache(num_frames) == PassPlan(first, num_frames - first, tuple(seen))
+    assert window.recache(num_frames) == PassSpan(first, num_frames - first, tuple(seen))
 
 
 def test_nothing_is_recached_before_the_first_chunk():
@@ -71,7 +71,7 @@ def test_nothing_is_recached_before_the_first_chunk():
 
 
 @pytest.mark.parametrize(
-    ("plan", "past", "own", "absolute"),
+    ("span", "past", "own", "absolute"),
     [
         (LONGLIVE.chunk(0, 4), [0] * 9, range(4), range(4)),
         (LONGLIVE.chunk(4, 3), [0, 1, 2, 3, 0, 0, 0, 0, 0], range(4, 7), range(4, 7)),
@@ -83,10 +83,10 @@ def test_nothing_is_recached_before_the_first_chunk():
         (LONGLIVE.recache(15), [0, 1, 2, 0, 0, 0, 0, 0, 0], range(3, 12), range(6, 15)),
     ],
 )
-def test_positions(plan: PassPlan, past: list[int], own: range, absolute: range):
-    assert list(LONGLIVE.past_positions(plan)) == past
-    assert plan.window_positions == own
-    assert plan.absolute_positions == absolute
+def test_positions(span: PassSpan, past: list[int], own: range, absolute: range):
+    assert list(LONGLIVE.past_positions(span)) == past
+    assert span.window_positions == own
+    assert span.absolute_positions == absolute
 
 
 def test_a_window_without_room_is_refused():
@@ -136,7 +136,7 @@ class ListModel(RuleBasedStateMachine):
         count = data.draw(st.integers(1, self.window.size))
         values = self._values(count)
         new = frames(values[0], count)
-        self.cache.write(self.cache.plan_chunk(count), new, -new)
+        self.cache.write(self.cache.chunk_span(count), new, -new)
         for value in values:
             if len(self.sink) < self.window.sink:
                 self.sink.append(value)
@@ -149,9 +149,9 @@ class ListModel(RuleBasedStateMachine):
     def recache(self) -> None:
         count = min(self.made, self.window.size)
         values = self._values(count)
-        plan = self.cache.plan_recache()
-        new = frames(values[0], count)[:, :, :, -plan.num_frames * TOKENS :]
-        self.cache.write(plan, new, -new)
+        span = self.cache.recache_span()
+        new = frames(values[0], count)[:, :, :, -span.num_frames * TOKENS :]
+        self.cache.write(span, new, -new)
         if self.made <= self.window.size:
             self.sink = values[: len(self.sink)]
         if self.others:
@@ -159,7 +159,7 @@ class ListModel(RuleBasedStateMachine):
 
     @rule()
     def reset(self) -> None:
-        self.cache.reset()
+        self.cache.clear()
         self._clear()
 
     def _seen(self, bias: Tensor) -> dict[int, float]:
@@ -181,19 +181,19 @@ class ListModel(RuleBasedStateMachine):
         room = max(0, self.window.size - count - self.window.sink)
         others = self.others[-room:] if room else []
         expected = dict.fromkeys(self.sink, 0.0) | dict.fromkeys(others, math.log(factor or 1.0))
-        assert self._seen(self.cache.bias(self.cache.plan_chunk(count), factor)) == pytest.approx(expected)
+        assert self._seen(self.cache.bias(self.cache.chunk_span(count), factor)) == pytest.approx(expected)
 
     @invariant()
     def the_same_is_held(self) -> None:
         assert self.cache.num_frames == self.made
-        usual = self.cache.plan_chunk(self.window.latent_frames_per_chunk)
+        usual = self.cache.chunk_span(self.window.latent_frames_per_chunk)
         assert self._seen(self.cache.bias(usual)) == dict.fromkeys([*self.sink, *self.others], 0.0)
 
     @precondition(lambda self: self.made > 0)
     @rule()
     def a_recache_sees_the_sink_once_frames_have_left_the_window(self) -> None:
         expected = self.sink if self.made > self.window.size else []
-        bias = self.cache.bias(self.cache.plan_recache(), 0.25)
+        bias = self.cache.bias(self.cache.recache_span(), 0.25)
         assert self._seen(bias) == dict.fromkeys(expected, 0.0)
 
 
@@ -213,7 +213,7 @@ def test_the_sizes_of_longlive():
     )
     assert cache.k.shape == cache.v.shape == (30, 1, 12, 9 * 1560, 128)
     assert cache.k.dtype == cache.v.dtype == torch.bfloat16
-    bias = cache.bias(cache.plan_chunk(3))
+    bias = cache.bias(cache.chunk_span(3))
     assert (bias.shape, bias.dtype) == ((9 * 1560,), torch.float32)
 
 
@@ -221,19 +221,19 @@ def test_the_buffers_stay_where_they_are_and_the_bias_is_made_once():
     cache = kv_cache(FrameWindow(5, 1, 2))
     where = cache.k.data_ptr(), cache.v.data_ptr()
     for _ in range(4):
-        plan = cache.plan_chunk(2)
-        bias = cache.bias(plan, 0.5)
-        assert cache.bias(cache.plan_chunk(2), 0.5) is bias
-        assert cache.bias(plan, 0.5) is bias
-        cache.write(plan, frames(1, 2), frames(1, 2))
+        span = cache.chunk_span(2)
+        bias = cache.bias(span, 0.5)
+        assert cache.bias(cache.chunk_span(2), 0.5) is bias
+        assert cache.bias(span, 0.5) is bias
+        cache.write(span, frames(1, 2), frames(1, 2))
     assert (cache.k.data_ptr(), cache.v.data_ptr()) == where
 
 
 def test_a_reset_leaves_nothing_of_what_went_wrong():
     """A bias of -inf hides no NaN: 0 times it is NaN."""
     cache = kv_cache(FrameWindow(5, 1, 2))
-    cache.write(cache.plan_chunk(2), frames(1, 2) * math.nan, frames(1, 2) * math.inf)
-    cache.reset()
+    cache.write(cache.chunk_span(2), frames(1, 2) * math.nan, frames(1, 2) * math.inf)
+    cache.clear()
     assert cache.k.isfinite().all()
     assert cache.v.isfinite().all()
 
@@ -249,10 +249,10 @@ def test_a_reset_leaves_nothing_of_what_went_wrong():
 )
 def test_keys_and_values_that_do_not_fit_are_refused_and_nothing_is_written(k: Tensor, v: Tensor):
     cache = kv_cache(FrameWindow(5, 1, 2))
-    cache.write(cache.plan_chunk(2), frames(1, 2), frames(1, 2))
+    cache.write(cache.chunk_span(2), frames(1, 2), frames(1, 2))
     before = cache.k.clone(), cache.v.clone()
     with pytest.raises(ValueError, match=r"must be \[2, 1, 3, 4, 4\] on cpu, got"):
-        cache.write(cache.plan_chunk(2), k, v)
+        cache.write(cache.chunk_span(2), k, v)
     assert torch.equal(cache.k, before[0])
     assert torch.equal(cache.v, before[1])
     assert cache.num_frames == 2
@@ -261,10 +261,10 @@ def test_keys_and_values_that_do_not_fit_are_refused_and_nothing_is_written(k: T
 def test_a_plan_of_another_time_is_refused():
     cache = kv_cache(FrameWindow(5, 1, 2))
     for count in (2, 2):
-        cache.write(cache.plan_chunk(count), frames(1, count), frames(1, count))
-    chunk, recache = cache.plan_chunk(2), cache.plan_recache()
+        cache.write(cache.chunk_span(count), frames(1, count), frames(1, count))
+    chunk, recache = cache.chunk_span(2), cache.recache_span()
     assert recache is not None
-    cache.write(cache.plan_chunk(3), frames(1, 3), frames(1, 3))
+    cache.write(cache.chunk_span(3), frames(1, 3), frames(1, 3))
     for stale, count in ((chunk, 2), (recache, 4)):
         with pytest.raises(ValueError, match="don't follow 7 cached ones"):
             cache.write(stale, frames(1, count), frames(1, count))
@@ -288,13 +288,13 @@ def test_nothing_waits_for_the_device(dtype: torch.dtype):
     new = {count: frames(1, count).to("meta", dtype) for count in range(1, 13)}
     with _StaysOnDevice():
         for count in (4, 3, 3, 3, 3):
-            plan = cache.plan_chunk(count)
-            cache.bias(plan, 0.5)
-            cache.write(plan, new[count], new[count])
-            recache = cache.plan_recache()
+            span = cache.chunk_span(count)
+            cache.bias(span, 0.5)
+            cache.write(span, new[count], new[count])
+            recache = cache.recache_span()
             cache.bias(recache)
             cache.write(recache, new[recache.num_frames], new[recache.num_frames])
-        cache.reset()
+        cache.clear()
     with pytest.raises(AssertionError, match="cpu"), _StaysOnDevice():
         new[1].copy_(frames(1, 1))
 
@@ -307,10 +307,10 @@ def test_nothing_waits_for_a_gpu(dtype: torch.dtype):
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(5):
-            plan = cache.plan_chunk(3)
-            cache.bias(plan, 0.5)
-            cache.write(plan, new, new)
-        cache.reset()
+            span = cache.chunk_span(3)
+            cache.bias(span, 0.5)
+            cache.write(span, new, new)
+        cache.clear()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -333,7 +333,7 @@ def test_the_latest_clean_latents_are_kept():
         assert torch.equal(clean.latest(1), latents(made - 1, 1))
         with pytest.raises(ValueError, match=f"{kept + 1} latent frames requested, {kept} kept"):
             clean.latest(kept + 1)
-    clean.reset()
+    clean.clear()
     with pytest.raises(ValueError, match="1 latent frames requested, 0 kept"):
         clean.latest(1)
     clean.append(latents(7, 3))

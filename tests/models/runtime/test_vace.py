@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 
 from torch import Tensor
 
-from filmstrip.contract import ChunkParameters, Mode, PipelineInfo
+from filmstrip.contract import ChunkParameters, Mode, PipelineSpec
 from filmstrip.errors import InvalidField, ModelError
 from filmstrip.runtime.sequences import Chunk
 from filmstrip.runtime.vace import (
@@ -141,8 +141,8 @@ def test_references_that_do_not_fit_their_shapes_are_refused():
     [({}, False), ({"vace_frames": floats(0)}, False), ({"vace_masks": floats(0, channels=1)}, False), ({}, True)],
 )
 def test_a_pad_frame_is_the_latent_frame_that_the_plan_counts(mode, reset, tensors, from_input):
-    facts = PipelineInfo("p", tuple(Mode), chunk_size=12, first_chunk_size=9, latent_frames=3)
-    latents = facts.chunk_latents(mode, first=reset, conditioned=bool(tensors) or from_input)
+    facts = PipelineSpec("p", tuple(Mode), chunk_size=12, first_chunk_size=9, latent_frames=3)
+    latents = facts.chunk_latents(mode, reset=reset, has_vace_arrays=bool(tensors) or from_input)
     given = chunk(tensors, mode=mode, reset=reset, vace_use_input_video=from_input)
     assert has_pad_frame(given) == (latents == 4)
 

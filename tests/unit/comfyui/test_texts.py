@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comfyui import widgets
-from comfyui.client import EventReader, ServerClient, make_server
+from comfyui.client import EventReader, ServerClient, server_address
 from comfyui.errors import FilmstripError
 from comfyui.nodes_chunks import FilmstripChunkSpec, FilmstripPromptSchedule
 from comfyui.nodes_generate import FilmstripGenerate
@@ -84,10 +84,10 @@ def test_what_is_no_address_is_refused_when_it_is_queued(address: str):
 
 def test_addresses():
     assert FilmstripServer.VALIDATE_INPUTS(address=" https://studio:8443/films/ ") is True
-    assert make_server(" https://studio:8443/films/ ").url == "https://studio:8443/films"
-    assert "secret" not in repr(make_server("http://x", "secret"))
+    assert server_address(" https://studio:8443/films/ ").url == "https://studio:8443/films"
+    assert "secret" not in repr(server_address("http://x", "secret"))
     with pytest.raises(FilmstripError, match="token"):
-        make_server("http://x", "a\r\nb")
+        server_address("http://x", "a\r\nb")
 
 
 @pytest.mark.parametrize(
@@ -142,8 +142,8 @@ def test_a_pipeline_that_is_not_loaded_yet_is_loaded_and_waited_for(listed: bool
         reply(pipelines=[READY]),
     ) as (url, requests):
         shown: list[str] = []
-        facts = ServerClient(make_server(url), lambda: None).ready_pipeline("new", shown.append)
-    assert facts["chunk_size"] == 12
+        info = ServerClient(server_address(url), lambda: None).loaded_pipeline("new", shown.append)
+    assert info["chunk_size"] == 12
     assert shown == ["the server is loading new"] * 2
     paths = ["pipelines", "pipeline/load", "pipeline/status", "pipeline/status", "pipelines"]
     assert [request.partition("/api/v1/")[2] for request in requests] == paths
@@ -156,7 +156,7 @@ def test_a_pipeline_that_cannot_run_says_why():
         (reply(pipelines=[]), reply(status="loading"), reply(status="error", error="an engine is damaged")),
     ):
         with fake_server(*replies) as (url, _), pytest.raises(FilmstripError, match=r"new .*: an engine is damaged"):
-            ServerClient(make_server(url), lambda: None).ready_pipeline("new", lambda _: None)
+            ServerClient(server_address(url), lambda: None).loaded_pipeline("new", lambda _: None)
 
 
 # -- Events -------------------------------------------------------------------------------------------------------

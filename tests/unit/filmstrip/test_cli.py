@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from filmstrip import cli, console
+from filmstrip import cli, console, waiting
 from filmstrip.client import Client, ConnectionFailed, Progress
 from filmstrip.console import GenerationProgress, Interrupt
 from filmstrip.errors import ERRORS
@@ -338,7 +338,7 @@ def refusing(code: str, **headers: str) -> Reply:
 
 def test_waiting_outlasts_a_server_that_starts_and_one_that_is_busy(tmp_path, monkeypatch):
     pauses: list[float] = []
-    monkeypatch.setattr(console.time, "sleep", pauses.append)
+    monkeypatch.setattr(waiting.time, "sleep", pauses.append)
     listed = Reply(200, b'{"pipelines": [{"id": "gray"}]}')
     stream = Reply(200, COMPLETE.encode(), {"Content-Type": "text/event-stream"})
     video = Reply(200, VIDEO_BYTES, {"Content-Type": "application/octet-stream"})
@@ -353,7 +353,7 @@ def test_waiting_outlasts_a_server_that_starts_and_one_that_is_busy(tmp_path, mo
     assert (
         result.stderr.count("The server is busy with another generation; waiting. Press Ctrl-C to stop waiting.\n") == 1
     )
-    assert pauses == [1, 1, 7, console.LONGEST_PAUSE_S, 1]
+    assert pauses == [1, 1, 7, waiting.LONGEST_PAUSE_S, 1]
     assert [request for request in requests if "generate" in request][-1].startswith("GET /api/v1/generate/download")
 
     with fake_server(starting, health=health) as (url, requests):
@@ -525,7 +525,7 @@ def test_a_signal_leaves_no_part_file(tmp_path, name, output):
 def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with console.leaving_on_signals():
+        with console.exit_on_signals():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -533,8 +533,8 @@ def test_an_ignored_signal_stays_ignored():
 
 def test_waiting_includes_a_server_that_does_not_listen_yet(tmp_path, monkeypatch):
     moments = iter(range(0, 1000, 20))
-    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(moments)))
-    monkeypatch.setattr(console.time, "sleep", lambda _: None)
+    monkeypatch.setattr(waiting.time, "monotonic", lambda: float(next(moments)))
+    monkeypatch.setattr(waiting.time, "sleep", lambda _: None)
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
     result = run("generate", "-p", "gray", "--wait", "-o", tmp_path / "out.mp4", "--server", url)

@@ -21,6 +21,7 @@ from filmstrip.client import (
     Client,
     Complete,
     ConnectionFailed,
+    GenerationCancelled,
     PipelineInfo,
     Progress,
     ServerUnreachable,
@@ -29,8 +30,9 @@ from filmstrip.client import (
     UntrustedCertificate,
     VideoShape,
 )
-from filmstrip.connection import connection_options, retry_after_s
-from filmstrip.errors import ERRORS, Busy, FilmstripError, InvalidField, UnknownPipeline
+from filmstrip.connection_settings import connection_options
+from filmstrip.errors import ERRORS, Busy, DiskFull, FilmstripError, InvalidField, TlsUnsupported, UnknownPipeline
+from filmstrip.http_errors import retry_after_s
 from filmstrip.wire import pack_video_header
 from tests.support.fake_server import Reply, fake_server
 
@@ -208,7 +210,7 @@ async def test_a_certificate_of_ones_own_is_trusted_where_it_is_named(tmp_path):
         trusted = CliRunner().invoke(cli.main, ["pipelines", "--json", "--server", url, "--cacert", str(CERTIFICATE)])
         assert (trusted.exit_code, json.loads(trusted.stdout)) == (0, [])
 
-    with fake_server(pipelines) as (url, _), pytest.raises(ServerUnreachable, match="write http://"):
+    with fake_server(pipelines) as (url, _), pytest.raises(TlsUnsupported, match="write http://"):
         Client(url.replace("http:", "https:")).pipelines()
     for bad in (tmp_path / "missing.pem", Path(__file__)):
         with pytest.raises(ValueError, match=re.escape(str(bad))):
@@ -298,6 +300,45 @@ def test_a_stream_without_a_last_event_is_a_broken_connection():
         assert isinstance(next(events), Progress)
         with pytest.raises(ConnectionFailed, match="ended before the generation"):
             next(events)
+
+
+CANCELLED = {"chunk": 1, "total_chunks": 5, "frames_completed": 12, "output_path": "out", "video_shape": [12, 4, 6, 3]}
+
+
+async def test_a_run_returns_the_complete_event_or_raises():
+    seen = []
+    complete = stream(STREAM).client().run({"prompt": ""}, pipeline_id="gray", on_event=seen.append)
+    assert seen == [Progress(1, 1, 5, 0.5, 10.0), complete]
+    async with stream(STREAM).async_client() as client:
+        assert await client.run(pipeline_id="gray", on_event=seen.append) == complete
+    assert seen == 2 * [Progress(1, 1, 5, 0.5, 10.0), complete]
+
+    cancelled, failed = (
+        event(1, "cancelled", CANCELLED),
+        event(1, "error", {"error": "the disk is full", "code": "disk_full"}),
+    )
+    with pytest.raises(GenerationCancelled, match="after 12 frames") as raised:
+        stream(cancelled).client().run()
+    assert (raised.value.num_frames, raised.value.output_path) == (12, "out")
+    with pytest.raises(DiskFull, match="the disk is full"):
+        stream(failed).client().run()
+    with pytest.raises(ConnectionFailed, match="ended before the generation"):
+        stream(event(1, "progress", PROGRESS)).client().run()
+    async with stream(cancelled).async_client() as client:
+        with pytest.raises(GenerationCancelled):
+            await client.run()
+    async with stream(failed).async_client() as client:
+        with pytest.raises(DiskFull):
+            await client.run()
+
+
+async def test_the_old_name_of_load_status_still_works():
+    answers = Answers(json={"status": "loaded", "pipeline_id": "gray"})
+    with pytest.warns(DeprecationWarning, match="load_status"):
+        assert answers.client().status() == answers.client().load_status()
+    async with answers.async_client() as client:
+        with pytest.warns(DeprecationWarning, match="load_status"):
+            assert await client.status() == await client.load_status()
 
 
 def test_an_answer_that_is_no_stream():
@@ -527,7 +568,7 @@ async def test_async_errors():
     error = InvalidField("seed must be positive", "seed")
     async with Answers(422, json=error.body()).async_client() as client:
         with pytest.raises(InvalidField, match="positive"):
-            await client.status()
+            await client.load_status()
         with pytest.raises(InvalidField, match="positive"):
             async with client.generate():
                 pytest.fail("the block must not be entered")

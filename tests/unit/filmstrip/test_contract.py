@@ -17,7 +17,7 @@ from filmstrip.contract import (
     Features,
     Interpolation,
     Mode,
-    PipelineInfo,
+    PipelineSpec,
     Prompt,
     Transition,
     numpy_dtype,
@@ -121,8 +121,8 @@ def test_tensor_types():
 
 
 def test_facts_of_a_pipeline():
-    facts = PipelineInfo.from_parameters("longlive", LONGLIVE)
-    assert facts == PipelineInfo(
+    spec = PipelineSpec.from_parameters("longlive", LONGLIVE)
+    assert spec == PipelineSpec(
         id="longlive",
         modes=(Mode.TEXT, Mode.VIDEO),
         chunk_size=12,
@@ -139,13 +139,13 @@ def test_facts_of_a_pipeline():
 
 
 def test_a_model_without_a_chunk_size_is_no_pipeline():
-    assert PipelineInfo.from_parameters("decoder", {"FORCE_CPU_ONLY_INPUT_TENSORS": "no"}) is None
+    assert PipelineSpec.from_parameters("decoder", {"FORCE_CPU_ONLY_INPUT_TENSORS": "no"}) is None
 
 
 def test_the_first_chunk_is_as_long_as_the_others_unless_said():
-    facts = PipelineInfo.from_parameters("gray", {"chunk_size": "12", "modes": '["video"]', "EXECUTION_ENV_PATH": "x"})
-    assert facts is not None
-    assert facts.first_chunk_size == 12
+    spec = PipelineSpec.from_parameters("gray", {"chunk_size": "12", "modes": '["video"]', "EXECUTION_ENV_PATH": "x"})
+    assert spec is not None
+    assert spec.first_chunk_size == 12
 
 
 @pytest.mark.parametrize(
@@ -182,27 +182,27 @@ def test_the_first_chunk_is_as_long_as_the_others_unless_said():
 def test_bad_facts_name_their_pipeline(change):
     parameters = {key: value for key, value in (LONGLIVE | change).items() if value is not ...}
     with pytest.raises(ValueError, match=r"config\.pbtxt of longlive"):
-        PipelineInfo.from_parameters("longlive", parameters)
+        PipelineSpec.from_parameters("longlive", parameters)
 
 
 def test_defaults_may_be_as_deep_and_as_large_as_clients_can_read():
     defaults = '{"seed": 18446744073709551615, "x": ' + "[" * 19 + "]" * 19 + "}"
-    facts = PipelineInfo.from_parameters("longlive", LONGLIVE | {"defaults": defaults})
-    assert facts is not None
-    assert facts.defaults == json.loads(defaults)
+    spec = PipelineSpec.from_parameters("longlive", LONGLIVE | {"defaults": defaults})
+    assert spec is not None
+    assert spec.defaults == json.loads(defaults)
 
 
 def test_what_the_pipeline_list_shows_is_json_without_latents():
-    facts = PipelineInfo.from_parameters("longlive", LONGLIVE)
-    assert facts is not None
-    shown = json.loads(json.dumps(facts.to_dict()))
+    spec = PipelineSpec.from_parameters("longlive", LONGLIVE)
+    assert spec is not None
+    shown = json.loads(json.dumps(spec.to_dict()))
     assert shown["modes"] == ["text", "video"]
     assert shown["features"]["loras"] == ["ghibli"]
     assert "latent_frames" not in shown
 
 
 @pytest.mark.parametrize(
-    ("mode", "first", "conditioned", "frames", "latents"),
+    ("mode", "reset", "has_vace_arrays", "frames", "latents"),
     [
         (Mode.TEXT, True, False, 9, 3),
         (Mode.TEXT, False, False, 12, 3),
@@ -212,13 +212,13 @@ def test_what_the_pipeline_list_shows_is_json_without_latents():
         (Mode.VIDEO, False, False, 12, 3),
     ],
 )
-def test_frames_and_latents_of_a_chunk(mode, first, conditioned, frames, latents):
-    facts = PipelineInfo.from_parameters("longlive", LONGLIVE)
-    assert facts is not None
-    assert facts.chunk_frames(mode, first=first, conditioned=conditioned) == frames
-    assert facts.chunk_latents(mode, first=first, conditioned=conditioned) == latents
+def test_frames_and_latents_of_a_chunk(mode, reset, has_vace_arrays, frames, latents):
+    spec = PipelineSpec.from_parameters("longlive", LONGLIVE)
+    assert spec is not None
+    assert spec.chunk_frames(mode, reset=reset, has_vace_arrays=has_vace_arrays) == frames
+    assert spec.chunk_latents(mode, reset=reset, has_vace_arrays=has_vace_arrays) == latents
 
 
 def test_a_frame_processor_has_no_latents():
-    facts = PipelineInfo("gray", (Mode.VIDEO,), 12, 12)
-    assert facts.chunk_latents(Mode.VIDEO, first=True, conditioned=False) == 0
+    spec = PipelineSpec("gray", (Mode.VIDEO,), 12, 12)
+    assert spec.chunk_latents(Mode.VIDEO, reset=True, has_vace_arrays=False) == 0

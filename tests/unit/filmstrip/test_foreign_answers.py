@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from comfyui.client import ServerClient as NodesClient
-from comfyui.client import make_server
+from comfyui.client import server_address
 from comfyui.errors import FilmstripError as NodesError
 from filmstrip.cli import main
 from filmstrip.client import AsyncClient, Client, UnexpectedAnswer, VideoShape
@@ -100,7 +100,7 @@ def test_the_command_names_the_likely_cause(reply: Reply, cause: str, exit_code:
 def test_the_nodes_name_the_likely_cause(reply: Reply, cause: str, exit_code: int):
     frames = [bytes(256 * 256 * 3)] * 40
     with fake_server(reply) as (url, _):
-        client = NodesClient(make_server(url), lambda: None)
+        client = NodesClient(server_address(url), lambda: None)
         for call in (
             client.pipelines,
             client.health,

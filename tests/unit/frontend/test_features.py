@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from filmstrip.contract import Features, Mode, PipelineInfo
+from filmstrip.contract import Features, Mode, PipelineSpec
 from filmstrip.errors import InvalidField
-from frontend.plan import check_features, unused_fields
-from frontend.schema import FEATURE_OF_FIELD, ChunkSpec, GenerateRequest
+from frontend.features import FEATURE_OF_FIELD, check_features, unused_fields
+from frontend.schema import ChunkSpec, GenerateRequest
 
 PROMPTS = [{"text": "a"}]
-BARE = PipelineInfo("bare", (Mode.TEXT,), 12, 12, features=Features(frame_processor=True))
+BARE = PipelineSpec("bare", (Mode.TEXT,), 12, 12, features=Features(frame_processor=True))
 ALL = Features(
     frame_processor=False,
     seed=True,
@@ -79,34 +79,34 @@ def test_the_tables_here_miss_no_field() -> None:
     assert ChunkSpec.model_fields.keys() - FREE <= {row[0] for row in OF_CHUNK}
 
 
-@pytest.mark.parametrize(("name", "value"), [case for case in flat(OF_REQUEST, 1) if case[0] not in GENERIC])
-def test_a_field_without_its_feature_is_refused(name: str, value: Any) -> None:
-    feature = FEATURE_OF_FIELD[name]
-    facts = replace(BARE, features=replace(ALL, **{feature: WITHOUT.get(feature, False)}))
-    with pytest.raises(InvalidField) as caught:
-        check_features(request(**{name: value}), facts)
-    assert caught.value.field == name
-    assert caught.value.message.startswith(f"{name}: bare does not support {feature}; its features: ")
-    shown = caught.value.message.partition("its features: ")[2].split(", ")
-    assert shown == [each for each in ALL.to_dict() if each not in (feature, "frame_processor")]
-    only = replace(Features(), **{feature: getattr(ALL, feature)})
-    check_features(request(**{name: value}), replace(BARE, features=only))
+def test_a_field_without_its_feature_is_refused(subtests: pytest.Subtests) -> None:
+    for name, value in [case for case in flat(OF_REQUEST, 1) if case[0] not in GENERIC]:
+        with subtests.test(name=name, value=value):
+            feature = FEATURE_OF_FIELD[name]
+            facts = replace(BARE, features=replace(ALL, **{feature: WITHOUT.get(feature, False)}))
+            with pytest.raises(InvalidField) as caught:
+                check_features(request(**{name: value}), facts)
+            assert caught.value.field == name
+            assert caught.value.message.startswith(f"{name}: bare does not support {feature}; its features: ")
+            shown = caught.value.message.partition("its features: ")[2].split(", ")
+            assert shown == [each for each in ALL.to_dict() if each not in (feature, "frame_processor")]
+            only = replace(Features(), **{feature: getattr(ALL, feature)})
+            check_features(request(**{name: value}), replace(BARE, features=only))
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [case for case in flat(OF_CHUNK, 1) if case[0] not in GENERIC | OF_TRANSITION]
-)
-def test_a_field_of_a_chunk_without_its_feature_is_refused(name: str, value: Any) -> None:
-    feature = FEATURE_OF_FIELD[name]
-    facts = replace(BARE, features=replace(ALL, **{feature: WITHOUT.get(feature, False)}))
-    wanted = request([{"chunk": 0}, {"chunk": 7, name: value}])
-    with pytest.raises(InvalidField) as caught:
-        check_features(wanted, facts)
-    assert caught.value.field == f"chunk_specs[1].{name}"
-    where = f"chunk_specs[1].{name} (chunk 7)"
-    assert caught.value.message.startswith(f"{where}: bare does not support {feature}; its features: ")
-    only = replace(Features(), **{feature: getattr(ALL, feature)})
-    check_features(wanted, replace(BARE, features=only))
+def test_a_field_of_a_chunk_without_its_feature_is_refused(subtests: pytest.Subtests) -> None:
+    for name, value in [case for case in flat(OF_CHUNK, 1) if case[0] not in GENERIC | OF_TRANSITION]:
+        with subtests.test(name=name, value=value):
+            feature = FEATURE_OF_FIELD[name]
+            facts = replace(BARE, features=replace(ALL, **{feature: WITHOUT.get(feature, False)}))
+            wanted = request([{"chunk": 0}, {"chunk": 7, name: value}])
+            with pytest.raises(InvalidField) as caught:
+                check_features(wanted, facts)
+            assert caught.value.field == f"chunk_specs[1].{name}"
+            where = f"chunk_specs[1].{name} (chunk 7)"
+            assert caught.value.message.startswith(f"{where}: bare does not support {feature}; its features: ")
+            only = replace(Features(), **{feature: getattr(ALL, feature)})
+            check_features(wanted, replace(BARE, features=only))
 
 
 def test_of_several_missing_features_the_same_is_always_named() -> None:
@@ -121,15 +121,17 @@ def test_of_several_missing_features_the_same_is_always_named() -> None:
     assert named == ["cache", "loras", "vace", "prompts"]
 
 
-@pytest.mark.parametrize(("name", "value"), flat(OF_REQUEST, 2))
-def test_a_default_is_taken_by_any_pipeline(name: str, value: Any) -> None:
-    fields = {name: value}
-    check_features(request(**fields), BARE)
+def test_every_pipeline_accepts_a_default(subtests: pytest.Subtests) -> None:
+    for name, value in flat(OF_REQUEST, 2):
+        with subtests.test(name=name, value=value):
+            fields = {name: value}
+            check_features(request(**fields), BARE)
 
 
-@pytest.mark.parametrize(("name", "value"), flat(OF_CHUNK, 2))
-def test_a_default_of_a_chunk_is_taken_by_any_pipeline(name: str, value: Any) -> None:
-    check_features(request([{"chunk": 0, name: value}]), BARE)
+def test_every_pipeline_accepts_a_default_of_a_chunk(subtests: pytest.Subtests) -> None:
+    for name, value in flat(OF_CHUNK, 2):
+        with subtests.test(name=name, value=value):
+            check_features(request([{"chunk": 0, name: value}]), BARE)
 
 
 # -- What generic clients always send -----------------------------------------------------------------------
@@ -144,13 +146,14 @@ GENERIC_VALUES = {  # each of these fields, asking for something and equal to it
 GENERIC_CASES = [(name, value) for name, values in GENERIC_VALUES.items() for value in values]
 
 
-@pytest.mark.parametrize(("name", "value"), GENERIC_CASES)
-def test_a_generic_field_is_taken_by_any_pipeline_and_named_where_it_has_no_use(name: str, value: Any) -> None:
-    with_it = replace(BARE, features=replace(Features(), **{FEATURE_OF_FIELD[name]: True}))
-    for given in (request(**{name: value}), request([{"chunk": 0}, {"chunk": 7, name: value}])):
-        check_features(given, BARE)
-        assert unused_fields(given, BARE) == (name,)
-        assert unused_fields(given, with_it) == ()
+def test_every_pipeline_accepts_a_generic_field_and_names_it_if_unused(subtests: pytest.Subtests) -> None:
+    for name, value in GENERIC_CASES:
+        with subtests.test(name=name, value=value):
+            with_it = replace(BARE, features=replace(Features(), **{FEATURE_OF_FIELD[name]: True}))
+            for given in (request(**{name: value}), request([{"chunk": 0}, {"chunk": 7, name: value}])):
+                check_features(given, BARE)
+                assert unused_fields(given, BARE) == (name,)
+                assert unused_fields(given, with_it) == ()
 
 
 def test_what_is_not_set_is_not_unused() -> None:
@@ -165,7 +168,7 @@ def test_unused_fields_are_sorted_and_named_once() -> None:
 
 
 @pytest.mark.parametrize("pipeline", [BARE, replace(BARE, features=ALL)])
-def test_a_transition_without_a_target_is_unused_by_any_pipeline(pipeline: PipelineInfo) -> None:
+def test_a_transition_without_a_target_is_unused_by_any_pipeline(pipeline: PipelineSpec) -> None:
     given = request([{"chunk": 0, "transition_num_steps": 0, "transition_method": "linear"}])
     check_features(given, pipeline)
     assert unused_fields(given, pipeline) == ("transition_method", "transition_num_steps")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from filmstrip.contract import Mode, PipelineInfo
+from filmstrip.contract import Mode, PipelineSpec
 from filmstrip.errors import ClientGone, DiskFull, ModelError, ShuttingDown
 from filmstrip.models import ErrorEvent
 from frontend.array_plan import Uploads
 from frontend.generation import Generation
+from frontend.inference import ChunkAnswer
 from frontend.plan import Chain, make_plan
-from frontend.relay import ChunkAnswer
 from frontend.request_check import CheckedRequest
 from frontend.schema import GenerateRequest
 from frontend.settings import Settings
@@ -23,7 +23,7 @@ from frontend.store import Draft, Kind, Store
 from frontend.triton import ModelSequence, TritonClient
 from tests.support.recovery import SOON_S
 
-CHAIN = Chain(PipelineInfo("model", (Mode.TEXT,), chunk_size=4, first_chunk_size=4, height=16, width=16))
+CHAIN = Chain(PipelineSpec("model", (Mode.TEXT,), chunk_size=4, first_chunk_size=4, height=16, width=16))
 
 
 class Model(TritonClient):

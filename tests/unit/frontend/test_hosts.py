@@ -2,7 +2,8 @@
 
 import pytest
 
-from frontend.hosts import Authority, is_loopback_address, is_same_origin
+from frontend.auth import is_loopback_address, is_same_origin
+from frontend.settings import Authority
 
 LOCAL = [
     *("localhost", "localhost:8000", "LOCALHOST:1", "localhost.", "localhost.:80", "localhost:"),
@@ -31,18 +32,20 @@ NONE = [
 ]
 
 
-@pytest.mark.parametrize("text", LOCAL)
-def test_this_machine_by_its_own_names(text: str) -> None:
-    host = Authority.parse(text)
-    assert host is not None
-    assert host.is_loopback
+def test_names_of_this_machine_are_loopback(subtests: pytest.Subtests) -> None:
+    for text in LOCAL:
+        with subtests.test(text):
+            host = Authority.parse(text)
+            assert host is not None
+            assert host.is_loopback
 
 
-@pytest.mark.parametrize("text", OTHER + NONE, ids=ascii)
-def test_whatever_else_may_be_somewhere_else(text: str) -> None:
-    host = Authority.parse(text)
-    assert host is None or not host.is_loopback
-    assert (host is None) == (text in NONE)
+def test_other_names_are_not_loopback(subtests: pytest.Subtests) -> None:
+    for text in OTHER + NONE:
+        with subtests.test(ascii(text)):
+            host = Authority.parse(text)
+            assert host is None or not host.is_loopback
+            assert (host is None) == (text in NONE)
 
 
 def test_hosts_that_are_allowed_by_name() -> None:
@@ -62,40 +65,41 @@ def test_hosts_that_are_allowed_by_name() -> None:
         assert host.is_among(allowed) is expected, text
 
 
-@pytest.mark.parametrize(
-    ("origin", "host", "expected"),
-    [
-        ("http://127.0.0.1:8000", "127.0.0.1:8000", True),
-        ("HTTP://Film.Example:8000", "film.example:8000", True),
-        ("https://film.example", "film.example", True),  # a proxy speaks TLS
-        ("https://film.example", "film.example:443", True),
-        ("https://film.example:443", "film.example", True),
-        ("http://film.example", "film.example:80", True),
-        ("http://[::1]:8000", "[::1]:8000", True),
-        ("https://film.example", "film.example:80", False),
-        ("http://film.example", "film.example:443", False),
-        ("http://film.example:8001", "film.example:8000", False),
-        ("http://film.example:0", "film.example", False),
-        ("http://localhost", "localhost:8000", False),
-        ("http://evil.example", "film.example", False),
-        ("http://film.example.evil.example", "film.example", False),
-        *((f"{scheme}://film.example", "film.example", False) for scheme in ("chrome-extension", "file", "ftp", "ws")),
-        ("null", "film.example", False),
-        ("null", "null", False),
-        ("film.example", "film.example", False),
-        ("//film.example", "film.example", False),
-        ("http://film.example/", "film.example", False),
-        ("http://x@film.example", "film.example", False),
-        ("http://film.example, http://film.example", "film.example", False),
-        ("http://film.example http://film.example", "film.example", False),
-        ("http://", "film.example", False),
-        ("", "film.example", False),
-    ],
-)
-def test_the_origin_of_the_servers_own_pages(origin: str, host: str, *, expected: bool) -> None:
-    authority = Authority.parse(host)
-    assert authority is not None
-    assert is_same_origin(origin, authority) is expected
+ORIGINS = [
+    ("http://127.0.0.1:8000", "127.0.0.1:8000", True),
+    ("HTTP://Film.Example:8000", "film.example:8000", True),
+    ("https://film.example", "film.example", True),  # a proxy speaks TLS
+    ("https://film.example", "film.example:443", True),
+    ("https://film.example:443", "film.example", True),
+    ("http://film.example", "film.example:80", True),
+    ("http://[::1]:8000", "[::1]:8000", True),
+    ("https://film.example", "film.example:80", False),
+    ("http://film.example", "film.example:443", False),
+    ("http://film.example:8001", "film.example:8000", False),
+    ("http://film.example:0", "film.example", False),
+    ("http://localhost", "localhost:8000", False),
+    ("http://evil.example", "film.example", False),
+    ("http://film.example.evil.example", "film.example", False),
+    *((f"{scheme}://film.example", "film.example", False) for scheme in ("chrome-extension", "file", "ftp", "ws")),
+    ("null", "film.example", False),
+    ("null", "null", False),
+    ("film.example", "film.example", False),
+    ("//film.example", "film.example", False),
+    ("http://film.example/", "film.example", False),
+    ("http://x@film.example", "film.example", False),
+    ("http://film.example, http://film.example", "film.example", False),
+    ("http://film.example http://film.example", "film.example", False),
+    ("http://", "film.example", False),
+    ("", "film.example", False),
+]
+
+
+def test_an_origin_is_the_servers_own_if_host_and_port_are_the_same(subtests: pytest.Subtests) -> None:
+    for origin, host, expected in ORIGINS:
+        with subtests.test(origin, host=host):
+            authority = Authority.parse(host)
+            assert authority is not None
+            assert is_same_origin(origin, authority) is expected
 
 
 def test_addresses_to_listen_on() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from filmstrip.contract import Features, Mode, PipelineInfo
+from filmstrip.contract import Features, Mode, PipelineSpec
 from filmstrip.errors import FilmstripError
 from filmstrip.wire import VideoShape
 from frontend.array_plan import Uploads
@@ -18,7 +18,7 @@ from frontend.schema import ChunkSpec, GenerateRequest, LoadRequest, parse
 EVERYTHING = Features(
     seed=True, prompts=True, noise=True, cache=True, denoising_steps=True, vace=True, loras=("ink", "neon")
 )
-PROBE = PipelineInfo(
+PROBE = PipelineSpec(
     "probe",
     (Mode.TEXT, Mode.VIDEO),
     12,
@@ -31,8 +31,8 @@ PROBE = PipelineInfo(
     latent_frames=3,
     features=EVERYTHING,
 )
-GRAY = PipelineInfo("gray", (Mode.VIDEO,), 12, 12, features=Features(frame_processor=True))
-TEXT_ONLY = PipelineInfo("words", (Mode.TEXT,), 1, 1, granularity=16, height=64, width=96)
+GRAY = PipelineSpec("gray", (Mode.VIDEO,), 12, 12, features=Features(frame_processor=True))
+TEXT_ONLY = PipelineSpec("words", (Mode.TEXT,), 1, 1, granularity=16, height=64, width=96)
 
 STRANGE: list[Any] = [
     *(None, "", "x", "it's", 'say "no"', "\n", "'", "x" * 300, [], ["x"], [None], [[]], {}, {"x": 1}, True, False),
@@ -46,7 +46,7 @@ WITH_TEXT = [
     {"text": "a", "weight": 101},
 ]
 BLOB = Uploads(blob_bytes=1, image_shapes={"a": (8, 8, 3)})
-PLANS: list[tuple[PipelineInfo, Uploads, dict[str, Any], dict[str, Any] | None]] = [
+PLANS: list[tuple[PipelineSpec, Uploads, dict[str, Any], dict[str, Any] | None]] = [
     # pipeline, uploads, fields of the request, the spec of chunk 0
     (PROBE, BLOB, {"height": 65}, None),
     (PROBE, BLOB, {"width": 65}, None),
@@ -80,7 +80,7 @@ PLANS: list[tuple[PipelineInfo, Uploads, dict[str, Any], dict[str, Any] | None]]
     (GRAY, Uploads(VideoShape(1, 8, 8, 3)), {}, {"reset_cache": True}),
     (GRAY, Uploads(VideoShape(1, 8, 8, 3)), {}, {"transition_target_prompts": [{"text": "a"}]}),
 ]
-LOADS: list[tuple[PipelineInfo, dict[str, Any]]] = [
+LOADS: list[tuple[PipelineSpec, dict[str, Any]]] = [
     (PROBE, {"height": 65}),
     (PROBE, {"height": 128}),
     (PROBE, {"loras": [{"path": "it's"}]}),
@@ -121,7 +121,7 @@ def refusal_of(model: type[GenerateRequest | LoadRequest], body: Any) -> Iterato
 
 
 def refused_plan(
-    pipeline: PipelineInfo, uploads: Uploads, fields: dict[str, Any], spec: dict[str, Any] | None
+    pipeline: PipelineSpec, uploads: Uploads, fields: dict[str, Any], spec: dict[str, Any] | None
 ) -> FilmstripError:
     body = {"pipeline_id": pipeline.id, "prompt": "x", "num_frames": 9, **fields}
     if spec is not None:
@@ -163,13 +163,13 @@ def test_every_message_of_the_schema_reads_well() -> None:
 
 @pytest.mark.parametrize(("pipeline", "uploads", "fields", "spec"), PLANS)
 def test_every_message_of_a_plan_reads_well(
-    pipeline: PipelineInfo, uploads: Uploads, fields: dict[str, Any], spec: dict[str, Any] | None
+    pipeline: PipelineSpec, uploads: Uploads, fields: dict[str, Any], spec: dict[str, Any] | None
 ) -> None:
     assert_reads_well(refused_plan(pipeline, uploads, fields, spec))
 
 
 @pytest.mark.parametrize(("pipeline", "load_params"), LOADS)
-def test_every_message_of_a_load_reads_well(pipeline: PipelineInfo, load_params: dict[str, Any]) -> None:
+def test_every_message_of_a_load_reads_well(pipeline: PipelineSpec, load_params: dict[str, Any]) -> None:
     with pytest.raises(FilmstripError) as caught:
         check_defaults(request_defaults(load_params), pipeline, "load_params")
     assert_reads_well(caught.value)

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from filmstrip.contract import Features, Interpolation, Mode, PipelineInfo
+from filmstrip.contract import Features, Interpolation, Mode, PipelineSpec
 from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape
 from frontend.array_plan import Source, TensorPlan, Uploads
 from frontend.plan import Chain, ChunkPlan, Plan, make_plan
 from frontend.schema import GenerateRequest
 
-LONGLIVE = PipelineInfo(
+LONGLIVE = PipelineSpec(
     "longlive",
     (Mode.TEXT, Mode.VIDEO),
     chunk_size=12,
@@ -31,7 +31,7 @@ LONGLIVE = PipelineInfo(
         seed=True, prompts=True, noise=True, cache=True, denoising_steps=True, vace=True, loras=("ink", "neon")
     ),
 )
-PROCESSOR = PipelineInfo("gray", (Mode.VIDEO,), 12, 12, features=Features(frame_processor=True))
+PROCESSOR = PipelineSpec("gray", (Mode.VIDEO,), 12, 12, features=Features(frame_processor=True))
 TINY = replace(LONGLIVE, granularity=1, height=2, width=2)  # so small that arrays can be compared byte by byte
 
 NOTHING = Uploads()
@@ -43,9 +43,9 @@ VIDEO = np.random.default_rng(1).integers(0, 256, (40, 2, 2, 3), np.uint8)
 def make(
     num_frames: int = 48,
     chunk_specs: Sequence[dict[str, Any]] = (),
-    facts: PipelineInfo = LONGLIVE,
+    facts: PipelineSpec = LONGLIVE,
     uploads: Uploads = NOTHING,
-    pre_processor: PipelineInfo | None = None,
+    pre_processor: PipelineSpec | None = None,
     **fields: Any,
 ) -> Plan:
     body = {"pipeline_id": facts.id, "prompt": "a cat", "num_frames": num_frames, "chunk_specs": list(chunk_specs)}
@@ -104,7 +104,7 @@ def specs_of(draw: st.DrawFn, chunk: int, *, processor: bool, video: bool) -> di
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[PipelineInfo, int, int, dict[str, Any]]:
+def cases(draw: st.DrawFn) -> tuple[PipelineSpec, int, int, dict[str, Any]]:
     """The pipeline, frames of the whole input (0: there is none), num_frames, request fields."""
     processor = draw(st.booleans())
     num_frames = draw(st.integers(1, 100))
@@ -167,7 +167,7 @@ def expected_arrays(
 
 @given(cases())
 def test_chunks_tile_the_video_and_cover_the_frames_that_they_need(
-    case: tuple[PipelineInfo, int, int, dict[str, Any]],
+    case: tuple[PipelineSpec, int, int, dict[str, Any]],
 ) -> None:
     facts, num_input, num_frames, fields = case
     plan = make(num_frames, facts=facts, uploads=uploads_of(num_input), **fields)
@@ -196,7 +196,7 @@ def test_chunks_tile_the_video_and_cover_the_frames_that_they_need(
 
 
 @given(cases())
-def test_the_same_request_has_the_same_plan(case: tuple[PipelineInfo, int, int, dict[str, Any]]) -> None:
+def test_the_same_request_has_the_same_plan(case: tuple[PipelineSpec, int, int, dict[str, Any]]) -> None:
     facts, num_input, num_frames, fields = case
     plan = make(num_frames, facts=facts, uploads=uploads_of(num_input), **fields)
     assert make(num_frames, facts=facts, uploads=uploads_of(num_input), **fields) == plan
@@ -371,7 +371,7 @@ def test_images_go_with_their_chunk() -> None:
     ],
 )
 def test_the_size_is_the_one_asked_for_or_the_pipelines_or_the_inputs(
-    facts: PipelineInfo, uploads: Uploads, fields: dict[str, Any], size: tuple[int, int]
+    facts: PipelineSpec, uploads: Uploads, fields: dict[str, Any], size: tuple[int, int]
 ) -> None:
     plan = make(13, facts=facts, uploads=uploads, **fields)
     assert plan.output == (13, *size, 3)

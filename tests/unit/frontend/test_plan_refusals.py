@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from filmstrip.contract import Features, Mode, PipelineInfo
+from filmstrip.contract import Features, Mode, PipelineSpec
 from filmstrip.errors import InvalidField
 from filmstrip.wire import VideoShape
 from frontend.array_plan import Uploads
 from frontend.plan import Chain, Plan, make_plan
 from frontend.schema import GenerateRequest
 
-LONGLIVE = PipelineInfo(
+LONGLIVE = PipelineSpec(
     "longlive",
     (Mode.TEXT, Mode.VIDEO),
     chunk_size=12,
@@ -27,7 +27,7 @@ LONGLIVE = PipelineInfo(
         seed=True, prompts=True, noise=True, cache=True, denoising_steps=True, vace=True, loras=("ink", "neon.v2")
     ),
 )
-PROCESSOR = PipelineInfo("gray", (Mode.VIDEO,), 12, 12, features=Features(frame_processor=True))
+PROCESSOR = PipelineSpec("gray", (Mode.VIDEO,), 12, 12, features=Features(frame_processor=True))
 TEXT_ONLY = replace(LONGLIVE, modes=(Mode.TEXT,))
 
 VIDEO = [12, 320, 576, 3]
@@ -90,25 +90,30 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("spec", "field", "words"), REFUSED)
-def test_a_bad_chunk_is_named_with_its_field_and_value(spec: dict[str, Any], field: str, words: list[str]) -> None:
-    error = refusal([{"chunk": 4}, {"chunk": 2, **spec}])
-    assert error.field == f"chunk_specs[1].{field}"
-    assert error.message.startswith(f"{error.field} (chunk 2): ")
-    for word in words:
-        assert word in error.message
+def test_a_bad_chunk_is_named_with_its_field_and_value(subtests: pytest.Subtests) -> None:
+    for spec, field, words in REFUSED:
+        with subtests.test(field, spec=spec):
+            error = refusal([{"chunk": 4}, {"chunk": 2, **spec}])
+            assert error.field == f"chunk_specs[1].{field}"
+            assert error.message.startswith(f"{error.field} (chunk 2): ")
+            for word in words:
+                assert word in error.message
 
 
-@pytest.mark.parametrize("name", list(SIZE_OF))
-@pytest.mark.parametrize("offset", [0, 1, 17])
-def test_an_array_may_end_with_the_blob_and_not_a_byte_later(name: str, offset: int) -> None:
-    end = offset + SIZE_OF[name]
-    plan = make([{"chunk": 2, **array(name, offset)}], Uploads(blob_bytes=end))
-    assert plan.chunks[2].tensors[0].extents[-1].offset + plan.chunks[2].tensors[0].extents[-1].num_bytes == end
-    error = refusal([{"chunk": 2, **array(name, offset)}], Uploads(blob_bytes=end - 1))
-    assert error.field == f"chunk_specs[0].{name}_offset"
-    for word in ("chunk 2", f"at {offset} ends at {end}", f"{end - 1} bytes"):
-        assert word in error.message
+def test_an_array_may_end_at_the_end_of_the_blob_but_not_one_byte_later(subtests: pytest.Subtests) -> None:
+    for name in list(SIZE_OF):
+        for offset in (0, 1, 17):
+            with subtests.test(name=name, offset=offset):
+                end = offset + SIZE_OF[name]
+                plan = make([{"chunk": 2, **array(name, offset)}], Uploads(blob_bytes=end))
+                assert (
+                    plan.chunks[2].tensors[0].extents[-1].offset + plan.chunks[2].tensors[0].extents[-1].num_bytes
+                    == end
+                )
+                error = refusal([{"chunk": 2, **array(name, offset)}], Uploads(blob_bytes=end - 1))
+                assert error.field == f"chunk_specs[0].{name}_offset"
+                for word in ("chunk 2", f"at {offset} ends at {end}", f"{end - 1} bytes"):
+                    assert word in error.message
 
 
 @pytest.mark.parametrize("name", list(SIZE_OF))
@@ -169,36 +174,38 @@ def test_two_specs_of_one_chunk_are_refused() -> None:
 # -- LoRAs --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [
-        ("ink", "ink"),
-        ("ink.safetensors", "ink"),
-        ("path/to/ink.safetensors", "ink"),
-        ("/abs/ink.pt", "ink"),
-        ("C:\\loras\\ink.safetensors", "ink"),
-        ("../ink", "ink"),
-        ("ink/", "ink"),
-        ("neon.v2", "neon.v2"),
-        ("neon.v2.safetensors", "neon.v2"),
-        ("some/neon.v2", "neon.v2"),
-    ],
-)
-def test_a_lora_is_known_by_name_file_or_stem(path: str, name: str) -> None:
-    assert make(lora_scales={path: 0.5}).chunks[0].parameters.lora_scales == {name: 0.5}
-    chunk = make([{"chunk": 1, "lora_scales": {path: 0.0}}]).chunks[1]
-    assert chunk.parameters.lora_scales == {name: 0.0}
+LORA_PATHS = [
+    ("ink", "ink"),
+    ("ink.safetensors", "ink"),
+    ("path/to/ink.safetensors", "ink"),
+    ("/abs/ink.pt", "ink"),
+    ("C:\\loras\\ink.safetensors", "ink"),
+    ("../ink", "ink"),
+    ("ink/", "ink"),
+    ("neon.v2", "neon.v2"),
+    ("neon.v2.safetensors", "neon.v2"),
+    ("some/neon.v2", "neon.v2"),
+]
 
 
-@pytest.mark.parametrize("path", ["", "/", "inky", "INK", "ink.safetensors/x", "neon", "neon.safetensors", "*"])
-def test_an_unknown_lora_is_refused_with_those_there_are(path: str) -> None:
-    for error, field in (
-        (refusal(lora_scales={path: 1}), "lora_scales"),
-        (refusal([{"chunk": 1, "lora_scales": {"ink": 1, path: 1}}]), "chunk_specs[0].lora_scales"),
-    ):
-        assert error.field == field
-        assert repr(path) in error.message
-        assert "longlive has: ink, neon.v2" in error.message
+def test_a_lora_is_known_by_name_file_or_stem(subtests: pytest.Subtests) -> None:
+    for path, name in LORA_PATHS:
+        with subtests.test(path):
+            assert make(lora_scales={path: 0.5}).chunks[0].parameters.lora_scales == {name: 0.5}
+            chunk = make([{"chunk": 1, "lora_scales": {path: 0.0}}]).chunks[1]
+            assert chunk.parameters.lora_scales == {name: 0.0}
+
+
+def test_an_unknown_lora_is_refused_with_a_list_of_the_known_ones(subtests: pytest.Subtests) -> None:
+    for path in ("", "/", "inky", "INK", "ink.safetensors/x", "neon", "neon.safetensors", "*"):
+        with subtests.test(path):
+            for error, field in (
+                (refusal(lora_scales={path: 1}), "lora_scales"),
+                (refusal([{"chunk": 1, "lora_scales": {"ink": 1, path: 1}}]), "chunk_specs[0].lora_scales"),
+            ):
+                assert error.field == field
+                assert repr(path) in error.message
+                assert "longlive has: ink, neon.v2" in error.message
 
 
 def test_a_lora_named_twice_is_refused() -> None:
@@ -219,20 +226,22 @@ def test_an_unknown_lora_of_a_chunk_names_the_chunk() -> None:
 # -- Sizes --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("side", ["height", "width"])
-@pytest.mark.parametrize(
-    ("value", "nearest"), [(100, "96 or 112"), (65, "64 or 80"), (2047, "2032 or 2048"), (321, "320 or 336")]
-)
-def test_a_side_off_the_granularity_is_refused_with_the_nearest_good_ones(side: str, value: int, nearest: str) -> None:
-    error = refusal(**{side: value})
-    assert error.field == side
-    for word in (side, str(value), "16", nearest):
-        assert word in error.message
+def test_a_side_that_is_no_multiple_of_the_granularity_is_refused_with_the_nearest_multiples(
+    subtests: pytest.Subtests,
+) -> None:
+    for side in ("height", "width"):
+        for value, nearest in ((100, "96 or 112"), (65, "64 or 80"), (2047, "2032 or 2048"), (321, "320 or 336")):
+            with subtests.test(side=side, value=value, nearest=nearest):
+                error = refusal(**{side: value})
+                assert error.field == side
+                for word in (side, str(value), "16", nearest):
+                    assert word in error.message
 
 
-@pytest.mark.parametrize("value", [64, 80, 2048])
-def test_sides_on_the_granularity_are_taken(value: int) -> None:
-    assert make(height=value, width=value, num_frames=1).output == (1, value, value, 3)
+def test_sides_that_are_multiples_of_the_granularity_are_accepted(subtests: pytest.Subtests) -> None:
+    for value in (64, 80, 2048):
+        with subtests.test(value=value):
+            assert make(height=value, width=value, num_frames=1).output == (1, value, value, 3)
 
 
 @pytest.mark.parametrize(
@@ -296,12 +305,13 @@ def test_only_frame_processors_stand_before_and_after_a_pipeline(name: str) -> N
     assert len(make(uploads=uploads, chain=replace(Chain(LONGLIVE), **{name: PROCESSOR})).chunks) == 4
 
 
-@pytest.mark.parametrize("channels", [1, 4])
-@pytest.mark.parametrize("chain", [Chain(LONGLIVE), Chain(PROCESSOR), Chain(LONGLIVE, PROCESSOR)])
-def test_models_take_three_channels(channels: int, chain: Chain) -> None:
-    error = refusal(uploads=Uploads(VideoShape(1, 64, 64, channels)), chain=chain)
-    assert error.field == "input_path"
-    assert re.search(rf"\b{channels} channels?\b", error.message)
+def test_models_take_three_channels(subtests: pytest.Subtests) -> None:
+    for channels in (1, 4):
+        for chain in (Chain(LONGLIVE), Chain(PROCESSOR), Chain(LONGLIVE, PROCESSOR)):
+            with subtests.test(channels=channels, chain=chain):
+                error = refusal(uploads=Uploads(VideoShape(1, 64, 64, channels)), chain=chain)
+                assert error.field == "input_path"
+                assert re.search(rf"\b{channels} channels?\b", error.message)
 
 
 OWN = {"chunk": 0, "input_video_shape": [12, 320, 576, 3], "input_video_offset": 0}
@@ -319,14 +329,13 @@ NO_INPUT = [
 ]
 
 
-@pytest.mark.parametrize(("chain", "specs", "fields", "words"), NO_INPUT)
-def test_an_input_video_that_is_needed_must_be_there(
-    chain: Chain, specs: list[dict[str, Any]], fields: dict[str, Any], words: list[str]
-) -> None:
-    error = refusal(specs, chain=chain, **fields)
-    assert error.field == "input_path"
-    for word in words:
-        assert word in error.message
+def test_a_missing_input_video_is_refused_where_it_is_needed(subtests: pytest.Subtests) -> None:
+    for chain, specs, fields, words in NO_INPUT:
+        with subtests.test(specs=specs, fields=fields):
+            error = refusal(specs, chain=chain, **fields)
+            assert error.field == "input_path"
+            for word in words:
+                assert word in error.message
 
 
 def test_an_input_video_that_the_pipeline_cannot_use_is_refused() -> None:

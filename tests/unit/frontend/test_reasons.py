@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from frontend.repository import client_reason, without_folders
+from frontend.triton import client_reason, without_folders
 
 AT = "\n\nAt:\n  /srv/models/gray/1/model.py(3): initialize\n  <frozen importlib._bootstrap>(241): _call\n"
 

@@ -11,19 +11,8 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from frontend.relay import (
-    _MESSAGE,
-    _REPLY,
-    ChunkAnswer,
-    ChunkCall,
-    FileSlice,
-    Relay,
-    RelayDied,
-    _Message,
-    _parse_reply,
-    _Reply,
-    _stages,
-)
+from frontend.inference import ChunkAnswer, ChunkCall, FileSlice, _stages
+from frontend.relay import _MESSAGE, _REPLY, Relay, RelayDied, _Message, _parse_reply, _Reply
 from tests.support.recovery import eventually
 
 # The first to start ends at once, but something keeps its output open; the second answers when it is let.

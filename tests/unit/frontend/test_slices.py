@@ -16,20 +16,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from filmstrip.contract import Features, Mode, PipelineInfo
+from filmstrip.contract import Features, Mode, PipelineSpec
 from filmstrip.errors import DiskFull, UnknownPath
 from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape, pack_video_header
 from frontend.array_plan import Source, Uploads
 from frontend.images import RequestImage
+from frontend.inference import FileSlice, TensorRef
 from frontend.plan import Chain, Plan, make_plan
-from frontend.relay import FileSlice, TensorRef
 from frontend.schema import GenerateRequest
 from frontend.settings import Settings
 from frontend.staging import OpenUpload, StagingBuffer, StagingLayout, open_buffers, open_uploads, stage_inputs
 from frontend.store import SHM_DIR, Kind, Store, StoredFile
 from frontend.triton import SharedMemoryRefused, TritonClient
 
-FACTS = PipelineInfo(
+FACTS = PipelineSpec(
     "tiny",
     (Mode.TEXT, Mode.VIDEO),
     chunk_size=12,
@@ -39,7 +39,7 @@ FACTS = PipelineInfo(
     latent_frames=3,
     features=Features(cache=True, vace=True),
 )
-PROCESSOR = PipelineInfo("gray", (Mode.VIDEO,), 12, 12, features=Features(frame_processor=True))
+PROCESSOR = PipelineSpec("gray", (Mode.VIDEO,), 12, 12, features=Features(frame_processor=True))
 BLOB = np.random.default_rng(0).integers(0, 256, 8192, np.uint8)
 VIDEO = np.random.default_rng(1).integers(0, 256, (40, 2, 2, 3), np.uint8)
 PIXELS = {name: np.full((side, side + 1, 3), side, np.uint8) for name, side in (("a", 3), ("b", 5))}

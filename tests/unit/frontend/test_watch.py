@@ -10,14 +10,14 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from frontend import embedded, repository, watch
-from frontend.embedded import EmbeddedTriton
-from frontend.model_registry import ModelRegistry, ModelState
-from frontend.repository import ModelFolder
+from frontend.embedded import folders, watch
+from frontend.embedded import supervisor as supervising
+from frontend.embedded.supervisor import EmbeddedTriton
+from frontend.embedded.watch import ModelWatch
+from frontend.model_registry import ModelFolder, ModelRegistry, ModelState
 from frontend.settings import Settings
 from frontend.store import Store
 from frontend.triton import TritonClient
-from frontend.watch import ModelWatch
 
 NAMES = [f"model-{number}" for number in range(6)]
 
@@ -55,11 +55,10 @@ async def models(fake: FakeTriton, tmp_path: Path) -> AsyncIterator[ModelRegistr
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(fake, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    (tmp_path / "models" / "model-0").mkdir(parents=True)
+    (tmp_path / "models").mkdir()
     settings = Settings(embedded=True, model_repository=(tmp_path / "models",), data_dir=tmp_path / "data")
     triton = TritonClient(f"127.0.0.1:{port}", settings)
     registry = ModelRegistry(triton)
-    registry._repositories = ()
     yield registry
     await registry.close()
     await triton.close()
@@ -96,7 +95,7 @@ async def test_a_load_that_waits_for_its_turn_has_not_failed(
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A clock of the supervisor that only the test moves on."""
     clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(embedded, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(supervising, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
 
@@ -140,16 +139,19 @@ async def test_the_files_of_a_failed_model_are_read_in_a_thread(
     models: ModelRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = []
-    read_folders = repository.read_folders
+    read_folders = folders.read_folders
 
     def note_thread(repositories: Collection[Path], names: Collection[str]) -> dict[str, ModelFolder]:
         threads.append(threading.current_thread())
         return read_folders(repositories, names)
 
-    monkeypatch.setattr(repository, "read_folders", note_thread)
-    models._repositories = models.client.settings.model_repository
+    monkeypatch.setattr(folders, "read_folders", note_thread)
+    settings = models.client.settings
+    (settings.model_repository[0] / "model-0").mkdir()
+    models.supervisor = supervisor = EmbeddedTriton(settings, Store(settings))
     models.mark_failed("model-0", "it has a fault")
     await asyncio.gather(*models._background)
+    supervisor._folder.remove()
     assert "model-0" in models._failed_as
     assert threads
     assert threading.main_thread() not in threads

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from export.config import CheckpointConfig
 from export.modules.transformer import CausalTransformer
-from filmstrip.runtime.transformer import CleanLatents, FrameWindow, KvCache, PassPlan
+from filmstrip.runtime.transformer import CleanLatents, FrameWindow, KvCache, PassSpan
 from tests.models.export.configs import tiny
 from tests.models.export.networks import HEIGHT, TOKENS, WIDTH, normal, rope, transformer
 from tests.models.export.references import ListCache, Text, block_causal_bias, chunk_by_chunk, one_pass, tables_at
@@ -44,24 +44,24 @@ class Streaming:
         self.clean = CleanLatents(self.window)
 
     def chunk(self, latents: Tensor, timesteps: Tensor, text: Text, factor: float | None = None) -> Tensor:
-        velocity = self._run(self.cache.plan_chunk(latents.shape[2]), latents, timesteps, text, factor)
+        velocity = self._run(self.cache.chunk_span(latents.shape[2]), latents, timesteps, text, factor)
         self.clean.append(latents)
         return velocity
 
     def recache(self, text: Text) -> None:
-        plan = self.cache.plan_recache()
-        assert plan is not None
-        self._run(plan, self.clean.latest(plan.num_frames), torch.zeros(1, plan.num_frames), text)
+        span = self.cache.recache_span()
+        assert span is not None
+        self._run(span, self.clean.latest(span.num_frames), torch.zeros(1, span.num_frames), text)
 
     def _run(
-        self, plan: PassPlan, latents: Tensor, timesteps: Tensor, text: Text, factor: float | None = None
+        self, span: PassSpan, latents: Tensor, timesteps: Tensor, text: Text, factor: float | None = None
     ) -> Tensor:
         absolute = self.config.rope_positions == "absolute"
-        own = plan.absolute_positions if absolute else plan.window_positions
-        tables = tables_at(self.config, own, self.window.past_positions(plan))
-        past = self.cache.k, self.cache.v, self.cache.bias(plan, factor)
+        own = span.absolute_positions if absolute else span.window_positions
+        tables = tables_at(self.config, own, self.window.past_positions(span))
+        past = self.cache.k, self.cache.v, self.cache.bias(span, factor)
         velocity, k, v = self.ours(latents, timesteps, *text, tables, *past)
-        self.cache.write(plan, k, v)
+        self.cache.write(span, k, v)
         return velocity
 
 
@@ -122,6 +122,6 @@ def test_a_reset_starts_a_sequence_anew():
     used, fresh = Streaming(config, ours), Streaming(config, ours)
     for chunk in chunks:
         used.chunk(chunk, timesteps, text)
-    used.cache.reset()
+    used.cache.clear()
     for chunk in chunks:
         assert torch.equal(used.chunk(chunk, timesteps, text), fresh.chunk(chunk, timesteps, text))

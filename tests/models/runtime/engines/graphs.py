@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from filmstrip.runtime.engines.manifest import Builder, EngineFile, EngineTensor, Manifest, write
+from filmstrip.runtime.engines.manifest import Builder, EngineFile, EngineTensor, Manifest, write_manifest
 from tests.models.runtime.engines.manifests import manifest
 
 _NAMES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
@@ -33,7 +33,7 @@ def describe(path: Path, **changed: Any) -> Manifest:
             **changed,
         }
     )
-    write(path, one)
+    write_manifest(path, one)
     return one
 
 

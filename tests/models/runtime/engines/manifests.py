@@ -10,7 +10,7 @@ from filmstrip.runtime.engines.manifest import (
     EngineTensor,
     Manifest,
     ShapeRange,
-    write,
+    write_manifest,
 )
 
 MANIFEST = Manifest(
@@ -42,5 +42,5 @@ def put(engine: Path, content: bytes = b"plan", **changed: Any) -> Manifest:
     engine.parent.mkdir(parents=True, exist_ok=True)
     engine.write_bytes(content)
     one = manifest(**{"files": {engine.name: EngineFile.of(engine)}, **changed})
-    write(engine, one)
+    write_manifest(engine, one)
     return one

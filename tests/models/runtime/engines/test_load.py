@@ -9,8 +9,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: see docs/export.md")
 pytest.importorskip("onnx", reason="onnx is not installed: see docs/export.md")
 
-from filmstrip.runtime.engines.engine import Engine
-from filmstrip.runtime.engines.load import installed_version, load_engine, load_engines
+from filmstrip.runtime.engines.engine import Engine, installed_version, load_engine, load_engines
 from filmstrip.runtime.engines.manifest import (
     BadEngine,
     BadManifest,

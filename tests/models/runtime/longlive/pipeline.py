@@ -13,7 +13,7 @@ from export.checkpoint import Networks, load_networks
 from export.config import CheckpointConfig
 from export.graph_specs import graph_specs
 from export.lora import Adapter, LowRank, attach
-from export.model_folder import pipeline_config
+from export.model_folder import runtime_config
 from export.spec import Axis, GraphSpec, Precision, Size
 from filmstrip.contract import ChunkParameters, Mode, Prompt
 from filmstrip.runtime.longlive import LongLive, LongLiveSequence
@@ -100,7 +100,7 @@ class Tiny:
     def pipeline(self) -> LongLive:
         """A pipeline with engines of its own."""
         engines = {spec.name: ModuleEngine(spec) for spec in self.specs}
-        return LongLive(pipeline_config(self.config, SIZES, self.loras), engines, self.tokenize)
+        return LongLive(runtime_config(self.config, SIZES, self.loras), engines, self.tokenize)
 
     def frames(self, chunks: list[Chunk]) -> list[np.ndarray]:
         """What a new pipeline makes of chunks in one sequence."""

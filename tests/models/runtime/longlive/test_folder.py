@@ -7,8 +7,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
 from filmstrip.errors import LoadFailed
+from filmstrip.model_folders import EXPORT_FILE
 from filmstrip.runtime.longlive import load_longlive
-from filmstrip.runtime.pipeline_config import FILE_NAME
 from tests.models.runtime.longlive.pipeline import CPU, Tiny
 
 
@@ -17,10 +17,10 @@ def test_what_is_missing_is_told_one_after_the_other(tmp_path: Path, tiny: Tiny)
     folder.mkdir(parents=True)
     with pytest.raises(LoadFailed, match=r"pipeline\.json can't be read"):
         load_longlive(folder, device=CPU, num_threads=1)
-    (folder / FILE_NAME).write_text("{}")
+    (folder / EXPORT_FILE).write_text("{}")
     with pytest.raises(LoadFailed, match="another version of the export"):
         load_longlive(folder, device=CPU, num_threads=1)
-    (folder / FILE_NAME).write_text(tiny.pipeline().config.to_json())
+    (folder / EXPORT_FILE).write_text(tiny.pipeline().config.to_json())
     again = r"holds no engines\. Export it again: python -m export longlive .* --id longlive"
     with pytest.raises(LoadFailed, match=again):
         load_longlive(folder, device=CPU, num_threads=1)

@@ -274,8 +274,8 @@ def test_the_stages_are_timed(tiny: Tiny):
     first, second = chunk(0), chunk(1, **told(BLUE))
     tiny.frames([first, second])
     for one in (first, second):
-        assert one.stages.seconds.keys() == {"text", "encode", "denoise", "denoise_step", "cache", "decode"}
-        assert all(seconds > 0 for seconds in one.stages.seconds.values())
+        assert one.timings.seconds.keys() == {"text", "encode", "denoise", "denoise_step", "cache", "decode"}
+        assert all(seconds > 0 for seconds in one.timings.seconds.values())
 
 
 @pytest.mark.parametrize("which", ["tiny", "tiny_with_loras", "tiny_without_vace"])

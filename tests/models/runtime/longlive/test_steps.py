@@ -1,4 +1,4 @@
-"""The denoising loop, and stages that a GPU times, with the marks of a clock in a GPU's place."""
+"""The denoising loop, and work that a GPU times, with the marks of a clock in a GPU's place."""
 
 from collections.abc import Callable
 
@@ -9,9 +9,9 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 from torch import Tensor
 
 from filmstrip.contract import ChunkParameters
-from filmstrip.runtime.longlive import DeviceStages, denoise
+from filmstrip.runtime.longlive import GpuTimings, denoise
 from filmstrip.runtime.schedule import ChunkNoise, SigmaTable
-from filmstrip.runtime.sequences import Chunk, ChunkCancelled, Stages
+from filmstrip.runtime.sequences import Chunk, ChunkCancelled, Timings
 
 # -- The denoising loop --------------------------------------------------------------------------------------
 
@@ -68,10 +68,10 @@ def test_a_cancelled_chunk_stops_before_its_next_step_and_steps_are_timed():
     with pytest.raises(ChunkCancelled):
         denoise(running, normal(0), STEPS, velocity=velocity, noise=ChunkNoise(1, 0, SHAPE), sigmas=SIGMAS)
     assert predicted == [1000.0, 937.5]
-    assert running.stages.seconds["denoise"] > 0
+    assert running.timings.seconds["denoise"] > 0
 
 
-# -- Stages on a GPU -----------------------------------------------------------------------------------------
+# -- Times on a GPU ------------------------------------------------------------------------------------------
 
 
 class Queue:
@@ -103,24 +103,24 @@ class Mark:
 
 def test_the_host_is_never_more_than_a_stage_ahead():
     queue = Queue()
-    stages = DeviceStages(Stages(), queue.mark)
+    timings = GpuTimings(Timings(), queue.mark)
     waited = []
     for _ in range(5):
-        with stages.stage("denoise"):
+        with timings.measure("denoise"):
             waited.append(queue.done_ms)
             queue.queued_ms += 100
     assert waited == [0, 0, 100, 200, 300]
 
 
 def test_the_time_is_that_of_the_work_and_not_of_its_queueing():
-    before, queue = Stages(), Queue()
+    before, queue = Timings(), Queue()
     before.seconds["read"] = 0.5
-    stages = DeviceStages(before, queue.mark)
+    timings = GpuTimings(before, queue.mark)
     for name, took_ms in [("denoise", 100), ("cache", 40), ("denoise", 200)]:
-        with stages.stage(name):
+        with timings.measure(name):
             queue.queued_ms += took_ms
         queue.queued_ms += 7  # between stages
-    assert stages.seconds == {"read": 0.5}
-    stages.settle()
-    stages.settle()
-    assert stages.seconds == pytest.approx({"read": 0.5, "denoise": 0.3, "cache": 0.04})
+    assert timings.seconds == {"read": 0.5}
+    timings.settle()
+    timings.settle()
+    assert timings.seconds == pytest.approx({"read": 0.5, "denoise": 0.3, "cache": 0.04})

@@ -26,7 +26,7 @@ from filmstrip.contract import INPUT_VIDEO, ChunkParameters, Mode
 from filmstrip.errors import ModelError
 from filmstrip.runtime.processors import Frames, resize
 from filmstrip.runtime.sequences import Chunk, ChunkCancelled
-from filmstrip.runtime.triton_model import SequenceModel
+from filmstrip.runtime.triton_model import TritonModel
 
 
 def pattern(parameters: ChunkParameters) -> Frames:
@@ -55,7 +55,7 @@ class ProbeState:
         }
         chunk.report["probe"] = told
         _log(told)
-        with chunk.stages.stage("generate"):
+        with chunk.timings.measure("generate"):
             frames = self._frames(chunk)
             return _misbehave(chunk, frames)
 
@@ -100,7 +100,7 @@ def _log(event: dict[str, object]) -> None:
             log.write(json.dumps(event) + "\n")
 
 
-class TritonPythonModel(SequenceModel):
+class TritonPythonModel(TritonModel):
     """The probe as Triton calls it."""
 
     def start(self) -> ProbeState:

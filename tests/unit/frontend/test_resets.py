@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from filmstrip.cache_policy import CacheInputs, reset_reason
 from filmstrip.contract import Mode, Prompt
+from frontend.plan import CacheInputs, reset_reason
 
 CAT = (Prompt("a cat"),)
 DOG = (Prompt("a dog"),)
@@ -11,7 +11,7 @@ LATENT_FRAMES = 3
 
 VIDEO = CacheInputs(
     mode=Mode.VIDEO,
-    conditioned=False,
+    uses_vace=False,
     prompts=CAT,
     in_transition=False,
     denoising_steps=None,
@@ -19,12 +19,12 @@ VIDEO = CacheInputs(
     reset_cache=False,
 )
 TEXT = replace(VIDEO, mode=Mode.TEXT)
-VACE = replace(TEXT, conditioned=True)
+VACE = replace(TEXT, uses_vace=True)
 STEPS = {"denoising_steps": (1000, 500)}
 
 
-def reason(before: CacheInputs, latent_index: int = 3, **changes: object) -> str | None:
-    return reset_reason(before, replace(before, **changes), latent_index, LATENT_FRAMES)
+def reason(before: CacheInputs, latents_since_reset: int = 3, **changes: object) -> str | None:
+    return reset_reason(before, replace(before, **changes), latents_since_reset, LATENT_FRAMES)
 
 
 @pytest.mark.parametrize("chunk", [VIDEO, TEXT, VACE])
@@ -55,14 +55,14 @@ def test_a_chunk_that_changes_nothing_goes_on(chunk):
         (TEXT, {"prompts": DOG}, None),
         (VIDEO, {"prompts": DOG}, "prompt"),
         (VACE, {"prompts": DOG}, "prompt"),
-        (TEXT, {"prompts": DOG, "conditioned": True}, "prompt"),
+        (TEXT, {"prompts": DOG, "uses_vace": True}, "prompt"),
         (VIDEO, {"prompts": (Prompt("a cat", 50.0),)}, "prompt"),
         (VIDEO, {"prompts": DOG, "manage_cache": False}, None),
         (VIDEO, {"prompts": DOG, "in_transition": True}, None),
         (replace(VIDEO, prompts=DOG, in_transition=True), {"in_transition": False}, None),
         # Conditioning that comes or goes is no cause by itself.
-        (TEXT, {"conditioned": True}, None),
-        (VACE, {"conditioned": False}, None),
+        (TEXT, {"uses_vace": True}, None),
+        (VACE, {"uses_vace": False}, None),
     ],
 )
 def test_each_cause_alone(before, changes, expected):
@@ -70,11 +70,11 @@ def test_each_cause_alone(before, changes, expected):
 
 
 @pytest.mark.parametrize(
-    ("latent_index", "expected"), [(1020, None), (1021, "frame index limit"), (1022, "frame index limit")]
+    ("latents_since_reset", "expected"), [(1020, None), (1021, "frame index limit"), (1022, "frame index limit")]
 )
 @pytest.mark.parametrize("managed", [True, False])
-def test_the_frame_index_ends_three_before_1024(latent_index, expected, managed):
-    assert reason(replace(TEXT, manage_cache=managed), latent_index) == expected
+def test_the_frame_index_ends_three_before_1024(latents_since_reset, expected, managed):
+    assert reason(replace(TEXT, manage_cache=managed), latents_since_reset) == expected
 
 
 def test_manage_cache_that_comes_back_compares_with_the_chunk_before_only():

@@ -10,11 +10,11 @@ import psutil
 
 from filmstrip.errors import TritonUnavailable
 
-from .model_registry import ModelRegistry
-from .repository import DIED_AT_START
-from .tasks import in_thread
+from ..model_registry import ModelRegistry
+from ..tasks import in_thread
+from ..triton import DIED_AT_START
+from .wheel import STUB
 
-STUB = "triton_python_backend_stub"
 _ANSWER_S = 5.0  # after a process ends, Triton may still answer or start another one
 _LAUNCH_S = 15.0  # how long a model may be loading without a process
 

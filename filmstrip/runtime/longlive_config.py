@@ -4,21 +4,19 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from filmstrip.contract import first_problem
 from filmstrip.model_folders import EXPORT_FILE
-from filmstrip.runtime.json_files import STRICT, decode
-
-FILE_NAME = EXPORT_FILE
 
 MAX_REFERENCES = 4
 """Largest number of reference images of a chunk that the VACE branch's engines take."""
 
 
 @dataclass(frozen=True)
-class PipelineConfig:
+class LongLiveConfig:
     """The numbers of a checkpoint of the LongLive family.
 
     Attributes:
@@ -46,7 +44,7 @@ class PipelineConfig:
         loras: names, in the order of the engines' `lora_scales`.
     """
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True)
 
     latent_frames_per_chunk: int
     window: int
@@ -91,18 +89,21 @@ class PipelineConfig:
         return json.dumps(asdict(self), indent=2) + "\n"
 
     @staticmethod
-    def from_json(text: str) -> "PipelineConfig":
+    def from_json(text: str) -> "LongLiveConfig":
         """Read the file's text.
 
         Raises:
             ValueError: a field is missing, unknown or of another type, as in a file of another version of the export.
         """
-        return decode(_CONFIG, text)
+        try:
+            return _CONFIG.validate_json(text)
+        except ValidationError as error:
+            raise ValueError(first_problem(error)) from None
 
     @classmethod
-    def read(cls, folder: Path) -> "PipelineConfig":
+    def read(cls, folder: Path) -> "LongLiveConfig":
         """Read the file of a model's version folder; raises as `from_json`, and OSError."""
-        return cls.from_json((folder / FILE_NAME).read_text("utf-8-sig"))
+        return cls.from_json((folder / EXPORT_FILE).read_text("utf-8-sig"))
 
 
-_CONFIG = TypeAdapter(PipelineConfig)
+_CONFIG = TypeAdapter(LongLiveConfig)

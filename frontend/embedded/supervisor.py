@@ -1,27 +1,28 @@
-"""The embedded Triton: the server in the `nvidia-pytriton` wheel, started and kept running."""
+"""Starts the embedded tritonserver, restarts it when it or one of its models dies, and stops it."""
 
 import asyncio
 import collections
 import contextlib
-import importlib.util
 import logging
 import os
 import signal
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import BinaryIO
 
 from filmstrip import triton_server
 from filmstrip.errors import LoadFailed, TritonUnavailable
-from filmstrip.model_folders import DuplicateModel, check_unique
-from filmstrip.triton_server import NoTritonFolder, TritonFolder, make_link
+from filmstrip.triton_server import TritonFolder
 
-from .model_registry import ModelRegistry
-from .settings import ENV_PREFIX, MODELS_DIR, Settings
-from .store import SHM_DIR, Store
-from .tasks import in_thread, spawn
-from .watch import STUB, ModelWatch
+from ..model_registry import ModelFolder, ModelRegistry
+from ..settings import ENV_PREFIX, Settings
+from ..store import SHM_DIR, Store
+from ..tasks import in_thread, spawn
+from . import folders
+from .watch import ModelWatch
+from .wheel import bin_folder, find_server, link_backends
 
 log = logging.getLogger(__name__)
 
@@ -34,72 +35,8 @@ _LOG_TAIL_LINES = 30
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 
 
-class EmbeddedUnsupported(RuntimeError):
-    """This machine cannot run the embedded Triton."""
-
-
 class _RestartNeeded(Exception):
     """A model's process has died, and only a new Triton gets rid of what it left behind."""
-
-
-def check(settings: Settings) -> None:
-    """Check for whatever would keep the embedded Triton from starting.
-
-    Raises:
-        EmbeddedUnsupported: the wheel or a model repository is missing, two models have the same name, or there is no
-            place for Triton's socket.
-    """
-    find_server()
-    _check_repositories(settings.model_repository)
-    _bin_folder()
-    try:
-        TritonFolder.create().remove()
-    except NoTritonFolder as error:
-        raise EmbeddedUnsupported(str(error)) from None
-
-
-def _check_repositories(repositories: tuple[Path, ...]) -> None:
-    if MODELS_DIR in repositories:
-        MODELS_DIR.mkdir(exist_ok=True)  # so that models exported while the server runs are found
-    for folder in repositories:
-        if not folder.is_dir():
-            raise EmbeddedUnsupported(
-                f"model repository {folder} does not exist (FILMSTRIP_MODEL_REPOSITORY is split at colons; pass a path "
-                "that contains a colon as --model-repository)"
-            )
-    try:
-        check_unique(repositories)
-    except DuplicateModel as error:
-        raise EmbeddedUnsupported(str(error)) from None
-
-
-def find_server() -> Path:
-    """The folder of the wheel's Triton.
-
-    Raises:
-        EmbeddedUnsupported: the wheel is not installed, or does not support this machine.
-    """
-    spec = importlib.util.find_spec("pytriton")
-    folders = spec.submodule_search_locations if spec else None
-    server = Path(folders[0]) / "tritonserver" if folders else None
-    if server is None or not (server / "bin" / "tritonserver").is_file():
-        raise EmbeddedUnsupported(
-            "--embedded needs the nvidia-pytriton wheel, which exists only for Linux on x86-64: install "
-            "filmstrip[server] there, or run Triton in a container and set FILMSTRIP_TRITON_URL"
-        )
-    stub = server / "python_backend_stubs" / _python_version() / STUB
-    if not stub.is_file():
-        raise EmbeddedUnsupported(f"the embedded Triton has no Python backend for Python {_python_version()}")
-    return server
-
-
-def link_backends(server: Path, folder: Path) -> Path:
-    """Create a backends folder of links: the stub must be next to the library, and a copy of it would not start."""
-    stub = server / "python_backend_stubs" / _python_version() / STUB
-    for file in (*(server / "backends" / "python").iterdir(), stub):
-        if file.is_file():
-            make_link(file, folder / "python" / file.name)
-    return folder
 
 
 class EmbeddedTriton:
@@ -109,7 +46,7 @@ class EmbeddedTriton:
         self._settings = settings
         self._server = find_server()
         # The models' processes use the packages of the first python3 in PATH.
-        self._path = f"{_bin_folder()}:{os.environ.get('PATH', '')}"
+        self._path = f"{bin_folder()}:{os.environ.get('PATH', '')}"
         self._folder = TritonFolder.create()
         self._shm_prefix = store.shm_prefix("triton")
         self.log_path = settings.data_dir.resolve() / "triton" / "triton.log"
@@ -197,6 +134,14 @@ class EmbeddedTriton:
             OSError: a link cannot be made.
         """
         self._folder.link_models(self._settings.model_repository)
+
+    def model_names(self) -> set[str]:
+        """The models that have a folder."""
+        return folders.model_names(self._settings.model_repository)
+
+    def read_folders(self, names: Collection[str]) -> dict[str, ModelFolder]:
+        """The folders of these models, by name."""
+        return folders.read_folders(self._settings.model_repository, names)
 
     async def _supervise(self, models: ModelRegistry) -> None:
         pause_s = _FIRST_PAUSE_S
@@ -381,22 +326,3 @@ class EmbeddedTriton:
 def _environment() -> dict[str, str]:
     """The environment without our settings and keys, which models do not need. Settings ignore case."""
     return {name: value for name, value in os.environ.items() if not name.upper().startswith(ENV_PREFIX)}
-
-
-def _bin_folder() -> str:
-    """The folder of the running Python, for PATH.
-
-    Raises:
-        EmbeddedUnsupported: PATH cannot contain it.
-    """
-    folder = str(Path(sys.executable).parent)
-    if os.pathsep in folder:
-        raise EmbeddedUnsupported(
-            f"Python's folder, {folder}, has a colon in its name, so that the models cannot find Python in PATH; "
-            "move the virtual environment to a folder without a colon"
-        )
-    return folder
-
-
-def _python_version() -> str:
-    return f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -3,40 +3,22 @@
 import os
 import re
 import stat
-import sys
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from filmstrip.contract import PipelineInfo
+from filmstrip.contract import PipelineSpec
 from filmstrip.model_folders import is_dead_link, model_folders
 from filmstrip.triton_server import is_safe_model
 
+from ..model_registry import UNSAFE_NAME, Fingerprint, ModelFolder
+from ..triton import client_reason
+
 CONFIG = "config.pbtxt"
-UNSAFE_NAME = "the name of its folder may only have the letters A-Z and a-z, digits and . _ - + @ , :"
 _LARGEST_CONFIG = 4 * 2**20  # bytes
 _VERSION = re.compile(r"[1-9][0-9]*")
-
-Fingerprint = frozenset[tuple[str, int, int]]
-"""Names, modification times and sizes of a model's files: another one means that the model was changed."""
-
-
-@dataclass(frozen=True)
-class ModelFolder:
-    """The contents of a model's folder.
-
-    Attributes:
-        fingerprint: of its files.
-        problem: why Triton cannot load it, in one sentence without paths; or None.
-        info: of its pipeline; None if its configuration cannot be read, or is not that of a pipeline.
-    """
-
-    fingerprint: Fingerprint
-    problem: str | None = None
-    info: PipelineInfo | None = None
 
 
 def read_folders(repositories: Iterable[Path], names: Collection[str] | None = None) -> dict[str, ModelFolder]:
@@ -65,14 +47,14 @@ def _read(name: str, folders: list[Path]) -> ModelFolder:
         config = _read_config(folder)
         _check_version(folder, config)
         parameters = {key: value.string_value for key, value in config.parameters.items()}
-        info = PipelineInfo.from_parameters(folder.name, parameters)
+        spec = PipelineSpec.from_parameters(folder.name, parameters)
     except OSError as error:
         return ModelFolder(fingerprint, f"{Path(error.filename or folder).name} cannot be read: {error.strerror}")
     except ValueError as error:
         return ModelFolder(fingerprint, client_reason(str(error), [folder.parent]))
     except RecursionError:
         return ModelFolder(fingerprint, f"{CONFIG} cannot be parsed: it is nested too deeply")
-    return ModelFolder(fingerprint, info=info)
+    return ModelFolder(fingerprint, spec=spec)
 
 
 def _read_config(folder: Path) -> ModelConfig:
@@ -150,65 +132,3 @@ def _fingerprint(folder: Path) -> Fingerprint:
                 continue
             found.add((str(path.relative_to(folder)), status.st_mtime_ns, status.st_size))
     return frozenset(found)
-
-
-_LONGEST = 500  # letters
-DIED_AT_START = "its process ended while it started; is there enough memory? Triton's log may say more"
-_NO_REASON = "Triton does not say why; its log may"
-
-_LOAD_PREFIX = re.compile(r"^load failed for model '[^']*': (version \d+ is at \w+ state: )?")
-_STATUS_PREFIX = re.compile(
-    r"^(Internal|Invalid argument|Not found|Unavailable|Unsupported|Unknown|Already exists|Cancelled): "
-)
-_PLAIN_ERROR = re.compile(r"^(?:[\w.]+\.)?(?:TritonModelException|ValueError|RuntimeError|LoadFailed): ")
-_QUOTED_FOLDERS = re.compile(r"(?P<quote>['\"`])(?:[Ff][Ii][Ll][Ee]:)?(?:~[\w.-]*)?/(?:(?!(?P=quote))[^\n])*/")
-_FOLDERS = re.compile(
-    r"(?:\b[Ff][Ii][Ll][Ee]:/+|(?<![\w./:])/{2,}|(?<![\w./])(?:/{3,}|(?:~[\w-]*)?/))(?=[^\s/])"
-    # A name may have a colon or an apostrophe, but not at its end: there they belong to the sentence.
-    r"(?:(?:[^/\n:'\"]|:(?=[^\s/])|(?<=\w)'(?=\w))*[^/\s:'\"]/+)*"
-)
-_NOT_OURS = (
-    (re.compile(r"Stub process '[^']*' is not healthy"), DIED_AT_START),
-    (re.compile(r"failed to poll from model repository"), "Triton cannot read its model folder; Triton's log says why"),
-    (
-        re.compile(r"at least one version must be available"),
-        "its model folder has no version folder, which is named by a number, such as 1",
-    ),
-    (re.compile(r"Python model file not found"), "its version folder has no model.py"),
-    (re.compile(r"DEADLINE_EXCEEDED|Deadline Exceeded"), "it did not start in time"),
-)
-
-
-def client_reason(text: str, folders: Iterable[Path] = ()) -> str:
-    """Triton's reason why a model is not served, as one sentence for clients, without tracebacks and folders.
-
-    Args:
-        text: Triton's message.
-        folders: known to appear in it. Only these are recognised whatever characters their names have.
-    """
-    for pattern, ours in _NOT_OURS:
-        if pattern.search(text):
-            return ours
-    text = _STATUS_PREFIX.sub("", _LOAD_PREFIX.sub("", text.strip()))
-    text = text.partition("\n\nAt:\n")[0]
-    if "Traceback (most recent call last)" in text:
-        text = text.rstrip().splitlines()[-1]
-    text = without_folders(_PLAIN_ERROR.sub("", text), folders)
-    text = " ".join(text.split()).rstrip(";. ")
-    return text[: _LONGEST - 1] + "…" if len(text) > _LONGEST else text or _NO_REASON
-
-
-def without_folders(text: str, folders: Iterable[Path] = ()) -> str:
-    """The text with only the last name of each absolute path or file URL.
-
-    Args:
-        text: to shorten.
-        folders: known to appear in it, in addition to the home directory and Python's.
-    """
-    home = Path(os.path.expanduser("~"))
-    known = {Path(sys.prefix), Path(sys.base_prefix), home, *(folder.absolute() for folder in folders)}
-    names = {str(folder) for folder in known | {folder.resolve() for folder in known}}
-    for name in sorted(names, key=len, reverse=True):
-        if name != "/":
-            text = re.sub(rf"(?<![\w.-]){re.escape(name)}(?=/)", "", text)
-    return _FOLDERS.sub("", _QUOTED_FOLDERS.sub(r"\g<quote>", text))
