@@ -1,4 +1,4 @@
-"""Several clients at once: one generation wins, the others are told so, and everything else goes on beside it."""
+"""Several clients at once: one generation runs, the others are refused, and all other requests are served."""
 
 import threading
 import time
@@ -27,7 +27,7 @@ def frontend(server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 class Answer(NamedTuple):
-    """What a request came to, and when."""
+    """The response to a request, and when it was complete."""
 
     status: int
     body: Any  # of a refusal: JSON; of a stream: its events
@@ -35,7 +35,7 @@ class Answer(NamedTuple):
 
 
 @pytest.mark.parametrize("crowd", [2, 5])
-def test_of_a_crowd_one_wins_and_the_others_are_refused_at_once(frontend: Frontend, crowd: int) -> None:
+def test_one_of_several_clients_wins_and_the_others_are_refused_at_once(frontend: Frontend, crowd: int) -> None:
     with assert_recovers(frontend, outputs=ROUNDS):
         for number in range(ROUNDS):
             seeds = range(crowd * number, crowd * (number + 1))
@@ -50,12 +50,12 @@ def test_of_a_crowd_one_wins_and_the_others_are_refused_at_once(frontend: Fronte
                 assert loser.status == 409
                 message = loser.body["detail"]
                 assert loser.body == {"error": {"code": "busy", "message": message}, "detail": message}
-                assert loser.at < winner.at  # it did not wait for the end
+                assert loser.at < winner.at  # it did not wait for the winner's end
 
 
 def post_together(frontend: Frontend, seeds: range) -> list[Answer]:
     """Send a request for each seed but for its last byte, then all the last bytes."""
-    specs = [{"chunk": 0, "text": "!sleep 0.3"}, {"chunk": 1, "text": "x"}]  # whoever comes later finds it running
+    specs = [{"chunk": 0, "text": "!sleep 0.3"}, {"chunk": 1, "text": "x"}]  # whoever comes later finds the slot taken
     with ExitStack() as stack, ThreadPoolExecutor(len(seeds)) as pool:
         clients = [stack.enter_context(RawClient(frontend.url)) for _ in seeds]
         ends = [
@@ -75,7 +75,7 @@ def read_answer(client: RawClient) -> Answer:
 
 
 def test_threads_that_post_at_once_again_and_again_never_overlap_in_the_model(frontend: Frontend) -> None:
-    """Eight clients that take whatever they get: each video is its own, whoever ran before it."""
+    """Eight clients that post until they succeed: each gets its own video, whoever ran before."""
     done = threading.Event()
     made = []
 
@@ -104,7 +104,7 @@ def test_threads_that_post_at_once_again_and_again_never_overlap_in_the_model(fr
         pass
 
 
-def test_uploads_downloads_and_health_beside_a_generation(frontend: Frontend) -> None:
+def test_uploads_downloads_and_health_during_a_generation(frontend: Frontend) -> None:
     video = noise(300)
     with assert_recovers(frontend, inputs=10, outputs=2), ThreadPoolExecutor(4) as pool:
         earlier = frontend.generate(**PROBE | {"num_frames": 300}, seed=7)[-1][1]["output_path"]
@@ -115,7 +115,7 @@ def test_uploads_downloads_and_health_beside_a_generation(frontend: Frontend) ->
             copies = [pool.submit(frontend.download, earlier) for _ in range(5)]
             asked: list[Future[Any]] = [*health, *videos, *blobs, *copies]
             wait(asked, timeout=60)
-            assert is_generating(frontend)  # all of it happened beside it
+            assert is_generating(frontend)  # all of it happened meanwhile
             events = list(stream)
         assert all(answer.result() for answer in health)
         assert all(

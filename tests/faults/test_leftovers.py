@@ -1,4 +1,4 @@
-"""The frontend is killed: what it started ends by itself, and the next one on its data directory cleans up."""
+"""The frontend is killed: its processes end, and the next frontend in its data directory cleans up."""
 
 import os
 import signal
@@ -79,12 +79,12 @@ def test_all_processes_end_and_the_next_start_cleans_up(
         assert [path for path in second.all_in_shm() if "--triton-" not in path.name] == []
         second.wait_healthy()
         assert np.array_equal(second.download(output), made)
-        wanted = {"pipeline_id": "passthrough", "prompt": "", "num_frames": 33}
-        if shared_memory:  # uploads lay in memory: they are gone, and the client is told so
+        request = {"pipeline_id": "passthrough", "prompt": "", "num_frames": 33}
+        if shared_memory:  # uploads were in memory: they are gone, and the client gets an error
             for field, name in (("input_path", input_path), ("data_blob_path", blob)):
-                assert second.post(**wanted | {field: name}).json()["error"]["code"] == "unknown_path"
+                assert second.post(**request | {field: name}).json()["error"]["code"] == "unknown_path"
         else:
-            assert np.array_equal(second.generate_frames(**wanted, input_path=input_path), video)
+            assert np.array_equal(second.generate_frames(**request, input_path=input_path), video)
             assert second.stored("blobs") == [f"blobs/{blob}"]
         with assert_recovers(second):
             pass
@@ -94,7 +94,7 @@ def test_all_processes_end_and_the_next_start_cleans_up(
 
 
 def test_what_it_leaves_behind_does_not_keep_its_port(two_models: Path, tmp_path: Path) -> None:
-    """Else clients would connect to a server that is no more, and the next one could not listen."""
+    """Else clients would connect to a dead server, and the next one could not listen."""
     frontend = Frontend(tmp_path, "--embedded", model_repository=two_models, shared_memory=False)
     left: list[psutil.Process] = []
     try:
@@ -117,7 +117,7 @@ def test_what_it_leaves_behind_does_not_keep_its_port(two_models: Path, tmp_path
 
 @pytest.mark.parametrize("delay_s", [0, 0.05, 0.1, 0.2])
 def test_killed_while_its_triton_starts(two_models: Path, tmp_path: Path, delay_s: float) -> None:
-    """Models that Triton has not spoken to yet do not watch it: without the guard they would wait for ever."""
+    """Models that Triton has not contacted yet do not watch it: without the guard they would wait forever."""
     frontend = Frontend(tmp_path, "--embedded", model_repository=two_models)
     left: list[psutil.Process] = []
     try:

@@ -1,4 +1,4 @@
-"""What another user of the same machine can reach of a server with its embedded Triton: nothing that matters."""
+"""Another user of the same machine cannot reach the embedded Triton, shared memory or files."""
 
 import json
 import os

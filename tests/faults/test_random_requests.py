@@ -1,4 +1,4 @@
-"""Thousands of random requests, made from the server's own description: none of them hurts it."""
+"""Random requests, generated from the OpenAPI document: the server survives them all."""
 
 import statistics
 from collections import Counter
@@ -20,7 +20,7 @@ from tests.support.server import Frontend, frontend_on
 
 POSITIVE = {
     "POST /api/v1/generate": 400,
-    "POST /api/v1/generate/cancel": 1,  # there is but one such request, as there is of each other with a 1
+    "POST /api/v1/generate/cancel": 1,  # there is only one such request, as for every other operation with 1
     "POST /api/v1/generate/upload": 200,
     "POST /api/v1/generate/upload-data": 150,
     "POST /api/v1/batch": 20,
@@ -48,7 +48,7 @@ NEGATIVE = {
 
 
 class Visitor:
-    """Sends cases and looks at each answer."""
+    """Sends cases and checks each response."""
 
     def __init__(self, frontend: Frontend) -> None:
         self.frontend = frontend
@@ -65,13 +65,13 @@ class Visitor:
         if answer.status_code != 200:
             headers = {name.lower(): values[0] for name, values in answer.headers.items()}
             check_refusal(self.frontend, RawResponse(answer.status_code, headers, answer.content, seconds))
-        elif case.path == GENERATE:  # to the last event, which is no error: nothing here makes a model fail
+        elif case.path == GENERATE:  # ends without an error, because nothing here makes a model fail
             assert answer.content.decode().rstrip().splitlines()[-2] == "event: complete"
 
 
 @pytest.fixture
 def visitor(server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visitor]:
-    """A visitor of a frontend of its own, as its store fills; nothing half-done lies about after the visit."""
+    """A visitor of its own frontend, because the store fills; nothing incomplete is left after the visit."""
     with frontend_on(server, tmp_path_factory.mktemp("visited")) as frontend:
         yield Visitor(frontend)
         frontend.wait_idle()
@@ -80,12 +80,12 @@ def visitor(server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Itera
         assert_serves(frontend)
 
 
-def visit(visitor: Visitor, mode: GenerationMode, wanted: dict[str, int]) -> int:
-    """Send as many random requests to each operation as are wanted; how many they were."""
+def visit(visitor: Visitor, mode: GenerationMode, counts: dict[str, int]) -> int:
+    """Send so many random requests to each operation; how many were sent."""
     schema = schemathesis.openapi.from_url(f"{visitor.frontend.url}/openapi.json")
     operations = {found.ok().label: found.ok() for found in schema.get_all_operations()}
-    assert set(wanted) == set(operations) or mode is GenerationMode.NEGATIVE
-    for label, num_examples in wanted.items():
+    assert set(counts) == set(operations) or mode is GenerationMode.NEGATIVE
+    for label, num_examples in counts.items():
 
         @hypothesis.settings(
             max_examples=num_examples,
@@ -105,7 +105,7 @@ def visit(visitor: Visitor, mode: GenerationMode, wanted: dict[str, int]) -> int
 
 
 def make_possible(body: dict[str, object], *, likely: bool) -> None:
-    """Bring a request closer to what the probe model makes, in little time; if likely, without names of no file."""
+    """Turn a request into one that the probe could run quickly; if `likely`, without names of missing files."""
     body["pipeline_id"] = "probe"
     body["num_frames"] = min(int(str(body.get("num_frames", 64)).partition(".")[0]), 30)
     body["width"] = body["height"] = None

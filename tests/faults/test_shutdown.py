@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGHUP while clients are in the middle of something: it ends in time, and nothing is lost."""
+"""SIGTERM, SIGINT and SIGHUP in the middle of requests: the server exits in time, and nothing is lost."""
 
 import contextlib
 import signal
@@ -31,7 +31,7 @@ from tests.support.recovery import (
 from tests.support.server import MODELS, Frontend
 
 SLEEPER = {"pipeline_id": "probe", "prompt": "!sleep 60", "num_frames": 9}
-SHUTDOWN_S = 2.0  # what open requests may take
+SHUTDOWN_S = 2.0  # the time that open requests get
 SLACK_S = 6.0  # on a busy machine; its hard limit is another second later
 VIDEO = noise(200)
 VIDEO_HEADERS = {
@@ -44,7 +44,7 @@ VIDEO_HEADERS = {
 
 @pytest.fixture
 def frontend(server: Frontend, tmp_path: Path) -> Iterator[Frontend]:
-    """A frontend on the Triton of another; the test ends it."""
+    """A frontend on another server's Triton; the test stops it."""
     settings = {"shutdown_timeout_s": SHUTDOWN_S, "keep_alive_s": SHORT_KEEP_ALIVE_S}
     frontend = Frontend(tmp_path, "--triton-url", server.triton_url, **settings)
     frontend.probe_log = server.probe_log
@@ -57,7 +57,7 @@ def frontend(server: Frontend, tmp_path: Path) -> Iterator[Frontend]:
 
 @contextlib.contextmanager
 def ending(frontend: Frontend, server: Frontend, within_s: float, number: int = signal.SIGTERM) -> Iterator[None]:
-    """Send the signal, do the block, and find that the frontend has ended cleanly within the time."""
+    """Send the signal, run the block, and check that the frontend has exited cleanly in time."""
     began = time.monotonic()
     frontend.process.send_signal(number)
     yield
@@ -68,11 +68,11 @@ def ending(frontend: Frontend, server: Frontend, within_s: float, number: int = 
     assert frontend.stored("partial", "work") == []
     assert frontend.in_shm() == []
     assert {model: open_sequences(server, model) for model in MODELS_WITH_STATE} == dict.fromkeys(MODELS_WITH_STATE, 0)
-    assert_serves(server)  # Triton goes on for others
+    assert_serves(server)  # Triton still serves others
 
 
 def wait_closing(frontend: Frontend) -> None:
-    """Wait until it takes no connections any more."""
+    """Wait until it refuses connections."""
 
     def refused() -> bool:
         address = httpx.URL(frontend.url)
@@ -81,7 +81,7 @@ def wait_closing(frontend: Frontend) -> None:
         except ConnectionRefusedError:
             return True
         except ConnectionResetError:
-            pass  # it stood in the queue of the listener that was closed just then
+            pass  # it was in the listener's queue when that was closed
         return False
 
     eventually(refused, 5)
@@ -91,7 +91,7 @@ def wait_closing(frontend: Frontend) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_in_a_generation_its_last_event_says_so(frontend: Frontend, server: Frontend, number: int) -> None:
+def test_a_generation_ends_with_shutting_down(frontend: Frontend, server: Frontend, number: int) -> None:
     chunks = len(frontend.probe_entries())
     with RawClient(frontend.url) as client:
         client.post_json(GENERATE, PROBE | {"chunk_specs": [{"chunk": 1, "text": "!sleep 60"}]})
@@ -106,7 +106,7 @@ def test_in_a_generation_its_last_event_says_so(frontend: Frontend, server: Fron
 
 
 def test_it_is_unhealthy_while_it_stops(tmp_path: Path) -> None:
-    """Nobody sends it new requests while its generation ends, which here takes as long as it may."""
+    """A load balancer sends no new requests while a generation ends, which takes the whole timeout here."""
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "probe").symlink_to(Path(MODELS) / "probe")
     frontend = Frontend(tmp_path, "--embedded", model_repository=tmp_path / "models", shutdown_timeout_s=6)
@@ -122,11 +122,11 @@ def test_it_is_unhealthy_while_it_stops(tmp_path: Path) -> None:
                 answer = http.get(frontend.url + path).json()
                 assert answer == {"status": "unavailable", "generating": True, "degraded": []}
     finally:
-        frontend.process.kill()  # the hung model would hold it up
+        frontend.process.kill()  # the hung model would delay its end
         frontend.process.wait()
 
 
-def test_signalled_again_and_again(frontend: Frontend, server: Frontend) -> None:
+def test_repeated_signals(frontend: Frontend, server: Frontend) -> None:
     chunks = len(frontend.probe_entries())
     with RawClient(frontend.url) as client:
         client.post_json(GENERATE, SLEEPER)
@@ -150,7 +150,7 @@ def test_with_a_reader_of_events_that_has_stopped(frontend: Frontend, server: Fr
             pass
 
 
-def test_a_request_that_becomes_whole_meanwhile_is_refused(frontend: Frontend, server: Frontend) -> None:
+def test_a_request_that_is_complete_only_then_is_refused(frontend: Frontend, server: Frontend) -> None:
     with RawClient(frontend.url) as client:
         end = client.post_json(GENERATE, PROBE, keep_back=1)
         assert not is_generating(frontend)
@@ -166,7 +166,7 @@ IN_A_TERMINAL = "import pty, sys; pty.spawn(sys.argv[1:])"
 
 @pytest.mark.parametrize("shared_memory", [True, False])  # without it a relay carries the arrays: a child of ours
 def test_when_its_terminal_is_closed(two_models: Path, tmp_path: Path, shared_memory: bool) -> None:
-    """The kernel sends SIGHUP to all that run in the terminal, and writes to it fail from then on."""
+    """The kernel sends SIGHUP to all processes of the terminal, and writes to it fail."""
     launcher = (sys.executable, "-c", IN_A_TERMINAL)
     settings = {"model_repository": two_models, "shared_memory": shared_memory}
     frontend = Frontend(tmp_path, "--embedded", launcher=launcher, **settings)
@@ -187,7 +187,7 @@ def test_when_its_terminal_is_closed(two_models: Path, tmp_path: Path, shared_me
     assert frontend.in_shm() == []
 
 
-def test_where_hangups_are_ignored_at_the_start_they_stay_ignored(server: Frontend, tmp_path: Path) -> None:
+def test_under_nohup_sighup_stays_ignored(server: Frontend, tmp_path: Path) -> None:
     frontend = Frontend(tmp_path, "--triton-url", server.triton_url, launcher=("nohup",))
     frontend.process.send_signal(signal.SIGHUP)
     assert_serves(frontend)
@@ -238,7 +238,7 @@ def test_in_a_download_by_a_reader_that_has_stopped(frontend: Frontend, server: 
         assert again.stop() == 0
 
 
-# -- With nothing under way ---------------------------------------------------------------------------------------
+# -- With idle connections ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -252,7 +252,7 @@ def test_with_idle_connections_it_ends_at_once(frontend: Frontend, server: Front
 
 
 def test_after_a_client_that_left_with_a_second_request_behind_its_stream(server: Frontend, tmp_path: Path) -> None:
-    """Its connection is over: at a shutdown nothing of it is left to be waited for."""
+    """Its connection is gone, so that the shutdown does not wait for it."""
     frontend = Frontend(
         tmp_path, "--triton-url", server.triton_url, shutdown_timeout_s=2 * SHUTDOWN_S, keep_alive_s=0.2
     )

@@ -1,4 +1,4 @@
-"""Requests that are slow to check: they hold neither the slot nor the event loop, and end with their client."""
+"""Requests that are slow to validate: they block neither the slot nor the event loop, and end with their client."""
 
 import base64
 import functools
@@ -25,7 +25,7 @@ MIB = 2**20
 
 @functools.cache
 def slow_image(number: int = 0) -> bytes:
-    """A JPEG that takes about a second to decode; each number gives another."""
+    """A JPEG that takes about a second to decode; different for each number."""
     file = io.BytesIO()
     Image.new("L", (4096, 4096), number).save(file, "JPEG", progressive=True)
     data = file.getvalue()
@@ -46,13 +46,13 @@ def decoders(frontend: Frontend) -> list[psutil.Process]:
 
 
 def is_decoding(frontend: Frontend) -> bool:
-    """Whether one of them does something."""
+    """Whether one of them is busy."""
     return any(process.status() == psutil.STATUS_RUNNING for process in decoders(frontend))
 
 
 @contextmanager
 def always_healthy(frontend: Frontend) -> Iterator[None]:
-    """/health answers soon, each time that it is asked: checks of requests that hold it up take ten seconds."""
+    """Check that /health always responds soon; a validation that blocked it would take ten seconds."""
     slowest = 0.0
     done = threading.Event()
 
@@ -95,7 +95,7 @@ def test_a_check_ends_with_its_client(server: Frontend, leave: Callable[[RawClie
             leave(client)
         eventually(lambda: not is_decoding(server), SOON_S)
         time.sleep(0.2)
-        assert not is_decoding(server)  # neither the next image
+        assert not is_decoding(server)  # nor the next image
 
 
 def test_a_check_can_be_cancelled(server: Frontend) -> None:
@@ -132,7 +132,7 @@ def test_a_request_that_loses_the_slot_while_it_is_checked_is_busy(server: Front
 def test_slow_images_of_one_client_hold_up_nobody_else(
     server: Frontend, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Four assets at once: small images of others come in between, and what has no image does not wait at all."""
+    """Four assets at once: small images of others are decoded in between, and requests without images do not wait."""
     keys = "greedy:greedy-key, other:other-key"
     with frontend_on(server, tmp_path_factory.mktemp("fair"), api_keys=keys) as frontend:
         done = threading.Event()

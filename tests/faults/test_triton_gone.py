@@ -1,4 +1,4 @@
-"""The embedded Triton is killed or stands still: the client is told within seconds, and it comes back by itself."""
+"""The embedded Triton is killed or suspended: the client gets an error within seconds, and Triton restarts."""
 
 import os
 import signal
@@ -25,8 +25,8 @@ def wait_for_another(frontend: Frontend, than: int) -> None:
 
 
 @pytest.fixture
-def stand_still() -> Iterator[Callable[[Frontend], psutil.Process]]:
-    """Stop tritonserver as a debugger would; what still stands still after the test goes on."""
+def suspend_triton() -> Iterator[Callable[[Frontend], psutil.Process]]:
+    """Suspend tritonserver as a debugger would; it is resumed after the test."""
     stopped: list[psutil.Process] = []
 
     def stop(frontend: Frontend) -> psutil.Process:
@@ -56,7 +56,7 @@ def test_killed_in_a_chunk(victim: Frontend, index: int) -> None:
 
 @pytest.mark.parametrize("num_progress", [1, 7])
 def test_killed_between_chunks(victim: Frontend, num_progress: int) -> None:
-    """Just when an event was read: the next chunk may be anywhere on its way."""
+    """Just after an event was read, when the next chunk may be anywhere."""
     with assert_recovers(victim), victim.stream(**PROBE | {"num_frames": 9 + 12 * 200}) as events:
         for number, (name, _) in enumerate(events, 1):
             assert name == "progress"
@@ -66,8 +66,8 @@ def test_killed_between_chunks(victim: Frontend, num_progress: int) -> None:
         assert error_code(events) in GONE
 
 
-def test_killed_as_the_last_chunk_is_told(victim: Frontend) -> None:
-    """It may be too late to hurt: then the video is whole."""
+def test_killed_after_the_last_progress_event(victim: Frontend) -> None:
+    """If it is too late to matter, the video is complete."""
     before = set(victim.stored("outputs"))
     pid = victim.triton_pid
     with victim.stream(**PROBE) as events:
@@ -89,12 +89,12 @@ def test_killed_as_the_last_chunk_is_told(victim: Frontend) -> None:
 
 
 def test_killed_as_a_generation_begins(victim: Frontend) -> None:
-    """Anywhere between the body and the first chunk: a refusal or an error event, and never silence."""
+    """Anywhere between the body and the first chunk: a refusal or an error event, never silence."""
     for pause_s in (0, 0.005, 0.02):
         pid = victim.triton_pid
         with assert_recovers(victim):
             with http.stream("POST", f"{victim.url}/api/v1/generate", json=PROBE | {"num_frames": 2000}) as answer:
-                time.sleep(pause_s)  # not a wait: where the blow falls
+                time.sleep(pause_s)  # not a wait: it varies the moment of the fault
                 os.kill(pid, signal.SIGKILL)
                 began = time.monotonic()
                 text = answer.read().decode()
@@ -131,7 +131,7 @@ def test_while_it_comes_back_requests_are_refused_at_once(victim: Frontend) -> N
         wait_for_another(victim, before)
 
 
-def test_killed_again_and_again_while_it_comes_back(victim: Frontend) -> None:
+def test_killed_repeatedly_while_it_restarts(victim: Frontend) -> None:
     with assert_recovers(victim), chunk_in_progress(victim) as events:
         for _ in range(3):
             before = victim.triton_pid
@@ -140,28 +140,28 @@ def test_killed_again_and_again_while_it_comes_back(victim: Frontend) -> None:
         assert error_code(events) == "triton_unavailable"
 
 
-# -- Stopped, so that it hangs ----------------------------------------------------------------------------------
+# -- Suspended -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("index", [0, 2])
-def test_standing_still_in_a_chunk_ends_at_the_deadline_and_is_started_anew(
-    victim: Frontend, stand_still: Callable[[Frontend], psutil.Process], index: int
+def test_suspended_in_a_chunk_it_is_restarted_at_the_deadline(
+    victim: Frontend, suspend_triton: Callable[[Frontend], psutil.Process], index: int
 ) -> None:
     before = victim.triton_pid
     with assert_recovers(victim):
         with chunk_in_progress(victim, index) as events:
-            stopped = stand_still(victim)
+            stopped = suspend_triton(victim)
             assert error_code(events) == "chunk_timeout"
         eventually(lambda: not is_running(stopped))
         wait_for_another(victim, before)
 
 
-def test_standing_still_while_idle_refuses_and_goes_on_later(
-    victim: Frontend, stand_still: Callable[[Frontend], psutil.Process]
+def test_suspended_while_idle_it_is_not_restarted(
+    victim: Frontend, suspend_triton: Callable[[Frontend], psutil.Process]
 ) -> None:
-    """Nothing runs that it could lose, so it is not started anew: a machine may well sleep."""
+    """Requests are refused until it is resumed: a whole machine may be suspended."""
     with assert_recovers(victim):
-        stopped = stand_still(victim)
+        stopped = suspend_triton(victim)
         began = time.monotonic()
         refused = victim.post(**PROBE)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "triton_unavailable")
@@ -171,29 +171,27 @@ def test_standing_still_while_idle_refuses_and_goes_on_later(
     assert victim.triton_pid == stopped.pid
 
 
-def test_a_cancel_while_it_stands_still_ends_too(
-    victim: Frontend, stand_still: Callable[[Frontend], psutil.Process]
-) -> None:
-    """The chunk under way is waited for as ever, up to its deadline."""
+def test_a_cancel_while_it_is_suspended(victim: Frontend, suspend_triton: Callable[[Frontend], psutil.Process]) -> None:
+    """The present chunk is waited for as always, up to its deadline."""
     with assert_recovers(victim), chunk_in_progress(victim, 1) as events:
-        stand_still(victim)
+        suspend_triton(victim)
         assert victim.cancel() == "cancelling"
         assert error_code(events) == "chunk_timeout"
 
 
-def test_a_client_that_leaves_while_it_stands_still_gives_the_slot_back(
-    victim: Frontend, stand_still: Callable[[Frontend], psutil.Process]
+def test_a_client_that_leaves_while_it_is_suspended_frees_the_slot(
+    victim: Frontend, suspend_triton: Callable[[Frontend], psutil.Process]
 ) -> None:
     with assert_recovers(victim):
         with chunk_in_progress(victim, 1):
-            stand_still(victim)
+            suspend_triton(victim)
         began = time.monotonic()
         victim.wait_idle()
         assert time.monotonic() - began < MAX_ERROR_DELAY_S
 
 
 def test_its_models_end_with_it(victim: Frontend) -> None:
-    """Also the one that is at work, deaf to anything: its memory must be free for the next."""
+    """Also one that is hung: its memory must be free for the next one."""
     with assert_recovers(victim):
         with chunk_in_progress(victim, prompt="!hang") as events:
             (stub,) = model_processes(victim, "probe")

@@ -1,4 +1,4 @@
-"""The embedded Triton starts whatever folders are called, whatever one model does, and whatever cannot be seen."""
+"""The embedded Triton starts whatever folders are called, whatever a model does, and without its log."""
 
 import os
 import resource
@@ -40,10 +40,10 @@ def odd_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_data_the_checkout_and_the_models_may_lie_in_any_folder(
+def test_data_checkout_and_models_in_folders_with_odd_names(
     start_frontend: Callable[..., Frontend], odd_folder: Path, clip: Frames
 ) -> None:
-    """The virtual environment is part of the checkout: Triton itself and its backend lie in it."""
+    """The virtual environment, with Triton and its backend, is part of the checkout."""
     checkout = odd_folder / "filmstrip"
     for package in ("frontend", "filmstrip", "model_repository/gray"):
         shutil.copytree(ROOT / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))

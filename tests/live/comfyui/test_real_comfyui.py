@@ -76,9 +76,9 @@ def test_video_to_video(real: RealComfyUI, server: Frontend):
     before = len(server.probe_entries())
     outputs = real.run(workflow("video_to_video", server))
     assert len(outputs["8"]["images"]) == 24
-    told = server.probe_entries()[before:]
-    assert [entry["parameters"]["mode"] for entry in told] == ["video", "video"]
-    assert [entry["tensors"]["vace_frames"]["shape"] for entry in told] == [[1, 3, 12, 320, 576]] * 2
+    received = server.probe_entries()[before:]
+    assert [entry["parameters"]["mode"] for entry in received] == ["video", "video"]
+    assert [entry["tensors"]["vace_frames"]["shape"] for entry in received] == [[1, 3, 12, 320, 576]] * 2
 
 
 def test_scribble_chain(real: RealComfyUI, server: Frontend):
@@ -86,11 +86,11 @@ def test_scribble_chain(real: RealComfyUI, server: Frontend):
     files = [real.output / file["subfolder"] / file["filename"] for file in outputs["7"]["images"]]
     assert len(files) == 24
     source = np.asarray(Image.open(real.output.parent / "input" / "example.png").convert("RGB"))
-    wanted = server.generate_frames(
+    expected = server.generate_frames(
         pipeline_id="scribble", pre_processor_id="gray", prompt="", num_frames=24,
         input_path=server.upload(np.repeat(source[None], 24, axis=0)),
     )  # fmt: skip
-    assert np.array_equal(np.asarray(Image.open(files[-1])), wanted[-1])
+    assert np.array_equal(np.asarray(Image.open(files[-1])), expected[-1])
 
 
 def test_a_second_run_without_changes_makes_nothing_anew(real: RealComfyUI, server: Frontend):
@@ -109,8 +109,8 @@ def test_the_page_shows_chunks_texts_and_the_last_frame(real: RealComfyUI, serve
         next(messages)  # the page is known from here on
         queued = real.queue(workflow("video_to_video", server, prompt="shown"), page="tests")
         seen = list(itertools.takewhile(lambda message: not has_ended(message, queued), messages))
-    told = [message["data"] for message in seen if isinstance(message, dict) and message["type"] == "progress"]
-    assert [(data["value"], data["max"]) for data in told if data["node"] == "7"] == [(1, 2), (2, 2), (2, 2)]
+    received = [message["data"] for message in seen if isinstance(message, dict) and message["type"] == "progress"]
+    assert [(data["value"], data["max"]) for data in received if data["node"] == "7"] == [(1, 2), (2, 2), (2, 2)]
     texts = [message for message in seen if isinstance(message, bytes) and message[:4] == TEXT]
     assert any(b"chunk 2 of 2" in text for text in texts)
     assert b"24 frames in 2 chunks" in texts[-1]

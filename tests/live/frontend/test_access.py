@@ -45,8 +45,8 @@ def upload(frontend: Frontend, key: str, video: Frames) -> str:
 
 
 def make(frontend: Frontend, key: str, input_path: str) -> str:
-    wanted = {"pipeline_id": "passthrough", "prompt": "", "input_path": input_path, "num_frames": 12}
-    with client(frontend, key) as http, http.generate(**wanted) as events:
+    request = {"pipeline_id": "passthrough", "prompt": "", "input_path": input_path, "num_frames": 12}
+    with client(frontend, key) as http, http.generate(**request) as events:
         *_, last = events
     return str(last.output_path)  # type: ignore[union-attr]
 
@@ -157,12 +157,12 @@ def test_nobody_reaches_the_files_of_another(locked: Frontend, clip: Frames) -> 
 def test_a_file_of_another_looks_like_none(locked: Frontend, clip: Frames) -> None:
     video = upload(locked, ALICE, clip[:1])
 
-    def told(name: str) -> str:
+    def refusal_text(name: str) -> str:
         body = {"pipeline_id": "passthrough", "prompt": "", "input_path": name}
         answer = http.post(f"{locked.url}/api/v1/generate", json=body, headers=as_(BOB))
         return refused(answer, 404, "unknown_path").replace(name, "NAME")
 
-    assert told(video) == told("video-" + "0" * 32)
+    assert refusal_text(video) == refusal_text("video-" + "0" * 32)
 
 
 def test_clients_delete_their_own_files_when_nothing_uses_them(locked: Frontend, clip: Frames) -> None:

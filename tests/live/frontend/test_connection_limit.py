@@ -158,7 +158,7 @@ def test_bodies_that_are_refused_keep_nobody_out(server: Frontend, tmp_path: Pat
     requests = (("POST", UPLOAD_DATA, 401), ("POST", "/nothing", 401), ("GET", "/health", 200))
     with frontend_on(server, tmp_path, api_keys="me:secret", max_connections=10) as frontend:
         clients = [RawClient(frontend.url, timeout_s=20) for _ in range(10)]
-        wanted = [requests[number % len(requests)] for number in range(10)]
+        expected = [requests[number % len(requests)] for number in range(10)]
         leaving = threading.Event()
 
         def trickle() -> None:
@@ -169,10 +169,10 @@ def test_bodies_that_are_refused_keep_nobody_out(server: Frontend, tmp_path: Pat
 
         trickling = threading.Thread(target=trickle)
         try:
-            for client, (method, path, _) in zip(clients, wanted, strict=True):
+            for client, (method, path, _) in zip(clients, expected, strict=True):
                 client.send_head(method, path, head)
             trickling.start()
-            for client, (_, _, status) in zip(clients, wanted, strict=True):
+            for client, (_, _, status) in zip(clients, expected, strict=True):
                 answer = client.read_head()
                 assert (answer.status, answer.headers["Connection"]) == (status, "close")
                 answer.read()

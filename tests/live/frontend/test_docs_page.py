@@ -110,11 +110,11 @@ def test_a_browser_shows_the_page_below_the_prefix_and_can_try_it_out(proxy: Pro
 
 def test_nothing_of_a_client_comes_into_an_answer(server: Frontend) -> None:
     plain = {path: send_raw(server.url, raw_request(f"GET {path}")).body for path in (*PATHS[:2], "/")}
-    told = [
+    headers = [
         f"{name}: evil" for name in ("X-Forwarded-Prefix", "X-Forwarded-Host", "X-Script-Name", "Forwarded", "Referer")
     ]
     for path, body in plain.items():
-        answer = send_raw(server.url, raw_request(f"GET {path}?evil", *told, host="evil.localhost"))
+        answer = send_raw(server.url, raw_request(f"GET {path}?evil", *headers, host="evil.localhost"))
         assert answer.body == body
         assert "evil" not in str(answer.headers)
 

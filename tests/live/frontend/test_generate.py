@@ -16,7 +16,7 @@ PROBE = {"pipeline_id": "probe", "prompt": "x", "num_frames": 33}
 
 @pytest.fixture(autouse=True)
 def nothing_left(server: Frontend) -> Iterator[None]:
-    """After each test the slot is free and nothing half-written lies about."""
+    """After each test the slot is free and no incomplete files are left."""
     yield
     server.wait_idle()
     assert server.stored("partial", "work") == []
@@ -79,17 +79,17 @@ def test_the_same_model_stands_three_times_in_a_chain(server: Frontend, clip: Fr
 
 
 def test_a_chain_of_three_models_is_each_after_the_other(server: Frontend, clip_path: str) -> None:
-    wanted = {"prompt": "", "num_frames": 30}
+    request = {"prompt": "", "num_frames": 30}
     chained = server.generate_frames(
         pipeline_id="scribble",
         pre_processor_id="gray",
         post_processor_id="optical-flow",
         input_path=clip_path,
-        **wanted,
+        **request,
     )
     path = clip_path
     for pipeline in ("gray", "scribble", "optical-flow"):
-        made = server.generate_frames(pipeline_id=pipeline, input_path=path, **wanted)
+        made = server.generate_frames(pipeline_id=pipeline, input_path=path, **request)
         path = server.upload(made)
     assert np.array_equal(chained, made)
 
@@ -98,9 +98,9 @@ def test_a_preprocessor_feeds_a_generator_and_a_postprocessor_takes_its_frames(
     server: Frontend, clip_path: str
 ) -> None:
     size = {"height": 64, "width": 96}
-    wanted = {"prompt": "x", "num_frames": 20, "input_path": clip_path}
-    both = server.generate_frames(pipeline_id="probe", pre_processor_id="gray", post_processor_id="scribble", **wanted)
-    apart = server.generate_frames(pipeline_id="scribble", pre_processor_id="gray", **wanted, **size)
+    request = {"prompt": "x", "num_frames": 20, "input_path": clip_path}
+    both = server.generate_frames(pipeline_id="probe", pre_processor_id="gray", post_processor_id="scribble", **request)
+    apart = server.generate_frames(pipeline_id="scribble", pre_processor_id="gray", **request, **size)
     assert np.array_equal(both, apart)
     text = server.generate_frames(pipeline_id="probe", prompt="x", num_frames=20, post_processor_id="gray")
     assert text.shape == (20, 64, 96, 3)
@@ -254,10 +254,10 @@ def test_a_model_that_fails_gives_an_error_event(server: Frontend, prompt: str, 
 
 
 def test_the_same_request_gives_the_same_bytes_with_another_between(server: Frontend, clip_path: str) -> None:
-    wanted = {"pipeline_id": "optical-flow", "prompt": "", "num_frames": 30, "input_path": clip_path}
-    first = server.generate_frames(**wanted)
-    server.generate_frames(**{**wanted, "num_frames": 12})
-    assert np.array_equal(server.generate_frames(**wanted), first)
+    request = {"pipeline_id": "optical-flow", "prompt": "", "num_frames": 30, "input_path": clip_path}
+    first = server.generate_frames(**request)
+    server.generate_frames(**{**request, "num_frames": 12})
+    assert np.array_equal(server.generate_frames(**request), first)
 
 
 def test_inputs_outlive_their_generations(server: Frontend, clip: Frames) -> None:

@@ -206,7 +206,7 @@ def test_no_second_request_can_hide_in_a_first(frontend: Frontend, rest: bytes) 
 @pytest.mark.parametrize("stray", [b"\r\n", b"\r\n\r\n", b"\0\xff", b"\r\nGET / HTTP/1.1\r\n\r\n"])
 @pytest.mark.parametrize("version", [b"HTTP/1.0", b"HTTP/1.1"])
 def test_nothing_counts_after_the_last_request(frontend: Frontend, version: bytes, stray: bytes) -> None:
-    """RFC 9112, 9.6: also while the answer is a stream, which goes on to its end."""
+    """RFC 9112, 9.6: also while the response is a stream, which continues to its end."""
     body = json.dumps(PROBE | {"num_frames": 33}).encode()
     head = f"POST {GENERATE} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
     with assert_recovers(frontend, outputs=1), RawClient(frontend.url) as client:

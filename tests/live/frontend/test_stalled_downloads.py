@@ -1,4 +1,4 @@
-"""Downloads whose readers stop: what they hold, what stays of them, and how many there may be."""
+"""Downloads whose readers stop: their memory, what they leave, and their limit."""
 
 import re
 import signal
@@ -25,14 +25,14 @@ sys.argv = ["frontend", *sys.argv[4:]]
 from frontend.__main__ import main
 main()
 """
-"""The server, which looks for reference cycles only when it is told to, and then says how many objects are in some."""
+"""The server, which collects reference cycles only on SIGUSR2, and then prints how many objects it found."""
 
 
 def unreachable_objects(frontend: Frontend) -> int:
     """How many objects were in reference cycles that nothing refers to; they are gone after it."""
-    told = frontend.log().count("unreachable:")
+    before = frontend.log().count("unreachable:")
     frontend.process.send_signal(signal.SIGUSR2)
-    eventually(lambda: frontend.log().count("unreachable:") > told)
+    eventually(lambda: frontend.log().count("unreachable:") > before)
     return int(re.findall(r"unreachable: (\d+)", frontend.log())[-1])
 
 
@@ -71,7 +71,7 @@ def test_memory_comes_back_from_readers_that_stop(server: Frontend, tmp_path: Pa
 
 
 def test_downloads_have_a_limit(server: Frontend, tmp_path: Path) -> None:
-    """Those over it are told when to come again; what sends no file needs no place, and places are given back."""
+    """Refusals say when to retry; responses without a file do not count, and ended downloads no longer count."""
     with frontend_on(server, tmp_path, downloads=2) as frontend:
         output = str(frontend.generate(**LARGE)[-1][1]["output_path"])
         address, path = f"{frontend.url}{DOWNLOAD}", {"path": output}
@@ -92,7 +92,7 @@ def test_downloads_have_a_limit(server: Frontend, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["deleted", "expired"])
 def test_what_a_stalled_reader_reads_stays_readable(server: Frontend, tmp_path: Path, how: str) -> None:
-    """A file that is removed, or whose time is over, while a reader has stopped: it gets the rest all the same."""
+    """A stopped reader gets the rest of a file that was deleted or has expired meanwhile."""
     with frontend_on(server, tmp_path, store_ttl_s=3600 if how == "deleted" else 2) as frontend:
         output = str(frontend.generate(**LARGE)[-1][1]["output_path"])
         place = frontend.data_dir / "outputs" / output

@@ -1,4 +1,4 @@
-"""The same bytes reach the model by shared memory, by gRPC, and from uploads that lie in shared memory."""
+"""The same bytes reach the model through shared memory, through gRPC, and from uploads in shared memory."""
 
 import hashlib
 
@@ -22,10 +22,10 @@ def digest(array: np.ndarray) -> str:  # type: ignore[type-arg]
 
 def test_frames_come_back_to_the_byte(anywhere: Frontend, clip: Frames) -> None:
     path = anywhere.upload(clip)
-    wanted = {"pipeline_id": "passthrough", "prompt": "", "input_path": path}
-    assert np.array_equal(anywhere.generate_frames(**wanted, num_frames=30), clip)
+    request = {"pipeline_id": "passthrough", "prompt": "", "input_path": path}
+    assert np.array_equal(anywhere.generate_frames(**request, num_frames=30), clip)
     chain = {"pre_processor_id": "passthrough", "post_processor_id": "passthrough"}
-    looped = anywhere.generate_frames(**wanted, **chain, num_frames=70)
+    looped = anywhere.generate_frames(**request, **chain, num_frames=70)
     assert np.array_equal(looped, clip[np.arange(70) % 30])
 
 

@@ -177,10 +177,10 @@ def test_a_body_that_stops_is_answered_in_time(server: Frontend, start_frontend:
 
 
 def test_a_data_url_is_base64_of_an_image(server: Frontend) -> None:
-    wanted = {"pipeline_id": "probe", "prompt": "x", "num_frames": 9}
+    request = {"pipeline_id": "probe", "prompt": "x", "num_frames": 9}
     good = "data:image/png;base64," + base64.b64encode(image("PNG")).decode()
     for bad in ("data:image/png;base64,***", "data:text/plain;base64,AAAA", "data:image/png;base64,AAAA", good[:-40]):
-        answer = server.post(**wanted, chunk_specs=[{"chunk": 0, "first_frame_image": bad}])
+        answer = server.post(**request, chunk_specs=[{"chunk": 0, "first_frame_image": bad}])
         assert "chunk_specs[0].first_frame_image" in refused(answer, 422, "invalid_field")
-    server.generate(**wanted, chunk_specs=[{"chunk": 0, "first_frame_image": good}])
+    server.generate(**request, chunk_specs=[{"chunk": 0, "first_frame_image": good}])
     assert server.probe_entries()[-1]["tensors"]["first_frame_image"]["shape"] == [10, 20, 3]
