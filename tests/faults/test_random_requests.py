@@ -1,6 +1,5 @@
 """Random requests, generated from the OpenAPI document: the server survives them all."""
 
-import statistics
 from collections import Counter
 from collections.abc import Iterator
 
@@ -21,18 +20,18 @@ from tests.support.server import Frontend, frontend_on
 POSITIVE = {
     "POST /api/v1/generate": 400,
     "POST /api/v1/generate/cancel": 1,  # there is only one such request, as for every other operation with 1
-    "POST /api/v1/generate/upload": 200,
-    "POST /api/v1/generate/upload-data": 150,
+    "POST /api/v1/generate/upload": 100,
+    "POST /api/v1/generate/upload-data": 80,
     "POST /api/v1/batch": 20,
     "POST /api/v1/batch/cancel": 1,
     "POST /api/v1/batch/upload": 10,
     "POST /api/v1/batch/upload-data": 10,
     "GET /api/v1/batch/download": 10,
-    "POST /api/v1/assets": 100,
-    "GET /api/v1/generate/download": 150,
+    "POST /api/v1/assets": 60,
+    "GET /api/v1/generate/download": 80,
     "DELETE /api/v1/files/{name}": 50,
     "GET /api/v1/pipelines": 1,
-    "POST /api/v1/pipeline/load": 150,
+    "POST /api/v1/pipeline/load": 80,
     "GET /api/v1/pipeline/status": 1,
     "GET /health": 1,
     "GET /health/live": 1,
@@ -40,10 +39,10 @@ POSITIVE = {
     "GET /metrics": 1,
 }
 NEGATIVE = {
-    "POST /api/v1/generate": 300,
-    "POST /api/v1/generate/upload": 150,
-    "GET /api/v1/generate/download": 250,
-    "POST /api/v1/pipeline/load": 250,
+    "POST /api/v1/generate": 200,
+    "POST /api/v1/generate/upload": 80,
+    "GET /api/v1/generate/download": 120,
+    "POST /api/v1/pipeline/load": 120,
 }
 
 
@@ -53,14 +52,12 @@ class Visitor:
     def __init__(self, frontend: Frontend) -> None:
         self.frontend = frontend
         self.statuses: dict[str, Counter[int]] = {}
-        self.seconds: list[float] = []
 
     def send(self, case: Case) -> None:
         with requests.Session() as session:
             answer = case.call(session=session, timeout=60)
         seconds = float(answer.elapsed)
         assert seconds < MAX_REFUSAL_S, case.body
-        self.seconds.append(seconds)
         self.statuses.setdefault(case.operation.label, Counter())[answer.status_code] += 1
         if answer.status_code != 200:
             headers = {name.lower(): values[0] for name, values in answer.headers.items()}
@@ -80,8 +77,8 @@ def visitor(server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Itera
         assert_serves(frontend)
 
 
-def visit(visitor: Visitor, mode: GenerationMode, counts: dict[str, int]) -> int:
-    """Send so many random requests to each operation; how many were sent."""
+def visit(visitor: Visitor, mode: GenerationMode, counts: dict[str, int]) -> None:
+    """Send so many random requests to each operation."""
     schema = schemathesis.openapi.from_url(f"{visitor.frontend.url}/openapi.json")
     operations = {found.ok().label: found.ok() for found in schema.get_all_operations()}
     assert set(counts) == set(operations) or mode is GenerationMode.NEGATIVE
@@ -101,7 +98,6 @@ def visit(visitor: Visitor, mode: GenerationMode, counts: dict[str, int]) -> int
             visitor.send(case)
 
         send()
-    return len(visitor.seconds)
 
 
 def make_possible(body: dict[str, object], *, likely: bool) -> None:
@@ -124,18 +120,18 @@ def make_possible(body: dict[str, object], *, likely: bool) -> None:
         body.pop("vace_use_input_video", None)
 
 
-def test_eleven_hundred_requests_that_follow_the_description(visitor: Visitor) -> None:
-    assert visit(visitor, GenerationMode.POSITIVE, POSITIVE) > 1100
-    assert statistics.median(visitor.seconds) < 1
+def test_requests_that_follow_the_description(visitor: Visitor) -> None:
+    visit(visitor, GenerationMode.POSITIVE, POSITIVE)
+    assert set(visitor.statuses) == set(POSITIVE)
     generated = visitor.statuses["POST /api/v1/generate"]
-    assert generated[200] >= 20, generated  # some come through
-    assert generated[422] >= 20, generated  # others get as far as the plan
-    assert visitor.statuses["POST /api/v1/generate/upload-data"][200] >= 50
+    assert generated[200], generated  # some are run
+    assert generated[422], generated  # others get as far as the plan
+    assert visitor.statuses["POST /api/v1/generate/upload-data"][200]
 
 
-def test_nine_hundred_requests_that_break_the_description(visitor: Visitor) -> None:
-    assert visit(visitor, GenerationMode.NEGATIVE, NEGATIVE) >= 900
-    assert statistics.median(visitor.seconds) < 1
+def test_requests_that_break_the_description(visitor: Visitor) -> None:
+    visit(visitor, GenerationMode.NEGATIVE, NEGATIVE)
+    assert set(visitor.statuses) == set(NEGATIVE)
     generated = visitor.statuses["POST /api/v1/generate"]
     # 404: what breaks the description may be null or empty, which leaves the field unset; the pipeline is made up.
     assert set(generated) <= {400, 404, 413, 422}, generated
