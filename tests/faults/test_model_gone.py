@@ -256,9 +256,7 @@ def faulty_server(two_models: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def faulty_grpc_server(faulty_server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
     """The same with arrays as gRPC tensors."""
     folder = tmp_path_factory.mktemp("faulty-grpc")
-    with frontend_on(
-        faulty_server, folder, shared_memory=False, chunk_timeout_s=3, sequence_end_timeout_s=2
-    ) as frontend:
+    with frontend_on(faulty_server, folder, shared_memory=False) as frontend:
         yield frontend
 
 
