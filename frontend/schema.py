@@ -6,9 +6,11 @@ exception: an empty string is a prompt. A key that no field has is refused unles
 
 import codecs
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
@@ -556,6 +558,58 @@ class PipelineStatusAnswer(BaseModel):
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def _a_rate(value: Any) -> Any:
+    """A number, or a fraction such as 30000/1001."""
+    if isinstance(value, str) and _RATE.fullmatch(value):
+        numerator, _, denominator = value.partition("/")
+        return float(numerator) / (float(denominator or 1) or 1)
+    return value
+
+
+_RATE = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?(?:/[0-9]{1,9})?", re.ASCII)
+MIN_FPS, MAX_FPS = 0.1, 240
+Rate = Annotated[float, BeforeValidator(_a_rate), Field(ge=MIN_FPS, le=MAX_FPS, allow_inf_nan=False)]
+"""Frames per second in a query."""
+
+
+class VideoFormat(StrEnum):
+    """Formats of the video files and images that the server makes of an output."""
+
+    MP4 = "mp4"
+    WEBM = "webm"
+    GIF = "gif"
+    PNG = "png"
+
+
+class VideoOptions(BaseModel):
+    """The query of a video file made of an output."""
+
+    fps: Rate | None = None
+    crf: int | None = Field(None, ge=0, le=51)
+    scale: int = Field(1, ge=1, le=8)
+    frame: int | None = Field(None, ge=0)
+
+
+class VideoFileQuery(VideoOptions):
+    """The query of a download as a video file."""
+
+    format: VideoFormat
+
+
+def parse_query(model: type[ModelT], query: Mapping[str, str]) -> ModelT:
+    """Read the parameters of a query; those that the model does not know are ignored, and empty ones are unset.
+
+    Raises:
+        InvalidField: a parameter is missing or invalid; the message names the first such one.
+    """
+    values = {name: value for name, value in query.items() if name in model.model_fields and value}
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_context=False)
+    raise _refusal(errors[0], b"")
 
 
 def parse(model: type[ModelT], body: bytes | bytearray) -> ModelT:
