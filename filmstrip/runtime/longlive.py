@@ -110,7 +110,7 @@ class LongLive:
         self.device = engines["transformer"].device
         self.encode_prompt = prompt_encoder(tokenize, engines["text_encoder"], self.device)
         self.sigmas = SigmaTable(config.timestep_shift)
-        # Engines should not be queued on the default stream: see `Engine`.
+        # Engines should not run in the default stream: see `Engine`.
         new_stream: Callable[..., Any] = torch.cuda.Stream
         self._stream = new_stream(self.device) if self.device.type == "cuda" else None
 
@@ -135,7 +135,7 @@ class LongLive:
 
 
 class _Caches:
-    """What a sequence remembers at one size, except its text."""
+    """What a sequence keeps at one size, except its text."""
 
     def __init__(self, pipeline: LongLive, size: tuple[int, int]) -> None:
         config, engines = pipeline.config, pipeline.engines
@@ -175,13 +175,13 @@ class _Caches:
 
 @dataclass(frozen=True)
 class _Text:
-    """The text that a chunk is generated under.
+    """The text that a chunk is generated from.
 
     Attributes:
         embedding: of the prompts, [1, Lt, C].
         loras: the chunk's scales.
         inputs: both, as the transformer takes them.
-        is_new: whether the cache was made under another text, or is in the middle of a transition.
+        is_new: whether the cache was computed for another text, or the chunk is within a transition.
     """
 
     embedding: Tensor
@@ -222,29 +222,29 @@ class LongLiveSequence:
     def _generate(self, chunk: Chunk) -> Frames:
         params, measure, config = chunk.parameters, chunk.timings.measure, self._config
         num_latent_frames = config.latent_frames_per_chunk + has_pad_frame(chunk)  # T
-        # 1. A chunk that resets forgets all caches and the text in force.
+        # 1. A reset clears all caches and the text in force.
         self._check_vace(chunk)
         caches = self._caches_for(params)
-        # 2. The text: encoded, blended, or on its way to another.
+        # 2. The text: encoded, blended, or in a transition.
         with measure("text"):
             text = self._text(params)
-        # 3. The input video as latents; how much noise they get may follow its motion.
+        # 3. The input video as latents; the noise scale may follow its motion.
         # 4. The context of the VACE branch.
         with measure("encode"):
             source, noise_scale = self._source(chunk, caches)  # [1, C, T, h, w]
             context = caches.vace.context(chunk, num_latent_frames) if caches.vace is not None else None
-        # 5. Under a new text the cache is rebuilt; after a reset there is nothing in it.
+        # 5. A new text needs a new cache; after a reset the cache is empty, and nothing happens here.
         if text.is_new and params.mode is Mode.TEXT:
             with measure("cache"):
                 caches.transformer.recache(text.inputs)
-        # 6. Noise, from the seed and the chunk's place alone; in video mode a share of it.
+        # 6. Noise, which only depends on the seed and the chunk's position; in video mode mixed with the source.
         noise = self._noise(params, num_latent_frames)
         latents = initial_latents(noise.draw(), source, noise_scale)  # [1, C, T, h, w]
         # 7. The timesteps.
         own_steps = config.text_steps if params.mode is Mode.TEXT else config.video_steps
         steps = chunk_steps(params.mode, params.denoising_steps or own_steps, noise_scale, config.video_step_offset)
         chunk.report["denoise_steps"] = len(steps)
-        # 8. Denoise; the cache is read only.
+        # 8. Denoise; the cache is only read.
         span = caches.transformer.chunk_span(num_latent_frames)
 
         def velocity(latents: Tensor, timestep: float) -> Tensor:
@@ -280,7 +280,7 @@ class LongLiveSequence:
             raise invalid(chunk.parameters.index, INPUT_VIDEO, f"as VACE frames {_NO_VACE}")
 
     def _caches_for(self, params: ChunkParameters) -> _Caches:
-        """The caches that the chunk continues from; empty ones if it resets."""
+        """The caches that the chunk continues from, or empty ones if it resets."""
         size = (params.height, params.width)
         if size not in self._config.sizes:
             known = ", ".join(f"{width}x{height}" for height, width in self._config.sizes)
@@ -291,13 +291,13 @@ class LongLiveSequence:
             )
         if not params.reset:
             if self._caches is None or self._caches.size != size:
-                raise ModelError(f"chunk {params.index} continues from no chunk of its size: it must reset")
+                raise ModelError(f"chunk {params.index} does not continue a chunk of its size: it must reset")
             return self._caches
         self._prompts.clear()
         if self._caches is not None and self._caches.size == size:
             self._caches.clear()
         else:
-            self._caches = None  # gives its memory back first
+            self._caches = None  # frees its memory before more is allocated
             self._caches = _Caches(self._pipeline, size)
         return self._caches
 
@@ -316,7 +316,7 @@ class LongLiveSequence:
         frames = chunk.tensor(INPUT_VIDEO)
         if len(frames) != params.num_frames:
             raise invalid(params.index, INPUT_VIDEO, f"has {len(frames)} frames, must have {params.num_frames}")
-        # The motion is measured on the host, where there is nothing to wait for.
+        # Measured on the host: reading a number from the GPU would wait for it.
         pixels = to_pixels(resize(frames, params.height, params.width))  # [1, 3, F, H, W]
         noise_scale = params.noise_scale
         if params.noise_controller:
@@ -371,10 +371,10 @@ def denoise(
 
 
 class GpuEvent(Protocol):
-    """A mark in the queue of a GPU: `torch.cuda.Event`."""
+    """A mark in a GPU's queue of work: `torch.cuda.Event`."""
 
     def record(self) -> None:
-        """Queue it behind all work so far."""
+        """Queue it after all work so far."""
         ...
 
     def synchronize(self) -> None:
@@ -398,11 +398,11 @@ class GpuTimings(Timings):
 
     So if a client goes away, the GPU is spared all steps but the current and the next one; and it never waits.
 
-    Not run yet: no GPU was available when this was written. The tests use the events of a clock.
+    Not run on a GPU yet. The tests use events with a clock of their own.
 
     Args:
         timings: those so far, which are continued.
-        new_event: makes a mark.
+        new_event: creates a mark.
     """
 
     def __init__(self, timings: Timings, new_event: Callable[[], GpuEvent] = gpu_event) -> None:

@@ -14,19 +14,19 @@ from filmstrip.contract import Mode
 from filmstrip.runtime.engines.engine import to_device
 
 NUM_TIMESTEPS = 1000
-_ROUNDING = 1e-6  # 1 - 0.9 is a little less than 0.1: such a noise scale still is the 100th timestep
+_ROUNDING = 1e-6  # 1 - 0.9 is a little less than 0.1, and must still give timestep 100
 
 _FULL_MOTION = 0.2  # RMS difference between successive frames that counts as motion 1
-_STILL = 0.8  # noise scale without motion
-_FALL = 0.2  # how much lower it is at motion 1
-_INERTIA = 0.1  # share of the request's own noise scale
+_SCALE_STILL = 0.8  # noise scale without motion
+_SCALE_DROP = 0.2  # how much lower it is at motion 1
+_REQUEST_SHARE = 0.1  # weight of the request's own noise scale
 
 
 # -- Timesteps ----------------------------------------------------------------------------------------------
 
 
 class SigmaTable:
-    """The sigmas that a network was trained on: 1000 of them, evenly spaced and then shifted towards noise.
+    """The 1000 sigmas that a network was trained on: evenly spaced, then shifted towards noise.
 
     Source:
         Wan2.1's flow matching scheduler.
@@ -35,10 +35,10 @@ class SigmaTable:
     def __init__(self, shift: float) -> None:
         even = [(NUM_TIMESTEPS - index) / NUM_TIMESTEPS for index in range(NUM_TIMESTEPS)]
         self.sigmas = tuple(shift * s / (1 + (shift - 1) * s) for s in even)
-        """Falling, from 1 on."""
+        """Falling, starting at 1."""
 
     def at(self, timestep: float) -> float:
-        """The sigma whose timestep, 1000 * sigma, is nearest to this one, which need not be whole."""
+        """The sigma whose timestep, 1000 * sigma, is nearest to the given one, which need not be an integer."""
         after = bisect_left(self.sigmas, -timestep, key=lambda sigma: -NUM_TIMESTEPS * sigma)
         around = self.sigmas[max(0, after - 1) : after + 1]
         return min(around, key=lambda sigma: abs(NUM_TIMESTEPS * sigma - timestep))
@@ -47,17 +47,17 @@ class SigmaTable:
 def chunk_steps(mode: Mode, steps: Sequence[float], noise_scale: float, offset: int = 0) -> tuple[float, ...]:
     """The timesteps of a chunk, falling.
 
-    In text mode they are those asked for. In video mode the first one follows from the share of noise in the latents,
-    and of those asked for only the ones below it come after it.
+    In text mode they are `steps`. In video mode the share of noise in the latents determines the first timestep, and
+    only those of `steps` that are lower follow it.
 
     Args:
-        mode: what the chunk is made from.
+        mode: what the chunk is generated from.
         steps: the request's timesteps or the pipeline's own, falling.
         noise_scale: share of noise in the latents, 0..1; video mode only.
         offset: how far below the share of noise the first timestep lies; video mode only.
 
     Returns:
-        None at all if the first would be 0: there is nothing to remove, and the source comes back.
+        The timesteps; none if the first would be 0, so that the source is returned unchanged.
     """
     if mode is Mode.TEXT:
         return tuple(steps)
@@ -79,16 +79,16 @@ def renoise(x0: Tensor, noise: Tensor, sigma: float) -> Tensor:
 
 
 class ChunkNoise:
-    """The noise of one chunk, in the order in which it is drawn: the initial one, then one for each renoising.
+    """The noise of one chunk, in the order in which it is drawn: the initial noise, then one for each renoising.
 
-    It depends on the seed and the chunk's place alone, not on what ran before. It is drawn on the CPU in float32 and
-    moved afterwards, so that it is the same for every device.
+    It only depends on the seed and the chunk's position, not on what ran before. It is drawn on the CPU in float32 and
+    then moved, so that it is the same for every device.
 
     Args:
         seed: of the generation or the chunk.
         latent_index: of the chunk's first latent frame in the generation, resets not counted.
         shape: of each draw, [1, C, T, H, W].
-        device: of the tensors that it returns.
+        device: of the noise.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ def initial_latents(noise: Tensor, source: Tensor | None, noise_scale: float) ->
     Args:
         noise: the chunk's first draw.
         source: the input video's latents, None in text mode.
-        noise_scale: share of noise in video mode, 0..1; 0 is the source to the bit.
+        noise_scale: share of noise in video mode, 0..1; 0 gives exactly the source.
     """
     return noise if source is None else renoise(source, noise, noise_scale)
 
@@ -122,9 +122,9 @@ def motion(frames: Tensor, num_last: int, previous: Tensor | None = None) -> flo
 
     Args:
         frames: the chunk's input, [1, 3, F, H, W] in -1..1.
-        num_last: how many frames are looked at: the latent frames of a chunk.
-        previous: the last frame of the previous chunk, [1, 3, 1, H, W]; it counts if the chunk is so short that no
-            frame of its own comes before those that are looked at.
+        num_last: the number of frames to look at, which is the number of latent frames of a chunk.
+        previous: the last frame of the previous chunk, [1, 3, 1, H, W]; used if the chunk is too short to have a frame
+            before those.
     """
     seen = frames if previous is None else torch.cat([previous, frames], dim=2)
     seen = seen[:, :, -(num_last + 1) :].float()
@@ -135,5 +135,5 @@ def motion(frames: Tensor, num_last: int, previous: Tensor | None = None) -> flo
 
 
 def controlled_noise_scale(motion: float, noise_scale: float) -> float:
-    """The noise scale at a motion of 0..1; a tenth of it is the request's own."""
-    return (1 - _INERTIA) * (_STILL - _FALL * motion) + _INERTIA * noise_scale
+    """The noise scale at a motion of 0..1; the request's own has a weight of a tenth."""
+    return (1 - _REQUEST_SHARE) * (_SCALE_STILL - _SCALE_DROP * motion) + _REQUEST_SHARE * noise_scale
