@@ -1,4 +1,4 @@
-"""Per-chunk overrides, as they pass from node to node, and the blob that carries their arrays."""
+"""Per-chunk overrides, which the FILMSTRIP_CHUNK_SPECS sockets carry, and the blob for their arrays."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def split_batch(batch_frames: int, chunk_size: int, num_frames: int) -> Iterator
 
 
 class Blob:
-    """Collects arrays; iterating over it yields the bytes to send, made on the way, as often as needed."""
+    """Collects arrays; iterating over it, as often as needed, converts and yields the bytes to send."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[int, Callable[[], Iterator[memoryview]]]] = []
@@ -111,7 +111,7 @@ class Blob:
         Args:
             key: an array that was already added under this key is not added again: chunks may share one.
             num_bytes: of the array.
-            pieces: makes its bytes when they are sent.
+            pieces: yields its bytes when they are sent.
         """
         if key not in self._offsets:
             offset = -(-self.num_bytes // _ALIGNMENT) * _ALIGNMENT

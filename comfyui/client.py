@@ -1,6 +1,6 @@
-"""The server calls that the nodes need, on the standard library alone; each can be stopped while it waits.
+"""The server calls that the nodes need, with the standard library and numpy only; each can be stopped while it waits.
 
-ComfyUI's users share one Python environment among many node packs: a dependency that is not there cannot break.
+Many node packs share ComfyUI's Python environment: without dependencies, none of them can break this one.
 """
 
 from __future__ import annotations
@@ -253,8 +253,6 @@ class ServerClient:
 
             return while_polling(work, self._poll, connection.abort)
 
-    # -- How ------------------------------------------------------------------------------------------------------
-
     def _json(
         self,
         method: str,
@@ -289,7 +287,7 @@ class ServerClient:
         except (ValueError, KeyError, TypeError):
             shown = repr(answer)[:80]
             raise FilmstripError(
-                f"{self.server.url} is no Filmstrip server: it answered {shown}", "not_filmstrip"
+                f"{self.server.url} is not a Filmstrip server: it answered {shown}", "not_filmstrip"
             ) from None
 
 
@@ -336,7 +334,7 @@ class _DownloadBody:
             with self._connection.readable_errors():
                 num_bytes = self._response.readinto(raw[filled:])
             if not num_bytes:
-                raise FilmstripError("the download broke off: the Filmstrip server went away, or was stopped", "broken")
+                raise FilmstripError("the Filmstrip server closed the connection during the download", "broken")
             filled += num_bytes
         return array
 
@@ -397,7 +395,7 @@ class Connection:
         return response
 
     def check_stream(self, response: http.client.HTTPResponse, media_type: str) -> None:
-        """Check that an answer is a stream of this type, and not a login page, say.
+        """Check that an answer is a stream of this type, and not a login page, for example.
 
         Raises:
             FilmstripError: it is something else.
@@ -434,29 +432,25 @@ class Connection:
 
     @contextlib.contextmanager
     def readable_errors(self) -> Iterator[None]:
-        """The one place where errors of the standard library become FilmstripErrors."""
+        """Map errors of the standard library to FilmstripErrors; nothing else does."""
         url = self._server.url
         try:
             yield
         except TimeoutError:
             if self._socket is None:
-                raise FilmstripError(f"no Filmstrip server answers at {url}", "unreachable") from None
+                raise FilmstripError(f"cannot reach a Filmstrip server at {url}: no answer", "unreachable") from None
             silence = f"{self._server.timeout_s:g} s"
-            raise FilmstripError(
-                f"nothing came from the Filmstrip server at {url} for {silence}", "timed_out"
-            ) from None
+            raise FilmstripError(f"the Filmstrip server at {url} sent nothing for {silence}", "timed_out") from None
         except ssl.SSLError as error:
             why = error.reason or "TLS failed"
             raise FilmstripError(
-                f"no secure connection to the Filmstrip server at {url}: {why}", "unreachable"
+                f"cannot open a TLS connection to the Filmstrip server at {url}: {why}", "unreachable"
             ) from None
         except (OSError, http.client.HTTPException) as error:
             if self._socket is None:
                 why = getattr(error, "strerror", None) or "no connection"
-                raise FilmstripError(f"no Filmstrip server answers at {url}: {why}", "unreachable") from None
-            raise FilmstripError(
-                f"the connection to the Filmstrip server at {url} broke: it went away, or was stopped", "broken"
-            ) from None
+                raise FilmstripError(f"cannot reach a Filmstrip server at {url}: {why}", "unreachable") from None
+            raise FilmstripError(f"lost the connection to the Filmstrip server at {url}", "broken") from None
 
 
 def read_error(response: http.client.HTTPResponse, server: ServerAddress) -> FilmstripError:
@@ -534,7 +528,8 @@ def _read_event(name: str, data: str) -> StreamEvent:
         raw = None
     if not isinstance(raw, dict) or missing:
         raise FilmstripError(
-            f"a {name} event of another version of Filmstrip, or of no Filmstrip: {data[:80]!r}", "not_filmstrip"
+            f"unexpected {name} event, from another version of Filmstrip or another program: {data[:80]!r}",
+            "not_filmstrip",
         )
     return StreamEvent(name, raw)
 

@@ -22,7 +22,7 @@ BUSY_RETRY_S = 1.0
 
 @dataclass(frozen=True)
 class PipelineRef:
-    """A pipeline of a server, as it passes from node to node."""
+    """A pipeline of a server: what the FILMSTRIP_PIPELINE sockets carry."""
 
     server: ServerAddress
     id: str

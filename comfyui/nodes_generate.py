@@ -82,7 +82,7 @@ def _inputs(**required: widgets.Widget) -> dict[str, Any]:
 
 
 class _Generator:
-    """What both nodes share."""
+    """Base of both nodes."""
 
     CATEGORY = "Filmstrip"
 
@@ -131,8 +131,8 @@ def _inputs_of(
 ) -> GenerationInputs:
     for name, other in (("pre_processor", pre_processor), ("post_processor", post_processor)):
         if other is not None and other.server.url != pipeline.server.url:
-            raise FilmstripError(f"{name}: is of {other.server.url}, the pipeline of {pipeline.server.url}")
-    # What is at its default is not sent, so that a pipeline that has no use for it does not say so.
+            raise FilmstripError(f"{name}: is on {other.server.url}, but the pipeline is on {pipeline.server.url}")
+    # Defaults are not sent: the server would list those that the pipeline does not use.
     fields = widgets.without_none(
         prompt=widgets.parse_weighted_prompts(weighted_prompts) or None or prompt,
         seed=seed,

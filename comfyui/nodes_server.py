@@ -51,9 +51,9 @@ class FilmstripServer:
                     "STRING",
                     {
                         "default": "",
-                        "tooltip": "The API key, if the server needs one. Better left empty, with FILMSTRIP_TOKEN and "
-                        "FILMSTRIP_SERVER in ComfyUI's environment: this value is saved with the workflow and in "
-                        "saved images.",
+                        "tooltip": "The API key, if the server needs one. ComfyUI saves it with the workflow and in "
+                        "images: it is safer to leave this empty, and to set FILMSTRIP_TOKEN and FILMSTRIP_SERVER in "
+                        "ComfyUI's environment.",
                     },
                 ),
                 "timeout_s": (
@@ -63,8 +63,8 @@ class FilmstripServer:
                         "min": 1.0,
                         "max": 3600.0,
                         "step": 1.0,
-                        "tooltip": "Timeout for a silent server, in seconds. While it generates, it is never silent "
-                        "for more than 15 s; while it loads a pipeline, it may be.",
+                        "tooltip": "How long the server may send nothing, in seconds. During a generation it sends "
+                        "something at least every 15 s, but not while it loads a pipeline.",
                     },
                 ),
             },
@@ -110,8 +110,8 @@ class FilmstripPipeline:
     OUTPUT_TOOLTIPS = (
         "For the Generate nodes.",
         "Frames per chunk.",
-        "The pipeline's own width; 0 if it keeps that of the input.",
-        "The pipeline's own height; 0 if it keeps that of the input.",
+        "The pipeline's own width; 0 if it keeps the width of the input.",
+        "The pipeline's own height; 0 if it keeps the height of the input.",
         "All that the server says about the pipeline, as JSON.",
     )
     FUNCTION = "pick"
@@ -246,7 +246,7 @@ def _endpoint(url: str) -> tuple[str, str | None, int | None, str]:
 
 
 def _no_poll() -> None:
-    """No user waits for this call, so nothing stops it."""
+    """Nobody waits for this call, so nobody stops it."""
 
 
 PIPELINE_NAMES = PipelineNames()

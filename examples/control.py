@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from filmstrip.client import Client, Complete
+from filmstrip.client import Client
 
 y, x = np.mgrid[:64, :64]
 source = np.empty((36, 64, 64, 3), np.uint8)  # a white circle that moves right on black
@@ -11,7 +11,7 @@ for number, frame in enumerate(source):
     frame[(y - 18) ** 2 + ((x - 10 - number + 32) % 64 - 32) ** 2 < 12**2] = 245
 
 with Client() as client:
-    with client.generate(
+    complete = client.run(
         pipeline_id="longlive-small",
         pre_processor_id="scribble",  # or "gray"
         vace_use_input_video=True,
@@ -19,9 +19,6 @@ with Client() as client:
         input_path=client.upload(source).input_path,
         num_frames=len(source),
         seed=1,
-    ) as events:
-        for event in events:
-            print(event)
-    if not isinstance(event, Complete):
-        raise SystemExit("the generation did not complete")
-    client.download_mp4(event.output_path, "control.mp4", fps=12)
+        on_event=print,
+    )
+    client.download_mp4(complete.output_path, "control.mp4", fps=12)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from filmstrip.client import BlobBuilder, Client, Complete, as_vace_frames
+from filmstrip.client import BlobBuilder, Client, as_vace_frames
 
 CHUNK = 12  # frames
 
@@ -20,16 +20,13 @@ for chunk in range(3):
     blob.chunk(chunk, vace_frames=as_vace_frames(source[part]), vace_masks=mask[part])
 
 with Client() as client:
-    with client.generate(
+    complete = client.run(
         pipeline_id="longlive-small",
         prompt="a yellow square moving left on a blue background",
         num_frames=len(source),
         seed=1,
         data_blob_path=client.upload_data(blob).data_blob_path,
         chunk_specs=blob.chunk_specs,
-    ) as events:
-        for event in events:
-            print(event)
-    if not isinstance(event, Complete):
-        raise SystemExit("the generation did not complete")
-    client.download_mp4(event.output_path, "inpainting.mp4", fps=12)
+        on_event=print,
+    )
+    client.download_mp4(complete.output_path, "inpainting.mp4", fps=12)

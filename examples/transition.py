@@ -1,9 +1,9 @@
 """A gradual change from one prompt to another: `transition_target_prompts`."""
 
-from filmstrip.client import Client, Complete
+from filmstrip.client import Client
 
 with Client() as client:
-    with client.generate(
+    complete = client.run(
         pipeline_id="longlive-small",
         prompt="a red square moving right on a blue background",
         num_frames=105,
@@ -18,9 +18,6 @@ with Client() as client:
                 "transition_method": "linear",
             }
         ],
-    ) as events:
-        for event in events:
-            print(event)
-    if not isinstance(event, Complete):
-        raise SystemExit("the generation did not complete")
-    client.download_mp4(event.output_path, "transition.mp4", fps=12)
+        on_event=print,
+    )
+    client.download_mp4(complete.output_path, "transition.mp4", fps=12)

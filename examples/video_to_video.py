@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from filmstrip.client import Client, Complete
+from filmstrip.client import Client
 
 # A red circle that moves left on a blue background, [F, H, W, C]. To use a file: filmstrip.video.read_frames.
 y, x = np.mgrid[:64, :64]
@@ -14,16 +14,13 @@ for number, frame in enumerate(source):
 with Client() as client:
     input_path = client.upload(source).input_path
     for noise_scale in (0.3, 0.7):  # a little noise keeps the source, more follows the prompt
-        with client.generate(
+        complete = client.run(
             pipeline_id="longlive-small",
             prompt="a yellow circle moving left on a green background",
             input_path=input_path,
             num_frames=len(source),
             noise_scale=noise_scale,
             seed=1,
-        ) as events:
-            *_, event = events
-        print(noise_scale, event)
-        if not isinstance(event, Complete):
-            raise SystemExit("the generation did not complete")
-        client.download_mp4(event.output_path, f"video_to_video_{noise_scale}.mp4", fps=12)
+        )
+        print(noise_scale, complete)
+        client.download_mp4(complete.output_path, f"video_to_video_{noise_scale}.mp4", fps=12)

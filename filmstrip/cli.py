@@ -21,7 +21,7 @@ from rich.text import Text
 
 from filmstrip import __version__, connection_settings
 from filmstrip.client import Client
-from filmstrip.console import GenerationProgress, Interrupt, exit_on_signals, make_client, track
+from filmstrip.console import CancelOnInterrupt, GenerationProgress, exit_on_signals, make_client, track
 from filmstrip.errors import (
     Busy,
     ClientError,
@@ -296,7 +296,7 @@ def _file_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _opened(path: Path) -> Output:
+def _open_output(path: Path) -> Output:
     """Open the output before anything is sent.
 
     Raises:
@@ -325,12 +325,9 @@ def main() -> None:
     """
 
 
-# -- generate -----------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Input:
-    """The input video as it is sent: scaled here, so that nothing is sent that the server would not use."""
+    """The input video, scaled and cut before the upload: the server would not use the rest."""
 
     path: Path
     shape: VideoShape
@@ -435,7 +432,7 @@ def generate(
     """
     if len({index for index, _ in chunk_prompts}) != len(chunk_prompts):
         raise click.BadParameter("two prompts for one chunk", param_hint="--chunk-prompt")
-    with _opened(output) as file, server.client() as client:
+    with _open_output(output) as file, server.client() as client:
         retry = Retry(client, _note, waits=wait)
         used = [pipeline_id, *(options[name] for name in ("pre_processor", "post_processor") if options[name])]
         pipeline = retry.call(lambda: loaded_pipelines(client, used, _note))[pipeline_id]
@@ -463,9 +460,9 @@ def generate(
             raise click.BadParameter(
                 f"{width}x{height} enlarged {scale} times exceeds {MAX_FILE_SIDE} pixels", param_hint="--scale"
             )
-        writing = _Writing(server, file, fps or (source.fps if source else DEFAULT_FPS), scale, video)
+        writer = _ResultWriter(server, file, fps or (source.fps if source else DEFAULT_FPS), scale, video)
         try:
-            _run(client, retry, request, source, writing)
+            _run(client, retry, request, source, writer)
         except InvalidField as error:
             if source is None and error.field == "input_path":
                 raise _Failure(f"{_sentence(error)}; use --video FILE") from error
@@ -473,8 +470,8 @@ def generate(
 
 
 @dataclass
-class _Writing:
-    """How a result is written to a file.
+class _ResultWriter:
+    """Downloads a result and writes it to a file.
 
     Attributes:
         server: the server that has the result.
@@ -493,7 +490,7 @@ class _Writing:
     output_path: str | None = None
 
     def write(self, client: Client, output_path: str, shape: VideoShape) -> None:
-        """Fetch a result and write it."""
+        """Download a result and write it."""
         self.output_path = output_path
         frames = track(client.download_frames(output_path), shape.frames, "Writing")
         written = self.file.write(frames, self.fps, num_frames=shape.frames, scale=self.scale, audio=self.audio)
@@ -527,19 +524,19 @@ class _Writing:
         return " ".join(shlex.quote(word) if word.isprintable() else "FILE" for word in words)
 
 
-def _run(client: Client, retry: Retry, request: GenerateFields, source: _Input | None, writing: _Writing) -> None:
+def _run(client: Client, retry: Retry, request: GenerateFields, source: _Input | None, writer: _ResultWriter) -> None:
     """Upload, generate with progress, write the file; exit with the code that says how it ended."""
     last: Complete | Cancelled | None = None
-    with writing.kept():
+    with writer.kept():
         with ExitStack() as stack:
-            events = retry.call(lambda: _accepted(client, request, source, stack))
+            events = retry.call(lambda: _start(client, request, source, stack))
             shown = stack.enter_context(GenerationProgress())
-            stack.enter_context(Interrupt(client.cancel, shown.note))
+            stack.enter_context(CancelOnInterrupt(client.cancel, shown.note))
             for event in events:
                 if isinstance(event, Progress):
                     shown.update(event)
                 elif isinstance(event, Complete | Cancelled):
-                    last, writing.output_path = event, event.output_path
+                    last, writer.output_path = event, event.output_path
                 elif isinstance(event, ErrorEvent):
                     raise event.exception()
         assert last is not None, "the stream has a last event, or raises"
@@ -548,26 +545,26 @@ def _run(client: Client, retry: Retry, request: GenerateFields, source: _Input |
         if last.unused:
             _note(f"Note: {request['pipeline_id']} does not use {', '.join(last.unused)}.")
         if last.output_path is not None and last.video_shape is not None:
-            writing.write(client, last.output_path, last.video_shape)
+            writer.write(client, last.output_path, last.video_shape)
     if isinstance(last, Cancelled):
-        path = display_path(writing.file.path)
+        path = display_path(writer.file.path)
         kept = f"Cancelled: {path} has the {counted(last.frames_completed, 'frame')} generated so far."
         _note(kept if last.output_path else "Cancelled before the first frame: nothing was written.")
         sys.exit(EXIT_INTERRUPTED)
 
 
-def _accepted(client: Client, request: GenerateFields, source: _Input | None, stack: ExitStack) -> Iterator[Event]:
+def _start(client: Client, request: GenerateFields, source: _Input | None, stack: ExitStack) -> Iterator[Event]:
     """Upload the input video and post the request; upload it again if it has expired in the meantime."""
-    was_there = "input_path" in request
-    if source and not was_there:
+    was_uploaded = "input_path" in request
+    if source and not was_uploaded:
         request["input_path"] = source.upload(client)
     try:
         return stack.enter_context(client.generate(**request))
     except UnknownPath:
-        if not was_there:
+        if not was_uploaded:
             raise
         del request["input_path"]
-        return _accepted(client, request, source, stack)
+        return _start(client, request, source, stack)
 
 
 @main.command(epilog=_EXIT_CODES)
@@ -587,17 +584,14 @@ def download(
     PATH is the server's name for a result (`output_path`), such as output-8f6c...; the server keeps it for an hour by
     default. `filmstrip generate` downloads its result itself, and shows this command if that fails.
     """
-    with _opened(output) as file, server.client() as client:
+    with _open_output(output) as file, server.client() as client:
         rate = fps or (probe(audio).fps if audio else DEFAULT_FPS)
-        _Writing(server, file, rate, scale, audio).write(client, path, client.output_shape(path))
+        _ResultWriter(server, file, rate, scale, audio).write(client, path, client.output_shape(path))
 
 
 def _cell(text: str) -> Text:
     """Text without markup and control characters."""
     return Text(_one_line(text))
-
-
-# -- The small commands -------------------------------------------------------------------------------------
 
 
 @main.command(epilog=_EXIT_CODES)
@@ -651,12 +645,12 @@ def status(*, as_json: bool, server: _ServerOptions) -> None:
         dumped = {name: answer.model_dump(mode="json", exclude_unset=True) for name, answer in answers.items()}
         click.echo(json.dumps(dumped, indent=2))
     else:
-        click.echo(f"Server:   {health.status}{', generating' if health.generating else ''}")
-        click.echo(f"Pipeline: {load.pipeline_id or 'none'} {load.status}")
+        click.echo(f"Server:    {health.status}{', generating' if health.generating else ''}")
+        click.echo(f"Last load: {f'{load.pipeline_id} {load.status}' if load.pipeline_id else 'none'}")
         if load.error:
-            click.echo(f"Error:    {_one_line(load.error)}")
+            click.echo(f"Error:     {_one_line(load.error)}")
         if health.degraded:
-            click.echo(f"Degraded: {', '.join(health.degraded)}; see `filmstrip pipelines`")
+            click.echo(f"Degraded:  {', '.join(health.degraded)}; see `filmstrip pipelines`")
     sys.exit(0 if health.status == "healthy" else 1)
 
 
@@ -669,9 +663,6 @@ def cancel(*, server: _ServerOptions) -> None:
     click.echo("Cancelling after the current chunk." if answer == "cancelling" else "Nothing is running.")
 
 
-# -- serve --------------------------------------------------------------------------------------------------
-
-
 @main.command(
     add_help_option=False,
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
@@ -679,8 +670,8 @@ def cancel(*, server: _ServerOptions) -> None:
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def serve(arguments: tuple[str, ...]) -> None:
-    """Run a server: the same program and options as `python -m frontend` in a checkout."""
-    try:  # here alone: the client needs none of what the server imports
+    """Run a server; all arguments, --help included, go to the server's own command."""
+    try:  # imported only here: the client needs nothing of the server
         server = importlib.import_module("filmstrip.server.__main__")
     except ModuleNotFoundError as error:
         message = f"the server is not installed ({error.name} is missing); run: pip install 'filmstrip[server]'"

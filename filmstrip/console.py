@@ -120,7 +120,7 @@ class GenerationProgress:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-class Interrupt:
+class CancelOnInterrupt:
     """Within the block, the first Ctrl-C cancels on the server, and the second one interrupts as usual.
 
     Args:

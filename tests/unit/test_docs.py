@@ -294,9 +294,9 @@ def test_every_command_exists_with_its_flags(subtests: pytest.Subtests):
                 if "frontend" in words and "-m" in words:
                     _check_flags(frontend_command, words)
                 for at, word in enumerate(words):
-                    if word.endswith("bin/filmstrip"):
+                    if word.endswith("bin/filmstrip") or (word == "filmstrip" and (at == 0 or "=" in words[at - 1])):
                         command = filmstrip_command.commands[words[at + 1]]
-                        _check_flags(command, words)
+                        _check_flags(frontend_command if command.name == "serve" else command, words)
 
 
 def _check_flags(command: click.Command, words: list[str]) -> None:

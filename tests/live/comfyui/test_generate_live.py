@@ -235,7 +235,7 @@ def test_grey_and_transparent_images_become_rgb(server: Frontend, comfy: Comfy, 
 def test_processors_of_another_server_are_refused(server: Frontend, comfy: Comfy):
     ours = pipeline(server, "gray")
     theirs = type(ours)(type(ours.server)("http://elsewhere"), "gray")
-    with pytest.raises(FilmstripError, match="pre_processor: is of http://elsewhere"):
+    with pytest.raises(FilmstripError, match="pre_processor: is on http://elsewhere"):
         generate(ours, images=comfy.tensor(ramp(2)), pre_processor=theirs)
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from filmstrip.client import Client, Complete
+from filmstrip.client import Client
 from filmstrip.wire import Video
 
 PIPELINE = "longlive-small"
@@ -10,7 +10,4 @@ PIPELINE = "longlive-small"
 
 def make(client: Client, **request: Any) -> Video:
     """Generate with the small model, and download the frames, [F, 64, 64, 3]."""
-    with client.generate(pipeline_id=PIPELINE, **request) as events:
-        *_, event = events
-    assert isinstance(event, Complete), event
-    return client.download(event.output_path)
+    return client.download(client.run(pipeline_id=PIPELINE, **request).output_path)

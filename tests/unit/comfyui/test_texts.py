@@ -185,5 +185,5 @@ def test_events_are_read_however_the_stream_is_cut(sizes: list[int], end: str):
 
 @pytest.mark.parametrize("data", ["", "[]", "1", '{"chunk": 1}', "{"])
 def test_what_is_no_event_of_filmstrip_is_named(data: str):
-    with pytest.raises(FilmstripError, match="a progress event of another version"):
+    with pytest.raises(FilmstripError, match="unexpected progress event, from another version"):
         list(EventReader().feed(f"event: progress\ndata: {data}\n\n".encode()))

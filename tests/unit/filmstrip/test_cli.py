@@ -18,7 +18,7 @@ from rich.console import Console
 
 from filmstrip import cli, console, waiting
 from filmstrip.client import Client, ConnectionFailed, Progress
-from filmstrip.console import GenerationProgress, Interrupt
+from filmstrip.console import CancelOnInterrupt, GenerationProgress
 from filmstrip.errors import ERRORS
 from filmstrip.video import count_frames, write_video
 from filmstrip.video.write import Output
@@ -398,7 +398,7 @@ def test_status_is_an_exit_code(answer, health, exit_code):
         status=httpx.Response(200, json={"status": "loaded", "pipeline_id": "gray"}),
     )
     result = run("status")
-    assert (result.exit_code, result.output) == (exit_code, f"Server:   {health}\nPipeline: gray loaded\n")
+    assert (result.exit_code, result.output) == (exit_code, f"Server:    {health}\nLast load: gray loaded\n")
     assert json.loads(run("status", "--json").output)["health"] == {"status": health}
 
 
@@ -425,7 +425,7 @@ def test_the_first_interrupt_asks_the_server_and_the_second_leaves():
         return "cancelling"
 
     before = signal.getsignal(signal.SIGINT)
-    with Interrupt(cancel, notes.append):
+    with CancelOnInterrupt(cancel, notes.append):
         signal.raise_signal(signal.SIGINT)
         assert asked.wait(5)
         assert "Ctrl-C again" in notes[0]
@@ -446,7 +446,7 @@ def test_a_cancel_that_does_not_reach_the_server_is_said():
     def cancel() -> str:
         raise ConnectionFailed("the server is gone")
 
-    with Interrupt(cancel, note):
+    with CancelOnInterrupt(cancel, note):
         signal.raise_signal(signal.SIGINT)
         assert said.wait(5)
     assert "the server is gone" in notes[1]
