@@ -4,7 +4,6 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,7 +28,7 @@ from filmstrip.runtime.longlive_config import LongLiveConfig
 from filmstrip.runtime.pixels import pad_first_frame, strip_pad, to_frames, to_pixels
 from filmstrip.runtime.processors import Frames, resize
 from filmstrip.runtime.sequences import Chunk, Timings, invalid
-from filmstrip.runtime.text import LoraScales, PromptBlend, TextKeys, Tokenize, Tokenizer, prompt_encoder
+from filmstrip.runtime.text import SequenceText, Tokenize, Tokenizer, prompt_encoder
 from filmstrip.runtime.transformer import CachedTransformer, RopeTables
 from filmstrip.runtime.vace import GRAPHS as VACE_GRAPHS
 from filmstrip.runtime.vace import VaceBranch, has_pad_frame
@@ -164,23 +163,6 @@ class _Caches:
         self.last_input = None
 
 
-@dataclass(frozen=True)
-class _Text:
-    """The text that a chunk is generated from.
-
-    Attributes:
-        embedding: of the prompts, [1, Lt, C].
-        loras: the chunk's scales.
-        inputs: both, as the transformer takes them.
-        is_new: whether the cache was computed for another text, or the chunk is within a transition.
-    """
-
-    embedding: Tensor
-    loras: LoraScales
-    inputs: dict[str, Tensor]
-    is_new: bool
-
-
 class LongLiveSequence:
     """A sequence's state: see `filmstrip.runtime.sequences.SequenceState`.
 
@@ -190,8 +172,7 @@ class LongLiveSequence:
     def __init__(self, pipeline: LongLive) -> None:
         self._pipeline = pipeline
         self._config = pipeline.config
-        self._prompts = PromptBlend(pipeline.encode_prompt)
-        self._keys = TextKeys(pipeline.engines["text_kv"])
+        self._text = SequenceText(pipeline.encode_prompt, pipeline.engines, pipeline.config.loras)
         self._latent_index = 0  # of the next latent frame, from the sequence's start: a reset does not set it back
         self._caches: _Caches | None = None
 
@@ -212,17 +193,18 @@ class LongLiveSequence:
 
     def _generate(self, chunk: Chunk) -> Frames:
         params, measure, config = chunk.parameters, chunk.timings.measure, self._config
-        num_latent_frames = config.latent_frames_per_chunk + has_pad_frame(chunk)  # T
+        has_pad = has_pad_frame(chunk)
+        num_latent_frames = config.latent_frames_per_chunk + has_pad  # T
         # 1. A reset clears all caches and the text in force.
         self._check_vace(chunk)
         caches = self._caches_for(params)
         # 2. The text: encoded, blended, or in a transition.
         with measure("text"):
-            text = self._text(params)
+            text = self._text.chunk(params)
         # 3. The input video as latents; the noise scale may follow its motion.
         # 4. The context of the VACE branch.
         with measure("encode"):
-            source, noise_scale = self._source(chunk, caches)  # [1, C, T, h, w]
+            source, noise_scale = self._source(chunk, caches, has_pad)  # [1, C, T, h, w]
             context = caches.vace.context(chunk, num_latent_frames) if caches.vace is not None else None
         # 5. A new text needs a new cache; after a reset the cache is empty, and nothing happens here.
         if text.is_new and params.mode is Mode.TEXT:
@@ -241,10 +223,7 @@ class LongLiveSequence:
         def velocity(latents: Tensor, timestep: float) -> Tensor:
             hints = None
             if caches.vace is not None and context is not None:
-                scale = params.vace_context_scale
-                hints = caches.vace.hints(
-                    context, latents, timestep, embedding=text.embedding, loras=text.loras, scale=scale
-                )
+                hints = caches.vace.hints(context, latents, timestep, text, params.vace_context_scale)
             bias = params.kv_cache_attention_bias
             return caches.transformer.velocity(span, latents, timestep, text.inputs, hints=hints, attention_bias=bias)
 
@@ -257,7 +236,7 @@ class LongLiveSequence:
         # 10. Decode.
         with measure("decode"):
             pixels = caches.decode(latents)  # [1, 3, F, H, W], one frame more if the first was padded
-            return to_frames(strip_pad(pixels) if has_pad_frame(chunk) else pixels)
+            return to_frames(strip_pad(pixels) if has_pad else pixels)
 
     # -- The steps ------------------------------------------------------------------------------------------
 
@@ -284,7 +263,7 @@ class LongLiveSequence:
             if self._caches is None or self._caches.size != size:
                 raise ModelError(f"chunk {params.index} does not continue a chunk of its size: it must reset")
             return self._caches
-        self._prompts.clear()
+        self._text.clear()
         if self._caches is not None and self._caches.size == size:
             self._caches.clear()
         else:
@@ -292,14 +271,7 @@ class LongLiveSequence:
             self._caches = _Caches(self._pipeline, size)
         return self._caches
 
-    def _text(self, params: ChunkParameters) -> _Text:
-        embedding, changed = self._prompts.embedding(params)
-        loras = LoraScales.of(params, self._config.loras, self._pipeline.device)
-        inputs = self._keys.inputs(embedding, loras) | loras.inputs(self._pipeline.engines["transformer"])
-        in_transition = params.transition is not None and params.transition.num_steps > 0
-        return _Text(embedding, loras, inputs, changed or in_transition)
-
-    def _source(self, chunk: Chunk, caches: _Caches) -> tuple[Tensor | None, float]:
+    def _source(self, chunk: Chunk, caches: _Caches, has_pad: bool) -> tuple[Tensor | None, float]:
         """The input video's latents [1, C, T, h, w] in video mode, None in text mode; the noise scale."""
         params = chunk.parameters
         if params.mode is Mode.TEXT:
@@ -315,7 +287,7 @@ class LongLiveSequence:
             noise_scale = controlled_noise_scale(moved, noise_scale)
         caches.last_input = pixels[:, :, -1:].clone()
         pixels = to_device(pixels, self._pipeline.device)
-        return caches.encode(pad_first_frame(pixels) if has_pad_frame(chunk) else pixels), noise_scale
+        return caches.encode(pad_first_frame(pixels) if has_pad else pixels), noise_scale
 
     def _noise(self, params: ChunkParameters, num_latent_frames: int) -> "ChunkNoise":
         sides = (side // self._config.spatial_factor for side in (params.height, params.width))

@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -296,3 +296,55 @@ class TextKeys:
             self._inputs = self._engine.run({"embeddings": embedding, **loras.inputs(self._engine)})
             self._computed_for = (embedding, scales)
         return self._inputs
+
+
+# -- The text of a sequence ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ChunkText:
+    """The text that a chunk is generated from.
+
+    Attributes:
+        embedding: of the prompts, [1, Lt, C].
+        loras: the chunk's scales.
+        inputs: both, as the transformer takes them: text_k, text_v and, if there are LoRAs, lora_scales.
+        is_new: whether the KV cache was computed for another text, or the chunk is within a transition.
+    """
+
+    embedding: Tensor
+    loras: LoraScales
+    inputs: dict[str, Tensor]
+    is_new: bool
+
+
+class SequenceText:
+    """The text of one sequence, chunk by chunk.
+
+    Args:
+        encode: the text encoder.
+        engines: by the name of the graph.
+        loras: names, in the order of the engines.
+    """
+
+    def __init__(self, encode: EncodePrompt, engines: Mapping[str, Engine], loras: tuple[str, ...]) -> None:
+        self._prompts = PromptBlend(encode)
+        self._keys = TextKeys(engines["text_kv"])
+        self._transformer = engines["transformer"]
+        self._loras = loras
+
+    def chunk(self, params: ChunkParameters) -> ChunkText:
+        """The text of the next chunk.
+
+        Raises:
+            InvalidField: it names a LoRA that the pipeline doesn't have.
+        """
+        embedding, changed = self._prompts.embedding(params)
+        loras = LoraScales.of(params, self._loras, self._transformer.device)
+        inputs = self._keys.inputs(embedding, loras) | loras.inputs(self._transformer)
+        in_transition = params.transition is not None and params.transition.num_steps > 0
+        return ChunkText(embedding, loras, inputs, changed or in_transition)
+
+    def clear(self) -> None:
+        """Forget the text in force."""
+        self._prompts.clear()

@@ -25,7 +25,7 @@ from filmstrip.runtime.longlive_config import MAX_REFERENCES, LongLiveConfig
 from filmstrip.runtime.pixels import letterbox, pad_first_frame, resample, resize_cover, split_images, to_pixels
 from filmstrip.runtime.processors import resize
 from filmstrip.runtime.sequences import Chunk, invalid
-from filmstrip.runtime.text import LoraScales, TextKeys
+from filmstrip.runtime.text import ChunkText, TextKeys
 from filmstrip.runtime.transformer import RopeTables
 from filmstrip.runtime.vae import StreamingEncoder
 
@@ -294,9 +294,7 @@ class VaceBranch:
         context: VaceContext,
         latents: Tensor,
         timestep: float,
-        *,
-        embedding: Tensor,
-        loras: LoraScales,
+        text: ChunkText,
         scale: float,
     ) -> Tensor:
         """The hints of one step, as the transformer takes them.
@@ -305,8 +303,7 @@ class VaceBranch:
             context: of the chunk.
             latents: with the noise of the timestep, [1, C, T, H, W].
             timestep: 0 to 1000.
-            embedding: of the text in force, [1, Lt, C].
-            loras: of the chunk.
+            text: of the chunk.
             scale: `vace_context_scale`.
         """
         num_frames = context.latents.shape[2]
@@ -315,11 +312,11 @@ class VaceBranch:
             "latents": latents,
             "timesteps": latents.new_full((1, num_frames), timestep, dtype=torch.float32),
             "context": context.latents,
-            **self._keys.inputs(embedding, loras),
+            **self._keys.inputs(text.embedding, text.loras),
             "rope_cos": cos,
             "rope_sin": sin,
             "scale": latents.new_full((1,), scale, dtype=torch.float32),
-            **loras.inputs(self._engine),
+            **text.loras.inputs(self._engine),
         }
         return self._engine.run(inputs)["hints"]
 
