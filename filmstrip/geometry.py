@@ -9,6 +9,10 @@ MAX_FRAMES = 10_000
 MIN_SIDE = 64
 MAX_SIDE = 2048
 """Least and most height and width that a request may ask for, in pixels."""
+DEFAULT_FPS = 16
+"""Frames per second of a video that nothing else gives a rate."""
+MAX_FPS_DENOMINATOR = 100_000
+"""Of a frame rate in a file; containers cannot hold all fractions."""
 
 
 class FrameRun(NamedTuple):

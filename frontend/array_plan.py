@@ -73,7 +73,7 @@ class ImagePlan:
 
 
 @dataclass(frozen=True)
-class Uploads:
+class UploadInfo:
     """What a plan needs to know about the uploads that its request names.
 
     Attributes:
@@ -99,11 +99,11 @@ class SpecRef:
         field = f"chunk_specs[{self.position}].{name}"
         return InvalidField(f"{at_chunk(field, self.spec.chunk)}: {why}", field)
 
-    def blob_slice(self, name: str, blob_bytes: int | None, itemsize: int) -> tuple[tuple[int, ...], int] | None:
+    def blob_array(self, name: str, blob_bytes: int | None, itemsize: int) -> tuple[tuple[int, ...], int] | None:
         """Shape and offset of the array `name` in the blob, None where the spec has none.
 
         Raises:
-            InvalidField: one of the two is missing, there is no blob, or the slice lies outside it.
+            InvalidField: one of the two is missing, there is no blob, or the array lies outside it.
         """
         shape: list[int] | None = getattr(self.spec, f"{name}_shape")
         offset: int | None = getattr(self.spec, f"{name}_offset")
@@ -140,7 +140,7 @@ def own_video(
         any_size: the pipeline accepts any size and resizes it.
         blob_bytes: size of the blob.
     """
-    found = spec_ref.blob_slice("input_video", blob_bytes, itemsize=1)
+    found = spec_ref.blob_array("input_video", blob_bytes, itemsize=1)
     if found is None:
         return None
     dimensions, offset = found
@@ -161,7 +161,7 @@ def vace_arrays(spec_ref: SpecRef, count: int, size: tuple[int, int], blob_bytes
         ("vace_frames", contract.VACE_FRAMES, (1, 3)),
         ("vace_masks", contract.VACE_MASKS, (1,)),
     ):
-        found = spec_ref.blob_slice(name, blob_bytes, spec.itemsize)
+        found = spec_ref.blob_array(name, blob_bytes, spec.itemsize)
         if found is None:
             continue
         (batch, depth, num_frames, height, width), offset = found
@@ -184,7 +184,7 @@ def vace_arrays(spec_ref: SpecRef, count: int, size: tuple[int, int], blob_bytes
     return plans
 
 
-def images(spec: ChunkSpec, shapes: Mapping[str, tuple[int, ...]]) -> list[ImagePlan]:
+def image_plans(spec: ChunkSpec, shapes: Mapping[str, tuple[int, ...]]) -> list[ImagePlan]:
     """First and last frame image and references of a chunk."""
     plans = []
     for tensor, source in (

@@ -223,9 +223,10 @@ def on_close(request: Request) -> AsyncExitStack:
 
 
 def will_stream(request: Request) -> None:
-    """Announce that the response will be an event stream, unless the request is refused.
+    """Announce that the response will be an event stream, or a file that is made for it, unless the request is refused.
 
-    From now on a client that closes its sending side counts as gone, after a moment for a refusal.
+    Until a response begins, a client that closes its sending side counts as gone, after a moment for a refusal. On an
+    event stream it does so until the end.
     """
     exchange = _exchange(request)
     if exchange is not None:

@@ -15,7 +15,7 @@ from filmstrip.wire import VideoShape
 from . import metrics
 from .bodies import BINARY
 from .connection import on_close
-from .store import Store, StoredFile, open_stored
+from .store import DerivedFile, Store, StoredFile, open_stored
 from .tasks import in_thread
 
 _PIECE_BYTES = 256 * 2**10  # what a stalled reader holds in memory; smaller pieces are slower
@@ -56,8 +56,24 @@ class Downloads:
             self._running -= 1
 
 
-def send_file(file: StoredFile, request: Request, store: Store, downloads: Downloads) -> Response:
+def send_file(
+    file: StoredFile | DerivedFile,
+    request: Request,
+    store: Store,
+    downloads: Downloads,
+    *,
+    content_type: str = BINARY,
+    file_name: str = "",
+) -> Response:
     """The response for a stored video: the file, a range of it, or 304 if the client already has it.
+
+    Args:
+        file: the file.
+        request: the request that it answers.
+        store: the store that has it.
+        downloads: the limit that it counts towards.
+        content_type: its media type.
+        file_name: the name under which a client should save it; empty for none.
 
     Preconditions are checked in the order of RFC 9110, section 13.2.2. Those by date do not apply, as there is no
     Last-Modified.
@@ -71,11 +87,14 @@ def send_file(file: StoredFile, request: Request, store: Store, downloads: Downl
     etag = f'"{file.name}"'
     if "If-Match" in request.headers and not names_entity_tag(request.headers, "If-Match", file.name, weak=False):
         raise PreconditionFailed("If-Match: the file does not match", "If-Match")
-    response = Response(b"", content_type=BINARY)
+    response = Response(b"", content_type=content_type)
     response.headers.update({"Accept-Ranges": "bytes", "ETag": etag})
+    if file_name:
+        response.headers["Content-Disposition"] = f'inline; filename="{file_name}"'
     if names_entity_tag(request.headers, "If-None-Match", file.name, weak=True):
         response.status_code = 304
-        del response.headers["Content-Type"], response.headers["Content-Length"]
+        for name in ("Content-Type", "Content-Length", "Content-Disposition"):
+            response.headers.pop(name, None)
         return response
     span = _span(request, file.size_bytes, etag) if request.method == "GET" else None
     start, stop = span or (0, file.size_bytes)

@@ -1,8 +1,7 @@
 """Decodes images in a process of its own, with limits on CPU time and memory: the only place that runs image decoders.
 
-`images.py` runs this file as a script and feeds it. A job is a JSON line on stdin, followed by `num_bytes` bytes of
-data; the answer is a JSON line on stdout. Nothing of the server is imported here, so that a hostile file can harm this
-process only.
+`images.py` runs this module and feeds it. A job is a JSON line on stdin, followed by `num_bytes` bytes of data; the
+answer is a JSON line on stdout.
 
 The small parsers below read a file first. They check its dimensions and the number of its parts, and pass only the
 parts that hold pixels to Pillow: metadata, of whatever size or form, never reaches it.
@@ -11,14 +10,11 @@ parts that hold pixels to Pillow: metadata, of whatever size or form, never reac
 import base64
 import binascii
 import contextlib
-import ctypes
 import errno
 import io
 import json
 import os
 import re
-import resource
-import signal
 import struct
 import sys
 import zlib
@@ -30,6 +26,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
 
+from .workers import Limits, enter_worker, limit_cpu
+
 MAX_PIXELS = 4096 * 4096
 MAX_SIDE = 16_384
 MAX_SCANS = 64  # of a progressive JPEG; cameras and encoders write about 10
@@ -37,9 +35,7 @@ MAX_MARKERS = 10_000  # of a JPEG, without restart markers
 MAX_CHUNKS = 65_536  # of a PNG or WebP
 MAX_EXIF_BYTES = 2**20
 MAX_PROFILES = 8  # of a PNG, that are searched for EXIF data
-CPU_S = 10  # of one job; the slowest image within the limits above takes a few seconds
 READY = b"ready\n"
-MEMORY_BYTES = 2**30  # of address space, beyond what the interpreter has at the start
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -323,12 +319,12 @@ def read_data_url(url: bytes) -> bytes:
 _BYTES = [bytes([value]) for value in range(256)]
 
 
-def _serve(jobs: BinaryIO, answer: Callable[[dict[str, Any]], None]) -> None:
+def _serve(jobs: BinaryIO, answer: Callable[[dict[str, Any]], None], limits: Limits) -> None:
     """Do jobs until stdin ends, which happens when the server is gone."""
     for line in jobs:
         job = json.loads(line)
         data = jobs.read(job["num_bytes"])
-        _limit_cpu()
+        limit_cpu(limits)
         try:
             answer({"shape": _do(job, data)})
         except Refused as refusal:
@@ -369,38 +365,13 @@ def _write(pixels: Pixels, path: str, offset: int) -> None:
         os.close(fd)
 
 
-def _limit_cpu() -> None:
-    """Let SIGXCPU end the process if the current job takes too long."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    _lower(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 1 + CPU_S)
-
-
-def _lower(limit: int, value: int) -> None:
-    """Set a soft limit, at most to the hard limit that the process was started with."""
-    hard = resource.getrlimit(limit)[1]
-    resource.setrlimit(limit, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
-
-
-def _limit_process(parent: int) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with open("/proc/self/statm") as statm:
-        own = int(statm.read().split()[0]) * resource.getpagesize()
-    _lower(resource.RLIMIT_AS, own + MEMORY_BYTES)
-    os.nice(5)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal: the server ends its processes itself
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the signal was set up
-        sys.exit(1)
-
-
 def main() -> None:
     """Decode images for the process that started this one."""
     PillowImage.MAX_IMAGE_PIXELS = None  # Pillow only warns; we have our own limit
     PillowImage.preinit()
     from PIL import WebPImagePlugin  # noqa: F401, PLC0415
 
-    _limit_process(int(sys.argv[1]))
+    limits, _ = enter_worker()
     answers = sys.stdout
     sys.stdout = sys.stderr  # keep what libraries print out of the answers
 
@@ -410,7 +381,7 @@ def main() -> None:
 
     answers.buffer.write(READY)
     answers.flush()
-    _serve(sys.stdin.buffer, answer)
+    _serve(sys.stdin.buffer, answer, limits)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,7 @@ import contextlib
 import functools
 import json
 import logging
-import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,15 +18,15 @@ from filmstrip.errors import BadImage, InternalError, InvalidField, ShuttingDown
 from . import image_worker
 from .inference import FileSlice
 from .store import Kind, Store
-from .tasks import FairSemaphore, run_to_end, spawn
+from .tasks import FairSemaphore, run_to_end
+from .workers import Limits, end_worker, start_worker
 
 log = logging.getLogger(__name__)
 
 _NUM_WORKERS = 2
 _WALL_S = 120.0  # for one image; the worker's limit on CPU time is reached first, unless the machine is overloaded
 _START_S = 60.0
-_INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL")  # no settings and no secrets
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+_LIMITS = Limits(cpu_s=10, memory_bytes=2**30)  # the slowest image within the worker's own limits takes a few seconds
 _WHITESPACE = "".join(map(chr, range(0x21)))
 
 ImageSource = Path | str
@@ -143,13 +141,7 @@ class ImageDecoder:
 
     async def _start(self) -> None:
         """Start a process and add it to the idle ones."""
-        process = await spawn(
-            sys.executable,
-            *("-P", "-W", "ignore", image_worker.__file__, str(os.getpid())),
-            env={name: os.environ[name] for name in _INHERITED if name in os.environ} | _ONE_THREAD,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-        )
+        process = await start_worker(image_worker.__name__, _LIMITS)
         self._all.add(process)
         try:
             async with asyncio.timeout(_START_S):
@@ -165,9 +157,7 @@ class ImageDecoder:
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
         self._all.discard(process)
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await run_to_end(process.wait())
+        await end_worker(process)
 
 
 async def _exchange(process: asyncio.subprocess.Process, job: bytes, data: bytes) -> bytes:

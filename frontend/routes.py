@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from quart import Blueprint, Response, jsonify, request
 
 from filmstrip.errors import InvalidField
+from filmstrip.geometry import DEFAULT_FPS
 
 from . import metrics
 from .auth import client_of_request
@@ -16,6 +17,8 @@ from .download import send_file
 from .images import Requester
 from .openapi import EVENTS, content, describe, parameter
 from .schema import (
+    MAX_FPS,
+    MIN_FPS,
     AssetAnswer,
     BlobAnswer,
     CancelAnswer,
@@ -28,9 +31,13 @@ from .schema import (
     PipelinesAnswer,
     PipelineStatusAnswer,
     UploadAnswer,
+    VideoFileQuery,
+    VideoFormat,
+    parse_query,
 )
 from .state import app_state
 from .store import Kind
+from .video_files import CONTENT_TYPES, Variant
 
 api = Blueprint("api", __name__)
 
@@ -45,6 +52,17 @@ _UNUSED_HEADER = {
         "description": "Fields of the request that the pipeline ignores, separated by commas.",
     }
 }
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
+_FILE_OPTIONS = tuple(
+    parameter(name, "query", schema, text, required=False)
+    for name, schema, text in (
+        ("format", {"enum": list(VideoFormat)}, "A video file; png is a contact sheet."),
+        ("fps", {"type": "number", "minimum": MIN_FPS, "maximum": MAX_FPS}, "Frames per second."),
+        ("crf", {"type": "integer", "minimum": 0, "maximum": 51}, "Quality of mp4 and webm; 0 is best."),
+        ("scale", {"type": "integer", "minimum": 1, "maximum": 8}, "How many times to enlarge the frames."),
+        ("frame", {"type": "integer", "minimum": 0}, "With png: one frame, by its index."),
+    )
+)
 _EVENT_STREAM = """Server-sent events: `progress` after each chunk, finally one of `complete`, `cancelled` and `error`.
 
 Each event has the lines `id`, `event` and `data` (JSON) and ends with an empty line. Comments (`: keep-alive`) are sent
@@ -143,26 +161,44 @@ async def upload_asset() -> Response:
 @describe(
     parameters=(
         parameter("path", "query", {"type": "string"}, "An output_path.", required=True),
+        *_FILE_OPTIONS,
         parameter("Range", "header", {"type": "string"}, "A range of bytes.", required=False),
         parameter("If-Range", "header", {"type": "string"}, "The range applies only to this ETag.", required=False),
         parameter("If-Match", "header", {"type": "string"}, "The file must have one of these ETags.", required=False),
         parameter("If-None-Match", "header", {"type": "string"}, "ETags that the client already has.", required=False),
     ),
     answers={
-        200: content(BINARY, description="20-byte header and raw uint8 THWC.") | {"headers": _VIDEO_HEADERS},
+        200: {
+            "content": dict.fromkeys((BINARY, *CONTENT_TYPES.values()), _BYTES),
+            "description": "20-byte header and raw uint8 THWC, or the requested format.",
+            "headers": _VIDEO_HEADERS,
+        },
         206: content(BINARY, description="The requested range.") | {"headers": _VIDEO_HEADERS},
         304: {"description": "The client already has the file."},
     },
-    errors=(404, 412, 416, 422, 503),
+    errors=(404, 412, 416, 422, 503, 507),
 )
 async def download() -> Response:
-    """Download an output video."""
+    """Download an output video, raw or as a video file, which is encoded when it is first asked for."""
     name = request.args.get("path")
     if not name:
         raise InvalidField("path: missing", "path")
     state = app_state()
     file = state.store.find(name, Kind.OUTPUT, owner=client_of_request(), field="path")
-    return send_file(file, request, state.store, state.downloads)
+    if not request.args.get("format"):
+        return send_file(file, request, state.store, state.downloads)
+    assert file.shape is not None
+    query = parse_query(VideoFileQuery, request.args)
+    variant = Variant.of(query.format, query, file.shape, DEFAULT_FPS)
+    will_stream(request)
+    return send_file(
+        await state.video_files.file(file, variant),
+        request,
+        state.store,
+        state.downloads,
+        content_type=variant.content_type,
+        file_name=f"{file.name}.{variant.format}",
+    )
 
 
 @api.delete("/api/v1/files/<name>")

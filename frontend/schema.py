@@ -6,9 +6,11 @@ exception: an empty string is a prompt. A key that no field has is refused unles
 
 import codecs
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
@@ -85,9 +87,11 @@ Offset = Annotated[int, Field(ge=0, le=_MAX_U63), INTEGER]
 Dimension = Annotated[int, Field(ge=1, le=2**32 - 1), INTEGER]
 VideoDimensions = Annotated[list[Dimension], Field(min_length=4, max_length=4)]
 ArrayDimensions = Annotated[list[Dimension], Field(min_length=5, max_length=5)]
+PipelineId = Annotated[str, Field(min_length=1, max_length=256)]
 StoredName = Annotated[str, Field(max_length=256)]
-ImageSource = Annotated[str, Field(min_length=1)]
-_RefImages = Annotated[list[ImageSource], Field(max_length=MAX_REF_IMAGES)]
+ImageName = Annotated[str, Field(min_length=1)]
+"""The name of an asset, or a data URL."""
+_RefImages = Annotated[list[ImageName], Field(max_length=MAX_REF_IMAGES)]
 _NumSteps = Annotated[int, Field(ge=0, le=MAX_FRAMES), INTEGER]
 LoraScale = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False), NUMBER]
 LoraScales = Annotated[
@@ -237,10 +241,10 @@ class ChunkSpec(_ChunkOverrides, _ChunkStart):
         None, description="Bytes from the start of the blob."
     )
     vace_ref_images: Annotated[_RefImages | None, Needs("vace")] = None
-    first_frame_image: Annotated[ImageSource | None, Needs("vace")] = Field(
+    first_frame_image: Annotated[ImageName | None, Needs("vace")] = Field(
         None, description="Asset or data URL that the chunk starts with."
     )
-    last_frame_image: Annotated[ImageSource | None, Needs("vace")] = Field(
+    last_frame_image: Annotated[ImageName | None, Needs("vace")] = Field(
         None, description="Asset or data URL that the chunk ends with."
     )
     input_video_shape: VideoDimensions | None = Field(None, description="[T, H, W, C] of uint8 in the blob.")
@@ -266,7 +270,7 @@ _EXAMPLE: Any = {
 class _Subject(_Model):
     """What to generate; a base of its own because fields are checked, and listed in the JSON schema, base by base."""
 
-    pipeline_id: Annotated[str, Field(min_length=1, max_length=256)]
+    pipeline_id: PipelineId
     prompt: PromptOrPrompts = Field(description="A text, or weighted texts to blend.")
     num_frames: Annotated[int, Field(ge=1, le=MAX_FRAMES), INTEGER] = 64
     height: Side | None = Field(None, description="null: the pipeline's own, or the input's.")
@@ -283,8 +287,8 @@ class GenerateRequest(ChunkOptions, _Subject):
 
     input_path: StoredName | None = Field(None, description="From /generate/upload.")
     data_blob_path: StoredName | None = Field(None, description="From /generate/upload-data.")
-    pre_processor_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    post_processor_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    pre_processor_id: PipelineId | None = None
+    post_processor_id: PipelineId | None = None
     chunk_specs: Annotated[list[ChunkSpec], Field(max_length=MAX_FRAMES, fail_fast=True)] | None = None
 
 
@@ -352,7 +356,6 @@ def _readable(params: dict[str, Any]) -> dict[str, Any]:
     return params
 
 
-PipelineId = Annotated[str, Field(min_length=1, max_length=256)]
 AnyLoadParams = Annotated[
     dict[str, Any],
     AfterValidator(_json),
@@ -556,6 +559,58 @@ class PipelineStatusAnswer(BaseModel):
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def _a_rate(value: Any) -> Any:
+    """A number, or a fraction such as 30000/1001."""
+    if isinstance(value, str) and _RATE.fullmatch(value):
+        numerator, _, denominator = value.partition("/")
+        return float(numerator) / (float(denominator or 1) or 1)
+    return value
+
+
+_RATE = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?(?:/[0-9]{1,9})?", re.ASCII)
+MIN_FPS, MAX_FPS = 0.1, 240
+Rate = Annotated[float, BeforeValidator(_a_rate), Field(ge=MIN_FPS, le=MAX_FPS, allow_inf_nan=False)]
+"""Frames per second in a query."""
+
+
+class VideoFormat(StrEnum):
+    """Formats of the video files and images that the server makes of an output."""
+
+    MP4 = "mp4"
+    WEBM = "webm"
+    GIF = "gif"
+    PNG = "png"
+
+
+class VideoOptions(BaseModel):
+    """The query of a video file made of an output."""
+
+    fps: Rate | None = None
+    crf: int | None = Field(None, ge=0, le=51)
+    scale: int = Field(1, ge=1, le=8)
+    frame: int | None = Field(None, ge=0)
+
+
+class VideoFileQuery(VideoOptions):
+    """The query of a download as a video file."""
+
+    format: VideoFormat
+
+
+def parse_query(model: type[ModelT], query: Mapping[str, str]) -> ModelT:
+    """Read the parameters of a query; those that the model does not know are ignored, and empty ones are unset.
+
+    Raises:
+        InvalidField: a parameter is missing or invalid; the message names the first such one.
+    """
+    values = {name: value for name, value in query.items() if name in model.model_fields and value}
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_context=False)
+    raise _refusal(errors[0], b"")
 
 
 def parse(model: type[ModelT], body: bytes | bytearray) -> ModelT:

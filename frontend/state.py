@@ -18,6 +18,7 @@ from .settings import Settings
 from .slot import Slot
 from .store import Store
 from .triton import TritonClient
+from .video_files import VideoFiles
 
 _REPORT_POLL_S = 1.0
 _EXTENSION = "filmstrip"
@@ -35,6 +36,7 @@ class AppState:
     decoder: ImageDecoder
     json_bodies: JsonBodies
     downloads: Downloads
+    video_files: VideoFiles
     embedded: EmbeddedTriton | None
 
     @property
@@ -70,6 +72,7 @@ async def lifespan(app: Quart, settings: Settings) -> AsyncIterator[None]:
         triton = TritonClient(url, settings, secret)
         models = ModelRegistry(triton)
         decoder = ImageDecoder()
+        video_files = VideoFiles(store)
         state = app.extensions[_EXTENSION] = AppState(
             settings,
             store,
@@ -79,6 +82,7 @@ async def lifespan(app: Quart, settings: Settings) -> AsyncIterator[None]:
             decoder,
             JsonBodies(settings.json_bytes, settings.json_total_bytes),
             Downloads(settings.downloads),
+            video_files,
             embedded,
         )
         async with store.expiring():
@@ -90,6 +94,7 @@ async def lifespan(app: Quart, settings: Settings) -> AsyncIterator[None]:
             finally:
                 await state.slot.close(settings.shutdown_timeout_s)
                 await decoder.close()
+                await video_files.close()
                 report.cancel()
                 state.loads.close()
                 if embedded is not None:

@@ -18,7 +18,7 @@ import re
 import secrets
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -55,8 +55,11 @@ class Kind(StrEnum):
 
 _MAY_BE_IN_SHM = (Kind.VIDEO, Kind.BLOB)
 _HAS_HEADER = (Kind.VIDEO, Kind.OUTPUT)
+MAX_VARIANTS = 8
+"""Most files that are derived from one output and kept."""
 _NAME = re.compile(r"(?:video|blob|asset|output)-[0-9a-f]{32}")
 _FILE_NAME = re.compile(rf"({_NAME.pattern})(?:@([A-Za-z0-9_-]+))?")
+_DERIVED_NAME = re.compile(rf"{_FILE_NAME.pattern}\.([a-z0-9_-]+)\.([0-9a-f]{{32}})")
 
 
 def is_name(text: str) -> bool:
@@ -146,11 +149,55 @@ class StoredFile:
 
     def is_intact(self) -> bool:
         """Whether it is still there: the same file with the same size."""
-        try:
-            stat = self.path.lstat()
-        except OSError:
-            return False
-        return S_ISREG(stat.st_mode) and (stat.st_ino, stat.st_size) == (self.inode, self.size_bytes)
+        return _is_intact(self.path, self.inode, self.size_bytes)
+
+
+@dataclass
+class DerivedFile:
+    """A file made from an output, such as an MP4. It goes with the output, and may be dropped before to make room.
+
+    Attributes:
+        name: its entity tag, which depends on its content.
+        source: name of the output.
+        owner: of the output.
+        variant: what was made of the output.
+        path: its path on disk.
+        size_bytes: its size.
+        inode: its inode number.
+        used_at: Unix time of its last use, in seconds.
+    """
+
+    name: str
+    source: str
+    owner: str
+    variant: str
+    path: Path
+    size_bytes: int
+    inode: int
+    used_at: float
+    shape: VideoShape | None = None
+
+    @classmethod
+    def inspect(cls, path: Path) -> "DerivedFile | None":
+        """Read what the file at `path` is; None if it has no such name."""
+        match = _DERIVED_NAME.fullmatch(path.name)
+        stat = path.lstat()
+        if match is None or not S_ISREG(stat.st_mode):
+            return None
+        source, owner, variant, name = match.groups()
+        return cls(name, source, owner or "", variant, path, stat.st_size, stat.st_ino, stat.st_mtime)
+
+    def is_intact(self) -> bool:
+        """Whether it is still there: the same file with the same size."""
+        return _is_intact(self.path, self.inode, self.size_bytes)
+
+
+def _is_intact(path: Path, inode: int, size_bytes: int) -> bool:
+    try:
+        stat = path.lstat()
+    except OSError:
+        return False
+    return S_ISREG(stat.st_mode) and (stat.st_ino, stat.st_size) == (inode, size_bytes)
 
 
 class DataDirectoryTaken(RuntimeError):
@@ -160,8 +207,11 @@ class DataDirectoryTaken(RuntimeError):
 class Draft:
     """A file that is being written; it is discarded unless `commit` is called before its context ends."""
 
-    def __init__(self, store: "Store", kind: Kind, owner: str, path: Path, reserved_bytes: int) -> None:
+    def __init__(
+        self, store: "Store", kind: Kind, owner: str, path: Path, reserved_bytes: int, *, is_derived: bool = False
+    ) -> None:
         self._store = store
+        self.is_derived = is_derived
         self.kind = kind
         self.owner = owner
         self.path = path
@@ -229,8 +279,10 @@ class Store:
         self._root = settings.data_dir.resolve()
         self._partial = self._root / "partial"
         self._work = self._root / "work"
+        self._derived_folder = self._root / "derived"
         self._shm_prefix = f"filmstrip-{hashlib.sha256(os.fsencode(self._root)).hexdigest()[:12]}-"
         self._files: dict[str, StoredFile] = {}
+        self._derived: dict[tuple[str, str], DerivedFile] = {}
         self._held: Counter[str] = Counter()
         self._drafts: set[Draft] = set()
         self._lock_fd: int | None = None
@@ -259,6 +311,12 @@ class Store:
                 _unlink(path)
             else:
                 self._files[found.name] = found
+        for path in self._derived_folder.iterdir():
+            derived = DerivedFile.inspect(path)
+            if derived is None or derived.source not in self._files:
+                _unlink(path)
+            else:
+                self._derived[derived.source, derived.variant] = derived
         self.expire()
 
     def close(self) -> None:
@@ -319,15 +377,17 @@ class Store:
         return True
 
     @contextlib.contextmanager
-    def holding(self, file: StoredFile) -> Iterator[None]:
-        """Keep a file from expiring and from being deleted while it is used."""
-        self._held[file.name] += 1
+    def holding(self, file: "StoredFile | DerivedFile") -> Iterator[None]:
+        """Keep a file, and the output that it is derived from, from expiry and deletion while it is used."""
+        names = [file.name, file.source] if isinstance(file, DerivedFile) else [file.name]
+        self._held.update(names)
         try:
             yield
         finally:
-            self._held[file.name] -= 1
-            if not self._held[file.name]:
-                del self._held[file.name]
+            self._held.subtract(names)
+            for name in names:
+                if not self._held[name]:
+                    del self._held[name]
 
     def find(self, name: str, *kinds: Kind, owner: str = "", field: str | None = None) -> StoredFile:
         """The stored file of this name.
@@ -359,6 +419,70 @@ class Store:
             raise InUse(f"name: {file.name} is in use by a generation or a download", "name")
         self._remove(file)
 
+    def derived(self, source: str, variant: str) -> DerivedFile | None:
+        """The file of this variant that was derived from an output, if there is one."""
+        file = self._derived.get((source, variant))
+        if file is not None and not file.is_intact():
+            self._remove_derived(file)
+            return None
+        if file is not None:
+            file.used_at = time.time()
+        return file
+
+    def derive(self, owner: str) -> Draft:
+        """Start a file that is derived from an output of `owner`. It does not count towards the number of files.
+
+        Raises:
+            StorageFull: the stored files would exceed their limits, or those of the client its share.
+        """
+        self._make_folders()
+        try:
+            draft = Draft(self, Kind.OUTPUT, owner, self._partial / secrets.token_hex(16), 0, is_derived=True)
+        except OSError as error:
+            raise DiskFull("the server's disk has no room for another file") from error
+        self._drafts.add(draft)
+        return draft
+
+    def commit_derived(self, draft: Draft, source: StoredFile, variant: str, name: str) -> DerivedFile:
+        """Keep a draft from `derive` as a file of `source`; if it has too many, those not used for longest are dropped.
+
+        Args:
+            draft: the complete file.
+            source: the output.
+            variant: what was made of it: small letters, digits, - and _.
+            name: 32 hexadecimal digits that depend on the content.
+        """
+        path = self._derived_folder / f"{disk_name(source.name, source.owner)}.{variant}.{name}"
+        try:
+            os.rename(draft.path, path)
+        except FileNotFoundError:
+            raise DiskFull("the file was removed while it was written") from None
+        self._drafts.discard(draft)
+        os.close(draft.fd)
+        file = DerivedFile.inspect(path)
+        if file is None:
+            raise RuntimeError("a derived file has an invalid name")
+        file.used_at = time.time()
+        if (replaced := self._derived.pop((source.name, variant), None)) is not None and replaced.path != path:
+            _unlink(replaced.path)
+        self._derived[source.name, variant] = file
+        siblings = [other for other in self._derived.values() if other.source == source.name and other is not file]
+        for other in self._by_age(siblings)[: max(0, len(siblings) + 1 - MAX_VARIANTS)]:
+            self._remove_derived(other)
+        return file
+
+    def held_variants(self, source: str) -> int:
+        """How many files derived from an output are in use and cannot be dropped."""
+        return sum(other.source == source and other.name in self._held for other in self._derived.values())
+
+    def _by_age(self, files: Iterable[DerivedFile]) -> list[DerivedFile]:
+        """Those not in use, the one that was not used for longest first."""
+        return sorted((file for file in files if file.name not in self._held), key=lambda file: file.used_at)
+
+    def _remove_derived(self, file: DerivedFile) -> None:
+        self._derived.pop((file.source, file.variant), None)
+        _unlink(file.path)
+
     def draft(self, kind: Kind, expected_bytes: int = 0, *, owner: str = "") -> Draft:
         """Start a file of about `expected_bytes`.
 
@@ -367,7 +491,7 @@ class Store:
         """
         self._make_folders()
         self._make_room(lambda: self._check_files(owner))
-        self._make_room(lambda: self._check_bytes(expected_bytes, owner))
+        self._make_room_for_bytes(expected_bytes, owner)
         path = self._partial / secrets.token_hex(16)
         if kind in _MAY_BE_IN_SHM and expected_bytes and self._fits_in_shm(expected_bytes):
             path = self.new_shm_path()
@@ -386,7 +510,7 @@ class Store:
         """
         if num_bytes > draft.reserved_bytes:
             more_bytes = num_bytes - draft.reserved_bytes
-            self._make_room(lambda: self._check_bytes(more_bytes, draft.owner))
+            self._make_room_for_bytes(more_bytes, draft.owner)
             draft.reserved_bytes = num_bytes
 
     def commit(self, draft: Draft) -> StoredFile:
@@ -434,7 +558,8 @@ class Store:
         """Create the folders, also if somebody has removed them while the server runs."""
         if not self._root.exists():
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for folder in (self._root, self._partial, self._work, *(self._folder(kind) for kind in Kind)):
+        own = (self._root, self._partial, self._work, self._derived_folder)
+        for folder in (*own, *(self._folder(kind) for kind in Kind)):
             folder.mkdir(parents=True, exist_ok=True)
 
     def _existing(self) -> Iterator[Path]:
@@ -446,6 +571,8 @@ class Store:
 
     def _remove(self, file: StoredFile) -> None:
         self._files.pop(file.name, None)
+        for derived in [derived for derived in self._derived.values() if derived.source == file.name]:
+            self._remove_derived(derived)
         with contextlib.suppress(FileNotFoundError):
             fd = os.open(file.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)  # whatever is in its place
             _unlink(file.path)
@@ -460,35 +587,62 @@ class Store:
             self.forget_damaged()
             check()
 
+    def _make_room_for_bytes(self, more_bytes: int, owner: str) -> None:
+        """Check the limits on bytes; if one is exceeded, also drop derived files, as they can be made again."""
+        for check, owners in ((self._check_bytes, None), (self._check_share, owner)):
+            try:
+                self._make_room(functools.partial(check, more_bytes, owner))
+            except StorageFull:
+                own = (file for file in self._derived.values() if owners is None or file.owner == owners)
+                for file in self._by_age(own):
+                    self._remove_derived(file)
+                    with contextlib.suppress(StorageFull):
+                        check(more_bytes, owner)
+                        break
+                else:
+                    check(more_bytes, owner)
+
     def _check_files(self, owner: str) -> None:
         limit = self._settings.store_files
-        if len(self._files) + len(self._drafts) >= limit:
+        drafts = [draft for draft in self._drafts if not draft.is_derived]
+        if len(self._files) + len(drafts) >= limit:
             raise StorageFull(f"the server has reached its limit of {limit} files; {_REMEDY}")
         share = max(1, limit // _CLIENT_SHARE)
         own = sum(file.owner == owner for file in self._files.values())
-        own += sum(draft.owner == owner for draft in self._drafts)
+        own += sum(draft.owner == owner for draft in drafts)
         if owner and own >= share:
             raise StorageFull(f"you have {share} files on the server, half of the {limit} that it can hold; {_REMEDY}")
 
-    def _check_bytes(self, more_bytes: int, owner: str) -> None:
-        stored = sum(file.size_bytes for file in self._files.values())
+    def _check_bytes(self, more_bytes: int, owner: str) -> None:  # noqa: ARG002
+        stored = self._stored_bytes()
         reserved = sum(draft.reserved_bytes for draft in self._drafts)
-        written = sum(max(draft.written_bytes, draft.preallocated_bytes) for draft in self._drafts)
-        disk_share = self._settings.store_disk_share * (_free_bytes(self._root) + stored + written)
-        limit = min(self._settings.store_bytes, int(disk_share))
+        limit = self._byte_limit(stored)
         if stored + reserved + more_bytes > limit:
             raise StorageFull(
                 f"{more_bytes} more bytes would take the stored files ({stored + reserved} bytes) over the limit of "
                 f"{limit} bytes; {_REMEDY}"
             )
-        if owner:
-            own = sum(file.size_bytes for file in self._files.values() if file.owner == owner)
-            own += sum(draft.reserved_bytes for draft in self._drafts if draft.owner == owner)
-            if own + more_bytes > limit // _CLIENT_SHARE:
-                raise StorageFull(
-                    f"{more_bytes} more bytes would take your files ({own} bytes) over your share of "
-                    f"{limit // _CLIENT_SHARE} bytes, half of the store; {_REMEDY}"
-                )
+
+    def _check_share(self, more_bytes: int, owner: str) -> None:
+        if not owner:
+            return
+        share = self._byte_limit(self._stored_bytes()) // _CLIENT_SHARE
+        own = self._stored_bytes(owner) + sum(draft.reserved_bytes for draft in self._drafts if draft.owner == owner)
+        if own + more_bytes > share:
+            raise StorageFull(
+                f"{more_bytes} more bytes would take your files ({own} bytes) over your share of {share} bytes, half "
+                f"of the store; {_REMEDY}"
+            )
+
+    def _byte_limit(self, stored: int) -> int:
+        written = sum(max(draft.written_bytes, draft.preallocated_bytes) for draft in self._drafts)
+        disk_share = self._settings.store_disk_share * (_free_bytes(self._root) + stored + written)
+        return min(self._settings.store_bytes, int(disk_share))
+
+    def _stored_bytes(self, owner: str | None = None) -> int:
+        """Bytes of all complete files, or of those of one client."""
+        files = itertools.chain[StoredFile | DerivedFile](self._files.values(), self._derived.values())
+        return sum(file.size_bytes for file in files if owner is None or file.owner == owner)
 
     def _fits_in_shm(self, num_bytes: int) -> bool:
         is_enabled = self._settings.uploads_in_shm and self._settings.shared_memory

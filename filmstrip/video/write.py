@@ -6,9 +6,9 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Mapping, Sized
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,7 @@ from av.video import VideoStream
 from av.video.reformatter import Colorspace, VideoReformatter
 from PIL import Image
 
+from filmstrip.geometry import MAX_FPS_DENOMINATOR
 from filmstrip.video.contact_sheet import COLUMNS, ROWS, Thumbnail, evenly_spaced, sheet_rows, thumbnail, write_sheet
 from filmstrip.video.read import VideoFileError, display_path, mapped_errors
 from filmstrip.video.sound import (
@@ -38,7 +39,6 @@ from filmstrip.wire import Frame
 
 MIN_FPS, MAX_FPS = 0.0001, 1000
 MAX_SIDE = 16_384  # of H.264 and VP9
-_MAX_FPS_DENOMINATOR = 100_000
 _BT709 = 1  # FFmpeg's number of it in each of its colour enumerations
 _EVEN = 2
 _MAX_GIF_FPS = 50  # browsers show a frame of less than 20 ms for 100 ms
@@ -113,7 +113,7 @@ class Output:
         self.num_frames = 0
         self._format = file_format or _format_of(self.path)
         self._pattern = _sequence_pattern(self.path) if self._format is _PNG else None
-        self._encoder: _Encoder | None = None
+        self._encoder: Encoder | None = None
         self._shape: tuple[int, ...] = ()
         self._scale = 1
         self._committed = False
@@ -172,7 +172,7 @@ class Output:
         if scale < 1:
             raise ValueError(f"scale must be at least 1, got {scale}")
         self._scale = scale
-        rate = Fraction(fps).limit_denominator(_MAX_FPS_DENOMINATOR)
+        rate = Fraction(fps).limit_denominator(MAX_FPS_DENOMINATOR)
         with mapped_errors(self.path):
             if self._pattern:
                 self._encoder = _SequenceEncoder(self._place.part, self._pattern)
@@ -180,10 +180,8 @@ class Output:
                 if num_frames is None:
                     raise ValueError("a contact sheet needs num_frames")
                 self._encoder = _SheetEncoder(self._place.part, num_frames)
-            elif self._format.container == "gif":
-                self._encoder = _GifEncoder(self._place.part, rate)
             else:
-                self._encoder = _VideoEncoder(self._place.part, self._format, rate)
+                self._encoder = _opened_encoder(self._place.part, self._format, rate)
             self._add_sound(audio, rate, num_frames)
 
     def _add_sound(self, audio: str | Path | None, fps: Fraction, num_frames: int | None) -> None:
@@ -217,8 +215,7 @@ class Output:
             raise VideoFileError(
                 f"{display_path(self.path)} cannot be {width}x{height}: at most {MAX_SIDE} pixels are supported"
             )
-        if self._scale > 1:
-            frame = np.repeat(np.repeat(frame, self._scale, axis=0), self._scale, axis=1)
+        frame = enlarged(frame, self._scale)
         assert self._encoder is not None, "start() must be called first"
         with mapped_errors(self.path):
             self._encoder.add(frame)
@@ -282,6 +279,40 @@ def write_video(
     """Write a video in the format of the suffix of `path`; see `open_output` and `Output.write`."""
     with open_output(path) as output:
         return output.write(frames, fps, num_frames=num_frames, scale=scale, audio=audio)
+
+
+def open_encoder(
+    path: Path,
+    suffix: str,
+    fps: Fraction,
+    *,
+    codec_options: Mapping[str, str] | None = None,
+    container_options: Mapping[str, str] | None = None,
+) -> "Encoder":
+    """Open an encoder that writes straight to a file, without the partial file of `open_output`.
+
+    Args:
+        path: path of the file, whatever its suffix; an existing file is overwritten.
+        suffix: `.mp4`, `.mov`, `.mkv`, `.webm` or `.gif`.
+        fps: frames per second.
+        codec_options: options of the encoder that replace ours or add to them.
+        container_options: options of the container, in place of ours.
+    """
+    found = _FORMATS[suffix]
+    return _opened_encoder(
+        path,
+        replace(
+            found,
+            codec_options=found.codec_options | dict(codec_options or {}),
+            options=found.options if container_options is None else dict(container_options),
+        ),
+        fps,
+    )
+
+
+def enlarged(frame: Frame, scale: int) -> Frame:
+    """A frame with each pixel repeated `scale` times in both directions."""
+    return frame if scale == 1 else np.repeat(np.repeat(frame, scale, axis=0), scale, axis=1)
 
 
 def _format_of(path: Path) -> _Format:
@@ -436,16 +467,27 @@ def _numbered(pattern: re.Match[str], number: int) -> str:
 # -- Encoders ------------------------------------------------------------------------------------------------
 
 
-class _Encoder(Protocol):
-    """Writes frames of one size, uint8 [H, W, 3], to a partial file."""
+class Encoder(Protocol):
+    """Writes frames of one size, uint8 [H, W, 3], to a file.
+
+    Attributes:
+        notes: sentences for the user about what the format cannot keep.
+    """
 
     notes: list[str]
 
-    def add(self, frame: Frame) -> None: ...
+    def add(self, frame: Frame) -> None:
+        """Encode the next frame."""
 
-    def finish(self) -> None: ...
+    def finish(self) -> None:
+        """Complete the file."""
 
-    def abort(self) -> None: ...
+    def abort(self) -> None:
+        """Close the file, complete or not."""
+
+
+def _opened_encoder(part: Path, file_format: _Format, fps: Fraction) -> Encoder:
+    return _GifEncoder(part, fps) if file_format.container == "gif" else _VideoEncoder(part, file_format, fps)
 
 
 class _VideoEncoder:

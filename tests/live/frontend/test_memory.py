@@ -88,3 +88,20 @@ def test_one_frame_looped_to_a_thousand(fresh: Frontend) -> None:
                 received += len(piece)
     assert received == 20 + 1000 * frame.nbytes
     (fresh.data_dir / "outputs" / output).unlink()
+
+
+def test_encoding_a_long_video(fresh: Frontend) -> None:
+    """500 MiB of frames pass through the encoder, not through the server."""
+    frames = np.random.default_rng(0).integers(0, 256, (40, 40, 72, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+    path = fresh.upload(frames)
+    events = fresh.generate(pipeline_id="passthrough", prompt="", num_frames=1000, input_path=path)
+    output = events[-1][1]["output_path"]
+    with growing_less_than(fresh, GROWTH):
+        answer = http.get(
+            f"{fresh.url}/api/v1/generate/download",
+            params={"path": output, "format": "mp4", "crf": 40},
+            headers={"Range": "bytes=0-99"},
+            timeout=110,
+        )
+    assert answer.status_code == 206
+    (fresh.data_dir / "outputs" / output).unlink()
