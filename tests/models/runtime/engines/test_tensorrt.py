@@ -53,7 +53,7 @@ def test_a_profile_is_kept_while_it_fits(reaches: list[tuple[int, int]], length:
     current %= len(profiles)
     fitting = [index for index, (low, high) in enumerate(reaches) if low <= length <= high]
     if not fitting:
-        with pytest.raises(ValueError, match="no size"):
+        with pytest.raises(ValueError, match="not built for a size"):
             pick_profile(profiles, {"x": (length,)}, current, "any")
     else:
         picked = pick_profile(profiles, {"x": (length,)}, current, "any")
