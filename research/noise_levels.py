@@ -1,4 +1,4 @@
-"""How much noise each place of a layout gets, and what the model is told of it."""
+"""How much noise each place of a layout gets, and the noise level that the model sees."""
 
 import torch
 from torch import Tensor

@@ -134,17 +134,23 @@ def test_references_that_do_not_fit_their_shapes_are_refused():
         read_references(chunk({"vace_ref_images": image(0, 2, 2).ravel()}, ref_image_shapes=((2, 3, 3),)))
 
 
-@pytest.mark.parametrize("mode", list(Mode))
-@pytest.mark.parametrize("reset", [False, True])
-@pytest.mark.parametrize(
-    ("tensors", "from_input"),
-    [({}, False), ({"vace_frames": floats(0)}, False), ({"vace_masks": floats(0, channels=1)}, False), ({}, True)],
-)
-def test_a_pad_frame_is_the_latent_frame_that_the_plan_counts(mode, reset, tensors, from_input):
-    facts = PipelineSpec("p", tuple(Mode), chunk_size=12, first_chunk_size=9, latent_frames=3)
-    latents = facts.chunk_latents(mode, reset=reset, has_vace_arrays=bool(tensors) or from_input)
-    given = chunk(tensors, mode=mode, reset=reset, vace_use_input_video=from_input)
-    assert has_pad_frame(given) == (latents == 4)
+PAD_FRAME_CASES: list[tuple[dict[str, np.ndarray], bool]] = [
+    ({}, False),
+    ({"vace_frames": floats(0)}, False),
+    ({"vace_masks": floats(0, channels=1)}, False),
+    ({}, True),
+]
+
+
+def test_a_pad_frame_is_the_latent_frame_that_the_plan_counts(subtests: pytest.Subtests):
+    for mode in list(Mode):
+        for reset in (False, True):
+            for tensors, from_input in PAD_FRAME_CASES:
+                with subtests.test(mode=mode, reset=reset, tensors=sorted(tensors), from_input=from_input):
+                    facts = PipelineSpec("p", tuple(Mode), chunk_size=12, first_chunk_size=9, latent_frames=3)
+                    latents = facts.chunk_latents(mode, reset=reset, has_vace_arrays=bool(tensors) or from_input)
+                    given = chunk(tensors, mode=mode, reset=reset, vace_use_input_video=from_input)
+                    assert has_pad_frame(given) == (latents == 4)
 
 
 def test_arrays_are_moved_to_the_device():
