@@ -16,8 +16,9 @@ SMALL_READY := models/longlive-small/config.pbtxt
 # An earlier location of the export: two models with the same name are refused.
 OLD_SMALL := model_repository/longlive-small
 SMALL_FILES := $(wildcard $(addprefix $(SMALL)/,*.json *.safetensors */*.json */*.safetensors))
-# Manifests detect engines of other weights, but not of other code.
-GRAPH_CODE := $(wildcard export/*.py export/*/*.py)
+# Manifests detect engines of other weights, but not of other code: if a file that shapes graphs changes, all are rebuilt.
+GRAPH_CODE := $(wildcard export/modules/*.py) \
+	$(addprefix export/,checkpoint.py config.py graph_specs.py lora.py onnx_files.py spec.py weight_names.py)
 
 .PHONY: help setup torch test-setup model demo serve test test-all coverage lint fix bench soak compile-full audit check release-check lock clean
 .DEFAULT_GOAL := help
@@ -48,7 +49,7 @@ $(TESTS_READY): requirements-tests.txt $(TORCH_READY)
 model: $(SMALL_READY) ## Export longlive-small if its engines are out of date
 	@[ ! -f $(OLD_SMALL)/1/pipeline.json ] || { echo "removing $(OLD_SMALL), which is in models/ now"; rm -r $(OLD_SMALL); }
 
-$(SMALL_READY): $(SMALL_FILES) $(GRAPH_CODE) $(wildcard filmstrip/*.py filmstrip/runtime/*.py) $(TORCH_READY)
+$(SMALL_READY): $(SMALL_FILES) $(GRAPH_CODE) $(wildcard export/*.py filmstrip/*.py filmstrip/runtime/*.py) $(TORCH_READY)
 	$(BIN)/python -m export longlive --checkpoint $(SMALL) --id longlive-small --size 64x64 \
 		--lora outlines=$(SMALL)/loras/outlines.safetensors $(if $(filter $(GRAPH_CODE),$?),--fresh)
 

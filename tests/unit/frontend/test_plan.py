@@ -12,30 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from filmstrip.contract import Features, Interpolation, Mode, PipelineSpec
+from filmstrip.contract import Interpolation, Mode, PipelineSpec
 from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape
-from frontend.array_plan import Source, TensorPlan, Uploads
-from frontend.plan import Chain, ChunkPlan, Plan, make_plan
-from frontend.schema import GenerateRequest
+from frontend.array_plan import Source, TensorPlan, UploadInfo
+from frontend.plan import Chain, ChunkPlan, Plan
+from tests.unit.frontend.plans import LONGLIVE, NOTHING, PROCESSOR, plan_request
 
-LONGLIVE = PipelineSpec(
-    "longlive",
-    (Mode.TEXT, Mode.VIDEO),
-    chunk_size=12,
-    first_chunk_size=9,
-    granularity=16,
-    height=320,
-    width=576,
-    latent_frames=3,
-    features=Features(
-        seed=True, prompts=True, noise=True, cache=True, denoising_steps=True, vace=True, loras=("ink", "neon")
-    ),
-)
-PROCESSOR = PipelineSpec("gray", (Mode.VIDEO,), 12, 12, features=Features(frame_processor=True))
 TINY = replace(LONGLIVE, granularity=1, height=2, width=2)  # so small that arrays can be compared byte by byte
 
-NOTHING = Uploads()
-INPUT = Uploads(input_shape=VideoShape(48, 320, 576, 3))
+INPUT = UploadInfo(input_shape=VideoShape(48, 320, 576, 3))
 BLOB = np.random.default_rng(0).integers(0, 256, 8192, np.uint8)
 VIDEO = np.random.default_rng(1).integers(0, 256, (40, 2, 2, 3), np.uint8)
 
@@ -43,13 +28,12 @@ VIDEO = np.random.default_rng(1).integers(0, 256, (40, 2, 2, 3), np.uint8)
 def make(
     num_frames: int = 48,
     chunk_specs: Sequence[dict[str, Any]] = (),
-    facts: PipelineSpec = LONGLIVE,
-    uploads: Uploads = NOTHING,
+    pipeline: PipelineSpec = LONGLIVE,
+    uploads: UploadInfo = NOTHING,
     pre_processor: PipelineSpec | None = None,
     **fields: Any,
 ) -> Plan:
-    body = {"pipeline_id": facts.id, "prompt": "a cat", "num_frames": num_frames, "chunk_specs": list(chunk_specs)}
-    return make_plan(GenerateRequest.model_validate(body | fields), Chain(facts, pre_processor), uploads, 2**30)
+    return plan_request(chunk_specs, uploads, Chain(pipeline, pre_processor), num_frames=num_frames, **fields)
 
 
 def lengths(plan: Plan) -> list[int]:
@@ -119,8 +103,8 @@ def cases(draw: st.DrawFn) -> tuple[PipelineSpec, int, int, dict[str, Any]]:
     return PROCESSOR if processor else TINY, num_input, num_frames, fields
 
 
-def uploads_of(num_input: int) -> Uploads:
-    return Uploads(VideoShape(num_input, 2, 2, 3) if num_input else None, BLOB.size, {"ref": (5, 7, 3)})
+def uploads_of(num_input: int) -> UploadInfo:
+    return UploadInfo(VideoShape(num_input, 2, 2, 3) if num_input else None, BLOB.size, {"ref": (5, 7, 3)})
 
 
 def read(tensor: TensorPlan, num_input: int) -> bytes:
@@ -169,8 +153,8 @@ def expected_arrays(
 def test_chunks_tile_the_video_and_cover_the_frames_that_they_need(
     case: tuple[PipelineSpec, int, int, dict[str, Any]],
 ) -> None:
-    facts, num_input, num_frames, fields = case
-    plan = make(num_frames, facts=facts, uploads=uploads_of(num_input), **fields)
+    pipeline, num_input, num_frames, fields = case
+    plan = make(num_frames, pipeline=pipeline, uploads=uploads_of(num_input), **fields)
     by_chunk = {spec["chunk"]: spec for spec in fields["chunk_specs"]}
 
     assert plan.output.frames == sum(chunk.keep for chunk in plan.chunks) == num_frames
@@ -178,14 +162,16 @@ def test_chunks_tile_the_video_and_cover_the_frames_that_they_need(
     assert [chunk.keep for chunk in plan.chunks[:-1]] == lengths(plan)[:-1]
     assert 1 <= plan.chunks[-1].keep <= lengths(plan)[-1]
     for index, chunk in enumerate(plan.chunks):
-        told, spec = chunk.parameters, by_chunk.get(index, {})
+        parameters, spec = chunk.parameters, by_chunk.get(index, {})
         arrays = expected_arrays(chunk, spec, num_input, num_frames)
-        assert told.index == index
-        assert told.mode is (Mode.VIDEO if "input_video" in arrays and not told.vace_use_input_video else Mode.TEXT)
-        noise_alone = told.mode is Mode.TEXT and not {"vace_frames", "vace_masks"} & arrays.keys()
-        short = facts is TINY and told.reset and noise_alone and not told.vace_use_input_video
-        assert told.num_frames == (9 if short else 12)
-        assert told.reset or index > 0
+        assert parameters.index == index
+        assert parameters.mode is (
+            Mode.VIDEO if "input_video" in arrays and not parameters.vace_use_input_video else Mode.TEXT
+        )
+        noise_alone = parameters.mode is Mode.TEXT and not {"vace_frames", "vace_masks"} & arrays.keys()
+        short = pipeline is TINY and parameters.reset and noise_alone and not parameters.vace_use_input_video
+        assert parameters.num_frames == (9 if short else 12)
+        assert parameters.reset or index > 0
         assert [tensor.spec.name for tensor in chunk.tensors] == list(arrays)
         for tensor in chunk.tensors:
             array = arrays[tensor.spec.name]
@@ -197,11 +183,11 @@ def test_chunks_tile_the_video_and_cover_the_frames_that_they_need(
 
 @given(cases())
 def test_the_same_request_has_the_same_plan(case: tuple[PipelineSpec, int, int, dict[str, Any]]) -> None:
-    facts, num_input, num_frames, fields = case
-    plan = make(num_frames, facts=facts, uploads=uploads_of(num_input), **fields)
-    assert make(num_frames, facts=facts, uploads=uploads_of(num_input), **fields) == plan
+    pipeline, num_input, num_frames, fields = case
+    plan = make(num_frames, pipeline=pipeline, uploads=uploads_of(num_input), **fields)
+    assert make(num_frames, pipeline=pipeline, uploads=uploads_of(num_input), **fields) == plan
     fields["chunk_specs"] = fields["chunk_specs"][::-1]
-    assert make(num_frames, facts=facts, uploads=uploads_of(num_input), **fields) == plan
+    assert make(num_frames, pipeline=pipeline, uploads=uploads_of(num_input), **fields) == plan
 
 
 # -- Where chunks start afresh ------------------------------------------------------------------------------
@@ -268,7 +254,7 @@ def test_chunks_that_start_afresh(
     source: str, fields: dict[str, Any], spec: dict[str, Any], starts: list[int], frames: list[int]
 ) -> None:
     shape = INPUT.input_shape if source == "video" else None
-    uploads = Uploads(shape, blob_bytes=10**8, image_shapes={"ref": (8, 8, 3)})
+    uploads = UploadInfo(shape, blob_bytes=10**8, image_shapes={"ref": (8, 8, 3)})
     plan = make(48, [{"chunk": 2} | spec], uploads=uploads, **fields)
     assert resets(plan) == starts
     assert lengths(plan) == frames
@@ -292,7 +278,7 @@ def test_resets_count_in_the_number_of_chunks() -> None:
     ],
 )
 def test_a_video_of_ten_thousand_frames_starts_afresh_before_the_frame_index_ends(
-    uploads: Uploads, fields: dict[str, Any], num_chunks: int, starts: list[int]
+    uploads: UploadInfo, fields: dict[str, Any], num_chunks: int, starts: list[int]
 ) -> None:
     plan = make(10_000, uploads=uploads, **fields)
     assert len(plan.chunks) == num_chunks
@@ -301,13 +287,13 @@ def test_a_video_of_ten_thousand_frames_starts_afresh_before_the_frame_index_end
 
 
 def test_a_frame_processor_starts_once_however_long_the_video() -> None:
-    plan = make(10_000, facts=PROCESSOR, uploads=Uploads(VideoShape(1, 4, 6, 3)))
+    plan = make(10_000, pipeline=PROCESSOR, uploads=UploadInfo(VideoShape(1, 4, 6, 3)))
     assert len(plan.chunks) == 834
     assert resets(plan) == [0]
     assert plan.chunks[-1].keep == 10_000 - 833 * 12
 
 
-# -- What a chunk is told -----------------------------------------------------------------------------------
+# -- Parameters of a chunk ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -320,7 +306,7 @@ def test_a_frame_processor_starts_once_however_long_the_video() -> None:
         ("prompt_interpolation_method", "slerp", "linear"),
         ("denoising_steps", (1000, 500), (900, 100)),
         ("lora_scales", {"ink": 0.5}, {}),
-        ("lora_scales", {"ink": 0.5}, {"neon": -1.0}),
+        ("lora_scales", {"ink": 0.5}, {"neon.v2": -1.0}),
         ("vace_context_scale", 0.5, 0.0),
         ("vace_use_input_video", True, False),
     ],
@@ -332,12 +318,25 @@ def test_a_chunk_overrides_the_request_for_itself_only(name: str, of_request: An
 
 def test_defaults_reach_every_chunk() -> None:
     for chunk in make(48).chunks:
-        told = chunk.parameters
-        assert (told.seed, told.noise_scale, told.noise_controller, told.vace_context_scale) == (42, 0.7, False, 1.0)
-        assert (told.kv_cache_attention_bias, told.denoising_steps, told.lora_scales) == (None, None, {})
-        assert (told.vace_use_input_video, told.vace_temporally_locked) == (False, True)
-        assert told.prompt_interpolation_method is Interpolation.LINEAR
-        assert (told.prompts, told.transition, told.ref_image_shapes) == ((("a cat", 100.0),), None, ())
+        parameters = chunk.parameters
+        assert (
+            parameters.seed,
+            parameters.noise_scale,
+            parameters.noise_controller,
+            parameters.vace_context_scale,
+        ) == (42, 0.7, False, 1.0)
+        assert (parameters.kv_cache_attention_bias, parameters.denoising_steps, parameters.lora_scales) == (
+            None,
+            None,
+            {},
+        )
+        assert (parameters.vace_use_input_video, parameters.vace_temporally_locked) == (False, True)
+        assert parameters.prompt_interpolation_method is Interpolation.LINEAR
+        assert (parameters.prompts, parameters.transition, parameters.ref_image_shapes) == (
+            (("a cat", 100.0),),
+            None,
+            (),
+        )
 
 
 def test_arrays_are_locked_in_time_unless_the_chunk_says_otherwise() -> None:
@@ -348,7 +347,7 @@ def test_arrays_are_locked_in_time_unless_the_chunk_says_otherwise() -> None:
 def test_images_go_with_their_chunk() -> None:
     shapes = {"a": (8, 6, 3), "b": (5, 7, 3)}
     spec = {"chunk": 1, "first_frame_image": "a", "last_frame_image": "b", "vace_ref_images": ["b", "a", "b"]}
-    plan = make(36, [spec, {"chunk": 2, "vace_ref_images": []}], uploads=Uploads(image_shapes=shapes))
+    plan = make(36, [spec, {"chunk": 2, "vace_ref_images": []}], uploads=UploadInfo(image_shapes=shapes))
     images = [(image.spec.name, image.sources, image.shape, image.num_bytes) for image in plan.chunks[1].images]
     assert images == [
         ("first_frame_image", ("a",), (8, 6, 3), 144),
@@ -360,20 +359,20 @@ def test_images_go_with_their_chunk() -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "uploads", "fields", "size"),
+    ("pipeline", "uploads", "fields", "size"),
     [
-        (LONGLIVE, Uploads(), {}, (320, 576)),
-        (LONGLIVE, Uploads(VideoShape(1, 33, 77, 3)), {}, (320, 576)),
+        (LONGLIVE, UploadInfo(), {}, (320, 576)),
+        (LONGLIVE, UploadInfo(VideoShape(1, 33, 77, 3)), {}, (320, 576)),
         (LONGLIVE, INPUT, {"width": 64}, (320, 64)),
-        (PROCESSOR, Uploads(VideoShape(1, 33, 77, 3)), {}, (33, 77)),
-        (PROCESSOR, Uploads(VideoShape(1, 33, 77, 3)), {"height": 65}, (65, 77)),
-        (PROCESSOR, Uploads(VideoShape(1, 33, 77, 3)), {"height": 64, "width": 96}, (64, 96)),
+        (PROCESSOR, UploadInfo(VideoShape(1, 33, 77, 3)), {}, (33, 77)),
+        (PROCESSOR, UploadInfo(VideoShape(1, 33, 77, 3)), {"height": 65}, (65, 77)),
+        (PROCESSOR, UploadInfo(VideoShape(1, 33, 77, 3)), {"height": 64, "width": 96}, (64, 96)),
     ],
 )
 def test_the_size_is_the_one_asked_for_or_the_pipelines_or_the_inputs(
-    facts: PipelineSpec, uploads: Uploads, fields: dict[str, Any], size: tuple[int, int]
+    pipeline: PipelineSpec, uploads: UploadInfo, fields: dict[str, Any], size: tuple[int, int]
 ) -> None:
-    plan = make(13, facts=facts, uploads=uploads, **fields)
+    plan = make(13, pipeline=pipeline, uploads=uploads, **fields)
     assert plan.output == (13, *size, 3)
     assert all(
         chunk.frames == (12 if index or uploads.input_shape else 9, *size, 3) for index, chunk in enumerate(plan.chunks)
@@ -382,13 +381,13 @@ def test_the_size_is_the_one_asked_for_or_the_pipelines_or_the_inputs(
 
 def test_the_first_chunk_with_a_video_of_its_own_gives_a_frame_processor_its_size() -> None:
     specs = [{"chunk": 1, **own_video(3, 20, 30)}, {"chunk": 0, **own_video(3, 10, 40)}]
-    plan = make(24, specs, PROCESSOR, Uploads(blob_bytes=10_000))
+    plan = make(24, specs, PROCESSOR, UploadInfo(blob_bytes=10_000))
     assert plan.output == (24, 10, 40, 3)
     assert [chunk.tensors[0].shape for chunk in plan.chunks] == [(12, 10, 40, 3), (12, 20, 30, 3)]
 
 
 def test_what_a_preprocessor_takes_may_have_any_size() -> None:
-    uploads = Uploads(VideoShape(5, 33, 77, 3), blob_bytes=10_000)
+    uploads = UploadInfo(VideoShape(5, 33, 77, 3), blob_bytes=10_000)
     plan = make(24, [{"chunk": 1, **own_video(2, 20, 30)}], uploads=uploads, pre_processor=PROCESSOR)
     assert plan.output == (24, 320, 576, 3)
     assert [chunk.tensors[0].shape for chunk in plan.chunks] == [(12, 33, 77, 3), (12, 20, 30, 3)]
@@ -396,5 +395,5 @@ def test_what_a_preprocessor_takes_may_have_any_size() -> None:
 
 def test_stages_stand_in_the_order_in_which_a_chunk_passes_them() -> None:
     last = replace(PROCESSOR, id="scribble")
-    assert Chain(LONGLIVE, PROCESSOR, last).stages == (PROCESSOR, LONGLIVE, last)
-    assert Chain(LONGLIVE, post_processor=last).stages == (LONGLIVE, last)
+    assert Chain(LONGLIVE, PROCESSOR, last).pipelines == (PROCESSOR, LONGLIVE, last)
+    assert Chain(LONGLIVE, post_processor=last).pipelines == (LONGLIVE, last)
