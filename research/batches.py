@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from export.config import CheckpointConfig
-from filmstrip.runtime.schedule import NUM_TIMESTEPS
+from filmstrip.runtime.longlive import NUM_TIMESTEPS
 from filmstrip.runtime.transformer import FrameWindow
 from research.encoded import Array, EncodedClips, Kind
 from research.layouts import Layout, after_switch, from_afar, from_start

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from export.config import CheckpointConfig
-from filmstrip.runtime.schedule import NUM_TIMESTEPS, SigmaTable
+from filmstrip.runtime.longlive import NUM_TIMESTEPS, SigmaTable
 from research.layouts import Layout
 
 _SHARE_OF_OWN_STEPS = 0.7

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from filmstrip.runtime.schedule import SigmaTable
+from filmstrip.runtime.longlive import SigmaTable
 from filmstrip.runtime.transformer import FrameWindow
 from research.batches import Batch, Batches
 from research.checkpoints import Budget, Training, load_averages

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from export.config import CheckpointConfig
 from export.modules.transformer import Rope, TextKv
 from export.modules.vace import VaceBranch
-from filmstrip.runtime.schedule import NUM_TIMESTEPS
+from filmstrip.runtime.longlive import NUM_TIMESTEPS
 from filmstrip.runtime.transformer import FrameWindow, rope_tables
 from research.autoencoder import trained_autoencoder
 from research.batches import Batch

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
 from filmstrip.contract import NUM_SEEDS, Mode
-from filmstrip.runtime.schedule import (
+from filmstrip.runtime.longlive import (
     ChunkNoise,
     SigmaTable,
     chunk_steps,
