@@ -6,6 +6,7 @@
     │   ├── BadJson             400  bad_json
     │   ├── EmptyBody           400  empty_body
     │   ├── BadImage            400  bad_image
+    │   ├── BadVideo            400  bad_video
     │   └── SizeMismatch        400  size_mismatch
     ├── Unauthorized            401  unauthorized
     ├── ForbiddenHost           403  forbidden_host
@@ -115,6 +116,12 @@ class BadImage(BadRequest):
     """The bytes are not a PNG, JPEG or WebP image within the limits."""
 
     code = "bad_image"
+
+
+class BadVideo(BadRequest):
+    """The bytes are not a video file within the limits."""
+
+    code = "bad_video"
 
 
 class SizeMismatch(BadRequest):

@@ -33,6 +33,8 @@ from .tasks import FairSemaphore, in_thread
 BINARY = "application/octet-stream"
 JSON = "application/json"
 
+VIDEO_TYPES = ("video/mp4", "video/quicktime", "video/webm", "video/x-matroska")
+
 MAX_VALUES = 500_000  # of a JSON body; this many take about half a second to parse
 _SMALL_BYTES = 64 * 1024  # JSON bodies up to this size have a reserve of their own
 _SHARE_FOR_SMALL = 1 / 16
@@ -236,6 +238,12 @@ def count_values(data: bytes | bytearray, limit: int) -> int:
     return num_values
 
 
+def is_video_file(request: Request) -> bool:
+    """Whether an upload is a video file, and not raw: X-Video-* headers say that it is raw."""
+    is_raw = any(f"X-Video-{side}" in request.headers for side in ("Frames", "Height", "Width"))
+    return not is_raw and (request.mimetype.startswith("video/") or bool(request.args.get("format")))
+
+
 def video_shape(headers: Headers) -> VideoShape:
     """The video shape in the X-Video-* headers.
 
@@ -310,6 +318,24 @@ class BodyReceiver:
             if check is not None:
                 await check(draft.path)
             return draft.commit()
+
+    @contextlib.asynccontextmanager
+    async def spooled(self, limit_bytes: int) -> AsyncIterator[Draft]:
+        """A file with the body, which counts towards the client's share and is removed when the context ends.
+
+        Raises:
+            EmptyBody: the body is empty.
+            TooLarge: it is larger than the limit.
+        """
+        if self._content_length is not None and self._content_length > limit_bytes:
+            raise _too_large(limit_bytes)
+        with self._store.draft(Kind.ASSET, self._content_length or 0, owner=self._owner) as draft:  # never in memory
+            received = await self._receive(draft, limit_bytes)
+            if received is None:
+                raise _too_large(limit_bytes)
+            if received == 0:
+                raise EmptyBody("the body is empty")
+            yield draft
 
     async def _receive(self, draft: Draft, limit_bytes: int) -> int | None:
         """Append the body to the draft; returns its size in bytes, or None if it exceeds the limit."""

@@ -39,7 +39,7 @@ _MEANINGS = {
     408: "The body stopped arriving.",
     409: "Another generation is running, or the file is in use.",
     412: "If-Match names another file.",
-    413: "The body exceeds its limit.",
+    413: "The body, or what it is decoded to, exceeds its limit.",
     415: "The body is compressed or a form.",
     416: "The range lies outside of the file.",
     422: "A field has an invalid or unsupported value.",
@@ -93,6 +93,26 @@ def parameter(
 ) -> dict[str, Any]:
     """A parameter in the path, the query or a header."""
     return {"name": name, "in": location, "required": required, "schema": schema, "description": description}
+
+
+def query_parameters(model: type[BaseModel], texts: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The fields of a model as optional parameters of the query, with a text for each."""
+    properties = model.model_json_schema()["properties"]
+    return [
+        parameter(name, "query", _plain(properties[name]), texts[name], required=False) for name in model.model_fields
+    ]
+
+
+def _plain(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a field without its title and without null, which a query cannot express."""
+    found = next((option for option in schema.get("anyOf", ()) if option.get("type") != "null"), schema)
+    default = {"default": schema["default"]} if schema.get("default") is not None else {}
+    return {name: value for name, value in found.items() if name not in ("title", "anyOf", "description")} | default
+
+
+def one_of(*models: type[BaseModel]) -> dict[str, Any]:
+    """A schema for several forms of an answer."""
+    return {"anyOf": [{"$ref": f"#/components/schemas/{model.__name__}"} for model in models]}
 
 
 def describe(

@@ -11,14 +11,12 @@ from filmstrip.geometry import DEFAULT_FPS
 
 from . import metrics
 from .auth import client_of_request
-from .bodies import BINARY, JSON, BodyReceiver, video_shape
+from .bodies import BINARY, JSON, VIDEO_TYPES, BodyReceiver, is_video_file, video_shape
 from .connection import BoundedBody, on_close, will_stream
 from .download import send_file
 from .images import Requester
-from .openapi import EVENTS, content, describe, parameter
+from .openapi import EVENTS, content, describe, one_of, parameter, query_parameters
 from .schema import (
-    MAX_FPS,
-    MIN_FPS,
     AssetAnswer,
     BlobAnswer,
     CancelAnswer,
@@ -32,7 +30,8 @@ from .schema import (
     PipelineStatusAnswer,
     UploadAnswer,
     VideoFileQuery,
-    VideoFormat,
+    VideoUploadAnswer,
+    VideoUploadQuery,
     parse_query,
 )
 from .state import app_state
@@ -53,16 +52,23 @@ _UNUSED_HEADER = {
     }
 }
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
-_FILE_OPTIONS = tuple(
-    parameter(name, "query", schema, text, required=False)
-    for name, schema, text in (
-        ("format", {"enum": list(VideoFormat)}, "A video file; png is a contact sheet."),
-        ("fps", {"type": "number", "minimum": MIN_FPS, "maximum": MAX_FPS}, "Frames per second."),
-        ("crf", {"type": "integer", "minimum": 0, "maximum": 51}, "Quality of mp4 and webm; 0 is best."),
-        ("scale", {"type": "integer", "minimum": 1, "maximum": 8}, "How many times to enlarge the frames."),
-        ("frame", {"type": "integer", "minimum": 0}, "With png: one frame, by its index."),
-    )
-)
+_FILE_OPTIONS = {
+    "format": "A video file; png is a contact sheet.",
+    "fps": "Frames per second.",
+    "crf": "Quality of mp4 and webm; 0 is best.",
+    "scale": "How many times to enlarge the frames.",
+    "frame": "With png: one frame, by its index.",
+}
+_PART_OPTIONS = {
+    "format": "The body is a video file, whatever its Content-Type.",
+    "start": "First second to decode.",
+    "end": "Second to stop at.",
+    "fps": "Frames per second.",
+    "max_frames": "Most frames to decode.",
+    "height": "Height to scale to.",
+    "width": "Width to scale to.",
+    "fit": "How to fill another shape: crop or add black bars.",
+}
 _EVENT_STREAM = """Server-sent events: `progress` after each chunk, finally one of `complete`, `cancelled` and `error`.
 
 Each event has the lines `id`, `event` and `data` (JSON) and ends with an empty line. Comments (`: keep-alive`) are sent
@@ -105,20 +111,45 @@ async def cancel() -> Response:
 @api.post("/api/v1/batch/upload")
 @describe(
     parameters=(
-        parameter("X-Video-Frames", "header", _COUNT, "T", required=True),
-        parameter("X-Video-Height", "header", _COUNT, "H", required=True),
-        parameter("X-Video-Width", "header", _COUNT, "W", required=True),
+        parameter("X-Video-Frames", "header", _COUNT, "T; with H and W, the body is raw.", required=False),
+        parameter("X-Video-Height", "header", _COUNT, "H", required=False),
+        parameter("X-Video-Width", "header", _COUNT, "W", required=False),
         parameter("X-Video-Channels", "header", {"enum": [1, 3, 4], "default": 3}, "C", required=False),
+        *query_parameters(VideoUploadQuery, _PART_OPTIONS),
     ),
-    body=content(BINARY, description="Raw uint8 bytes in THWC order."),
-    answers={200: content(JSON, UploadAnswer)},
-    errors=(400, 408, 413, 507),
-    models=(UploadAnswer,),
+    body={
+        "content": dict.fromkeys((BINARY, *VIDEO_TYPES), _BYTES),
+        "description": "Raw uint8 bytes in THWC order with X-Video-* headers, or a video file with its Content-Type.",
+    },
+    answers={
+        200: {
+            "content": {JSON: {"schema": one_of(UploadAnswer, VideoUploadAnswer)}},
+            "description": "The video is stored.",
+        }
+    },
+    errors=(400, 408, 413, 422, 507),
+    models=(UploadAnswer, VideoUploadAnswer),
 )
 async def upload() -> Response:
-    """Upload an input video."""
+    """Upload an input video, raw or as a video file, which is decoded."""
+    state = app_state()
+    limit_bytes = state.settings.upload_bytes
+    if is_video_file(request):
+        query = parse_query(VideoUploadQuery, request.args)
+        async with _receiver().spooled(limit_bytes) as spool:
+            will_stream(request)
+            video = await state.video_decoder.decode(spool, query, limit_bytes)
+        answer: UploadAnswer = VideoUploadAnswer(
+            input_path=video.file.name,
+            num_frames=video.shape.frames,
+            shape=list(video.shape),
+            fps=video.fps,
+            poster=video.poster,
+        )
+        metrics.UPLOADED_BYTES.labels(video.file.kind).inc(spool.written_bytes)
+        return _answer(answer)
     shape = video_shape(request.headers)
-    file = await _receiver().video(shape, app_state().settings.upload_bytes)
+    file = await _receiver().video(shape, limit_bytes)
     metrics.UPLOADED_BYTES.labels(file.kind).inc(file.size_bytes)
     return _answer(UploadAnswer(input_path=file.name, num_frames=shape.frames, shape=list(shape)))
 
@@ -161,7 +192,7 @@ async def upload_asset() -> Response:
 @describe(
     parameters=(
         parameter("path", "query", {"type": "string"}, "An output_path.", required=True),
-        *_FILE_OPTIONS,
+        *query_parameters(VideoFileQuery, _FILE_OPTIONS),
         parameter("Range", "header", {"type": "string"}, "A range of bytes.", required=False),
         parameter("If-Range", "header", {"type": "string"}, "The range applies only to this ETag.", required=False),
         parameter("If-Match", "header", {"type": "string"}, "The file must have one of these ETags.", required=False),

@@ -19,6 +19,7 @@ from .slot import Slot
 from .store import Store
 from .triton import TritonClient
 from .video_files import VideoFiles
+from .video_uploads import VideoDecoder
 
 _REPORT_POLL_S = 1.0
 _EXTENSION = "filmstrip"
@@ -37,6 +38,7 @@ class AppState:
     json_bodies: JsonBodies
     downloads: Downloads
     video_files: VideoFiles
+    video_decoder: VideoDecoder
     embedded: EmbeddedTriton | None
 
     @property
@@ -83,6 +85,7 @@ async def lifespan(app: Quart, settings: Settings) -> AsyncIterator[None]:
             JsonBodies(settings.json_bytes, settings.json_total_bytes),
             Downloads(settings.downloads),
             video_files,
+            VideoDecoder(store),
             embedded,
         )
         async with store.expiring():

@@ -402,7 +402,7 @@ class _Encoding:
         """Encode into the drafts; returns the digest of the file."""
         fd = self._source.open()
         uses.callback(os.close, fd)
-        async with running_worker(WORKER, _LIMITS, pass_fds=(fd,)) as process:
+        async with running_worker(WORKER, _LIMITS, "encode", pass_fds=(fd,)) as process:
             feeding = asyncio.create_task(self._feed(process, self._job(fd, whole), uses))
             try:
                 async for line in cast("asyncio.StreamReader", process.stdout):
