@@ -22,7 +22,7 @@ DEFAULT_NOISE_SCALE = 0.7
 _SIDE = "64 to 2048, in steps of the pipeline's granularity. 0: the pipeline's own, else that of the input."
 
 
-def _inputs(**required: widgets.Widget) -> dict[str, Any]:
+def _input_types(**required: widgets.Widget) -> dict[str, Any]:
     return {
         "required": {
             "pipeline": widgets.socket("FILMSTRIP_PIPELINE", "The pipeline that generates the frames."),
@@ -103,7 +103,7 @@ class _Generator:
         )
 
 
-def _inputs_of(
+def _generation_inputs(
     pipeline: PipelineRef,
     prompt: str,
     num_frames: int,
@@ -116,15 +116,15 @@ def _inputs_of(
     vace_frames: Any = None,
     vace_masks: Any = None,
     weighted_prompts: str = "",
-    prompt_interpolation_method: str = widgets.AS_IS,
+    prompt_interpolation_method: str = widgets.DEFAULT,
     width: int = 0,
     height: int = 0,
     noise_scale: float = DEFAULT_NOISE_SCALE,
-    noise_controller: str = widgets.AS_IS,
+    noise_controller: str = widgets.DEFAULT,
     manage_cache: bool = True,
     kv_cache_attention_bias: float = 1,
     vace_context_scale: float = 1,
-    vace_use_input_video: str = widgets.AS_IS,
+    vace_use_input_video: str = widgets.DEFAULT,
     denoising_steps: str = "",
     lora_scales: str = "",
     wait_when_busy_s: float = 300,
@@ -174,7 +174,7 @@ class FilmstripGenerate(_Generator):
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's interface
-        return _inputs()
+        return _input_types()
 
     def generate(
         self,
@@ -192,7 +192,7 @@ class FilmstripGenerate(_Generator):
         """
         display = Display(unique_id)
         client = ServerClient(pipeline.server, check_interrupted)
-        result = generate(_inputs_of(pipeline, prompt, num_frames, seed, **others), client, display)
+        result = generate(_generation_inputs(pipeline, prompt, num_frames, seed, **others), client, display)
         display.text("downloading")
         with naming_result_on_error(result):
             frames, last = client.download(result.output_path, _into_floats)
@@ -216,7 +216,7 @@ class FilmstripGenerateVideo(_Generator):
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's interface
-        return _inputs(
+        return _input_types(
             fps=widgets.number(16, 1, 120, 0.01, "Frames per second."),
             filename_prefix=widgets.text(
                 "Start of the file name in ComfyUI's output directory.", default="video/Filmstrip", lines=False
@@ -243,7 +243,7 @@ class FilmstripGenerateVideo(_Generator):
         display = Display(unique_id)
         client = ServerClient(pipeline.server, check_interrupted)
         video_file.check(output_file(filename_prefix, 0, 0, ".mp4").path)
-        result = generate(_inputs_of(pipeline, prompt, num_frames, seed, **others), client, display)
+        result = generate(_generation_inputs(pipeline, prompt, num_frames, seed, **others), client, display)
         display.text("downloading and encoding")
 
         def encode(shape: VideoShape, frames: Iterator[Pixels]) -> tuple[OutputFile, int]:

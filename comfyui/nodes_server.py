@@ -15,7 +15,7 @@ from .errors import FilmstripError
 from .generation import PipelineRef
 from .host import Display, check_interrupted
 
-SHIPPED = ("longlive-small", "longlive", "scribble", "gray", "optical-flow", "passthrough")
+DEFAULT_PIPELINES = ("longlive-small", "longlive", "scribble", "gray", "optical-flow", "passthrough")
 """Offered until a server has been asked."""
 DEFAULT_URL = "http://127.0.0.1:8000"
 WAIT_S = 0.5
@@ -173,7 +173,7 @@ class PipelineNames:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._names: tuple[str, ...] = SHIPPED
+        self._names: tuple[str, ...] = DEFAULT_PIPELINES
         self._server: ServerAddress | None = None
         self._asked_at = float("-inf")
         self._asking: threading.Thread | None = None

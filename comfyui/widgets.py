@@ -11,9 +11,9 @@ from .errors import FilmstripError
 
 MAX_SEED = 0xFFFFFFFFFFFFFFFF  # as in ComfyUI's own seed widgets, so that one of them can drive several nodes
 RANDOM_SEED = -1
-AS_IS = "default"
-SWITCH = [AS_IS, "on", "off"]
-METHOD = [AS_IS, "linear", "slerp"]
+DEFAULT = "default"
+SWITCH = [DEFAULT, "on", "off"]
+METHOD = [DEFAULT, "linear", "slerp"]
 
 FULL_WEIGHT = 100.0
 
@@ -62,7 +62,7 @@ def switch(value: str) -> bool | None:
 
 def method(value: str) -> str | None:
     """The method, or None for the default."""
-    return None if value == AS_IS else value
+    return None if value == DEFAULT else value
 
 
 def unless_negative(value: float) -> float | None:

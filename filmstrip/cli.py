@@ -227,7 +227,7 @@ class _ServerOptions:
         return options + (["--cacert", str(self.cacert)] if self.cacert is not None else [])
 
     def _how_to_give_a_key(self) -> str:
-        target = connection_settings.resolve(self.url, self.token)
+        target = connection_settings.resolve_server(self.url, self.token)
         if target.token_withheld:
             return (
                 "FILMSTRIP_TOKEN was not sent: it belongs to the server in FILMSTRIP_SERVER (default"

@@ -1,4 +1,4 @@
-"""Clients of a Filmstrip server: one that blocks, and one for asyncio.
+"""Clients of a Filmstrip server: a blocking one, and one for asyncio.
 
     from filmstrip.client import Client
 
@@ -120,7 +120,7 @@ PieceT = TypeVar("PieceT")
 
 
 class Client:
-    """A client that blocks. Several threads can use it, so that one can cancel what another waits for.
+    """A blocking client. Threads can share it, so that one can cancel the generation that another waits for.
 
     Args:
         base_url: URL of the server, such as http://127.0.0.1:8000. None: FILMSTRIP_SERVER of the environment, else

@@ -29,7 +29,7 @@ _PEM_CERTIFICATE = re.compile(r"-----BEGIN ((?:TRUSTED |X509 )?CERTIFICATE)-----
 
 
 @dataclass(frozen=True)
-class Target:
+class ServerAddress:
     """The address of a server and the token to send.
 
     Attributes:
@@ -43,7 +43,7 @@ class Target:
     token_withheld: bool = False
 
 
-def resolve(base_url: str | None, token: str | None) -> Target:
+def resolve_server(base_url: str | None, token: str | None) -> ServerAddress:
     """Fill in from the environment what the caller leaves out; an empty variable counts as unset.
 
     The environment's token is only sent to the environment's server: that in FILMSTRIP_SERVER, else
@@ -69,9 +69,9 @@ def resolve(base_url: str | None, token: str | None) -> Target:
         return _with_token(url, _checked(token.strip(), "the token") or None)
     from_environment = _read(TOKEN_VARIABLE)
     if not from_environment:
-        return Target(url)
+        return ServerAddress(url)
     if base_url is not None and not _is_environment_server(url, variable):
-        return Target(url, token_withheld=True)
+        return ServerAddress(url, token_withheld=True)
     return _with_token(url, _checked(from_environment, TOKEN_VARIABLE))
 
 
@@ -112,10 +112,10 @@ def _endpoint(url: httpx.URL) -> tuple[object, ...]:
     return url.scheme, url.host, port, url.path.rstrip("/")
 
 
-def _with_token(url: httpx.URL, token: str | None) -> Target:
+def _with_token(url: httpx.URL, token: str | None) -> ServerAddress:
     if token is not None and url.userinfo:
         raise ValueError("the URL has a user, and there is a token: only one of them can be sent")
-    return Target(url, token)
+    return ServerAddress(url, token)
 
 
 def _checked(token: str, name: str) -> str:
@@ -130,12 +130,12 @@ def _checked(token: str, name: str) -> str:
 def connection_options(
     base_url: str | None, token: str | None, timeout_s: float, verify: Verify = True
 ) -> dict[str, Any]:
-    """The arguments of httpx's two clients; see `resolve` for the first two.
+    """The arguments of httpx's two clients; see `resolve_server` for the first two.
 
     Raises:
         ValueError: the URL is not that of an HTTP server, the token cannot be sent, or `verify` has no certificates.
     """
-    target = resolve(base_url, token)
+    target = resolve_server(base_url, token)
     headers = {"User-Agent": f"filmstrip/{__version__}"}
     if target.token is not None:
         headers["Authorization"] = f"Bearer {target.token}"

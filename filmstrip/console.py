@@ -43,7 +43,7 @@ def make_client(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint=option) from None
     try:
-        connection_settings.resolve(url, token)
+        connection_settings.resolve_server(url, token)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     try:

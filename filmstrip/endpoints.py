@@ -58,7 +58,7 @@ class AnswerCall(Call, Generic[AnswerT]):
     """A call whose answer is read at once.
 
     Attributes:
-        read: makes the answer from the body.
+        read: reads the body.
         ok_statuses: statuses other than 2xx that carry an answer, not an error.
     """
 
@@ -141,7 +141,7 @@ def load_status() -> AnswerCall[LoadStatus]:
 
 
 def health() -> AnswerCall[Health]:
-    """Whether a generation would be accepted; 503 carries the same JSON."""
+    """The server's health; 503 carries the same JSON."""
     return AnswerCall("GET", "/health", read=Health.model_validate_json, ok_statuses=frozenset({503}))
 
 
@@ -199,10 +199,10 @@ def _binary(num_bytes: int | None) -> dict[str, str]:
 
 
 def _no_body(body: bytes) -> None:
-    """The answer has no body; a login page that a network answers with has one.
+    """Check that there is no body, as there would be in the login page of a network.
 
     Raises:
-        ValueError: it has one.
+        ValueError: there is one.
     """
     if body:
         raise ValueError("the answer has a body")

@@ -107,13 +107,13 @@ class BadJson(BadRequest):
 
 
 class EmptyBody(BadRequest):
-    """A body was needed and none came."""
+    """The request has no body, and needs one."""
 
     code = "empty_body"
 
 
 class BadImage(BadRequest):
-    """The bytes are not a PNG, JPEG or WebP image within the limits."""
+    """The file is not a PNG, JPEG or WebP image, or exceeds the limits."""
 
     code = "bad_image"
 
@@ -131,7 +131,7 @@ class SizeMismatch(BadRequest):
 
 
 class Unauthorized(FilmstripError):
-    """The server wants a key, and none or a wrong one was sent."""
+    """The API key is missing or invalid."""
 
     code = "unauthorized"
     status = 401
@@ -139,7 +139,7 @@ class Unauthorized(FilmstripError):
 
 
 class ForbiddenHost(FilmstripError):
-    """The server is for its own machine alone, and the request names another host."""
+    """The server only accepts requests from its own machine, and the request names another host."""
 
     code = "forbidden_host"
     status = 403
@@ -179,14 +179,14 @@ class MethodNotAllowed(FilmstripError):
 
 
 class SlowBody(FilmstripError):
-    """The body stopped arriving."""
+    """The body stopped arriving, or arrives too slowly."""
 
     code = "slow_body"
     status = 408
 
 
 class Busy(FilmstripError):
-    """Another generation runs."""
+    """Another generation is running."""
 
     code = "busy"
     status = 409
@@ -313,7 +313,7 @@ class ShuttingDown(FilmstripError):
 
 
 class TooManyConnections(FilmstripError):
-    """All connections that the server may have open are busy."""
+    """All of the connections that the server may keep open are busy."""
 
     code = "too_many_connections"
     status = 503
@@ -329,7 +329,7 @@ class TooManyDownloads(FilmstripError):
 
 
 class Overloaded(FilmstripError):
-    """The server has no memory for another request at the moment; try again."""
+    """The server has no memory for another request at the moment."""
 
     code = "overloaded"
     status = 503
@@ -410,14 +410,14 @@ def counted(number: int, noun: str) -> str:
 _WIRE_MARK = "filmstrip-error:"
 
 
-def _tree(root: type[FilmstripError]) -> dict[str, type[FilmstripError]]:
+def _by_code(root: type[FilmstripError]) -> dict[str, type[FilmstripError]]:
     found = {root.code: root}
     for child in root.__subclasses__():
-        found |= _tree(child)
+        found |= _by_code(child)
     return found
 
 
-ERRORS: dict[str, type[FilmstripError]] = _tree(FilmstripError)
+ERRORS: dict[str, type[FilmstripError]] = _by_code(FilmstripError)
 """Every error class by its code."""
 
 

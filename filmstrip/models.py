@@ -1,7 +1,8 @@
 """What a server sends, as typed values: its answers to calls, and the events of a generation.
 
-pydantic reads them all; what another program sends is an error. Keys that this version does not know are kept in
-answers and left out of events.
+pydantic reads them all; what another program sends is an error. The server declares its own answers in
+`frontend/schema.py`, more strictly: a client also has to understand servers of other versions. Keys that this version
+does not know are kept in answers and left out of events.
 """
 
 from dataclasses import dataclass
@@ -81,21 +82,21 @@ class PipelineFeatures(_Answer):
 
 
 class PipelineInfo(_Answer):
-    """What a pipeline is and can do; all but its id and state is None while the server does not know it.
+    """What a pipeline is and can do; what the server does not know before it has loaded the pipeline is None.
 
     Attributes:
         id: goes into `pipeline_id` of a request.
-        modes: "text", "video" or both: what it makes frames from.
+        modes: what it generates frames from: "text", "video" or both.
         chunk_size: pixel frames of a chunk.
         first_chunk_size: pixel frames of the first chunk in text mode.
         granularity: height and width must be multiples of it.
         height: native height in pixels; None for a pipeline that keeps the size of its input.
         width: native width in pixels; likewise.
-        sizes: (height, width) pairs that it supports; empty where any multiple of the granularity will do.
-        max_references: most reference images of a chunk; None for the API's own limit.
+        sizes: (height, width) pairs that it supports; empty if it supports every multiple of the granularity.
+        max_references: maximum number of reference images per chunk; None for the API's own limit.
         features: what it supports.
         defaults: its own defaults, for display.
-        loaded: it is loaded.
+        loaded: whether it is loaded.
         state: "ready", "loading", "unloaded" or "failed".
         reason: why it failed or is not loaded.
     """
@@ -136,7 +137,7 @@ class PipelineList(_Answer):
 
 
 class LoadAnswer(_Answer):
-    """What the server answers when it is asked to load pipelines.
+    """The answer to a request to load pipelines.
 
     Attributes:
         status: "loading" or "loaded".
@@ -159,8 +160,8 @@ class LoadStatus(_Answer):
 
     Attributes:
         status: "not_loaded", "loading", "loaded" or "error".
-        pipeline_id: the pipeline that was asked for.
-        load_params: what it was asked for with.
+        pipeline_id: the requested pipeline.
+        load_params: the requested parameters.
         loaded_lora_adapters: LoRAs of that pipeline.
         error: why the load failed.
     """
@@ -173,11 +174,11 @@ class LoadStatus(_Answer):
 
 
 class Health(_Answer):
-    """Whether a server is well.
+    """The health of a server.
 
     Attributes:
         status: "healthy" when a generation would be accepted, or one runs; "starting"; "unavailable".
-        generating: a generation runs.
+        generating: whether a generation runs.
         degraded: ids of the pipelines that cannot run.
     """
 
@@ -187,13 +188,13 @@ class Health(_Answer):
 
 
 class CancelAnswer(_Answer):
-    """What the server answers to a cancel: "cancelling", or "idle" when nothing runs."""
+    """The answer to a request to cancel: "cancelling", or "idle" when nothing runs."""
 
     status: str
 
 
 class ErrorDetail(_Answer):
-    """What went wrong, as the server says it."""
+    """What the server says went wrong."""
 
     code: str
     message: str
@@ -217,7 +218,7 @@ class Progress:
         chunk: the chunk's number, from 1.
         total_chunks: chunks of the whole generation, resets of the cache counted.
         frames: pixel frames that this chunk added to the output.
-        latency: seconds that it took.
+        latency: seconds it took.
         fps: frames / latency.
     """
 
@@ -230,15 +231,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class Complete:
-    """The video is whole; the last event.
+    """The video is complete; the last event.
 
     Attributes:
         output_path: where it can be downloaded.
         video_shape: [F, H, W, C].
         num_frames: F.
-        num_chunks: chunks made.
-        chunk_size: pixel frames of one of the pipeline's chunks.
-        seed: a request with this seed gives the same video again.
+        num_chunks: number of its chunks.
+        chunk_size: pixel frames of a chunk of the pipeline.
+        seed: the same request with this seed gives the same video.
         unused: fields of the request that the pipeline does not use, sorted.
     """
 
@@ -257,10 +258,10 @@ class Cancelled:
 
     Attributes:
         chunk: index, from 0, of the chunk that was not started.
-        total_chunks: chunks that the whole video would have had; 0 where that was not known yet.
-        frames_completed: pixel frames made so far.
-        output_path: where these can be downloaded, None when there are none.
-        video_shape: their shape, None when there are none.
+        total_chunks: chunks that the complete video would have had; 0 if that was not known yet.
+        frames_completed: pixel frames generated so far.
+        output_path: where these can be downloaded; None if there are none.
+        video_shape: their shape; None if there are none.
         seed: as in Complete.
         unused: as in Complete.
     """
@@ -300,7 +301,7 @@ EVENT_NAMES: dict[type[Event], str] = {
     Cancelled: "cancelled",
     ErrorEvent: "error",
 }
-"""What each event is called in the stream."""
+"""The name of each event in the stream."""
 
 _READERS: dict[str, TypeAdapter[Event]] = {name: TypeAdapter(event) for event, name in EVENT_NAMES.items()}
 

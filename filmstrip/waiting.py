@@ -24,9 +24,9 @@ class Retry:
     """Retries a request that the server refuses for now, if the user asked to wait.
 
     Args:
-        client: of the server.
-        waits: False raises every refusal.
-        note: tells the user.
+        client: a client of the server.
+        note: prints a line for the user.
+        waits: whether to wait; if not, every refusal is raised.
     """
 
     def __init__(self, client: Client, note: Callable[[str], None], *, waits: bool) -> None:
@@ -41,7 +41,7 @@ class Retry:
         """Return what `attempt` returns, once the server accepts it.
 
         Raises:
-            FilmstripError: the server refused, and waiting was not asked for or would not help.
+            FilmstripError: the server refused, and `waits` is false or waiting would not help.
             ServerUnreachable: likewise, or it has refused connections for longer than `LONGEST_REFUSAL_S`.
         """
         refused_since: float | None = None
@@ -53,13 +53,13 @@ class Retry:
                 waited = time.monotonic() - refused_since
                 if not self._waits or not _is_refused(error) or waited > LONGEST_REFUSAL_S:
                     raise
-                self._tell("The server refuses connections; it may be starting")
+                self._report("The server refuses connections; it may be starting")
                 time.sleep(SHORTEST_PAUSE_S)
             except FilmstripError as error:
                 reason = self._reason(error) if self._waits else None
                 if reason is None:
                     raise
-                self._tell(reason)
+                self._report(reason)
                 refused_since = None
                 pause = retry_after_s(error)
                 time.sleep(min(max(_PAUSE_S if pause is None else pause, SHORTEST_PAUSE_S), LONGEST_PAUSE_S))
@@ -77,7 +77,7 @@ class Retry:
             return f"The server asks to try again later ({error.message})"
         return None
 
-    def _tell(self, reason: str) -> None:
+    def _report(self, reason: str) -> None:
         now = time.monotonic()
         self._since = self._since or now
         if reason != self._noted:

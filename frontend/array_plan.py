@@ -73,7 +73,7 @@ class ImagePlan:
 
 
 @dataclass(frozen=True)
-class Uploads:
+class UploadInfo:
     """What a plan needs to know about the uploads that its request names.
 
     Attributes:
@@ -99,11 +99,11 @@ class SpecRef:
         field = f"chunk_specs[{self.position}].{name}"
         return InvalidField(f"{at_chunk(field, self.spec.chunk)}: {why}", field)
 
-    def region(self, name: str, blob_bytes: int | None, itemsize: int) -> tuple[tuple[int, ...], int] | None:
+    def blob_array(self, name: str, blob_bytes: int | None, itemsize: int) -> tuple[tuple[int, ...], int] | None:
         """Shape and offset of the array `name` in the blob, None where the spec has none.
 
         Raises:
-            InvalidField: one of the two is missing, there is no blob, or the region lies outside it.
+            InvalidField: one of the two is missing, there is no blob, or the array lies outside it.
         """
         shape: list[int] | None = getattr(self.spec, f"{name}_shape")
         offset: int | None = getattr(self.spec, f"{name}_offset")
@@ -140,10 +140,10 @@ def own_video(
         any_size: the pipeline accepts any size and resizes it.
         blob_bytes: size of the blob.
     """
-    region = spec_ref.region("input_video", blob_bytes, itemsize=1)
-    if region is None:
+    found = spec_ref.blob_array("input_video", blob_bytes, itemsize=1)
+    if found is None:
         return None
-    dimensions, offset = region
+    dimensions, offset = found
     shape = VideoShape(*dimensions)
     if shape.channels != MODEL_CHANNELS:
         raise spec_ref.refuse(
@@ -161,10 +161,10 @@ def vace_arrays(spec_ref: SpecRef, count: int, size: tuple[int, int], blob_bytes
         ("vace_frames", contract.VACE_FRAMES, (1, 3)),
         ("vace_masks", contract.VACE_MASKS, (1,)),
     ):
-        region = spec_ref.region(name, blob_bytes, spec.itemsize)
-        if region is None:
+        found = spec_ref.blob_array(name, blob_bytes, spec.itemsize)
+        if found is None:
             continue
-        (batch, depth, num_frames, height, width), offset = region
+        (batch, depth, num_frames, height, width), offset = found
         if batch != 1:
             raise spec_ref.refuse(f"{name}_shape", f"a batch of {batch}, must be 1")
         if depth not in channels:
@@ -184,7 +184,7 @@ def vace_arrays(spec_ref: SpecRef, count: int, size: tuple[int, int], blob_bytes
     return plans
 
 
-def images(spec: ChunkSpec, shapes: Mapping[str, tuple[int, ...]]) -> list[ImagePlan]:
+def image_plans(spec: ChunkSpec, shapes: Mapping[str, tuple[int, ...]]) -> list[ImagePlan]:
     """First and last frame image and references of a chunk."""
     plans = []
     for tensor, source in (

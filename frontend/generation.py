@@ -10,8 +10,7 @@ import functools
 import logging
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from filmstrip import contract
 from filmstrip.contract import ChunkParameters, Mode
@@ -20,11 +19,12 @@ from filmstrip.models import Cancelled, Complete, ErrorEvent, Progress
 from filmstrip.wire import VIDEO_HEADER_BYTES
 
 from . import logs, metrics
+from .array_plan import Source
 from .events import EventLog
 from .inference import FileSlice, TensorRef
 from .plan import ChunkPlan
 from .request_check import CheckedRequest
-from .staging import OpenUploads, StagingBuffer, StagingLayout, open_buffers, open_uploads, stage_inputs
+from .staging import OpenUpload, StagingBuffer, StagingLayout, open_buffers, open_uploads, stage_inputs
 from .store import Draft, Store
 from .triton import ModelSequence, TritonClient
 
@@ -104,25 +104,42 @@ class Generation:
                 enter = stack.enter_async_context
                 layout = StagingLayout.of(plan)
                 num_buffers = min(_NUM_BUFFERS, len(plan.chunks))
-                uploads = await enter(open_uploads(request.uploads, store, triton))
+                uploads = await enter(open_uploads(request.uploads, triton))
                 buffers = await enter(open_buffers(layout.num_bytes, num_buffers, store, triton))
-                sequences = [await enter(triton.sequence(stage.id)) for stage in plan.chain.stages]
+                sequences = [await enter(triton.sequence(pipeline.id)) for pipeline in plan.chain.pipelines]
                 await output.append(bytes(VIDEO_HEADER_BYTES))
-                pipeline = ChunkPipeline(
+                chunks = ChunkRunner(
                     self, request, output, layout=layout, uploads=uploads, buffers=buffers, sequences=sequences
                 )
-                await pipeline.run()
-                num_chunks, num_frames = pipeline.num_chunks, pipeline.num_frames
+                await chunks.run()
+                num_chunks, num_frames = chunks.num_chunks, chunks.num_frames
             # By now Triton's sequences are ended and its shared memory is released.
             shape = plan.output._replace(frames=num_frames)
             if num_frames == 0:
-                return Cancelled(0, len(plan.chunks), 0, seed=plan.seed, unused=plan.unused)
+                return Cancelled(
+                    chunk=0, total_chunks=len(plan.chunks), frames_completed=0, seed=plan.seed, unused=plan.unused
+                )
             output.write_header(shape)
             file = output.commit()
             if num_chunks < len(plan.chunks):
-                return Cancelled(num_chunks, len(plan.chunks), num_frames, file.name, shape, plan.seed, plan.unused)
-            chunk_size = plan.chain.pipeline.chunk_size
-            return Complete(file.name, shape, num_frames, num_chunks, chunk_size, plan.seed, plan.unused)
+                return Cancelled(
+                    chunk=num_chunks,
+                    total_chunks=len(plan.chunks),
+                    frames_completed=num_frames,
+                    output_path=file.name,
+                    video_shape=shape,
+                    seed=plan.seed,
+                    unused=plan.unused,
+                )
+            return Complete(
+                output_path=file.name,
+                video_shape=shape,
+                num_frames=num_frames,
+                num_chunks=num_chunks,
+                chunk_size=plan.chain.pipeline.chunk_size,
+                seed=plan.seed,
+                unused=plan.unused,
+            )
 
     def _end(
         self, store: Store, output: Draft, on_end: Callable[[], None], task: asyncio.Task[Complete | Cancelled]
@@ -176,17 +193,8 @@ def _clear_frames(task: asyncio.Task[Complete | Cancelled]) -> None:
         error = error.__context__
 
 
-@dataclass(frozen=True)
-class StagedChunk:
-    """A chunk whose inputs are ready for the model."""
-
-    plan: ChunkPlan
-    buffer: StagingBuffer
-    inputs: Mapping[str, TensorRef]
-
-
-class ChunkPipeline:
-    """The chunks of one generation: staged, generated and written by a task each, in the buffers in turn.
+class ChunkRunner:
+    """Runs the chunks of one generation: a task each stages, generates and writes them, in the buffers in turn.
 
     Attributes:
         num_chunks: chunks generated so far.
@@ -200,7 +208,7 @@ class ChunkPipeline:
         output: Draft,
         *,
         layout: StagingLayout,
-        uploads: OpenUploads,
+        uploads: Mapping[Source, OpenUpload],
         buffers: Sequence[StagingBuffer],
         sequences: Sequence[ModelSequence],
     ) -> None:
@@ -213,10 +221,10 @@ class ChunkPipeline:
         self._uploads = uploads
         self._sequences = sequences
         self._write_failed = asyncio.Event()
-        self._main = int(request.plan.chain.pre_processor is not None)  # the index of the pipeline's own stage
+        self._main = int(request.plan.chain.pre_processor is not None)  # the index of the pipeline in its chain
         self._free: asyncio.Queue[StagingBuffer] = asyncio.Queue(len(buffers))
-        self._staged: asyncio.Queue[StagedChunk] = asyncio.Queue(1)
-        self._generated: asyncio.Queue[tuple[StagedChunk, FileSlice] | None] = asyncio.Queue(1)
+        self._staged: asyncio.Queue[tuple[ChunkPlan, StagingBuffer, Collection[TensorRef]]] = asyncio.Queue(1)
+        self._generated: asyncio.Queue[tuple[StagingBuffer, FileSlice] | None] = asyncio.Queue(1)
         for buffer in buffers:
             self._free.put_nowait(buffer)
 
@@ -250,31 +258,31 @@ class ChunkPipeline:
         for chunk in self._plan.chunks:
             buffer = await self._free.get()
             try:
-                staged = await self._stage(chunk, buffer)
+                inputs = await self._stage(chunk, buffer)
             except Exception:
                 await self._staged.join()  # the chunks before this one are finished first
                 raise
-            await self._staged.put(staged)
+            await self._staged.put((chunk, buffer, inputs))
 
-    async def _stage(self, chunk: ChunkPlan, buffer: StagingBuffer) -> StagedChunk:
-        """Put a chunk's inputs in a buffer and run the pre-processor on them."""
+    async def _stage(self, chunk: ChunkPlan, buffer: StagingBuffer) -> Collection[TensorRef]:
+        """Put a chunk's inputs in a buffer and run the pre-processor on them; the inputs of the pipeline."""
         inputs = await stage_inputs(chunk, buffer, self._uploads, self._images)
-        for stage in range(self._main):
-            video = {contract.INPUT_VIDEO.name: inputs[contract.INPUT_VIDEO.name]}
-            inputs[contract.INPUT_VIDEO.name] = await self._run_stage(stage, StagedChunk(chunk, buffer, video))
-        return StagedChunk(chunk, buffer, inputs)
+        name = contract.INPUT_VIDEO.name
+        for index in range(self._main):
+            inputs[name] = await self._call(index, chunk, buffer, [inputs[name]])
+        return inputs.values()
 
     async def _generate_chunks(self, staging: asyncio.Task[None]) -> None:
         num_chunks = len(self._plan.chunks)
         while self.num_chunks < num_chunks and not (self._generation.cancel_requested or self._write_failed.is_set()):
             began = time.perf_counter()
-            staged = await self._staged.get()
+            chunk, buffer, inputs = await self._staged.get()
             if self._write_failed.is_set():
                 break
-            frames = await self._generate(staged)
-            await self._generated.put((staged, frames))
+            frames = await self._generate(chunk, buffer, inputs)
+            await self._generated.put((buffer, frames))
             latency = time.perf_counter() - began
-            num_frames = staged.plan.keep
+            num_frames = chunk.keep
             self.num_chunks += 1
             self.num_frames += num_frames
             metrics.CHUNK_SECONDS.labels(self._plan.chain.pipeline.id).observe(latency)
@@ -286,24 +294,26 @@ class ChunkPipeline:
         staging.cancel()  # after a cancel or a failed write, the next chunk is not needed
         await self._generated.put(None)
 
-    async def _generate(self, staged: StagedChunk) -> FileSlice:
-        """Run the pipeline and the post-processor; where the frames are."""
-        frames = await self._run_stage(self._main, staged)
-        for stage in range(self._main + 1, len(self._sequences)):
-            frames = await self._run_stage(stage, StagedChunk(staged.plan, staged.buffer, {frames.name: frames}))
-        return frames.place
+    async def _generate(self, chunk: ChunkPlan, buffer: StagingBuffer, inputs: Collection[TensorRef]) -> FileSlice:
+        """Run the pipeline and the post-processor; the frames that go to the output."""
+        frames = await self._call(self._main, chunk, buffer, inputs)
+        for index in range(self._main + 1, len(self._sequences)):
+            frames = await self._call(index, chunk, buffer, [frames])
+        return buffer.slice(frames.place.offset, chunk.keep * chunk.frames.frame_bytes)
 
-    async def _run_stage(self, stage: int, staged: StagedChunk) -> TensorRef:
-        """Make one Triton call; the frames that it returns, as an input video for the next stage."""
-        params, shape = staged.plan.parameters, staged.plan.frames
-        if stage != self._main:  # a pre- or post-processor only gets the size of the frames
+    async def _call(
+        self, index: int, chunk: ChunkPlan, buffer: StagingBuffer, inputs: Collection[TensorRef]
+    ) -> TensorRef:
+        """Make one Triton call, for pipeline `index` of the chain; its frames, as an input video for the next one."""
+        params, shape = chunk.parameters, chunk.frames
+        if index != self._main:  # a pre- or post-processor only gets the size of the frames
             params = ChunkParameters(params.index, params.num_frames, params.height, params.width, Mode.VIDEO)
-        place = staged.buffer.slice(self._layout.stage_offsets[stage], shape.num_bytes)
-        sequence = self._sequences[stage]
-        answer = await sequence.chunk(params, tuple(staged.inputs.values()), place, shape)
-        for name, seconds in answer.stages.items():
+        place = buffer.slice(self._layout.frames_offsets[index], shape.num_bytes)
+        sequence = self._sequences[index]
+        answer = await sequence.chunk(params, tuple(inputs), place, shape)
+        for name, seconds in answer.stage_seconds.items():
             metrics.STAGE_SECONDS.labels(sequence.model, name).observe(seconds)
-        return TensorRef.of(contract.INPUT_VIDEO, tuple(shape), place)
+        return TensorRef(contract.INPUT_VIDEO, tuple(shape), place)
 
     async def _write_chunks(self) -> None:
         """Write the frames of each chunk; a failure is raised only after the chunk in progress, which is not cancelled.
@@ -312,14 +322,13 @@ class ChunkPipeline:
         """
         try:
             while (generated := await self._generated.get()) is not None:
-                staged, frames = generated
-                num_bytes = staged.plan.keep * staged.plan.frames.frame_bytes
+                buffer, frames = generated
                 try:
-                    await self._output.append(staged.buffer.view(frames)[:num_bytes])
+                    await self._output.append(buffer.view(frames))
                 finally:
-                    self._free.put_nowait(staged.buffer)
+                    self._free.put_nowait(buffer)
         except Exception:
             self._write_failed.set()
             while (generated := await self._generated.get()) is not None:  # no other task may wait for this one
-                self._free.put_nowait(generated[0].buffer)
+                self._free.put_nowait(generated[0])
             raise

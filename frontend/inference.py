@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import numpy as np
 import tritonclient.grpc as triton_grpc
@@ -81,21 +81,14 @@ class TensorRef:
     """An array for the model, by its location.
 
     Attributes:
-        name: of the contract's tensor.
-        dtype: Triton's name of the data type.
+        spec: the contract's tensor.
         shape: of the array.
         place: its bytes.
     """
 
-    name: str
-    dtype: str
+    spec: TensorSpec
     shape: tuple[int, ...]
     place: FileSlice
-
-    @classmethod
-    def of(cls, spec: TensorSpec, shape: tuple[int, ...], place: FileSlice) -> Self:
-        """The array for a tensor of the contract."""
-        return cls(spec.name, spec.dtype, shape, place)
 
 
 @dataclass(frozen=True)
@@ -129,11 +122,11 @@ class ChunkAnswer:
 
     Attributes:
         shape: of the frames.
-        stages: seconds that each stage of the model's work took.
+        stage_seconds: seconds that each stage of the model's work took.
     """
 
     shape: tuple[int, ...]
-    stages: Mapping[str, float]
+    stage_seconds: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -170,11 +163,11 @@ async def call_model(client: triton_aio.InferenceServerClient, call: ChunkCall) 
     shape = tuple(int(side) for side in output.shape) if output is not None else ()
     if call.frames.region is None and output is not None:
         _write(call.frames, result.as_numpy(contract.FRAMES.name))
-    return ChunkAnswer(shape, _stages(result.as_numpy(contract.REPORT.name)))
+    return ChunkAnswer(shape, _stage_seconds(result.as_numpy(contract.REPORT.name)))
 
 
-def _stages(report: Any) -> Mapping[str, float]:
-    """The stages in the REPORT tensor, if the model sent one."""
+def _stage_seconds(report: Any) -> Mapping[str, float]:
+    """The timings in the REPORT tensor, if the model sent one."""
     try:
         return _REPORT.validate_json(report[0]).stages if report is not None and report.size else {}
     except ValidationError:
@@ -182,15 +175,15 @@ def _stages(report: Any) -> Mapping[str, float]:
 
 
 def _input(tensor: TensorRef) -> triton_grpc.InferInput:
-    infer_input = triton_grpc.InferInput(tensor.name, list(tensor.shape), tensor.dtype)
+    spec = tensor.spec
+    infer_input = triton_grpc.InferInput(spec.name, list(tensor.shape), spec.dtype)
     place = tensor.place
     if place.region is not None:
         infer_input.set_shared_memory(place.region, place.num_bytes, place.offset)
     else:
         raw = np.fromfile(place.path, np.uint8, place.num_bytes, offset=place.offset)
         if raw.nbytes != place.num_bytes:
-            raise InferenceServerException(UnknownPath(f"{tensor.name}: its upload was truncated").to_wire())
-        spec = next(spec for spec in contract.INPUTS if spec.name == tensor.name)
+            raise InferenceServerException(UnknownPath(f"{spec.name}: its upload was truncated").to_wire())
         infer_input.set_data_from_numpy(raw.view(contract.numpy_dtype(spec)).reshape(tensor.shape))
     return infer_input
 

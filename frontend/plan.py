@@ -16,8 +16,8 @@ from .array_plan import (
     ImagePlan,
     SpecRef,
     TensorPlan,
-    Uploads,
-    images,
+    UploadInfo,
+    image_plans,
     own_video,
     vace_arrays,
     whole_input,
@@ -37,10 +37,10 @@ class Chain:
     post_processor: PipelineSpec | None = None
 
     @property
-    def stages(self) -> tuple[PipelineSpec, ...]:
+    def pipelines(self) -> tuple[PipelineSpec, ...]:
         """The pipelines in the order in which a chunk passes them."""
-        parts = (self.pre_processor, self.pipeline, self.post_processor)
-        return tuple(part for part in parts if part is not None)
+        pipelines = (self.pre_processor, self.pipeline, self.post_processor)
+        return tuple(pipeline for pipeline in pipelines if pipeline is not None)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ChunkPlan:
 
     @property
     def frames(self) -> VideoShape:
-        """Shape of the frames that each stage answers with."""
+        """Shape of the frames that each pipeline returns."""
         params = self.parameters
         return VideoShape(params.num_frames, params.height, params.width, MODEL_CHANNELS)
 
@@ -171,8 +171,8 @@ the limit keeps it to those that the original code can generate.
 
 
 @dataclass(frozen=True)
-class CacheInputs:
-    """What the policy needs to know about one chunk.
+class ResetInputs:
+    """What decides whether a chunk is reset: its own inputs, compared with those of the chunk before.
 
     Attributes:
         mode: whether the chunk's latents start from noise (text) or from an input video.
@@ -193,10 +193,13 @@ class CacheInputs:
     reset_cache: bool
 
 
-def reset_reason(
-    previous: CacheInputs | None, current: CacheInputs, latents_since_reset: int, latent_frames: int
-) -> str | None:
-    """Why a chunk is reset, or None if it continues the chunk before.
+def needs_reset(
+    previous: ResetInputs | None, current: ResetInputs, latents_since_reset: int, latent_frames: int
+) -> bool:
+    """Whether a chunk starts with empty caches: the model obeys the `reset` of its parameters.
+
+    A reset clears the KV cache, the VAE feature caches, the blend of prompts and the frame index, and turns its chunk
+    into a first chunk again (for longlive: 9 pixel frames in text mode instead of 12).
 
     A change of the noise scale is no reason: a ramp over several chunks is smooth.
 
@@ -206,25 +209,22 @@ def reset_reason(
         latents_since_reset: latent frames generated since the last reset.
         latent_frames: latent frames of a chunk that is not a first one.
     """
-    if previous is None:
-        return "first chunk"
-    managed = current.manage_cache
-    in_video = current.mode is Mode.VIDEO
+    if previous is None or current.reset_cache or current.mode is not previous.mode:
+        return True
+    if latents_since_reset >= MAX_LATENTS_SINCE_RESET - latent_frames:
+        return True
+    if not current.manage_cache:
+        return False
     new_prompt = current.prompts != previous.prompts and not current.in_transition
-    causes = {
-        "reset_cache": current.reset_cache,
-        "mode": current.mode is not previous.mode,
-        "frame index limit": latents_since_reset >= MAX_LATENTS_SINCE_RESET - latent_frames,
-        "denoising_steps": managed and current.denoising_steps != previous.denoising_steps,
-        "prompt": managed and new_prompt and (in_video or current.uses_vace),
-    }
-    return next((cause for cause, holds in causes.items() if holds), None)
+    return current.denoising_steps != previous.denoising_steps or (
+        new_prompt and (current.mode is Mode.VIDEO or current.uses_vace)
+    )
 
 
 # -- Chunks -------------------------------------------------------------------------------------------------
 
 
-def make_plan(request: GenerateRequest, chain: Chain, uploads: Uploads, max_chunk_bytes: int) -> Plan:
+def make_plan(request: GenerateRequest, chain: Chain, uploads: UploadInfo, max_chunk_bytes: int) -> Plan:
     """Plan a generation.
 
     Raises:
@@ -234,7 +234,7 @@ def make_plan(request: GenerateRequest, chain: Chain, uploads: Uploads, max_chun
 
 
 class _Planner:
-    def __init__(self, request: GenerateRequest, chain: Chain, uploads: Uploads, max_chunk_bytes: int) -> None:
+    def __init__(self, request: GenerateRequest, chain: Chain, uploads: UploadInfo, max_chunk_bytes: int) -> None:
         self.request = request
         self.chain = chain
         self.pipeline = chain.pipeline
@@ -246,7 +246,7 @@ class _Planner:
         check_features(self.request, self.pipeline)
         self._check_processors()
         self._check_input()
-        lora_scales(self.request.lora_scales, self.pipeline, "lora_scales")
+        self.lora_scales = lora_scales(self.request.lora_scales, self.pipeline, "lora_scales")
         self.size = self._size()
         chunks = tuple(self._chunks())
         self._check_indices(len(chunks))
@@ -295,19 +295,18 @@ class _Planner:
 
     def _chunks(self) -> Iterator[ChunkPlan]:
         sticky = StickyPrompts(self.request)
-        previous: CacheInputs | None = None
+        previous: ResetInputs | None = None
         index = start = latents_since_reset = 0
         while start < self.request.num_frames:
             spec_ref = self.specs.get(index)
             chunk = _Chunk(self, index, spec_ref, sticky.next_chunk(spec_ref.spec if spec_ref else None))
-            now = chunk.cache_inputs()
+            now = chunk.reset_inputs()
             if self.pipeline.features.cache and self.pipeline.latent_frames is not None:
-                reset = reset_reason(previous, now, latents_since_reset, self.pipeline.latent_frames) is not None
+                reset = needs_reset(previous, now, latents_since_reset, self.pipeline.latent_frames)
             else:
                 reset = previous is None
-            vace = chunk.has_vace_arrays
-            count = self.pipeline.chunk_frames(chunk.mode, reset=reset, has_vace_arrays=vace)
-            latents = self.pipeline.chunk_latents(chunk.mode, reset=reset, has_vace_arrays=vace)
+            count = self.pipeline.chunk_frames(chunk.mode, reset=reset, has_vace_arrays=chunk.has_vace_arrays)
+            latents = self.pipeline.chunk_latents(chunk.mode, reset=reset, has_vace_arrays=chunk.has_vace_arrays)
             latents_since_reset = latents if reset else latents_since_reset + latents
             plan = chunk.plan(count, start, reset=reset)
             yield plan
@@ -348,13 +347,13 @@ class _Chunk:
             self.input_is_vace or self.spec.vace_frames_shape is not None or self.spec.vace_masks_shape is not None
         )
 
-    def cache_inputs(self) -> CacheInputs:
+    def reset_inputs(self) -> ResetInputs:
         spec = self.spec
-        key_images = bool(spec.vace_ref_images or spec.first_frame_image or spec.last_frame_image)
+        has_images = bool(spec.vace_ref_images or spec.first_frame_image or spec.last_frame_image)
         steps = self.options.denoising_steps
-        return CacheInputs(
+        return ResetInputs(
             mode=self.mode,
-            uses_vace=self.has_vace_arrays or key_images,
+            uses_vace=self.has_vace_arrays or has_images,
             prompts=self.prompts.target,
             in_transition=self.prompts.in_transition,
             denoising_steps=tuple(steps) if steps else None,
@@ -390,7 +389,7 @@ class _Chunk:
         chunk = ChunkPlan(
             parameters=parameters,
             tensors=tuple(self._tensors(count)),
-            images=tuple(images(self.spec, shapes)),
+            images=tuple(image_plans(self.spec, shapes)),
             start=start,
             keep=min(count, self.request.num_frames - start),
         )
@@ -399,13 +398,13 @@ class _Chunk:
 
     def _lora_scales(self) -> dict[str, float]:
         if "lora_scales" not in self.spec.model_fields_set:
-            return lora_scales(self.request.lora_scales, self.pipeline, "lora_scales")
+            return self.planner.lora_scales
         field = f"chunk_specs[{self.spec_ref.position}].lora_scales"
         return lora_scales(self.spec.lora_scales, self.pipeline, field, self.index)
 
     def _check_bytes(self, chunk: ChunkPlan) -> None:
         """Refuse a chunk whose arrays are too large, and name the largest of them."""
-        frames = len(self.planner.chain.stages) * chunk.frames.num_bytes
+        frames = len(self.planner.chain.pipelines) * chunk.frames.num_bytes
         limit = self.planner.max_chunk_bytes
         needed = chunk.input_bytes + frames
         if needed > limit:

@@ -52,7 +52,7 @@ class _Reply:
 
 @dataclass(frozen=True)
 class _ReplyNumber:
-    """What must be readable of a reply, so that its call need not wait for ever."""
+    """What must be readable of a reply, so that its call need not wait forever."""
 
     number: int
 
@@ -204,7 +204,7 @@ async def _answer(client: triton_aio.InferenceServerClient, number: int, call: C
         reply = _Reply(number, error=str(error.message()), status=error.status())
     except OSError as error:  # somebody removed a file of the store
         reply = _Reply(number, error=f"relay: {error.strerror}")
-    except ValueError as error:  # a nonsensical answer: the frontend must not wait for ever
+    except ValueError as error:  # a nonsensical answer: the frontend must not wait forever
         reply = _Reply(number, error=f"relay: {error}")
     sys.stdout.buffer.write(_REPLY.dump_json(reply) + b"\n")
     sys.stdout.buffer.flush()

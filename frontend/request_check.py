@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from filmstrip.errors import InvalidField, ShuttingDown
 
 from . import logs
-from .array_plan import Source, Uploads
+from .array_plan import Source, UploadInfo
 from .images import ImageDecoder, Requester, RequestImage, resolve_image
 from .model_registry import ModelRegistry
 from .plan import Chain, Plan, make_plan
@@ -110,7 +110,7 @@ class RequestChecker:
             shapes = {
                 name: images[name].shape if name in images else _UNREAD_SHAPE for _, name in _image_fields(request)
             }
-            facts = Uploads(
+            facts = UploadInfo(
                 input_shape=uploads[Source.INPUT].shape if Source.INPUT in uploads else None,
                 blob_bytes=uploads[Source.BLOB].size_bytes if Source.BLOB in uploads else None,
                 image_shapes=shapes,

@@ -89,9 +89,11 @@ Offset = Annotated[int, Field(ge=0, le=_MAX_U63), INTEGER]
 Dimension = Annotated[int, Field(ge=1, le=2**32 - 1), INTEGER]
 VideoDimensions = Annotated[list[Dimension], Field(min_length=4, max_length=4)]
 ArrayDimensions = Annotated[list[Dimension], Field(min_length=5, max_length=5)]
+PipelineId = Annotated[str, Field(min_length=1, max_length=256)]
 StoredName = Annotated[str, Field(max_length=256)]
-ImageSource = Annotated[str, Field(min_length=1)]
-_RefImages = Annotated[list[ImageSource], Field(max_length=MAX_REF_IMAGES)]
+ImageName = Annotated[str, Field(min_length=1)]
+"""The name of an asset, or a data URL."""
+_RefImages = Annotated[list[ImageName], Field(max_length=MAX_REF_IMAGES)]
 _NumSteps = Annotated[int, Field(ge=0, le=MAX_FRAMES), INTEGER]
 LoraScale = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False), NUMBER]
 LoraScales = Annotated[
@@ -241,10 +243,10 @@ class ChunkSpec(_ChunkOverrides, _ChunkStart):
         None, description="Bytes from the start of the blob."
     )
     vace_ref_images: Annotated[_RefImages | None, Needs("vace")] = None
-    first_frame_image: Annotated[ImageSource | None, Needs("vace")] = Field(
+    first_frame_image: Annotated[ImageName | None, Needs("vace")] = Field(
         None, description="Asset or data URL that the chunk starts with."
     )
-    last_frame_image: Annotated[ImageSource | None, Needs("vace")] = Field(
+    last_frame_image: Annotated[ImageName | None, Needs("vace")] = Field(
         None, description="Asset or data URL that the chunk ends with."
     )
     input_video_shape: VideoDimensions | None = Field(None, description="[T, H, W, C] of uint8 in the blob.")
@@ -270,7 +272,7 @@ _EXAMPLE: Any = {
 class _Subject(_Model):
     """What to generate; a base of its own because fields are checked, and listed in the JSON schema, base by base."""
 
-    pipeline_id: Annotated[str, Field(min_length=1, max_length=256)]
+    pipeline_id: PipelineId
     prompt: PromptOrPrompts = Field(description="A text, or weighted texts to blend.")
     num_frames: Annotated[int, Field(ge=1, le=MAX_FRAMES), INTEGER] = 64
     height: Side | None = Field(None, description="null: the pipeline's own, or the input's.")
@@ -287,8 +289,8 @@ class GenerateRequest(ChunkOptions, _Subject):
 
     input_path: StoredName | None = Field(None, description="From /generate/upload.")
     data_blob_path: StoredName | None = Field(None, description="From /generate/upload-data.")
-    pre_processor_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    post_processor_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    pre_processor_id: PipelineId | None = None
+    post_processor_id: PipelineId | None = None
     chunk_specs: Annotated[list[ChunkSpec], Field(max_length=MAX_FRAMES, fail_fast=True)] | None = None
 
 
@@ -356,7 +358,6 @@ def _readable(params: dict[str, Any]) -> dict[str, Any]:
     return params
 
 
-PipelineId = Annotated[str, Field(min_length=1, max_length=256)]
 AnyLoadParams = Annotated[
     dict[str, Any],
     AfterValidator(_json),

@@ -88,18 +88,14 @@ class OpenUpload:
         return Path(f"/proc/{os.getpid()}/fd/{self.fd}")
 
 
-OpenUploads = Mapping[Source, OpenUpload]
-
-
 @contextlib.asynccontextmanager
 async def open_uploads(
-    files: Mapping[Source, StoredFile], store: Store, triton: TritonClient
-) -> AsyncIterator[OpenUploads]:
+    files: Mapping[Source, StoredFile], triton: TritonClient
+) -> AsyncIterator[Mapping[Source, OpenUpload]]:
     """Open the uploads of a generation; those that lie in shared memory are registered with Triton whole."""
     async with contextlib.AsyncExitStack() as stack:
         opened: dict[Source, OpenUpload] = {}
         for source, file in files.items():
-            stack.enter_context(store.holding(file))
             try:
                 fd = open_stored(file.path)
             except FileNotFoundError:
@@ -174,14 +170,14 @@ async def _each(calls: Sequence[Callable[[], None]]) -> None:
 
 @dataclass(frozen=True)
 class StagingLayout:
-    """Where arrays lie within a buffer: all inputs of a chunk first, then the frames of each stage.
+    """Where arrays lie within a buffer: all inputs of a chunk first, then the frames of each pipeline.
 
     Attributes:
-        stage_offsets: where the frames of each stage begin.
+        frames_offsets: where the frames of each pipeline begin, in the order of the chain.
         num_bytes: of the buffer.
     """
 
-    stage_offsets: tuple[int, ...]
+    frames_offsets: tuple[int, ...]
     num_bytes: int
 
     @classmethod
@@ -189,12 +185,12 @@ class StagingLayout:
         """The layout that holds every chunk of a plan."""
         inputs = max(_aligned(chunk.input_bytes) + 64 * _num_arrays(chunk) for chunk in plan.chunks)
         frames = max(_aligned(chunk.frames.num_bytes) for chunk in plan.chunks)
-        num_stages = len(plan.chain.stages)
-        return cls(tuple(inputs + stage * frames for stage in range(num_stages)), inputs + num_stages * frames)
+        num_pipelines = len(plan.chain.pipelines)
+        return cls(tuple(inputs + place * frames for place in range(num_pipelines)), inputs + num_pipelines * frames)
 
 
 async def stage_inputs(
-    chunk: ChunkPlan, buffer: StagingBuffer, uploads: OpenUploads, images: Mapping[str, RequestImage]
+    chunk: ChunkPlan, buffer: StagingBuffer, uploads: Mapping[Source, OpenUpload], images: Mapping[str, RequestImage]
 ) -> dict[str, TensorRef]:
     """A chunk's tensors by name; bytes that Triton cannot read in the upload are copied to the buffer.
 
@@ -204,7 +200,7 @@ async def stage_inputs(
     tensors, position = await in_thread(_gather_arrays, chunk, buffer, uploads)
     for plan in chunk.images:
         place = buffer.slice(position, plan.num_bytes)
-        tensors[plan.spec.name] = TensorRef.of(plan.spec, plan.shape, place)
+        tensors[plan.spec.name] = TensorRef(plan.spec, plan.shape, place)
         for source in plan.sources:
             image = images[source]
             await image.write(buffer.slice(position, math.prod(image.shape)))
@@ -213,7 +209,9 @@ async def stage_inputs(
     return tensors
 
 
-def _gather_arrays(chunk: ChunkPlan, buffer: StagingBuffer, uploads: OpenUploads) -> tuple[dict[str, TensorRef], int]:
+def _gather_arrays(
+    chunk: ChunkPlan, buffer: StagingBuffer, uploads: Mapping[Source, OpenUpload]
+) -> tuple[dict[str, TensorRef], int]:
     """The tensors that come from uploads, and the offset in the buffer where those of images may follow."""
     tensors: dict[str, TensorRef] = {}
     position = 0
@@ -223,11 +221,11 @@ def _gather_arrays(chunk: ChunkPlan, buffer: StagingBuffer, uploads: OpenUploads
             place = buffer.slice(position, array.num_bytes)
             _read(array.extents, buffer.view(place), uploads)
             position += _aligned(array.num_bytes)
-        tensors[array.spec.name] = TensorRef.of(array.spec, array.shape, place)
+        tensors[array.spec.name] = TensorRef(array.spec, array.shape, place)
     return tensors, position
 
 
-def _in_place(array: TensorPlan, buffer: StagingBuffer, uploads: OpenUploads) -> FileSlice | None:
+def _in_place(array: TensorPlan, buffer: StagingBuffer, uploads: Mapping[Source, OpenUpload]) -> FileSlice | None:
     """The array's bytes in the upload, if they are in one piece there and Triton can read them without a copy."""
     if len(array.extents) != 1:
         return None
@@ -240,7 +238,7 @@ def _in_place(array: TensorPlan, buffer: StagingBuffer, uploads: OpenUploads) ->
     return FileSlice(upload.path, upload.region, extent.offset, extent.num_bytes)
 
 
-def _read(extents: tuple[Extent, ...], target: memoryview, uploads: OpenUploads) -> None:
+def _read(extents: tuple[Extent, ...], target: memoryview, uploads: Mapping[Source, OpenUpload]) -> None:
     for extent in extents:
         upload = uploads[extent.source]
         part, target = target[: extent.num_bytes], target[extent.num_bytes :]

@@ -1,4 +1,4 @@
-"""The connection to Triton: control calls, shared memory, and sequences of chunks."""
+"""The connection to Triton: control calls, shared memory, sequences of chunks, and what its messages mean."""
 
 import asyncio
 import contextlib
@@ -355,7 +355,7 @@ def _to_filmstrip_error(error: InferenceServerException) -> FilmstripError:
 
 # -- Triton's messages ---------------------------------------------------------------------------------------
 
-_LONGEST = 500  # letters
+_MAX_REASON_CHARACTERS = 500
 DIED_AT_START = "its process ended while it started; is there enough memory? Triton's log may say more"
 _NO_REASON = "Triton does not say why; its log may"
 
@@ -398,7 +398,7 @@ def client_reason(text: str, folders: Iterable[Path] = ()) -> str:
         text = text.rstrip().splitlines()[-1]
     text = without_folders(_PLAIN_ERROR.sub("", text), folders)
     text = " ".join(text.split()).rstrip(";. ")
-    return text[: _LONGEST - 1] + "…" if len(text) > _LONGEST else text or _NO_REASON
+    return text[: _MAX_REASON_CHARACTERS - 1] + "…" if len(text) > _MAX_REASON_CHARACTERS else text or _NO_REASON
 
 
 def without_folders(text: str, folders: Iterable[Path] = ()) -> str:

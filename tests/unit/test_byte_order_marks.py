@@ -64,7 +64,7 @@ def test_variables_that_are_filled_from_a_file(monkeypatch: pytest.MonkeyPatch):
     assert (settings.api_keys, settings.port) == ((ApiKey("studio", "one"),), 8123)
     monkeypatch.setenv("FILMSTRIP_SERVER", f"{MARK}http://films.test")
     monkeypatch.setenv("FILMSTRIP_TOKEN", f"{MARK}key")
-    target = connection_settings.resolve(None, None)
+    target = connection_settings.resolve_server(None, None)
     assert (str(target.url), target.token) == ("http://films.test", "key")
 
 

@@ -24,7 +24,7 @@ def names() -> list[str]:
 def test_the_dropdown_shows_the_servers_pipelines_after_a_refresh(
     server: Frontend, comfy: Comfy, monkeypatch: pytest.MonkeyPatch
 ):
-    assert names() == list(nodes_server.SHIPPED), "no server yet"
+    assert names() == list(nodes_server.DEFAULT_PIPELINES), "no server yet"
     monkeypatch.setenv("FILMSTRIP_SERVER", server.url)
     monkeypatch.setattr(nodes_server, "FRESH_S", 0)
     assert "probe" in names()

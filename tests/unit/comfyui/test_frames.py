@@ -58,32 +58,32 @@ def test_a_png_is_the_image():
     assert np.array_equal(decoded, np.repeat(ALL_BYTES.reshape(16, 16, 1), 3, axis=2))
 
 
-@pytest.mark.parametrize(
-    ("shape", "wanted"),
-    [
+def test_an_image_may_lack_its_batch_axis(subtests: pytest.Subtests):
+    cases = [
         ((4, 5, 3), (1, 4, 5, 3)),
         ((2, 4, 5, 4), (2, 4, 5, 4)),
         ((4, 5, 1), (1, 4, 5, 1)),
         ((1, 2, 4, 5, 3), (2, 4, 5, 3)),
-    ],
-)
-def test_an_image_may_lack_its_batch_axis(shape: tuple[int, ...], wanted: tuple[int, ...]):
-    image = np.random.default_rng(1).random(shape)
-    got = frames.as_images("images", image)
-    assert got.shape == wanted
-    assert np.array_equal(got.ravel(), image.ravel())
+    ]
+    for shape, wanted in cases:
+        with subtests.test(shape=shape):
+            image = np.random.default_rng(1).random(shape)
+            got = frames.as_images("images", image)
+            assert got.shape == wanted
+            assert np.array_equal(got.ravel(), image.ravel())
 
 
-@pytest.mark.parametrize("shape", [(4, 4), (0, 4, 4, 3), (1, 4, 4, 2), (2, 4, 5), (2, 1, 4, 4, 3), (1, 3, 8, 8)])
-def test_what_is_no_image_is_refused(shape: tuple[int, ...]):
-    with pytest.raises(FilmstripError, match=r"images: must be images \[F, H, W, C\]") as raised:
-        frames.as_images("images", np.zeros(shape))
-    assert str(list(shape)) in str(raised.value)
+def test_what_is_no_image_is_refused(subtests: pytest.Subtests):
+    cases = [(4, 4), (0, 4, 4, 3), (1, 4, 4, 2), (2, 4, 5), (2, 1, 4, 4, 3), (1, 3, 8, 8)]
+    for shape in cases:
+        with subtests.test(shape=shape):
+            with pytest.raises(FilmstripError, match=r"images: must be images \[F, H, W, C\]") as raised:
+                frames.as_images("images", np.zeros(shape))
+            assert str(list(shape)) in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("shape", "wanted"),
-    [
+def test_masks_come_in_many_forms(subtests: pytest.Subtests):
+    cases = [
         ((4, 5), (1, 4, 5)),
         ((2, 4, 5), (2, 4, 5)),
         ((2, 4, 5, 1), (2, 4, 5)),
@@ -92,27 +92,25 @@ def test_what_is_no_image_is_refused(shape: tuple[int, ...]):
         ((1, 2, 4, 5), (2, 4, 5)),
         ((1, 4, 5, 1), (1, 4, 5)),
         ((1, 1, 2, 4, 5), (2, 4, 5)),
-    ],
-)
-def test_masks_come_in_many_forms(shape: tuple[int, ...], wanted: tuple[int, ...]):
-    mask = np.random.default_rng(1).random(shape)
-    got = frames.as_masks("vace_masks", mask)
-    assert got.shape == wanted
-    assert np.array_equal(got.ravel(), mask.ravel())
+    ]
+    for shape, wanted in cases:
+        with subtests.test(shape=shape):
+            mask = np.random.default_rng(1).random(shape)
+            got = frames.as_masks("vace_masks", mask)
+            assert got.shape == wanted
+            assert np.array_equal(got.ravel(), mask.ravel())
 
 
-@pytest.mark.parametrize(
-    ("shape", "said"),
-    [
+def test_what_is_no_mask_is_refused(subtests: pytest.Subtests):
+    cases = [
         ((4,), "got an array"),
         ((2, 2, 4, 5), "got an array"),
         ((0, 4, 4), "got an array"),
         ((2, 4, 4, 3), "Convert Image"),
-    ],
-)
-def test_what_is_no_mask_is_refused(shape: tuple[int, ...], said: str):
-    with pytest.raises(FilmstripError, match=f"vace_masks: must be masks .*{said}"):
-        frames.as_masks("vace_masks", np.zeros(shape))
+    ]
+    for shape, said in cases:
+        with subtests.test(shape=shape), pytest.raises(FilmstripError, match=f"vace_masks: must be masks .*{said}"):
+            frames.as_masks("vace_masks", np.zeros(shape))
 
 
 def test_a_transparent_image_is_shown_over_black():

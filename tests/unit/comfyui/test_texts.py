@@ -22,22 +22,21 @@ def test_a_schedule():
     assert widgets.parse_schedule(text) == {0: "a cat", 4: "a dog: brown, 3:2", 7: ""}
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
+def test_what_is_no_schedule_is_refused_when_it_is_queued(subtests: pytest.Subtests):
+    cases = [
         ("a cat", "line 1 of the schedule must look like '4: a dog', got 'a cat'"),
         ("0: a\nx: b", "line 2"),
         ("-1: a", "line 1"),
         ("1.5: a", "line 1"),
         ("0: a\n00: b", "line 2 of the schedule: chunk 0 already has a prompt"),
-    ],
-)
-def test_what_is_no_schedule_is_refused_when_it_is_queued(text: str, message: str):
-    complaint = FilmstripPromptSchedule.VALIDATE_INPUTS(schedule=text)
-    assert isinstance(complaint, str)
-    assert message in complaint
-    with pytest.raises(FilmstripError):
-        FilmstripPromptSchedule().add(schedule=text)
+    ]
+    for text, message in cases:
+        with subtests.test(text=text):
+            complaint = FilmstripPromptSchedule.VALIDATE_INPUTS(schedule=text)
+            assert isinstance(complaint, str)
+            assert message in complaint
+            with pytest.raises(FilmstripError):
+                FilmstripPromptSchedule().add(schedule=text)
 
 
 def test_weighted_prompts():
@@ -75,11 +74,11 @@ def test_texts_are_checked_when_they_are_queued(node: Any):
     assert "whole numbers" in node.VALIDATE_INPUTS(denoising_steps="x")
 
 
-@pytest.mark.parametrize(
-    "address", ["", "localhost:8000", "ftp://x", "http://", "http://x:y", "http://[", "http://u:p@x", "http://x?y"]
-)
-def test_what_is_no_address_is_refused_when_it_is_queued(address: str):
-    assert "is not the address of a server" in str(FilmstripServer.VALIDATE_INPUTS(address=address))
+def test_what_is_no_address_is_refused_when_it_is_queued(subtests: pytest.Subtests):
+    cases = ["", "localhost:8000", "ftp://x", "http://", "http://x:y", "http://[", "http://u:p@x", "http://x?y"]
+    for address in cases:
+        with subtests.test(address=address):
+            assert "is not the address of a server" in str(FilmstripServer.VALIDATE_INPUTS(address=address))
 
 
 def test_addresses():
@@ -90,9 +89,10 @@ def test_addresses():
         server_address("http://x", "a\r\nb")
 
 
-@pytest.mark.parametrize(
-    ("variable", "address", "with_token"),
-    [
+def test_the_environments_key_goes_to_no_address_that_a_workflow_brings(
+    monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
+):
+    cases = [
         (None, "http://127.0.0.1:8000/", True),
         ("", "http://127.0.0.1:8000", True),
         ("https://films.test/video", "https://FILMS.test:443/video/", True),
@@ -100,16 +100,14 @@ def test_addresses():
         ("https://films.test", "https://films.test/other", False),
         ("https://films.test", "http://127.0.0.1:8000", False),
         (None, "http://evil.test:8000", False),
-    ],
-)
-def test_the_environments_key_goes_to_no_address_that_a_workflow_brings(
-    variable: str | None, address: str, with_token: bool, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.delenv("FILMSTRIP_SERVER", raising=False)
-    if variable is not None:
-        monkeypatch.setenv("FILMSTRIP_SERVER", variable)
-    monkeypatch.setenv("FILMSTRIP_TOKEN", "secret ")
-    assert token_from_environment(address) == ("secret" if with_token else "")
+    ]
+    for variable, address, with_token in cases:
+        with subtests.test(variable=variable):
+            monkeypatch.delenv("FILMSTRIP_SERVER", raising=False)
+            if variable is not None:
+                monkeypatch.setenv("FILMSTRIP_SERVER", variable)
+            monkeypatch.setenv("FILMSTRIP_TOKEN", "secret ")
+            assert token_from_environment(address) == ("secret" if with_token else "")
 
 
 def test_seeds_are_those_of_comfyui_and_a_random_one_runs_each_time():
@@ -183,7 +181,11 @@ def test_events_are_read_however_the_stream_is_cut(sizes: list[int], end: str):
     assert [(event.name, event.data) for event in found] == [("progress", PROGRESS), ("complete", COMPLETE)]
 
 
-@pytest.mark.parametrize("data", ["", "[]", "1", '{"chunk": 1}', "{"])
-def test_what_is_no_event_of_filmstrip_is_named(data: str):
-    with pytest.raises(FilmstripError, match="unexpected progress event, from another version"):
-        list(EventReader().feed(f"event: progress\ndata: {data}\n\n".encode()))
+def test_what_is_no_event_of_filmstrip_is_named(subtests: pytest.Subtests):
+    cases = ["", "[]", "1", '{"chunk": 1}', "{"]
+    for data in cases:
+        with (
+            subtests.test(data=data),
+            pytest.raises(FilmstripError, match="unexpected progress event, from another version"),
+        ):
+            list(EventReader().feed(f"event: progress\ndata: {data}\n\n".encode()))

@@ -68,9 +68,8 @@ def test_help_teaches_with_examples():
         assert "FILMSTRIP_SERVER" in run(command, "--help").output
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
+def test_wrong_usage_is_exit_code_2_and_names_the_option(tmp_path, subtests: pytest.Subtests):
+    cases = [
         (["-p", "gray", "--size", "320"], "576x320"),
         (["-p", "gray", "--size", "320x0"], "between 64 and 2048"),
         (["-p", "gray", "--size", "32x9999"], "between 64 and 2048"),
@@ -99,13 +98,13 @@ def test_help_teaches_with_examples():
         (["-p", "gray", "--lora", "ghibli=nan"], "ghibli=0.8"),
         (["-p", "gray", "--video", "missing.mp4"], "missing.mp4"),
         (["-p", "gray", "--server", "nowhere"], "--server"),
-    ],
-)
-def test_wrong_usage_is_exit_code_2_and_names_the_option(tmp_path, arguments, named):
-    result = run("generate", "-o", tmp_path / "out.mp4", *arguments)
-    assert result.exit_code == 2
-    assert named in result.stderr
-    assert list(tmp_path.iterdir()) == []
+    ]
+    for arguments, named in cases:
+        with subtests.test(arguments=arguments):
+            result = run("generate", "-o", tmp_path / "out.mp4", *arguments)
+            assert result.exit_code == 2
+            assert named in result.stderr
+            assert list(tmp_path.iterdir()) == []
 
 
 def test_the_output_is_needed_and_so_is_its_folder(tmp_path):
@@ -115,24 +114,23 @@ def test_the_output_is_needed_and_so_is_its_folder(tmp_path):
     assert "does not exist" in result.stderr
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
+def test_no_server_is_one_line_and_exit_code_3(tmp_path, monkeypatch, subtests: pytest.Subtests):
+    cases = [
         ["pipelines"],
         ["status"],
         ["cancel"],
         ["download", "output-1", "-o", "out.mp4"],
         ["generate", "-p", "gray", "-o", "out.mp4"],
-    ],
-)
-def test_no_server_is_one_line_and_exit_code_3(tmp_path, monkeypatch, arguments):
-    monkeypatch.chdir(tmp_path)
-    result = run(*arguments, "--server", NOWHERE)
-    assert result.exit_code == 3
-    assert list(tmp_path.iterdir()) == []
-    assert result.stderr.startswith(f"Error: {NOWHERE}: ")
-    assert result.stderr.count("\n") == 1
-    assert result.stdout == ""
+    ]
+    for arguments in cases:
+        with subtests.test(arguments=arguments):
+            monkeypatch.chdir(tmp_path)
+            result = run(*arguments, "--server", NOWHERE)
+            assert result.exit_code == 3
+            assert list(tmp_path.iterdir()) == []
+            assert result.stderr.startswith(f"Error: {NOWHERE}: ")
+            assert result.stderr.count("\n") == 1
+            assert result.stdout == ""
 
 
 def test_a_video_that_cannot_be_read_is_one_line(tmp_path, answer):

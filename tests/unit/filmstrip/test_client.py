@@ -104,10 +104,11 @@ def test_the_token_and_the_version_are_sent():
     assert "Authorization" not in answers.requests[1].headers
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://server", "http://", "", "http://server:port"])
-def test_a_url_of_no_http_server_is_refused(url):
-    with pytest.raises(ValueError, match="URL"):
-        Client(url)
+def test_a_url_of_no_http_server_is_refused(subtests: pytest.Subtests):
+    cases = ["127.0.0.1:8000", "ftp://server", "http://", "", "http://server:port"]
+    for url in cases:
+        with subtests.test(url=url), pytest.raises(ValueError, match="URL"):
+            Client(url)
 
 
 SENT_TO = [
@@ -151,24 +152,23 @@ async def test_the_environment_names_the_server_and_its_token_goes_to_no_other(
     assert {request.headers.get("Authorization") for request in await sent(None)} == {None}
 
 
-@pytest.mark.parametrize(
-    ("variables", "said"),
-    [
+def test_what_is_wrong_with_the_environment_is_said(monkeypatch, subtests: pytest.Subtests):
+    cases = [
         ({"FILMSTRIP_SERVER": "127.0.0.1:8000"}, r"FILMSTRIP_SERVER: '127.0.0.1:8000' .*; write http://127.0.0.1:8000"),
         ({"FILMSTRIP_SERVER": "localhost:8000"}, r"FILMSTRIP_SERVER: .*write http://localhost:8000"),
         ({"FILMSTRIP_SERVER": "ftp://films.test"}, "FILMSTRIP_SERVER: .*not the URL of a server"),
         ({"FILMSTRIP_TOKEN": "k\u00e9y"}, "FILMSTRIP_TOKEN has characters"),
         ({"FILMSTRIP_TOKEN": "a\nb"}, "FILMSTRIP_TOKEN has characters"),
-    ],
-)
-def test_what_is_wrong_with_the_environment_is_said(variables, said, monkeypatch):
-    for name in ("FILMSTRIP_SERVER", "FILMSTRIP_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    for kind in (Client, AsyncClient):
-        with pytest.raises(ValueError, match=said):
-            kind()
+    ]
+    for variables, said in cases:
+        with subtests.test(variables=variables):
+            for name in ("FILMSTRIP_SERVER", "FILMSTRIP_TOKEN"):
+                monkeypatch.delenv(name, raising=False)
+            for name, value in variables.items():
+                monkeypatch.setenv(name, value)
+            for kind in (Client, AsyncClient):
+                with pytest.raises(ValueError, match=said):
+                    kind()
 
 
 def test_retry_after_is_kept_and_read():
@@ -223,17 +223,21 @@ def test_a_server_behind_a_path():
     assert str(answers.requests[0].url) == "https://proxy.test/video/api/v1/generate/cancel"
 
 
-@pytest.mark.parametrize("video", [VIDEO, iter(VIDEO), [VIDEO.tobytes()]])
-def test_an_upload_is_raw_bytes_with_the_shape_in_headers(video):
-    answers = Answers(json={"input_path": "in", "num_frames": 5, "shape": [5, 4, 6, 3]})
-    uploaded = answers.client().upload(video, VideoShape(*VIDEO.shape))
-    sent = answers.requests[0]
-    assert (sent.method, sent.url.path) == ("POST", "/api/v1/generate/upload")
-    assert [sent.headers[f"X-Video-{name}"] for name in ("Frames", "Height", "Width", "Channels")] == list("5463")
-    assert sent.headers["Content-Length"] == str(VIDEO.nbytes)
-    assert "Transfer-Encoding" not in sent.headers
-    assert sent.content == VIDEO.tobytes()
-    assert (uploaded.input_path, uploaded.num_frames, uploaded.shape) == ("in", 5, VIDEO.shape)
+def test_an_upload_is_raw_bytes_with_the_shape_in_headers(subtests: pytest.Subtests):
+    cases = [VIDEO, iter(VIDEO), [VIDEO.tobytes()]]
+    for video in cases:
+        with subtests.test(video=video):
+            answers = Answers(json={"input_path": "in", "num_frames": 5, "shape": [5, 4, 6, 3]})
+            uploaded = answers.client().upload(video, VideoShape(*VIDEO.shape))
+            sent = answers.requests[0]
+            assert (sent.method, sent.url.path) == ("POST", "/api/v1/generate/upload")
+            assert [sent.headers[f"X-Video-{name}"] for name in ("Frames", "Height", "Width", "Channels")] == list(
+                "5463"
+            )
+            assert sent.headers["Content-Length"] == str(VIDEO.nbytes)
+            assert "Transfer-Encoding" not in sent.headers
+            assert sent.content == VIDEO.tobytes()
+            assert (uploaded.input_path, uploaded.num_frames, uploaded.shape) == ("in", 5, VIDEO.shape)
 
 
 def test_an_upload_in_pieces_needs_a_shape():
@@ -371,18 +375,17 @@ def test_a_download_that_ends_early_is_not_taken_for_whole(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("url", "used"),
-    [
+def test_a_proxy_is_used_but_for_this_machine(subtests: pytest.Subtests):
+    cases = [
         ("http://127.0.0.1:8000", False),
         ("http://[::1]:8000", False),
         ("http://localhost", False),
         ("http://10.0.0.1", True),
         ("https://filmstrip.test", True),
-    ],
-)
-def test_a_proxy_is_used_but_for_this_machine(url, used):
-    assert connection_options(url, None, 60)["trust_env"] is used
+    ]
+    for url, used in cases:
+        with subtests.test(url=url):
+            assert connection_options(url, None, 60)["trust_env"] is used
 
 
 @pytest.mark.parametrize(("name", "proxy"), [("ALL_PROXY", "socks5://127.0.0.1:9"), ("http_proxy", "bogus://x")])
@@ -415,9 +418,8 @@ def test_one_pipeline():
         client.pipeline("grey")
 
 
-@pytest.mark.parametrize(
-    ("answer", "state"),
-    [
+def test_a_server_that_gives_no_state_says_by_loaded_whether_a_pipeline_is_ready(subtests: pytest.Subtests):
+    cases = [
         ({}, "ready"),
         ({"loaded": True}, "ready"),
         ({"loaded": False}, "unloaded"),
@@ -426,11 +428,13 @@ def test_one_pipeline():
         ({"loaded": False, "state": ""}, "unloaded"),
         ({"loaded": False, "state": "failed"}, "failed"),
         ({"loaded": True, "state": "loading"}, "loading"),
-    ],
-)
-def test_a_server_that_gives_no_state_says_by_loaded_whether_a_pipeline_is_ready(answer, state):
-    (pipeline,) = Answers(json={"pipelines": [{"id": "gray", "sizes": [[64, 96]], **answer}]}).client().pipelines()
-    assert (pipeline.state, pipeline.sizes) == (state, [(64, 96)])
+    ]
+    for answer, state in cases:
+        with subtests.test(answer=answer):
+            (pipeline,) = (
+                Answers(json={"pipelines": [{"id": "gray", "sizes": [[64, 96]], **answer}]}).client().pipelines()
+            )
+            assert (pipeline.state, pipeline.sizes) == (state, [(64, 96)])
 
 
 async def test_a_file_is_deleted_only_where_the_answer_has_no_body():
@@ -448,13 +452,19 @@ async def test_a_file_is_deleted_only_where_the_answer_has_no_body():
 # -- Errors -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("code", sorted(ERRORS))
-def test_every_error_of_the_server_is_raised_as_its_class(code):
-    error = ERRORS[code]("what happened", "seed")
-    with pytest.raises(FilmstripError) as raised:
-        Answers(error.status, json=error.body()).client().cancel()
-    assert type(raised.value) is ERRORS[code]
-    assert (raised.value.message, raised.value.field, raised.value.status) == ("what happened", "seed", error.status)
+def test_every_error_of_the_server_is_raised_as_its_class(subtests: pytest.Subtests):
+    cases = sorted(ERRORS)
+    for code in cases:
+        with subtests.test(code=code):
+            error = ERRORS[code]("what happened", "seed")
+            with pytest.raises(FilmstripError) as raised:
+                Answers(error.status, json=error.body()).client().cancel()
+            assert type(raised.value) is ERRORS[code]
+            assert (raised.value.message, raised.value.field, raised.value.status) == (
+                "what happened",
+                "seed",
+                error.status,
+            )
 
 
 def test_generate_and_download_raise_before_anything_is_read():
@@ -465,9 +475,8 @@ def test_generate_and_download_raise_before_anything_is_read():
         client.download("out")
 
 
-@pytest.mark.parametrize(
-    ("status", "answer", "shown"),
-    [
+def test_an_answer_of_another_shape_names_its_status(subtests: pytest.Subtests):
+    cases = [
         (502, {"content": b"<h1>Bad gateway</h1>"}, r"cannot reach it; .*\(502 Bad Gateway\)$"),
         (404, {"json": {"detail": "Not Found"}}, "404"),
         (500, {"content": b""}, r"\(500 Internal Server Error\)$"),
@@ -477,12 +486,12 @@ def test_generate_and_download_raise_before_anything_is_read():
         (200, {"content": b"<h1>Welcome</h1>"}, "web page"),
         (200, {"json": []}, "200"),
         (200, {"json": {}}, "200"),
-    ],
-)
-def test_an_answer_of_another_shape_names_its_status(status, answer, shown):
-    with pytest.raises(UnexpectedAnswer, match=shown) as raised:
-        Answers(status, **answer).client().cancel()
-    assert raised.value.status == status
+    ]
+    for status, answer, shown in cases:
+        with subtests.test(status=status):
+            with pytest.raises(UnexpectedAnswer, match=shown) as raised:
+                Answers(status, **answer).client().cancel()
+            assert raised.value.status == status
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,8 @@ USED = {"seed": 2**64 - 1, "unused": ["noise_scale", "seed"]}
 SHAPE = VideoShape(60, 4, 6, 3)
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "event"),
-    [
+def test_events_are_read_and_keys_of_later_versions_passed_over(subtests: pytest.Subtests):
+    cases = [
         ("progress", PROGRESS, Progress(1, 5, 12, 0.5, 24.0)),
         ("complete", COMPLETE, Complete("out", SHAPE, 60, 5, 12)),
         ("complete", COMPLETE | USED, Complete("out", SHAPE, 60, 5, 12, 2**64 - 1, ("noise_scale", "seed"))),
@@ -27,21 +26,20 @@ SHAPE = VideoShape(60, 4, 6, 3)
         ("complete", COMPLETE | {"seed": 2**64 - 1, "unused": []}, Complete("out", SHAPE, 60, 5, 12, 2**64 - 1)),
         ("cancelled", CANCELLED | {"seed": 7, "unused": ["seed"]}, Cancelled(2, 5, 24, seed=7, unused=("seed",))),
         ("error", {"error": "no space", "code": "disk_full"}, ErrorEvent("no space", "disk_full")),
-    ],
-)
-def test_events_are_read_and_keys_of_later_versions_passed_over(name, data, event):
-    read = parse_event(name, json.dumps(data | {"new_in_version_9": True}))
-    assert read == event
-    assert type(read) is type(event)
+    ]
+    for name, data, event in cases:
+        with subtests.test(name=name):
+            read = parse_event(name, json.dumps(data | {"new_in_version_9": True}))
+            assert read == event
+            assert type(read) is type(event)
 
 
 def test_events_of_later_versions_are_passed_over():
     assert parse_event("preview", "{}") is None
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "named"),
-    [
+def test_damaged_events_are_refused(subtests: pytest.Subtests):
+    cases = [
         ("progress", "{", "progress event: Invalid JSON"),
         ("progress", "[1]", "should be an object"),
         ("progress", json.dumps({"chunk": 1}), "total_chunks: Field required"),
@@ -51,15 +49,16 @@ def test_events_of_later_versions_are_passed_over():
         ("complete", json.dumps(COMPLETE | {"unused": "seed"}), "unused"),
         ("cancelled", json.dumps(CANCELLED | {"unused": [1]}), "unused"),
         ("error", json.dumps({"error": "x"}), "code"),
-    ],
-)
-def test_damaged_events_are_refused(name, data, named):
-    with pytest.raises(UnexpectedAnswer, match=named):
-        parse_event(name, data)
+    ]
+    for name, data, named in cases:
+        with subtests.test(name=name), pytest.raises(UnexpectedAnswer, match=named):
+            parse_event(name, data)
 
 
-@pytest.mark.parametrize(("code", "kind"), [("disk_full", DiskFull), ("busy", Busy), ("from_the_future", ModelError)])
-def test_an_error_event_as_an_exception(code, kind):
-    error = ErrorEvent("what happened", code).exception()
-    assert type(error) is kind
-    assert error.message == "what happened"
+def test_an_error_event_as_an_exception(subtests: pytest.Subtests):
+    cases = [("disk_full", DiskFull), ("busy", Busy), ("from_the_future", ModelError)]
+    for code, kind in cases:
+        with subtests.test(code=code):
+            error = ErrorEvent("what happened", code).exception()
+            assert type(error) is kind
+            assert error.message == "what happened"

@@ -29,9 +29,8 @@ def test_the_header_is_ndim_and_four_dimensions_in_little_endian():
     assert pack_video_header(VideoShape(2, 3, 258, 4)) == bytes.fromhex("04000000 02000000 03000000 02010000 04000000")
 
 
-@pytest.mark.parametrize(
-    "header",
-    [
+def test_other_headers_are_refused(subtests: pytest.Subtests):
+    cases = [
         b"",
         bytes(19),
         bytes(21),
@@ -39,11 +38,10 @@ def test_the_header_is_ndim_and_four_dimensions_in_little_endian():
         struct.pack("<5I", 4, 0, 1, 1, 1),
         struct.pack("<5I", 4, 1, 1, 1, 0),
         struct.pack(">5I", 4, 1, 1, 1, 1),
-    ],
-)
-def test_other_headers_are_refused(header):
-    with pytest.raises(ValueError, match="header"):
-        unpack_video_header(header)
+    ]
+    for header in cases:
+        with subtests.test(header=header), pytest.raises(ValueError, match="header"):
+            unpack_video_header(header)
 
 
 def test_num_bytes_of_a_video():
@@ -51,11 +49,11 @@ def test_num_bytes_of_a_video():
     assert VideoShape(5, 2, 3, 4).num_bytes == 120
 
 
-@pytest.mark.parametrize(
-    ("dimension", "holds"), [(0, False), (-1, False), (1, True), (2**32 - 1, True), (2**32, False)]
-)
-def test_what_a_header_holds(dimension, holds):
-    assert header_holds(dimension) is holds
+def test_what_a_header_holds(subtests: pytest.Subtests):
+    cases = [(0, False), (-1, False), (1, True), (2**32 - 1, True), (2**32, False)]
+    for dimension, holds in cases:
+        with subtests.test(dimension=dimension):
+            assert header_holds(dimension) is holds
 
 
 @given(start=st.integers(0, 100), count=SMALL, num_input=SMALL, num_output=st.integers(1, 120))

@@ -72,9 +72,8 @@ def test_short_shapes_and_other_floats_become_those_of_the_contract():
     np.testing.assert_array_equal(read(body, spec, "vace_masks")[0, 0], mask)
 
 
-@pytest.mark.parametrize(
-    ("shape", "packed"),
-    [
+def test_masks_come_in_many_forms(subtests: pytest.Subtests):
+    cases = [
         ((4, 5), (1, 1, 1, 4, 5)),
         ((2, 4, 5), (1, 1, 2, 4, 5)),
         ((2, 4, 5, 1), (1, 1, 2, 4, 5)),
@@ -84,15 +83,15 @@ def test_short_shapes_and_other_floats_become_those_of_the_contract():
         ((1, 4, 5, 1), (1, 1, 1, 4, 5)),
         ((1, 1, 2, 4, 5), (1, 1, 2, 4, 5)),
         ((1, 1, 2, 4, 1), (1, 1, 2, 4, 1)),
-    ],
-)
-def test_masks_come_in_many_forms(shape, packed):
-    masks = np.random.default_rng(1).random(shape, np.float32)
-    blob = BlobBuilder()
-    spec = blob.chunk(0, vace_masks=masks, input_video=np.zeros((4, 5, 3), np.uint8))
-    assert tuple(spec["vace_masks_shape"]) == packed
-    assert spec["input_video_shape"] == [1, 4, 5, 3]
-    np.testing.assert_array_equal(read(b"".join(blob), spec, "vace_masks").ravel(), masks.ravel())
+    ]
+    for shape, packed in cases:
+        with subtests.test(shape=shape):
+            masks = np.random.default_rng(1).random(shape, np.float32)
+            blob = BlobBuilder()
+            spec = blob.chunk(0, vace_masks=masks, input_video=np.zeros((4, 5, 3), np.uint8))
+            assert tuple(spec["vace_masks_shape"]) == packed
+            assert spec["input_video_shape"] == [1, 4, 5, 3]
+            np.testing.assert_array_equal(read(b"".join(blob), spec, "vace_masks").ravel(), masks.ravel())
 
 
 def test_views_that_are_not_contiguous_are_packed_in_order():
@@ -111,9 +110,8 @@ def test_large_arrays_come_in_pieces():
     assert b"".join(pieces) == video.tobytes()
 
 
-@pytest.mark.parametrize(
-    ("arrays_given", "named"),
-    [
+def test_other_arrays_are_refused_and_leave_nothing_behind(subtests: pytest.Subtests):
+    cases = [
         ({"vace_frames": np.zeros((3, 2, 4, 4), np.uint8)}, "vace_frames must be floats"),
         ({"vace_frames": np.zeros((3, 2, 4, 4), bool)}, "vace_frames must be floats"),
         ({"vace_frames": np.zeros((2, 4, 4), np.float32)}, r"vace_frames must be \[1, C"),
@@ -123,13 +121,13 @@ def test_large_arrays_come_in_pieces():
         ({"input_video": np.zeros((4, 4, 5), np.uint8)}, "input_video must be uint8"),
         ({"vace_masks": np.zeros((1, 2, 3, 4, 4), np.float32)}, "vace_masks must be"),
         ({"vace_masks": np.zeros((4, 4), np.uint8)}, "floats or bools"),
-    ],
-)
-def test_other_arrays_are_refused_and_leave_nothing_behind(arrays_given, named):
-    blob = BlobBuilder()
-    with pytest.raises(ValueError, match=named):
-        blob.chunk(0, **arrays_given)
-    assert (blob.size, blob.chunk_specs) == (0, [])
+    ]
+    for inputs, named in cases:
+        with subtests.test(inputs=inputs):
+            blob = BlobBuilder()
+            with pytest.raises(ValueError, match=named):
+                blob.chunk(0, **inputs)
+            assert (blob.size, blob.chunk_specs) == (0, [])
 
 
 def test_a_chunk_has_one_spec():

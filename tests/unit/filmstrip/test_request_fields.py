@@ -5,7 +5,6 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
-from pydantic import BaseModel
 
 from filmstrip.request_fields import ChunkSpec, GenerateFields, WeightedPrompt
 from frontend import schema
@@ -32,16 +31,15 @@ def kinds_of_schema(part: dict[str, Any], definitions: dict[str, Any]) -> set[st
     return {part["type"]}
 
 
-@pytest.mark.parametrize(
-    ("typed", "model"),
-    [
+def test_typed_fields_are_those_of_the_schema(subtests: pytest.Subtests):
+    cases = [
         (GenerateFields, schema.GenerateRequest),
         (ChunkSpec, schema.ChunkSpec),
         (WeightedPrompt, schema.WeightedPrompt),
-    ],
-)
-def test_typed_fields_are_those_of_the_schema(typed: type, model: type[BaseModel]):
-    hints, shown = get_type_hints(typed), model.model_json_schema()
-    assert set(hints) == set(model.model_fields)
-    for name, hint in hints.items():
-        assert kinds_of_type(hint) == kinds_of_schema(shown["properties"][name], shown.get("$defs", {})), name
+    ]
+    for typed, model in cases:
+        with subtests.test(typed=typed):
+            hints, shown = get_type_hints(typed), model.model_json_schema()
+            assert set(hints) == set(model.model_fields)
+            for name, hint in hints.items():
+                assert kinds_of_type(hint) == kinds_of_schema(shown["properties"][name], shown.get("$defs", {})), name

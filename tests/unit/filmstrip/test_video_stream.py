@@ -38,12 +38,14 @@ def test_a_frame_comes_as_soon_as_it_is_whole():
     assert reader.shape == SHAPE
 
 
-@pytest.mark.parametrize("length", [0, 19, 20, 21, len(DOWNLOAD) - 1])
-def test_a_download_that_ends_early_is_not_taken_for_whole(length):
-    reader = VideoReader()
-    reader.feed(DOWNLOAD[:length])
-    with pytest.raises(ConnectionFailed, match="ended"):
-        reader.finish()
+def test_a_download_that_ends_early_is_not_taken_for_whole(subtests: pytest.Subtests):
+    cases = [0, 19, 20, 21, len(DOWNLOAD) - 1]
+    for length in cases:
+        with subtests.test(length=length):
+            reader = VideoReader()
+            reader.feed(DOWNLOAD[:length])
+            with pytest.raises(ConnectionFailed, match="ended"):
+                reader.finish()
 
 
 def test_a_download_that_goes_on_is_refused():
@@ -56,37 +58,36 @@ def test_another_file_is_refused():
         list(FrameReader().feed(b"<!doctype html>, and so on"))
 
 
-@pytest.mark.parametrize(
-    "pieces", [VIDEO, list(VIDEO), [VIDEO.tobytes()], [VIDEO.tobytes()[:7], VIDEO.tobytes()[7:]], iter(VIDEO[:, :, :])]
-)
-def test_a_body_has_the_bytes_of_the_frames(pieces):
-    assert b"".join(video_body(pieces, SHAPE)) == VIDEO.tobytes()
+def test_a_body_has_the_bytes_of_the_frames(subtests: pytest.Subtests):
+    cases = [VIDEO, list(VIDEO), [VIDEO.tobytes()], [VIDEO.tobytes()[:7], VIDEO.tobytes()[7:]], iter(VIDEO[:, :, :])]
+    for pieces in cases:
+        with subtests.test(pieces=pieces):
+            assert b"".join(video_body(pieces, SHAPE)) == VIDEO.tobytes()
 
 
 def test_frames_that_are_not_contiguous_keep_their_order():
     assert b"".join(video_body(VIDEO[:, :, ::-1], SHAPE)) == VIDEO[:, :, ::-1].tobytes()
 
 
-@pytest.mark.parametrize(
-    ("pieces", "message"),
-    [
+def test_a_body_that_differs_from_its_shape_is_refused(subtests: pytest.Subtests):
+    cases = [
         (VIDEO[:4], "has 4 frames, its shape says 5"),
         ([VIDEO.tobytes()[:-1]], "its shape says 5"),
         ([*VIDEO, VIDEO[0]], "more frames than the 5"),
         (VIDEO[:, :2], r"uint8 \[4, 6, 3\]"),
         (VIDEO.astype(np.float32), "float32"),
-    ],
-)
-def test_a_body_that_differs_from_its_shape_is_refused(pieces, message):
-    with pytest.raises(ValueError, match=message):
-        list(video_body(pieces, SHAPE))
+    ]
+    for pieces, message in cases:
+        with subtests.test(pieces=pieces), pytest.raises(ValueError, match=message):
+            list(video_body(pieces, SHAPE))
 
 
 def test_shape_of_an_array():
     assert shape_of(VIDEO) == SHAPE
 
 
-@pytest.mark.parametrize("video", [VIDEO[0], VIDEO.astype(np.int16), VIDEO[:0]])
-def test_what_is_no_video_has_no_shape(video):
-    with pytest.raises(ValueError, match="uint8 array"):
-        shape_of(video)
+def test_what_is_no_video_has_no_shape(subtests: pytest.Subtests):
+    cases = [VIDEO[0], VIDEO.astype(np.int16), VIDEO[:0]]
+    for video in cases:
+        with subtests.test(video=video), pytest.raises(ValueError, match="uint8 array"):
+            shape_of(video)

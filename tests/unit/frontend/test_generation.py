@@ -12,7 +12,7 @@ import pytest
 from filmstrip.contract import Mode, PipelineSpec
 from filmstrip.errors import ClientGone, DiskFull, ModelError, ShuttingDown
 from filmstrip.models import ErrorEvent
-from frontend.array_plan import Uploads
+from frontend.array_plan import UploadInfo
 from frontend.generation import Generation
 from frontend.inference import ChunkAnswer
 from frontend.plan import Chain, make_plan
@@ -71,7 +71,7 @@ class Running:
 
     def __init__(self, model: Model, store: Store) -> None:
         request = GenerateRequest(pipeline_id="model", prompt="a cat", num_frames=16)
-        plan = make_plan(request, CHAIN, Uploads(), 2**30)
+        plan = make_plan(request, CHAIN, UploadInfo(), 2**30)
         self.plan = weakref.ref(plan)
         self.generation = Generation("id")
         self.ended = asyncio.Event()

@@ -394,7 +394,7 @@ class Resolver:
 
     async def is_photo(self, image: RequestImage) -> bool:
         """Whether what it writes into a file, behind other bytes, is the photo."""
-        path = self._folder / "lane"
+        path = self._folder / "buffer"
         path.write_bytes(b"x" * (64 + PHOTO.nbytes))
         await image.write(FileSlice(path, None, 64, PHOTO.nbytes))
         return path.read_bytes() == b"x" * 64 + PHOTO.tobytes()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from filmstrip.contract import Features, Interpolation, Mode, PipelineSpec
 from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape
-from frontend.array_plan import Source, TensorPlan, Uploads
+from frontend.array_plan import Source, TensorPlan, UploadInfo
 from frontend.plan import Chain, ChunkPlan, Plan, make_plan
 from frontend.schema import GenerateRequest
 
@@ -34,8 +34,8 @@ LONGLIVE = PipelineSpec(
 PROCESSOR = PipelineSpec("gray", (Mode.VIDEO,), 12, 12, features=Features(frame_processor=True))
 TINY = replace(LONGLIVE, granularity=1, height=2, width=2)  # so small that arrays can be compared byte by byte
 
-NOTHING = Uploads()
-INPUT = Uploads(input_shape=VideoShape(48, 320, 576, 3))
+NOTHING = UploadInfo()
+INPUT = UploadInfo(input_shape=VideoShape(48, 320, 576, 3))
 BLOB = np.random.default_rng(0).integers(0, 256, 8192, np.uint8)
 VIDEO = np.random.default_rng(1).integers(0, 256, (40, 2, 2, 3), np.uint8)
 
@@ -44,7 +44,7 @@ def make(
     num_frames: int = 48,
     chunk_specs: Sequence[dict[str, Any]] = (),
     facts: PipelineSpec = LONGLIVE,
-    uploads: Uploads = NOTHING,
+    uploads: UploadInfo = NOTHING,
     pre_processor: PipelineSpec | None = None,
     **fields: Any,
 ) -> Plan:
@@ -119,8 +119,8 @@ def cases(draw: st.DrawFn) -> tuple[PipelineSpec, int, int, dict[str, Any]]:
     return PROCESSOR if processor else TINY, num_input, num_frames, fields
 
 
-def uploads_of(num_input: int) -> Uploads:
-    return Uploads(VideoShape(num_input, 2, 2, 3) if num_input else None, BLOB.size, {"ref": (5, 7, 3)})
+def uploads_of(num_input: int) -> UploadInfo:
+    return UploadInfo(VideoShape(num_input, 2, 2, 3) if num_input else None, BLOB.size, {"ref": (5, 7, 3)})
 
 
 def read(tensor: TensorPlan, num_input: int) -> bytes:
@@ -268,7 +268,7 @@ def test_chunks_that_start_afresh(
     source: str, fields: dict[str, Any], spec: dict[str, Any], starts: list[int], frames: list[int]
 ) -> None:
     shape = INPUT.input_shape if source == "video" else None
-    uploads = Uploads(shape, blob_bytes=10**8, image_shapes={"ref": (8, 8, 3)})
+    uploads = UploadInfo(shape, blob_bytes=10**8, image_shapes={"ref": (8, 8, 3)})
     plan = make(48, [{"chunk": 2} | spec], uploads=uploads, **fields)
     assert resets(plan) == starts
     assert lengths(plan) == frames
@@ -292,7 +292,7 @@ def test_resets_count_in_the_number_of_chunks() -> None:
     ],
 )
 def test_a_video_of_ten_thousand_frames_starts_afresh_before_the_frame_index_ends(
-    uploads: Uploads, fields: dict[str, Any], num_chunks: int, starts: list[int]
+    uploads: UploadInfo, fields: dict[str, Any], num_chunks: int, starts: list[int]
 ) -> None:
     plan = make(10_000, uploads=uploads, **fields)
     assert len(plan.chunks) == num_chunks
@@ -301,7 +301,7 @@ def test_a_video_of_ten_thousand_frames_starts_afresh_before_the_frame_index_end
 
 
 def test_a_frame_processor_starts_once_however_long_the_video() -> None:
-    plan = make(10_000, facts=PROCESSOR, uploads=Uploads(VideoShape(1, 4, 6, 3)))
+    plan = make(10_000, facts=PROCESSOR, uploads=UploadInfo(VideoShape(1, 4, 6, 3)))
     assert len(plan.chunks) == 834
     assert resets(plan) == [0]
     assert plan.chunks[-1].keep == 10_000 - 833 * 12
@@ -348,7 +348,7 @@ def test_arrays_are_locked_in_time_unless_the_chunk_says_otherwise() -> None:
 def test_images_go_with_their_chunk() -> None:
     shapes = {"a": (8, 6, 3), "b": (5, 7, 3)}
     spec = {"chunk": 1, "first_frame_image": "a", "last_frame_image": "b", "vace_ref_images": ["b", "a", "b"]}
-    plan = make(36, [spec, {"chunk": 2, "vace_ref_images": []}], uploads=Uploads(image_shapes=shapes))
+    plan = make(36, [spec, {"chunk": 2, "vace_ref_images": []}], uploads=UploadInfo(image_shapes=shapes))
     images = [(image.spec.name, image.sources, image.shape, image.num_bytes) for image in plan.chunks[1].images]
     assert images == [
         ("first_frame_image", ("a",), (8, 6, 3), 144),
@@ -362,16 +362,16 @@ def test_images_go_with_their_chunk() -> None:
 @pytest.mark.parametrize(
     ("facts", "uploads", "fields", "size"),
     [
-        (LONGLIVE, Uploads(), {}, (320, 576)),
-        (LONGLIVE, Uploads(VideoShape(1, 33, 77, 3)), {}, (320, 576)),
+        (LONGLIVE, UploadInfo(), {}, (320, 576)),
+        (LONGLIVE, UploadInfo(VideoShape(1, 33, 77, 3)), {}, (320, 576)),
         (LONGLIVE, INPUT, {"width": 64}, (320, 64)),
-        (PROCESSOR, Uploads(VideoShape(1, 33, 77, 3)), {}, (33, 77)),
-        (PROCESSOR, Uploads(VideoShape(1, 33, 77, 3)), {"height": 65}, (65, 77)),
-        (PROCESSOR, Uploads(VideoShape(1, 33, 77, 3)), {"height": 64, "width": 96}, (64, 96)),
+        (PROCESSOR, UploadInfo(VideoShape(1, 33, 77, 3)), {}, (33, 77)),
+        (PROCESSOR, UploadInfo(VideoShape(1, 33, 77, 3)), {"height": 65}, (65, 77)),
+        (PROCESSOR, UploadInfo(VideoShape(1, 33, 77, 3)), {"height": 64, "width": 96}, (64, 96)),
     ],
 )
 def test_the_size_is_the_one_asked_for_or_the_pipelines_or_the_inputs(
-    facts: PipelineSpec, uploads: Uploads, fields: dict[str, Any], size: tuple[int, int]
+    facts: PipelineSpec, uploads: UploadInfo, fields: dict[str, Any], size: tuple[int, int]
 ) -> None:
     plan = make(13, facts=facts, uploads=uploads, **fields)
     assert plan.output == (13, *size, 3)
@@ -382,13 +382,13 @@ def test_the_size_is_the_one_asked_for_or_the_pipelines_or_the_inputs(
 
 def test_the_first_chunk_with_a_video_of_its_own_gives_a_frame_processor_its_size() -> None:
     specs = [{"chunk": 1, **own_video(3, 20, 30)}, {"chunk": 0, **own_video(3, 10, 40)}]
-    plan = make(24, specs, PROCESSOR, Uploads(blob_bytes=10_000))
+    plan = make(24, specs, PROCESSOR, UploadInfo(blob_bytes=10_000))
     assert plan.output == (24, 10, 40, 3)
     assert [chunk.tensors[0].shape for chunk in plan.chunks] == [(12, 10, 40, 3), (12, 20, 30, 3)]
 
 
 def test_what_a_preprocessor_takes_may_have_any_size() -> None:
-    uploads = Uploads(VideoShape(5, 33, 77, 3), blob_bytes=10_000)
+    uploads = UploadInfo(VideoShape(5, 33, 77, 3), blob_bytes=10_000)
     plan = make(24, [{"chunk": 1, **own_video(2, 20, 30)}], uploads=uploads, pre_processor=PROCESSOR)
     assert plan.output == (24, 320, 576, 3)
     assert [chunk.tensors[0].shape for chunk in plan.chunks] == [(12, 33, 77, 3), (12, 20, 30, 3)]
@@ -396,5 +396,5 @@ def test_what_a_preprocessor_takes_may_have_any_size() -> None:
 
 def test_stages_stand_in_the_order_in_which_a_chunk_passes_them() -> None:
     last = replace(PROCESSOR, id="scribble")
-    assert Chain(LONGLIVE, PROCESSOR, last).stages == (PROCESSOR, LONGLIVE, last)
-    assert Chain(LONGLIVE, post_processor=last).stages == (LONGLIVE, last)
+    assert Chain(LONGLIVE, PROCESSOR, last).pipelines == (PROCESSOR, LONGLIVE, last)
+    assert Chain(LONGLIVE, post_processor=last).pipelines == (LONGLIVE, last)

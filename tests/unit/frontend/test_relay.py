@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from frontend.inference import ChunkAnswer, ChunkCall, FileSlice, _stages
+from frontend.inference import ChunkAnswer, ChunkCall, FileSlice, _stage_seconds
 from frontend.relay import _MESSAGE, _REPLY, Relay, RelayDied, _Message, _parse_reply, _Reply
 from tests.support.aftermath import eventually
 
@@ -25,7 +25,7 @@ if mkdir first 2>/dev/null; then
 fi
 read call
 read go < go
-echo '{{"number": 2, "answer": {{"shape": [1], "stages": {{}}}}}}'
+echo '{{"number": 2, "answer": {{"shape": [1], "stage_seconds": {{}}}}}}'
 read end
 """
 
@@ -93,7 +93,7 @@ def test_an_answer_that_cannot_be_read_fails_its_own_call(tmp_path: Path, monkey
 
 def test_a_model_may_report_any_number_of_seconds() -> None:
     reply = _Reply(1, ChunkAnswer((1,), {"a": math.inf, "b": -math.inf, "c": math.nan}))
-    stages = _parse_reply(_REPLY.dump_json(reply)).answer.stages  # type: ignore[union-attr]
+    stages = _parse_reply(_REPLY.dump_json(reply)).answer.stage_seconds  # type: ignore[union-attr]
     assert (stages["a"], stages["b"]) == (math.inf, -math.inf)
     assert math.isnan(stages["c"])
 
@@ -106,4 +106,4 @@ def test_a_path_need_not_be_utf8() -> None:
 @pytest.mark.parametrize("report", [b"{", b"[]", b'{"stages": {"secret": "x"}}'])
 def test_a_bad_report_is_told_without_its_text(report: bytes) -> None:
     with pytest.raises(InferenceServerException, match=r"^the model sent a report that cannot be read$"):
-        _stages(np.array([report], np.object_))
+        _stage_seconds(np.array([report], np.object_))

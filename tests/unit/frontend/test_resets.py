@@ -3,13 +3,13 @@ from dataclasses import replace
 import pytest
 
 from filmstrip.contract import Mode, Prompt
-from frontend.plan import CacheInputs, reset_reason
+from frontend.plan import ResetInputs, needs_reset
 
 CAT = (Prompt("a cat"),)
 DOG = (Prompt("a dog"),)
 LATENT_FRAMES = 3
 
-VIDEO = CacheInputs(
+VIDEO = ResetInputs(
     mode=Mode.VIDEO,
     uses_vace=False,
     prompts=CAT,
@@ -23,60 +23,58 @@ VACE = replace(TEXT, uses_vace=True)
 STEPS = {"denoising_steps": (1000, 500)}
 
 
-def reason(before: CacheInputs, latents_since_reset: int = 3, **changes: object) -> str | None:
-    return reset_reason(before, replace(before, **changes), latents_since_reset, LATENT_FRAMES)
+def resets(before: ResetInputs, latents_since_reset: int = 3, **changes: object) -> bool:
+    return needs_reset(before, replace(before, **changes), latents_since_reset, LATENT_FRAMES)
 
 
 @pytest.mark.parametrize("chunk", [VIDEO, TEXT, VACE])
 def test_a_first_chunk_starts_afresh(chunk):
-    assert reset_reason(None, chunk, 0, LATENT_FRAMES) == "first chunk"
+    assert needs_reset(None, chunk, 0, LATENT_FRAMES)
 
 
 @pytest.mark.parametrize("chunk", [VIDEO, TEXT, VACE])
 def test_a_chunk_that_changes_nothing_goes_on(chunk):
-    assert reason(chunk) is None
+    assert not resets(chunk)
 
 
 @pytest.mark.parametrize(
     ("before", "changes", "expected"),
     [
         # Whatever manage_cache says.
-        (TEXT, {"reset_cache": True}, "reset_cache"),
-        (TEXT, {"reset_cache": True, "manage_cache": False}, "reset_cache"),
-        (TEXT, {"mode": Mode.VIDEO}, "mode"),
-        (VIDEO, {"mode": Mode.TEXT}, "mode"),
-        (VIDEO, {"mode": Mode.TEXT, "manage_cache": False}, "mode"),
+        (TEXT, {"reset_cache": True}, True),
+        (TEXT, {"reset_cache": True, "manage_cache": False}, True),
+        (TEXT, {"mode": Mode.VIDEO}, True),
+        (VIDEO, {"mode": Mode.TEXT}, True),
+        (VIDEO, {"mode": Mode.TEXT, "manage_cache": False}, True),
         # Denoising steps: in every mode, while the cache is managed.
-        (TEXT, STEPS, "denoising_steps"),
-        (VIDEO, STEPS, "denoising_steps"),
-        (VIDEO, STEPS | {"manage_cache": False}, None),
-        (replace(TEXT, denoising_steps=(1000, 500)), {"denoising_steps": None}, "denoising_steps"),
+        (TEXT, STEPS, True),
+        (VIDEO, STEPS, True),
+        (VIDEO, STEPS | {"manage_cache": False}, False),
+        (replace(TEXT, denoising_steps=(1000, 500)), {"denoising_steps": None}, True),
         # Prompts: text recaches instead.
-        (TEXT, {"prompts": DOG}, None),
-        (VIDEO, {"prompts": DOG}, "prompt"),
-        (VACE, {"prompts": DOG}, "prompt"),
-        (TEXT, {"prompts": DOG, "uses_vace": True}, "prompt"),
-        (VIDEO, {"prompts": (Prompt("a cat", 50.0),)}, "prompt"),
-        (VIDEO, {"prompts": DOG, "manage_cache": False}, None),
-        (VIDEO, {"prompts": DOG, "in_transition": True}, None),
-        (replace(VIDEO, prompts=DOG, in_transition=True), {"in_transition": False}, None),
+        (TEXT, {"prompts": DOG}, False),
+        (VIDEO, {"prompts": DOG}, True),
+        (VACE, {"prompts": DOG}, True),
+        (TEXT, {"prompts": DOG, "uses_vace": True}, True),
+        (VIDEO, {"prompts": (Prompt("a cat", 50.0),)}, True),
+        (VIDEO, {"prompts": DOG, "manage_cache": False}, False),
+        (VIDEO, {"prompts": DOG, "in_transition": True}, False),
+        (replace(VIDEO, prompts=DOG, in_transition=True), {"in_transition": False}, False),
         # Conditioning that comes or goes is no cause by itself.
-        (TEXT, {"uses_vace": True}, None),
-        (VACE, {"uses_vace": False}, None),
+        (TEXT, {"uses_vace": True}, False),
+        (VACE, {"uses_vace": False}, False),
     ],
 )
 def test_each_cause_alone(before, changes, expected):
-    assert reason(before, **changes) == expected
+    assert resets(before, **changes) is expected
 
 
-@pytest.mark.parametrize(
-    ("latents_since_reset", "expected"), [(1020, None), (1021, "frame index limit"), (1022, "frame index limit")]
-)
+@pytest.mark.parametrize(("latents_since_reset", "expected"), [(1020, False), (1021, True), (1022, True)])
 @pytest.mark.parametrize("managed", [True, False])
 def test_the_frame_index_ends_three_before_1024(latents_since_reset, expected, managed):
-    assert reason(replace(TEXT, manage_cache=managed), latents_since_reset) == expected
+    assert resets(replace(TEXT, manage_cache=managed), latents_since_reset) is expected
 
 
 def test_manage_cache_that_comes_back_compares_with_the_chunk_before_only():
     off = replace(VIDEO, manage_cache=False, denoising_steps=(1000, 500))
-    assert reason(off, manage_cache=True) is None
+    assert not resets(off, manage_cache=True)

@@ -5,7 +5,6 @@ import math
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +18,7 @@ from hypothesis import strategies as st
 from filmstrip.contract import Features, Mode, PipelineSpec
 from filmstrip.errors import DiskFull, UnknownPath
 from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape, pack_video_header
-from frontend.array_plan import Source, Uploads
+from frontend.array_plan import Source, UploadInfo
 from frontend.images import RequestImage
 from frontend.inference import FileSlice, TensorRef
 from frontend.plan import Chain, Plan, make_plan
@@ -65,7 +64,7 @@ def make(
 ) -> Plan:
     body = {"pipeline_id": "tiny", "prompt": "x", "num_frames": num_frames, "chunk_specs": list(specs)}
     shape = VideoShape(*VIDEO[:num_input].shape) if num_input else None
-    uploads = Uploads(shape, BLOB.size, {name: image.shape for name, image in IMAGES.items()})
+    uploads = UploadInfo(shape, BLOB.size, {name: image.shape for name, image in IMAGES.items()})
     return make_plan(GenerateRequest.model_validate(body), chain or Chain(FACTS), uploads, 2**30)
 
 
@@ -104,9 +103,9 @@ def uploads(tmp_path: Path) -> Iterator[Open]:
 @pytest.fixture
 def buffer(tmp_path: Path) -> Iterator[StagingBuffer]:
     """A staging buffer that Triton has registered."""
-    made = StagingBuffer(tmp_path / "lane", 100_000, 0o600)
+    made = StagingBuffer(tmp_path / "buffer", 100_000, 0o600)
     made.open()
-    made.region = "lane"
+    made.region = "buffer"
     yield made
     made.close()
 
@@ -114,7 +113,7 @@ def buffer(tmp_path: Path) -> Iterator[StagingBuffer]:
 def content(tensor: TensorRef) -> npt.NDArray[Any]:
     """A tensor as Triton would read it: from the file that its place names."""
     raw = tensor.place.path.read_bytes()[tensor.place.offset :][: tensor.place.num_bytes]
-    return np.frombuffer(raw, {"UINT8": "u1", "FP32": "<f4"}[tensor.dtype]).reshape(tensor.shape)
+    return np.frombuffer(raw, {"UINT8": "u1", "FP32": "<f4"}[tensor.spec.dtype]).reshape(tensor.shape)
 
 
 def same(tensor: TensorRef, expected: npt.NDArray[Any]) -> bool:
@@ -158,7 +157,7 @@ async def test_vace_arrays_are_trimmed_channel_by_channel(
     assert same(found["vace_masks"], floats(2001, *shapes["vace_masks"])[:, :, :kept])
 
 
-async def test_images_are_decoded_into_the_lane(buffer: StagingBuffer, uploads: Open) -> None:
+async def test_images_are_decoded_into_the_buffer(buffer: StagingBuffer, uploads: Open) -> None:
     spec = {"chunk": 0, "first_frame_image": "a", "last_frame_image": "b", "vace_ref_images": ["b", "a"]}
     found = await stage_inputs(make(9, [spec]).chunks[0], buffer, uploads(1), IMAGES)
     assert same(found["first_frame_image"], PIXELS["a"])
@@ -195,7 +194,7 @@ async def test_an_array_in_one_piece_stays_where_triton_has_the_upload(buffer: S
 
 async def test_an_array_in_pieces_is_copied_though_triton_has_the_upload(buffer: StagingBuffer, uploads: Open) -> None:
     found = await stage_inputs(make(12, num_input=5).chunks[0], buffer, uploads(5, "shm"), {})
-    assert found["input_video"].place == FileSlice(buffer.path, "lane", 0, 144)
+    assert found["input_video"].place == FileSlice(buffer.path, "buffer", 0, 144)
     assert same(found["input_video"], VIDEO[np.arange(12) % 5])
 
 
@@ -203,7 +202,7 @@ async def test_an_upload_that_triton_does_not_have_is_copied_into_a_buffer(
     buffer: StagingBuffer, uploads: Open
 ) -> None:
     found = await stage_inputs(make(12, num_input=12).chunks[0], buffer, uploads(12), {})
-    assert found["input_video"].place == FileSlice(buffer.path, "lane", 0, 144)
+    assert found["input_video"].place == FileSlice(buffer.path, "buffer", 0, 144)
 
 
 async def test_nothing_in_one_piece_is_copied_into_a_buffer_on_disk(buffer: StagingBuffer, uploads: Open) -> None:
@@ -252,12 +251,12 @@ def test_a_layout_holds_every_chunk_without_overlap(
     plan = make(12 * len(arrays), specs, num_input, Chain(FACTS, before, PROCESSOR if processors > 1 else None))
     layout = StagingLayout.of(plan)
     files = uploads(max(num_input, 1))
-    assert len(layout.stage_offsets) == len(plan.chain.stages)
+    assert len(layout.frames_offsets) == len(plan.chain.pipelines)
     for chunk in plan.chunks:
         found = asyncio.run(stage_inputs(chunk, buffer, files, IMAGES))
         taken = [*spans(found, buffer)]
         assert len(taken) == len(chunk.tensors) + len(chunk.images) == len(found)
-        taken += [(offset, offset + chunk.frames.num_bytes) for offset in layout.stage_offsets]
+        taken += [(offset, offset + chunk.frames.num_bytes) for offset in layout.frames_offsets]
         taken.sort()
         assert all(start % 64 == 0 for start, _ in taken)
         assert all(end <= start for (_, end), (start, _) in pairwise(taken))
@@ -268,7 +267,7 @@ def test_a_layout_holds_every_chunk_without_overlap(
 
 
 class Registry:
-    """The part of Triton that slices use: it takes the first files that it is given, or none."""
+    """The part of Triton that staging uses: it takes the first files that it is given, or none."""
 
     def __init__(self, takes: int, *, takes_shared_memory: bool = True) -> None:
         self.takes = takes
@@ -321,7 +320,7 @@ async def test_what_triton_maps_is_open_to_its_group(store: Store) -> None:
         ] * 3
 
 
-async def test_lanes_lie_in_shared_memory_that_triton_has(store: Store, tmp_path: Path) -> None:
+async def test_buffers_lie_in_shared_memory_that_triton_has(store: Store, tmp_path: Path) -> None:
     registry = Registry(2)
     open_files = os.listdir("/proc/self/fd")
     async with open_buffers(1000, 2, store, cast("TritonClient", registry)) as buffers:
@@ -337,7 +336,7 @@ async def test_lanes_lie_in_shared_memory_that_triton_has(store: Store, tmp_path
 
 
 @pytest.mark.parametrize("registry", [Registry(0), Registry(1), Registry(2, takes_shared_memory=False)])
-async def test_lanes_lie_on_disk_where_triton_takes_none(store: Store, tmp_path: Path, registry: Registry) -> None:
+async def test_buffers_lie_on_disk_where_triton_takes_none(store: Store, tmp_path: Path, registry: Registry) -> None:
     async with open_buffers(1000, 2, store, cast("TritonClient", registry)) as buffers:
         assert registry.registered_now == {}
         assert [buffer.region for buffer in buffers] == [None, None]
@@ -347,7 +346,7 @@ async def test_lanes_lie_on_disk_where_triton_takes_none(store: Store, tmp_path:
     assert leftovers(store, tmp_path) == []
 
 
-async def test_lanes_that_find_no_room_anywhere_leave_nothing(store: Store, tmp_path: Path) -> None:
+async def test_buffers_that_find_no_room_anywhere_leave_nothing(store: Store, tmp_path: Path) -> None:
     with pytest.raises(DiskFull):
         async with open_buffers(2**60, 2, store, cast("TritonClient", Registry(2))):
             pass
@@ -355,24 +354,20 @@ async def test_lanes_that_find_no_room_anywhere_leave_nothing(store: Store, tmp_
 
 
 @pytest.mark.parametrize(("takes", "in_shm"), [(1, True), (0, True), (1, False)])
-async def test_uploads_are_held_open_and_registered_where_they_lie_in_shared_memory(
+async def test_uploads_stay_open_and_are_registered_where_they_lie_in_shared_memory(
     store: Store, takes: int, in_shm: bool
 ) -> None:
     with store.draft(Kind.BLOB, 4 if in_shm else 0) as draft:
         await draft.append(b"data")
         file = draft.commit()
     registry = Registry(takes)
-    async with open_uploads({Source.BLOB: file}, store, cast("TritonClient", registry)) as opened:
+    async with open_uploads({Source.BLOB: file}, cast("TritonClient", registry)) as opened:
         upload = opened[Source.BLOB]
         assert upload.region == (file.path.name if takes and in_shm else None)
-        store._files[file.name] = replace(file, expires_at=0)
-        store.expire()
+        file.path.unlink()
         assert os.pread(upload.fd, 10, 0) == b"data"
-        assert file.path.exists()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(upload.fd)
-    store.expire()
-    assert not file.path.exists()
     assert registry.registered_now == {}
 
 
@@ -382,6 +377,6 @@ async def test_an_upload_that_is_gone_is_named(store: Store) -> None:
         file = draft.commit()
     file.path.unlink()
     with pytest.raises(UnknownPath, match="data_blob_path") as caught:
-        async with open_uploads({Source.BLOB: file}, store, cast("TritonClient", Registry(0))):
+        async with open_uploads({Source.BLOB: file}, cast("TritonClient", Registry(0))):
             pass
     assert caught.value.field == "data_blob_path"
