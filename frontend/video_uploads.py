@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 _NUM_DECODERS = 2
 _LIMITS = Limits(cpu_s=60, memory_bytes=2**30)
 _WALL_S = 180.0  # the limit on CPU time is reached first, unless the machine is overloaded
+_CLOCK_HZ = 1_000_000
 _TOO_SLOW = "the video takes too long to decode; `start`, `end` and `max_frames` select a part of it"
 
 
@@ -139,15 +140,20 @@ def _job(spool: Draft, query: VideoUploadQuery, limit_bytes: int) -> DecodeJob:
         raise InvalidField(f"end: must be greater than start, {query.start:g}, got {query.end:g}", "end")
     return DecodeJob(
         path=str(spool.path),
-        start=str(Fraction(query.start)),
-        end="" if query.end is None else str(Fraction(query.end)),
-        fps="" if query.fps is None else str(Fraction(query.fps).limit_denominator(MAX_FPS_DENOMINATOR)),
+        start=_exact(query.start, _CLOCK_HZ),
+        end="" if query.end is None else _exact(query.end, _CLOCK_HZ),
+        fps="" if query.fps is None else _exact(query.fps, MAX_FPS_DENOMINATOR),
         max_frames=query.max_frames,
         height=query.height,
         width=query.width,
         fit=query.fit,
         limit_bytes=limit_bytes,
     )
+
+
+def _exact(number: float, max_denominator: int) -> str:
+    """The fraction that was meant: 0.2 is 1/5, and not the float next to it."""
+    return str(Fraction(number).limit_denominator(max_denominator))
 
 
 async def _answers(process: asyncio.subprocess.Process) -> AsyncIterator[dict[str, Any]]:

@@ -193,23 +193,26 @@ def _decode(job: DecodeJob, lines: BinaryIO) -> None:
     sizes = _Sizes(fitting.height, fitting.width, reader.num_frames, job.limit_bytes)
     sizes.check(reader.num_frames or 1, slack=2)  # of what a file says of its length
     output: BinaryIO | None = None
-    room = num_frames = 0
+    room = num_frames = expected_bytes = 0
     try:
         for frame in reader.frames(fitting.inner):
             fitted = fitting.apply(frame)
             sizes.check(num_frames + 1)
             if output is None:
+                expected_bytes = min((reader.num_frames or 0) * fitted.nbytes, job.limit_bytes)
                 _answer(
                     height=fitting.height,
                     width=fitting.width,
                     fps=float(reader.fps),
-                    expected_bytes=min((reader.num_frames or 0) * fitted.nbytes, job.limit_bytes),
+                    expected_bytes=expected_bytes,
                     poster=_poster(fitted),
                 )
                 output = _opened_for_writing(_line(lines)["into"])
             num_frames += 1
-            if num_frames * fitted.nbytes > room:
-                room += max(_ROOM_BYTES, fitted.nbytes)
+            needed = num_frames * fitted.nbytes
+            if needed > room:
+                more = min(needed, _ROOM_BYTES)
+                room = max(needed, min(needed + more, expected_bytes or needed + more))
                 _answer(room=room)
                 _line(lines)
             output.write(fitted.data)

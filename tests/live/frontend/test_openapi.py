@@ -53,11 +53,18 @@ def test_streams_and_binary_bodies_are_described(document: dict[str, Any]) -> No
     assert set(generate["responses"]) == {"200"} | refusals
     upload = paths["/api/v1/generate/upload"]["post"]
     assert "application/octet-stream" in upload["requestBody"]["content"]
-    assert {part["name"]: part["required"] for part in upload["parameters"]} == {
-        "X-Video-Frames": True,
-        "X-Video-Height": True,
-        "X-Video-Width": True,
-        "X-Video-Channels": False,
+    assert "video/mp4" in upload["requestBody"]["content"]
+    headers = {part["name"] for part in upload["parameters"] if part["in"] == "header"}
+    assert headers == {f"X-Video-{side}" for side in ("Frames", "Height", "Width", "Channels")}
+    assert {part["name"]: part["schema"] for part in upload["parameters"] if part["in"] == "query"} == {
+        "format": {"enum": ["mp4", "mov", "webm", "mkv"], "type": "string"},
+        "start": {"default": 0, "maximum": 1_000_000, "minimum": 0, "type": "number"},
+        "end": {"maximum": 1_000_000, "minimum": 0, "type": "number"},
+        "fps": {"maximum": 240, "minimum": 0.1, "type": "number"},
+        "max_frames": {"minimum": 1, "type": "integer"},
+        "height": {"maximum": 8192, "minimum": 1, "type": "integer"},
+        "width": {"maximum": 8192, "minimum": 1, "type": "integer"},
+        "fit": {"default": "cover", "enum": ["cover", "contain"], "type": "string"},
     }
     download = paths["/api/v1/generate/download"]["get"]
     assert set(download["responses"]["206"]["headers"]) == {
