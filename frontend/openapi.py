@@ -97,15 +97,18 @@ def parameter(
 
 def query_parameters(model: type[BaseModel], texts: Mapping[str, str]) -> list[dict[str, Any]]:
     """The fields of a model as optional parameters of the query, with a text for each."""
-    properties = model.model_json_schema()["properties"]
+    schema = model.model_json_schema(ref_template="{model}")
+    fields, definitions = schema["properties"], schema.get("$defs", {})
     return [
-        parameter(name, "query", _plain(properties[name]), texts[name], required=False) for name in model.model_fields
+        parameter(name, "query", _plain(fields[name], definitions), texts[name], required=False)
+        for name in model.model_fields
     ]
 
 
-def _plain(schema: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
     """The schema of a field without its title and without null, which a query cannot express."""
     found = next((option for option in schema.get("anyOf", ()) if option.get("type") != "null"), schema)
+    found = definitions.get(found.get("$ref", ""), found)
     default = {"default": schema["default"]} if schema.get("default") is not None else {}
     return {name: value for name, value in found.items() if name not in ("title", "anyOf", "description")} | default
 

@@ -581,7 +581,7 @@ def _a_rate(value: Any) -> Any:
 _RATE = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?(?:/[0-9]{1,9})?", re.ASCII)
 MIN_FPS, MAX_FPS = 0.1, 240
 MAX_SECONDS = 10**6
-Rate = Annotated[float, BeforeValidator(_a_rate), Field(ge=MIN_FPS, le=MAX_FPS, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=MIN_FPS, le=MAX_FPS, allow_inf_nan=False), BeforeValidator(_a_rate)]
 """Frames per second in a query."""
 
 

@@ -118,6 +118,8 @@ def _add_frames(job: EncodeJob, encoder: Encoder, frames: _Frames, lines: Binary
                 reported = written
                 _answer(**{"grown" if job.growing_into else "written": written})
         num_added = num_frames
+        if job.growing_into:
+            _answer(grown=_size(path), is_waiting=True)
     encoder.finish()
 
 
