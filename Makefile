@@ -1,14 +1,14 @@
 # make demo: set everything up and generate a video. make test: set everything up and run the quick tests.
 PYTHON ?= python3
 PIP_TORCH ?= torch==2.13.0
-# Number of processes that run the tests. All tests of a shared server run in the same one.
-TEST_WORKERS ?= 2
+# Number of processes that run the tests. More than cores, because many tests wait.
+TEST_WORKERS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TORCH_READY := $(VENV)/.ready-torch
 TESTS_READY := $(VENV)/.ready-tests
-PYTEST = -m pytest -n $(TEST_WORKERS) --dist loadgroup
+PYTEST = -m pytest -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder
 QUICK := unit or smoke
 # The pipeline whose weights are in the repository. The export writes this file last.
 SMALL := checkpoints/longlive-small
@@ -16,8 +16,9 @@ SMALL_READY := models/longlive-small/config.pbtxt
 # An earlier location of the export: two models with the same name are refused.
 OLD_SMALL := model_repository/longlive-small
 SMALL_FILES := $(wildcard $(addprefix $(SMALL)/,*.json *.safetensors */*.json */*.safetensors))
-# Manifests detect engines of other weights, but not of other code.
-GRAPH_CODE := $(wildcard export/*.py export/*/*.py)
+# Manifests detect engines of other weights, but not of other code: if a file that shapes graphs changes, all are rebuilt.
+GRAPH_CODE := $(wildcard export/modules/*.py) \
+	$(addprefix export/,checkpoint.py config.py graph_specs.py lora.py onnx_files.py spec.py weight_names.py)
 
 .PHONY: help setup torch test-setup model demo serve test test-all coverage lint fix bench soak compile-full audit check release-check lock clean
 .DEFAULT_GOAL := help
@@ -48,7 +49,7 @@ $(TESTS_READY): requirements-tests.txt $(TORCH_READY)
 model: $(SMALL_READY) ## Export longlive-small if its engines are out of date
 	@[ ! -f $(OLD_SMALL)/1/pipeline.json ] || { echo "removing $(OLD_SMALL), which is in models/ now"; rm -r $(OLD_SMALL); }
 
-$(SMALL_READY): $(SMALL_FILES) $(GRAPH_CODE) $(wildcard filmstrip/*.py filmstrip/runtime/*.py) $(TORCH_READY)
+$(SMALL_READY): $(SMALL_FILES) $(GRAPH_CODE) $(wildcard export/*.py filmstrip/*.py filmstrip/runtime/*.py) $(TORCH_READY)
 	$(BIN)/python -m export longlive --checkpoint $(SMALL) --id longlive-small --size 64x64 \
 		--lora outlines=$(SMALL)/loras/outlines.safetensors $(if $(filter $(GRAPH_CODE),$?),--fresh)
 
@@ -94,12 +95,12 @@ compile-full: $(TESTS_READY) ## Compile every graph of LongLive at full size, wi
 	$(BIN)/python -m export.compile_full
 
 audit: setup ## Check the pinned packages for known vulnerabilities (needs network access)
-	$(BIN)/python -m tests.support.audit
+	$(BIN)/python -m tools.audit
 
 check: lint test-all audit ## Run everything that CI runs, and audit
 
 release-check: setup ## Build the package, install it into an empty environment, make a video with it
-	$(BIN)/python -m tests.support.release_check
+	$(BIN)/python -m tools.release_check
 
 lock: setup ## Update the lock files after a change of pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \

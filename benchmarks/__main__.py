@@ -1,8 +1,5 @@
 """`python -m benchmarks`: measure the server against what the machine itself can do."""
 
-import shlex
-import signal
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -11,6 +8,7 @@ import click
 
 from benchmarks import chunks, latency, longlive, report, transfers
 from benchmarks.report import Options
+from tests.support.command_line import called_as, exit_on_sigterm, folder_option
 
 README = Path(__file__).with_name("README.md")
 BENCHMARKS = {
@@ -29,18 +27,14 @@ BENCHMARKS = {
 @click.option("--quick", is_flag=True, help="Small files and few chunks, to check that the benchmarks work.")
 @click.option("--large", is_flag=True, help="Also transfer 1 GB and upload a blob of 2 GiB.")
 @click.option("--write", is_flag=True, help="Write the results into benchmarks/README.md.")
-@click.option(
-    "--folder",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder on the disk to measure; needs some free GB.  [default: the system's temporary folder]",
-)
+@folder_option
 def main(*, only: tuple[str, ...], rounds: int, quick: bool, large: bool, write: bool, folder: Path | None) -> None:
     """Compare the server with the limits of the machine.
 
     A server and its baseline are measured alternately. The tables have the medians of all rounds, and the ratios of
     measurements in the same round. The servers run on loopback.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are ended then, too
+    exit_on_sigterm()
     sections = []
     for name, (title, measure) in BENCHMARKS.items():
         if only and name not in only:
@@ -50,7 +44,7 @@ def main(*, only: tuple[str, ...], rounds: int, quick: bool, large: bool, write:
             rows = measure(Options(Path(own), rounds, quick, large))
         sections.append((title, rows))
         click.echo(f"\n{title}, {time.monotonic() - began:.0f} s\n\n{report.text_table(rows)}")
-    command = shlex.join(["python", "-m", "benchmarks", *(word for word in sys.argv[1:] if word != "--write")])
+    command = called_as("benchmarks", without="--write")
     click.echo(f"\n{command}, rounds: {rounds}. {report.machine()}")
     if write:
         report.write(README, report.markdown(command, rounds, sections))

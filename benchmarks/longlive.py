@@ -19,7 +19,7 @@ from benchmarks.servers import MeasuredFrontend, Transport, cpu_s_of, memory_of,
 from benchmarks.wire import Arrival
 from tests.support import http
 from tests.support.server import ROOT
-from tests.support.shipped import CHECKPOINT, ID, LORAS, SIDES, export_shipped
+from tests.support.small_export import CHECKPOINT, ID, LORAS, SIDES, export_small
 
 PROMPT = "a red circle moving left on a blue background"
 FIRST_CHUNK, CHUNK = 9, 12  # frames
@@ -72,7 +72,7 @@ def export(folder: Path) -> Model:
     Raises:
         RuntimeError: the export failed, as where PyTorch is not installed.
     """
-    return shipped(export_shipped(folder))
+    return shipped(export_small(folder))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`python -m export`: from a checkpoint to a model folder in Triton's model repository."""
+"""The command `python -m export`: from a checkpoint to a model folder in Triton's model repository."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,7 +90,7 @@ def main() -> None:
 @click.option(
     "--precision",
     type=click.Choice([one.value for one in Precision]),
-    help="What the engines compute in.  [default: fp32 on the CPU, else bf16]",
+    help="Number format that the engines compute in.  [default: fp32 on the CPU, otherwise bf16]",
 )
 @click.option(
     "--lora",
@@ -107,12 +107,12 @@ def main() -> None:
     help="With a GPU's engines, encode prompts on the CPU: UMT5-XXL takes 11 GiB of GPU memory, or tens of seconds of "
     "CPU time for each new prompt.",
 )
-@click.option("--workspace", type=float, metavar="GIB", help="TensorRT: most memory that a tactic may use.")
-@click.option("--optimization-level", type=click.IntRange(0, 5), help="TensorRT: how long to look for fast tactics.")
+@click.option("--workspace", type=float, metavar="GIB", help="TensorRT: maximum memory that a tactic may use.")
+@click.option("--optimization-level", type=click.IntRange(0, 5), help="TensorRT: how long to search for fast tactics.")
 @click.option(
     "--timing-cache",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="TensorRT: a file that keeps its measurements, so that the next build is faster.",
+    help="TensorRT: a file that keeps its measurements and makes the next build faster.",
 )
 @click.option(
     "--threads",
@@ -157,11 +157,11 @@ def longlive(
     }
     tensorrt = None
     if Builder(builder) is Builder.ONNX_RUNTIME:
-        unfit = [option for option, value in tensorrt_only.items() if value is not None]
-        if unfit:
-            raise click.UsageError(f"{', '.join(unfit)}: only for TensorRT; choose a --builder")
+        given = [option for option, value in tensorrt_only.items() if value is not None]
+        if given:
+            raise click.UsageError(f"{', '.join(given)}: only for TensorRT; choose a --builder")
         if precision not in (None, Precision.FP32.value):
-            raise click.UsageError("on the CPU engines compute in fp32: ONNX Runtime has no bf16 there")
+            raise click.UsageError("engines for the CPU compute in fp32: ONNX Runtime has no bf16 there")
     else:
         try:
             tensorrt = BuildOptions(

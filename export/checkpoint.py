@@ -80,7 +80,7 @@ def build_networks(config: CheckpointConfig, text_encoder: TextEncoder | None = 
 
 
 def meta_networks(config: CheckpointConfig, text_encoder: TextEncoderConfig | None = None) -> Networks:
-    """All networks of a configuration with their weights on the meta device: they have shapes and take no memory."""
+    """All networks of a configuration on the meta device: their weights have shapes but take no memory."""
     with torch.device("meta"):
         return build_networks(
             config, None if text_encoder is None else TextEncoder(text_encoder, config.text_len).eval()
@@ -107,7 +107,7 @@ def load_networks(folder: Path) -> Networks:
     load_into(vae_weights, networks.vae_encoder, networks.vae_decoder)
 
     if networks.vace is not None and (folder / "vace").is_dir():
-        # A release of VACE carries a transformer of its own; the branch uses this checkpoint's embeddings.
+        # A release of VACE has a transformer of its own; the branch uses this checkpoint's embeddings.
         released = wan_names(_read_folder(folder / "vace"))
         weights |= {name: value for name, value in released.items() if name.startswith("vace_")}
     load_into(weights, *networks.denoisers)
@@ -192,7 +192,7 @@ def load_into(weights: Mapping[str, Tensor], *modules: nn.Module) -> None:
 
 
 def weight_files(folder: Path) -> dict[Component, list[Path]]:
-    """The files of a checkpoint's folder that each component is made of, each `config.json` included."""
+    """The files of a checkpoint's folder that each component is built from, including each `config.json`."""
     folders = {
         Component.TRANSFORMER: (folder, folder / "lora", folder / "vace"),
         Component.VAE: (folder / "vae",),
@@ -234,7 +234,7 @@ def _load_text_encoder(folder: Path, config: CheckpointConfig) -> TextEncoder:
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Parameters made inside have this type from the start and are never in memory as another."""
+    """Parameters created inside have this type from the start, and never take memory as another type."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

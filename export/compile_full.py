@@ -1,7 +1,7 @@
-"""`python -m export.compile_full`: LongLive at full size, compiled without its weights for GPUs that are not here.
+"""`python -m export.compile_full`: compiles LongLive at full size, with noise as weights and without a GPU.
 
-It shows that TensorRT-RTX compiles every graph, how long that takes and how large the engines are; the weights are
-noise. Each graph is compiled in a process of its own, so that the process's peak memory is the graph's.
+It shows that TensorRT-RTX compiles every graph, how long that takes and how large the engines are. Each graph is
+compiled in a process of its own, so that its peak memory can be measured.
 """
 
 import hashlib
@@ -54,11 +54,11 @@ LONGLIVE = CheckpointConfig(
 )
 SIZES = (Size(320, 576), Size(480, 832))
 _MIB = 1 << 20
-_NUM_NOISE = 48 << 20  # numbers: more than the largest weight has
+_NUM_NOISE = 48 << 20  # numbers: more than in the largest weight
 _PAGE = 4096
 
 Report = Callable[[str], object]
-"""Takes a sentence about what is happening."""
+"""Takes a sentence about the progress."""
 
 
 class CompileJob(NamedTuple):
@@ -97,18 +97,18 @@ class CompileConfig:
 
 @dataclass(frozen=True)
 class CompileResult:
-    """A graph at a size. One engine serves all sizes and targets: whatever does not depend on the size is the engine's.
+    """A graph at a size. One engine serves all sizes and targets; only `activation_mib` depends on the size.
 
     Attributes:
         graph: the job's label.
         size: WIDTHxHEIGHT, or "any" if no shape depends on it.
         target: GPU architectures, separated by commas.
-        seconds: tracing, translating and compiling took.
-        compile_seconds: compiling alone took.
+        seconds: duration of tracing, translating and compiling.
+        compile_seconds: duration of compiling.
         peak_mib: the process's peak memory.
         plan_bytes: size of the engine.
         activation_mib: GPU memory for tensors and scratch space, not counting the engine and its inputs and outputs.
-        made_from: changes with the code and the configuration.
+        made_from: hash of the code and the configuration.
     """
 
     graph: str
@@ -296,9 +296,9 @@ def _log(job: CompileJob, message: str) -> None:
 )
 @click.option("--fresh", is_flag=True, help="Also compile what the results file already has.")
 def main(out: Path, graphs: tuple[str, ...], targets: tuple[str, ...], fresh: bool) -> None:
-    """Compile LongLive at full size, without its weights, for GPUs that need not be here.
+    """Compile LongLive at full size, without its weights and without a GPU.
 
-    Takes a quarter of an hour on two cores and 8 GiB of memory. If stopped, run it again: it continues.
+    Takes a quarter of an hour on two cores and 8 GiB of memory. If it is stopped, run it again: it continues.
     """
     console = Console()
     if fresh:

@@ -20,7 +20,7 @@ class ExportError(Exception):
 
 
 class BadConfig(ExportError):
-    """A `config.json` has a missing, unknown or wrong key, or the export's id or size is not possible."""
+    """A `config.json` has a missing, unknown or wrong key, or the id or a size is not possible."""
 
 
 class BadCheckpoint(ExportError):

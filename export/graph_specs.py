@@ -1,9 +1,9 @@
-"""The graphs that a checkpoint is exported as, declared: everything else in the export follows this list.
+"""Declares the graphs that a checkpoint is exported as: everything else in the export follows this list.
 
-A graph is a module with named tensors in and a tuple of tensors out. Latents, pixels and velocities cross the border of
-a graph in float32, whatever the graph computes in, so the runtime's own arithmetic does not depend on it. Keys, values,
-hints and feature caches keep the graph's precision: they only go from engine to engine. Tables and hints have separate
-axes for latent frame, row and column, because a length that is a product breaks the translation (see PITFALLS.md).
+A graph is a module with named tensors in and a tuple of tensors out. Latents, pixels and velocities are float32 outside
+of graphs, so that the runtime's arithmetic does not depend on a graph's precision. Keys, values, hints and feature
+caches keep that precision: they only go from engine to engine. Tables and hints have separate axes for latent frame,
+row and column, because a length that is a product breaks the translation (see PITFALLS.md).
 """
 
 import copy
@@ -139,10 +139,10 @@ class TextEncoderGraph(nn.Module):
 
 
 class VaeGraph(nn.Module):
-    """A pass of the VAE's encoder or decoder; without feature caches as inputs it is the first of a video."""
+    """A pass of the VAE's encoder or decoder; without feature caches as inputs it is the first pass of a video."""
 
     def __init__(self, network: nn.Module, input_name: str, *, emits_caches: bool = True) -> None:
-        """`input_name` is the input that is no cache; without `emits_caches` no later pass can continue this one."""
+        """`input_name`: the input that is not a cache. Without `emits_caches`, no later pass can continue this one."""
         super().__init__()
         self.network = network
         self.input_name = input_name
@@ -159,7 +159,7 @@ def _dtype(module: nn.Module) -> torch.dtype:
     return next(module.parameters()).dtype
 
 
-# The largest error, as a share of an output's largest value.
+# The largest errors that are allowed, as a share of an output's largest value.
 TOLERANCES = {Precision.FP32: 1e-4, Precision.FP16: 2e-2, Precision.BF16: 1e-1}
 
 _USUAL_TOKENS = 64  # a long sentence
@@ -174,7 +174,7 @@ def grid_of(config: CheckpointConfig, size: Size) -> Grid:
     """Rows and columns of tokens at a size.
 
     Raises:
-        BadConfig: the size is not a multiple of a token's.
+        BadConfig: the size is not a multiple of the size of a token.
     """
     token = Size(*(config.vae.spatial_factor * patch for patch in config.patch_size[1:]))
     if not _is_multiple(size, token):
@@ -217,7 +217,7 @@ class _SharedInputs:
         self.num_loras = num_loras
 
     def lora_scales(self, network: nn.Module) -> tuple[InputSpec, ...]:
-        """Only for networks that an adapter changes: TensorRT reports an unused input as an error."""
+        """Only for networks that an adapter changes: an unused input is an error."""
         has_adapter = any(isinstance(layer, Linear) and layer.lora_a is not None for layer in network.modules())
         return (InputSpec("lora_scales", (self.num_loras,), sample=_halves),) if has_adapter else ()
 

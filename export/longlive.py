@@ -1,4 +1,4 @@
-"""From a checkpoint's folder to a model's: each graph is translated, built, verified and only then moved into place."""
+"""From a checkpoint's folder to a model's: each graph is translated, built and verified, then moved into place."""
 
 import shutil
 import tempfile
@@ -48,7 +48,7 @@ class ExportConfig:
         repository: Triton's model repository, in which the folder `id` is written.
         loras: files by name, in the order of the scales.
         tensorrt: how TensorRT builds the engines; None for ONNX Runtime, on the CPU and in float32.
-        text_encoder_on_cpu: run the text encoder on the CPU, wherever the others run.
+        text_encoder_on_cpu: run the text encoder on the CPU, wherever the other graphs run.
         verify: compare the engines with the modules before they are moved into place.
         fresh: build engines again even if they are up to date.
         num_threads: of ONNX Runtime, while engines are compared.
@@ -92,7 +92,7 @@ class ExportResult:
     Attributes:
         folder: of the model.
         built: graphs whose engines are new.
-        kept: graphs whose engines were there and up to date.
+        kept: graphs whose engines were up to date.
         ran_engines: whether the engines could run on this machine; if not, only their graphs were verified.
     """
 
@@ -139,7 +139,7 @@ class EngineConfig:
 
 
 def export_longlive(config: ExportConfig, observer: ExportObserver) -> ExportResult:
-    """Export a checkpoint of the LongLive family; what is up to date is kept, so a stopped export can continue.
+    """Export a checkpoint of the LongLive family; engines that are up to date are kept, so a stopped export continues.
 
     Raises:
         ExportError: the checkpoint, the configuration or an engine is wrong. Existing engines stay as they were.
@@ -168,7 +168,7 @@ def export_longlive(config: ExportConfig, observer: ExportObserver) -> ExportRes
 
 
 def _refuse_turned_sizes(config: ExportConfig, version: Path) -> None:
-    """Refuse a size that an earlier export of this pipeline only knows turned round, unless all is built afresh.
+    """Refuse a size that an earlier export of this pipeline has with width and height swapped, except with `fresh`.
 
     Until 0.1.0 `--size` took HEIGHTxWIDTH: a command from then would replace a wide pipeline with a tall one.
     """
@@ -217,7 +217,7 @@ class _Exporter:
             if not self.config.fresh and _is_up_to_date(engine, expected):
                 kept.append(spec.name)
             else:
-                with tempfile.TemporaryDirectory(prefix=".making-", dir=self.engines) as scratch:
+                with tempfile.TemporaryDirectory(prefix=".building-", dir=self.engines) as scratch:
                     self._move_into_place(self._build(spec, engine_config, Path(scratch)), engine)
                 built.append(spec.name)
             self.observer.on_graph_done()
@@ -230,9 +230,9 @@ class _Exporter:
             return self.engine_config
         if self.config.text_encoder_on_cpu:
             return self.cpu_config
-        # Its numbers are too large for float16.
-        is_half = self.engine_config.precision is Precision.FP16
-        return replace(self.engine_config, precision=Precision.BF16) if is_half else self.engine_config
+        if self.engine_config.precision is Precision.FP16:
+            return replace(self.engine_config, precision=Precision.BF16)  # its numbers are too large for float16
+        return self.engine_config
 
     def _build(self, spec: GraphSpec, engine_config: EngineConfig, folder: Path) -> Path:
         """Build and verify a graph's engine in an empty folder; returns its path."""
@@ -241,7 +241,7 @@ class _Exporter:
             self._verify(spec, engine, engine_config)
             return engine
         if self.config.verify:
-            # The graph in float32 on the CPU: this shows that it is right, whatever runs it later.
+            # In float32 on the CPU, which shows that the graph is right, whatever runs it later.
             with tempfile.TemporaryDirectory(dir=folder) as for_cpu:
                 self._verify(spec, self._build_onnx(spec, Path(for_cpu), self.cpu_config), self.cpu_config)
         options = replace(self.config.tensorrt, precision=engine_config.precision)
@@ -310,7 +310,7 @@ class _Exporter:
         new.replace(old)
 
     def _remove_others(self, names: set[str]) -> None:
-        """Remove engines of another export, which the runtime would refuse to load with these."""
+        """Remove engines of other exports: the runtime would refuse to load them with these."""
         for path in self.engines.iterdir():
             if not any(path.name == name or path.name.startswith(f"{name}.") for name in names):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

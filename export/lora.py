@@ -1,4 +1,4 @@
-"""LoRA adapters: read in the forms that trainers write, merged into the weights or attached as branches."""
+"""LoRA adapters: read from the formats of common trainers, and merged into the weights or attached as branches."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """`python -m export.memory`: the memory that a model takes on its device, by component, from its configuration alone.
 
-Everything is read from the graphs' specs, made of networks on the meta device: weights, caches and what goes from graph
-to graph. What is unknown before an engine is built is left out: TensorRT's working memory and CUDA's own.
+It adds up the weights, the caches and the tensors between graphs, from the graphs' specs for networks on the meta
+device. TensorRT's working memory and CUDA's own are unknown before an engine is built, and not included.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

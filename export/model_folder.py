@@ -4,7 +4,7 @@ NAME/config.pbtxt         what Triton and the frontend read: tensors, sequence b
 NAME/1/model.py           names a class of filmstrip.runtime
 NAME/1/pipeline.json      what the runtime reads: filmstrip.runtime.longlive_config
 NAME/1/tokenizer.json     if the checkpoint has a text encoder
-NAME/1/engines/           engines, and a manifest for each
+NAME/1/engines/           the engines, and a manifest for each
 """
 
 import json
@@ -40,7 +40,7 @@ def check_pipeline_id(id: str) -> str:
 
 
 def runtime_config(config: CheckpointConfig, sizes: tuple[Size, ...], loras: tuple[str, ...]) -> LongLiveConfig:
-    """What the runtime must know about a checkpoint.
+    """What the runtime needs to know about a checkpoint.
 
     Raises:
         BadConfig: the VACE branch takes another number of channels than the runtime makes.

@@ -24,7 +24,7 @@ _LONGEST = 65536
 
 
 class _Positional(nn.Module):
-    """A graph with positional inputs, as ONNX has them."""
+    """A graph with positional inputs, as in ONNX."""
 
     def __init__(self, named: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
@@ -39,11 +39,11 @@ class _Positional(nn.Module):
 def to_program(spec: GraphSpec, precision: Precision) -> torch.onnx.ONNXProgram:
     """Trace and translate a graph, with the weights of the spec's module in the given precision.
 
-    Weights on the meta device have no values and take no memory here either: see `export.compile_full`.
+    Weights on the meta device get no values and take no memory: see `export.compile_full`.
     """
     module = _expand_meta_weights(copy.deepcopy(spec.module).to(precision.dtype))
     graph = _Positional(module, [tensor.name for tensor in spec.inputs]).eval()
-    # The tracer takes lengths of 0 and 1 for constants.
+    # The tracer treats lengths of 0 and 1 as constants.
     point = {name: max(2, axis.opt) for name, axis in spec.axes.items()}
     lengths = spec.axis_lengths(_TRACED, point)
     dims = {name: Dim(name, min=_min_length(spec, name), max=_LONGEST) for name in lengths}
@@ -99,7 +99,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _without_slow_rule() -> Iterator[None]:
-    """Leave out the one rule of the optimiser that walks the whole graph at each node.
+    """Skip the one rule of the optimiser that scans the whole graph at each node.
 
     It would turn two Slices into a Split, and takes minutes for a transformer of 30 layers.
     """

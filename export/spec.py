@@ -39,7 +39,7 @@ class Component(StrEnum):
 
 
 class Size(NamedTuple):
-    """Height and width of a video, in pixels: arrays and JSON have this order, people read and write WIDTHxHEIGHT."""
+    """Height and width of a video in pixels, in the order of arrays and JSON; people read and write WIDTHxHEIGHT."""
 
     height: int
     width: int
@@ -49,17 +49,17 @@ class Size(NamedTuple):
 
     @property
     def turned(self) -> "Size":
-        """Height and width exchanged."""
+        """Height and width swapped."""
         return Size(self.width, self.height)
 
 
 def did_you_mean(size: Size) -> str:
-    """The hint for a size that is only possible turned round; until 0.1.0 commands took HEIGHTxWIDTH."""
+    """The hint for a size that is possible with width and height swapped: until 0.1.0, sizes were HEIGHTxWIDTH."""
     return f"did you mean {size.turned}? sizes are WIDTHxHEIGHT since 0.1.0"
 
 
 class SizeType(click.ParamType[Size]):
-    """WIDTHxHEIGHT in pixels, as commands take it."""
+    """The type of options that take WIDTHxHEIGHT in pixels."""
 
     name = "WxH"
 
@@ -72,7 +72,7 @@ class SizeType(click.ParamType[Size]):
 
 
 class Grid(NamedTuple):
-    """Tokens of a latent frame at one size: the values of the axes `rows` and `cols`."""
+    """Rows and columns of tokens in a latent frame at one size: the values of the axes `rows` and `cols`."""
 
     rows: int
     cols: int
@@ -85,7 +85,7 @@ class AxisRange(NamedTuple):
         min: the smallest.
         opt: the one that the engine is optimised for.
         max: the largest.
-        per_frame: whether the values count latent frames, each of which is rows * cols tokens on the axis.
+        per_frame: whether the values count latent frames, each of which takes rows * cols tokens on the axis.
     """
 
     min: int
@@ -104,7 +104,7 @@ class Axis(NamedTuple):
 SymbolicShape = tuple[int | Axis, ...]
 """A shape with an axis wherever a length varies."""
 Sampler = Callable[[tuple[int, ...], torch.Generator], Tensor]
-"""Makes a random tensor of a shape."""
+"""Creates a random tensor of a shape."""
 
 
 def noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -119,8 +119,8 @@ class InputSpec:
     Attributes:
         name: in the ONNX file and the engine.
         shape: numbers, and axes where a length varies.
-        dtype: None for the graph's precision, which tensors have that only go from engine to engine.
-        sample: makes random values for verification.
+        dtype: None for the graph's precision, as for tensors that only go from engine to engine.
+        sample: creates random values for verification.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """From an ONNX file to an engine, with TensorRT-RTX or TensorRT, which share one API.
 
-Everything below has been run with TensorRT-RTX; TensorRT itself has not, for lack of a GPU.
+All of this has been run with TensorRT-RTX, but not with TensorRT, which needs a GPU.
 """
 
 import importlib
@@ -34,8 +34,8 @@ class BuildOptions:
         builder: the library.
         precision: what the ONNX file computes in; a strongly typed engine keeps it.
         targets: GPU architectures as in `RTX_TARGETS`, all served by one engine of TensorRT-RTX. Empty for TensorRT.
-        workspace_gib: most memory that a layer may use besides its tensors; None for the builder's own limit.
-        optimization_level: 0 to 5, how long the builder looks for faster kernels; None for its own choice.
+        workspace_gib: maximum memory that a layer may use besides its tensors; None for the builder's own limit.
+        optimization_level: 0 to 5, how long the builder searches for faster kernels; None for its default.
         timing_cache: a file of kernel timings that a build reads and rewrites. For TensorRT only: TensorRT-RTX
             measures nothing.
 
@@ -80,7 +80,7 @@ class BuildOptions:
 
 
 OnProgress = Callable[[str, float], None]
-"""Called with the phase that a build is in and the share of the whole that is done, 0 to 1, which never falls."""
+"""Called with the current phase of a build and the share of the build that is done, 0 to 1, which never decreases."""
 
 
 @dataclass
@@ -91,25 +91,25 @@ class _Phase:
 
 
 class BuildProgress:
-    """Turns TensorRT's nested phases into one share of the whole: a phase fills the current step of its parent.
+    """Turns TensorRT's nested phases into one share of the build: a phase fills the current step of its parent.
 
-    TensorRT calls from several threads.
+    TensorRT calls it from several threads.
     """
 
-    def __init__(self, tell: OnProgress) -> None:
-        self._tell = tell
+    def __init__(self, on_progress: OnProgress) -> None:
+        self._on_progress = on_progress
         self._phases: dict[str, _Phase] = {}
         self._share = 0.0
         self._lock = threading.Lock()
 
     def start(self, name: str, parent: str | None, num_steps: int) -> None:
-        """A phase begins; without a parent it is the whole build."""
+        """A phase has begun; without a parent it is the whole build."""
         with self._lock:
             around = self._phases.get(parent or "")
             begins = around.begins + around.done * around.per_step if around else 0.0
             span = around.per_step if around else 1.0
             self._phases[name] = _Phase(begins, span / max(num_steps, 1))
-            self._tell(name, self._share)
+            self._on_progress(name, self._share)
 
     def step(self, name: str, index: int) -> None:
         """Step `index` of a phase is done."""
@@ -117,24 +117,20 @@ class BuildProgress:
             phase = self._phases[name]
             phase.done = index + 1
             self._share = max(self._share, min(1.0, phase.begins + phase.done * phase.per_step))
-            self._tell(name, self._share)
+            self._on_progress(name, self._share)
 
     def finish(self, name: str) -> None:
-        """A phase has ended, whether or not its steps are done; its name may be used again."""
+        """A phase has ended, even if not all its steps are done; its name may be used again."""
         with self._lock:
             self._phases.pop(name, None)
 
     def complete(self) -> None:
-        """The build has succeeded: phases may end before all their steps are reported."""
-        self._tell("done", 1.0)
+        """The build has succeeded; phases may have ended before all their steps were reported."""
+        self._on_progress("done", 1.0)
 
 
-_MODULES = {
-    Builder.TENSORRT_RTX: ("tensorrt_rtx", "pip install tensorrt-rtx"),
-    Builder.TENSORRT: ("tensorrt", "pip install tensorrt, on a machine with an NVIDIA GPU"),
-}
 # "Unused Input: x"; "Input Tensor x is unused or used only at compile-time". A parser that does not know an
-# operator's optional input says no more than this, and builds an engine that ignores it.
+# operator's optional input only warns like this, and the engine ignores the input.
 _UNUSED = re.compile(r"\bunused (input|weight)|\b(input|weight)s?\b.*\bunused\b", re.IGNORECASE)
 _ACTIVATION = re.compile(r"Total Activation Memory: (\d+) bytes")
 
@@ -145,11 +141,11 @@ def load_library(builder: Builder) -> Any:
     Raises:
         BuilderMissing: it is not installed.
     """
-    module, command = _MODULES[builder]
     try:
-        return importlib.import_module(module)
+        return importlib.import_module(builder.module)
     except ImportError as error:
-        raise BuilderMissing(f"{builder} is not installed ({command}): {error}") from error
+        where = ", on a machine with an NVIDIA GPU" if builder is Builder.TENSORRT else ""
+        raise BuilderMissing(f"{builder} is not installed (pip install {builder}{where}): {error}") from error
 
 
 class Message(NamedTuple):
@@ -261,7 +257,7 @@ class BuiltEngine:
         grids: one per profile, in order; empty if no shape depends on the size of the video.
         activation_bytes: GPU memory for tensors and scratch space, without the weights, for each profile.
         builder_version: of the library; the same version must run the engine.
-        seconds: parsing and building took.
+        seconds: duration of parsing and building.
     """
 
     plan: memoryview
@@ -310,8 +306,8 @@ def build_engine(
     _parse(library, network, logger, onnx, log)
     _check_signature(library, network, spec, options.precision)
     if spec.component is not Component.TRANSFORMER or options.precision is Precision.FP32:
-        # No kernel computes in float32, or has room for the VAE's one head of 384 numbers. The transformer's attention
-        # must have a kernel: the scores of all its tokens would fill the memory.
+        # There is no kernel for float32, nor for the VAE's single head of 384. In half precision the transformer's
+        # attention must have a kernel: the scores of all its tokens would fill the memory.
         _allow_decomposed_attention(library, network)
 
     config = builder.create_builder_config()
@@ -357,8 +353,8 @@ def _check_signature(library: Any, network: Any, spec: GraphSpec, precision: Pre
         "inputs": [network.get_input(index) for index in range(network.num_inputs)],
         "outputs": [network.get_output(index) for index in range(network.num_outputs)],
     }
-    for kind, ports in (("inputs", spec.inputs), ("outputs", spec.outputs)):
-        expected = {port.name: _type_of(library, port.dtype or precision.dtype) for port in ports}
+    for kind, tensors in (("inputs", spec.inputs), ("outputs", spec.outputs)):
+        expected = {one.name: _type_of(library, one.dtype or precision.dtype) for one in tensors}
         have = {tensor.name: tensor.dtype for tensor in found[kind]}
         if have != expected:
             differ = sorted(name for name in have.keys() | expected if have.get(name) != expected.get(name))
@@ -392,7 +388,7 @@ def _allow_decomposed_attention(library: Any, network: Any) -> None:
 
 def _add_profile(builder: Any, config: Any, spec: GraphSpec, grid: Grid) -> None:
     profile = builder.create_optimization_profile()
-    for name, (shortest, usual, longest) in spec.profile(grid).items():
-        profile.set_shape(name, shortest, usual, longest)
+    for name, shapes in spec.profile(grid).items():
+        profile.set_shape(name, *shapes)
     if config.add_optimization_profile(profile) < 0:
         raise BuildFailed(f"{spec.name}: the profile of {grid.rows} rows and {grid.cols} columns of tokens is rejected")

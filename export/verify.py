@@ -1,4 +1,4 @@
-"""The generic verifier: every output of every engine against its module, at the lengths where graphs go wrong."""
+"""The generic verifier: compares every output of every engine with its module, at the lengths where graphs go wrong."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _NUM_SHOWN = 5
 
 
 class ModuleEngine:
-    """A graph's own PyTorch module as an `Engine` of the runtime: no export, no files.
+    """A graph's PyTorch module as an `Engine` of the runtime, without an export.
 
     Args:
         spec: of the graph.
@@ -34,7 +34,7 @@ class ModuleEngine:
         return self._dtypes[name]
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All outputs. Nothing is checked."""
+        """All outputs; the inputs are not checked."""
         outputs = self._spec.module(**{one.name: inputs[one.name] for one in self._spec.inputs})
         return {one.name: output for one, output in zip(self._spec.outputs, outputs, strict=True)}
 
@@ -46,7 +46,7 @@ class Comparison:
     Attributes:
         graph: name of the graph.
         runner: what ran it.
-        size: of the video, None if it does not matter.
+        size: of the video, None if the graph does not depend on it.
         point: values of the axes, in the units of their ranges.
         output: name of the output.
         error: the largest difference, as a share of the module's largest value.
@@ -113,7 +113,7 @@ def relative_error(actual: Tensor, reference: Tensor) -> float:
 
 
 def require_close(comparisons: Sequence[Comparison]) -> None:
-    """Refuse engines that differ too much from their modules.
+    """Check that engines are as close to their modules as their specs require.
 
     Raises:
         ToleranceExceeded: names the outputs that differ.

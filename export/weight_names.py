@@ -1,4 +1,4 @@
-"""The names that weights have in released checkpoints, translated to those of Wan's own, which our modules use."""
+"""Translates the names of weights in released checkpoints to those of Wan's checkpoints, which our modules use."""
 
 import re
 from collections.abc import Mapping
@@ -56,7 +56,7 @@ def wan_names(weights: Mapping[str, Tensor]) -> Weights:
 
 
 def wan_name(name: str) -> str:
-    """A transformer weight's name in Wan's own checkpoints, from any form that we accept."""
+    """A transformer weight's name in Wan's checkpoints, from any supported form."""
     stripped = True
     while stripped:
         stripped = False
@@ -68,7 +68,7 @@ def wan_name(name: str) -> str:
     return name
 
 
-# What else files hold: the decoder of a whole model, and the tokenizer that ComfyUI's files carry as a tensor.
+# Other content of files: the decoder of a whole model, and the tokenizer, a tensor in ComfyUI's files.
 _NOT_ENCODER = ("decoder.", "lm_head.", "spiece_model")
 _FROM_TRANSFORMERS = tuple(
     (re.compile(pattern), name)
@@ -161,9 +161,9 @@ def _wan_vae_name(name: str, config: VaeConfig) -> str:
 
 
 def tae_weights(weights: Mapping[str, Tensor], decoder: TaeDecoder) -> dict[str, Tensor]:
-    """A tiny autoencoder's weights, halved in stages that keep the frame count but have weights that double it.
+    """A tiny autoencoder's weights, halved where a stage keeps the frame count but its weights would double it.
 
-    Some of TAEHV's releases are like this. The later of the two frames is the right one, as in TAEHV's own code.
+    Some of TAEHV's releases are like this. The later of the two frames is used, as in TAEHV's own code.
     """
     halved = dict(weights)
     for place, layer in enumerate(decoder.decoder):

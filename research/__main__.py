@@ -36,7 +36,7 @@ _STATES = (self_context.FILE_NAME, generator_stage.FILE_NAME)
 
 @dataclass(frozen=True)
 class _Place:
-    """What all commands are told."""
+    """Options of all commands."""
 
     folder: Path
     after_step: Callable[[], None] | None
@@ -119,7 +119,7 @@ def self_context_command(place: _Place, minutes: float | None, steps: int | None
 @_budget
 @click.pass_obj
 def vace(place: _Place, minutes: float | None, steps: int | None) -> None:
-    """Train the VACE branch beside the finished transformer."""
+    """Train the VACE branch of the finished transformer."""
     settings = scaled(read_settings(), place.folder)
     base = _last_state(place.folder)
     train_vace(place.folder, settings, _budget_of(minutes, steps), base_state=base, after_step=place.after_step)

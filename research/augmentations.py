@@ -1,4 +1,4 @@
-"""What the autoencoder has to carry beside drawn scenes: outlines, control frames, and frames with parts missing."""
+"""What the autoencoder must reproduce besides drawn scenes: outlines, control frames, frames with parts missing."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

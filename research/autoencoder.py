@@ -47,11 +47,11 @@ def train_autoencoder(
     The scales go to `latents.json`: without them latents are as the encoder makes them.
     """
     encoder, decoder = new_autoencoder(settings.tae, seed)
-    told = settings.autoencoder
+    stage = settings.autoencoder
     training = Training(
         folder / FILE_NAME,
         {"encoder": encoder, "decoder": decoder},
-        optimizers([encoder, decoder], told, _border_layers(decoder)),
+        optimizers([encoder, decoder], stage, _border_layers(decoder)),
         seed=seed,
         budget=budget,
         ema=0.998,
@@ -78,11 +78,11 @@ def train_decoder(
     encoder, decoder = TaeEncoder(settings.tae), TaeDecoder(settings.tae)
     load_averages(folder / FILE_NAME, {"encoder": encoder, "decoder": decoder})
     encoder.requires_grad_(False)
-    told = settings.autoencoder
+    stage = settings.autoencoder
     training = Training(
         folder / DECODER_NAME,
         {"decoder": decoder},
-        optimizers([decoder], told, _border_layers(decoder)),
+        optimizers([decoder], stage, _border_layers(decoder)),
         seed=seed,
         budget=budget,
         ema=0.998,
@@ -93,15 +93,15 @@ def train_decoder(
 
 
 def _train(training: Training, encoder: TaeEncoder, decoder: TaeDecoder, settings: Settings) -> None:
-    told = settings.autoencoder
+    stage = settings.autoencoder
     losses = []
     while not training.is_over:
-        loss = _loss(encoder, decoder, told, training.random)
+        loss = _loss(encoder, decoder, stage, training.random)
         loss.backward()
         norm = training.update()
         losses.append(loss.item())
         if training.step % _LOG_EVERY == 0:
-            rate = training.step * told.batch / training.seconds
+            rate = training.step * stage.batch / training.seconds
             training.log(loss=round(float(np.mean(losses)), 5), norm=round(norm, 3), videos_s=round(rate, 2))
             losses.clear()
         if training.step % (20 * _LOG_EVERY) == 0:

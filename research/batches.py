@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from export.config import CheckpointConfig
-from filmstrip.runtime.schedule import NUM_TIMESTEPS
+from filmstrip.runtime.longlive import NUM_TIMESTEPS
 from filmstrip.runtime.transformer import FrameWindow
 from research.encoded import Array, EncodedClips, Kind
 from research.layouts import Layout, after_switch, from_afar, from_start
@@ -143,11 +143,11 @@ class Batches:
 
     def _choose(self, rng: np.random.Generator, kinds: Sequence[Kind], switch: int = 0) -> Array:
         """Numbers of clips, a batch of them: each kind as likely as it is often in `kinds`."""
-        wanted = rng.choice([int(kind) for kind in kinds], self._settings.batch)
+        drawn = rng.choice([int(kind) for kind in kinds], self._settings.batch)
         fitting = {
             kind: np.flatnonzero((self._clips.kinds == kind) & (self._clips.switches == switch)) for kind in kinds
         }
-        return np.array([rng.choice(fitting[Kind(kind)]) for kind in wanted])
+        return np.array([rng.choice(fitting[Kind(kind)]) for kind in drawn])
 
     # -- Numbers ----------------------------------------------------------------------------------------------------
 
@@ -187,7 +187,7 @@ class Batches:
         Returns:
             What the noise hides, the captions, and which places count, [B, P].
         """
-        others, _, other_captions, _ = self._read(layout, self._clips.beside(chosen))
+        others, _, other_captions, _ = self._read(layout, self._clips.partners(chosen))
         chance = torch.from_numpy(rng.random(len(chosen)))
         recoloured = chance < _SHARE_RECOLOURED
         kept = ~recoloured & (chance < _SHARE_RECOLOURED + _SHARE_KEPT)

@@ -31,27 +31,27 @@ def trained_networks(folder: Path, settings: Settings, state: str) -> Networks:
     Raises:
         FileNotFoundError: something is not trained yet.
     """
-    told = _told(settings, folder)
+    final = _final_settings(settings, folder)
     encoder, decoder = trained_autoencoder(folder, settings)
-    made = new_generator(told, seed=0)
-    load_averages(folder / state, made.by_name())
-    vace = trained_vace(folder, told.checkpoint) if told.checkpoint.vace_layers else None
+    generator = new_generator(final, seed=0)
+    load_averages(folder / state, generator.by_name())
+    vace = trained_vace(folder, final.checkpoint) if final.checkpoint.vace_layers else None
     return Networks(
-        told.checkpoint,
-        made.transformer.eval(),
-        made.text_kv.eval(),
+        final.checkpoint,
+        generator.transformer.eval(),
+        generator.text_kv.eval(),
         None if vace is None else vace.branch,
         None if vace is None else vace.text_kv,
         encoder,
         decoder,
-        made.text_encoder.eval(),
+        generator.text_encoder.eval(),
     )
 
 
-def _told(settings: Settings, folder: Path) -> Settings:
-    """The settings with what the stages so far have measured and made."""
-    told = scaled(settings, folder)
-    return told.with_vace if (folder / VACE).exists() else told
+def _final_settings(settings: Settings, folder: Path) -> Settings:
+    """The settings with what the stages so far have measured and trained."""
+    final = scaled(settings, folder)
+    return final.with_vace if (folder / VACE).exists() else final
 
 
 def write_checkpoint(out: Path, folder: Path, settings: Settings, state: str) -> int:
@@ -73,7 +73,7 @@ def write_checkpoint(out: Path, folder: Path, settings: Settings, state: str) ->
     assert text_encoder is not None
     for part in ("vae", "text_encoder"):
         (out / part).mkdir(parents=True, exist_ok=True)
-    _write_json(out / "config.json", _told(settings, folder).checkpoint_values)
+    _write_json(out / "config.json", _final_settings(settings, folder).checkpoint_values)
     _write_json(out / "text_encoder" / "config.json", settings.text_encoder_values)
     write_tokenizer(out / "text_encoder")
     branch = [part for part in (networks.vace, networks.vace_text_kv) if part is not None]

@@ -115,7 +115,7 @@ class Training:
         return self._averages[name]
 
     def log(self, **values: Any) -> None:
-        """Add a line to the log beside the state, and print it."""
+        """Add a line to the log in the folder of the state, and print it."""
         line = json.dumps({"step": self.step, "minutes": round(self.seconds / 60, 2), **values})
         print(line, flush=True)
         with self._log.open("a") as file:
@@ -161,11 +161,11 @@ def first_state(modules: Mapping[str, nn.Module], random: torch.Generator) -> di
 
 
 def write_atomically(path: Path, state: Any) -> None:
-    """`torch.save` beside the path, then put in its place."""
+    """`torch.save` to a temporary file, which then replaces the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".writing")
-    torch.save(state, beside)
-    os.replace(beside, path)
+    temporary = path.with_suffix(".writing")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
 
 
 def load_averages(path: Path, modules: Mapping[str, nn.Module]) -> None:

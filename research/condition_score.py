@@ -34,10 +34,10 @@ from tests.support.toyworld.videos import CHUNK_FRAMES, Frames, as_png
 def score_conditions(
     *, url: str, checkpoint: Path | None, pipeline: str, scenes: int, only: tuple[str, ...], out: Path | None
 ) -> None:
-    """Measure what a pipeline makes of all that may lead it beside a prompt.
+    """Measure how a pipeline follows every kind of conditioning other than a prompt.
 
     Source videos, masks, control frames, images and a LoRA whose scale grows; each number is a mean over held-out
-    scenes and stands beside the least that it should be. The exit status is 1 where one is less.
+    scenes and is shown with its threshold. The exit status is 1 where one is less.
     """
     try:
         with make_client(url, "--url", timeout_s=TIMEOUT_S) as client:

@@ -119,7 +119,7 @@ def _draw(condition: Condition, scene: Scene, start: tuple[float, float], rng: n
         return _Drawn(frames, covered, [None] * num_chunks, [_reference(scene, rng)])
     if condition is Condition.IMAGE:
         which = rng.integers(3)
-        one = Conditioning.of(
+        one = Conditioning.combine(
             first,
             first_image=None if which == 1 else frames[:, :, :1],
             last_image=None if which == 0 else frames[:, :, -1:],
@@ -131,7 +131,9 @@ def _draw(condition: Condition, scene: Scene, start: tuple[float, float], rng: n
         missing = torch.from_numpy(random_mask(rng)).expand(1, 1, CHUNK_FRAMES, -1, -1)
     else:
         given = to_pixels(CONTROLS[condition.value].process(drawn)[None])
-    parts = [Conditioning.of(CHUNK_FRAMES, frames=part, masks=missing) for part in given.split(CHUNK_FRAMES, dim=2)]
+    parts = [
+        Conditioning.combine(CHUNK_FRAMES, frames=part, masks=missing) for part in given.split(CHUNK_FRAMES, dim=2)
+    ]
     parts[0] = None if parts[0] is None else parts[0].padded()
     return _Drawn(pad_first_frame(frames), pad_first_frame(covered), parts, [])
 

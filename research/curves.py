@@ -12,7 +12,7 @@ from filmstrip.errors import FilmstripError
 from research.condition_score import ServedCases
 from research.evaluation import lora_ramp, video_to_video
 from research.served import TIMEOUT_S, UnfitVideo
-from tests.support.shipped import ID as PIPELINE
+from tests.support.small_export import ID as PIPELINE
 
 Curve = Mapping[float, float]
 

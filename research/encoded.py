@@ -47,7 +47,7 @@ class Kind(IntEnum):
     SWITCHED = 2
     SWITCHED_ANYWHERE = 3
     RECOLOURED = 4
-    """As `PLAIN_ANYWHERE`, in pairs: each has the course of the one beside it, and no colour of it."""
+    """As `PLAIN_ANYWHERE`, in pairs: both move alike and share no colour."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class EncodedClips:
     kinds: Array
     switches: Array
 
-    def beside(self, chosen: Array) -> Array:
-        """Of each of these clips, which are recoloured ones, the other of its pair."""
+    def partners(self, chosen: Array) -> Array:
+        """For each of these recoloured clips, the other clip of its pair."""
         first = int(np.flatnonzero(self.kinds == Kind.RECOLOURED)[0])
         return first + ((chosen - first) ^ 1)
 

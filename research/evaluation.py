@@ -1,4 +1,4 @@
-"""What a generator makes of everything that may lead it beside a prompt: the requests, and what is measured of them.
+"""How a generator follows every kind of conditioning other than a prompt: the requests and their measurements.
 
 Each kind of request stays within what the small model was trained on, over several held-out scenes and seeds; what
 counts is the mean. `tests.support.toyworld.metrics` has the numbers of single videos.
@@ -78,7 +78,7 @@ class EvalCase:
         noise_scale: how much noise hides the source.
         control: the frame processor whose picture of the source leads the generation, in place of the source itself.
         frames: VACE frames, [F, SIDE, SIDE, 3], 12 a chunk.
-        masks: 1 where these are to be made anew, [F, SIDE, SIDE].
+        masks: 1 where the frames are to be generated, [F, SIDE, SIDE].
         first_image: that the first chunk begins with, [SIDE, SIDE, 3].
         last_image: that it ends with.
         reference: what the object of every chunk looks like.
@@ -187,12 +187,12 @@ def video_to_video(run_case: RunCase, num: int, *, num_chunks: int = 3, seed: in
     """Little noise keeps the source, whatever its prompt; more takes the prompt's colours and keeps the motion."""
     same, other, kept, taken, places = [], [], [], [], []
     for led in _anywhere(num, num_chunks, seed=seed):
-        source, wanted = led.frames, recoloured(led.scene, led.rng)
-        own, made = (_by_noise(run_case, led, source, scene) for scene in (led.scene, wanted))
+        source, target = led.frames, recoloured(led.scene, led.rng)
+        own, made = (_by_noise(run_case, led, source, scene) for scene in (led.scene, target))
         same.append([psnr(frames, source) for frames in own.values()])
         other.append([psnr(frames, source) for frames in made.values()])
         kept.append(right_shares(video_chunks(made[KEEPS]), led.scene))
-        taken.append(right_shares(video_chunks(made[RECOLOURS]), wanted))
+        taken.append(right_shares(video_chunks(made[RECOLOURS]), target))
         places.append(place_overlap(made[RECOLOURS], led.covered))
     curves = {name: _curve(NOISE_SCALES, found) for name, found in ((OWN_PROMPT, same), (OTHER_PROMPT, other))}
     lost = curves[OTHER_PROMPT][0.0] - curves[OTHER_PROMPT][KEEPS]
@@ -200,7 +200,7 @@ def video_to_video(run_case: RunCase, num: int, *, num_chunks: int = 3, seed: in
     numbers = [
         Number("noise scale 0: PSNR, dB", curves[OWN_PROMPT][0.0], LEAST_CODED_DB),
         Number("least fall of the PSNR from noise scale to noise scale, dB", fall, LEAST_FALL_DB),
-        Number(f"noise scale {KEEPS}: PSNR beside 0's, dB", -lost, -MAX_KEPT_LOSS_DB),
+        Number(f"noise scale {KEEPS}: PSNR relative to 0's, dB", -lost, -MAX_KEPT_LOSS_DB),
         *_shares(f"noise scale {KEEPS}: the source's", kept, ATTRIBUTES, LEAST_KEPT),
         *_shares(f"noise scale {RECOLOURS}: the prompt's", taken, ATTRIBUTES, LEAST_RECOLOURED),
         Number(f"noise scale {RECOLOURS}: overlap with the source's object", float(np.mean(places)), LEAST_OVERLAP),
@@ -227,7 +227,7 @@ def _shares(what: str, found: Sequence[Mapping[str, float]], names: Sequence[str
 
 
 def inpainting(run_case: RunCase, num: int, *, seed: int = 200) -> Measured:
-    """Another object where the source's was, and the rest of the picture as it was; then an object beside a mask."""
+    """Another object where the source's was, and the rest of the picture as it was; then an object next to a mask."""
     background, right = [], []
     for number, scene in enumerate(prompts(num)):
         form = _FORMS[number % len(_FORMS)]
@@ -236,20 +236,20 @@ def inpainting(run_case: RunCase, num: int, *, seed: int = 200) -> Measured:
         kept, made = _inpainted(run_case, led, other, _mask(form, scene.motion))
         background.append(kept)
         right.append(right_shares(video_chunks(made), other))
-    beside = [_inpainted(run_case, led, led.scene, _far_half(led))[0] for led in _anywhere(num, 3, seed=seed)]
+    unmasked = [_inpainted(run_case, led, led.scene, _far_half(led))[0] for led in _anywhere(num, 3, seed=seed)]
     numbers = []
-    for what, found in (("background", background), ("object", beside)):
+    for what, found in (("background", background), ("object", unmasked)):
         coded_db, loss_db = np.mean(found, axis=0).tolist()
         numbers.append(Number(f"kept {what}: the autoencoder's own PSNR, dB", coded_db, LEAST_CODED_DB))
-        numbers.append(Number(f"kept {what}: PSNR beside the autoencoder's, dB", -loss_db, -MAX_UNMASKED_LOSS_DB))
+        numbers.append(Number(f"kept {what}: PSNR relative to the autoencoder's, dB", -loss_db, -MAX_UNMASKED_LOSS_DB))
     return Measured((*numbers, *_shares("masked region: the prompt's", right, ATTRIBUTES, LEAST_INPAINTED)))
 
 
-def _inpainted(run_case: RunCase, led: _Led, wanted: Scene, mask: Floats) -> tuple[tuple[float, float], Frames]:
-    """In the kept region the autoencoder's PSNR and what is lost beside it, in dB; and the frames that were made."""
+def _inpainted(run_case: RunCase, led: _Led, target: Scene, mask: Floats) -> tuple[tuple[float, float], Frames]:
+    """In the kept region the autoencoder's PSNR and the loss against it, in dB; and the frames that were made."""
     source = led.frames
     area = np.array(np.broadcast_to(mask, source.shape[:3]))
-    made = run_case(EvalCase(caption(wanted), led.num_chunks, led.seed, frames=source, masks=area))
+    made = run_case(EvalCase(caption(target), led.num_chunks, led.seed, frames=source, masks=area))
     coded = run_case(EvalCase(caption(led.scene), led.num_chunks, led.seed, source, noise_scale=0.0))
     coded_db = psnr(coded, source, area == 0)
     return (coded_db, coded_db - psnr(made, source, area == 0)), made
@@ -306,7 +306,7 @@ def control(run_case: RunCase, num: int, *, num_chunks: int = 2, seed: int = 300
 
 
 def _visible(those: Sequence[_Led], num: int) -> list[_Led]:
-    """So many videos whose object can be told from its background without colours."""
+    """So many videos whose object can be distinguished from its background without colours."""
     return [led for led in those if abs(_luma(led.scene.colour) - _luma(led.scene.background)) > _LEAST_LUMA_STEP][:num]
 
 

@@ -100,9 +100,9 @@ def velocity_loss(networks: GeneratorNetworks, batch: Batch, hints: Tensor | Non
         texts = networks.texts(batch.captions)
         made = velocities(networks.transformer, batch.layout, batch.latents, batch.timesteps, texts, hints=hints)
     first = batch.layout.num_clean
-    wanted = (batch.latents - batch.clean)[:, :, first:] / batch.sigmas[:, :, first:]
+    target = (batch.latents - batch.clean)[:, :, first:] / batch.sigmas[:, :, first:]
     share_of_noisy = (len(batch.layout.frames) - first) / len(batch.layout.frames)
-    squares = (made[:, :, first:].float() - wanted).square()
+    squares = (made[:, :, first:].float() - target).square()
     return (batch.weights[:, :, first:] * squares).mean() * share_of_noisy
 
 
@@ -126,17 +126,17 @@ def train_generator(
         after_step: called after each.
     """
     networks = new_generator(settings, seed)
-    told, config = settings.generator, settings.checkpoint
+    stage, config = settings.generator, settings.checkpoint
     training = Training(
         folder / FILE_NAME,
         networks.by_name(),
-        optimizers(networks.by_name().values(), told, NOT_MUON),
+        optimizers(networks.by_name().values(), stage, NOT_MUON),
         seed=seed,
         budget=budget,
         after_step=after_step,
     )
-    batches = Batches(read_clips(folder / CLIPS_FOLDER), config, told)
-    train(training, lambda: velocity_loss(networks, batches.draw(training.random)), told.batch, show)
+    batches = Batches(read_clips(folder / CLIPS_FOLDER), config, stage)
+    train(training, lambda: velocity_loss(networks, batches.draw(training.random)), stage.batch, show)
     return training
 
 

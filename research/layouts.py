@@ -95,7 +95,7 @@ class LayoutBuilder:
         self._add_clean(self.window.chunk(first, num_frames), caption)
 
     def recache(self, num_frames: int, caption: int) -> None:
-        """What is cached after `num_frames` is made anew, under another caption."""
+        """The cache after `num_frames` is computed again, under another caption."""
         span = self.window.recache(num_frames)
         if span is not None:
             self._add_clean(span, caption)

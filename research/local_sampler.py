@@ -59,7 +59,7 @@ class LocalSampler:
             source = CONTROLS[case.control].process(source)
         made = []
         for index, num_frames in enumerate(case.chunk_lengths):
-            told = ChunkParameters(
+            parameters = ChunkParameters(
                 index=index,
                 num_frames=num_frames,
                 height=SIDE,
@@ -73,7 +73,7 @@ class LocalSampler:
                 vace_use_input_video=case.control is not None,
                 ref_image_shapes=() if case.reference is None else (case.reference.shape,),
             )
-            made.append(sequence.chunk(Chunk(told, _tensors(case, source, index), _never)))
+            made.append(sequence.chunk(Chunk(parameters, _tensors(case, source, index), _never)))
         return np.concatenate(made)
 
 

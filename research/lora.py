@@ -83,10 +83,10 @@ def train_lora(
     history = np.array(clips.latents)
     is_filled = np.random.default_rng(seed).random(len(history)) < _SHARE_FILLED
     history[is_filled] = filled.latents[is_filled]
-    told = replace(settings.generator, batch=settings.lora.batch)
+    stage = replace(settings.generator, batch=settings.lora.batch)
     training.start_clock()
-    batches = Batches(clips, settings.checkpoint, told, history=history)
-    train(training, lambda: velocity_loss(base, batches.draw(training.random)), told.batch, None)
+    batches = Batches(clips, settings.checkpoint, stage, history=history)
+    train(training, lambda: velocity_loss(base, batches.draw(training.random)), stage.batch, None)
     return training
 
 

@@ -155,17 +155,17 @@ def _row(what: str, both: Rights) -> Row:
 
 @dataclass(frozen=True)
 class Target:
-    """The least that one share of one row should be."""
+    """The least value that one share of one row must reach."""
 
     what: str
     name: str
     share: float
-    wanted: float
+    threshold: float
 
     @property
     def holds(self) -> bool:
-        """Whether it is."""
-        return self.share >= self.wanted
+        """Whether it is reached."""
+        return self.share >= self.threshold
 
 
 def targets(rows: Sequence[Row]) -> list[Target]:
@@ -175,7 +175,7 @@ def targets(rows: Sequence[Row]) -> list[Target]:
     and than `WANTED`: nothing fades or collapses. After a switch: each attribute, all of which are new.
     """
     found = {row.what: row.shares for row in rows}
-    wanted = {
+    thresholds = {
         WHOLE: WANTED,
         SECOND: {name: share - MAX_FADING for name, share in found.get(FIRST, {}).items()},
         SWITCHED: dict.fromkeys(ATTRIBUTES, WANTED_AFTER_SWITCH),
@@ -183,7 +183,7 @@ def targets(rows: Sequence[Row]) -> list[Target]:
     }
     return [
         Target(what, name, found[what][name], least)
-        for what, names in wanted.items()
+        for what, names in thresholds.items()
         if what in found
         for name, least in names.items()
     ]

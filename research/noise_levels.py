@@ -1,10 +1,10 @@
-"""How much noise each place of a layout gets, and what the model is told of it."""
+"""How much noise each place of a layout gets, and the noise level that the model sees."""
 
 import torch
 from torch import Tensor
 
 from export.config import CheckpointConfig
-from filmstrip.runtime.schedule import NUM_TIMESTEPS, SigmaTable
+from filmstrip.runtime.longlive import NUM_TIMESTEPS, SigmaTable
 from research.layouts import Layout
 
 _SHARE_OF_OWN_STEPS = 0.7

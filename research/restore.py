@@ -45,13 +45,13 @@ def restore(folder: Path, checkpoint: Path, settings: Settings) -> list[Path]:
 
 
 def _check(checkpoint: Path, networks: Networks, settings: Settings) -> None:
-    told = (settings if networks.vace is None else settings.with_vace).checkpoint
+    config = (settings if networks.vace is None else settings.with_vace).checkpoint
     unscaled = networks.config.vae.model_copy(
-        update={"latents_mean": told.vae.latents_mean, "latents_std": told.vae.latents_std}
+        update={"latents_mean": config.vae.latents_mean, "latents_std": config.vae.latents_std}
     )
-    same = networks.text_encoder is not None and networks.config.model_copy(update={"vae": unscaled}) == told
+    same = networks.text_encoder is not None and networks.config.model_copy(update={"vae": unscaled}) == config
     if same:
-        same = load_text_encoder_config(checkpoint / "text_encoder", text_dim=told.text_dim) == settings.text_encoder
+        same = load_text_encoder_config(checkpoint / "text_encoder", text_dim=config.text_dim) == settings.text_encoder
     if not same:
         raise BadCheckpoint(f"{checkpoint} is not of these settings: its config.json or its text encoder's is another")
 

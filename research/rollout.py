@@ -55,7 +55,7 @@ class Rollout:
         self._cache(span, self._run(span, latents, 0.0, text))
 
     def recache(self, text: Text) -> None:
-        """Make the cache anew under another text."""
+        """Compute the cache again under another text."""
         span = self._window.recache(self._num_frames)
         if span is not None:
             self._cache(span, self._run(span, self.latents[:, :, span.first_frame :], 0.0, text))

@@ -44,7 +44,7 @@ class Sampler:
         sequence = self._pipeline.start()
         made = []
         for index, (text, num_frames) in enumerate(zip(captions, chunk_lengths(len(captions)), strict=True)):
-            told = ChunkParameters(
+            parameters = ChunkParameters(
                 index=index,
                 mode=Mode.TEXT,
                 prompts=(Prompt(text),),
@@ -54,7 +54,7 @@ class Sampler:
                 height=SIDE,
                 width=SIDE,
             )
-            made.append(sequence.chunk(Chunk(told, {}, _never)))
+            made.append(sequence.chunk(Chunk(parameters, {}, _never)))
         return np.concatenate(made)
 
 

@@ -143,10 +143,10 @@ def _table(rows: Sequence[Row]) -> Table:
 
 
 def _target_table(reached: Sequence[Target]) -> Table:
-    table = Table("target", "", "share", "wanted", "")
+    table = Table("target", "", "share", "threshold", "")
     for target in reached:
         verdict = "[green]ok[/]" if target.holds else "[red]MISSED[/]"
-        table.add_row(target.what, target.name, f"{target.share:.3f}", f"{target.wanted:.3f}", verdict)
+        table.add_row(target.what, target.name, f"{target.share:.3f}", f"{target.threshold:.3f}", verdict)
     return table
 
 

@@ -1,4 +1,4 @@
-"""The last stage: history, and what is renoised, are the generator's own; the true video is still what is wanted.
+"""The last stage: history, and what is renoised, are the generator's own; the true video stays the target.
 
 Few-step samples are a little off, each chunk builds on the ones before, and each step on the one before: what was
 never seen in training adds up. Here the generator meets its own mistakes and learns to mend them.
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from filmstrip.runtime.schedule import SigmaTable
+from filmstrip.runtime.longlive import SigmaTable
 from filmstrip.runtime.transformer import FrameWindow
 from research.batches import Batch, Batches
 from research.checkpoints import Budget, Training, load_averages
@@ -48,11 +48,11 @@ def train_on_own(
     """
     networks = new_generator(settings, seed)
     load_averages(folder / GENERATOR, networks.by_name())
-    told, config = settings.generator, settings.checkpoint
+    stage, config = settings.generator, settings.checkpoint
     training = Training(
         folder / FILE_NAME,
         networks.by_name(),
-        optimizers(networks.by_name().values(), told, NOT_MUON, share_of_rates=_SHARE_OF_RATES),
+        optimizers(networks.by_name().values(), stage, NOT_MUON, share_of_rates=_SHARE_OF_RATES),
         seed=seed,
         budget=budget,
         after_step=after_step,
@@ -64,7 +64,7 @@ def train_on_own(
     if training.step == 0:
         (folder / OWN_NAME).unlink(missing_ok=True)
     own = OwnClips(read_clips(folder / CLIPS_FOLDER), folder / OWN_NAME, networks, window, steps)
-    batches = Batches(own.clips, config, told, history=own.latents)
+    batches = Batches(own.clips, config, stage, history=own.latents)
 
     def loss() -> Tensor:
         if training.step % _STEPS_BETWEEN_ROLLOUTS == 0:
@@ -74,12 +74,12 @@ def train_on_own(
             batch = renoised(networks, batch, steps, training.random)
         return velocity_loss(networks, batch)
 
-    train(training, loss, told.batch, show)
+    train(training, loss, stage.batch, show)
     return training
 
 
 class OwnClips:
-    """The clips, and beside the true latents those that the generator makes of the same captions.
+    """The clips, with the true latents and those that the generator makes of the same captions.
 
     Attributes:
         clips: the true ones.
@@ -99,7 +99,7 @@ class OwnClips:
 
     @torch.no_grad()
     def renew(self, random: torch.Generator) -> None:
-        """Make some clips anew, all with their switch in one place.
+        """Generate some clips again, all with their switch in one place.
 
         A first chunk from a place that no caption tells is the true one.
         """
@@ -129,7 +129,7 @@ class OwnClips:
 def renoised(networks: GeneratorNetworks, batch: Batch, steps: list[Step], random: torch.Generator) -> Batch:
     """The batch with many of its noisy latents made as the sampler makes them: of a prediction, not of the truth.
 
-    The velocity wanted still leads to the truth.
+    The target velocity still leads to the truth.
     """
     layout, first = batch.layout, batch.layout.num_clean
     size = len(batch.clean)

@@ -1,4 +1,4 @@
-"""Trains the VACE branch beside a transformer that stays as it is."""
+"""Trains the VACE branch of a transformer whose weights stay fixed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from export.config import CheckpointConfig
 from export.modules.transformer import Rope, TextKv
 from export.modules.vace import VaceBranch
-from filmstrip.runtime.schedule import NUM_TIMESTEPS
+from filmstrip.runtime.longlive import NUM_TIMESTEPS
 from filmstrip.runtime.transformer import FrameWindow, rope_tables
 from research.autoencoder import trained_autoencoder
 from research.batches import Batch
@@ -43,7 +43,7 @@ class VaceNetworks(nn.Module):
         self.text_kv = TextKv(config, vace=True)
 
     @classmethod
-    def beside(cls, base: GeneratorNetworks, config: CheckpointConfig) -> "VaceNetworks":
+    def for_generator(cls, base: GeneratorNetworks, config: CheckpointConfig) -> "VaceNetworks":
         """A branch whose blocks are copies of the transformer's and whose hints are zero at first."""
         made = cls(config)
         with torch.no_grad():
@@ -172,12 +172,12 @@ def train_vace(
     config = settings.with_vace.checkpoint
     base = frozen_generator(folder, settings.with_vace, base_state)
     torch.manual_seed(seed)
-    networks = VaceNetworks.beside(base, config)
-    told = settings.vace
+    networks = VaceNetworks.for_generator(base, config)
+    stage = settings.vace
     training = Training(
         folder / FILE_NAME,
         {"vace": networks},
-        optimizers([networks], told, _NOT_MUON),
+        optimizers([networks], stage, _NOT_MUON),
         seed=seed,
         budget=budget,
         after_step=after_step,
@@ -189,7 +189,7 @@ def train_vace(
     encoder, _ = trained_autoencoder(folder, settings)
     rng = np.random.default_rng(seed)
     clips = {
-        condition: conditioned_clips(condition, max(1, round(share * told.clips)), encoder, config.text_len, rng)
+        condition: conditioned_clips(condition, max(1, round(share * stage.clips)), encoder, config.text_len, rng)
         for condition, share in _SHARES.items()
     }
     training.start_clock()
@@ -201,7 +201,7 @@ def train_vace(
             hints = networks.hints(base, batch.captions[:, 0], context, batch)
         return velocity_loss(base, batch, hints=hints)
 
-    train(training, loss, told.batch, None)
+    train(training, loss, stage.batch, None)
     return training
 
 

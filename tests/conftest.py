@@ -1,4 +1,4 @@
-"""Tiers and groups of tests, and the servers that they share: the real frontend on the real Triton."""
+"""Tiers and groups of tests, and the servers they share: the real frontend on the real Triton."""
 
 import os
 import signal
@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 from filmstrip.video import read_frames
-from tests.support.exports import made_once
-from tests.support.server import MODELS, ROOT, Frames, Frontend, frontend_on, running
+from tests.support.exports import export_once
+from tests.support.server import MODELS, ROOT, Frames, Frontend, frontend_on, serving
 
 TIERS = {
     "unit": "starts no server, needs no network and no torch",
     "live": "through a real server on a real Triton",
-    "faults": "what a real server makes of broken input, clients, processes and disks",
+    "faults": "a real server with broken input, clients, processes and disks",
     "models": "networks, graphs, their export, and servers with exported pipelines; needs torch and ONNX Runtime",
     "research": "the trainer of the small pipeline; needs torch",
     "soak": "a short soak, and its judge",
 }
-"""By the folder below `tests`, which is the marker of all tests in it."""
+"""Folders below `tests`; each is also the marker of its tests."""
 SMOKE = (
     "live/comfyui/test_workflows_live.py",
     "live/deploy/test_triton.py",
@@ -32,29 +32,39 @@ SMOKE = (
     "live/frontend/test_uploads.py",
     "live/runtime/test_triton_models.py",
 )
-"""The live tests that `make test` runs: each way to reach the server, once."""
-SHARED = ("small_server", "longlive", "victim", "server")
-"""Servers whose tests all run in one worker; a test that uses two runs with the one named first."""
+"""The live tests in `make test`: each way to use the server, once."""
+SHARED = ("small_server", "longlive")
+"""Servers whose tests all run in one worker, because they need long to start."""
+LONG_FILES = (
+    "faults/test_model_gone.py",
+    "faults/test_triton_start.py",
+    "faults/test_triton_gone.py",
+    "faults/test_leftovers.py",
+    "faults/test_random_requests.py",
+    "faults/test_clients_gone.py",
+    "faults/test_triton_elsewhere.py",
+)
+"""Files that start first, so that no worker is left with a long one at the end."""
 EXPORT_S = 600
-"""For tests that may be the first to need an export, which takes a minute or more."""
+"""For tests that may have to export a pipeline first, which takes a minute or more."""
 
-# The networks of the tests are tiny: a second thread of PyTorch would only wait, and take a core from the servers.
+# The tests' networks are tiny: a second PyTorch thread would only wait, and take a core from the servers.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Where the tests run under nohup, what they start would ignore SIGHUP, too.
+# Under nohup, the processes that tests start would ignore SIGHUP, too.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# How long an example takes says something about the machine, not about the code.
+# An example's duration depends on the machine, not on the code.
 hypothesis.settings.register_profile("filmstrip", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("filmstrip")
 
-_first_server = pytest.StashKey[int]()
+_log_sizes = pytest.StashKey[dict[Path, int]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     for name, what in TIERS.items():
         config.addinivalue_line("markers", f"{name}: {what}")
-    config.addinivalue_line("markers", "smoke: what `make test` runs of the live tests")
-    config.addinivalue_line("markers", "xdist_group(name): tests that one worker runs")
+    config.addinivalue_line("markers", "smoke: live tests that are part of `make test`")
+    config.addinivalue_line("markers", "xdist_group(name): tests that run in the same worker")
 
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
@@ -65,15 +75,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures: tuple[str, ...] = tuple(getattr(item, "fixturenames", ()))
         servers = [name for name in SHARED if name in fixtures]
         tier = path.parts[0]
-        if tier == "unit" and (servers or "start_frontend" in fixtures):
+        if tier == "unit" and {"server", "victim", "start_frontend", *SHARED} & set(fixtures):
             raise pytest.UsageError(f"{item.nodeid} is in tests/unit but starts a server")
         item.add_marker(tier)
         if path.as_posix() in SMOKE:
             item.add_marker("smoke")
-        # Tests that share no server may still share the fixtures of their file.
         item.add_marker(pytest.mark.xdist_group(servers[0] if servers else path.as_posix()))
         if any(name.endswith("_repository") for name in fixtures) and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(EXPORT_S))
+    # The workers take the groups in this order (with --no-loadscope-reorder; else by the number of tests).
+    order = ("models", "research", "faults", "soak", "live", "unit")
+
+    def rank(item: pytest.Item) -> tuple[int, int]:
+        path = item.path.relative_to(tests)
+        return order.index(path.parts[0]), 0 if path.as_posix() in LONG_FILES else 1
+
+    items.sort(key=rank)
 
 
 # -- Servers ------------------------------------------------------------------------------------------------
@@ -82,46 +99,52 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
     """A frontend with its embedded Triton."""
-    with running(Frontend(tmp_path_factory.mktemp("server"), "--embedded", model_repository=MODELS)) as frontend:
+    with serving(Frontend(tmp_path_factory.mktemp("server"), "--embedded", model_repository=MODELS)) as frontend:
         yield frontend
 
 
 @pytest.fixture(scope="session")
-def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
-    """Another embedded server, which tests may damage: it recovers by itself, and quickly with so few models."""
-    models = tmp_path_factory.mktemp("victims-models")
-    for name in ("probe", "passthrough", "gray"):
-        (models / name).symlink_to(Path(MODELS) / name)
+def two_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository with `probe` and `passthrough`, which starts in half the time of `MODELS`."""
+    folder = tmp_path_factory.mktemp("two-models")
+    for name in ("probe", "passthrough"):
+        (folder / name).symlink_to(Path(MODELS) / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def victim(two_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
+    """Another embedded server, which tests may damage; it recovers by itself, and quickly because it has few models."""
     frontend = Frontend(
         tmp_path_factory.mktemp("victim"),
         "--embedded",
-        model_repository=models,
+        model_repository=two_models,
         chunk_timeout_s=3,
         sequence_end_timeout_s=2,
-        model_restart_window_s=0,  # tests kill its models again and again
+        model_restart_window_s=0,  # tests kill its models repeatedly
         log_format="json",
     )
-    with running(frontend):
+    with serving(frontend):
         yield frontend
 
 
 @pytest.fixture(scope="session")
 def grpc_server(server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
-    """A frontend with a Triton elsewhere, to which arrays go as gRPC tensors."""
+    """A frontend that sends arrays to another server's Triton as gRPC tensors."""
     with frontend_on(server, tmp_path_factory.mktemp("grpc"), shared_memory=False) as frontend:
         yield frontend
 
 
 @pytest.fixture(scope="session")
 def shm_server(server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
-    """A frontend that keeps uploads in shared memory, with a Triton that is not its own."""
+    """A frontend that keeps uploads in shared memory, on another server's Triton."""
     with frontend_on(server, tmp_path_factory.mktemp("shm"), uploads_in_shm=True) as frontend:
         yield frontend
 
 
 @pytest.fixture
 def start_frontend(tmp_path: Path) -> Iterator[Callable[..., Frontend]]:
-    """Start frontends of the test's own; they are ended after it."""
+    """Start frontends that are stopped after the test."""
     started: list[Frontend] = []
 
     def start(*flags: str, folder: Path = tmp_path, **settings: object) -> Frontend:
@@ -134,39 +157,58 @@ def start_frontend(tmp_path: Path) -> Iterator[Callable[..., Frontend]]:
 
 
 def servers_of(item: pytest.Item) -> list[Frontend]:
-    """The servers that are fixtures of a test."""
+    """The servers among a test's fixtures."""
     return [value for value in getattr(item, "funcargs", {}).values() if isinstance(value, Frontend)]
 
 
 @pytest.fixture(autouse=True)
-def shared_servers_stay_well(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test hands no dead, sick or busy server to the next one: it is replaced, and the test has failed."""
+def check_shared_servers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves a shared server dead, unhealthy or busy, and replace the server for the next test."""
     yield
     used = servers_of(request.node)
-    ill: dict[Frontend, str] = {}
-    for frontend in Frontend.kept:
-        why = "its Triton has gone" if frontend.triton in ill else frontend.illness(ask=frontend in used)
-        if why is not None:
-            ill[frontend] = f"{frontend.folder.name}: {why}\n{frontend.last_log_lines()}"
-    for frontend in ill:
-        frontend.replace()
-    if ill:
-        pytest.fail("this test left servers that cannot go on, and were replaced:\n" + "\n\n".join(ill.values()))
+    unusable: dict[Frontend, str] = {}
+    for frontend in Frontend.serving:
+        if frontend.triton in unusable:
+            reason: str | None = "its Triton is gone"
+        else:
+            reason = frontend.why_unusable(check_health=frontend in used)
+        if reason is not None:
+            unusable[frontend] = f"{frontend.folder.name}: {reason}"
+    if unusable:
+        logs = logs_since_start(request.node)  # before they are replaced
+        for frontend in unusable:
+            frontend.replace()
+        reasons = "\n".join(unusable.values())
+        shown = "\n\n".join(f"{path}:\n{lines}" for path, lines in logs.items())
+        pytest.fail(f"this test left servers unusable, which were replaced:\n{reasons}\n\n{shown}")
 
 
-# -- What their logs say of a failure -----------------------------------------------------------------------
+# -- Server logs of a failed test ---------------------------------------------------------------------------
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    item.stash[_first_server] = len(Frontend.started)
+    logs = (frontend.log_path for frontend in Frontend.started)
+    item.stash[_log_sizes] = {path: path.stat().st_size for path in logs if path.exists()}
+
+
+def logs_since_start(item: pytest.Item) -> dict[Path, str]:
+    """The last log lines of each server that a test has used, started or caused to log something."""
+    before = item.stash.get(_log_sizes, {})
+    servers = [*servers_of(item), *(server.triton for server in servers_of(item) if server.triton), *Frontend.started]
+    used = {server.log_path: server for server in servers if server.log_path.exists()}
+    return {
+        path: server.last_log_lines()
+        for path, server in used.items()
+        if server in servers_of(item) or path.stat().st_size != before.get(path, 0)
+    }
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report: pytest.TestReport = yield  # type: ignore[misc, assignment]
     if report.failed:
-        for frontend in dict.fromkeys((*servers_of(item), *Frontend.started[item.stash.get(_first_server, 0) :])):
-            report.sections.append((f"last lines of {frontend.log_path}", frontend.last_log_lines()))
+        report.sections += [(f"last lines of {path}", lines) for path, lines in logs_since_start(item).items()]
     return report  # type: ignore[return-value]
 
 
@@ -175,32 +217,32 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of this run, for all its workers."""
+    """A folder that all workers of this run share."""
     own = tmp_path_factory.getbasetemp()
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session")
 def tiny_repository(shared_folder: Path) -> Path:
-    """A model repository with the pipeline `tiny`, exported by the command from a checkpoint with all parts."""
+    """A model repository with the pipeline `tiny`, exported by the command from a complete checkpoint."""
     pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: see docs/export.md")
-    return made_once("tests.models.export.exported", shared_folder)
+    return export_once("tests.models.export.exported", shared_folder)
 
 
 @pytest.fixture(scope="session")
 def small_repository(shared_folder: Path) -> Path:
-    """A model repository with `longlive-small`, exported by the command from the weights of this repository."""
+    """A model repository with `longlive-small`, exported by the command from the weights in the repository."""
     pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: see docs/export.md")
-    return made_once("tests.support.shipped", shared_folder)
+    return export_once("tests.support.small_export", shared_folder)
 
 
 @pytest.fixture(scope="session")
 def small_server(small_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
     """The real frontend and Triton with `longlive-small` in it, as `make serve` starts them."""
     repository = f"{small_repository}:{MODELS}"
-    with running(Frontend(tmp_path_factory.mktemp("small"), "--embedded", model_repository=repository)) as frontend:
+    with serving(Frontend(tmp_path_factory.mktemp("small"), "--embedded", model_repository=repository)) as frontend:
         yield frontend
 
 

@@ -1,8 +1,9 @@
 """LongLive, and other causal video models of its family: a sequence, and the steps that generate a chunk of it."""
 
+import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,18 +27,8 @@ from filmstrip.runtime.engines.manifest import BadEngine
 from filmstrip.runtime.longlive_config import LongLiveConfig
 from filmstrip.runtime.pixels import pad_first_frame, strip_pad, to_frames, to_pixels
 from filmstrip.runtime.processors import Frames, resize
-from filmstrip.runtime.schedule import (
-    ChunkNoise,
-    SigmaTable,
-    chunk_steps,
-    controlled_noise_scale,
-    initial_latents,
-    motion,
-    renoise,
-    x0_from_velocity,
-)
 from filmstrip.runtime.sequences import Chunk, Timings, invalid
-from filmstrip.runtime.text import LoraScales, PromptBlend, TextKeys, Tokenize, Tokenizer, prompt_encoder
+from filmstrip.runtime.text import SequenceText, Tokenize, Tokenizer, prompt_encoder
 from filmstrip.runtime.transformer import CachedTransformer, RopeTables
 from filmstrip.runtime.vace import GRAPHS as VACE_GRAPHS
 from filmstrip.runtime.vace import VaceBranch, has_pad_frame
@@ -49,7 +40,6 @@ _GRAPHS = (
 )
 _NO_VACE = "needs a VACE branch, which this pipeline doesn't have"
 _VACE_TENSORS = (VACE_FRAMES, VACE_MASKS, FIRST_FRAME_IMAGE, LAST_FRAME_IMAGE, VACE_REF_IMAGES)
-_MILLISECONDS = 1000
 
 
 # -- The pipeline: what all sequences share -----------------------------------------------------------------
@@ -110,7 +100,7 @@ class LongLive:
         self.device = engines["transformer"].device
         self.encode_prompt = prompt_encoder(tokenize, engines["text_encoder"], self.device)
         self.sigmas = SigmaTable(config.timestep_shift)
-        # Engines should not be queued on the default stream: see `Engine`.
+        # Engines should not run in the default stream: see `Engine`.
         new_stream: Callable[..., Any] = torch.cuda.Stream
         self._stream = new_stream(self.device) if self.device.type == "cuda" else None
 
@@ -135,7 +125,7 @@ class LongLive:
 
 
 class _Caches:
-    """What a sequence remembers at one size, except its text."""
+    """What a sequence keeps at one size, except its text."""
 
     def __init__(self, pipeline: LongLive, size: tuple[int, int]) -> None:
         config, engines = pipeline.config, pipeline.engines
@@ -173,23 +163,6 @@ class _Caches:
         self.last_input = None
 
 
-@dataclass(frozen=True)
-class _Text:
-    """The text that a chunk is generated under.
-
-    Attributes:
-        embedding: of the prompts, [1, Lt, C].
-        loras: the chunk's scales.
-        inputs: both, as the transformer takes them.
-        is_new: whether the cache was made under another text, or is in the middle of a transition.
-    """
-
-    embedding: Tensor
-    loras: LoraScales
-    inputs: dict[str, Tensor]
-    is_new: bool
-
-
 class LongLiveSequence:
     """A sequence's state: see `filmstrip.runtime.sequences.SequenceState`.
 
@@ -199,8 +172,7 @@ class LongLiveSequence:
     def __init__(self, pipeline: LongLive) -> None:
         self._pipeline = pipeline
         self._config = pipeline.config
-        self._prompts = PromptBlend(pipeline.encode_prompt)
-        self._keys = TextKeys(pipeline.engines["text_kv"])
+        self._text = SequenceText(pipeline.encode_prompt, pipeline.engines, pipeline.config.loras)
         self._latent_index = 0  # of the next latent frame, from the sequence's start: a reset does not set it back
         self._caches: _Caches | None = None
 
@@ -221,39 +193,37 @@ class LongLiveSequence:
 
     def _generate(self, chunk: Chunk) -> Frames:
         params, measure, config = chunk.parameters, chunk.timings.measure, self._config
-        num_latent_frames = config.latent_frames_per_chunk + has_pad_frame(chunk)  # T
-        # 1. A chunk that resets forgets all caches and the text in force.
+        has_pad = has_pad_frame(chunk)
+        num_latent_frames = config.latent_frames_per_chunk + has_pad  # T
+        # 1. A reset clears all caches and the text in force.
         self._check_vace(chunk)
         caches = self._caches_for(params)
-        # 2. The text: encoded, blended, or on its way to another.
+        # 2. The text: encoded, blended, or in a transition.
         with measure("text"):
-            text = self._text(params)
-        # 3. The input video as latents; how much noise they get may follow its motion.
+            text = self._text.chunk(params)
+        # 3. The input video as latents; the noise scale may follow its motion.
         # 4. The context of the VACE branch.
         with measure("encode"):
-            source, noise_scale = self._source(chunk, caches)  # [1, C, T, h, w]
+            source, noise_scale = self._source(chunk, caches, has_pad)  # [1, C, T, h, w]
             context = caches.vace.context(chunk, num_latent_frames) if caches.vace is not None else None
-        # 5. Under a new text the cache is rebuilt; after a reset there is nothing in it.
+        # 5. A new text needs a new cache; after a reset the cache is empty, and nothing happens here.
         if text.is_new and params.mode is Mode.TEXT:
             with measure("cache"):
                 caches.transformer.recache(text.inputs)
-        # 6. Noise, from the seed and the chunk's place alone; in video mode a share of it.
+        # 6. Noise, which only depends on the seed and the chunk's position; in video mode mixed with the source.
         noise = self._noise(params, num_latent_frames)
         latents = initial_latents(noise.draw(), source, noise_scale)  # [1, C, T, h, w]
         # 7. The timesteps.
         own_steps = config.text_steps if params.mode is Mode.TEXT else config.video_steps
         steps = chunk_steps(params.mode, params.denoising_steps or own_steps, noise_scale, config.video_step_offset)
         chunk.report["denoise_steps"] = len(steps)
-        # 8. Denoise; the cache is read only.
+        # 8. Denoise; the cache is only read.
         span = caches.transformer.chunk_span(num_latent_frames)
 
         def velocity(latents: Tensor, timestep: float) -> Tensor:
             hints = None
             if caches.vace is not None and context is not None:
-                scale = params.vace_context_scale
-                hints = caches.vace.hints(
-                    context, latents, timestep, embedding=text.embedding, loras=text.loras, scale=scale
-                )
+                hints = caches.vace.hints(context, latents, timestep, text, params.vace_context_scale)
             bias = params.kv_cache_attention_bias
             return caches.transformer.velocity(span, latents, timestep, text.inputs, hints=hints, attention_bias=bias)
 
@@ -266,7 +236,7 @@ class LongLiveSequence:
         # 10. Decode.
         with measure("decode"):
             pixels = caches.decode(latents)  # [1, 3, F, H, W], one frame more if the first was padded
-            return to_frames(strip_pad(pixels) if has_pad_frame(chunk) else pixels)
+            return to_frames(strip_pad(pixels) if has_pad else pixels)
 
     # -- The steps ------------------------------------------------------------------------------------------
 
@@ -280,7 +250,7 @@ class LongLiveSequence:
             raise invalid(chunk.parameters.index, INPUT_VIDEO, f"as VACE frames {_NO_VACE}")
 
     def _caches_for(self, params: ChunkParameters) -> _Caches:
-        """The caches that the chunk continues from; empty ones if it resets."""
+        """The caches that the chunk continues from, or empty ones if it resets."""
         size = (params.height, params.width)
         if size not in self._config.sizes:
             known = ", ".join(f"{width}x{height}" for height, width in self._config.sizes)
@@ -291,24 +261,17 @@ class LongLiveSequence:
             )
         if not params.reset:
             if self._caches is None or self._caches.size != size:
-                raise ModelError(f"chunk {params.index} continues from no chunk of its size: it must reset")
+                raise ModelError(f"chunk {params.index} does not continue a chunk of its size: it must reset")
             return self._caches
-        self._prompts.clear()
+        self._text.clear()
         if self._caches is not None and self._caches.size == size:
             self._caches.clear()
         else:
-            self._caches = None  # gives its memory back first
+            self._caches = None  # frees its memory before more is allocated
             self._caches = _Caches(self._pipeline, size)
         return self._caches
 
-    def _text(self, params: ChunkParameters) -> _Text:
-        embedding, changed = self._prompts.embedding(params)
-        loras = LoraScales.of(params, self._config.loras, self._pipeline.device)
-        inputs = self._keys.inputs(embedding, loras) | loras.inputs(self._pipeline.engines["transformer"])
-        in_transition = params.transition is not None and params.transition.num_steps > 0
-        return _Text(embedding, loras, inputs, changed or in_transition)
-
-    def _source(self, chunk: Chunk, caches: _Caches) -> tuple[Tensor | None, float]:
+    def _source(self, chunk: Chunk, caches: _Caches, has_pad: bool) -> tuple[Tensor | None, float]:
         """The input video's latents [1, C, T, h, w] in video mode, None in text mode; the noise scale."""
         params = chunk.parameters
         if params.mode is Mode.TEXT:
@@ -316,7 +279,7 @@ class LongLiveSequence:
         frames = chunk.tensor(INPUT_VIDEO)
         if len(frames) != params.num_frames:
             raise invalid(params.index, INPUT_VIDEO, f"has {len(frames)} frames, must have {params.num_frames}")
-        # The motion is measured on the host, where there is nothing to wait for.
+        # Measured on the host: reading a number from the GPU would wait for it.
         pixels = to_pixels(resize(frames, params.height, params.width))  # [1, 3, F, H, W]
         noise_scale = params.noise_scale
         if params.noise_controller:
@@ -324,12 +287,112 @@ class LongLiveSequence:
             noise_scale = controlled_noise_scale(moved, noise_scale)
         caches.last_input = pixels[:, :, -1:].clone()
         pixels = to_device(pixels, self._pipeline.device)
-        return caches.encode(pad_first_frame(pixels) if has_pad_frame(chunk) else pixels), noise_scale
+        return caches.encode(pad_first_frame(pixels) if has_pad else pixels), noise_scale
 
-    def _noise(self, params: ChunkParameters, num_latent_frames: int) -> ChunkNoise:
+    def _noise(self, params: ChunkParameters, num_latent_frames: int) -> "ChunkNoise":
         sides = (side // self._config.spatial_factor for side in (params.height, params.width))
         shape = (1, self._config.latent_channels, num_latent_frames, *sides)
         return ChunkNoise(params.seed, self._latent_index, shape, self._pipeline.device)
+
+
+# -- Noise --------------------------------------------------------------------------------------------------
+
+
+class ChunkNoise:
+    """The noise of one chunk, in the order in which it is drawn: the initial noise, then one for each renoising.
+
+    It only depends on the seed and the chunk's position, not on what ran before. It is drawn on the CPU in float32 and
+    then moved, so that it is the same for every device.
+
+    Args:
+        seed: of the generation or the chunk.
+        latent_index: of the chunk's first latent frame in the generation, resets not counted.
+        shape: of each draw, [1, C, T, H, W].
+        device: of the noise.
+    """
+
+    def __init__(
+        self, seed: int, latent_index: int, shape: tuple[int, ...], device: torch.device | str = "cpu"
+    ) -> None:
+        self._generator = torch.Generator("cpu").manual_seed(seed + latent_index)
+        self._shape = shape
+        self._device = device
+
+    def draw(self) -> Tensor:
+        """The next noise, normally distributed."""
+        return to_device(torch.randn(self._shape, generator=self._generator, dtype=torch.float32), self._device)
+
+
+def initial_latents(noise: Tensor, source: Tensor | None, noise_scale: float) -> Tensor:
+    """The latents that denoising starts from, [1, C, T, H, W].
+
+    Args:
+        noise: the chunk's first draw.
+        source: the input video's latents, None in text mode.
+        noise_scale: share of noise in video mode, 0..1; 0 gives exactly the source.
+    """
+    return noise if source is None else renoise(source, noise, noise_scale)
+
+
+# -- Timesteps ----------------------------------------------------------------------------------------------
+
+NUM_TIMESTEPS = 1000
+_ROUNDING = 1e-6  # 1 - 0.9 is a little less than 0.1, and must still give timestep 100
+
+
+class SigmaTable:
+    """The 1000 sigmas that a network was trained on: evenly spaced, then shifted towards noise.
+
+    Source:
+        Wan2.1's flow matching scheduler.
+    """
+
+    def __init__(self, shift: float) -> None:
+        even = [(NUM_TIMESTEPS - index) / NUM_TIMESTEPS for index in range(NUM_TIMESTEPS)]
+        self.sigmas = tuple(shift * s / (1 + (shift - 1) * s) for s in even)
+        """Falling, starting at 1."""
+
+    def at(self, timestep: float) -> float:
+        """The sigma whose timestep, 1000 * sigma, is nearest to the given one, which need not be an integer."""
+        after = bisect_left(self.sigmas, -timestep, key=lambda sigma: -NUM_TIMESTEPS * sigma)
+        around = self.sigmas[max(0, after - 1) : after + 1]
+        return min(around, key=lambda sigma: abs(NUM_TIMESTEPS * sigma - timestep))
+
+
+def chunk_steps(mode: Mode, steps: Sequence[float], noise_scale: float, offset: int = 0) -> tuple[float, ...]:
+    """The timesteps of a chunk, falling.
+
+    In text mode they are `steps`. In video mode the share of noise in the latents determines the first timestep, and
+    only those of `steps` that are lower follow it.
+
+    Args:
+        mode: what the chunk is generated from.
+        steps: the request's timesteps or the pipeline's own, falling.
+        noise_scale: share of noise in the latents, 0..1; video mode only.
+        offset: how far below the share of noise the first timestep lies; video mode only.
+
+    Returns:
+        The timesteps; none if the first would be 0, so that the source is returned unchanged.
+    """
+    if mode is Mode.TEXT:
+        return tuple(steps)
+    first = max(0, math.floor(NUM_TIMESTEPS * noise_scale + _ROUNDING) - offset)
+    return (first, *(step for step in steps if step < first)) if first > 0 else ()
+
+
+# -- Denoising ----------------------------------------------------------------------------------------------
+
+# Flow matching: latents at sigma are (1 - sigma) * x0 + sigma * noise, and the network predicts noise - x0.
+
+
+def x0_from_velocity(x_t: Tensor, velocity: Tensor, sigma: float) -> Tensor:
+    """Clean latents from noisy ones and their velocity, in the type of the noisy ones; computed in float64."""
+    return (x_t.double() - sigma * velocity.double()).to(x_t.dtype)
+
+
+def renoise(x0: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    """Clean latents with a share `sigma` of noise, in their own type; computed in float64."""
+    return ((1 - sigma) * x0.double() + sigma * noise.double()).to(x0.dtype)
 
 
 def denoise(
@@ -367,14 +430,46 @@ def denoise(
     return latents
 
 
+# -- The noise controller: less noise where the input moves -------------------------------------------------
+
+_FULL_MOTION = 0.2  # RMS difference between successive frames that counts as motion 1
+_SCALE_STILL = 0.8  # noise scale without motion
+_SCALE_DROP = 0.2  # how much lower it is at motion 1
+_REQUEST_SHARE = 0.1  # weight of the request's own noise scale
+
+
+def motion(frames: Tensor, num_last: int, previous: Tensor | None = None) -> float:
+    """The strongest motion, 0..1, towards any of a chunk's last pixel frames.
+
+    Args:
+        frames: the chunk's input, [1, 3, F, H, W] in -1..1.
+        num_last: the number of frames to look at, which is the number of latent frames of a chunk.
+        previous: the last frame of the previous chunk, [1, 3, 1, H, W]; used if the chunk is too short to have a frame
+            before those.
+    """
+    seen = frames if previous is None else torch.cat([previous, frames], dim=2)
+    seen = seen[:, :, -(num_last + 1) :].float()
+    if seen.shape[2] < 2:
+        return 0.0
+    difference = seen.diff(dim=2).square().mean(dim=(0, 1, 3, 4)).sqrt()  # [F]
+    return min(1.0, float(difference.max()) / _FULL_MOTION)
+
+
+def controlled_noise_scale(motion: float, noise_scale: float) -> float:
+    """The noise scale at a motion of 0..1; the request's own has a weight of a tenth."""
+    return (1 - _REQUEST_SHARE) * (_SCALE_STILL - _SCALE_DROP * motion) + _REQUEST_SHARE * noise_scale
+
+
 # -- Timing on a GPU ----------------------------------------------------------------------------------------
+
+_MILLISECONDS = 1000
 
 
 class GpuEvent(Protocol):
-    """A mark in the queue of a GPU: `torch.cuda.Event`."""
+    """A mark in a GPU's queue of work: `torch.cuda.Event`."""
 
     def record(self) -> None:
-        """Queue it behind all work so far."""
+        """Queue it after all work so far."""
         ...
 
     def synchronize(self) -> None:
@@ -398,11 +493,11 @@ class GpuTimings(Timings):
 
     So if a client goes away, the GPU is spared all steps but the current and the next one; and it never waits.
 
-    Not run yet: no GPU was available when this was written. The tests use the events of a clock.
+    Not run on a GPU yet. The tests use events with a clock of their own.
 
     Args:
         timings: those so far, which are continued.
-        new_event: makes a mark.
+        new_event: creates a mark.
     """
 
     def __init__(self, timings: Timings, new_event: Callable[[], GpuEvent] = gpu_event) -> None:

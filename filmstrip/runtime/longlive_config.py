@@ -1,4 +1,4 @@
-"""The numbers of a checkpoint that the runtime needs: the export writes them into the model's folder."""
+"""The numbers of a checkpoint that the runtime needs, in a file that the export writes into the model's folder."""
 
 import json
 import math
@@ -20,7 +20,7 @@ class LongLiveConfig:
     """The numbers of a checkpoint of the LongLive family.
 
     Attributes:
-        latent_frames_per_chunk: latent frames that are made together.
+        latent_frames_per_chunk: latent frames that are generated together.
         window: latent frames that attention sees, sink and chunk included.
         sink: latent frames at the start that are never evicted.
         timestep_shift: of the table of sigmas.

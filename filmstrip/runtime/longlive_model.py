@@ -1,6 +1,6 @@
-"""The Triton model of every pipeline of the LongLive family; their folders make the difference.
+"""The Triton model of all pipelines of the LongLive family, which differ only in their folders.
 
-A module of its own, and named so, because the `model.py` of every exported folder imports it.
+The `model.py` of every exported folder imports `LongLiveModel` from here: keep both names.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""Between arrays of the contract and pixels as networks take them: float32 [1, 3, F, H, W] in -1..1.
+"""Conversion between the contract's arrays and pixels as networks take them: float32 [1, 3, F, H, W] in -1..1.
 
-Arrays are copied: those that come with a chunk last no longer than it. Our own tensors are changed in place: on the CPU
-new memory at each step would cost three times what the arithmetic does.
+Arrays are copied, because those of a chunk are only valid during it. Our own tensors are changed in place: on the CPU,
+new memory for each operation would take three times as long as the arithmetic.
 """
 
 import math
@@ -35,16 +35,16 @@ def to_frames(pixels: Tensor) -> Frames:
 
 
 def resample(pixels: Tensor, num_frames: int) -> Tensor:
-    """Another number of frames, [..., F, H, W] to [..., num_frames, H, W]: each new one is the old one at its time.
+    """Change the number of frames, [..., F, H, W] to [..., num_frames, H, W], by repeating and dropping frames.
 
-    So 12 become 13 by having the first one twice, and then new frame i + 1 is old frame i.
+    12 frames become 13 by repeating the first one: new frame i + 1 is old frame i.
     """
     old = pixels.shape[-3]
     return pixels[..., [index * old // num_frames for index in range(num_frames)], :, :]
 
 
 def pad_first_frame(pixels: Tensor) -> Tensor:
-    """Repeat the first frame, [..., F, H, W] to [..., F + 1, H, W]: a first chunk of video is encoded from 13."""
+    """Repeat the first frame, [..., F, H, W] to [..., F + 1, H, W]: the first chunk of a video is encoded from 13."""
     return resample(pixels, pixels.shape[-3] + 1)
 
 
@@ -60,7 +60,7 @@ def split_images(joined: npt.NDArray[np.uint8], shapes: Sequence[tuple[int, ...]
     """The images [H, W, 3] of the VACE_REF_IMAGES tensor.
 
     Raises:
-        ModelError: the shapes do not match the bytes; the frontend is at fault.
+        ModelError: the shapes do not match the bytes, which is a bug of the frontend.
     """
     sizes = [math.prod(shape) for shape in shapes]
     if sum(sizes) != joined.size:
@@ -70,8 +70,8 @@ def split_images(joined: npt.NDArray[np.uint8], shapes: Sequence[tuple[int, ...]
 
 
 def resize_cover(image: Frames, height: int, width: int) -> Frames:
-    """Scale an image [h, w, 3] so that it covers a frame [H, W, 3]; of its longer side the middle is kept."""
-    # Cut before scaling: a long thin image would be immense for a moment.
+    """Scale an image [h, w, 3] to cover a frame [H, W, 3], and crop it at the centre."""
+    # Cropped before scaling: a long thin image would need an immense one in between.
     kept_height = min(image.shape[0], max(1, round(image.shape[1] * height / width)))
     kept_width = min(image.shape[1], max(1, round(image.shape[0] * width / height)))
     top, left = (image.shape[0] - kept_height) // 2, (image.shape[1] - kept_width) // 2
@@ -79,7 +79,7 @@ def resize_cover(image: Frames, height: int, width: int) -> Frames:
 
 
 def letterbox(image: Frames, height: int, width: int) -> Frames:
-    """Scale an image [h, w, 3] so that all of it fits in a frame [H, W, 3], centred on white.
+    """Scale an image [h, w, 3] to fit into a frame [H, W, 3], centred on white.
 
     Source:
         VACE's pipeline in diffusers, which prepares references like this.
@@ -93,7 +93,7 @@ def letterbox(image: Frames, height: int, width: int) -> Frames:
 
 
 def _scale(image: Frames, height: int, width: int) -> Frames:
-    """Another size: bilinear if a side grows, the mean of the pixels that fall together if both shrink."""
+    """Change the size: bilinear if a side grows, the mean of the pixels that merge if both shrink."""
     shrinks = height <= image.shape[0] and width <= image.shape[1]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)

@@ -1,7 +1,7 @@
 """Frame processors: models that map frames to frames with numpy and OpenCV. No Triton here, no torch.
 
-They take and return RGB frames [F, H, W, 3] uint8, of any size from 1x1 up. Each sequence gets a processor of its own,
-which sees the chunks in order: chunk by chunk equals the whole video in one call.
+They take and return RGB frames [F, H, W, 3] uint8 of any size. Each sequence gets a processor of its own, which sees
+the chunks in order: processing chunk by chunk equals processing the whole video in one call.
 """
 
 from typing import Any, ClassVar, Protocol, TypeAlias
@@ -23,7 +23,7 @@ class FrameProcessor(Protocol):
 
 
 def resize(frames: Frames, height: int, width: int) -> Frames:
-    """Frames [F, H, W, 3] at another size, bilinear; the very same array if the size is right already."""
+    """Frames [F, H, W, 3] at another size, bilinear; the same array if they have that size."""
     if frames.shape[1:3] == (height, width):
         return frames
     resized = np.empty((len(frames), height, width, 3), np.uint8)
@@ -47,23 +47,23 @@ class Gray:
         """See `FrameProcessor`."""
         gray = np.empty_like(frames)
         for frame, target in zip(frames, gray, strict=True):
-            # Whole thousandths: OpenCV's own conversion has shorter coefficients and is off by one now and then.
+            # In integer thousandths: OpenCV's own conversion has shorter coefficients and is sometimes off by one.
             red, green, blue = np.moveaxis(frame.astype(np.uint32), -1, 0)
             target[...] = ((299 * red + 587 * green + 114 * blue + 500) // 1000)[..., None]
         return gray
 
 
 class Scribble:
-    """White contour lines on black, each frame by itself.
+    """White contour lines on black, frame by frame.
 
-    Contours are Canny's, in the blurred frame. Its contrast is stretched first and the threshold is Otsu's on its own
-    gradients, so that dark and pale scenes are drawn like bright ones.
+    Canny's edges of the blurred frame. The contrast is stretched first, and Otsu's method finds the threshold in the
+    frame's own gradients, so that dark and pale scenes are drawn like bright ones.
     """
 
     _BLUR: ClassVar = 1 / 220  # of the shorter side: the blur's sigma
     _SPECK: ClassVar = 1 / 8  # of the shorter side: contours with fewer pixels are dropped
     _THICKNESS: ClassVar = 1 / 200  # of the shorter side, but at least two pixels: the lines
-    _LEAST_CONTRAST: ClassVar = 32.0  # fewest grey levels that are stretched to the full range
+    _MIN_CONTRAST: ClassVar = 32.0  # fewer grey levels than this are not stretched to the full range
     _GRAIN: ClassVar = 20.0  # gradient in the unstretched frame below which nothing is drawn
 
     def process(self, frames: Frames) -> Frames:
@@ -77,7 +77,7 @@ class Scribble:
         side = min(frame.shape[:2])
         # 1. Stretch the contrast; blur, so that texture leaves no contours.
         dark, bright = np.percentile(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), (1, 99))
-        gain = 255 / max(bright - dark, self._LEAST_CONTRAST)
+        gain = 255 / max(bright - dark, self._MIN_CONTRAST)
         soft = cv2.GaussianBlur(frame.astype(np.float32), (0, 0), max(0.8, side * self._BLUR))
         soft = np.clip((soft - dark) * gain, 0, 255).astype(np.uint8)
         # 2. Canny, which follows the strongest colour channel, with thresholds from the luma's gradients.
@@ -86,7 +86,7 @@ class Scribble:
         otsu, _ = cv2.threshold(strength.astype(np.uint16), 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
         strong = max(otsu, self._GRAIN * gain)
         edges = cv2.Canny(soft, 0.3 * strong, 0.9 * strong)
-        # 3. Drop specks, thicken the rest.
+        # 3. Drop specks, thicken the lines.
         _, labels, stats, _ = cv2.connectedComponentsWithStats(edges, connectivity=8)
         kept = stats[:, cv2.CC_STAT_AREA] >= side * self._SPECK
         kept[0] = False  # the background
@@ -99,15 +99,15 @@ class Scribble:
 class OpticalFlow:
     """Motion since the previous frame, in the colours of the Middlebury benchmark; no motion is white.
 
-    The hue is the direction, the saturation the length as a share of the frame's longest motion, which counts as at
-    least one pixel so that still scenes stay white. A sequence's first frame has no motion.
+    The hue is the direction. The saturation is the length as a share of the longest motion in the frame, which counts
+    as at least one pixel so that still scenes stay white. The first frame of a sequence has no motion.
 
     Source:
         Kroeger et al., Fast Optical Flow using Dense Inverse Search, 2016 (the flow); Baker et al., A Database
         and Evaluation Methodology for Optical Flow, 2011 (the colours).
     """
 
-    _SMALLEST: ClassVar = 32  # pixels a side below which dense inverse search has no room for its patches
+    _MIN_SIDE: ClassVar = 32  # pixels: dense inverse search needs room for its patches
 
     def __init__(self) -> None:
         self._search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
@@ -119,7 +119,7 @@ class OpticalFlow:
 
     def _flow(self, frame: Frames) -> Flow:
         height, width = frame.shape[:2]
-        below, right = max(0, self._SMALLEST - height), max(0, self._SMALLEST - width)
+        below, right = max(0, self._MIN_SIDE - height), max(0, self._MIN_SIDE - width)
         gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
         gray = np.pad(gray, ((0, below), (0, right)), "edge")
         previous, self._previous = self._previous, gray
@@ -130,7 +130,7 @@ class OpticalFlow:
 
 
 def _colour_wheel() -> npt.NDArray[np.float32]:
-    """The 55 hues [N, 3] in 0..1: from each of six colours to the next, in as many steps as the eye can tell apart."""
+    """The 55 hues, [55, 3] in 0..1: from each of six colours to the next, in steps of equal visible difference."""
     corners = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1], [1, 0, 0]], np.float32)
     steps = (15, 6, 4, 11, 13, 6)  # RY, YG, GC, CB, BM, MR
     share = [np.arange(count, dtype=np.float32)[:, None] / count for count in steps]
@@ -145,7 +145,7 @@ def flow_colours(flow: Flow) -> Frames:
     right, down = flow[..., 0], flow[..., 1]
     length = np.hypot(right, down)
     length /= max(1.0, float(length.max()))
-    # As in the benchmark's own code: angle -pi is the wheel's first hue, +pi its last.
+    # As in the benchmark's code: angle -pi is the first hue of the wheel, +pi the last.
     place = (np.arctan2(-down, -right) / np.pi + 1) / 2 * (len(_WHEEL) - 1)
     hues = np.arange(len(_WHEEL))
     wheel = np.stack([np.interp(place, hues, channel) for channel in _WHEEL.T], axis=-1)

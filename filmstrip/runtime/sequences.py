@@ -1,8 +1,8 @@
-"""A chunk as a model gets it, and what the model keeps from one chunk of a sequence to the next. No Triton here.
+"""A chunk as a model gets it, and the states of sequences, which a model keeps from chunk to chunk. No Triton here.
 
 Triton never tells a model that a sequence was dropped: not when it was idle for too long, not when a second START came
-with the same correlation id, not when a queued request was cancelled. So the rules here stand on their own: START
-replaces, END frees, a chunk that fails or is cancelled frees, and so does our own idle limit.
+with the same correlation id, not when a queued request was cancelled. So the rules here do not rely on it: START
+replaces a state; END, a chunk that fails or is cancelled, and our own idle limit free it.
 """
 
 import threading
@@ -26,7 +26,7 @@ Tensors: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
 
 class ChunkCancelled(Exception):
-    """The client has cancelled the request; a model raises it between two steps of its work."""
+    """The client has cancelled the request; raised between two steps of a model's work."""
 
 
 class Timings:
@@ -80,14 +80,14 @@ class Chunk:
 
 
 class SequenceState(Protocol):
-    """What a model keeps from one chunk of a sequence to the next; made at its START."""
+    """What a model keeps from one chunk of a sequence to the next; created at START."""
 
     def chunk(self, chunk: Chunk) -> Frames:
-        """Generate the next chunk: [F, H, W, 3] uint8, as many frames and as large as its parameters ask for.
+        """Generate the next chunk: [F, H, W, 3] uint8, with the number and size of frames in its parameters.
 
         Raises:
             ChunkCancelled: the client has cancelled the request.
-            FilmstripError: what the client may read; any other exception becomes 'the model failed'.
+            FilmstripError: the client gets its message; any other exception becomes 'the model failed'.
         """
         ...
 
@@ -127,7 +127,7 @@ def check_tensor(index: int, spec: TensorSpec, array: npt.NDArray[Any]) -> None:
 
 
 def check_frames(parameters: ChunkParameters, frames: Frames) -> None:
-    """Check a model's frames against those that were asked for.
+    """Check a model's frames against the parameters of their chunk.
 
     Raises:
         BadModelOutput: they have another type or shape.
@@ -138,7 +138,7 @@ def check_frames(parameters: ChunkParameters, frames: Frames) -> None:
         raise BadModelOutput(f"chunk {parameters.index}: the model returned {found}, expected uint8 {list(expected)}")
 
 
-class FrameProcessing:
+class FrameProcessorState:
     """The state of a frame processor's sequence: it resizes the input video and processes it."""
 
     def __init__(self, processor: FrameProcessor) -> None:
@@ -166,10 +166,10 @@ class Sequences(Generic[State]):
     """The states of the open sequences, by correlation id.
 
     Args:
-        start: makes the state of a new sequence.
+        start: creates the state of a new sequence.
         max_sequences: states held at once; one more START drops the one that has been idle longest.
         idle_s: `drop_idle` drops a state that was unused for longer.
-        clock: seconds, never falling.
+        clock: seconds; monotonic.
     """
 
     def __init__(
@@ -232,7 +232,7 @@ class Sequences(Generic[State]):
             self._entries.pop(id, None)
             while len(self._entries) >= self._max_sequences:
                 del self._entries[min(self._entries, key=lambda key: self._entries[key].used_at)]
-        # Made only now, when the state that it replaces has given its memory back.
+        # Created only now, when the state that it replaces has been freed.
         entry = _Entry(self._start(), self._clock(), in_use=True)
         with self._lock:
             self._entries[id] = entry
@@ -250,7 +250,7 @@ class Sequences(Generic[State]):
 
 
 class IdleTimer:
-    """A daemon thread that frees idle sequences when no requests come."""
+    """A daemon thread that frees idle sequences, also when no requests come."""
 
     def __init__(self, sequences: Sequences[State], period_s: float) -> None:
         self._sequences = sequences
@@ -259,7 +259,7 @@ class IdleTimer:
         threading.Thread(target=self._run, name="idle-timer", daemon=True).start()
 
     def stop(self) -> None:
-        """Let the thread end, without waiting for it."""
+        """Tell the thread to end; returns at once."""
         self._stopped.set()
 
     def _run(self) -> None:

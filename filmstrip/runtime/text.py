@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from filmstrip.runtime.engines.engine import Engine, to_device
 
 TokenIds: TypeAlias = npt.NDArray[np.int64]
 Tokenize: TypeAlias = Callable[[str], tuple[TokenIds, TokenIds]]
-"""A prompt to its token ids and its mask: see `Tokenizer.__call__`."""
+"""From a prompt to its token ids and mask: see `Tokenizer.__call__`."""
 
 PADDING = "<pad>"
 END = "</s>"
@@ -35,7 +35,7 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 class Tokenizer:
-    """A `tokenizer.json` in Hugging Face's format, all of whose prompts get one length.
+    """A `tokenizer.json` in Hugging Face's format; all prompts get the same length.
 
     Args:
         folder: the model's, which holds the `tokenizer.json`.
@@ -70,10 +70,10 @@ class Tokenizer:
 
 
 def clean(prompt: str) -> str:
-    """A prompt as Wan cleans it: HTML entities become characters, twice, and runs of whitespace one space.
+    """A prompt as Wan cleans it: HTML entities are decoded twice, and runs of whitespace become one space.
 
-    Wan's own code then has ftfy mend text that was decoded wrongly and straighten curly quotes. That is not done here:
-    prompts arrive as UTF-8, and their quotes are as the writer wants them.
+    Wan's code also applies ftfy, which repairs wrongly decoded text and straightens curly quotes. We do not: prompts
+    arrive as UTF-8, with the quotes that their writers chose.
     """
     text = _SURROGATE.sub("\ufffd", _unescape(_unescape(prompt)))  # half a character can't be encoded
     return " ".join(text.split())
@@ -85,48 +85,49 @@ def _unescape(text: str) -> str:
 
 
 def _shortened(reference: re.Match[str]) -> str:
-    """The same reference without leading zeros; one digit too many keeps it outside Unicode."""
+    """The same reference without leading zeros, cut to one digit too many, which stays outside Unicode."""
     return "&#" + (reference[1].lstrip("0") or "0")[: _MAX_REFERENCE_DIGITS + 1]
 
 
 # -- Embeddings ---------------------------------------------------------------------------------------------
 
 EncodePrompt: TypeAlias = Callable[[str], Tensor]
-"""A prompt to its embedding, [1, Lt, C], zeros after its last token."""
+"""From a prompt to its embedding, [1, Lt, C], zero after its last token."""
 
 
 def prompt_encoder(tokenize: Tokenize, engine: Engine, device: torch.device, max_encoded: int = 16) -> EncodePrompt:
-    """The text encoder, for all sequences of a model; it keeps the latest embeddings, which depend on nothing else.
+    """The text encoder of all sequences of a model, with a cache: embeddings only depend on their prompts.
 
     Args:
         tokenize: see `Tokenize`.
         engine: `text_encoder`, on the CPU or on the device.
         device: of the embeddings.
-        max_encoded: embeddings that are kept; one of Wan's takes 8 MiB.
+        max_encoded: embeddings that are cached; one of Wan's takes 8 MiB.
     """
     return lru_cache(max_encoded)(partial(_encode, tokenize, engine, device))
 
 
 def _encode(tokenize: Tokenize, engine: Engine, device: torch.device, prompt: str) -> Tensor:
     ids, mask = tokenize(prompt)  # [1, Lt]
-    own = torch.from_numpy(ids[:, : int(mask.sum())])  # padding would cost as much as the prompt's own tokens
+    own = torch.from_numpy(ids[:, : int(mask.sum())])  # without padding, which would cost as much per token
     embedding = engine.run({"ids": to_device(own, engine.device)})["embeddings"]  # [1, tokens, C]
     padded = pad(embedding, (0, 0, 0, ids.shape[1] - own.shape[1]))  # [1, Lt, C]
     return to_device(padded, device) if padded.device.type == "cpu" else padded
 
 
-# Sine of the angle between two tokens, of one direction or opposite ones, below which the plane to turn in is lost in
-# rounding. At 0.03 straight and turned differ by a ten-thousandth; opposite tokens of unlike length grow by 1 / sine.
+# Sine of the angle between two tokens below which they count as parallel or opposite: the plane of rotation is lost in
+# rounding then. At 0.03, linear and spherical interpolation of parallel tokens differ by a ten-thousandth; spherical
+# interpolation of opposite tokens of different length grows with 1 / sine.
 _NEARLY_PARALLEL = 0.03
 
 
 def blend(embeddings: Sequence[Tensor], weights: Sequence[float], method: Interpolation) -> Tensor:
-    """Embeddings of one shape, [..., C], blended in the type of the first; slerp is for two, else it is linear.
+    """Blend embeddings of one shape, [..., C], in the type of the first; slerp of more than two is linear.
 
     Args:
         embeddings: one or more.
         weights: of each, 0 or more and not all 0; their sum does not matter.
-        method: linear keeps the weighted mean of the norms, slerp turns each token from the one to the other.
+        method: linear keeps the weighted mean of the norms, slerp rotates each token from one to the other.
     """
     shares = [weight / sum(weights) for weight in weights]
     wide = [embedding.float() for embedding in embeddings]
@@ -143,7 +144,7 @@ def _linear(embeddings: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
 
 
 def _slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
-    """Spherical interpolation along the last axis; tokens that are nearly parallel, or zeros, go straight."""
+    """Spherical interpolation along the last axis; linear for tokens that are nearly parallel, or zero."""
     cosine = torch.cosine_similarity(start, end, dim=-1).clamp(-1, 1).unsqueeze(-1)
     angle = cosine.acos()
     sine = angle.sin()
@@ -169,15 +170,15 @@ class PromptBlend:
         encode: the text encoder.
     """
 
-    _MAX_BLENDS = 4  # those of the prompts in force and of the target, and room for both to change
+    _MAX_BLENDS = 4  # of the prompts in force and of the target, before and after a change
 
     def __init__(self, encode: EncodePrompt) -> None:
-        # Holds no reference to this object, so that a sequence that ends gives its memory back at once.
+        # Without a reference to this object, so that the memory of an ended sequence is freed at once.
         self._blended = lru_cache(self._MAX_BLENDS)(partial(_blend_prompts, encode))
         self.clear()
 
     def clear(self) -> None:
-        """Forget the embedding in force; blends stay, as prompts have the same one in any chunk."""
+        """Forget the embedding in force; cached blends stay valid."""
         self._last: Tensor | None = None
         self._last_params: ChunkParameters | None = None
         self._start: Tensor | None = None
@@ -185,8 +186,8 @@ class PromptBlend:
     def embedding(self, params: ChunkParameters) -> tuple[Tensor, bool]:
         """The embedding [1, Lt, C] of the next chunk, and whether it differs from the previous chunk's.
 
-        A transition starts from the embedding in force, which is that of the chunk's prompts unless it cuts another
-        transition short. After a reset in mid-transition it goes on from the chunk's prompts.
+        A transition starts from the embedding in force: that of the chunk's prompts, unless it interrupts another
+        transition. After a reset in the middle of a transition, it continues from the chunk's prompts.
         """
         transition = params.transition
         if transition is None:
@@ -201,7 +202,7 @@ class PromptBlend:
     def _in_transition(self, transition: Transition, params: ChunkParameters) -> Tensor:
         method = params.prompt_interpolation_method
         if transition.step == 0:
-            self._start = self._last if self._cuts_short(params) else None
+            self._start = self._last if self._interrupts(params) else None
         share = transition.step / (transition.num_steps - 1) if transition.num_steps > 1 else 1.0
         if share == 1:
             return self._blended(transition.target, method)
@@ -212,14 +213,14 @@ class PromptBlend:
         target = self._blended(transition.target, method)
         return blend([self._start, target], [1 - share, share], transition.method)
 
-    def _cuts_short(self, params: ChunkParameters) -> bool:
-        """Whether the chunk's transition begins in the middle of another, with no prompt set in between."""
+    def _interrupts(self, params: ChunkParameters) -> bool:
+        """Whether the chunk's transition begins in the middle of another, with no prompts set in between."""
         last = self._last_params
         return last is not None and last.transition is not None and last.prompts == params.prompts
 
 
 def _blend_prompts(encode: EncodePrompt, prompts: tuple[Prompt, ...], method: Interpolation) -> Tensor:
-    """The embedding of weighted prompts; those without weight are not encoded, but count for the method."""
+    """The embedding of weighted prompts; those of weight 0 are not encoded, but count in the choice of the method."""
     if len(prompts) != 2:
         method = Interpolation.LINEAR
     weighted = [prompt for prompt in prompts if prompt.weight > 0]
@@ -270,12 +271,12 @@ class LoraScales:
         return cls(values, to_device(torch.tensor(values, dtype=torch.float32), device))
 
     def inputs(self, engine: Engine) -> dict[str, Tensor]:
-        """The input of an engine that has branches for LoRAs; of any other, none."""
+        """The input `lora_scales`, if the engine has it."""
         return {_SCALES: self.tensor} if _takes_loras(engine) else {}
 
 
 class TextKeys:
-    """Keys and values of one text for one network, computed again when the text or a scale that matters changes.
+    """Keys and values of one text for one network, recomputed when the text or a scale that affects them changes.
 
     Args:
         engine: `text_kv` or `vace_text_kv`.
@@ -295,3 +296,55 @@ class TextKeys:
             self._inputs = self._engine.run({"embeddings": embedding, **loras.inputs(self._engine)})
             self._computed_for = (embedding, scales)
         return self._inputs
+
+
+# -- The text of a sequence ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ChunkText:
+    """The text that a chunk is generated from.
+
+    Attributes:
+        embedding: of the prompts, [1, Lt, C].
+        loras: the chunk's scales.
+        inputs: both, as the transformer takes them: text_k, text_v and, if there are LoRAs, lora_scales.
+        is_new: whether the KV cache was computed for another text, or the chunk is within a transition.
+    """
+
+    embedding: Tensor
+    loras: LoraScales
+    inputs: dict[str, Tensor]
+    is_new: bool
+
+
+class SequenceText:
+    """The text of one sequence, chunk by chunk.
+
+    Args:
+        encode: the text encoder.
+        engines: by the name of the graph.
+        loras: names, in the order of the engines.
+    """
+
+    def __init__(self, encode: EncodePrompt, engines: Mapping[str, Engine], loras: tuple[str, ...]) -> None:
+        self._prompts = PromptBlend(encode)
+        self._keys = TextKeys(engines["text_kv"])
+        self._transformer = engines["transformer"]
+        self._loras = loras
+
+    def chunk(self, params: ChunkParameters) -> ChunkText:
+        """The text of the next chunk.
+
+        Raises:
+            InvalidField: it names a LoRA that the pipeline doesn't have.
+        """
+        embedding, changed = self._prompts.embedding(params)
+        loras = LoraScales.of(params, self._loras, self._transformer.device)
+        inputs = self._keys.inputs(embedding, loras) | loras.inputs(self._transformer)
+        in_transition = params.transition is not None and params.transition.num_steps > 0
+        return ChunkText(embedding, loras, inputs, changed or in_transition)
+
+    def clear(self) -> None:
+        """Forget the text in force."""
+        self._prompts.clear()

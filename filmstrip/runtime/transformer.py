@@ -1,7 +1,7 @@
 """The causal transformer: its passes, the window of latent frames that each sees, the KV cache, rotary positions.
 
-`FrameWindow` is pure arithmetic on frames counted from the last reset; `KvCache` holds the tensors. The number of a
-frame determines its slot, and the number of frames so far determines what is cached.
+`FrameWindow` is pure arithmetic on the numbers of latent frames, counted from the last reset; `KvCache` holds the
+tensors. The number of a frame determines its slot, and the number of frames so far determines what is cached.
 """
 
 import math
@@ -19,7 +19,7 @@ from filmstrip.runtime.longlive_config import LongLiveConfig
 
 
 class RopeTables:
-    """The tables of latent frames of one size, on the device; the latest ones are kept.
+    """The tables of latent frames of one size, on the device; the latest tables are kept.
 
     Args:
         head_dim: channels of one head.
@@ -29,7 +29,7 @@ class RopeTables:
         device: of the tables.
     """
 
-    _MAX_TABLES = 8  # a chunk's own, its cached frames', those of VACE and of a recache, and room for the next ones
+    _MAX_TABLES = 8  # for a chunk, its cached frames, VACE and a recache, and as many for the next chunk
 
     def __init__(self, head_dim: int, theta: float, rows: int, cols: int, device: torch.device) -> None:
         self._tables = lru_cache(self._MAX_TABLES)(
@@ -83,11 +83,11 @@ def _angles(positions: Tensor, dim: int, theta: float) -> Tensor:
 
 @dataclass(frozen=True)
 class PassSpan:
-    """One pass of the transformer: the latent frames that go through it, and the cached ones that they see.
+    """The latent frames of one pass of the transformer, and the cached ones that they see.
 
     Attributes:
         first_frame: number of the first frame that goes through.
-        num_frames: how many go through, one after the other.
+        num_frames: how many go through, consecutive.
         seen: the cached frames that they see, rising.
     """
 
@@ -102,23 +102,23 @@ class PassSpan:
 
     @property
     def absolute_positions(self) -> range:
-        """RoPE positions of the pass's frames if these are places in the video since the reset."""
+        """RoPE positions of the pass's frames, counted from the reset."""
         return range(self.first_frame, self.end)
 
     @property
     def window_positions(self) -> range:
-        """RoPE positions of the pass's frames if these are places in the window: after the cached ones."""
+        """RoPE positions of the pass's frames, counted within the window: after the cached ones."""
         return range(len(self.seen), len(self.seen) + self.num_frames)
 
 
 @dataclass(frozen=True)
 class FrameWindow:
-    """The window of a causal transformer: a sink that stays, and a ring of slots for the latest frames.
+    """The window of a causal transformer: a sink that is never evicted, and a ring of slots for the latest frames.
 
     Attributes:
         size: latent frames that a chunk may see, the sink and the chunk itself included.
         sink: latent frames from the start that are never evicted.
-        latent_frames_per_chunk: those of any chunk but the first.
+        latent_frames_per_chunk: of any chunk but the first.
 
     Raises:
         ValueError: sink and chunk don't fit in the window.
@@ -137,38 +137,38 @@ class FrameWindow:
 
     @property
     def capacity(self) -> int:
-        """Slots: the cached frames that fit into the window next to a chunk."""
+        """Number of slots: cached frames that fit into the window next to a chunk."""
         return self.size - self.latent_frames_per_chunk
 
     @property
     def ring(self) -> int:
-        """Slots outside the sink."""
+        """Number of slots outside the sink."""
         return self.capacity - self.sink
 
     def slot(self, frame: int) -> int:
-        """Where a cached frame lies: the sink's slots come first; in the others a new frame replaces the oldest."""
+        """The slot of a cached frame: the sink's come first; in the others a new frame replaces the oldest."""
         return frame if frame < self.sink else self.sink + (frame - self.sink) % self.ring
 
     def held(self, num_frames: int) -> tuple[int, ...]:
-        """The frames that are cached once `num_frames` have been, rising."""
+        """The frames that are cached after `num_frames` frames, rising."""
         latest = max(self.sink, num_frames - self.ring)
         return (*range(min(self.sink, num_frames)), *range(latest, num_frames))
 
     def chunk(self, first_frame: int, num_frames: int) -> PassSpan:
-        """The next chunk's passes: they see the sink and as many of the latest frames as fit next to sink and chunk.
+        """The span of a chunk, which sees the sink and as many of the latest frames as fit next to sink and chunk.
 
-        A chunk that is shorter than others sees no more than they do, as no more is cached.
+        A shorter chunk sees no more than others, because no more is cached.
         """
         latest = first_frame + num_frames - (self.size - self.sink)
         seen = (frame for frame in self.held(first_frame) if frame < self.sink or frame >= latest)
         return PassSpan(first_frame, num_frames, tuple(seen))
 
     def recache(self, num_frames: int) -> PassSpan | None:
-        """The pass that rebuilds the cache after `num_frames`, under another prompt; None if there are none yet.
+        """The span of the pass that rebuilds the cache after `num_frames`, for another prompt; None if it is empty.
 
-        While the window holds all frames, all go through and see only each other. Later the sink stays as it is, and
-        the latest frames that fit next to it go through: they see the sink and each other. Earlier ones would be
-        neither seen nor cached.
+        While the window holds all frames, all of them go through and see only each other. Later the sink stays as it
+        is, and the latest frames that fit next to it go through: they see the sink and each other. Earlier frames would
+        be neither seen nor cached.
         """
         if num_frames == 0:
             return None
@@ -178,14 +178,14 @@ class FrameWindow:
         return PassSpan(num_frames - room, room, tuple(range(self.sink)))
 
     def past_positions(self, span: PassSpan) -> tuple[int, ...]:
-        """RoPE positions of the slots, [capacity], if these are places in the window.
+        """RoPE positions of the slots, [capacity], counted within the window.
 
         The sink comes first, then the seen frames from the oldest to the newest; the pass's own follow them. A slot
         that is not seen has position 0.
         """
         positions = [0] * self.capacity
-        for place, frame in enumerate(span.seen):
-            positions[self.slot(frame)] = place
+        for position, frame in enumerate(span.seen):
+            positions[self.slot(frame)] = position
         return tuple(positions)
 
 
@@ -195,14 +195,14 @@ class FrameWindow:
 class KvCache:
     """Keys and values of the latent frames that the next chunk may see, in buffers that never move.
 
-    The transformer always gets the whole of `k` and `v`, and a bias that says which slots it sees. The order of the
-    slots does not matter: keys carry their position, or get one from tables in the order of the slots.
-    Nothing here waits for the device.
+    The transformer always gets all of `k` and `v`, and a bias that says which slots it sees. The order of the slots
+    does not matter: keys carry their position, or get one from tables in the order of the slots. Nothing here waits for
+    the device.
 
     Attributes:
         k: keys, [layers, 1, N, P, D] with P = capacity * tokens_per_frame.
         v: values, the same.
-        num_frames: latent frames since the reset, and so the number of the next one.
+        num_frames: latent frames since the reset, which is the number of the next one.
         window: which of them are seen, and in which slots they lie.
     """
 
@@ -227,29 +227,29 @@ class KvCache:
         self._bias_key: tuple[tuple[int, ...], float] | None = None
 
     def chunk_span(self, num_frames: int) -> PassSpan:
-        """The passes of the next chunk, of so many latent frames: see `FrameWindow.chunk`."""
+        """The span of the next chunk, of `num_frames` latent frames: see `FrameWindow.chunk`."""
         return self.window.chunk(self.num_frames, num_frames)
 
     def recache_span(self) -> PassSpan | None:
-        """The pass after a change of the prompt, None if nothing is cached: see `FrameWindow.recache`."""
+        """The span of a recache, None if nothing is cached: see `FrameWindow.recache`."""
         return self.window.recache(self.num_frames)
 
     def bias(self, span: PassSpan, attention_bias: float | None = None) -> Tensor:
-        """What a pass adds to the attention scores of the cached tokens, float32 [P]; not to be written to.
+        """What a pass adds to the attention scores of the cached tokens, float32 [P]; read-only.
 
-        Returns the same tensor until another one is asked for.
+        Equal arguments in succession give the same tensor.
 
         Args:
             span: of the pass.
             attention_bias: factor above 0 on the attention to tokens outside the sink, None is 1.
 
         Returns:
-            0 in the sink, the factor's logarithm in other slots that are seen, -inf in the rest.
+            0 in the sink, the logarithm of the factor in other slots that are seen, -inf in all others.
         """
         outside_sink = 0.0 if attention_bias is None else math.log(attention_bias)
         key = (span.seen, outside_sink)
         if self._bias is None or self._bias_key != key:
-            # Filled frame by frame: a table from the host would be a copy to wait for.
+            # Filled on the device, frame by frame: a copy from the host would have to be waited for.
             self._bias = torch.full(self.k.shape[3:4], -math.inf, dtype=torch.float32, device=self.k.device)
             for frame in span.seen:
                 seen = self._bias[self._tokens(self.window.slot(frame))]
@@ -258,7 +258,7 @@ class KvCache:
         return self._bias
 
     def write(self, span: PassSpan, k: Tensor, v: Tensor) -> None:
-        """Put the keys and values of a pass into the slots of those of its frames that are kept.
+        """Copy the keys and values of those frames of a pass that are kept to their slots.
 
         Args:
             span: of the next chunk, or of a recache.
@@ -266,7 +266,7 @@ class KvCache:
             v: values, the same.
 
         Raises:
-            ValueError: the span was made before frames came or went, or the tensors don't fit. Nothing is written.
+            ValueError: the span is of an earlier state of the cache, or the tensors don't fit. Nothing is written.
         """
         if self.num_frames not in (span.first_frame, span.end):
             raise ValueError(
@@ -287,7 +287,7 @@ class KvCache:
 
     def clear(self) -> None:
         """Forget all frames."""
-        # A bias of -inf hides numbers, but not NaN or infinity: none may outlive the reset.
+        # A bias of -inf hides numbers, but not NaN or infinity: none may survive.
         self.k.zero_()
         self.v.zero_()
         self.num_frames = 0
@@ -330,9 +330,9 @@ _CLEAN = 0.0  # the timestep of latents without noise
 
 
 class CachedTransformer:
-    """The transformer of one sequence at one size: passes that see the KV cache, and those that write it.
+    """The transformer of one sequence at one size: passes that read the KV cache, and passes that write it.
 
-    Its methods take the text as `text`: the inputs text_k, text_v and, if there are LoRAs, their scales.
+    `text` in its methods stands for the inputs text_k, text_v and, if there are LoRAs, lora_scales.
 
     Args:
         engine: `transformer`.
@@ -357,13 +357,13 @@ class CachedTransformer:
             dtype=engine.dtype("past_k"),
             device=engine.device,
         )
-        self._no_hints: _NoHints | None = None
+        self._hint_shape = (config.num_vace_layers, rows, cols, config.num_heads * config.head_dim)
+        self._zeros: Tensor | None = None
         if config.num_vace_layers:
-            grid = (rows, cols, config.num_heads * config.head_dim)
-            self._no_hints = _NoHints(config.num_vace_layers, grid, engine.dtype("hints"), engine.device)
+            self._zeros = torch.zeros(0, dtype=engine.dtype("hints"), device=engine.device)
 
     def chunk_span(self, num_frames: int) -> PassSpan:
-        """The passes of the next chunk, of so many latent frames."""
+        """The span of the next chunk, of `num_frames` latent frames."""
         return self._kv.chunk_span(num_frames)
 
     def velocity(
@@ -395,7 +395,7 @@ class CachedTransformer:
         self._clean.append(latents)
 
     def recache(self, text: Mapping[str, Tensor]) -> None:
-        """Rebuild the cache under another text: see `FrameWindow.recache`."""
+        """Rebuild the cache for another text: see `FrameWindow.recache`."""
         span = self._kv.recache_span()
         if span is not None:
             outputs = self._run(span, self._clean.latest(span.num_frames), _CLEAN, text)
@@ -431,22 +431,15 @@ class CachedTransformer:
         if self._is_windowed:
             tables = self._tables.at(self._kv.window.past_positions(span))
             inputs["past_cos"], inputs["past_sin"] = (table.flatten(0, 2) for table in tables)  # [P, D / 2]
-        if self._no_hints is not None:
-            inputs["hints"] = self._no_hints.of(span.num_frames) if hints is None else hints
+        if self._zeros is not None:
+            inputs["hints"] = self._no_hints(self._zeros, span.num_frames) if hints is None else hints
         return self._engine.run(inputs)
 
-
-class _NoHints:
-    """Hints of an unconditioned pass: zeros, in one piece of memory for all lengths, as nobody writes to them."""
-
-    def __init__(self, num_layers: int, grid: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-        self._num_layers = num_layers
-        self._grid = grid
-        self._zeros = torch.zeros(0, dtype=dtype, device=device)
-
-    def of(self, num_frames: int) -> Tensor:
-        """[vace_layers, 1, T, rows, cols, C]."""
-        shape = (self._num_layers, 1, num_frames, *self._grid)
-        if self._zeros.numel() < math.prod(shape):
-            self._zeros = self._zeros.new_zeros(math.prod(shape))
-        return self._zeros[: math.prod(shape)].reshape(shape)
+    def _no_hints(self, zeros: Tensor, num_frames: int) -> Tensor:
+        """The hints of a pass without conditioning, [vace_layers, 1, T, rows, cols, C]: zeros."""
+        # One piece of memory for all lengths, as nobody writes to it.
+        num_layers, *grid = self._hint_shape
+        shape = (num_layers, 1, num_frames, *grid)
+        if zeros.numel() < math.prod(shape):
+            self._zeros = zeros = zeros.new_zeros(math.prod(shape))
+        return zeros[: math.prod(shape)].reshape(shape)

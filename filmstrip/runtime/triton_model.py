@@ -1,7 +1,7 @@
 """The adapter between Triton's Python backend and our models: the only file that knows `pb_utils`.
 
-A model is a class that makes the state of a sequence (`filmstrip.runtime.sequences.SequenceState`). Everything that
-all models share is here: sequences, reading and checking tensors, errors, cancelling, the report.
+A model is a class that creates the state of a sequence (`filmstrip.runtime.sequences.SequenceState`). Everything that
+all models share is here: sequences, reading and checking tensors, errors, cancellation, the report.
 """
 
 import json
@@ -23,7 +23,7 @@ from filmstrip.runtime.processors import FrameProcessor
 from filmstrip.runtime.sequences import (
     Chunk,
     ChunkCancelled,
-    FrameProcessing,
+    FrameProcessorState,
     IdleTimer,
     Sequences,
     SequenceState,
@@ -38,14 +38,14 @@ _IDLE_CHECK_S = 10.0
 
 
 class TritonModel(ABC):
-    """Base of every `TritonPythonModel` of ours: a request is a chunk, START and END are Triton's flags."""
+    """Base class of every `TritonPythonModel`: a request is a chunk, START and END are Triton's flags."""
 
     @abstractmethod
     def start(self) -> SequenceState:
-        """The state of a new sequence; the one that it replaces is gone by then."""
+        """Create the state of a new sequence; the one that it replaces has been freed."""
 
     def load(self, args: dict[str, str]) -> None:  # noqa: B027 - most have nothing to load
-        """Get ready to start sequences; `args` are those that Triton passes to `initialize`.
+        """Prepare to start sequences; `args` are those that Triton passes to `initialize`.
 
         Raises:
             LoadFailed: the model's folder can't be used; Triton logs and returns its message.
@@ -57,7 +57,7 @@ class TritonModel(ABC):
         """Once, before any request."""
         exit_with_parent()
         batching = json.loads(args["model_config"])["sequence_batching"]
-        # Triton counts from a request's arrival and we from its end, so that we are never the first to let go.
+        # Triton's idle time starts when a request arrives, ours when it is done: we never free a state first.
         idle_s = int(batching["max_sequence_idle_microseconds"]) / _SECOND
         slots = int(batching.get("oldest", {}).get("max_candidate_sequences", 1))
         try:
@@ -85,11 +85,11 @@ class TritonModel(ABC):
         if end and not start and _array(request, CHUNK) is None:
             self._sequences.end(sequence)
             return pb_utils.InferenceResponse(output_tensors=[])
-        place = "a sequence's start" if start else "a chunk"
+        what = "the start of a sequence" if start else "a chunk"
         try:
             with self._sequences.use(sequence, start=start, end=end) as state:
                 chunk = self._read(request)
-                place = f"chunk {chunk.parameters.index}"
+                what = f"chunk {chunk.parameters.index}"
                 chunk.stop_if_cancelled()
                 frames = state.chunk(chunk)
                 check_frames(chunk.parameters, frames)
@@ -97,9 +97,9 @@ class TritonModel(ABC):
             return _failure(pb_utils.TritonError("cancelled", pb_utils.TritonError.CANCELLED))
         except FilmstripError as error:
             return _failure(pb_utils.TritonError(error.to_wire()))
-        except Exception:  # noqa: BLE001 - whatever a model raises ends here; the client must not see its paths
-            pb_utils.Logger.log_error(f"the model failed on {place}\n{traceback.format_exc()}")
-            return _failure(pb_utils.TritonError(ModelError(f"the model failed on {place}").to_wire()))
+        except Exception:  # noqa: BLE001 - anything that a model raises; the client must not see paths
+            pb_utils.Logger.log_error(f"the model failed on {what}\n{traceback.format_exc()}")
+            return _failure(pb_utils.TritonError(ModelError(f"the model failed on {what}").to_wire()))
         report = {"stages": chunk.timings.seconds, "open_sequences": len(self._sequences), **chunk.report}
         return pb_utils.InferenceResponse(
             output_tensors=[
@@ -151,10 +151,10 @@ def _failure(error: Any) -> Any:
 
 
 class FrameProcessorModel(TritonModel):
-    """A model that runs an input video's frames through a processor, a new one for each sequence."""
+    """A model that runs the frames of an input video through a processor, a new one for each sequence."""
 
     processor: ClassVar[Callable[[], FrameProcessor]]
 
     def start(self) -> SequenceState:
         """See `TritonModel`."""
-        return FrameProcessing(type(self).processor())
+        return FrameProcessorState(type(self).processor())

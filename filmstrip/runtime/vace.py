@@ -1,6 +1,6 @@
-"""The VACE branch: what a chunk is conditioned with, and the hints that the branch gives the transformer.
+"""The VACE branch: a chunk's conditioning, and the hints that the branch computes from it for the transformer.
 
-A mask is 1 where something is to be generated and 0 where the frames are to be kept.
+A mask is 1 where pixels are to be generated and 0 where the frames are to be kept.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ from filmstrip.runtime.longlive_config import MAX_REFERENCES, LongLiveConfig
 from filmstrip.runtime.pixels import letterbox, pad_first_frame, resample, resize_cover, split_images, to_pixels
 from filmstrip.runtime.processors import resize
 from filmstrip.runtime.sequences import Chunk, invalid
-from filmstrip.runtime.text import LoraScales, TextKeys
+from filmstrip.runtime.text import ChunkText, TextKeys
 from filmstrip.runtime.transformer import RopeTables
 from filmstrip.runtime.vae import StreamingEncoder
 
@@ -51,7 +51,7 @@ class Conditioning:
     masks: Tensor
 
     @classmethod
-    def of(
+    def combine(
         cls,
         num_frames: int,
         *,
@@ -66,10 +66,10 @@ class Conditioning:
         Args:
             num_frames: pixel frames of the chunk.
             frames: [1, 1 or 3, F, H, W] in -1..1; mid-grey if there are only masks or key images.
-            masks: [1, 1, F, H, W], above 0.5 is to be generated; everything is if there are no masks.
-            first_image: [1, 3, 1, H, W]; the chunk's first four frames, to be kept.
-            last_image: the same for its last four.
-            locked: arrays of another length are cut off or repeat their last frame, else they are resampled.
+            masks: [1, 1, F, H, W], above 0.5 is to be generated; without masks everything is.
+            first_image: [1, 3, 1, H, W]; replaces the chunk's first four frames, which are kept.
+            last_image: likewise its last four.
+            locked: arrays of another length are cut off or repeat their last frame; otherwise they are resampled.
         """
         inputs = [array for array in (frames, masks, first_image, last_image) if array is not None]
         if not inputs:
@@ -85,30 +85,30 @@ class Conditioning:
         return cls(pixels, mask)
 
     def padded(self) -> "Conditioning":
-        """With the first frame twice, as a first chunk that follows the video rule is encoded."""
+        """With the first frame repeated, for a first chunk that follows the video rule."""
         return Conditioning(pad_first_frame(self.frames), pad_first_frame(self.masks))
 
 
 def _cut_or_extend(array: Tensor, num_frames: int) -> Tensor:
-    """Cut [..., F, H, W] off at a number of frames, or repeat the last one."""
+    """Cut [..., F, H, W] to `num_frames`, or repeat the last frame."""
     last = array.shape[-3] - 1
     return array[..., [min(index, last) for index in range(num_frames)], :, :]
 
 
 def has_pad_frame(chunk: Chunk) -> bool:
-    """Whether the chunk follows the video rule for first chunks: its first frame goes into its latents twice."""
+    """Whether the chunk follows the video rule for first chunks: it is encoded with its first frame repeated."""
     params = chunk.parameters
     arrays = VACE_FRAMES.name in chunk.tensors or VACE_MASKS.name in chunk.tensors or params.vace_use_input_video
     return params.reset and (params.mode is Mode.VIDEO or arrays)
 
 
-def conditioning_of(chunk: Chunk, device: torch.device | str = "cpu") -> Conditioning | None:
-    """The chunk's conditioning, references apart, as the encoders take it; None if there is none.
+def read_conditioning(chunk: Chunk, device: torch.device | str = "cpu") -> Conditioning | None:
+    """The chunk's conditioning without references, as the encoders take it; None if there is none.
 
-    The chunk's own VACE frames take precedence over an input video that is used as them.
+    The chunk's own VACE frames take precedence over an input video that is used as VACE frames.
 
     Raises:
-        InvalidField: the input video is to be used and is missing.
+        InvalidField: the input video is needed and missing.
     """
     params = chunk.parameters
     frames = _floats(chunk, VACE_FRAMES)
@@ -121,11 +121,11 @@ def conditioning_of(chunk: Chunk, device: torch.device | str = "cpu") -> Conditi
         "last_image": _key_image(chunk, LAST_FRAME_IMAGE),
     }
     present = {name: array.to(device) for name, array in arrays.items() if array is not None}
-    conditioning = Conditioning.of(params.num_frames, locked=params.vace_temporally_locked, **present)
+    conditioning = Conditioning.combine(params.num_frames, locked=params.vace_temporally_locked, **present)
     return conditioning.padded() if conditioning is not None and has_pad_frame(chunk) else conditioning
 
 
-def references_of(chunk: Chunk, device: torch.device | str = "cpu") -> list[Tensor]:
+def read_references(chunk: Chunk, device: torch.device | str = "cpu") -> list[Tensor]:
     """The chunk's reference images, [1, 3, 1, H, W] each, letterboxed on white.
 
     Raises:
@@ -161,9 +161,9 @@ class VaceEncoders:
     """The encoders of a chunk's context.
 
     Attributes:
-        inactive: of what is kept; it has feature caches of its own from chunk to chunk.
-        reactive: of what is to be generated; it has its own caches too.
-        reference: of one image, without caches.
+        inactive: for what is kept; it has feature caches of its own from chunk to chunk.
+        reactive: for what is to be generated; likewise.
+        reference: for one image, without caches.
     """
 
     inactive: EncodePixels
@@ -191,16 +191,16 @@ def vace_context(
     num_latent_frames: int,
     spatial_factor: int = 8,
 ) -> VaceContext:
-    """Make a chunk's context.
+    """Compute a chunk's context.
 
-    With frames, references come before the chunk's latent frames. References alone take the places of the chunk's own
-    latent frames, with zeros after them; if they are more than the places, they come before the chunk too, and it is
-    all zeros.
+    References come before the latent frames of the conditioning. Without conditioning they take the places of the
+    chunk's latent frames, followed by zeros; if there are more references than places, they come before the chunk,
+    which is all zeros.
 
     Args:
-        conditioning: of the frames that the encoders take, None with references alone.
+        conditioning: with the number of frames that the encoders take; None if there are only references.
         references: images [1, 3, 1, H, W], at least one if there is no conditioning.
-        encoders: the first two are used for the conditioning only.
+        encoders: the first two are only used for the conditioning.
         num_latent_frames: T, of the chunk.
         spatial_factor: S, pixels of one side of a latent pixel.
     """
@@ -228,8 +228,8 @@ def _reference(latents: Tensor, mask_channels: int) -> Tensor:
 def fold_mask(masks: Tensor, num_latent_frames: int, spatial_factor: int = 8) -> Tensor:
     """A mask in channels: [1, 1, F, S * h, S * w] to [1, S * S, T, h, w].
 
-    Channel S * y + x is the mask at row y and column x of each latent pixel. Of the frames, each latent frame takes
-    the one in the middle of its share: of 13 the 1st, 4th, 8th and 11th, counted from 0.
+    Channel S * y + x is the mask at row y and column x of each latent pixel. Each latent frame takes the mask in the
+    middle of its share of the frames: numbers 1, 4, 8 and 11 of 13, counted from 0.
     """
     num_frames = masks.shape[2]
     middles = [(2 * index + 1) * num_frames // (2 * num_latent_frames) for index in range(num_latent_frames)]
@@ -270,15 +270,15 @@ class VaceBranch:
         self._encoders = VaceEncoders(inactive, reactive, self._encode_image)
 
     def context(self, chunk: Chunk, num_latent_frames: int) -> VaceContext | None:
-        """The context of the next chunk; None if nothing conditions it.
+        """The context of the next chunk; None if it has no conditioning.
 
         Frames that do not continue those of the previous chunk begin a video of their own: see `StreamingEncoder`.
 
         Raises:
-            InvalidField: it has more references than the engines take, or is to use an input video that is missing.
+            InvalidField: it has more references than the engines take, or needs an input video that is missing.
         """
         device = self._engine.device
-        conditioning, references = conditioning_of(chunk, device), references_of(chunk, device)
+        conditioning, references = read_conditioning(chunk, device), read_references(chunk, device)
         if len(references) > MAX_REFERENCES:
             problem = f"has {len(references)} images, the pipeline takes at most {MAX_REFERENCES}"
             raise invalid(chunk.parameters.index, VACE_REF_IMAGES, problem)
@@ -294,19 +294,16 @@ class VaceBranch:
         context: VaceContext,
         latents: Tensor,
         timestep: float,
-        *,
-        embedding: Tensor,
-        loras: LoraScales,
+        text: ChunkText,
         scale: float,
     ) -> Tensor:
         """The hints of one step, as the transformer takes them.
 
         Args:
             context: of the chunk.
-            latents: its noisy ones, [1, C, T, H, W].
+            latents: with the noise of the timestep, [1, C, T, H, W].
             timestep: 0 to 1000.
-            embedding: of the text in force, [1, Lt, C].
-            loras: of the chunk.
+            text: of the chunk.
             scale: `vace_context_scale`.
         """
         num_frames = context.latents.shape[2]
@@ -315,11 +312,11 @@ class VaceBranch:
             "latents": latents,
             "timesteps": latents.new_full((1, num_frames), timestep, dtype=torch.float32),
             "context": context.latents,
-            **self._keys.inputs(embedding, loras),
+            **self._keys.inputs(text.embedding, text.loras),
             "rope_cos": cos,
             "rope_sin": sin,
             "scale": latents.new_full((1,), scale, dtype=torch.float32),
-            **loras.inputs(self._engine),
+            **text.loras.inputs(self._engine),
         }
         return self._engine.run(inputs)["hints"]
 

@@ -1,6 +1,6 @@
 """Pixels to latents and back, chunk by chunk: the feature caches that one pass returns are inputs of the next one.
 
-The caches are handed on and never copied: at 576x320 they take 872 MB in 16 bit.
+The caches are passed on and never copied: at 576x320 they take 872 MB in 16 bit.
 """
 
 import torch
@@ -17,9 +17,9 @@ class FeatureStream:
 
     Args:
         first: the engine of the first pass.
-        next: the engine of all later ones.
-        input_name: of its input, apart from the caches.
-        output_name: of its output, apart from the caches.
+        next: the engine of all later passes.
+        input_name: name of the input that is not a cache.
+        output_name: name of the output that is not a cache.
     """
 
     def __init__(self, first: Engine, next: Engine, *, input_name: str, output_name: str) -> None:
@@ -31,11 +31,11 @@ class FeatureStream:
 
     @property
     def has_begun(self) -> bool:
-        """Whether the next pass continues from another."""
+        """Whether the next pass continues an earlier one."""
         return self._caches is not None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Run the next pass, on one of the lengths that the engines take."""
+        """Run the next pass, on a length that the engines take."""
         if self._caches is None:
             outputs = self._first.run({self._input_name: x})
         else:
@@ -45,16 +45,16 @@ class FeatureStream:
         return result
 
     def clear(self) -> None:
-        """Forget the passes so far, and free the caches' memory."""
+        """Forget the passes so far and free the memory of the caches."""
         self._caches = None
 
 
 class StreamingEncoder:
-    """A chunk's pixels to as many latent frames as it has, wherever the chunk is in the video.
+    """A chunk's pixels to the latent frames of the chunk, wherever it is in the video.
 
     Args:
         first: engine of the first pass, which takes one frame more than a chunk has.
-        next: engine of the later ones, which takes a chunk's frames.
+        next: engine of later passes, which takes the frames of a chunk.
         chunk_size: pixel frames of a chunk, F.
         temporal_factor: pixel frames of a latent frame.
     """
@@ -67,10 +67,10 @@ class StreamingEncoder:
     def __call__(self, pixels: Tensor) -> Tensor:
         """Encode the next pixels of a sequence.
 
-        F + 1 frames begin a video, after a reset. F frames continue it. If there is none, as when conditioning begins
-        in the middle of a generation, they begin one with their first frame twice, and the latent frame of that one
-        frame is dropped. Fewer frames begin a video too: the engine takes no fewer, so the last one is repeated and the
-        repeats' latents are dropped, and with them the caches, which have seen the repeats.
+        F + 1 frames begin a video, F frames continue it. If there is nothing to continue, as when conditioning begins
+        in the middle of a generation, F frames begin a video: their first frame is repeated, and its latent frame is
+        dropped. Fewer frames begin a video too: the last one is repeated up to the length that the engine takes, and
+        the latent frames of the repeats are dropped, as are the caches, which have seen them.
 
         Args:
             pixels: [1, 3, 1 + k * temporal_factor, H, W] up to F + 1 frames, or F of them.

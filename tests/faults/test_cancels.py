@@ -1,4 +1,4 @@
-"""POST /generate/cancel at every moment of a generation: what is answered, how the stream ends, what stays."""
+"""POST /generate/cancel at every moment of a generation: the response, the end of the stream, and what is kept."""
 
 import asyncio
 import threading
@@ -11,13 +11,13 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.support.aftermath import PROBE, harmless
 from tests.support.probe_video import probe_video
+from tests.support.recovery import PROBE, assert_recovers
 from tests.support.server import Frontend, frontend_on
 from tests.support.sse import EventParser
 
-ROUNDS = 20
-LONG_ROUNDS = 10  # of a second each, so that a busy machine finds the chunk still under way
+ROUNDS = 10
+LONG_ROUNDS = 4  # of a second each, so that a busy machine finds the chunk still running
 NEXT = {"pipeline_id": "probe", "prompt": "x", "num_frames": 9}
 Event = tuple[str, dict[str, Any]]
 
@@ -29,21 +29,21 @@ def frontend(server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def sleeping(chunk: int, seconds: float) -> dict[str, Any]:
-    """Five chunks of 9, 12, 12, 12 and 12 frames, one of which takes its time."""
+    """A request for five chunks of 9, 12, 12, 12 and 12 frames, one of which is slow."""
     specs = [{"chunk": chunk, "text": f"!sleep {seconds}"}, {"chunk": chunk + 1, "text": "x"}]
     return PROBE | {"num_frames": 57, "chunk_specs": specs[: 5 - chunk]}
 
 
 def check_end(frontend: Frontend, events: list[Event], seed: int, total_chunks: int) -> None:
-    """The stream ended in `cancelled` and tells the truth; its video, if there is one, is right and then removed."""
+    """Check that the stream ended in a correct `cancelled`; check its video, if there is one, and remove it."""
     assert [name for name, _ in events] == ["progress"] * (len(events) - 1) + ["cancelled"]
     progress, (_, end) = [data for _, data in events[:-1]], events[-1]
     num_frames = sum(data["frames"] for data in progress)
-    told = {"chunk": len(progress), "total_chunks": total_chunks, "frames_completed": num_frames}
-    told |= {"seed": seed, "unused": []}
+    expected = {"chunk": len(progress), "total_chunks": total_chunks, "frames_completed": num_frames}
+    expected |= {"seed": seed, "unused": []}
     if num_frames:
-        told |= {"output_path": end["output_path"], "video_shape": [num_frames, 64, 96, 3]}
-    assert end == told
+        expected |= {"output_path": end["output_path"], "video_shape": [num_frames, 64, 96, 3]}
+    assert end == expected
     if num_frames:
         assert np.array_equal(take(frontend, end), probe_video(num_frames, seed))
 
@@ -65,15 +65,15 @@ def check_complete(frontend: Frontend, events: list[Event], seed: int, num_frame
 # -- When nothing runs --------------------------------------------------------------------------------------------
 
 
-def test_before_a_generation_it_is_idle_and_the_next_one_does_not_feel_it(frontend: Frontend) -> None:
-    with harmless(frontend):
+def test_a_cancel_before_a_generation_has_no_effect(frontend: Frontend) -> None:
+    with assert_recovers(frontend):
         for seed in range(ROUNDS):
             assert frontend.cancel() == "idle"
             check_complete(frontend, frontend.generate(**PROBE, seed=seed), seed, 33)
 
 
-def test_after_the_last_event_it_is_idle_and_the_next_one_does_not_feel_it(frontend: Frontend) -> None:
-    with harmless(frontend):
+def test_a_cancel_after_the_last_event_has_no_effect(frontend: Frontend) -> None:
+    with assert_recovers(frontend):
         for seed in range(ROUNDS):
             events = []
             with frontend.stream(**NEXT, seed=seed) as stream:
@@ -87,10 +87,10 @@ def test_after_the_last_event_it_is_idle_and_the_next_one_does_not_feel_it(front
 # -- Together with the request ------------------------------------------------------------------------------------
 
 
-async def test_together_with_the_request_it_is_idle_or_heard_never_lost(frontend: Frontend) -> None:
-    """Sent from 0 to 10 ms behind the request, which takes at least half a second before its last chunk."""
+async def test_a_cancel_sent_with_the_request_is_idle_or_takes_effect(frontend: Frontend) -> None:
+    """Sent 0 to 5 ms after the request, whose last chunk starts at least half a second later."""
     answers = set()
-    with harmless(frontend):
+    with assert_recovers(frontend):
         async with httpx.AsyncClient(base_url=frontend.url, timeout=60) as client:
             for seed in range(ROUNDS):
                 request = sleeping(3, 0.5) | {"seed": seed}
@@ -100,7 +100,7 @@ async def test_together_with_the_request_it_is_idle_or_heard_never_lost(frontend
                 answers.add(answer)
                 if answer == "idle":
                     await asyncio.to_thread(check_complete, frontend, events, seed, 57)
-                elif soon < 0.4 or events[-1][0] == "cancelled":  # else the last chunk may have been under way
+                elif soon < 0.4 or events[-1][0] == "cancelled":  # else the last chunk may have started
                     await asyncio.to_thread(check_end, frontend, events, seed, 5)
                 else:
                     await asyncio.to_thread(check_complete, frontend, events, seed, 57)
@@ -119,7 +119,7 @@ async def cancelled(client: httpx.AsyncClient, delay_s: float) -> str:
 
 
 async def timed(work: Any) -> tuple[Any, float]:
-    """What it gives, and the seconds that it took."""
+    """The result, and how many seconds it took."""
     began = time.monotonic()
     return await work, time.monotonic() - began
 
@@ -127,13 +127,13 @@ async def timed(work: Any) -> tuple[Any, float]:
 # -- In a generation ----------------------------------------------------------------------------------------------
 
 
-def test_in_a_chunk_that_one_is_finished_and_kept_and_the_slot_taken_until_then(frontend: Frontend) -> None:
-    with harmless(frontend):
+def test_a_cancel_in_a_chunk_keeps_that_chunk_and_the_slot_until_it_is_done(frontend: Frontend) -> None:
+    with assert_recovers(frontend):
         for seed in range(LONG_ROUNDS):
-            chunks = len(frontend.probed())
+            chunks = len(frontend.probe_entries())
             events = []
             with frontend.stream(**sleeping(1, 1), seed=seed) as stream:
-                frontend.wait_probed(chunks + 1)
+                frontend.wait_for_chunk(chunks + 1)
                 assert frontend.cancel() == "cancelling"
                 refused = frontend.post(**NEXT)
                 for event in stream:
@@ -143,11 +143,11 @@ def test_in_a_chunk_that_one_is_finished_and_kept_and_the_slot_taken_until_then(
             assert (refused.status_code, refused.json()["error"]["code"]) == (409, "busy")
             assert [event[0] for event in events] == ["progress", "progress", "cancelled"]
             check_end(frontend, events, seed, 5)
-            assert len(frontend.probed()) == chunks + 3  # two of this one, and one of the next
+            assert len(frontend.probe_entries()) == chunks + 3  # two of this one, and one of the next
 
 
-def test_between_chunks_as_soon_as_one_is_told(frontend: Frontend) -> None:
-    with harmless(frontend):
+def test_a_cancel_between_chunks(frontend: Frontend) -> None:
+    with assert_recovers(frontend):
         for seed in range(ROUNDS):
             events = []
             with frontend.stream(**PROBE | {"num_frames": 3000}, seed=seed) as stream:
@@ -159,12 +159,12 @@ def test_between_chunks_as_soon_as_one_is_told(frontend: Frontend) -> None:
             check_end(frontend, events, seed, 251)
 
 
-def test_in_the_last_chunk_the_video_is_complete(frontend: Frontend) -> None:
-    with harmless(frontend):
+def test_a_cancel_in_the_last_chunk_completes_the_video(frontend: Frontend) -> None:
+    with assert_recovers(frontend):
         for seed in range(LONG_ROUNDS):
-            chunks = len(frontend.probed())
+            chunks = len(frontend.probe_entries())
             with frontend.stream(**sleeping(4, 1), seed=seed) as stream:
-                frontend.wait_probed(chunks + 4)
+                frontend.wait_for_chunk(chunks + 4)
                 assert frontend.cancel() == "cancelling"
                 events = list(stream)
             assert [event[0] for event in events] == ["progress"] * 5 + ["complete"]
@@ -172,10 +172,10 @@ def test_in_the_last_chunk_the_video_is_complete(frontend: Frontend) -> None:
             check_complete(frontend, events, seed, 57)
 
 
-def test_twice_in_a_row_and_from_several_clients_there_is_one_end(frontend: Frontend) -> None:
-    with harmless(frontend), ThreadPoolExecutor(5) as pool:
+def test_repeated_cancels_of_several_clients_end_it_once(frontend: Frontend) -> None:
+    with assert_recovers(frontend), ThreadPoolExecutor(5) as pool:
         for seed in range(LONG_ROUNDS):
-            chunks = len(frontend.probed())
+            chunks = len(frontend.probe_entries())
             together = threading.Barrier(5)
 
             def cancel(together: threading.Barrier = together) -> list[str]:
@@ -183,7 +183,7 @@ def test_twice_in_a_row_and_from_several_clients_there_is_one_end(frontend: Fron
                 return [frontend.cancel(), frontend.cancel()]
 
             with frontend.stream(**sleeping(1, 1), seed=seed) as stream:
-                frontend.wait_probed(chunks + 1)
+                frontend.wait_for_chunk(chunks + 1)
                 asked = [pool.submit(cancel) for _ in range(5)]
                 events = list(stream)
             answers = [answer.result() for answer in asked]

@@ -1,4 +1,4 @@
-"""Several clients at once: one generation wins, the others are told so, and everything else goes on beside it."""
+"""Several clients at once: one generation runs, the others are refused, and all other requests are served."""
 
 import threading
 import time
@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from tests.support import http
-from tests.support.aftermath import PROBE, harmless, is_generating, noise
+from tests.support.http import GENERATE
 from tests.support.probe_video import probe_video
-from tests.support.raw_client import GENERATE, RawClient
+from tests.support.raw_client import RawClient
+from tests.support.recovery import PROBE, assert_recovers, is_generating, noise
 from tests.support.server import Frontend, frontend_on
 
 ROUNDS = 20
@@ -26,7 +27,7 @@ def frontend(server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 class Answer(NamedTuple):
-    """What a request came to, and when."""
+    """The response to a request, and when it was complete."""
 
     status: int
     body: Any  # of a refusal: JSON; of a stream: its events
@@ -34,8 +35,8 @@ class Answer(NamedTuple):
 
 
 @pytest.mark.parametrize("crowd", [2, 5])
-def test_of_a_crowd_one_wins_and_the_others_are_refused_at_once(frontend: Frontend, crowd: int) -> None:
-    with harmless(frontend, outputs=ROUNDS):
+def test_one_of_several_clients_wins_and_the_others_are_refused_at_once(frontend: Frontend, crowd: int) -> None:
+    with assert_recovers(frontend, outputs=ROUNDS):
         for number in range(ROUNDS):
             seeds = range(crowd * number, crowd * (number + 1))
             answers = dict(zip(seeds, post_together(frontend, seeds), strict=True))
@@ -49,12 +50,12 @@ def test_of_a_crowd_one_wins_and_the_others_are_refused_at_once(frontend: Fronte
                 assert loser.status == 409
                 message = loser.body["detail"]
                 assert loser.body == {"error": {"code": "busy", "message": message}, "detail": message}
-                assert loser.at < winner.at  # it did not wait for the end
+                assert loser.at < winner.at  # it did not wait for the winner's end
 
 
 def post_together(frontend: Frontend, seeds: range) -> list[Answer]:
     """Send a request for each seed but for its last byte, then all the last bytes."""
-    specs = [{"chunk": 0, "text": "!sleep 0.3"}, {"chunk": 1, "text": "x"}]  # whoever comes later finds it running
+    specs = [{"chunk": 0, "text": "!sleep 0.3"}, {"chunk": 1, "text": "x"}]  # whoever comes later finds the slot taken
     with ExitStack() as stack, ThreadPoolExecutor(len(seeds)) as pool:
         clients = [stack.enter_context(RawClient(frontend.url)) for _ in seeds]
         ends = [
@@ -74,7 +75,7 @@ def read_answer(client: RawClient) -> Answer:
 
 
 def test_threads_that_post_at_once_again_and_again_never_overlap_in_the_model(frontend: Frontend) -> None:
-    """Eight clients that take whatever they get: each video is its own, whoever ran before it."""
+    """Eight clients that post until they succeed: each gets its own video, whoever ran before."""
     done = threading.Event()
     made = []
 
@@ -99,13 +100,13 @@ def test_threads_that_post_at_once_again_and_again_never_overlap_in_the_model(fr
     assert refused > 0
     for seed, output in made:
         assert np.array_equal(frontend.download(output), probe_video(33, seed))
-    with harmless(frontend):
+    with assert_recovers(frontend):
         pass
 
 
-def test_uploads_downloads_and_health_beside_a_generation(frontend: Frontend) -> None:
+def test_uploads_downloads_and_health_during_a_generation(frontend: Frontend) -> None:
     video = noise(300)
-    with harmless(frontend, inputs=10, outputs=2), ThreadPoolExecutor(4) as pool:
+    with assert_recovers(frontend, inputs=10, outputs=2), ThreadPoolExecutor(4) as pool:
         earlier = frontend.generate(**PROBE | {"num_frames": 300}, seed=7)[-1][1]["output_path"]
         with frontend.stream(**PROBE | {"prompt": "!sleep 0.1", "num_frames": 1197}, seed=8) as stream:
             health = [pool.submit(is_generating, frontend) for _ in range(5)]
@@ -114,7 +115,7 @@ def test_uploads_downloads_and_health_beside_a_generation(frontend: Frontend) ->
             copies = [pool.submit(frontend.download, earlier) for _ in range(5)]
             asked: list[Future[Any]] = [*health, *videos, *blobs, *copies]
             wait(asked, timeout=60)
-            assert is_generating(frontend)  # all of it happened beside it
+            assert is_generating(frontend)  # all of it happened meanwhile
             events = list(stream)
         assert all(answer.result() for answer in health)
         assert all(

@@ -1,4 +1,4 @@
-"""Stored files that somebody deletes, truncates or adds by hand: the client is told, and never gets garbage."""
+"""Stored files that somebody deletes, truncates or adds by hand: the client gets an error, never wrong data."""
 
 import contextlib
 import os
@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from tests.support import http
-from tests.support.aftermath import PROBE, eventually, harmless, is_generating, noise
-from tests.support.processes import LONGEST_S, chunk_under_way, error_of
+from tests.support.processes import MAX_ERROR_DELAY_S, chunk_in_progress, error_code
+from tests.support.recovery import PROBE, assert_recovers, eventually, is_generating, noise
 from tests.support.server import Events, Frames, Frontend, frontend_on
 
 SHM = Path("/dev/shm")
@@ -23,7 +23,7 @@ ELSEWHERE = tempfile.TemporaryDirectory()
 
 
 def replace_by_link(path: Path) -> None:
-    """Put a symbolic link in its place, to a file of the same size outside the data directory."""
+    """Replace a file with a symbolic link to one of the same size outside the data directory."""
     there = Path(ELSEWHERE.name) / path.name
     there.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
     path.unlink()
@@ -67,8 +67,8 @@ def anywhere(request: pytest.FixtureRequest) -> Frontend:
     return found
 
 
-def lies_at(frontend: Frontend, name: str) -> Path:
-    """The file of a stored thing."""
+def path_of(frontend: Frontend, name: str) -> Path:
+    """The path of a stored file."""
     (found,) = [*frontend.data_dir.glob(f"*s/{name}"), *SHM.glob(f"filmstrip-*-{name}")]
     return found
 
@@ -82,10 +82,10 @@ def used_from(frontend: Frontend, path: str, num_frames: int) -> dict[str, objec
 
 @BY_HAND
 def test_an_input_is_harmed_before_a_generation(anywhere: Frontend, harm: Callable[[Path], None]) -> None:
-    with harmless(anywhere):
+    with assert_recovers(anywhere):
         video, blob = anywhere.upload(noise(30)), anywhere.upload_data(bytes(20_000))
         for name, field in ((video, "input_path"), (blob, "data_blob_path")):
-            harm(lies_at(anywhere, name))
+            harm(path_of(anywhere, name))
             refused = anywhere.post(**PROBE | {field: name})
             assert refused.status_code == 404
             assert refused.json()["error"]["code"] == "unknown_path"
@@ -96,8 +96,8 @@ def test_an_input_is_harmed_before_a_generation(anywhere: Frontend, harm: Callab
 def harmed_in_chunk_0(frontend: Frontend, video: Frames, harm: Callable[[Path], None]) -> Iterator[Events]:
     """A generation whose input is harmed while chunk 0 is with the model."""
     name = frontend.upload(video)
-    with chunk_under_way(frontend, 0, "!sleep 0.5", input_path=name, num_frames=len(video)) as events:
-        harm(lies_at(frontend, name))
+    with chunk_in_progress(frontend, 0, "!sleep 0.5", input_path=name, num_frames=len(video)) as events:
+        harm(path_of(frontend, name))
         yield events
 
 
@@ -105,10 +105,10 @@ def harmed_in_chunk_0(frontend: Frontend, video: Frames, harm: Callable[[Path], 
     "place",
     ["on_disk", "in_memory", "by_grpc"],
 )
-def test_an_input_is_deleted_in_a_generation_which_goes_on(request: pytest.FixtureRequest, place: str) -> None:
+def test_an_input_is_deleted_in_a_generation_which_completes(request: pytest.FixtureRequest, place: str) -> None:
     frontend: Frontend = request.getfixturevalue(place)
     video = noise(96)
-    with harmless(frontend, outputs=1), harmed_in_chunk_0(frontend, video, HARMS["deleted"]) as events:
+    with assert_recovers(frontend, outputs=1), harmed_in_chunk_0(frontend, video, HARMS["deleted"]) as events:
         name, data = list(events)[-1]
         assert name == "complete", data
         assert np.array_equal(frontend.download(data["output_path"]), video)
@@ -116,7 +116,7 @@ def test_an_input_is_deleted_in_a_generation_which_goes_on(request: pytest.Fixtu
 
 @pytest.mark.parametrize("harm", ["truncated", "emptied"])
 def test_an_input_is_truncated_in_a_generation(on_disk: Frontend, harm: str) -> None:
-    with harmless(on_disk, inputs=1), harmed_in_chunk_0(on_disk, noise(96), HARMS[harm]) as events:
+    with assert_recovers(on_disk, inputs=1), harmed_in_chunk_0(on_disk, noise(96), HARMS[harm]) as events:
         *_, (name, data) = list(events)
         assert (name, data["code"]) == ("error", "unknown_path")
         assert "input_path" in data["error"]
@@ -125,19 +125,19 @@ def test_an_input_is_truncated_in_a_generation(on_disk: Frontend, harm: str) -> 
 def test_an_input_is_truncated_in_a_generation_by_grpc(by_grpc: Frontend) -> None:
     with harmed_in_chunk_0(by_grpc, noise(96), HARMS["truncated"]) as events:
         eventually(lambda: not is_generating(by_grpc), 8)
-        assert error_of(events) == "unknown_path"
+        assert error_code(events) == "unknown_path"
 
 
 @pytest.mark.parametrize("harm", ["truncated", "emptied"])
 def test_an_input_in_shared_memory_is_truncated_in_a_generation(
     victim: Frontend, in_memory: Frontend, harm: str
 ) -> None:
-    """What Triton has mapped cannot be cut without killing it: an error event, and it comes back."""
+    """Triton dies when a file that it has mapped is truncated: an error event, and Triton restarts."""
     path = in_memory.upload(noise(96))
-    with harmless(in_memory):
-        with chunk_under_way(in_memory, 0, "!sleep 0.5", input_path=path, num_frames=96) as events:
-            HARMS[harm](lies_at(in_memory, path))
-            assert error_of(events) in {"unknown_path", "triton_unavailable", "sequence_lost", "model_died"}
+    with assert_recovers(in_memory):
+        with chunk_in_progress(in_memory, 0, "!sleep 0.5", input_path=path, num_frames=96) as events:
+            HARMS[harm](path_of(in_memory, path))
+            assert error_code(events) in {"unknown_path", "triton_unavailable", "sequence_lost", "model_died"}
         eventually(lambda: http.get(f"{victim.url}/health").status_code == 200)
 
 
@@ -150,9 +150,9 @@ def get(frontend: Frontend, output: str) -> httpx.Response:
 
 @BY_HAND
 def test_an_output_is_harmed_before_a_download(on_disk: Frontend, harm: Callable[[Path], None]) -> None:
-    with harmless(on_disk):
+    with assert_recovers(on_disk):
         output = on_disk.generate(**PROBE)[-1][1]["output_path"]
-        harm(lies_at(on_disk, output))
+        harm(path_of(on_disk, output))
         for _ in range(2):
             assert get(on_disk, output).status_code == 404
             assert get(on_disk, output).json()["error"]["code"] == "unknown_path"
@@ -161,31 +161,31 @@ def test_an_output_is_harmed_before_a_download(on_disk: Frontend, harm: Callable
 LARGE = {"pipeline_id": "probe", "prompt": "x", "num_frames": 64, "height": 512, "width": 512}  # 48 MiB: no buffer
 
 
-def test_an_output_is_deleted_in_a_download_which_goes_on(on_disk: Frontend) -> None:
-    with harmless(on_disk):
+def test_an_output_is_deleted_in_a_download_which_completes(on_disk: Frontend) -> None:
+    with assert_recovers(on_disk):
         output = on_disk.generate(**LARGE)[-1][1]["output_path"]
-        whole = lies_at(on_disk, output).read_bytes()
+        whole = path_of(on_disk, output).read_bytes()
         address = f"{on_disk.url}/api/v1/generate/download"
         with http.stream("GET", address, params={"path": output}) as answer:
             pieces = answer.iter_raw()
             first = next(pieces)
-            lies_at(on_disk, output).unlink()
+            path_of(on_disk, output).unlink()
             assert first + b"".join(pieces) == whole
         assert get(on_disk, output).status_code == 404
 
 
 def test_an_output_is_truncated_in_a_download_which_ends_short(on_disk: Frontend) -> None:
-    with harmless(on_disk):
+    with assert_recovers(on_disk):
         output = on_disk.generate(**LARGE)[-1][1]["output_path"]
         address = f"{on_disk.url}/api/v1/generate/download"
         began = time.monotonic()
         with http.stream("GET", address, params={"path": output}) as answer:
             pieces = answer.iter_raw()
             next(pieces)
-            os.truncate(lies_at(on_disk, output), 2**20)
+            os.truncate(path_of(on_disk, output), 2**20)
             with pytest.raises(httpx.RemoteProtocolError, match="without sending complete message body"):
                 list(pieces)
-        assert time.monotonic() - began < LONGEST_S
+        assert time.monotonic() - began < MAX_ERROR_DELAY_S
         assert get(on_disk, output).status_code == 404
 
 
@@ -195,13 +195,13 @@ def test_an_output_is_truncated_in_a_download_which_ends_short(on_disk: Frontend
 def test_stray_files_are_never_served(on_disk: Frontend, victim: Frontend, tmp_path: Path) -> None:
     header = struct.pack("<5I", 4, 1, 2, 2, 3)
     strays = [on_disk.data_dir / f"{kind}s" / f"{kind}-{'1' * 32}" for kind in ("video", "blob", "asset", "output")]
-    with harmless(on_disk):
+    with assert_recovers(on_disk):
         made = on_disk.generate(**PROBE)[-1][1]["output_path"]
         for stray in strays:
             stray.write_bytes(header + bytes(12))
         strays += [on_disk.data_dir / "outputs" / made.replace("output-", "x"), on_disk.data_dir / "outputs" / "a.raw"]
         for stray in strays[4:]:
-            os.link(lies_at(on_disk, made), stray)
+            os.link(path_of(on_disk, made), stray)
         for stray in strays:
             for name in (stray.name, f"{stray.parent.name}/{stray.name}", str(stray)):
                 assert get(on_disk, name).status_code == 404
@@ -209,7 +209,7 @@ def test_stray_files_are_never_served(on_disk: Frontend, victim: Frontend, tmp_p
                     assert on_disk.post(**PROBE | {field: name}).status_code == 404
                 image = on_disk.post(**PROBE, chunk_specs=[{"chunk": 0, "first_frame_image": name}])
                 assert image.status_code in (404, 422)
-        for stray in (*strays, lies_at(on_disk, made)):
+        for stray in (*strays, path_of(on_disk, made)):
             stray.unlink()
 
 
@@ -217,12 +217,12 @@ def test_the_data_directory_is_removed_under_the_server(victim: Frontend, tmp_pa
     with frontend_on(victim, tmp_path) as frontend:
         frontend.probe_log = victim.probe_log
         name = frontend.upload(noise(33))
-        with chunk_under_way(frontend, 1, "!sleep 0.5", input_path=name) as events:
+        with chunk_in_progress(frontend, 1, "!sleep 0.5", input_path=name) as events:
             shutil.rmtree(frontend.data_dir)
-            assert error_of(events) in {"internal_error", "disk_full"}
+            assert error_code(events) in {"internal_error", "disk_full"}
         assert http.get(f"{frontend.url}/health").json()["generating"] is False
         assert frontend.post(**PROBE | {"input_path": name}).status_code == 404
-        assert frontend.upload_data(b"x")  # the folders are made anew
-        with harmless(frontend):
+        assert frontend.upload_data(b"x")  # the folders are created again
+        with assert_recovers(frontend):
             pass
         assert frontend.log().count("Traceback") <= 1

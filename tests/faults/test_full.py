@@ -1,11 +1,9 @@
-"""Disk or shared memory are full: a refusal or an error with its code, or another way; nothing else is hurt."""
+"""The disk or shared memory is full: a refusal, an error with a code, or another transport; nothing else suffers."""
 
 import hashlib
 import io
-import socket
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -13,9 +11,11 @@ import pytest
 from PIL import Image
 
 from tests.support import http
-from tests.support.aftermath import eventually, harmless, noise
-from tests.support.mounts import filled, mounted_frontend, seen_by
-from tests.support.processes import chunk_under_way, error_of
+from tests.support.http import ASSETS, UPLOAD, UPLOAD_DATA
+from tests.support.mounts import disk_filled, mounted_frontend, path_inside
+from tests.support.processes import chunk_in_progress, error_code
+from tests.support.raw_client import RawClient
+from tests.support.recovery import assert_recovers, eventually, noise
 from tests.support.server import ROOT, Frontend
 
 MIB = 2**20
@@ -52,30 +52,26 @@ BODIES = {
     "upload-data": noise(200).tobytes(),
     "asset": image(1_200_000),
 }
-ADDRESSES = {"upload": "generate/upload", "upload-data": "generate/upload-data", "asset": "assets"}
-SHAPE = "X-Video-Frames: 200\r\nX-Video-Height: 64\r\nX-Video-Width: 96\r\n"
+PATHS = {"upload": UPLOAD, "upload-data": UPLOAD_DATA, "asset": ASSETS}
+SHAPE = {"X-Video-Frames": "200", "X-Video-Height": "64", "X-Video-Width": "96"}
 
 
-def upload_meeting_a_full_disk(frontend: Frontend, what: str, full: Path, *, chunked: bool) -> httpx.Response:
-    """Send half a body, fill the disk when a part of it is written, send the rest."""
-
-    def framed(part: bytes) -> bytes:
-        return b"%x\r\n%b\r\n" % (len(part), part) if chunked else part
-
-    address, body = urlsplit(frontend.url), BODIES[what]
-    head = f"POST /api/v1/{ADDRESSES[what]} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{SHAPE}"
-    with socket.create_connection((str(address.hostname), address.port or 0), timeout=10) as connection:
-        framing = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}"
-        connection.sendall(f"{head}{framing}\r\n\r\n".encode() + framed(body[: len(body) // 2]))
+def upload_on_filling_disk(frontend: Frontend, what: str, disk: Path, *, chunked: bool) -> httpx.Response:
+    """Send half a body, fill the disk once part of it is written, then send the rest; the response."""
+    body = BODIES[what]
+    framing = {"Transfer-Encoding": "chunked"} if chunked else {"Content-Length": str(len(body))}
+    with RawClient(frontend.url) as client:
+        send = client.send_chunk if chunked else client.send
+        client.send_head("POST", PATHS[what], SHAPE | framing)
+        send(body[: len(body) // 2])
         partial = frontend.data_dir / "partial"
         eventually(lambda: sum(draft.stat().st_size for draft in partial.iterdir()) >= MIB)
-        with filled(full):
-            connection.sendall(framed(body[len(body) // 2 :]) + b"0\r\n\r\n" * chunked)
-            answer = b""
-            while piece := connection.recv(MIB):
-                answer += piece
-    status, _, rest = answer.partition(b"\r\n")
-    return httpx.Response(int(status.split()[1]), content=rest.partition(b"\r\n\r\n")[2])
+        with disk_filled(disk):
+            send(body[len(body) // 2 :])
+            if chunked:
+                client.send_chunk(b"")
+            response = client.read_head()
+            return httpx.Response(response.status, content=response.read())
 
 
 def assert_refused(answer: httpx.Response, code: str) -> None:
@@ -91,8 +87,8 @@ def assert_refused(answer: httpx.Response, code: str) -> None:
 def test_the_disk_fills_up_in_an_upload_of_unknown_size(small_disk: Frontend, what: str) -> None:
     small_disk.upload_data(b"of another client")
     before = hashes(small_disk)
-    with harmless(small_disk):
-        answer = upload_meeting_a_full_disk(small_disk, what, small_disk.data_dir, chunked=True)
+    with assert_recovers(small_disk):
+        answer = upload_on_filling_disk(small_disk, what, small_disk.data_dir, chunked=True)
         assert_refused(answer, "storage_full")
         assert hashes(small_disk) == before
     assert small_disk.upload_data(BODIES["upload-data"])
@@ -100,8 +96,8 @@ def test_the_disk_fills_up_in_an_upload_of_unknown_size(small_disk: Frontend, wh
 
 @pytest.mark.parametrize("what", BODIES)
 def test_an_upload_of_known_size_has_its_room_from_the_start(small_disk: Frontend, what: str) -> None:
-    with harmless(small_disk, inputs=1):
-        answer = upload_meeting_a_full_disk(small_disk, what, small_disk.data_dir, chunked=False)
+    with assert_recovers(small_disk, inputs=1):
+        answer = upload_on_filling_disk(small_disk, what, small_disk.data_dir, chunked=False)
         assert answer.status_code == 200, answer.text
     for name in small_disk.stored("videos", "blobs", "assets"):
         (small_disk.data_dir / name).unlink()
@@ -109,8 +105,8 @@ def test_an_upload_of_known_size_has_its_room_from_the_start(small_disk: Fronten
 
 def test_on_a_full_disk_uploads_are_refused_before_they_are_read(small_disk: Frontend) -> None:
     before = hashes(small_disk)
-    with harmless(small_disk):
-        with filled(small_disk.data_dir):
+    with assert_recovers(small_disk):
+        with disk_filled(small_disk.data_dir):
             for content in (bytes(MIB), iter([bytes(MIB)])):  # with and without a length
                 answer = http.post(f"{small_disk.url}/api/v1/generate/upload-data", content=content)
                 assert_refused(answer, "storage_full")
@@ -119,17 +115,17 @@ def test_on_a_full_disk_uploads_are_refused_before_they_are_read(small_disk: Fro
 
 
 def test_a_generation_has_its_room_from_the_start(small_disk: Frontend) -> None:
-    with harmless(small_disk, outputs=1), chunk_under_way(small_disk, 1, "!sleep 0.5") as events:
-        with filled(small_disk.data_dir):
+    with assert_recovers(small_disk, outputs=1), chunk_in_progress(small_disk, 1, "!sleep 0.5") as events:
+        with disk_filled(small_disk.data_dir):
             *_, (name, data) = list(events)
             assert name == "complete", data
         assert small_disk.download(data["output_path"]).shape == (33, 64, 96, 3)
 
 
 def test_finished_videos_can_be_had_from_a_full_disk(small_disk: Frontend) -> None:
-    with harmless(small_disk, outputs=1):
+    with assert_recovers(small_disk, outputs=1):
         _, data = small_disk.generate(pipeline_id="probe", prompt="x", num_frames=33)[-1]
-        with filled(small_disk.data_dir):
+        with disk_filled(small_disk.data_dir):
             assert small_disk.download(data["output_path"]).shape == (33, 64, 96, 3)
 
 
@@ -140,10 +136,10 @@ def test_no_room_for_the_arrays_of_a_chunk(victim: Frontend, tmp_path: Path) -> 
     output_bytes = 9 * 64 * 96 * 3
     with (
         mounted_frontend(tmp_path, "--triton-url", victim.triton_url, mounts=disk, **settings) as frontend,
-        harmless(frontend),
-        filled(frontend.data_dir, leave_bytes=2 * output_bytes),  # two staging buffers take more
+        assert_recovers(frontend),
+        disk_filled(frontend.data_dir, leave_bytes=2 * output_bytes),  # two staging buffers take more
     ):
-        assert error_of(frontend.generate(pipeline_id="probe", prompt="x", num_frames=9)) == "disk_full"
+        assert error_code(frontend.generate(pipeline_id="probe", prompt="x", num_frames=9)) == "disk_full"
 
 
 def test_no_room_for_another_file(victim: Frontend, tmp_path: Path) -> None:
@@ -158,7 +154,7 @@ def test_no_room_for_another_file(victim: Frontend, tmp_path: Path) -> None:
         assert_refused(frontend.post(pipeline_id="probe", prompt="x", num_frames=9), "disk_full")
         for path in stray:
             path.unlink(missing_ok=True)
-        with harmless(frontend, inputs=1):
+        with assert_recovers(frontend, inputs=1):
             frontend.upload_data(b"x")
 
 
@@ -167,7 +163,7 @@ def test_the_share_of_the_free_disk(victim: Frontend, tmp_path: Path) -> None:
     disk = {tmp_path / "data": f"size={16 * MIB}"}
     with (
         mounted_frontend(tmp_path, "--triton-url", victim.triton_url, mounts=disk, store_disk_share=0.5) as frontend,
-        harmless(frontend, inputs=1),
+        assert_recovers(frontend, inputs=1),
     ):
         address = f"{frontend.url}/api/v1/generate/upload-data"
         assert_refused(http.post(address, content=bytes(9 * MIB)), "storage_full")
@@ -191,12 +187,12 @@ def test_no_room_for_lanes_beside_the_models(tmp_path: Path) -> None:
         for side, by_grpc in ((64, False), (512, True)):
             video = noise(25, side, side)
             path = frontend.upload(video)
-            made = frontend.make(pipeline_id="passthrough", prompt="", num_frames=25, input_path=path)
+            made = frontend.generate_frames(pipeline_id="passthrough", prompt="", num_frames=25, input_path=path)
             assert np.array_equal(made, video)
             assert ("arrays go to Triton as gRPC tensors" in frontend.log()) == by_grpc
         assert "No space left on device" in frontend.log()
         assert frontend.stored("partial", "work") == []
-        assert not list(seen_by(frontend, SHM).glob("*-tmp-*"))
+        assert not list(path_inside(frontend, SHM).glob("*-tmp-*"))
 
 
 @pytest.fixture(scope="module")
@@ -211,10 +207,10 @@ def apart(victim: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def test_shared_memory_that_is_not_tritons_is_refused_and_not_used(apart: Frontend) -> None:
     video = noise(30)
-    with harmless(apart, outputs=1):
+    with assert_recovers(apart, outputs=1):
         path = apart.upload(video)
-        assert (seen_by(apart, SHM) / next(iter(files_of(apart)))).stat().st_size == 20 + video.nbytes
-        made = apart.make(pipeline_id="passthrough", prompt="", num_frames=70, input_path=path)
+        assert (path_inside(apart, SHM) / next(iter(files_of(apart)))).stat().st_size == 20 + video.nbytes
+        made = apart.generate_frames(pipeline_id="passthrough", prompt="", num_frames=70, input_path=path)
         assert np.array_equal(made, video[np.arange(70) % 30])
     assert "is copied chunk by chunk" in apart.log()
     assert "arrays go to Triton as gRPC tensors" in apart.log()
@@ -222,35 +218,32 @@ def test_shared_memory_that_is_not_tritons_is_refused_and_not_used(apart: Fronte
 
 
 def files_of(frontend: Frontend) -> list[str]:
-    return [path.name for path in seen_by(frontend, SHM).glob("filmstrip-*")]
+    return [path.name for path in path_inside(frontend, SHM).glob("filmstrip-*")]
 
 
 def test_uploads_go_to_disk_when_shared_memory_is_full(apart: Frontend) -> None:
     video = noise(31)
     before = files_of(apart)
-    with harmless(apart, inputs=1, outputs=1), filled(seen_by(apart, SHM)):
+    with assert_recovers(apart, inputs=1, outputs=1), disk_filled(path_inside(apart, SHM)):
         path = apart.upload(video)
         assert (apart.data_dir / "videos" / path).is_file()
-        made = apart.make(pipeline_id="passthrough", prompt="", num_frames=31, input_path=path)
+        made = apart.generate_frames(pipeline_id="passthrough", prompt="", num_frames=31, input_path=path)
         assert np.array_equal(made, video)
     assert files_of(apart) == before
 
 
 def test_shared_memory_fills_up_in_an_upload(apart: Frontend) -> None:
     before = files_of(apart)
-    with harmless(apart):
-        address, body = urlsplit(apart.url), BODIES["upload"]
-        with socket.create_connection((str(address.hostname), address.port or 0), timeout=10) as connection:
-            head = "POST /api/v1/generate/upload-data HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[: 3 * MIB // 2])
+    with assert_recovers(apart):
+        body = BODIES["upload"]
+        with RawClient(apart.url) as client:
+            client.send_head("POST", UPLOAD_DATA, {"Content-Length": str(len(body))})
+            client.send(body[: 3 * MIB // 2])
             eventually(lambda: set(files_of(apart)) - set(before))
             (new,) = set(files_of(apart)) - set(before)
-            eventually(lambda: (seen_by(apart, SHM) / new).stat().st_size >= MIB)
-            with filled(seen_by(apart, SHM)):
-                connection.sendall(body[3 * MIB // 2 :])
-                answer = b""
-                while piece := connection.recv(MIB):
-                    answer += piece
-        assert b" 507 " in answer.split(b"\r\n")[0]
-        assert b"disk_full" in answer
+            eventually(lambda: (path_inside(apart, SHM) / new).stat().st_size >= MIB)
+            with disk_filled(path_inside(apart, SHM)):
+                client.send(body[3 * MIB // 2 :])
+                status, error = client.read_json()
+        assert (status, error["error"]["code"]) == (507, "disk_full")
     assert files_of(apart) == before

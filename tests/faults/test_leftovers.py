@@ -1,6 +1,5 @@
-"""The frontend is killed: what it started ends by itself, and the next one on its data directory cleans up."""
+"""The frontend is killed: its processes end, and the next frontend in its data directory cleans up."""
 
-import hashlib
 import os
 import signal
 import socket
@@ -15,43 +14,39 @@ import psutil
 import pytest
 
 from tests.support import http
-from tests.support.aftermath import PROBE, assert_serves, eventually, harmless, noise
-from tests.support.processes import LONGEST_S, chunk_under_way, family, is_running, relays
-from tests.support.server import MODELS, Frontend
+from tests.support.http import UPLOAD_DATA
+from tests.support.processes import MAX_ERROR_DELAY_S, chunk_in_progress, descendants, is_running, relay_processes
+from tests.support.raw_client import RawClient
+from tests.support.recovery import PROBE, assert_recovers, assert_serves, eventually, noise
+from tests.support.server import Frontend
 
 SHM = Path("/dev/shm")
 SENT_BYTES = 2_000_000  # a body goes to disk a MiB at a time
 
 
-def in_shm(frontend: Frontend) -> list[str]:
-    """Every file in shared memory that is the frontend's or its Triton's."""
-    prefix = f"filmstrip-{hashlib.sha256(os.fsencode(frontend.data_dir.resolve())).hexdigest()[:12]}-"
-    return sorted(path.name.removeprefix(prefix) for path in SHM.glob(f"{prefix}*"))
-
-
-def half_an_upload(frontend: Frontend) -> socket.socket:
-    """A connection on which the second half of an upload is still to come."""
-    address = urlsplit(frontend.url)
-    connection = socket.create_connection((str(address.hostname), address.port or 0), timeout=10)
-    head = b"POST /api/v1/generate/upload-data HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
-    connection.sendall(head)
-    connection.sendall(b"%x\r\n" % SENT_BYTES + bytes(SENT_BYTES) + b"\r\n")
+def half_an_upload(frontend: Frontend) -> RawClient:
+    """A client with the second half of an upload still to send."""
+    client = RawClient(frontend.url)
+    client.send_head("POST", UPLOAD_DATA, {"Transfer-Encoding": "chunked"})
+    client.send_chunk(bytes(SENT_BYTES))
     partial = frontend.data_dir / "partial"
     eventually(lambda: any(draft.stat().st_size >= 2**20 for draft in partial.iterdir()))
-    return connection
+    return client
 
 
 def kill_the_frontend(frontend: Frontend) -> list[psutil.Process]:
-    """End it as nothing can prepare for; the processes that it leaves behind."""
-    left = family(frontend)
+    """Kill it; the processes that it leaves behind."""
+    left = descendants(frontend)
     frontend.process.kill()
     frontend.process.wait(10)
     return left
 
 
 @pytest.mark.parametrize("shared_memory", [True, False])
-def test_all_processes_end_and_the_next_start_cleans_up(tmp_path: Path, *, shared_memory: bool) -> None:
-    settings = {"model_repository": MODELS, "uploads_in_shm": shared_memory, "shared_memory": shared_memory}
+def test_all_processes_end_and_the_next_start_cleans_up(
+    two_models: Path, tmp_path: Path, *, shared_memory: bool
+) -> None:
+    settings = {"model_repository": two_models, "uploads_in_shm": shared_memory, "shared_memory": shared_memory}
     first = Frontend(tmp_path, "--embedded", **settings)
     left: list[psutil.Process] = []
     try:
@@ -61,52 +56,52 @@ def test_all_processes_end_and_the_next_start_cleans_up(tmp_path: Path, *, share
         made = first.download(output)
         input_path, blob = first.upload(video), first.upload_data(b"kept" * 1000)
         with half_an_upload(first), pytest.raises(httpx.TransportError):  # noqa: PT012, SIM117
-            with chunk_under_way(first, 1, "!hang", input_path=input_path) as events:
-                assert bool(relays(first)) == (not shared_memory)
+            with chunk_in_progress(first, 1, "!hang", input_path=input_path) as events:
+                assert bool(relay_processes(first)) == (not shared_memory)
                 assert len(first.stored("partial")) == 2
                 assert bool(first.stored("work")) == (not shared_memory)
-                assert any(name.startswith("-tmp-") for name in in_shm(first)) == shared_memory
+                assert any("--tmp-" in path.name for path in first.all_in_shm()) == shared_memory
                 left = kill_the_frontend(first)
                 list(events)
         names = {Path(process.cmdline()[0]).name for process in left if is_running(process)}
-        eventually(lambda: not any(is_running(process) for process in left), LONGEST_S)
+        eventually(lambda: not any(is_running(process) for process in left), MAX_ERROR_DELAY_S)
         assert names <= {"tritonserver", "triton_python_backend_stub", Path(psutil.Process().exe()).name, "python"}
     finally:
         for process in [process for process in left if is_running(process)]:
             process.kill()
         first.stop()
     assert first.stored("partial")
-    assert in_shm(first)  # a crash gives nothing back by itself
+    assert first.all_in_shm()  # a crash releases nothing by itself
 
     second = Frontend(tmp_path, "--embedded", **settings)
     try:
         assert second.stored("partial", "work") == []
-        assert [name for name in in_shm(second) if not name.startswith("-triton-")] == []
+        assert [path for path in second.all_in_shm() if "--triton-" not in path.name] == []
         second.wait_healthy()
         assert np.array_equal(second.download(output), made)
-        wanted = {"pipeline_id": "passthrough", "prompt": "", "num_frames": 33}
-        if shared_memory:  # uploads lay in memory: they are gone, and the client is told so
+        request = {"pipeline_id": "passthrough", "prompt": "", "num_frames": 33}
+        if shared_memory:  # uploads were in memory: they are gone, and the client gets an error
             for field, name in (("input_path", input_path), ("data_blob_path", blob)):
-                assert second.post(**wanted | {field: name}).json()["error"]["code"] == "unknown_path"
+                assert second.post(**request | {field: name}).json()["error"]["code"] == "unknown_path"
         else:
-            assert np.array_equal(second.make(**wanted, input_path=input_path), video)
+            assert np.array_equal(second.generate_frames(**request, input_path=input_path), video)
             assert second.stored("blobs") == [f"blobs/{blob}"]
-        with harmless(second):
+        with assert_recovers(second):
             pass
     finally:
         assert second.stop() == 0
-    assert in_shm(second) == []
+    assert second.all_in_shm() == []
 
 
-def test_what_it_leaves_behind_does_not_keep_its_port(tmp_path: Path) -> None:
-    """Else clients would connect to a server that is no more, and the next one could not listen."""
-    frontend = Frontend(tmp_path, "--embedded", model_repository=MODELS, shared_memory=False)
+def test_what_it_leaves_behind_does_not_keep_its_port(two_models: Path, tmp_path: Path) -> None:
+    """Else clients would connect to a dead server, and the next one could not listen."""
+    frontend = Frontend(tmp_path, "--embedded", model_repository=two_models, shared_memory=False)
     left: list[psutil.Process] = []
     try:
         frontend.wait_healthy()
         frontend.generate(**PROBE)
-        assert relays(frontend)
-        for process in family(frontend):
+        assert relay_processes(frontend)
+        for process in descendants(frontend):
             process.send_signal(signal.SIGSTOP)  # whatever makes it slow to end
         left = kill_the_frontend(frontend)
         address = ("127.0.0.1", int(urlsplit(frontend.url).port or 0))
@@ -121,22 +116,22 @@ def test_what_it_leaves_behind_does_not_keep_its_port(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("delay_s", [0, 0.05, 0.1, 0.2])
-def test_killed_while_its_triton_starts(tmp_path: Path, delay_s: float) -> None:
-    """Models that Triton has not spoken to yet do not watch it: without the guard they would wait for ever."""
-    frontend = Frontend(tmp_path, "--embedded", model_repository=MODELS)
+def test_killed_while_its_triton_starts(two_models: Path, tmp_path: Path, delay_s: float) -> None:
+    """Models that Triton has not contacted yet do not watch it: without the guard they would wait forever."""
+    frontend = Frontend(tmp_path, "--embedded", model_repository=two_models)
     left: list[psutil.Process] = []
     try:
         triton = psutil.Process(frontend.triton_pid)
         eventually(lambda: triton.name() == "tritonserver" and len(triton.children()) > 1)  # the guard and a model's
         time.sleep(delay_s)
         left = kill_the_frontend(frontend)
-        eventually(lambda: not any(is_running(process) for process in left), LONGEST_S)
+        eventually(lambda: not any(is_running(process) for process in left), MAX_ERROR_DELAY_S)
     finally:
         for process in [process for process in left if is_running(process)]:
             process.kill()
         frontend.stop()
-        for name in in_shm(frontend):
-            next(SHM.glob(f"filmstrip-*{name}")).unlink()
+        for path in frontend.all_in_shm():
+            path.unlink()
 
 
 def test_files_keep_their_names_and_age_and_damaged_ones_go(victim: Frontend, tmp_path: Path) -> None:
@@ -183,12 +178,12 @@ STRAYS = {
 }
 
 
-@pytest.mark.parametrize("kind", STRAYS)
-@pytest.mark.parametrize("name", ["lost+found", f"video-{'1' * 32}"])  # under no name of ours, or one that looks so
-def test_the_start_survives_stray_things(victim: Frontend, tmp_path: Path, name: str, kind: str) -> None:
+def test_the_start_survives_stray_things(victim: Frontend, tmp_path: Path) -> None:
     for folder in ("videos", "outputs", "partial", "work"):
         (tmp_path / "data" / folder).mkdir(parents=True)
-        STRAYS[kind](tmp_path / "data" / folder / name)
+        for number, put in enumerate(STRAYS.values()):
+            put(tmp_path / "data" / folder / f"lost+found-{number}")
+            put(tmp_path / "data" / folder / f"video-{number:032x}")  # a name like ours
     (tmp_path / "data" / "notes.txt").write_text("not in a folder of the store")
     kept = tmp_path / "data" / "outputs" / f"output-{'2' * 32}"
     kept.write_bytes(struct.pack("<5I", 4, 1, 2, 2, 3) + bytes(12))
@@ -197,7 +192,9 @@ def test_the_start_survives_stray_things(victim: Frontend, tmp_path: Path, name:
         frontend.wait_healthy()
         frontend.probe_log = victim.probe_log
         assert frontend.download(kept.name).shape == (1, 2, 2, 3)
-        assert frontend.post(**PROBE | {"input_path": name}).json()["error"]["code"] == "unknown_path"
+        for number in range(len(STRAYS)):
+            for name in (f"lost+found-{number}", f"video-{number:032x}"):
+                assert frontend.post(**PROBE | {"input_path": name}).json()["error"]["code"] == "unknown_path"
         assert (tmp_path / "data" / "notes.txt").is_file()
         assert Path("/etc/passwd").is_file()
         assert_serves(frontend)

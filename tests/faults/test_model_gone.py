@@ -1,4 +1,4 @@
-"""A model's process dies, hangs or answers with nonsense, in any chunk and at any place of the chain."""
+"""A model's process dies, hangs or returns invalid outputs, in any chunk and at any place in the chain."""
 
 import contextlib
 import json
@@ -10,9 +10,9 @@ import psutil
 import pytest
 
 from tests.support import http
-from tests.support.aftermath import PROBE, eventually, harmless, is_generating, noise
-from tests.support.processes import LONGEST_S, chunk_under_way, error_of, is_running, stubs
-from tests.support.server import MODELS, ROOT, Frames, Frontend, frontend_on
+from tests.support.processes import MAX_ERROR_DELAY_S, chunk_in_progress, error_code, is_running, model_processes
+from tests.support.recovery import PROBE, assert_recovers, eventually, is_generating, noise
+from tests.support.server import ROOT, Frames, Frontend, frontend_on
 
 CHAINS = {
     "alone": {"pipeline_id": "faulty"},
@@ -21,16 +21,16 @@ CHAINS = {
 }
 
 
-def the_stub(frontend: Frontend, model: str) -> psutil.Process:
-    (stub,) = stubs(frontend, model)
+def model_process(frontend: Frontend, model: str) -> psutil.Process:
+    (stub,) = model_processes(frontend, model)
     return stub
 
 
 def kill_and_wait_for_another(frontend: Frontend, model: str) -> None:
-    """Returns when there is another process; its model may still be loading."""
-    stub = the_stub(frontend, model)
+    """Kill a model's process and wait until there is another one; its model may still be loading."""
+    stub = model_process(frontend, model)
     stub.kill()
-    eventually(lambda: [process.pid for process in stubs(frontend, model)] not in ([], [stub.pid]))
+    eventually(lambda: [process.pid for process in model_processes(frontend, model)] not in ([], [stub.pid]))
 
 
 # -- A process that is killed -----------------------------------------------------------------------------------
@@ -39,151 +39,147 @@ def kill_and_wait_for_another(frontend: Frontend, model: str) -> None:
 @pytest.mark.parametrize("index", [0, 2])
 def test_killed_in_a_chunk(victim: Frontend, index: int) -> None:
     triton = victim.triton_pid
-    with harmless(victim), chunk_under_way(victim, index) as events:
-        the_stub(victim, "probe").kill()
-        assert error_of(events) == "model_died"
+    with assert_recovers(victim), chunk_in_progress(victim, index) as events:
+        model_process(victim, "probe").kill()
+        assert error_code(events) == "model_died"
     eventually(lambda: victim.triton_pid != triton)
 
 
-@pytest.mark.parametrize("num_progress", [1, 2, 7])
+@pytest.mark.parametrize("num_progress", [1, 7])
 def test_killed_between_chunks(victim: Frontend, num_progress: int) -> None:
     triton = victim.triton_pid
-    stub = the_stub(victim, "probe")
-    with harmless(victim), victim.stream(**PROBE | {"num_frames": 9 + 12 * 200}) as events:
+    stub = model_process(victim, "probe")
+    with assert_recovers(victim), victim.stream(**PROBE | {"num_frames": 9 + 12 * 200}) as events:
         for number, (name, _) in enumerate(events, 1):
             assert name == "progress"
             if number == num_progress:
                 stub.kill()
                 break
-        assert error_of(events) == "model_died"
+        assert error_code(events) == "model_died"
     eventually(lambda: victim.triton_pid != triton)
 
 
 def test_killed_while_idle_it_is_replaced(victim: Frontend, clip: Frames) -> None:
     triton = victim.triton_pid
-    with harmless(victim, inputs=1, outputs=1):
+    with assert_recovers(victim, inputs=1, outputs=1):
         path = victim.upload(clip)
         kill_and_wait_for_another(victim, "passthrough")
-        made = victim.make(pipeline_id="passthrough", prompt="", num_frames=12, input_path=path)
-        assert np.array_equal(made, clip[:12])
+        frames = victim.generate_frames(pipeline_id="passthrough", prompt="", num_frames=12, input_path=path)
+        assert np.array_equal(frames, clip[:12])
     eventually(lambda: victim.triton_pid != triton)
 
 
 def test_killed_while_idle_and_asked_for_at_once(victim: Frontend, clip: Frames) -> None:
-    """Before anyone has noticed: it is refused, fails with a code, or is served by the new one."""
+    """Before anyone notices, a request is refused, fails with a code, or is served by the new process."""
     path = victim.upload(clip)
-    for _ in range(3):
+    for _ in range(2):
         before = set(victim.stored("outputs"))
-        the_stub(victim, "passthrough").kill()
+        model_process(victim, "passthrough").kill()
         answer = victim.post(pipeline_id="passthrough", prompt="", num_frames=12, input_path=path)
         assert answer.status_code in (200, 503)
         if '"output_path"' not in answer.text:
             assert any(code in answer.text for code in ("model_died", "load_failed", "triton_unavailable"))
             assert set(victim.stored("outputs")) == before
-        eventually(lambda: stubs(victim, "passthrough"))
-        with harmless(victim, outputs=1):
-            made = victim.make(pipeline_id="passthrough", prompt="", num_frames=12, input_path=path)
-            assert np.array_equal(made, clip[:12])
+        eventually(lambda: model_processes(victim, "passthrough"))
+        with assert_recovers(victim, outputs=1):
+            frames = victim.generate_frames(pipeline_id="passthrough", prompt="", num_frames=12, input_path=path)
+            assert np.array_equal(frames, clip[:12])
 
 
-def test_killed_again_and_again(victim: Frontend) -> None:
-    for _ in range(3):
-        with harmless(victim):
-            kill_and_wait_for_another(victim, "probe")
-
-
-def test_killed_while_it_is_loaded(start_frontend: Callable[..., Frontend]) -> None:
-    """The second death, too, or one at its start: the model is left unloaded, until somebody asks for it."""
-    frontend = start_frontend("--embedded", model_repository=MODELS)
+def test_killed_while_it_is_loaded(start_frontend: Callable[..., Frontend], two_models: Path) -> None:
+    """After a second death, or one at its start, the model stays unloaded until it is requested."""
+    frontend = start_frontend("--embedded", model_repository=two_models)
     frontend.wait_healthy()
-    with harmless(frontend):
+    with assert_recovers(frontend):
         kill_and_wait_for_another(frontend, "probe")
-        the_stub(frontend, "probe").kill()
+        model_process(frontend, "probe").kill()
         eventually(lambda: "probe is not served: " in frontend.log())
         frontend.wait_healthy()
         assert frontend.post(**PROBE).json()["error"]["code"] == "load_failed"
         assert http.post(f"{frontend.url}/api/v1/pipeline/load", json={"pipeline_ids": ["probe"]}).status_code == 200
 
 
-def test_the_process_of_another_model_is_replaced_beside_a_generation(victim: Frontend) -> None:
+def test_the_process_of_another_model_is_replaced_during_a_generation(victim: Frontend) -> None:
     triton = victim.triton_pid
-    with harmless(victim, outputs=1), chunk_under_way(victim, 1, "!sleep 2") as events:
+    with assert_recovers(victim, outputs=1), chunk_in_progress(victim, 1, "!sleep 2") as events:
         kill_and_wait_for_another(victim, "passthrough")
         *progress, (name, data) = list(events)
         assert ([name for name, _ in progress], name) == (["progress"] * 3, "complete")
-        made = victim.download(data["output_path"])
-        assert np.array_equal(made[[0, 9, 32], 0, 0, 0], [42, 73, (42 + 62 + 7 * 11) % 256])  # the probe's pattern
+        frames = victim.download(data["output_path"])
+        assert np.array_equal(frames[[0, 9, 32], 0, 0, 0], [42, 73, (42 + 62 + 7 * 11) % 256])  # the probe's pattern
     eventually(lambda: victim.triton_pid != triton)
 
 
 @pytest.mark.parametrize("place", ["pre_processor_id", "post_processor_id"])
 def test_the_process_of_a_processor_dies_in_the_chain(victim: Frontend, place: str) -> None:
-    """The pipeline is at work meanwhile, and lets go."""
+    """The pipeline, which is generating a chunk, stops."""
     triton = victim.triton_pid
-    with harmless(victim, inputs=1):
+    with assert_recovers(victim, inputs=1):
         path = victim.upload(noise(33))
-        stub = the_stub(victim, "passthrough")
+        stub = model_process(victim, "passthrough")
         more = {"input_path": path, place: "passthrough"}
-        with chunk_under_way(victim, 0, "!sleep 1", **more) as events:
+        with chunk_in_progress(victim, 0, "!sleep 1", **more) as events:
             stub.kill()
-            assert error_of(events) == "model_died"
+            assert error_code(events) == "model_died"
     eventually(lambda: victim.triton_pid != triton)
 
 
-def test_a_model_that_ends_by_itself(victim: Frontend) -> None:
+def test_a_model_process_that_exits(victim: Frontend) -> None:
     triton = victim.triton_pid
-    with harmless(victim):
+    with assert_recovers(victim):
         for index in (0, 2):
             events = victim.generate(**PROBE, chunk_specs=[{"chunk": index, "text": "!die"}])
             assert [name for name, _ in events] == ["progress"] * index + ["error"]
-            assert error_of(events) == "model_died"
+            assert error_code(events) == "model_died"
     eventually(lambda: victim.triton_pid != triton)
 
 
 # -- A model that fails or hangs --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("index", [0, 2])
-@pytest.mark.parametrize(
-    ("prompt", "code"), [("!raise", "model_error"), ("!error", "model_error"), ("!shape", "bad_model_output")]
-)
-def test_a_model_that_fails(victim: Frontend, prompt: str, code: str, index: int) -> None:
-    with harmless(victim):
-        events = victim.generate(**PROBE, chunk_specs=[{"chunk": index, "text": prompt}])
-        assert [name for name, _ in events] == ["progress"] * index + ["error"]
-        assert error_of(events) == code
+def test_a_model_that_fails(victim: Frontend, subtests: pytest.Subtests) -> None:
+    failures = {"!raise": "model_error", "!error": "model_error", "!shape": "bad_model_output"}
+    with assert_recovers(victim):
+        for prompt, code in failures.items():
+            for index in (0, 2):
+                with subtests.test(prompt, index=index):
+                    events = victim.generate(**PROBE, chunk_specs=[{"chunk": index, "text": prompt}])
+                    assert [name for name, _ in events] == ["progress"] * index + ["error"]
+                    assert error_code(events) == code
 
 
 @pytest.mark.parametrize("index", [0, 2])
-def test_a_model_that_hangs_ends_at_its_deadline_and_is_started_anew(victim: Frontend, index: int) -> None:
+def test_a_model_that_hangs_is_killed_at_its_deadline(victim: Frontend, index: int) -> None:
     before = victim.triton_pid
-    with harmless(victim):
-        with chunk_under_way(victim, index, "!hang") as events:
-            stub = the_stub(victim, "probe")
-            assert error_of(events) == "chunk_timeout"
-        eventually(lambda: not is_running(stub), LONGEST_S)
+    with assert_recovers(victim):
+        with chunk_in_progress(victim, index, "!hang") as events:
+            stub = model_process(victim, "probe")
+            assert error_code(events) == "chunk_timeout"
+        eventually(lambda: not is_running(stub), MAX_ERROR_DELAY_S)
         eventually(lambda: victim.triton_pid != before)
 
 
 @pytest.mark.parametrize("place", ["pre_processor_id", "post_processor_id"])
-def test_a_processor_that_stands_still(victim: Frontend, place: str) -> None:
-    with harmless(victim, inputs=1):
+def test_a_suspended_processor(victim: Frontend, place: str) -> None:
+    with assert_recovers(victim, inputs=1):
         path = victim.upload(noise(33))
-        stub = the_stub(victim, "passthrough")
+        stub = model_process(victim, "passthrough")
         stub.suspend()
         try:
             events = victim.generate(**PROBE, input_path=path, **{place: "passthrough"})
-            assert error_of(events) in {"model_died", "chunk_timeout"}  # Triton itself looks after a second
-            eventually(lambda: [process.pid for process in stubs(victim, "passthrough")] not in ([], [stub.pid]))
+            assert error_code(events) in {"model_died", "chunk_timeout"}  # Triton itself checks after a second
+            eventually(
+                lambda: [process.pid for process in model_processes(victim, "passthrough")] not in ([], [stub.pid])
+            )
         finally:
             with contextlib.suppress(psutil.NoSuchProcess):
                 stub.kill()
 
 
-# -- A model that keeps to no contract --------------------------------------------------------------------------
+# -- A model that violates the contract --------------------------------------------------------------------------
 
 FAULTY = '''
-"""Not on our runtime: answers with the frames it was given, unless the first byte tells it otherwise."""
+"""A model without our runtime: returns its input, unless the first byte selects a fault."""
 
 import time
 
@@ -193,9 +189,9 @@ import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
     def execute(self, requests):
-        return [self.answer(request) for request in requests]
+        return [self.respond(request) for request in requests]
 
-    def answer(self, request):
+    def respond(self, request):
         video = pb_utils.get_input_tensor_by_name(request, "input_video")
         if video is None:  # the end of the sequence
             return pb_utils.InferenceResponse(output_tensors=[])
@@ -212,7 +208,7 @@ class TritonPythonModel:
         if fault == 5:
             return pb_utils.InferenceResponse(output_tensors=[])
         if fault == 6:
-            report = b"no JSON"
+            report = b"not JSON"
         if fault == 7:
             report = b"[1, 2]"
         if fault == 8:
@@ -224,7 +220,7 @@ class TritonPythonModel:
             ]
         )
 '''
-FAULTS = {
+INVALID_OUTPUTS = {
     1: ("raises", {"model_error"}),
     2: ("too few frames", {"bad_model_output"}),
     3: ("too many frames", {"bad_model_output", "model_error"}),
@@ -234,8 +230,8 @@ FAULTS = {
 
 
 @pytest.fixture(scope="module")
-def faulty_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
-    """An embedded server with a model that keeps to no contract."""
+def faulty_server(two_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
+    """An embedded server with a model that violates the contract."""
     folder = tmp_path_factory.mktemp("faulty")
     model = folder / "models" / "faulty"
     (model / "1").mkdir(parents=True)
@@ -245,7 +241,7 @@ def faulty_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend
     frontend = Frontend(
         folder,
         "--embedded",
-        model_repository=f"{MODELS}:{folder / 'models'}",
+        model_repository=f"{two_models}:{folder / 'models'}",
         chunk_timeout_s=3,
         sequence_end_timeout_s=2,
     )
@@ -258,16 +254,14 @@ def faulty_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend
 
 @pytest.fixture(scope="module")
 def faulty_grpc_server(faulty_server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
-    """The same by gRPC."""
+    """The same with arrays as gRPC tensors."""
     folder = tmp_path_factory.mktemp("faulty-grpc")
-    with frontend_on(
-        faulty_server, folder, shared_memory=False, chunk_timeout_s=3, sequence_end_timeout_s=2
-    ) as frontend:
+    with frontend_on(faulty_server, folder, shared_memory=False) as frontend:
         yield frontend
 
 
 def video_with(fault: int, index: int) -> Frames:
-    """36 frames, the first of a chunk telling the model to fail."""
+    """36 frames; the first byte of a chunk selects a fault."""
     video = noise(36)
     video[::12, 0, 0, 0] = 0
     video[index * 12, 0, 0, 0] = fault
@@ -275,43 +269,45 @@ def video_with(fault: int, index: int) -> Frames:
 
 
 @pytest.mark.parametrize("transport", ["faulty_server", "faulty_grpc_server"])
-@pytest.mark.parametrize("chain", CHAINS)
-@pytest.mark.parametrize("fault", FAULTS, ids=[name for name, _ in FAULTS.values()])
-def test_nonsense_is_an_error_event(request: pytest.FixtureRequest, fault: int, chain: str, transport: str) -> None:
+def test_invalid_outputs_are_error_events(
+    request: pytest.FixtureRequest, transport: str, subtests: pytest.Subtests
+) -> None:
     frontend: Frontend = request.getfixturevalue(transport)
-    with harmless(frontend, inputs=2):
-        for index in (0, 2):
-            path = frontend.upload(video_with(fault, index))
-            events = frontend.generate(**CHAINS[chain], prompt="", num_frames=36, input_path=path)
-            assert len(events) <= index + 1
-            code = error_of(events)
-            assert code in FAULTS[fault][1], json.dumps(events[-1])
+    paths = {(fault, index): frontend.upload(video_with(fault, index)) for fault in INVALID_OUTPUTS for index in (0, 2)}
+    with assert_recovers(frontend):
+        for (fault, index), path in paths.items():
+            name, codes = INVALID_OUTPUTS[fault]
+            for chain, pipelines in CHAINS.items():
+                with subtests.test(name, chain=chain, chunk=index):
+                    events = frontend.generate(**pipelines, prompt="", num_frames=36, input_path=path)
+                    assert len(events) <= index + 1
+                    assert error_code(events) in codes, json.dumps(events[-1])
     assert "Traceback" not in frontend.log()
 
 
 @pytest.mark.parametrize("transport", ["faulty_server", "faulty_grpc_server"])
-@pytest.mark.parametrize("fault", [6, 7], ids=["no JSON", "no object"])
-def test_a_report_that_cannot_be_read(request: pytest.FixtureRequest, fault: int, transport: str) -> None:
+def test_reports_that_cannot_be_read(request: pytest.FixtureRequest, transport: str) -> None:
     frontend: Frontend = request.getfixturevalue(transport)
-    path = frontend.upload(video_with(fault, 0))
-    with frontend.stream(**CHAINS["alone"], prompt="", num_frames=36, input_path=path) as events:
-        eventually(lambda: not is_generating(frontend), 5)
-        assert error_of(events) == "model_error"
-    with harmless(frontend):
+    for fault in (6, 7):
+        path = frontend.upload(video_with(fault, 0))
+        with frontend.stream(**CHAINS["alone"], prompt="", num_frames=36, input_path=path) as events:
+            eventually(lambda: not is_generating(frontend), 5)
+            assert error_code(events) == "model_error"
+    with assert_recovers(frontend):
         pass
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-def test_a_foreign_model_that_hangs(faulty_server: Frontend, chain: str) -> None:
-    with harmless(faulty_server, inputs=1):
+def test_a_model_without_our_runtime_hangs(faulty_server: Frontend, chain: str) -> None:
+    with assert_recovers(faulty_server, inputs=1):
         path = faulty_server.upload(video_with(8, 1))
         events = faulty_server.generate(**CHAINS[chain], prompt="", num_frames=36, input_path=path)
-        assert error_of(events) == "chunk_timeout"
+        assert error_code(events) == "chunk_timeout"
 
 
-@pytest.mark.parametrize("chain", CHAINS)
-def test_what_fails_on_request_works_otherwise(faulty_server: Frontend, tmp_path: Path, chain: str) -> None:
+def test_the_faulty_model_works_without_a_fault(faulty_server: Frontend) -> None:
     video = video_with(0, 0)
     path = faulty_server.upload(video)
-    made = faulty_server.make(**CHAINS[chain], prompt="", num_frames=36, input_path=path)
-    assert np.array_equal(made, video)
+    for chain in CHAINS.values():
+        frames = faulty_server.generate_frames(**chain, prompt="", num_frames=36, input_path=path)
+        assert np.array_equal(frames, video)

@@ -1,4 +1,4 @@
-"""What another user of the same machine can reach of a server with its embedded Triton: nothing that matters."""
+"""Another user of the same machine cannot reach the embedded Triton, shared memory or files."""
 
 import json
 import os
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import chunk_under_way, family
-from tests.support.server import MODELS, Frontend
+from tests.support.processes import chunk_in_progress, descendants
+from tests.support.server import Frontend
 
 NOBODY = 65534
 SECRET = "only-the-tests-know"
@@ -68,19 +68,21 @@ def test_another_user_is_one_that_can_open_what_is_open(tmp_path_factory: pytest
         public.unlink()
 
 
-def test_another_user_cannot_call_triton_or_see_pixels(start_frontend: Callable[..., Frontend], tmp_path: Path) -> None:
+def test_another_user_cannot_call_triton_or_see_pixels(
+    start_frontend: Callable[..., Frontend], two_models: Path, tmp_path: Path
+) -> None:
     tmp_path.chmod(0o755)
     (tmp_path / "data").mkdir(mode=0o755)  # of an older server
     frontend = start_frontend(
-        "--embedded", model_repository=MODELS, uploads_in_shm=True, triton_secret=SECRET, api_keys=""
+        "--embedded", model_repository=two_models, uploads_in_shm=True, triton_secret=SECRET, api_keys=""
     )
     frontend.wait_healthy()
     assert f"{frontend.data_dir} was accessible to other users" in frontend.log()
     frontend.upload_data(b"in shared memory")
-    frontend.make(pipeline_id="probe", prompt="x", num_frames=9)
+    frontend.generate_frames(pipeline_id="probe", prompt="x", num_frames=9)
     socket = Path(frontend.triton_url.removeprefix("unix:"))
-    with chunk_under_way(frontend, 1):
-        processes = [frontend.process.pid, *(process.pid for process in family(frontend))]
+    with chunk_in_progress(frontend, 1):
+        processes = [frontend.process.pid, *(process.pid for process in descendants(frontend))]
         ours = {str(path) for pid in processes for path in mapped(pid)}
         shm = [path for path in Path("/dev/shm").iterdir() if str(path) in ours]
         assert len(shm) > len(frontend.in_shm()) >= 2  # Triton's for each model; staging buffers and the upload

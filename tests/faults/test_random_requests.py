@@ -1,6 +1,5 @@
-"""Thousands of random requests, made from the server's own description: none of them hurts it."""
+"""Random requests, generated from the OpenAPI document: the server survives them all."""
 
-import statistics
 from collections import Counter
 from collections.abc import Iterator
 
@@ -12,25 +11,27 @@ from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode
 
-from tests.support.aftermath import assert_serves, eventually
+from tests.support.http import GENERATE
+from tests.support.raw_client import RawResponse
+from tests.support.recovery import assert_serves, eventually
+from tests.support.refusals import MAX_REFUSAL_S, check_refusal, count_tracebacks
 from tests.support.server import Frontend, frontend_on
-from tests.support.wire import GENERATE, LONGEST_S, Answer, refusal, tracebacks
 
 POSITIVE = {
     "POST /api/v1/generate": 400,
-    "POST /api/v1/generate/cancel": 1,  # there is but one such request, as there is of each other with a 1
-    "POST /api/v1/generate/upload": 200,
-    "POST /api/v1/generate/upload-data": 150,
+    "POST /api/v1/generate/cancel": 1,  # there is only one such request, as for every other operation with 1
+    "POST /api/v1/generate/upload": 100,
+    "POST /api/v1/generate/upload-data": 80,
     "POST /api/v1/batch": 20,
     "POST /api/v1/batch/cancel": 1,
     "POST /api/v1/batch/upload": 10,
     "POST /api/v1/batch/upload-data": 10,
     "GET /api/v1/batch/download": 10,
-    "POST /api/v1/assets": 100,
-    "GET /api/v1/generate/download": 150,
+    "POST /api/v1/assets": 60,
+    "GET /api/v1/generate/download": 80,
     "DELETE /api/v1/files/{name}": 50,
     "GET /api/v1/pipelines": 1,
-    "POST /api/v1/pipeline/load": 150,
+    "POST /api/v1/pipeline/load": 80,
     "GET /api/v1/pipeline/status": 1,
     "GET /health": 1,
     "GET /health/live": 1,
@@ -38,52 +39,50 @@ POSITIVE = {
     "GET /metrics": 1,
 }
 NEGATIVE = {
-    "POST /api/v1/generate": 300,
-    "POST /api/v1/generate/upload": 150,
-    "GET /api/v1/generate/download": 250,
-    "POST /api/v1/pipeline/load": 250,
+    "POST /api/v1/generate": 200,
+    "POST /api/v1/generate/upload": 80,
+    "GET /api/v1/generate/download": 120,
+    "POST /api/v1/pipeline/load": 120,
 }
 
 
 class Visitor:
-    """Sends cases and looks at each answer."""
+    """Sends cases and checks each response."""
 
     def __init__(self, frontend: Frontend) -> None:
         self.frontend = frontend
         self.statuses: dict[str, Counter[int]] = {}
-        self.seconds: list[float] = []
 
     def send(self, case: Case) -> None:
         with requests.Session() as session:
             answer = case.call(session=session, timeout=60)
         seconds = float(answer.elapsed)
-        assert seconds < LONGEST_S, case.body
-        self.seconds.append(seconds)
+        assert seconds < MAX_REFUSAL_S, case.body
         self.statuses.setdefault(case.operation.label, Counter())[answer.status_code] += 1
         if answer.status_code != 200:
             headers = {name.lower(): values[0] for name, values in answer.headers.items()}
-            refusal(self.frontend, Answer(answer.status_code, headers, answer.content, seconds))
-        elif case.path == GENERATE:  # to the last event, which is no error: nothing here makes a model fail
+            check_refusal(self.frontend, RawResponse(answer.status_code, headers, answer.content, seconds))
+        elif case.path == GENERATE:  # ends without an error, because nothing here makes a model fail
             assert answer.content.decode().rstrip().splitlines()[-2] == "event: complete"
 
 
 @pytest.fixture
 def visitor(server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visitor]:
-    """A visitor of a frontend of its own, as its store fills; nothing half-done lies about after the visit."""
+    """A visitor of its own frontend, because the store fills; nothing incomplete is left after the visit."""
     with frontend_on(server, tmp_path_factory.mktemp("visited")) as frontend:
         yield Visitor(frontend)
         frontend.wait_idle()
         eventually(lambda: not frontend.stored("partial", "work"))
-        assert tracebacks(frontend) == 0
+        assert count_tracebacks(frontend) == 0
         assert_serves(frontend)
 
 
-def visit(visitor: Visitor, mode: GenerationMode, wanted: dict[str, int]) -> int:
-    """Send as many random requests to each operation as are wanted; how many they were."""
+def visit(visitor: Visitor, mode: GenerationMode, counts: dict[str, int]) -> None:
+    """Send so many random requests to each operation."""
     schema = schemathesis.openapi.from_url(f"{visitor.frontend.url}/openapi.json")
     operations = {found.ok().label: found.ok() for found in schema.get_all_operations()}
-    assert set(wanted) == set(operations) or mode is GenerationMode.NEGATIVE
-    for label, num_examples in wanted.items():
+    assert set(counts) == set(operations) or mode is GenerationMode.NEGATIVE
+    for label, num_examples in counts.items():
 
         @hypothesis.settings(
             max_examples=num_examples,
@@ -99,11 +98,10 @@ def visit(visitor: Visitor, mode: GenerationMode, wanted: dict[str, int]) -> int
             visitor.send(case)
 
         send()
-    return len(visitor.seconds)
 
 
 def make_possible(body: dict[str, object], *, likely: bool) -> None:
-    """Bring a request closer to what the probe model makes, in little time; if likely, without names of no file."""
+    """Turn a request into one that the probe could run quickly; if `likely`, without names of missing files."""
     body["pipeline_id"] = "probe"
     body["num_frames"] = min(int(str(body.get("num_frames", 64)).partition(".")[0]), 30)
     body["width"] = body["height"] = None
@@ -122,18 +120,18 @@ def make_possible(body: dict[str, object], *, likely: bool) -> None:
         body.pop("vace_use_input_video", None)
 
 
-def test_eleven_hundred_requests_that_follow_the_description(visitor: Visitor) -> None:
-    assert visit(visitor, GenerationMode.POSITIVE, POSITIVE) > 1100
-    assert statistics.median(visitor.seconds) < 1
+def test_requests_that_follow_the_description(visitor: Visitor) -> None:
+    visit(visitor, GenerationMode.POSITIVE, POSITIVE)
+    assert set(visitor.statuses) == set(POSITIVE)
     generated = visitor.statuses["POST /api/v1/generate"]
-    assert generated[200] >= 20, generated  # some come through
-    assert generated[422] >= 20, generated  # others get as far as the plan
-    assert visitor.statuses["POST /api/v1/generate/upload-data"][200] >= 50
+    assert generated[200], generated  # some are run
+    assert generated[422], generated  # others get as far as the plan
+    assert visitor.statuses["POST /api/v1/generate/upload-data"][200]
 
 
-def test_nine_hundred_requests_that_break_the_description(visitor: Visitor) -> None:
-    assert visit(visitor, GenerationMode.NEGATIVE, NEGATIVE) >= 900
-    assert statistics.median(visitor.seconds) < 1
+def test_requests_that_break_the_description(visitor: Visitor) -> None:
+    visit(visitor, GenerationMode.NEGATIVE, NEGATIVE)
+    assert set(visitor.statuses) == set(NEGATIVE)
     generated = visitor.statuses["POST /api/v1/generate"]
     # 404: what breaks the description may be null or empty, which leaves the field unset; the pipeline is made up.
     assert set(generated) <= {400, 404, 413, 422}, generated

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGHUP while clients are in the middle of something: it ends in time, and nothing is lost."""
+"""SIGTERM, SIGINT and SIGHUP in the middle of requests: the server exits in time, and nothing is lost."""
 
 import contextlib
 import signal
@@ -13,24 +13,25 @@ import numpy as np
 import pytest
 
 from tests.support import http
-from tests.support.aftermath import (
-    CHATTY_S,
+from tests.support.http import DOWNLOAD, GENERATE
+from tests.support.probe_video import probe_video
+from tests.support.processes import descendants, is_running
+from tests.support.raw_client import RawClient
+from tests.support.recovery import (
     LONG,
     MODELS_WITH_STATE,
     PROBE,
+    SHORT_KEEP_ALIVE_S,
     assert_serves,
     eventually,
     is_generating,
     noise,
     open_sequences,
 )
-from tests.support.probe_video import probe_video
-from tests.support.processes import family, is_running
-from tests.support.raw_client import DOWNLOAD, GENERATE, RawClient
 from tests.support.server import MODELS, Frontend
 
 SLEEPER = {"pipeline_id": "probe", "prompt": "!sleep 60", "num_frames": 9}
-SHUTDOWN_S = 2.0  # what open requests may take
+SHUTDOWN_S = 2.0  # the time that open requests get
 SLACK_S = 6.0  # on a busy machine; its hard limit is another second later
 VIDEO = noise(200)
 VIDEO_HEADERS = {
@@ -43,8 +44,8 @@ VIDEO_HEADERS = {
 
 @pytest.fixture
 def frontend(server: Frontend, tmp_path: Path) -> Iterator[Frontend]:
-    """A frontend on the Triton of another; the test ends it."""
-    settings = {"shutdown_timeout_s": SHUTDOWN_S, "keep_alive_s": CHATTY_S}
+    """A frontend on another server's Triton; the test stops it."""
+    settings = {"shutdown_timeout_s": SHUTDOWN_S, "keep_alive_s": SHORT_KEEP_ALIVE_S}
     frontend = Frontend(tmp_path, "--triton-url", server.triton_url, **settings)
     frontend.probe_log = server.probe_log
     try:
@@ -56,7 +57,7 @@ def frontend(server: Frontend, tmp_path: Path) -> Iterator[Frontend]:
 
 @contextlib.contextmanager
 def ending(frontend: Frontend, server: Frontend, within_s: float, number: int = signal.SIGTERM) -> Iterator[None]:
-    """Send the signal, do the block, and find that the frontend has ended cleanly within the time."""
+    """Send the signal, run the block, and check that the frontend has exited cleanly in time."""
     began = time.monotonic()
     frontend.process.send_signal(number)
     yield
@@ -67,11 +68,11 @@ def ending(frontend: Frontend, server: Frontend, within_s: float, number: int = 
     assert frontend.stored("partial", "work") == []
     assert frontend.in_shm() == []
     assert {model: open_sequences(server, model) for model in MODELS_WITH_STATE} == dict.fromkeys(MODELS_WITH_STATE, 0)
-    assert_serves(server)  # Triton goes on for others
+    assert_serves(server)  # Triton still serves others
 
 
 def wait_closing(frontend: Frontend) -> None:
-    """Wait until it takes no connections any more."""
+    """Wait until it refuses connections."""
 
     def refused() -> bool:
         address = httpx.URL(frontend.url)
@@ -80,7 +81,7 @@ def wait_closing(frontend: Frontend) -> None:
         except ConnectionRefusedError:
             return True
         except ConnectionResetError:
-            pass  # it stood in the queue of the listener that was closed just then
+            pass  # it was in the listener's queue when that was closed
         return False
 
     eventually(refused, 5)
@@ -90,22 +91,22 @@ def wait_closing(frontend: Frontend) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_in_a_generation_its_last_event_says_so(frontend: Frontend, server: Frontend, number: int) -> None:
-    chunks = len(frontend.probed())
+def test_a_generation_ends_with_shutting_down(frontend: Frontend, server: Frontend, number: int) -> None:
+    chunks = len(frontend.probe_entries())
     with RawClient(frontend.url) as client:
         client.post_json(GENERATE, PROBE | {"chunk_specs": [{"chunk": 1, "text": "!sleep 60"}]})
         stream = client.read_events()
         assert next(stream).name == "progress"
-        frontend.wait_probed(chunks + 1)
+        frontend.wait_for_chunk(chunks + 1)
         with ending(frontend, server, SHUTDOWN_S + SLACK_S, number):
             (last,) = stream
         assert (last.id, last.name, last.data["code"]) == (2, "error", "shutting_down")
-    assert server.probed()[chunks + 2]["event"] == "cancelled"
+    assert server.probe_entries()[chunks + 2]["event"] == "cancelled"
     assert frontend.stored() == []
 
 
 def test_it_is_unhealthy_while_it_stops(tmp_path: Path) -> None:
-    """Nobody sends it new requests while its generation ends, which here takes as long as it may."""
+    """A load balancer sends no new requests while a generation ends, which takes the whole timeout here."""
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "probe").symlink_to(Path(MODELS) / "probe")
     frontend = Frontend(tmp_path, "--embedded", model_repository=tmp_path / "models", shutdown_timeout_s=6)
@@ -114,23 +115,23 @@ def test_it_is_unhealthy_while_it_stops(tmp_path: Path) -> None:
         with RawClient(frontend.url) as client:
             client.post_json(GENERATE, PROBE | {"prompt": "!hang"})
             client.read_head()
-            frontend.wait_probed(0)
+            frontend.wait_for_chunk(0)
             frontend.process.send_signal(signal.SIGTERM)
             for path in ("/health", "/health/ready"):
                 eventually(lambda path=path: http.get(frontend.url + path).status_code == 503, 5)
                 answer = http.get(frontend.url + path).json()
                 assert answer == {"status": "unavailable", "generating": True, "degraded": []}
     finally:
-        frontend.process.kill()  # the hung model would hold it up
+        frontend.process.kill()  # the hung model would delay its end
         frontend.process.wait()
 
 
-def test_signalled_again_and_again(frontend: Frontend, server: Frontend) -> None:
-    chunks = len(frontend.probed())
+def test_repeated_signals(frontend: Frontend, server: Frontend) -> None:
+    chunks = len(frontend.probe_entries())
     with RawClient(frontend.url) as client:
         client.post_json(GENERATE, SLEEPER)
         client.read_head()
-        frontend.wait_probed(chunks)
+        frontend.wait_for_chunk(chunks)
         with ending(frontend, server, SHUTDOWN_S + SLACK_S):
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
                 frontend.process.send_signal(number)
@@ -139,7 +140,7 @@ def test_signalled_again_and_again(frontend: Frontend, server: Frontend) -> None
 
 
 def test_with_a_reader_of_events_that_has_stopped(frontend: Frontend, server: Frontend) -> None:
-    with RawClient(frontend.url, narrow=True) as client:
+    with RawClient(frontend.url, small_buffers=True) as client:
         client.post_json(GENERATE, LONG)
         client.read_head()
         eventually(lambda: is_generating(frontend))
@@ -149,7 +150,7 @@ def test_with_a_reader_of_events_that_has_stopped(frontend: Frontend, server: Fr
             pass
 
 
-def test_a_request_that_becomes_whole_meanwhile_is_refused(frontend: Frontend, server: Frontend) -> None:
+def test_a_request_that_is_complete_only_then_is_refused(frontend: Frontend, server: Frontend) -> None:
     with RawClient(frontend.url) as client:
         end = client.post_json(GENERATE, PROBE, keep_back=1)
         assert not is_generating(frontend)
@@ -164,18 +165,18 @@ IN_A_TERMINAL = "import pty, sys; pty.spawn(sys.argv[1:])"
 
 
 @pytest.mark.parametrize("shared_memory", [True, False])  # without it a relay carries the arrays: a child of ours
-def test_when_its_terminal_is_closed(tmp_path: Path, shared_memory: bool) -> None:
-    """The kernel sends SIGHUP to all that run in the terminal, and writes to it fail from then on."""
+def test_when_its_terminal_is_closed(two_models: Path, tmp_path: Path, shared_memory: bool) -> None:
+    """The kernel sends SIGHUP to all processes of the terminal, and writes to it fail."""
     launcher = (sys.executable, "-c", IN_A_TERMINAL)
-    settings = {"model_repository": MODELS, "shared_memory": shared_memory}
+    settings = {"model_repository": two_models, "shared_memory": shared_memory}
     frontend = Frontend(tmp_path, "--embedded", launcher=launcher, **settings)
     frontend.wait_healthy()
-    started = family(frontend)
+    started = descendants(frontend)
     with RawClient(frontend.url) as client:
         client.post_json(GENERATE, SLEEPER)
         assert client.read_head().status == 200
-        frontend.wait_probed(0)
-        started = family(frontend)
+        frontend.wait_for_chunk(0)
+        started = descendants(frontend)
         assert len(started) >= 3  # frontend, Triton, models
         frontend.process.kill()  # the terminal
         frontend.process.wait()
@@ -186,7 +187,7 @@ def test_when_its_terminal_is_closed(tmp_path: Path, shared_memory: bool) -> Non
     assert frontend.in_shm() == []
 
 
-def test_where_hangups_are_ignored_at_the_start_they_stay_ignored(server: Frontend, tmp_path: Path) -> None:
+def test_under_nohup_sighup_stays_ignored(server: Frontend, tmp_path: Path) -> None:
     frontend = Frontend(tmp_path, "--triton-url", server.triton_url, launcher=("nohup",))
     frontend.process.send_signal(signal.SIGHUP)
     assert_serves(frontend)
@@ -225,7 +226,7 @@ def test_in_an_upload_that_is_done_in_time(frontend: Frontend, server: Frontend)
 
 def test_in_a_download_by_a_reader_that_has_stopped(frontend: Frontend, server: Frontend, tmp_path: Path) -> None:
     output = frontend.generate(**PROBE | {"num_frames": 60}, height=320, width=576)[-1][1]["output_path"]
-    with RawClient(frontend.url, narrow=True) as client:
+    with RawClient(frontend.url, small_buffers=True) as client:
         client.send_head("GET", f"{DOWNLOAD}?path={output}")
         assert len(client.read_head().read(100_000)) == 100_000
         with ending(frontend, server, SHUTDOWN_S + SLACK_S):
@@ -237,7 +238,7 @@ def test_in_a_download_by_a_reader_that_has_stopped(frontend: Frontend, server: 
         assert again.stop() == 0
 
 
-# -- With nothing under way ---------------------------------------------------------------------------------------
+# -- With idle connections ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -251,19 +252,19 @@ def test_with_idle_connections_it_ends_at_once(frontend: Frontend, server: Front
 
 
 def test_after_a_client_that_left_with_a_second_request_behind_its_stream(server: Frontend, tmp_path: Path) -> None:
-    """Its connection is over: at a shutdown nothing of it is left to be waited for."""
+    """Its connection is gone, so that the shutdown does not wait for it."""
     frontend = Frontend(
         tmp_path, "--triton-url", server.triton_url, shutdown_timeout_s=2 * SHUTDOWN_S, keep_alive_s=0.2
     )
     frontend.probe_log = server.probe_log
     try:
         frontend.wait_healthy()
-        chunks = len(frontend.probed())
+        chunks = len(frontend.probe_entries())
         with RawClient(frontend.url) as client:
             client.post_json(GENERATE, SLEEPER)
             client.read_head()
             client.post_json(GENERATE, SLEEPER)
-            frontend.wait_probed(chunks)
+            frontend.wait_for_chunk(chunks)
         frontend.wait_idle()
         with ending(frontend, server, SHUTDOWN_S):
             pass

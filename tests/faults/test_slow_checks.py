@@ -1,4 +1,4 @@
-"""Requests that are slow to check: they hold neither the slot nor the event loop, and end with their client."""
+"""Requests that are slow to validate: they block neither the slot nor the event loop, and end with their client."""
 
 import base64
 import functools
@@ -15,8 +15,9 @@ from PIL import Image
 
 from filmstrip.client import Cancelled, Client, Complete
 from frontend.image_worker import MAX_SCANS
-from tests.support.aftermath import PROBE, SOON_S, eventually, harmless, is_generating
-from tests.support.raw_client import GENERATE, RawClient
+from tests.support.http import GENERATE
+from tests.support.raw_client import RawClient
+from tests.support.recovery import PROBE, SOON_S, assert_recovers, eventually, is_generating
 from tests.support.server import Frontend, frontend_on
 
 MIB = 2**20
@@ -24,7 +25,7 @@ MIB = 2**20
 
 @functools.cache
 def slow_image(number: int = 0) -> bytes:
-    """A JPEG that takes about a second to decode; each number gives another."""
+    """A JPEG that takes about a second to decode; different for each number."""
     file = io.BytesIO()
     Image.new("L", (4096, 4096), number).save(file, "JPEG", progressive=True)
     data = file.getvalue()
@@ -45,13 +46,13 @@ def decoders(frontend: Frontend) -> list[psutil.Process]:
 
 
 def is_decoding(frontend: Frontend) -> bool:
-    """Whether one of them does something."""
+    """Whether one of them is busy."""
     return any(process.status() == psutil.STATUS_RUNNING for process in decoders(frontend))
 
 
 @contextmanager
 def always_healthy(frontend: Frontend) -> Iterator[None]:
-    """/health answers soon, each time that it is asked: checks of requests that hold it up take ten seconds."""
+    """Check that /health always responds soon; a validation that blocked it would take ten seconds."""
     slowest = 0.0
     done = threading.Event()
 
@@ -75,7 +76,7 @@ def always_healthy(frontend: Frontend) -> Iterator[None]:
 
 def test_a_request_that_is_checked_keeps_no_other_out(server: Frontend) -> None:
     request = with_images(8)
-    with harmless(server, outputs=1), RawClient(server.url) as slow:
+    with assert_recovers(server, outputs=1), RawClient(server.url) as slow:
         slow.post_json(GENERATE, request)
         eventually(lambda: is_decoding(server))
         assert not is_generating(server)
@@ -87,18 +88,18 @@ def test_a_request_that_is_checked_keeps_no_other_out(server: Frontend) -> None:
 @pytest.mark.parametrize("leave", [RawClient.reset, RawClient.close])
 def test_a_check_ends_with_its_client(server: Frontend, leave: Callable[[RawClient], None]) -> None:
     request = with_images(8)
-    with harmless(server):
+    with assert_recovers(server):
         with RawClient(server.url) as client:
             client.post_json(GENERATE, request)
             eventually(lambda: is_decoding(server))
             leave(client)
         eventually(lambda: not is_decoding(server), SOON_S)
         time.sleep(0.2)
-        assert not is_decoding(server)  # neither the next image
+        assert not is_decoding(server)  # nor the next image
 
 
 def test_a_check_can_be_cancelled(server: Frontend) -> None:
-    with harmless(server), Client(server.url) as client:
+    with assert_recovers(server), Client(server.url) as client:
         request, events = with_images(8), list[object]()
 
         def generate() -> None:
@@ -119,7 +120,7 @@ def test_a_check_can_be_cancelled(server: Frontend) -> None:
 
 def test_a_request_that_loses_the_slot_while_it_is_checked_is_busy(server: Frontend) -> None:
     request = with_images(2)
-    with harmless(server, outputs=1), RawClient(server.url) as slow:
+    with assert_recovers(server, outputs=1), RawClient(server.url) as slow:
         slow.post_json(GENERATE, request)
         eventually(lambda: is_decoding(server))
         with server.stream(**PROBE | {"prompt": "!sleep 15", "num_frames": 9}) as events:
@@ -131,7 +132,7 @@ def test_a_request_that_loses_the_slot_while_it_is_checked_is_busy(server: Front
 def test_slow_images_of_one_client_hold_up_nobody_else(
     server: Frontend, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Four assets at once: small images of others come in between, and what has no image does not wait at all."""
+    """Four assets at once: small images of others are decoded in between, and requests without images do not wait."""
     keys = "greedy:greedy-key, other:other-key"
     with frontend_on(server, tmp_path_factory.mktemp("fair"), api_keys=keys) as frontend:
         done = threading.Event()
@@ -178,7 +179,7 @@ def test_memory_of_decoding_is_bounded(server: Frontend) -> None:
             client.delete(client.upload_asset(file.getvalue()))
 
     threads = [threading.Thread(target=upload) for _ in range(6)]
-    with harmless(server), always_healthy(server):
+    with assert_recovers(server), always_healthy(server):
         sampling = threading.Thread(target=sample)
         for thread in (sampling, *threads):
             thread.start()

@@ -1,4 +1,4 @@
-"""A Triton that is not the frontend's own comes late, goes and comes back; the relay to it dies."""
+"""An external Triton starts late, ends and comes back; the relay to it dies."""
 
 import contextlib
 import os
@@ -12,14 +12,14 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from tests.support import http
-from tests.support.aftermath import PROBE, eventually, harmless, is_generating
-from tests.support.processes import chunk_under_way, error_of, is_running, relays
+from tests.support.processes import chunk_in_progress, error_code, is_running, relay_processes
+from tests.support.recovery import PROBE, assert_recovers, eventually, is_generating
 from tests.support.server import Frontend, free_port, frontend_on
 
 
 @contextlib.contextmanager
 def triton_on(port: int, like: Frontend, log_path: Path, probe_log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A tritonserver on a port, started as another one was; it is ended with SIGTERM."""
+    """Run a tritonserver on a port, with the command line of another one; stop it with SIGTERM."""
     running = psutil.Process(like.triton_pid)
     prefix = f"filmstrip-test-{port}-"
     instead = {
@@ -71,37 +71,37 @@ def test_triton_comes_late_and_comes_back(
     port = free_port()
     frontend = start_frontend("--triton-url", f"127.0.0.1:{port}", shared_memory=shared_memory)
     assert_works_without_triton(frontend)
-    for blow in (signal.SIGTERM, signal.SIGKILL):
+    for fault in (signal.SIGTERM, signal.SIGKILL):
         with triton_on(port, victim, tmp_path / "triton.log", frontend.probe_log) as triton:
             frontend.wait_healthy()
-            with harmless(frontend):
+            with assert_recovers(frontend):
                 pass
-            if blow == signal.SIGKILL:
-                with chunk_under_way(frontend, 1) as events:
+            if fault == signal.SIGKILL:
+                with chunk_in_progress(frontend, 1) as events:
                     triton.kill()
-                    assert error_of(events) == "triton_unavailable"
+                    assert error_code(events) == "triton_unavailable"
         assert_works_without_triton(frontend)
         assert frontend.stored("partial", "work") == []
     with triton_on(port, victim, tmp_path / "triton.log", frontend.probe_log):
         frontend.wait_healthy()
-        with harmless(frontend):
+        with assert_recovers(frontend):
             pass
     assert "Traceback" not in frontend.log()
 
 
 def test_triton_forgets_the_memory_of_a_generation(victim: Frontend) -> None:
-    """A new Triton does, where the frontend's next call finds it there already."""
-    with harmless(victim), chunk_under_way(victim, 1, "!sleep 1") as events:
-        # It keeps the region that the chunk under way is for; the next chunk is for another.
+    """As a new Triton would that the frontend's next call already reaches."""
+    with assert_recovers(victim), chunk_in_progress(victim, 1, "!sleep 1") as events:
+        # It keeps the region of the present chunk; the next chunk uses another one.
         with victim.triton_client() as client, contextlib.suppress(InferenceServerException):
             client.unregister_system_shared_memory()
-        assert error_of(events) == "sequence_lost"
+        assert error_code(events) == "sequence_lost"
 
 
 def test_triton_is_replaced_between_two_chunks(
     victim: Frontend, start_frontend: Callable[..., Frontend], tmp_path: Path
 ) -> None:
-    """The frontend sleeps through it: it finds another Triton, which knows neither the sequence nor its memory."""
+    """The frontend is suspended meanwhile, and finds a Triton that knows neither the sequence nor its memory."""
     port = free_port()
     frontend = start_frontend("--triton-url", f"127.0.0.1:{port}")
     process = psutil.Process(frontend.process.pid)
@@ -116,8 +116,8 @@ def test_triton_is_replaced_between_two_chunks(
                 with triton_on(port, victim, tmp_path / "triton.log", frontend.probe_log):
                     eventually(lambda: is_ready(frontend))
                     process.resume()
-                    assert error_of(events) in {"triton_unavailable", "sequence_lost"}
-                    with harmless(frontend):
+                    assert error_code(events) in {"triton_unavailable", "sequence_lost"}
+                    with assert_recovers(frontend):
                         pass
     finally:
         process.resume()
@@ -134,32 +134,32 @@ def is_ready(frontend: Frontend) -> bool:
 
 @pytest.fixture(scope="module")
 def by_grpc(victim: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
-    """A frontend whose arrays a relay carries."""
+    """A frontend that sends arrays through a relay."""
     settings = {"shared_memory": False, "chunk_timeout_s": 3, "sequence_end_timeout_s": 2}
     with frontend_on(victim, tmp_path_factory.mktemp("by-grpc"), **settings) as frontend:
-        with harmless(frontend):
+        with assert_recovers(frontend):
             pass
         yield frontend
 
 
 @pytest.mark.parametrize("index", [0, 2])
 def test_the_relay_is_killed_in_a_chunk(by_grpc: Frontend, index: int) -> None:
-    with harmless(by_grpc), chunk_under_way(by_grpc, index) as events:
-        (relay,) = relays(by_grpc)
+    with assert_recovers(by_grpc), chunk_in_progress(by_grpc, index) as events:
+        (relay,) = relay_processes(by_grpc)
         relay.kill()
-        assert error_of(events) == "triton_unavailable"
-    assert [process.pid for process in relays(by_grpc)] != [relay.pid]
+        assert error_code(events) == "triton_unavailable"
+    assert [process.pid for process in relay_processes(by_grpc)] != [relay.pid]
 
 
 @pytest.mark.parametrize("num_progress", [1, 7])
 def test_the_relay_is_killed_between_chunks(by_grpc: Frontend, num_progress: int) -> None:
-    """A new one may take the next chunk: Triton still has the sequence. A chunk in it is lost."""
+    """A new relay may take the next chunk, because Triton still has the sequence. A chunk in the old one is lost."""
     request = PROBE | {"num_frames": 9 + 12 * 200}
     before = set(by_grpc.stored("outputs"))
     with by_grpc.stream(**request) as events:
         for number, _ in enumerate(events, 1):
             if number == num_progress:
-                relays(by_grpc)[0].kill()
+                relay_processes(by_grpc)[0].kill()
                 break
         name, data = list(events)[-1]
     if name == "error":
@@ -167,24 +167,24 @@ def test_the_relay_is_killed_between_chunks(by_grpc: Frontend, num_progress: int
         assert set(by_grpc.stored("outputs")) == before
     else:
         assert name == "complete"
-    with harmless(by_grpc):
+    with assert_recovers(by_grpc):
         pass
 
 
 def test_the_relay_is_killed_while_idle(by_grpc: Frontend) -> None:
-    with harmless(by_grpc):
-        (relay,) = relays(by_grpc)
+    with assert_recovers(by_grpc):
+        (relay,) = relay_processes(by_grpc)
         relay.kill()
         eventually(lambda: not is_running(relay))
 
 
-def test_the_relay_stands_still_in_a_chunk(by_grpc: Frontend) -> None:
-    with chunk_under_way(by_grpc) as events:
-        (relay,) = relays(by_grpc)
+def test_the_relay_is_suspended_in_a_chunk(by_grpc: Frontend) -> None:
+    with chunk_in_progress(by_grpc) as events:
+        (relay,) = relay_processes(by_grpc)
         relay.suspend()
         try:
             eventually(lambda: not is_generating(by_grpc), 9)
-            assert error_of(events) == "chunk_timeout"
+            assert error_code(events) == "chunk_timeout"
         finally:
             with contextlib.suppress(psutil.NoSuchProcess):
                 relay.resume()

@@ -1,4 +1,4 @@
-"""The embedded Triton is killed or stands still: the client is told within seconds, and it comes back by itself."""
+"""The embedded Triton is killed or suspended: the client gets an error within seconds, and Triton restarts."""
 
 import os
 import signal
@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from tests.support import http
-from tests.support.aftermath import PROBE, eventually, harmless, is_generating
-from tests.support.processes import LONGEST_S, chunk_under_way, error_of, is_running, stubs
+from tests.support.processes import MAX_ERROR_DELAY_S, chunk_in_progress, error_code, is_running, model_processes
+from tests.support.recovery import PROBE, assert_recovers, eventually, is_generating
 from tests.support.server import Frontend
 
 GONE = {"triton_unavailable", "sequence_lost", "model_died"}
@@ -25,8 +25,8 @@ def wait_for_another(frontend: Frontend, than: int) -> None:
 
 
 @pytest.fixture
-def stand_still() -> Iterator[Callable[[Frontend], psutil.Process]]:
-    """Stop tritonserver as a debugger would; what still stands still after the test goes on."""
+def suspend_triton() -> Iterator[Callable[[Frontend], psutil.Process]]:
+    """Suspend tritonserver as a debugger would; it is resumed after the test."""
     stopped: list[psutil.Process] = []
 
     def stop(frontend: Frontend) -> psutil.Process:
@@ -46,28 +46,28 @@ def stand_still() -> Iterator[Callable[[Frontend], psutil.Process]]:
 @pytest.mark.parametrize("index", [0, 2])
 def test_killed_in_a_chunk(victim: Frontend, index: int) -> None:
     before = victim.triton_pid
-    with harmless(victim):
-        with chunk_under_way(victim, index) as events:
+    with assert_recovers(victim):
+        with chunk_in_progress(victim, index) as events:
             kill(victim)
-            assert error_of(events) == "triton_unavailable"
+            assert error_code(events) == "triton_unavailable"
         assert not is_generating(victim)
         wait_for_another(victim, before)
 
 
 @pytest.mark.parametrize("num_progress", [1, 7])
 def test_killed_between_chunks(victim: Frontend, num_progress: int) -> None:
-    """Just when an event was read: the next chunk may be anywhere on its way."""
-    with harmless(victim), victim.stream(**PROBE | {"num_frames": 9 + 12 * 200}) as events:
+    """Just after an event was read, when the next chunk may be anywhere."""
+    with assert_recovers(victim), victim.stream(**PROBE | {"num_frames": 9 + 12 * 200}) as events:
         for number, (name, _) in enumerate(events, 1):
             assert name == "progress"
             if number == num_progress:
                 kill(victim)
                 break
-        assert error_of(events) in GONE
+        assert error_code(events) in GONE
 
 
-def test_killed_as_the_last_chunk_is_told(victim: Frontend) -> None:
-    """It may be too late to hurt: then the video is whole."""
+def test_killed_after_the_last_progress_event(victim: Frontend) -> None:
+    """If it is too late to matter, the video is complete."""
     before = set(victim.stored("outputs"))
     pid = victim.triton_pid
     with victim.stream(**PROBE) as events:
@@ -84,21 +84,21 @@ def test_killed_as_the_last_chunk_is_told(victim: Frontend) -> None:
         assert (name, data["code"] in GONE) == ("error", True)
         assert set(victim.stored("outputs")) == before
     wait_for_another(victim, pid)
-    with harmless(victim):
+    with assert_recovers(victim):
         pass
 
 
 def test_killed_as_a_generation_begins(victim: Frontend) -> None:
-    """Anywhere between the body and the first chunk: a refusal or an error event, and never silence."""
+    """Anywhere between the body and the first chunk: a refusal or an error event, never silence."""
     for pause_s in (0, 0.005, 0.02):
         pid = victim.triton_pid
-        with harmless(victim):
+        with assert_recovers(victim):
             with http.stream("POST", f"{victim.url}/api/v1/generate", json=PROBE | {"num_frames": 2000}) as answer:
-                time.sleep(pause_s)  # not a wait: where the blow falls
+                time.sleep(pause_s)  # not a wait: it varies the moment of the fault
                 os.kill(pid, signal.SIGKILL)
                 began = time.monotonic()
                 text = answer.read().decode()
-            assert time.monotonic() - began < LONGEST_S
+            assert time.monotonic() - began < MAX_ERROR_DELAY_S
             if answer.status_code == 200:
                 assert '"code": "' in text.split("\n\n")[-2]
                 assert text.split("\n\n")[-2].split('"code": "')[1].split('"')[0] in GONE
@@ -111,7 +111,7 @@ def test_killed_as_a_generation_begins(victim: Frontend) -> None:
 def test_killed_while_idle(victim: Frontend) -> None:
     before = victim.triton_pid
     family = psutil.Process(before).children(recursive=True)
-    with harmless(victim):
+    with assert_recovers(victim):
         kill(victim)
         wait_for_another(victim, before)
     assert not [process for process in family if is_running(process)]
@@ -119,84 +119,82 @@ def test_killed_while_idle(victim: Frontend) -> None:
 
 def test_while_it_comes_back_requests_are_refused_at_once(victim: Frontend) -> None:
     before = victim.triton_pid
-    with harmless(victim, inputs=1):
+    with assert_recovers(victim, inputs=1):
         kill(victim)
         eventually(lambda: http.get(f"{victim.url}/health").status_code == 503)
         assert http.get(f"{victim.url}/health").json() == {"status": "starting", "generating": False, "degraded": []}
         began = time.monotonic()
         refused = victim.post(**PROBE)
-        assert time.monotonic() - began < LONGEST_S
+        assert time.monotonic() - began < MAX_ERROR_DELAY_S
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "triton_unavailable")
         assert victim.upload_data(b"uploads work all the same")
         wait_for_another(victim, before)
 
 
-def test_killed_again_and_again_while_it_comes_back(victim: Frontend) -> None:
-    with harmless(victim), chunk_under_way(victim) as events:
+def test_killed_repeatedly_while_it_restarts(victim: Frontend) -> None:
+    with assert_recovers(victim), chunk_in_progress(victim) as events:
         for _ in range(3):
             before = victim.triton_pid
             kill(victim)
             wait_for_another(victim, before)  # it has begun to start, no more
-        assert error_of(events) == "triton_unavailable"
+        assert error_code(events) == "triton_unavailable"
 
 
-# -- Stopped, so that it hangs ----------------------------------------------------------------------------------
+# -- Suspended -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("index", [0, 2])
-def test_standing_still_in_a_chunk_ends_at_the_deadline_and_is_started_anew(
-    victim: Frontend, stand_still: Callable[[Frontend], psutil.Process], index: int
+def test_suspended_in_a_chunk_it_is_restarted_at_the_deadline(
+    victim: Frontend, suspend_triton: Callable[[Frontend], psutil.Process], index: int
 ) -> None:
     before = victim.triton_pid
-    with harmless(victim):
-        with chunk_under_way(victim, index) as events:
-            stopped = stand_still(victim)
-            assert error_of(events) == "chunk_timeout"
+    with assert_recovers(victim):
+        with chunk_in_progress(victim, index) as events:
+            stopped = suspend_triton(victim)
+            assert error_code(events) == "chunk_timeout"
         eventually(lambda: not is_running(stopped))
         wait_for_another(victim, before)
 
 
-def test_standing_still_while_idle_refuses_and_goes_on_later(
-    victim: Frontend, stand_still: Callable[[Frontend], psutil.Process]
+def test_suspended_while_idle_it_is_not_restarted(
+    victim: Frontend, suspend_triton: Callable[[Frontend], psutil.Process]
 ) -> None:
-    """Nothing runs that it could lose, so it is not started anew: a machine may well sleep."""
-    with harmless(victim):
-        stopped = stand_still(victim)
+    """Requests are refused until it is resumed: a whole machine may be suspended."""
+    with assert_recovers(victim):
+        stopped = suspend_triton(victim)
         began = time.monotonic()
         refused = victim.post(**PROBE)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "triton_unavailable")
-        assert http.get(f"{victim.url}/health", timeout=LONGEST_S).status_code == 503
-        assert time.monotonic() - began < 2 * LONGEST_S
+        assert http.get(f"{victim.url}/health", timeout=MAX_ERROR_DELAY_S).status_code == 503
+        assert time.monotonic() - began < 2 * MAX_ERROR_DELAY_S
         stopped.resume()
     assert victim.triton_pid == stopped.pid
 
 
-def test_a_cancel_while_it_stands_still_ends_too(
-    victim: Frontend, stand_still: Callable[[Frontend], psutil.Process]
-) -> None:
-    """The chunk under way is waited for as ever, up to its deadline."""
-    with harmless(victim), chunk_under_way(victim, 1) as events:
-        stand_still(victim)
+def test_a_cancel_while_it_is_suspended(victim: Frontend, suspend_triton: Callable[[Frontend], psutil.Process]) -> None:
+    """The present chunk is waited for as always, up to its deadline."""
+    with assert_recovers(victim), chunk_in_progress(victim, 1) as events:
+        suspend_triton(victim)
         assert victim.cancel() == "cancelling"
-        assert error_of(events) == "chunk_timeout"
+        assert error_code(events) == "chunk_timeout"
 
 
-def test_a_client_that_leaves_while_it_stands_still_gives_the_slot_back(
-    victim: Frontend, stand_still: Callable[[Frontend], psutil.Process]
+def test_a_client_that_leaves_while_it_is_suspended_frees_the_slot(
+    victim: Frontend, suspend_triton: Callable[[Frontend], psutil.Process]
 ) -> None:
-    with harmless(victim):
-        with chunk_under_way(victim, 1):
-            stand_still(victim)
+    with assert_recovers(victim):
+        with chunk_in_progress(victim, 1):
+            suspend_triton(victim)
         began = time.monotonic()
         victim.wait_idle()
-        assert time.monotonic() - began < LONGEST_S
+        assert time.monotonic() - began < MAX_ERROR_DELAY_S
 
 
 def test_its_models_end_with_it(victim: Frontend) -> None:
-    """Also the one that is at work, deaf to anything: its memory must be free for the next."""
-    with harmless(victim):
-        with chunk_under_way(victim, prompt="!hang") as events:
-            (stub,) = stubs(victim, "probe")
+    """Also one that is hung: its memory must be free for the next one."""
+    with assert_recovers(victim):
+        with chunk_in_progress(victim, prompt="!hang") as events:
+            (stub,) = model_processes(victim, "probe")
             kill(victim)
-            assert error_of(events) == "triton_unavailable"
-        eventually(lambda: not is_running(stub), LONGEST_S)
+            assert error_code(events) == "triton_unavailable"
+        eventually(lambda: not is_running(stub), MAX_ERROR_DELAY_S)

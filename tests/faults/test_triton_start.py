@@ -1,4 +1,4 @@
-"""The embedded Triton starts whatever folders are called, whatever one model does, and whatever cannot be seen."""
+"""The embedded Triton starts whatever folders are called, whatever a model does, and without its log."""
 
 import os
 import resource
@@ -13,9 +13,9 @@ import pytest
 
 from frontend.embedded.supervisor import _environment
 from tests.support import http
-from tests.support.aftermath import PROBE, assert_serves, eventually, harmless
-from tests.support.processes import chunk_under_way, error_of, is_running, stubs
-from tests.support.server import MODELS, ROOT, Frames, Frontend
+from tests.support.processes import error_code, is_running, model_processes, relay_processes
+from tests.support.recovery import PROBE, assert_recovers, assert_serves, eventually
+from tests.support.server import ROOT, Frames, Frontend, frontend_on
 
 ODD = 'it\'s "my" (1) & $HOME; `x` #* ü\n\\n {a,b} [c] ~ |< >'
 NO_PROXY_HELPS = {  # which proxies gRPC takes from the environment, and what would keep it from them
@@ -40,10 +40,10 @@ def odd_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_data_the_checkout_and_the_models_may_lie_in_any_folder(
+def test_data_checkout_and_models_in_folders_with_odd_names(
     start_frontend: Callable[..., Frontend], odd_folder: Path, clip: Frames
 ) -> None:
-    """The virtual environment is part of the checkout: Triton itself and its backend lie in it."""
+    """The virtual environment, with Triton and its backend, is part of the checkout."""
     checkout = odd_folder / "filmstrip"
     for package in ("frontend", "filmstrip", "model_repository/gray"):
         shutil.copytree(ROOT / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -61,7 +61,9 @@ def test_the_data_the_checkout_and_the_models_may_lie_in_any_folder(
     frontend.wait_healthy()
     assert states(frontend) == {"gray": True, "passthrough": True}
     path = frontend.upload(clip)
-    made = frontend.make(pipeline_id="passthrough", pre_processor_id="gray", prompt="", input_path=path, num_frames=30)
+    made = frontend.generate_frames(
+        pipeline_id="passthrough", pre_processor_id="gray", prompt="", input_path=path, num_frames=30
+    )
     assert np.array_equal(made[..., 0], made[..., 1])
     command = psutil.Process(frontend.triton_pid).cmdline()
     assert not any(str(odd_folder) in word for word in command[1:])
@@ -85,22 +87,25 @@ def test_a_folder_that_path_cannot_hold_is_refused_in_a_sentence(
         start_frontend("--embedded", launcher=("sh", "-c", run, str(python)))
 
 
+def with_proxy(proxy: str) -> tuple[str, ...]:
+    """A launcher that sets web proxies which refuse connections."""
+    return ("env", proxy, NO_PROXY_HELPS[proxy], "HTTP_PROXY=http://127.0.0.1:9", "ALL_PROXY=http://127.0.0.1:9")
+
+
 @pytest.mark.parametrize("proxy", NO_PROXY_HELPS)
-def test_a_web_proxy_of_the_environment_is_never_asked(
-    start_frontend: Callable[..., Frontend], tmp_path: Path, proxy: str
+def test_the_frontend_and_its_relay_use_no_web_proxy(server: Frontend, tmp_path: Path, proxy: str) -> None:
+    with frontend_on(server, tmp_path, launcher=with_proxy(proxy), shared_memory=False) as frontend:
+        assert_serves(frontend)
+        assert relay_processes(frontend)
+
+
+def test_the_embedded_triton_is_reached_without_a_web_proxy(
+    start_frontend: Callable[..., Frontend], two_models: Path
 ) -> None:
-    """Neither for a Unix socket nor for an address, by the frontend or by its relay."""
-    environment = ("env", proxy, NO_PROXY_HELPS[proxy], "HTTP_PROXY=http://127.0.0.1:9", "ALL_PROXY=http://127.0.0.1:9")
-    settings = {"launcher": environment, "model_repository": MODELS}
-    frontend = start_frontend("--embedded", **settings)
+    launcher = with_proxy("http_proxy=http://127.0.0.1:9")
+    frontend = start_frontend("--embedded", launcher=launcher, model_repository=two_models)
     frontend.wait_healthy()
     assert_serves(frontend)
-    (tmp_path / "relayed").mkdir()
-    relayed = start_frontend(
-        *("--triton-url", frontend.triton_url), folder=tmp_path / "relayed", shared_memory=False, **settings
-    )
-    relayed.wait_healthy()
-    assert_serves(relayed)
 
 
 def test_models_get_no_setting_and_no_key_in_any_spelling(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,13 +136,13 @@ def add_model(repository: Path, name: str, source: str) -> Path:
 
 
 def test_models_that_cannot_start_leave_the_others_alone(
-    start_frontend: Callable[..., Frontend], tmp_path: Path, clip: Frames
+    start_frontend: Callable[..., Frontend], two_models: Path, tmp_path: Path, clip: Frames
 ) -> None:
     repository = tmp_path / "models"
     files = {name: add_model(repository, name, source) for name, source in DIES.items()}
     working = (ROOT / "model_repository" / "gray" / "1" / "model.py").read_text()
     files["odd $(name)"] = add_model(repository, "odd $(name)", working)
-    frontend = start_frontend("--embedded", model_repository=f"{MODELS}:{repository}")
+    frontend = start_frontend("--embedded", model_repository=f"{two_models}:{repository}")
     frontend.wait_healthy()  # long before the start's timeout
     triton = frontend.triton_pid
     shown = states(frontend)
@@ -157,37 +162,38 @@ def test_models_that_cannot_start_leave_the_others_alone(
         eventually(
             lambda: http.get(f"{frontend.url}/api/v1/pipeline/status").json()["status"] in ("loaded", "error"), 60
         )
-        made = frontend.make(pipeline_id=name, prompt="", input_path=path, num_frames=12)
+        made = frontend.generate_frames(pipeline_id=name, prompt="", input_path=path, num_frames=12)
         assert np.array_equal(made[..., 0], made[..., 1])
 
 
 @pytest.mark.parametrize("chunks", [False, True])
 def test_a_model_that_dies_twice_in_a_minute_is_left_unloaded(
-    start_frontend: Callable[..., Frontend], *, chunks: bool
+    start_frontend: Callable[..., Frontend], two_models: Path, *, chunks: bool
 ) -> None:
-    frontend = start_frontend("--embedded", model_repository=MODELS)
+    frontend = start_frontend("--embedded", model_repository=two_models)
     frontend.wait_healthy()
 
     def die() -> None:
         if chunks:
-            assert error_of(frontend.generate(**PROBE | {"prompt": "!die"})) == "model_died"
+            assert error_code(frontend.generate(**PROBE | {"prompt": "!die"})) == "model_died"
         else:
-            (stub,) = stubs(frontend, "probe")
+            (stub,) = model_processes(frontend, "probe")
             stub.kill()
 
     before = frontend.triton_pid
-    with harmless(frontend):
+    with assert_recovers(frontend):
         die()
         eventually(lambda: frontend.triton_pid != before)
     die()
     eventually(lambda: "died again within 60 s" in frontend.log())
-    eventually(lambda: not stubs(frontend, "probe"))
+    eventually(lambda: not model_processes(frontend, "probe"))
     frontend.wait_healthy()
     refused = frontend.post(**PROBE)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "load_failed")
     eventually(lambda: [name for name, is_loaded in states(frontend).items() if not is_loaded] == ["probe"])
     path = frontend.upload(np.zeros((12, 64, 96, 3), np.uint8))
-    assert frontend.make(pipeline_id="gray", prompt="", input_path=path, num_frames=12).shape == (12, 64, 96, 3)
+    frames = frontend.generate_frames(pipeline_id="passthrough", prompt="", input_path=path, num_frames=12)
+    assert frames.shape == (12, 64, 96, 3)
     http.post(f"{frontend.url}/api/v1/pipeline/load", json={"pipeline_ids": ["probe"]})
     eventually(lambda: http.get(f"{frontend.url}/api/v1/pipeline/status").json()["status"] == "loaded", 60)
     assert_serves(frontend)
@@ -195,25 +201,22 @@ def test_a_model_that_dies_twice_in_a_minute_is_left_unloaded(
 
 def test_the_next_generation_after_a_death_waits_for_the_restart(victim: Frontend) -> None:
     """Asked for at once, by a client that knows nothing of it."""
-    with harmless(victim, outputs=2):
+    with assert_recovers(victim, outputs=2):
         for _ in range(2):
-            assert error_of(victim.generate(**PROBE | {"prompt": "!die"})) == "model_died"
+            assert error_code(victim.generate(**PROBE | {"prompt": "!die"})) == "model_died"
             assert victim.generate(**PROBE)[-1][0] == "complete"
 
 
 # -- Supervision that cannot see --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", ["the log", "its folder", "its folder, for a file"])
+@pytest.mark.parametrize("loss", ["its folder", "its folder, for a file"])
 def test_triton_comes_back_without_its_log(victim: Frontend, loss: str) -> None:
     folder = victim.data_dir / "triton"
     before = victim.triton_pid
-    with harmless(victim):
+    with assert_recovers(victim):
         try:
-            if loss == "the log":
-                (folder / "triton.log").unlink()
-            else:
-                shutil.rmtree(folder)
+            shutil.rmtree(folder)
             if loss.endswith("file"):
                 folder.touch()
             os.kill(before, 9)
@@ -226,14 +229,14 @@ def test_triton_comes_back_without_its_log(victim: Frontend, loss: str) -> None:
 
 
 def test_without_descriptors_a_healthy_triton_lives_on_and_a_dead_one_comes_back(
-    start_frontend: Callable[..., Frontend],
+    start_frontend: Callable[..., Frontend], two_models: Path
 ) -> None:
-    frontend = start_frontend("--embedded", model_repository=MODELS)
+    frontend = start_frontend("--embedded", model_repository=two_models)
     frontend.wait_healthy()
     triton = frontend.triton_pid
     process = psutil.Process(frontend.process.pid)
     limits = process.rlimit(resource.RLIMIT_NOFILE)
-    with harmless(frontend):
+    with assert_recovers(frontend):
         process.rlimit(resource.RLIMIT_NOFILE, (3, limits[1]))  # no other can be opened
         try:
             eventually(lambda: frontend.log().count("cannot inspect the models' processes: ") > 0)
@@ -241,7 +244,7 @@ def test_without_descriptors_a_healthy_triton_lives_on_and_a_dead_one_comes_back
         finally:
             process.rlimit(resource.RLIMIT_NOFILE, limits)
     assert frontend.triton_pid == triton
-    with harmless(frontend):
+    with assert_recovers(frontend):
         process.rlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
         try:
             os.kill(triton, 9)
@@ -251,8 +254,8 @@ def test_without_descriptors_a_healthy_triton_lives_on_and_a_dead_one_comes_back
         eventually(lambda: frontend.triton_pid != triton)
 
 
-def test_a_triton_that_runs_but_cannot_be_reached_is_told_apart_from_one_that_ended(tmp_path: Path) -> None:
-    frontend = Frontend(tmp_path, "--embedded", model_repository=MODELS, triton_start_timeout_s=3)
+def test_a_triton_that_cannot_be_reached_is_distinguished_from_one_that_ended(two_models: Path, tmp_path: Path) -> None:
+    frontend = Frontend(tmp_path, "--embedded", model_repository=two_models, triton_start_timeout_s=3)
     triton = psutil.Process(frontend.triton_pid)
     triton.suspend()  # before it answers: the log names it as soon as it was started
     try:
@@ -262,15 +265,3 @@ def test_a_triton_that_runs_but_cannot_be_reached_is_told_apart_from_one_that_en
     assert f"tritonserver is running (pid {triton.pid}) but could not be reached on unix:/" in frontend.log()
     assert "within 3 s (StatusCode." in frontend.log()
     assert "the end of its log:" in frontend.log()
-
-
-def test_a_generation_goes_on_while_another_model_dies(victim: Frontend) -> None:
-    """The restart waits for its end."""
-    before = victim.triton_pid
-    with harmless(victim, outputs=1):
-        with chunk_under_way(victim, 1, "!sleep 2") as events:
-            (stub,) = stubs(victim, "gray")
-            stub.kill()
-            eventually(lambda: "the process of gray has died" in victim.log())
-            assert list(events)[-1][0] == "complete"
-        eventually(lambda: victim.triton_pid != before)

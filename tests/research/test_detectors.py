@@ -65,12 +65,13 @@ def test_a_true_chunk_is_seen_as_it_is_anywhere(scene: Scene, num_frames: int, s
     assert asdict(detect(shown(scene, num_frames, start))) == asdict(scene)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("start", [(0, 0), (63.5, 31.5), (31.5, 0.5), (4, 60)])
-def test_an_object_across_the_edges_is_one_object(shape: str, start: tuple[float, float]):
-    for motion in MOTIONS:
-        scene = Scene("yellow", shape, motion, "orange")
-        assert asdict(detect(shown(scene, 12, start))) == asdict(scene)
+def test_an_object_across_the_edges_is_one_object(subtests: pytest.Subtests):
+    for shape in SHAPES:
+        for start in ((0, 0), (63.5, 31.5), (31.5, 0.5), (4, 60)):
+            with subtests.test(shape=shape, start=start):
+                for motion in MOTIONS:
+                    scene = Scene("yellow", shape, motion, "orange")
+                    assert asdict(detect(shown(scene, 12, start))) == asdict(scene)
 
 
 def test_all_pairs_of_colours_hold_through_an_autoencoders_blur():
@@ -85,10 +86,11 @@ def test_all_pairs_of_colours_hold_through_an_autoencoders_blur():
     assert (np.mean(hits, axis=0) >= 0.98).all(), np.mean(hits, axis=0)
 
 
-@pytest.mark.parametrize(("colour", "background"), [*NEAR, *(pair[::-1] for pair in NEAR)])
-def test_colours_that_are_near_are_told_apart(colour: str, background: str):
-    seen = detect(noisy(shown(Scene(colour, "circle", "up", background)), 8))
-    assert (seen.colour, seen.background) == (colour, background)
+def test_colours_that_are_near_are_told_apart(subtests: pytest.Subtests):
+    for colour, background in (*NEAR, *(pair[::-1] for pair in NEAR)):
+        with subtests.test(colour=colour, background=background):
+            seen = detect(noisy(shown(Scene(colour, "circle", "up", background)), 8))
+            assert (seen.colour, seen.background) == (colour, background)
 
 
 # -- What is not ----------------------------------------------------------------------------------------------------
@@ -171,10 +173,10 @@ SIGHTS = {
 }
 
 
-@pytest.mark.parametrize("name", SIGHTS)
-def test_strange_sights_are_not_taken_for_others(name: str):
-    frames, seen = SIGHTS[name]
-    assert detect(frames) == seen
+def test_strange_sights_are_not_taken_for_others(subtests: pytest.Subtests):
+    for name, (frames, seen) in SIGHTS.items():
+        with subtests.test(name):
+            assert detect(frames) == seen
 
 
 def test_a_faded_object_has_not_its_colour():

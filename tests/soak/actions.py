@@ -1,4 +1,4 @@
-"""What a client does: uploads, downloads and generations of every kind, each with what must come of it."""
+"""The actions of a client: uploads, downloads and generations, each with its expected result."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from filmstrip.wire import VIDEO_HEADER_BYTES
-from tests.soak.client import DOWNLOAD, ClientLeft, GenerationCase, SoakClient, StoredFile, fetch, follow
+from tests.soak.client import ClientLeft, GenerationCase, SoakClient, StoredFile, fetch, follow
 from tests.soak.judge import (
     CHUNK,
     PROBE_SIZE,
@@ -22,8 +22,7 @@ from tests.soak.judge import (
     probe_pattern,
     with_own_videos,
 )
-
-UPLOAD, UPLOAD_DATA, ASSETS = "/api/v1/generate/upload", "/api/v1/generate/upload-data", "/api/v1/assets"
+from tests.support.http import ASSETS, DOWNLOAD, UPLOAD, UPLOAD_DATA
 
 
 def headers_of(video: Frames) -> dict[str, str]:
@@ -35,33 +34,33 @@ def headers_of(video: Frames) -> dict[str, str]:
 
 
 def send_video(client: SoakClient, kind: str, video: Frames, longest_pause_s: float | None = None) -> StoredFile | None:
-    """Upload a video, in pieces where there is a pause; None when it did not fit or failed."""
+    """Upload a video, in pieces if there is a pause; None if it did not fit or failed."""
     data = video.tobytes()
     body = data if longest_pause_s is None else client.pieces(data, longest_pause_s)
     headers = headers_of(video)
     if longest_pause_s is not None and client.random.random() < 0.5:  # else chunked, of unknown length
         headers["Content-Length"] = str(len(data))
     began = time.time()
-    answer = client.ask(kind, "POST", UPLOAD, {200, 507}, content=body, headers=headers)
+    answer = client.send(kind, "POST", UPLOAD, {200, 507}, content=body, headers=headers)
     if answer is None or answer.status_code != 200:
         return None
-    told = answer.json()
-    if told["shape"] != list(video.shape) or told["num_frames"] != len(video):
-        client.judge.fail(kind, headers, f"the answer says {told}")
+    uploaded = answer.json()
+    if uploaded["shape"] != list(video.shape) or uploaded["num_frames"] != len(video):
+        client.judge.fail(kind, headers, f"the response says {uploaded}")
         return None
-    return client.keep(client.videos, StoredFile(told["input_path"], video, began, time.time(), video.shape))
+    return client.keep(client.videos, StoredFile(uploaded["input_path"], video, began, time.time(), video.shape))
 
 
 def send_blob(client: SoakClient, kind: str, blob: bytes) -> StoredFile | None:
-    """Upload a blob; None when it did not fit or failed."""
+    """Upload a blob; None if it did not fit or failed."""
     began = time.time()
-    answer = client.ask(kind, "POST", UPLOAD_DATA, {200, 507}, content=blob)
+    answer = client.send(kind, "POST", UPLOAD_DATA, {200, 507}, content=blob)
     if answer is None or answer.status_code != 200:
         return None
-    told = answer.json()
-    if told["size_bytes"] != len(blob):
-        client.judge.fail(kind, f"{len(blob)} bytes", f"the answer says {told}")
-    return StoredFile(told["data_blob_path"], blob, began, time.time())
+    uploaded = answer.json()
+    if uploaded["size_bytes"] != len(blob):
+        client.judge.fail(kind, f"{len(blob)} bytes", f"the response says {uploaded}")
+    return StoredFile(uploaded["data_blob_path"], blob, began, time.time())
 
 
 def random_video(client: SoakClient, *, size: tuple[int, int] | None = None) -> Frames:
@@ -78,39 +77,39 @@ def picture(client: SoakClient) -> bytes:
     return file.getvalue()
 
 
-# -- Actions ------------------------------------------------------------------------------------------------
+# -- Uploads ------------------------------------------------------------------------------------------------
 
 
 def video(client: SoakClient) -> None:
-    """A video at once, now and then of a size that the models don't take."""
+    """Upload a video, now and then one whose channels no model supports."""
     if client.random.random() < 0.1:
         data = client.noise(3, 9, 7, client.random.choice([1, 4]))
-        client.ask("video", "POST", UPLOAD, {200, 507}, content=data.tobytes(), headers=headers_of(data))
+        client.send("video", "POST", UPLOAD, {200, 507}, content=data.tobytes(), headers=headers_of(data))
     else:
         send_video(client, "video", random_video(client))
 
 
 def video_in_pieces(client: SoakClient) -> None:
-    """A video in pieces, with pauses."""
+    """Upload a video in pieces, with pauses."""
     send_video(client, "video_in_pieces", random_video(client), longest_pause_s=0.12)
 
 
 def blob(client: SoakClient) -> None:
-    """Bytes that nobody will use."""
+    """Upload bytes that are not used."""
     send_blob(client, "blob", client.random.randbytes(client.random.randint(1, 300_000)))
 
 
 def asset(client: SoakClient) -> None:
-    """An image."""
+    """Upload an image."""
     data = picture(client)
     began = time.time()
-    answer = client.ask("asset", "POST", ASSETS, {200, 507}, content=data)
+    answer = client.send("asset", "POST", ASSETS, {200, 507}, content=data)
     if answer is not None and answer.status_code == 200:
         client.keep(client.assets, StoredFile(answer.json()["path"], data, began, time.time()))
 
 
 def left_upload(client: SoakClient) -> None:
-    """An upload whose client goes away within the body."""
+    """Upload, and disconnect within the body."""
     data = random_video(client)
     raw = data.tobytes()
     body = client.pieces(raw, 0.05, leave_at=client.random.randint(0, len(raw) - 1))
@@ -118,12 +117,12 @@ def left_upload(client: SoakClient) -> None:
     try:
         path = client.random.choice([UPLOAD, UPLOAD_DATA])
         client.http.request("POST", path, content=body, headers=headers)
-    except (ClientLeft, httpx.HTTPError):  # the server may refuse it before it is broken off
+    except (ClientLeft, httpx.HTTPError):  # the server may refuse it before the client disconnects
         pass
 
 
 def stalled_upload(client: SoakClient) -> None:
-    """An upload that stops for longer than the server waits."""
+    """Upload, with a pause longer than the server waits."""
     raw = client.random.randbytes(10_000)
 
     def body() -> Iterator[bytes]:
@@ -132,24 +131,24 @@ def stalled_upload(client: SoakClient) -> None:
         yield raw[100:]
 
     headers = {"Content-Length": str(len(raw))}
-    answer = client.ask("stalled_upload", "POST", UPLOAD_DATA, {200, 408, 507}, content=body(), headers=headers)
-    # A frontend that was stopped meanwhile may have missed it.
+    answer = client.send("stalled_upload", "POST", UPLOAD_DATA, {200, 408, 507}, content=body(), headers=headers)
+    # A frontend that was paused meanwhile may not have noticed.
     if answer is not None and answer.status_code == 200 and not client.judge.met_fault(time.monotonic()):
-        client.judge.fail("stalled_upload", headers, "200, although it stopped for too long")
+        client.judge.fail("stalled_upload", headers, "200, although it paused for too long")
 
 
-# -- Actions ------------------------------------------------------------------------------------------------
+# -- Downloads and others -----------------------------------------------------------------------------------
 
 
 def whole(client: SoakClient) -> None:
-    """All of a video."""
+    """Download a video."""
     output = client.any_of(client.outputs)
     if output is not None:
         fetch(client, "whole_download", output)
 
 
 def in_ranges(client: SoakClient) -> None:
-    """One range of a video."""
+    """Download a range of a video."""
     output = client.any_of(client.outputs)
     if output is None or not isinstance(output.content, bytes):
         return
@@ -164,19 +163,19 @@ def in_ranges(client: SoakClient) -> None:
             ("bytes=0-0,5-9", output.content),
         ]
     )
-    answer = client.ask(
+    answer = client.send(
         "range", "GET", DOWNLOAD, {200, 206}, files=[output], params={"path": output.name}, headers={"Range": text}
     )
     if answer is not None and answer.status_code in {200, 206} and answer.content != expected:
-        client.judge.fail("range", f"{output.name} {text}", f"{len(answer.content)} other bytes")
+        client.judge.fail("range", f"{output.name} {text}", f"{len(answer.content)} different bytes")
 
 
 def head(client: SoakClient) -> None:
-    """The headers of a video."""
+    """Request the headers of a video."""
     output = client.any_of(client.outputs)
     if output is None:
         return
-    answer = client.ask("head", "HEAD", DOWNLOAD, {200}, files=[output], params={"path": output.name})
+    answer = client.send("head", "HEAD", DOWNLOAD, {200}, files=[output], params={"path": output.name})
     if answer is None or answer.status_code != 200:
         return
     frames, height, width, channels = output.shape
@@ -186,7 +185,7 @@ def head(client: SoakClient) -> None:
 
 
 def broken_off(client: SoakClient) -> None:
-    """A download whose client goes away."""
+    """Download, and disconnect."""
     output = client.any_of(client.outputs)
     if output is None:
         return
@@ -196,24 +195,24 @@ def broken_off(client: SoakClient) -> None:
 
 
 def look(client: SoakClient) -> None:
-    """What others look at while generations run."""
+    """Request what users read while generations run."""
     path = client.random.choice(
         ["/health", "/api/v1/pipelines", "/api/v1/pipeline/status", "/metrics", "/openapi.json", "/docs"]
     )
-    answer = client.ask("look", "GET", path, {200})
+    answer = client.send("look", "GET", path, {200})
     if answer is not None and answer.status_code == 200 and not answer.content:
-        client.judge.fail("look", path, "nothing")
+        client.judge.fail("look", path, "empty response")
 
 
 def load(client: SoakClient) -> None:
-    """What other clients of this API do first."""
-    wanted = {"pipeline_ids": [client.random.choice(["probe", "gray", "scribble"])], "load_params": {"a": [1, None]}}
-    client.ask("load", "POST", "/api/v1/pipeline/load", {200}, json=wanted)
+    """Load a pipeline, as other clients of this API do first."""
+    body = {"pipeline_ids": [client.random.choice(["probe", "gray", "scribble"])], "load_params": {"a": [1, None]}}
+    client.send("load", "POST", "/api/v1/pipeline/load", {200}, json=body)
 
 
 def cancel(client: SoakClient) -> None:
-    """A cancel, whoever's generation it meets."""
-    answer = client.ask("cancel", "POST", "/api/v1/generate/cancel", {200})
+    """Cancel, whoever's generation it is."""
+    answer = client.send("cancel", "POST", "/api/v1/generate/cancel", {200})
     if answer is not None and answer.json()["status"] not in {"cancelling", "idle"}:
         client.judge.fail("cancel", "", answer.text)
 
@@ -223,23 +222,23 @@ _PROCESSORS = (*_EXACT, "scribble", "optical-flow")
 
 
 def _input(client: SoakClient, kind: str, size: tuple[int, int] | None = None) -> StoredFile | None:
-    """An uploaded video: one of those there are, now and then one that has expired, else a new one."""
-    held = client.any_of(client.videos) if size is None and client.random.random() < 0.7 else None
-    if held is not None and (not held.may_be_gone(client.ttl_s) or client.random.random() < 0.2):
-        return held
+    """An uploaded video: an earlier one, now and then expired, or a new one."""
+    video = client.any_of(client.videos) if size is None and client.random.random() < 0.7 else None
+    if video is not None and (not video.may_have_expired(client.ttl_s) or client.random.random() < 0.2):
+        return video
     return send_video(client, kind, random_video(client, size=size))
 
 
-def _frames(held: StoredFile) -> Frames:
-    assert isinstance(held.content, np.ndarray)
-    return held.content
+def _frames(video: StoredFile) -> Frames:
+    assert isinstance(video.content, np.ndarray)
+    return video.content
 
 
 # -- Frame processors ---------------------------------------------------------------------------------------
 
 
 def exact_chain(client: SoakClient) -> bool:
-    """A chain whose frames are known to the byte."""
+    """Run a chain whose output is known to the byte."""
     video = _input(client, "exact_chain")
     if video is None:
         return True
@@ -251,15 +250,15 @@ def exact_chain(client: SoakClient) -> bool:
     request = {"prompt": "", "num_frames": num_frames, "input_path": video.name, **dict(zip(names, chain, strict=True))}
 
     def frames(_: list[int]) -> Frames:
-        made = looped(_frames(video), num_frames)
-        return gray(made) if "gray" in chain else made
+        passed = looped(_frames(video), num_frames)
+        return gray(passed) if "gray" in chain else passed
 
     size = video.shape[1], video.shape[2]
     return follow(client, GenerationCase("exact_chain", request, ExpectedOutcome(num_frames, size), [video], frames))
 
 
 def other_chain(client: SoakClient) -> bool:
-    """Any frame processors, perhaps at another size: only the shape is known."""
+    """Run any frame processors, perhaps at another size: only the shape is known."""
     video = _input(client, "other_chain")
     if video is None:
         return True
@@ -277,7 +276,7 @@ def other_chain(client: SoakClient) -> bool:
 
 
 def own_videos(client: SoakClient) -> bool:
-    """Chunks with videos of their own, at odd offsets of a blob; the others loop the input, where there is one."""
+    """Run chunks with their own videos, at odd offsets of a blob; the others loop the input, if there is one."""
     whole = _input(client, "own_videos") if client.random.random() < 0.5 else None
     size = (whole.shape[1], whole.shape[2]) if whole else (client.random.randint(8, 64), client.random.randint(8, 64))
     num_frames = client.random.randint(1, 48)
@@ -304,7 +303,7 @@ def own_videos(client: SoakClient) -> bool:
 
 
 def _pack(client: SoakClient, parts: dict[int, dict[str, Any]]) -> tuple[bytes, list[dict[str, Any]]]:
-    """A blob with arrays at any offsets, and the specs of the chunks that they belong to."""
+    """A blob with arrays at any offsets, and the chunk specs that refer to them."""
     blob, specs = bytearray(client.random.randbytes(1)), []
     for index, arrays in parts.items():
         spec: dict[str, Any] = {"chunk": index}
@@ -321,7 +320,7 @@ def _pack(client: SoakClient, parts: dict[int, dict[str, Any]]) -> tuple[bytes, 
 
 
 def probe_video(client: SoakClient) -> bool:
-    """Video mode: the probe gives its input back."""
+    """Run the probe in video mode, which returns its input."""
     video = _input(client, "probe_video", PROBE_SIZE)
     if video is None:
         return True
@@ -338,7 +337,7 @@ def probe_video(client: SoakClient) -> bool:
 
 
 def _text(client: SoakClient, prompt: str = "a cat") -> tuple[dict[str, Any], ExpectedOutcome, list[int]]:
-    """A request in text mode with seeds, prompts and transitions, what it comes to, and each chunk's seed."""
+    """A request in text mode with seeds, prompts and transitions, its outcome, and each chunk's seed."""
     num_frames = client.random.randint(1, 60)
     seed = client.random.randint(0, 2**62)
     num_chunks = -(-num_frames // CHUNK)  # at least
@@ -366,29 +365,29 @@ def _pattern_case(client: SoakClient, kind: str, prompt: str = "a cat", **when: 
 
 
 def probe_text(client: SoakClient) -> bool:
-    """Text mode: the probe makes its pattern."""
+    """Run the probe in text mode, which returns its pattern."""
     return follow(client, _pattern_case(client, "probe_text"))
 
 
 def asleep(client: SoakClient) -> bool:
-    """Chunks that take their time."""
+    """Run slow chunks."""
     return follow(client, _pattern_case(client, "asleep", f"!sleep {client.random.uniform(0.1, 0.8):.2f}"))
 
 
 def cancelled(client: SoakClient) -> bool:
-    """A generation that is cancelled at a random moment."""
+    """Cancel a generation at a random moment."""
     prompt = f"!sleep {client.random.uniform(0.05, 0.6):.2f}"
     return follow(client, _pattern_case(client, "cancelled", prompt, cancel_after_s=client.random.uniform(0, 1.5)))
 
 
 def left(client: SoakClient) -> bool:
-    """A generation whose client goes away at a random moment."""
+    """Disconnect from a generation at a random moment."""
     prompt = f"!sleep {client.random.uniform(0.3, 2):.2f}"
     return follow(client, _pattern_case(client, "left", prompt, leave_after_s=client.random.uniform(0, 1.2)))
 
 
 def failing(client: SoakClient) -> bool:
-    """A model that fails."""
+    """Let the model fail."""
     prompt, code = client.random.choice(
         [("!raise", "model_error"), ("!error", "model_error"), ("!shape", "bad_model_output")]
     )
@@ -400,7 +399,7 @@ def failing(client: SoakClient) -> bool:
 
 
 def vace(client: SoakClient) -> bool:
-    """VACE frames and masks at odd offsets, key images and references; now and then with a NaN."""
+    """Send VACE frames and masks at odd offsets, key images and references; now and then a NaN."""
     num_frames = client.random.randint(1, 30)
     broken = client.random.random() < 0.2
     parts: dict[int, dict[str, Any]] = {}
@@ -422,7 +421,7 @@ def vace(client: SoakClient) -> bool:
         spec["vace_temporally_locked"] = client.random.random() < 0.7
         if client.random.random() < 0.4:
             spec["first_frame_image"] = "data:image/png;base64," + base64.b64encode(picture(client)).decode()
-        if asset is not None and not asset.must_be_gone(client.ttl_s) and client.random.random() < 0.4:
+        if asset is not None and not asset.has_expired(client.ttl_s) and client.random.random() < 0.4:
             spec["vace_ref_images"] = [asset.name, asset.name]
             files.append(asset)
     request = {"pipeline_id": "probe", "prompt": "x", "num_frames": num_frames, "chunk_specs": specs}
@@ -440,11 +439,11 @@ def vace(client: SoakClient) -> bool:
 # -- Faults that a request provokes -------------------------------------------------------------------------
 
 
-def provoke(client: SoakClient, prompt: str, code: str, patience_s: float = 30.0) -> bool:
-    """A generation whose model dies or hangs; tried until there is a place for it. False when there never was."""
+def provoke(client: SoakClient, prompt: str, code: str, timeout_s: float = 30.0) -> bool:
+    """Let the model die or hang, as soon as the slot is free; False if it never was."""
     request = {"pipeline_id": "probe", "prompt": prompt, "num_frames": 20}
     case = GenerationCase(prompt, request, ExpectedOutcome(20, PROBE_SIZE, frozenset({code})))
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if follow(client, case):
             return True

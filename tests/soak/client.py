@@ -1,4 +1,4 @@
-"""One client of the soak: its random numbers, its connections, its files, and how it follows a generation."""
+"""One client of the soak: its random numbers, connections and files, and how it follows a generation."""
 
 import json
 import random
@@ -22,29 +22,31 @@ from tests.soak.judge import (
     wrong_video,
 )
 from tests.support import http
+from tests.support.http import CANCEL, DOWNLOAD, GENERATE
 from tests.support.sse import EventParser
 
 DEADLINE_S = 60.0
-"""Longest that anything may take."""
-_ANSWER_S = 20.0
-_MOST_HELD = 12
-_CLOCK_S = 0.1  # the times of files are those of the kernel's last tick
+"""The longest that any action may take."""
+RESPONSE_TIMEOUT_S = 20.0
+_MAX_FILES = 12
+_CLOCK_S = 0.1  # file times have the resolution of the kernel's tick
 
 
 class ClientLeft(Exception):
-    """The client goes away in the middle."""
+    """The client disconnects in the middle of a body."""
 
 
 @dataclass
 class StoredFile:
-    """A file on the server that this client knows the content of.
+    """A file on the server whose content this client knows.
 
     Attributes:
-        name: the server's.
-        content: what is in it: frames or bytes; None while that is not known.
-        shape: of a video.
-        not_before: the file was not whole before this moment of the Unix clock.
-        not_after: it was by this one.
+        name: its name on the server.
+        content: frames or bytes; None while it is not known.
+        not_before: Unix time before which the file was not complete.
+        not_after: Unix time by which it was.
+        shape: shape of a video.
+        origin: the request that created it, for people.
     """
 
     name: str
@@ -52,14 +54,14 @@ class StoredFile:
     not_before: float
     not_after: float
     shape: tuple[int, ...] = ()
-    made_by: str = ""
+    origin: str = ""
 
-    def may_be_gone(self, ttl_s: float) -> bool:
-        """It may have expired by now."""
+    def may_have_expired(self, ttl_s: float) -> bool:
+        """Whether it may have expired by now."""
         return time.time() > self.not_before + ttl_s - _CLOCK_S
 
-    def must_be_gone(self, ttl_s: float) -> bool:
-        """It has expired."""
+    def has_expired(self, ttl_s: float) -> bool:
+        """Whether it has certainly expired."""
         return time.time() > self.not_after + ttl_s + _CLOCK_S
 
 
@@ -68,33 +70,33 @@ class SentRequest:
     """A request that was sent.
 
     Attributes:
-        kind: of the action.
-        sent: what was sent, for people.
-        files: that it names.
-        gone: names of those that had expired by then.
-        began: when, by the monotonic clock.
+        kind: kind of the action.
+        description: what was sent, for people.
+        files: stored files that it names.
+        expired: names of those that had expired by then.
+        began: monotonic time when it was sent.
     """
 
     kind: str
-    sent: str
+    description: str
     files: Sequence[StoredFile]
-    gone: Sequence[str]
+    expired: Sequence[str]
     began: float
 
 
 @dataclass
 class SoakClient:
-    """See the module. Not for several threads.
+    """One client; not thread-safe.
 
     Attributes:
         http: its connections.
-        judge: to whom every answer goes.
-        seed: of its random numbers.
-        ttl_s: how long files live on the server.
+        judge: checks every response.
+        seed: seed of its random numbers.
+        ttl_s: seconds until files expire on the server.
         body_timeout_s: how long the server waits for the next piece of a body.
-        videos: that it uploaded.
-        assets: likewise.
-        outputs: that it made.
+        videos: videos that it uploaded.
+        assets: images that it uploaded.
+        outputs: videos that it generated.
     """
 
     http: httpx.Client
@@ -110,9 +112,9 @@ class SoakClient:
         self.random = random.Random(self.seed)
         self.numbers = np.random.default_rng(self.random.getrandbits(64))
 
-    # -- Asking -----------------------------------------------------------------------------------------
+    # -- Requests ---------------------------------------------------------------------------------------
 
-    def ask(
+    def send(
         self,
         kind: str,
         method: str,
@@ -122,69 +124,73 @@ class SoakClient:
         files: Sequence[StoredFile] = (),
         **request: Any,
     ) -> httpx.Response | None:
-        """Send a request and judge its answer; None where none came or a wrong one did, which is a failure.
+        """Send a request and check its response; None if there was none or a wrong one, which is a failure.
 
         Args:
-            kind: of the action.
-            method: of HTTP.
-            path: where to.
-            expected: statuses that are right; 503 is, too, near a fault, and 404 for files that expire.
-            files: that the request names.
-            request: as httpx takes it.
+            kind: kind of the action.
+            method: HTTP method.
+            path: path and query.
+            expected: expected statuses; 503 is also expected near a fault, and 404 for files that expire.
+            files: stored files that the request names.
+            request: arguments of httpx.
         """
-        asked = self.asking(kind, f"{method} {path} {describe(request)}", files)
+        asked = self.record_request(kind, f"{method} {path} {describe(request)}", files)
         try:
-            answer = self.http.request(method, path, **request)
+            response = self.http.request(method, path, **request)
         except httpx.HTTPError as error:
-            self.judge.fail(kind, asked.sent, f"no answer after {time.monotonic() - asked.began:.1f} s: {error!r}")
+            self.judge.fail(
+                kind, asked.description, f"no response after {time.monotonic() - asked.began:.1f} s: {error!r}"
+            )
             return None
-        self.judge.count(self.judge.statuses, answer.status_code)
-        return answer if self.is_right(asked, answer, expected) else None
+        self.judge.count(self.judge.statuses, response.status_code)
+        return response if self.is_right(asked, response, expected) else None
 
-    def asking(self, kind: str, sent: str, files: Sequence[StoredFile]) -> SentRequest:
-        """What to remember of a request that is sent now."""
-        gone = [file.name for file in files if file.must_be_gone(self.ttl_s)]
-        return SentRequest(kind, sent, files, gone, time.monotonic())
+    def record_request(self, kind: str, description: str, files: Sequence[StoredFile]) -> SentRequest:
+        """A record of a request that is sent now."""
+        expired = [file.name for file in files if file.has_expired(self.ttl_s)]
+        return SentRequest(kind, description, files, expired, time.monotonic())
 
-    def is_right(self, asked: SentRequest, answer: httpx.Response, expected: Collection[int]) -> bool:
-        """Judge an answer whose body was read."""
-        status, files = answer.status_code, asked.files
+    def is_right(self, asked: SentRequest, response: httpx.Response, expected: Collection[int]) -> bool:
+        """Check a response whose body has been read."""
+        status, files = response.status_code, asked.files
         wrong = None
         if files:
             expected = {*expected, 404}
-        if answer.request.method == "HEAD" or answer.request.url.path == "/health":  # no error in the one shape
+        if (
+            response.request.method == "HEAD" or response.request.url.path == "/health"
+        ):  # their errors have another format
             wrong = None if status in {*expected, 503} else f"status {status}"
         elif status not in expected or status >= 400:
-            wrong = wrong_answer(status, answer.content, expected, met_fault=self.judge.met_fault(asked.began))
-        if wrong is None and files and status == 404 and not any(file.may_be_gone(self.ttl_s) for file in files):
-            wrong = f"404 before its time: {answer.text}"
-        if wrong is None and asked.gone and status < 300:
-            wrong = f"{status}, although these had expired: {asked.gone}"
+            wrong = wrong_answer(status, response.content, expected, met_fault=self.judge.met_fault(asked.began))
+        if wrong is None and files and status == 404 and not any(file.may_have_expired(self.ttl_s) for file in files):
+            wrong = f"404 before the file expired: {response.text}"
+        if wrong is None and asked.expired and status < 300:
+            wrong = f"{status}, although these files had expired: {asked.expired}"
         if wrong is not None:
-            self.judge.fail(asked.kind, asked.sent, wrong)
+            self.judge.fail(asked.kind, asked.description, wrong)
         return wrong is None
 
-    # -- What it has ------------------------------------------------------------------------------------
+    # -- Its files ------------------------------------------------------------------------------------
 
-    def keep(self, where: list[StoredFile], held: StoredFile) -> StoredFile:
-        """Remember a file; the oldest is forgotten when there are many."""
-        where.append(held)
-        del where[:-_MOST_HELD]
-        return held
+    def keep(self, files: list[StoredFile], file: StoredFile) -> StoredFile:
+        """Remember a file; forget the oldest one if there are many."""
+        files.append(file)
+        del files[:-_MAX_FILES]
+        return file
 
-    def any_of(self, held: list[StoredFile]) -> StoredFile | None:
-        """One of its files, if it has any."""
-        return self.random.choice(held) if held else None
+    def any_of(self, files: list[StoredFile]) -> StoredFile | None:
+        """A random file of a list, if there is one."""
+        return self.random.choice(files) if files else None
 
     def noise(self, *shape: int) -> Frames:
         """Random pixels."""
         return self.numbers.integers(0, 256, shape, np.uint8)
 
     def pieces(self, data: bytes, longest_pause_s: float = 0.0, leave_at: int | None = None) -> Iterator[bytes]:
-        """A body in pieces of random sizes, with pauses.
+        """A body in pieces of a random size, with pauses.
 
         Raises:
-            ClientLeft: at the byte `leave_at`.
+            ClientLeft: at byte `leave_at`.
         """
         position = 0
         size = max(1, len(data) // self.random.randint(2, 12))
@@ -198,14 +204,8 @@ class SoakClient:
                 time.sleep(self.random.uniform(0, longest_pause_s))
 
 
-def connect(url: str) -> httpx.Client:
-    """Connections to a server; idle ones are given up long before the server (5 s) does, so that none breaks in use."""
-    limits = httpx.Limits(keepalive_expiry=1.0)
-    return httpx.Client(base_url=url, timeout=_ANSWER_S, limits=limits, trust_env=False)
-
-
 def describe(request: dict[str, Any]) -> str:
-    """What is sent, for people: JSON as it is, bodies by their size."""
+    """What is sent, for people: JSON in full, bodies by their size and first bytes."""
     parts = []
     for name, value in request.items():
         if isinstance(value, bytes):
@@ -217,22 +217,18 @@ def describe(request: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-GENERATE, CANCEL = "/api/v1/generate", "/api/v1/generate/cancel"
-DOWNLOAD = "/api/v1/generate/download"
-
-
 @dataclass(frozen=True)
 class GenerationCase:
-    """A generation that a client wants.
+    """A generation to run.
 
     Attributes:
-        kind: of the action.
-        request: its JSON.
-        outcome: what it should come to.
-        files: that it names.
-        frames: of the whole video, from the frames that each chunk added; None where only the shape is known.
-        cancel_after_s: when to cancel it, None for never.
-        leave_after_s: when to go away, None for never.
+        kind: kind of the action.
+        request: the JSON body.
+        outcome: the expected outcome.
+        files: stored files that it names.
+        frames: the expected video, as a function of each chunk's number of frames; None if only the shape is known.
+        cancel_after_s: when to cancel it; None for never.
+        leave_after_s: when to disconnect; None for never.
     """
 
     kind: str
@@ -246,7 +242,7 @@ class GenerationCase:
 
 @dataclass
 class _Stream:
-    """A stream as far as it was read."""
+    """The part of a stream that was read."""
 
     began: float
     events: list[StreamEvent] = field(default_factory=list)
@@ -255,23 +251,23 @@ class _Stream:
 
 
 def follow(client: SoakClient, case: GenerationCase) -> bool:
-    """Run a generation; False when there was no place for it: another has the slot, the store is full, no Triton."""
+    """Run a generation; False if it could not start: slot taken, store full or Triton unavailable."""
     sent = describe({"json": case.request, "cancel": case.cancel_after_s, "leave": case.leave_after_s})
-    not_before, asked = time.time(), client.asking(case.kind, sent, case.files)
+    not_before, asked = time.time(), client.record_request(case.kind, sent, case.files)
     timer = None
     if case.cancel_after_s is not None:
         timer = threading.Timer(case.cancel_after_s, _cancel, [client])
         timer.start()
     try:
-        with client.http.stream("POST", GENERATE, json=case.request) as answer:
-            client.judge.count(client.judge.statuses, answer.status_code)
-            if answer.status_code != 200:
-                answer.read()
-                client.is_right(asked, answer, {409, 507})
-                return answer.status_code not in {409, 503, 507}
-            if asked.gone:
-                client.judge.fail(case.kind, sent, f"200, although these had expired: {asked.gone}")
-            stream = _read(client, case, answer, time.monotonic())
+        with client.http.stream("POST", GENERATE, json=case.request) as response:
+            client.judge.count(client.judge.statuses, response.status_code)
+            if response.status_code != 200:
+                response.read()
+                client.is_right(asked, response, {409, 507})
+                return response.status_code not in {409, 503, 507}
+            if asked.expired:
+                client.judge.fail(case.kind, sent, f"200, although these files had expired: {asked.expired}")
+            stream = _read(client, case, response, time.monotonic())
     except (httpx.HTTPError, ValueError) as error:
         client.judge.fail(case.kind, sent, f"the stream broke after {time.monotonic() - asked.began:.1f} s: {error!r}")
         return True
@@ -285,15 +281,15 @@ def follow(client: SoakClient, case: GenerationCase) -> bool:
 def _cancel(client: SoakClient) -> None:
     # Not with the client's own connections: this is another thread.
     try:
-        http.post(str(client.http.base_url.join(CANCEL)), timeout=_ANSWER_S)
+        http.post(str(client.http.base_url.join(CANCEL)), timeout=RESPONSE_TIMEOUT_S)
     except httpx.HTTPError as error:
         client.judge.fail("cancel", "", repr(error))
 
 
-def _read(client: SoakClient, case: GenerationCase, answer: httpx.Response, began: float) -> _Stream:
+def _read(client: SoakClient, case: GenerationCase, response: httpx.Response, began: float) -> _Stream:
     stream = _Stream(began)
     leave_at = None if case.leave_after_s is None else began + case.leave_after_s
-    for event in _events(answer):
+    for event in _events(response):
         now = time.monotonic()
         kill = client.judge.kill_since(began)
         if event is not None:
@@ -310,10 +306,10 @@ def _read(client: SoakClient, case: GenerationCase, answer: httpx.Response, bega
     return stream
 
 
-def _events(answer: httpx.Response) -> Iterator[StreamEvent | None]:
-    """The events; None after every line, so that the reader can look at the clock."""
+def _events(response: httpx.Response) -> Iterator[StreamEvent | None]:
+    """The events, and None after every other line, so that the reader can check the time."""
     parser = EventParser()
-    for line in answer.iter_lines():
+    for line in response.iter_lines():
         event = parser.feed(line)
         if event is not None:
             yield StreamEvent(event.name, event.data)
@@ -321,13 +317,13 @@ def _events(answer: httpx.Response) -> Iterator[StreamEvent | None]:
 
 
 def _judge(client: SoakClient, case: GenerationCase, sent: str, stream: _Stream, not_before: float) -> None:
-    told = f"{sent}; events: {[(event.name, event.data) for event in stream.events]}"
+    description = f"{sent}; events: {[(event.name, event.data) for event in stream.events]}"
     if stream.wrong is None and not stream.left:
         met_fault = client.judge.met_fault(stream.began)
         stream.wrong = wrong_events(stream.events, case.outcome, met_fault=met_fault)
     if stream.wrong is not None:
         client.judge.count(client.judge.outcomes, "wrong")
-        client.judge.fail(case.kind, told, stream.wrong)
+        client.judge.fail(case.kind, description, stream.wrong)
         return
     if stream.left:
         client.judge.count(client.judge.outcomes, "left")
@@ -338,19 +334,20 @@ def _judge(client: SoakClient, case: GenerationCase, sent: str, stream: _Stream,
         return
     counts = [event.data["frames"] for event in stream.events[:-1]]
     frames = None if case.frames is None else case.frames(counts)[: sum(counts)]
-    held = StoredFile(last.data["output_path"], frames, not_before, time.time(), tuple(last.data["video_shape"]), told)
-    fetch(client, f"{case.kind}: its video", client.keep(client.outputs, held))
+    shape = tuple(last.data["video_shape"])
+    output = StoredFile(last.data["output_path"], frames, not_before, time.time(), shape, description)
+    fetch(client, f"{case.kind}: its video", client.keep(client.outputs, output))
 
 
 def fetch(client: SoakClient, kind: str, output: StoredFile) -> None:
-    """Download an output and compare it; what only its shape is known of is remembered."""
-    answer = client.ask(kind, "GET", DOWNLOAD, {200}, files=[output], params={"path": output.name})
-    if answer is None or answer.status_code != 200:
+    """Download an output and compare it; content that is not known yet is remembered."""
+    response = client.send(kind, "GET", DOWNLOAD, {200}, files=[output], params={"path": output.name})
+    if response is None or response.status_code != 200:
         return
     frames = None if output.content is None or isinstance(output.content, bytes) else output.content
-    wrong = wrong_video(answer.content, output.shape, frames)
-    if wrong is None and isinstance(output.content, bytes) and output.content != answer.content:
-        wrong = "another content than the last time"
+    wrong = wrong_video(response.content, output.shape, frames)
+    if wrong is None and isinstance(output.content, bytes) and output.content != response.content:
+        wrong = "different content than last time"
     if wrong is not None:
-        client.judge.fail(kind, f"{output.name}, made by {output.made_by}", wrong)
-    output.content = answer.content
+        client.judge.fail(kind, f"{output.name}, created by {output.origin}", wrong)
+    output.content = response.content

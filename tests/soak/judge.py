@@ -1,4 +1,4 @@
-"""Judges every answer, event stream and video, and computes the frames that a generation must produce."""
+"""Judges every response, event stream and video, and computes the frames that a generation must produce."""
 
 import json
 import threading
@@ -17,12 +17,12 @@ from filmstrip.wire import VIDEO_HEADER_BYTES, unpack_video_header
 Frames = npt.NDArray[np.uint8]
 
 RECOVERY_S = 30.0
-"""How long after a fault Triton may be missed."""
+"""How long after a fault Triton may be unavailable."""
 END_AFTER_KILL_S = 15.0
-"""How long a generation may go on whose Triton was killed."""
+"""How long a generation may continue after its Triton was killed."""
 FAULT_CODES = frozenset({"triton_unavailable", "sequence_lost", "model_died", "chunk_timeout", "load_failed"})
-"""How a generation may end that met a fault."""
-_SHOWN = 1500
+"""Error codes of generations during a fault."""
+_MAX_CHARACTERS = 1500
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class StreamEvent:
 
 @dataclass(frozen=True)
 class ExpectedOutcome:
-    """What a generation should come to.
+    """The expected outcome of a generation.
 
     Attributes:
-        num_frames: of the whole video.
+        num_frames: frames of the complete video.
         size: height and width.
-        codes: error codes that the request itself provokes; then there must be an error.
+        codes: error codes that the request provokes; if there are any, it must fail.
     """
 
     num_frames: int
@@ -50,13 +50,13 @@ class ExpectedOutcome:
 
 @dataclass(frozen=True)
 class Failure:
-    """Something that must not be.
+    """Something that must not happen.
 
     Attributes:
-        at_s: seconds since the judge began.
-        kind: of the action.
+        at_s: seconds since the start.
+        kind: kind of the action.
         sent: what was sent.
-        wrong: what is wrong with the answer.
+        wrong: what is wrong with the response.
     """
 
     at_s: float
@@ -69,7 +69,7 @@ class Failure:
 
 
 class Judge:
-    """Counts what happens and keeps what must not happen; used by many threads."""
+    """Counts what happens and keeps the failures; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -83,18 +83,18 @@ class Judge:
         self.failures: list[Failure] = []
 
     def count(self, counter: Counter[Any], key: object) -> None:
-        """Add one."""
+        """Add one to a counter."""
         with self._lock:
             counter[key] += 1
 
     def fail(self, kind: str, sent: object, wrong: str) -> None:
-        """Keep a failure."""
+        """Record a failure."""
         at_s = time.monotonic() - self._began
         with self._lock:
-            self.failures.append(Failure(at_s, kind, str(sent)[:_SHOWN], wrong[:_SHOWN]))
+            self.failures.append(Failure(at_s, kind, str(sent)[:_MAX_CHARACTERS], wrong[:_MAX_CHARACTERS]))
 
     def note_fault(self, name: str, *, kills_triton: bool = False) -> None:
-        """A fault begins now."""
+        """Record a fault that begins now."""
         with self._lock:
             self.faults[name] += 1
             self._faults.append(time.monotonic())
@@ -102,21 +102,21 @@ class Judge:
                 self._kills.append(time.monotonic())
 
     def prolong_fault(self) -> None:
-        """A fault ends only now."""
+        """Record that a fault has lasted until now."""
         with self._lock:
             self._faults.append(time.monotonic())
 
     def met_fault(self, began: float) -> bool:
-        """Whether what began at this moment of the monotonic clock may have met a fault."""
+        """Whether a fault may affect what began at this monotonic time."""
         return any(fault > began - RECOVERY_S for fault in self._faults)
 
     def kill_since(self, began: float) -> float | None:
-        """When Triton was killed first after this moment."""
+        """When Triton was first killed after this monotonic time."""
         return next((kill for kill in self._kills if kill >= began), None)
 
 
 def wrong_answer(status: int, body: bytes, expected: Collection[int], *, met_fault: bool) -> str | None:
-    """What is wrong with an answer that is no stream: its status, or the shape of its error."""
+    """What is wrong with a response that is no stream: its status or the format of its error."""
     allowed = status in expected or (status == 503 and met_fault)
     if not allowed:
         return f"status {status}, expected {sorted(expected)}: {body[:400]!r}"
@@ -126,31 +126,31 @@ def wrong_answer(status: int, body: bytes, expected: Collection[int], *, met_fau
 def wrong_error(status: int, body: bytes) -> str | None:
     """What is wrong with the body of an error."""
     try:
-        answer = json.loads(body)
-        error = answer["error"]
+        response = json.loads(body)
+        error = response["error"]
         code, message = error["code"], error["message"]
     except (ValueError, KeyError, TypeError):
-        return f"{status} without an error in its one shape: {body[:400]!r}"
+        return f"{status} without an error in our format: {body[:400]!r}"
     if (
-        answer.keys() != {"error", "detail"}
-        or answer["detail"] != message
+        response.keys() != {"error", "detail"}
+        or response["detail"] != message
         or error.keys() - {"code", "message", "field"}
     ):
-        return f"{status} with an error in another shape: {body[:400]!r}"
+        return f"{status} with an error in another format: {body[:400]!r}"
     if code not in ERRORS or (ERRORS[code].status != status and code != "bad_request"):
         return f"{status} with the code {code}"
     if "Traceback" in message or "/tmp/" in message or "site-packages" in message:
-        return f"a message that tells of the server's inside: {message}"
+        return f"a message that exposes internals of the server: {message}"
     return None
 
 
 def wrong_events(events: Sequence[StreamEvent], outcome: ExpectedOutcome, *, met_fault: bool) -> str | None:
-    """What is wrong with the events of a stream that was read to its end."""
+    """What is wrong with the events of a complete stream."""
     if not events or events[-1].name not in {"complete", "cancelled", "error"}:
         return f"the stream ended without a last event, after {len(events)}"
     *progress, last = events
     if any(event.name != "progress" for event in progress):
-        return f"events after a last one: {[event.name for event in events]}"
+        return f"events after the last one: {[event.name for event in events]}"
     if [event.data["chunk"] for event in progress] != list(range(1, len(progress) + 1)):
         return f"chunks are numbered {[event.data['chunk'] for event in progress]}"
     num_frames = sum(event.data["frames"] for event in progress)
@@ -165,15 +165,15 @@ def wrong_events(events: Sequence[StreamEvent], outcome: ExpectedOutcome, *, met
 
 def _wrong_ending(last: StreamEvent, num_chunks: int, num_frames: int, outcome: ExpectedOutcome) -> str | None:
     shape = [num_frames, *outcome.size, 3]
-    told = dict(last.data)
-    name = told.pop("output_path", None)
-    seed = told.pop("seed", None)
-    if type(seed) is not int or told.pop("unused", None) != []:  # no action sends a field that has no effect
+    data = dict(last.data)
+    name = data.pop("output_path", None)
+    seed = data.pop("seed", None)
+    if type(seed) is not int or data.pop("unused", None) != []:  # no action sends a field without effect
         return f"{last.name} {last.data}, expected a seed and no unused fields"
     if last.name == "cancelled":
         expected: dict[str, Any] = {
             "chunk": num_chunks,
-            "total_chunks": told.get("total_chunks"),
+            "total_chunks": data.get("total_chunks"),
             "frames_completed": num_frames,
         }
         if num_frames:
@@ -187,26 +187,26 @@ def _wrong_ending(last: StreamEvent, num_chunks: int, num_frames: int, outcome: 
         }
         if num_frames != outcome.num_frames:
             return f"complete after {num_frames} frames of {outcome.num_frames}"
-    if told != expected or (name is not None) != (num_frames > 0):
+    if data != expected or (name is not None) != (num_frames > 0):
         return f"{last.name} {last.data}, expected {expected}"
     return None
 
 
 def wrong_video(data: bytes, shape: Sequence[int], frames: Frames | None) -> str | None:
-    """What is wrong with a downloaded video; without `frames` only its shape is known."""
+    """What is wrong with a downloaded video; without `frames` only its shape is checked."""
     try:
-        told = unpack_video_header(data[:VIDEO_HEADER_BYTES])
+        header = unpack_video_header(data[:VIDEO_HEADER_BYTES])
     except ValueError as error:
         return str(error)
-    if list(told) != list(shape):
-        return f"the header says {list(told)}, expected {list(shape)}"
-    if len(data) != VIDEO_HEADER_BYTES + told.num_bytes:
-        return f"{len(data)} bytes of a video of {VIDEO_HEADER_BYTES + told.num_bytes}"
+    if list(header) != list(shape):
+        return f"the header says {list(header)}, expected {list(shape)}"
+    if len(data) != VIDEO_HEADER_BYTES + header.num_bytes:
+        return f"{len(data)} bytes of a video of {VIDEO_HEADER_BYTES + header.num_bytes}"
     if frames is None:
         return None
     got = np.frombuffer(data, np.uint8, offset=VIDEO_HEADER_BYTES).reshape(shape)
     different = np.flatnonzero((got != frames).any(axis=(1, 2, 3)))
-    return f"frames {different[:20].tolist()} are not what they should be" if different.size else None
+    return f"frames {different[:20].tolist()} differ from what was expected" if different.size else None
 
 
 CHUNK = 12
@@ -214,12 +214,12 @@ PROBE_SIZE = (64, 96)
 
 
 def looped(video: Frames, num_frames: int) -> Frames:
-    """The input frames that the output frames [F, H, W, 3] come from, for frame processors in video mode."""
+    """The input frame of each output frame, [F, H, W, 3], for frame processors in video mode."""
     return np.asarray(video[np.arange(num_frames) % len(video)], np.uint8)
 
 
 def with_own_videos(whole: Frames | None, own: Mapping[int, Frames], num_frames: int) -> Frames:
-    """The looped input, with the videos that chunks have of their own in its place."""
+    """The looped input, replaced by the chunks' own videos where they have one."""
     size = (whole if whole is not None else next(iter(own.values()))).shape[1:]
     frames = np.zeros((num_frames, *size), np.uint8) if whole is None else looped(whole, num_frames).copy()
     for index, video in own.items():
@@ -230,20 +230,20 @@ def with_own_videos(whole: Frames | None, own: Mapping[int, Frames], num_frames:
 
 
 def gray(frames: Frames) -> Frames:
-    """BT.601 luma, rounded: what the model of that name makes."""
+    """BT.601 luma, rounded: what the `gray` model returns."""
     luma = (frames.astype(np.uint32) @ np.array([299, 587, 114], np.uint32) + 500) // 1000
     return np.repeat(luma.astype(np.uint8)[..., None], 3, axis=-1)
 
 
 def probe_pattern(seeds: Sequence[int], counts: Sequence[int]) -> Frames:
-    """What the probe model makes in text mode.
+    """What the probe model returns in text mode.
 
     Args:
-        seeds: of each chunk.
-        counts: frames that each chunk added to the output, as its progress event told.
+        seeds: seed of each chunk.
+        counts: frames that each chunk added to the output, from its progress event.
     """
-    made = [_probe_chunk(index, seeds[index], count) for index, count in enumerate(counts)]
-    return np.concatenate(made) if made else np.zeros((0, *PROBE_SIZE, 3), np.uint8)
+    chunks = [_probe_chunk(index, seeds[index], count) for index, count in enumerate(counts)]
+    return np.concatenate(chunks) if chunks else np.zeros((0, *PROBE_SIZE, 3), np.uint8)
 
 
 def _probe_chunk(index: int, seed: int, count: int) -> Frames:

@@ -1,4 +1,4 @@
-"""What must be refused, and with what status."""
+"""Requests that must be refused, and with what status."""
 
 import json
 import math
@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.soak.actions import ASSETS, UPLOAD, UPLOAD_DATA
-from tests.soak.client import GENERATE, SoakClient
+from tests.soak.client import SoakClient
 from tests.soak.server import ASSET_BYTES, JSON_BYTES, UPLOAD_BYTES
+from tests.support.http import ASSETS, GENERATE, UPLOAD, UPLOAD_DATA
 
-_PLANNED = frozenset({422, 409})  # looked at only when the slot is free
+_PLANNED = frozenset({422, 409})  # only checked while the slot is free
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A request that is wrong, and the statuses that say so."""
+    """An invalid request, and the statuses that it may get."""
 
     method: str
     path: str
@@ -37,9 +37,9 @@ def _raw(statuses: set[int], body: bytes, path: str = GENERATE, **headers: str) 
 
 
 def _video(statuses: set[int], body: bytes, changed: Mapping[str, str | None] | None = None) -> Refusal:
-    given = {"Frames": "1", "Height": "2", "Width": "3", **(changed or {})}
+    shape = {"Frames": "1", "Height": "2", "Width": "3", **(changed or {})}
     headers = {
-        f"X-Video-{side}".encode(): value.encode("latin-1") for side, value in given.items() if value is not None
+        f"X-Video-{side}".encode(): value.encode("latin-1") for side, value in shape.items() if value is not None
     }
     return Refusal("POST", UPLOAD, frozenset(statuses), {"content": body, "headers": headers})
 
@@ -129,12 +129,12 @@ def _deep_json(client: SoakClient) -> Refusal:
 
 
 def _oversized(client: SoakClient) -> Refusal:
-    most = "4294967295"
+    max_count = "4294967295"
     unknown_length = iter([bytes(UPLOAD_BYTES // 4)] * 5)
     choices = [
         _raw({413}, bytes(UPLOAD_BYTES + 1), UPLOAD_DATA),
         _raw({413}, bytes(ASSET_BYTES + 1), ASSETS),
-        _video({413}, b"x", {"Frames": most, "Height": most, "Width": most}),
+        _video({413}, b"x", {"Frames": max_count, "Height": max_count, "Width": max_count}),
         Refusal("POST", UPLOAD_DATA, frozenset({413, 507}), {"content": unknown_length}),
         _raw({413}, b" " * (JSON_BYTES + 1)),
     ]
@@ -164,8 +164,8 @@ def _wrong_place(client: SoakClient) -> Refusal:
 
 
 def _unknown_name(client: SoakClient) -> Refusal:
-    held = client.any_of(client.videos)
-    video = held.name if held else "video-" + "0" * 32
+    uploaded = client.any_of(client.videos)
+    video = uploaded.name if uploaded else "video-" + "0" * 32
     choices: list[dict[str, object]] = [
         {"pipeline_id": "no-such"},
         {"pipeline_id": "../probe"},
@@ -180,11 +180,11 @@ def _unknown_name(client: SoakClient) -> Refusal:
 
 
 def _bad_range(client: SoakClient) -> Refusal | None:
-    held = client.any_of(client.outputs)
-    if held is None:
+    output = client.any_of(client.outputs)
+    if output is None:
         return None
     headers = {"Range": "bytes=99999999-"}
-    request = {"params": {"path": held.name}, "headers": headers}
+    request = {"params": {"path": output.name}, "headers": headers}
     return Refusal("GET", "/api/v1/generate/download", frozenset({416, 404}), request)
 
 
@@ -213,9 +213,9 @@ REFUSALS: dict[str, Callable[[SoakClient], Refusal | None]] = {
 
 
 def refused(client: SoakClient, kind: str) -> bool:
-    """Send what must be refused; False when it was not looked at, as another generation runs."""
+    """Send a request that must be refused; False if it was not checked because another generation runs."""
     refusal = REFUSALS[kind](client)
     if refusal is None:
         return False
-    answer = client.ask(kind, refusal.method, refusal.path, refusal.statuses, **refusal.request)
+    answer = client.send(kind, refusal.method, refusal.path, refusal.statuses, **refusal.request)
     return answer is None or answer.status_code != 409

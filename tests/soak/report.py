@@ -1,4 +1,4 @@
-"""What the server holds, compared between two quiet moments, and the report of a soak."""
+"""The resources that the server holds, compared between two quiet phases, and the report of a soak."""
 
 import contextlib
 import datetime
@@ -19,24 +19,24 @@ from tests.soak.judge import Judge
 from tests.soak.server import MIB, SoakServer
 
 _SAMPLE_S = 3.0
-_SETTLED_S = 6.0  # idle connections are kept for 5
+_SETTLED_S = 6.0  # the server closes idle connections after 5
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What a server holds; what is dear to ask for is None in samples.
+    """The resources that a server holds; those that are slow to query are None in samples.
 
     Attributes:
-        memory: anonymous memory of the frontend in bytes.
-        relay_memory: likewise of the relay, None without one.
-        descriptors: open in the frontend.
-        threads: of the frontend, without those that gRPC names and starts as it sees fit.
-        processes: that it started, without the relay.
-        files: in the data directory, without Triton's logs.
-        shm_files: in shared memory, with Triton's own.
-        shm_bytes: of them.
-        regions: registered in Triton.
-        sequences: open in the models.
+        memory: anonymous memory of the frontend, in bytes.
+        relay_memory: the same of the relay; None without one.
+        descriptors: open file descriptors of the frontend.
+        threads: threads of the frontend, without those that gRPC starts and names itself.
+        processes: child processes, without the relay.
+        files: files in the data directory, without Triton's logs.
+        shm_files: files in shared memory, including Triton's own.
+        shm_bytes: bytes of these files.
+        regions: shared memory regions registered in Triton.
+        sequences: open sequences in the models.
     """
 
     memory: int
@@ -53,25 +53,25 @@ class Figures:
 
 @dataclass(frozen=True)
 class Limit:
-    """How much more there may be at the end than after the warm-up.
+    """How much a resource may grow between the warm-up and the end.
 
     Attributes:
-        what: the figure, for people.
-        most: the most growth.
-        exact: less is wrong, too.
-        why: why not 0.
+        resource: its name, for people.
+        max_growth: the largest growth.
+        exact: a decrease is wrong, too.
+        reason: why it is not 0.
     """
 
-    what: str
-    most: int
+    resource: str
+    max_growth: int
     exact: bool = False
-    why: str = ""
+    reason: str = ""
 
 
 LIMITS = {
-    "memory": Limit("memory of the frontend", 32 * MIB, why="what the allocator keeps"),
-    "relay_memory": Limit("memory of the relay", 32 * MIB, why="likewise"),
-    "descriptors": Limit("open descriptors", 3, why="a relay that a fault made needful has two pipes and a connection"),
+    "memory": Limit("memory of the frontend", 32 * MIB, reason="the allocator keeps freed memory"),
+    "relay_memory": Limit("memory of the relay", 32 * MIB, reason="likewise"),
+    "descriptors": Limit("open descriptors", 3, reason="a relay started after a fault has two pipes and a connection"),
     "threads": Limit("threads, without gRPC's", 0),
     "processes": Limit("processes, without the relay", 0, exact=True),
     "files": Limit("files in the data directory", 0),
@@ -83,7 +83,7 @@ LIMITS = {
 
 
 def grown(before: Figures, after: Figures) -> dict[str, int]:
-    """How much more there is; figures that one of the two lacks are left out."""
+    """The growth of each figure that both have."""
     growth = {}
     for field in fields(Figures):
         old, new = getattr(before, field.name), getattr(after, field.name)
@@ -93,16 +93,16 @@ def grown(before: Figures, after: Figures) -> dict[str, int]:
 
 
 def leaks(before: Figures, after: Figures) -> list[str]:
-    """Names of the figures that are over their limits."""
+    """Names of the figures over their limits."""
     return [
         name
         for name, growth in grown(before, after).items()
-        if growth > LIMITS[name].most or (LIMITS[name].exact and growth != 0)
+        if growth > LIMITS[name].max_growth or (LIMITS[name].exact and growth != 0)
     ]
 
 
 def sample(server: SoakServer) -> Figures:
-    """What can be told at any time."""
+    """The figures that are quick to query."""
     process, relay = server.process(), server.relay()
     shm_bytes = 0
     shm_files = server.shm_files()
@@ -114,7 +114,7 @@ def sample(server: SoakServer) -> Figures:
         relay_memory=memory_of(relay.pid)[1] if relay else None,
         descriptors=process.num_fds(),
         threads=num_own_threads(process.pid),
-        processes=len(server.family()) - (relay is not None),
+        processes=len(server.descendants()) - (relay is not None),
         files=len(server.stored_files()),
         shm_files=len(shm_files),
         shm_bytes=shm_bytes,
@@ -122,32 +122,32 @@ def sample(server: SoakServer) -> Figures:
 
 
 def num_own_threads(pid: int) -> int:
-    """Threads of a process that have its name: those of libraries with threads of their own have others."""
+    """Threads of a process that have its name; libraries give their own threads other names."""
     names = []
     for path in Path(f"/proc/{pid}/task").glob("*/comm"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended meanwhile
             names.append(path.read_text())
     return names.count(Path(f"/proc/{pid}/comm").read_text())
 
 
 def quiet(server: SoakServer, judge: Judge, timeout_s: float, interrupted: threading.Event) -> Figures | None:
-    """Wait until nothing runs and all files have expired; the figures then, None when it was interrupted.
+    """Wait until nothing runs and all files have expired; the figures then, or None after an interrupt.
 
-    What does not come to rest is a failure.
+    A timeout is a failure.
     """
     deadline = time.monotonic() + timeout_s
     conditions: dict[str, Callable[[], bool]] = {
-        "it is not healthy": lambda: server.health()[0],
-        "it still generates": lambda: not server.health()[1],
+        "not healthy": lambda: server.health()[0],
+        "still generating": lambda: not server.health()[1],
         "files are left": lambda: not server.stored_files(),
     }
-    for unrest, holds in conditions.items():
+    for problem, holds in conditions.items():
         while not holds():
             if interrupted.is_set():
                 return None
             if time.monotonic() > deadline:
                 left = [str(path.relative_to(server.data_dir)) for path in server.stored_files()[:5]]
-                judge.fail("quiet", "", f"{unrest} after {timeout_s:.0f} s: {left}")
+                judge.fail("quiet", "", f"{problem} after {timeout_s:.0f} s: {left}")
                 return sample(server)
             interrupted.wait(0.1)
     found = _settled(server, deadline)
@@ -155,7 +155,7 @@ def quiet(server: SoakServer, judge: Judge, timeout_s: float, interrupted: threa
 
 
 def _settled(server: SoakServer, deadline: float) -> Figures:
-    """Figures that stay the same for a while: connections take a moment to close."""
+    """Figures that have not changed for a while, because connections take a moment to close."""
     found, since = sample(server), time.monotonic()
     while time.monotonic() - since < _SETTLED_S and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -167,7 +167,7 @@ def _settled(server: SoakServer, deadline: float) -> Figures:
 
 
 class Sampler:
-    """Samples in a thread while it is open, and remembers the most of each figure."""
+    """Samples figures in a thread while `running` is open, and remembers their maxima."""
 
     def __init__(self, server: SoakServer) -> None:
         self._server = server
@@ -177,7 +177,7 @@ class Sampler:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Sample."""
+        """Sample until the block ends."""
         thread = threading.Thread(target=self._work, daemon=True)
         thread.start()
         try:
@@ -201,15 +201,15 @@ _SHOWN_FAILURES = 20
 
 @dataclass
 class Verdict:
-    """What was found.
+    """The result of a soak.
 
     Attributes:
-        judge: with its counts and failures.
-        peaks: the most of each figure.
-        before: figures after the warm-up, None if it was interrupted by then.
-        after: figures at the end, likewise.
-        longest_recovery_s: the longest time from a fault to a healthy server.
-        interrupted: it was ended early.
+        judge: the counts and failures.
+        peaks: the maximum of each figure.
+        before: figures after the warm-up; None after an earlier interrupt.
+        after: figures at the end; None after an interrupt.
+        longest_recovery_s: the longest time from a fault until the server was healthy.
+        interrupted: whether it was ended early.
     """
 
     judge: Judge
@@ -221,7 +221,7 @@ class Verdict:
 
     @property
     def status(self) -> int:
-        """The process's exit status."""
+        """The exit status of the process."""
         if self.judge.failures or self.leaks():
             return 1
         return 130 if self.interrupted else 0
@@ -230,8 +230,8 @@ class Verdict:
         """Figures over their limits."""
         return leaks(self.before, self.after) if self.before and self.after else []
 
-    def look_at_log(self, log: Path) -> None:
-        """Tracebacks in the server's log are failures, whatever the clients saw; those that it quotes are not."""
+    def check_log(self, log: Path) -> None:
+        """Record tracebacks in the server's log as failures; quoted ones of Triton's log are not."""
         text = log.read_text(errors="replace")
         for found in list(re.finditer(r"^Traceback \(most recent call last\)", text, re.MULTILINE))[:_SHOWN_FAILURES]:
             self.judge.fail("log", "", text[max(0, found.start() - 200) : found.end() + 1500])
@@ -243,7 +243,7 @@ def counts(counter: Counter[Any]) -> str:
 
 
 def status_line(judge: Judge, last: Figures | None) -> str:
-    """How it goes."""
+    """The state so far, on one line."""
     now = time.strftime("%H:%M:%S")
     held = f"{last.memory / MIB:.1f} MiB, {last.descriptors} fds, {last.threads} threads" if last else "no figures yet"
     return (
@@ -252,24 +252,24 @@ def status_line(judge: Judge, last: Figures | None) -> str:
     )
 
 
-def markdown(command: str, seed: int, found: Verdict) -> str:
-    """The whole report."""
-    judge = found.judge
+def markdown(command: str, seed: int, verdict: Verdict) -> str:
+    """The report."""
+    judge = verdict.judge
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    verdict = "Nothing was wrong." if found.status == 0 else f"{len(judge.failures)} failures."
-    if found.leaks():
-        verdict += f" Over the limit: {', '.join(LIMITS[name].what for name in found.leaks())}."
-    if found.interrupted:
-        verdict += " Interrupted."
+    summary = "No failures." if verdict.status == 0 else f"{len(judge.failures)} failures."
+    if verdict.leaks():
+        summary += f" Over the limit: {', '.join(LIMITS[name].resource for name in verdict.leaks())}."
+    if verdict.interrupted:
+        summary += " Interrupted."
     return (
         "\n\n".join(
             [
                 f"`{command}`, seed {seed}, {today}. {machine()}",
-                f"**{verdict}**",
-                _table(found),
+                f"**{summary}**",
+                _table(verdict),
                 f"- answers by status: {counts(judge.statuses)}\n"
-                f"- generations by their ends: {counts(judge.outcomes)}\n"
-                f"- faults: {counts(judge.faults)}; longest time until healthy {found.longest_recovery_s:.1f} s\n"
+                f"- generations by outcome: {counts(judge.outcomes)}\n"
+                f"- faults: {counts(judge.faults)}; longest time until healthy {verdict.longest_recovery_s:.1f} s\n"
                 f"- actions: {counts(judge.actions)}",
                 *(f"{number}. {failure}" for number, failure in enumerate(judge.failures[:_SHOWN_FAILURES], 1)),
             ]
@@ -278,22 +278,22 @@ def markdown(command: str, seed: int, found: Verdict) -> str:
     )
 
 
-def _table(found: Verdict) -> str:
-    lines = [("held", "after the warm-up", "at the end", "most", "growth", "limit", ""), ("---",) * 7]
-    growth = grown(found.before, found.after) if found.before and found.after else {}
+def _table(verdict: Verdict) -> str:
+    lines = [("resource", "after the warm-up", "at the end", "maximum", "growth", "limit", ""), ("---",) * 7]
+    growth = grown(verdict.before, verdict.after) if verdict.before and verdict.after else {}
     for field in fields(Figures):
         name, limit = field.name, LIMITS[field.name]
         grew = growth.get(name)
-        verdict = "" if grew is None else "OVER" if name in found.leaks() else "ok"
+        mark = "" if grew is None else "OVER" if name in verdict.leaks() else "ok"
         lines.append(
             (
-                limit.what,
-                _shown(name, getattr(found.before, name, None)),
-                _shown(name, getattr(found.after, name, None)),
-                _shown(name, found.peaks.get(name)),
+                limit.resource,
+                _shown(name, getattr(verdict.before, name, None)),
+                _shown(name, getattr(verdict.after, name, None)),
+                _shown(name, verdict.peaks.get(name)),
                 _shown(name, grew, sign="+"),
-                _shown(name, limit.most, sign="+") + (f": {limit.why}" if limit.why else ""),
-                verdict,
+                _shown(name, limit.max_growth, sign="+") + (f": {limit.reason}" if limit.reason else ""),
+                mark,
             )
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,4 +1,4 @@
-"""The soak: a short one through its command line, and what its judge says no to."""
+"""A short soak through its command line, and what its judge rejects."""
 
 import json
 import re
@@ -66,15 +66,15 @@ def test_a_short_soak_does_everything_and_finds_nothing(tmp_path: Path) -> None:
     soak = start("--minutes", "0.22", "--report", str(report), folder=tmp_path)
     output, _ = soak.communicate(timeout=110)
     assert soak.returncode == 0, output
-    assert "**Nothing was wrong.**" in output
+    assert "**No failures.**" in output
     text = report.read_text()
     assert text in output
     assert set(re.findall(r"[a-z_]+", text.partition("- actions: ")[2])) == set(ACTIONS), text
     assert re.search(r"faults: .*(kill|!die|!hang|stop)", text)
-    ends = text.partition("generations by their ends: ")[2].partition("\n")[0]
+    ends = text.partition("generations by outcome: ")[2].partition("\n")[0]
     assert {"complete", "cancelled", "left"} <= set(re.findall(r"[a-z_]+", ends)), text
     for limit in LIMITS.values():
-        assert f"| {limit.what} |" in text
+        assert f"| {limit.resource} |" in text
     assert "| open sequences | 0 | 0 |" in text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.md"]
 
@@ -193,7 +193,7 @@ def test_one_wrong_byte_of_a_video_is_found() -> None:
     assert wrong_video(bytes(data), (5, 9, 8, 3), None)
     data[-1] ^= 1
     assert wrong_video(bytes(data), frames.shape, None) is None
-    assert wrong_video(bytes(data), frames.shape, frames) == "frames [4] are not what they should be"
+    assert wrong_video(bytes(data), frames.shape, frames) == "frames [4] differ from what was expected"
 
 
 def test_a_generation_that_outlives_its_triton_is_known_by_the_kill() -> None:
@@ -242,7 +242,7 @@ def test_what_is_left_behind_is_over_the_limit(name: str, value: int) -> None:
     assert leaks(FIGURES, after) == [name]
     found = Verdict(Judge(), {}, FIGURES, after)
     assert found.status == 1
-    assert f"Over the limit: {LIMITS[name].what}." in markdown("soak", 1, found)
+    assert f"Over the limit: {LIMITS[name].resource}." in markdown("soak", 1, found)
 
 
 def test_a_failure_is_shown_with_what_was_sent() -> None:
@@ -257,8 +257,8 @@ def test_a_traceback_in_the_log_is_a_failure(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text('INFO Triton\'s log ends with: "failed\\nTraceback (most recent call last):\\n"\n')
     found = Verdict(Judge(), {}, FIGURES, FIGURES)
-    found.look_at_log(log)
+    found.check_log(log)
     assert found.status == 0
     log.write_text("ERROR it failed\nTraceback (most recent call last):\n  File\nValueError: x\n")
-    found.look_at_log(log)
+    found.check_log(log)
     assert found.status == 1

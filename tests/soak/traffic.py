@@ -13,15 +13,16 @@ import psutil
 
 from tests.soak import actions
 from tests.soak.actions import provoke
-from tests.soak.client import DEADLINE_S, SoakClient, connect
+from tests.soak.client import DEADLINE_S, RESPONSE_TIMEOUT_S, SoakClient
 from tests.soak.judge import RECOVERY_S, Judge
 from tests.soak.refusals import REFUSALS, refused
 from tests.soak.server import BODY_TIMEOUT_S, STOPPED_S, SoakServer
+from tests.support.http import connect
 
 Action = Callable[[SoakClient], bool | None]
 
 ACTIONS: dict[str, tuple[int, Action]] = {
-    # Times in a deck, and the action; it gives False when it came to nothing, as another generation runs.
+    # The weight, and the action, which returns False if it could not run because another generation did.
     "video": (3, actions.video),
     "video_in_pieces": (2, actions.video_in_pieces),
     "blob": (2, actions.blob),
@@ -50,10 +51,10 @@ ACTIONS: dict[str, tuple[int, Action]] = {
 
 
 class Deck:
-    """The actions in random order, each as often as its weight; shuffled anew when all were drawn.
+    """The actions in random order, each as often as its weight; reshuffled when all were drawn.
 
-    The first time around each comes once, so that all were done after a short while. What was never done yet is put
-    back when it came to nothing.
+    The first deck has each action once, so that a short soak does them all. An action that could not run is put back
+    until it has run once.
     """
 
     def __init__(self, seed: int, done: Callable[[str], bool]) -> None:
@@ -72,7 +73,7 @@ class Deck:
             return self._cards.pop()
 
     def put_back(self, name: str) -> None:
-        """It came to nothing."""
+        """Put an action back that could not run, if it has never run."""
         if not self._done(name):
             with self._lock:
                 self._cards.insert(self._random.randint(0, len(self._cards)), name)
@@ -82,12 +83,12 @@ class Traffic:
     """Several clients, each in a thread of its own while `running` is open.
 
     Args:
-        server: that they use.
-        judge: of the answers.
-        num_clients: how many.
-        rate: actions a second of all of them together, at most.
-        seed: of all random numbers.
-        ttl_s: how long files live on the server.
+        server: the server under test.
+        judge: checks the responses.
+        num_clients: number of clients.
+        rate: maximum actions per second of all clients together.
+        seed: seed of all random numbers.
+        ttl_s: seconds until files expire on the server.
     """
 
     def __init__(
@@ -99,13 +100,13 @@ class Traffic:
         self._stop = threading.Event()
         self._url = server.url
         self._clients = [
-            SoakClient(connect(server.url), judge, f"{seed} {number}", ttl_s, BODY_TIMEOUT_S)
+            SoakClient(connect(server.url, RESPONSE_TIMEOUT_S), judge, f"{seed} {number}", ttl_s, BODY_TIMEOUT_S)
             for number in range(num_clients)
         ]
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """The clients do things; when it ends they have stopped and closed their connections."""
+        """Run the clients; after the block they have stopped and closed their connections."""
         self._stop.clear()
         threads = [threading.Thread(target=self._work, args=[client], daemon=True) for client in self._clients]
         try:
@@ -121,43 +122,43 @@ class Traffic:
                     self._judge.fail("traffic", "", f"a client hangs for more than {DEADLINE_S:g} s")
 
     def _work(self, client: SoakClient) -> None:
-        client.http = connect(self._url)
+        client.http = connect(self._url, RESPONSE_TIMEOUT_S)
         with client.http:
             while not self._stop.wait(client.random.uniform(0, 2 * self._pause_s)):
                 act(client, self._deck)
 
 
 def act(client: SoakClient, deck: Deck) -> None:
-    """Draw an action and do it."""
+    """Draw an action and run it."""
     kind = deck.draw()
     _, action = ACTIONS[kind]
     began = time.monotonic()
     try:
-        came_to_nothing = action(client) is False
+        could_not_run = action(client) is False
     except httpx.HTTPError as error:
         client.judge.fail(kind, "", repr(error))
         return
-    except Exception as error:  # noqa: BLE001 - a fault of the soak itself must not end the client unseen
-        client.judge.fail(kind, "", f"the soak's own fault: {error!r}")
+    except Exception as error:  # noqa: BLE001 - an error of the soak itself must not end the client silently
+        client.judge.fail(kind, "", f"error of the soak itself: {error!r}")
         return
     took_s = time.monotonic() - began
     if took_s > DEADLINE_S:
         client.judge.fail(kind, "", f"it took {took_s:.0f} s")
-    if came_to_nothing:
+    if could_not_run:
         deck.put_back(kind)
     else:
         client.judge.count(client.judge.actions, kind)
 
 
 class FaultInjector:
-    """A thread that does harm while `running` is open.
+    """A thread that injects faults while `running` is open.
 
     Args:
-        server: that it harms.
-        judge: that is told of every fault.
-        every_s: the time between faults, on average; from two thirds of it to four thirds.
-        seed: of its random numbers.
-        ttl_s: how long files live on the server.
+        server: the server under test.
+        judge: records every fault.
+        every_s: average time between faults; each takes two thirds to four thirds of it.
+        seed: seed of its random numbers.
+        ttl_s: seconds until files expire on the server.
     """
 
     def __init__(self, server: SoakServer, judge: Judge, every_s: float, seed: int, ttl_s: float) -> None:
@@ -165,7 +166,9 @@ class FaultInjector:
         self._judge = judge
         self._every_s = every_s
         self._random = random.Random(f"{seed} chaos")
-        self._client = SoakClient(connect(server.url), judge, f"{seed} chaos", ttl_s, BODY_TIMEOUT_S)
+        self._client = SoakClient(
+            connect(server.url, RESPONSE_TIMEOUT_S), judge, f"{seed} chaos", ttl_s, BODY_TIMEOUT_S
+        )
         self._stop = threading.Event()
         self._deck: list[str] = []
         self.longest_recovery_s = 0.0
@@ -179,7 +182,7 @@ class FaultInjector:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Faults come; when it ends, no other comes."""
+        """Inject faults until the block ends."""
         self._stop.clear()
         thread = threading.Thread(target=self._work, daemon=True)
         thread.start()
@@ -190,19 +193,19 @@ class FaultInjector:
             thread.join(3 * RECOVERY_S)
 
     def _work(self) -> None:
-        self._client.http = connect(self._server.url)
+        self._client.http = connect(self._server.url, RESPONSE_TIMEOUT_S)
         with self._client.http:
             while not self._stop.wait(self._every_s * self._random.uniform(2 / 3, 4 / 3)):
                 if not self._deck:
                     self._deck = list(self._faults)
                     self._random.shuffle(self._deck)
                 name = self._deck.pop()
-                with contextlib.suppress(psutil.NoSuchProcess):  # it ended this moment, of another fault
+                with contextlib.suppress(psutil.NoSuchProcess):  # another fault has just ended it
                     self._recover(name, self._faults[name]())
 
     def _recover(self, name: str, lost: psutil.Process | None) -> None:
         began = time.monotonic()
-        if not self._server.wait_whole(lost, RECOVERY_S):
+        if not self._server.wait_recovered(lost, RECOVERY_S):
             self._judge.fail(name, "", f"not healthy with all models {RECOVERY_S:g} s later")
         self.longest_recovery_s = max(self.longest_recovery_s, time.monotonic() - began)
 
@@ -216,13 +219,13 @@ class FaultInjector:
         return triton
 
     def _kill_model(self) -> psutil.Process | None:
-        stubs = self._server.stubs()
-        if not stubs:
+        processes = self._server.model_processes()
+        if not processes:
             return None
-        stub = self._random.choice(stubs)
+        process = self._random.choice(processes)
         self._judge.note_fault("kill a model")
-        stub.kill()
-        return stub
+        process.kill()
+        return process
 
     def _stop_frontend(self) -> None:
         frontend = self._server.process()
@@ -236,5 +239,5 @@ class FaultInjector:
     def _provoke(self, prompt: str, code: str) -> None:
         self._judge.note_fault(prompt)
         if not provoke(self._client, prompt, code):
-            self._judge.fail(prompt, "", "there was never a place for it")
+            self._judge.fail(prompt, "", "the slot was never free")
         self._judge.prolong_fault()

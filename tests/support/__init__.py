@@ -1,3 +1,3 @@
 import pytest
 
-pytest.register_assert_rewrite("tests.support.aftermath", "tests.support.processes")
+pytest.register_assert_rewrite("tests.support.recovery", "tests.support.processes", "tests.support.refusals")

@@ -1,4 +1,4 @@
-"""Exports that several tests use: each takes a minute or more; the first worker to need it makes it, once a run."""
+"""Exports that several tests use; each takes a minute or more, and the first worker that needs it runs it."""
 
 import shutil
 import subprocess
@@ -10,17 +10,17 @@ from filelock import FileLock
 from tests.support.server import ROOT
 
 
-def made_once(module: str, shared: Path) -> Path:
-    """The model repository that `python -m MODULE FOLDER` makes in a folder that all workers share.
+def export_once(module: str, shared: Path) -> Path:
+    """Run `python -m MODULE FOLDER` once for all workers; the model repository that it exports.
 
     Raises:
-        AssertionError: the export has failed.
+        AssertionError: the export failed.
     """
     folder = shared / module
     done = folder / "done"
     with FileLock(shared / f"{module}.lock"):
         if not done.exists():
-            shutil.rmtree(folder, ignore_errors=True)  # of another worker's attempt that failed
+            shutil.rmtree(folder, ignore_errors=True)  # left by another worker's failed attempt
             folder.mkdir()
             command = [sys.executable, "-m", module, str(folder)]
             ended = subprocess.run(

@@ -1,4 +1,4 @@
-"""The frames that the probe model makes in text mode, computed by other code than the model's."""
+"""The frames of the probe model in text mode, computed independently of the model."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ FIRST_CHUNK, CHUNK = 9, 12
 
 
 def probe_video(num_frames: int, seed: int = 42, height: int = 64, width: int = 96) -> Frames:
-    """Its frames, [F, H, W, 3]."""
+    """The expected frames, [F, H, W, 3]."""
     number = np.arange(num_frames)
     chunk = np.where(number < FIRST_CHUNK, 0, 1 + (number - FIRST_CHUNK) // CHUNK)
     within = np.where(chunk == 0, number, (number - FIRST_CHUNK) % CHUNK)

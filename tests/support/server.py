@@ -22,16 +22,17 @@ import tritonclient.grpc as triton_grpc
 
 from filmstrip.triton_server import NO_PROXY
 from frontend.inference import SendSecret
+from frontend.settings import Settings
 from tests.support import http
 from tests.support.sse import EventParser
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = str(ROOT / "tests" / "support" / "model_repository")
-"""The probe and, as links, the frame processors: not what else was exported beside them, which takes time to load."""
+"""The probe and, as links, the frame processors; exported pipelines would take time to load."""
 MODEL_NAMES = sorted(path.parent.name for path in Path(MODELS).glob("*/config.pbtxt"))
 Frames = npt.NDArray[np.uint8]
 
-# Requests of the tests themselves go to loopback without a proxy; what they start sees the environment's proxies.
+# The tests' own requests go to loopback without a proxy. The processes they start see the environment's proxies.
 PROXIES = {name: os.environ.pop(name) for name in list(os.environ) if name.lower().endswith("_proxy")}
 # `TEST_SERVER_NOFILE=1024 make test` limits the file descriptors of each server, soft and hard.
 _MAX_FILES = os.environ.get("TEST_SERVER_NOFILE")
@@ -46,16 +47,16 @@ def free_port() -> int:
 
 
 class Process:
-    """A Python module that runs in a process of its own, with its output in a file."""
+    """A Python module that runs as a process, with its output in a file."""
 
     def __init__(self, log_path: Path, *arguments: str, launcher: tuple[str, ...] = (), **environment: str) -> None:
         """Start it.
 
         Args:
-            log_path: for its output.
+            log_path: file for its output.
             arguments: the module's name and its arguments.
             launcher: a command that runs the command.
-            environment: besides this process's own.
+            environment: variables in addition to this process's own.
         """
         self.log_path = log_path
         with log_path.open("wb") as log:
@@ -65,7 +66,7 @@ class Process:
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
-                start_new_session=True,  # Ctrl-C reaches us alone, and we end it in our own time
+                start_new_session=True,  # Ctrl-C reaches only the tests, which then stop it
             )
 
     @property
@@ -79,7 +80,7 @@ class Process:
         return "\n".join(self.log().splitlines()[-num:])
 
     def wait_for_log(self, pattern: str, timeout_s: float = 120) -> str:
-        """What the pattern's group matches in the output, as soon as it is there."""
+        """Wait until the pattern is in the output; what its group matches."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             found = re.search(pattern, self.log())
@@ -87,16 +88,16 @@ class Process:
                 return found[1]
             if self.process.poll() is not None:
                 break
-            time.sleep(0.05)
+            time.sleep(0.02)
         raise AssertionError(f"no {pattern!r} in the output:\n{self.last_log_lines()}")
 
     def cpu_s(self) -> float:
-        """CPU seconds that it has used, without its children."""
+        """CPU seconds used so far, without those of its children."""
         times = psutil.Process(self.pid).cpu_times()
         return float(times.user + times.system)
 
     def stop(self, timeout_s: float = 20) -> int:
-        """End it; gives its exit status."""
+        """Stop it with SIGTERM; its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -112,20 +113,25 @@ class Frontend(Process):
 
     Args:
         folder: for its files.
-        flags: of the command.
-        triton: whose Triton it uses, in place of a flag.
-        module: what runs in place of `frontend`, with arguments of its own that come first.
+        flags: command-line flags.
+        triton: the server whose Triton it uses, instead of a `--triton-url` flag.
+        module: module and leading arguments to run instead of `frontend`.
         launcher: a command that runs the command.
-        settings: by their names in lower case.
+        environment: variables in addition to this process's own and to the settings.
+        settings: settings by their lower-case names.
         more_settings: likewise.
 
     Attributes:
         started: all servers of this process, in the order of their starts.
-        kept: those that are `running` now.
+        serving: those within a `serving` context.
+
+    Raises:
+        TypeError: there is no such setting.
+        AssertionError: the process ended instead of listening.
     """
 
     started: ClassVar[list["Frontend"]] = []
-    kept: ClassVar[list["Frontend"]] = []
+    serving: ClassVar[list["Frontend"]] = []
     probe_log: Path
 
     def __init__(
@@ -135,12 +141,16 @@ class Frontend(Process):
         triton: "Frontend | None" = None,
         module: tuple[str, ...] = ("frontend",),
         launcher: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
         settings: Mapping[str, object] | None = None,
         **more_settings: object,
     ) -> None:
         settings = dict(settings or {}) | more_settings
+        if unknown := settings.keys() - Settings.model_fields.keys():
+            raise TypeError(f"unknown settings: {', '.join(sorted(unknown))}")
         self._flags, self._module, self._launcher = flags, module, launcher or _LIMITED
         self._settings = {f"FILMSTRIP_{name.upper()}": str(value) for name, value in settings.items()}
+        self._environment = dict(environment or {})
         self.triton = triton
         self._triton_url = flags[flags.index("--triton-url") + 1] if "--triton-url" in flags else None
         self._triton_secret = str(settings.get("triton_secret", ""))
@@ -153,7 +163,7 @@ class Frontend(Process):
         self.probe_log = self.triton.probe_log if self.triton else folder / "probe.jsonl"
         triton = ("--triton-url", self.triton.triton_url) if self.triton else ()
         address = ("--port", "0", "--data-dir", str(self.data_dir))
-        environment = {"PROBE_LOG": str(self.probe_log)} | self._settings
+        environment = {"PROBE_LOG": str(self.probe_log)} | self._settings | self._environment
         super().__init__(
             folder / "frontend.log",
             *(*self._module, *address, *triton, *self._flags),
@@ -168,30 +178,30 @@ class Frontend(Process):
             raise
 
     def replace(self) -> None:
-        """Replace a process that no longer works by another with the same settings and a new folder."""
+        """Replace a process that no longer works with another one: the same settings, a new folder."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.stop()
         self._start(self.folder.with_name(f"{self.folder.name}+"))
         self.wait_healthy()
 
-    def illness(self, *, ask: bool = True, timeout_s: float = 40) -> str | None:
-        """Why it cannot serve another test, even after a wait; None if it can.
+    def why_unusable(self, *, check_health: bool = True, timeout_s: float = 40) -> str | None:
+        """Wait until it can serve another test; the reason if it cannot, else None.
 
         Args:
-            ask: if false, only check that its process is alive.
+            check_health: if false, only check that the process is alive.
             timeout_s: how long it may take to be healthy and idle.
         """
         deadline = time.monotonic() + timeout_s
         while self.process.poll() is None:
-            if not ask:
+            if not check_health:
                 return None
             health = self._health()
             if health is not None and health.status_code == 200 and not health.json()["generating"]:
                 return None
             if time.monotonic() > deadline:
-                return f"after {timeout_s:g} s: {health.text if health is not None else 'no answer'}"
+                return f"after {timeout_s:g} s: {health.text if health is not None else 'no response'}"
             time.sleep(0.02)
-        return f"its process has ended with {self.process.returncode}"
+        return f"its process has exited with status {self.process.returncode}"
 
     def _health(self) -> httpx.Response | None:
         with contextlib.suppress(httpx.TransportError):
@@ -209,12 +219,12 @@ class Frontend(Process):
 
     @property
     def triton_pid(self) -> int:
-        """Process of its newest embedded Triton."""
+        """Process id of its newest embedded Triton."""
         self.wait_for_log(r"embedded Triton \(pid (\d+)\)")
         return int(re.findall(r"embedded Triton \(pid (\d+)\)", self.log())[-1])
 
     def triton_client(self) -> triton_grpc.InferenceServerClient:
-        """A client of its Triton, beside the frontend."""
+        """A client of its Triton that bypasses the frontend."""
         client = triton_grpc.InferenceServerClient(self.triton_url, channel_args=[NO_PROXY])
         if self._triton_secret:
             client.register_plugin(SendSecret(self._triton_secret))
@@ -228,8 +238,8 @@ class Frontend(Process):
                 return
             if self.process.poll() is not None:
                 break
-            time.sleep(0.1)
-        raise AssertionError(f"not healthy:\n{self.log()}")
+            time.sleep(0.02)
+        raise AssertionError(f"not healthy:\n{self.last_log_lines()}")
 
     def rss_bytes(self) -> int:
         return int(psutil.Process(self.process.pid).memory_info().rss)
@@ -244,43 +254,43 @@ class Frontend(Process):
             "X-Video-Width": str(width),
             "X-Video-Channels": str(channels),
         }
-        answer = http.post(f"{self.url}/api/v1/generate/upload", content=video.tobytes(), headers=headers)
-        assert answer.status_code == 200, answer.text
-        return str(answer.json()["input_path"])
+        response = http.post(f"{self.url}/api/v1/generate/upload", content=video.tobytes(), headers=headers)
+        assert response.status_code == 200, response.text
+        return str(response.json()["input_path"])
 
     def upload_data(self, blob: bytes) -> str:
-        answer = http.post(f"{self.url}/api/v1/generate/upload-data", content=blob)
-        assert answer.status_code == 200, answer.text
-        return str(answer.json()["data_blob_path"])
+        response = http.post(f"{self.url}/api/v1/generate/upload-data", content=blob)
+        assert response.status_code == 200, response.text
+        return str(response.json()["data_blob_path"])
 
     def post(self, **request: object) -> httpx.Response:
-        """POST /generate for an answer that is expected to be a refusal."""
+        """POST /generate; for requests that the server should refuse."""
         return http.post(f"{self.url}/api/v1/generate", json=request)
 
     @contextlib.contextmanager
     def stream(self, **request: object) -> Iterator["Events"]:
-        with http.stream("POST", f"{self.url}/api/v1/generate", json=request) as answer:
-            if answer.status_code != 200:
-                raise AssertionError(f"{answer.status_code}: {answer.read().decode()}")
-            yield Events(answer)
+        with http.stream("POST", f"{self.url}/api/v1/generate", json=request) as response:
+            if response.status_code != 200:
+                raise AssertionError(f"{response.status_code}: {response.read().decode()}")
+            yield Events(response)
 
     def generate(self, **request: object) -> list[tuple[str, dict[str, Any]]]:
         """All events of a generation, as (name, data)."""
         with self.stream(**request) as events:
             return list(events)
 
-    def make(self, **request: object) -> Frames:
-        """The frames of a generation that must complete."""
+    def generate_frames(self, **request: object) -> Frames:
+        """Run a generation that must complete; its frames."""
         name, data = self.generate(**request)[-1]
         assert name == "complete", data
         return self.download(data["output_path"])
 
     def download(self, name: str) -> Frames:
-        answer = http.get(f"{self.url}/api/v1/generate/download", params={"path": name})
-        assert answer.status_code == 200, answer.text
-        ndim, *shape = np.frombuffer(answer.content[:20], "<u4")
+        response = http.get(f"{self.url}/api/v1/generate/download", params={"path": name})
+        assert response.status_code == 200, response.text
+        ndim, *shape = np.frombuffer(response.content[:20], "<u4")
         assert ndim == 4
-        return np.frombuffer(answer.content[20:], np.uint8).reshape(shape)
+        return np.frombuffer(response.content[20:], np.uint8).reshape(shape)
 
     def cancel(self) -> str:
         return str(http.post(f"{self.url}/api/v1/generate/cancel").json()["status"])
@@ -291,26 +301,30 @@ class Frontend(Process):
             assert time.monotonic() < deadline, "the slot is still taken"
             time.sleep(0.02)
 
-    def in_shm(self) -> list[str]:
-        """Names of its files in shared memory, those of Triton's own left out."""
+    def all_in_shm(self) -> list[Path]:
+        """Its files in shared memory, including those of its Triton."""
         prefix = f"filmstrip-{hashlib.sha256(os.fsencode(self.data_dir.resolve())).hexdigest()[:12]}-"
-        names = (file.name.removeprefix(prefix) for file in Path("/dev/shm").glob(f"{prefix}*"))
-        return sorted(name for name in names if not name.startswith("-triton-") or self.process.poll() is not None)
+        return sorted(Path("/dev/shm").glob(f"{prefix}*"))
+
+    def in_shm(self) -> list[str]:
+        """Names of its files in shared memory, without the prefix; while it runs, without those of Triton itself."""
+        names = [path.name.split("-", 2)[2] for path in self.all_in_shm()]
+        return [name for name in names if not name.startswith("-triton-") or self.process.poll() is not None]
 
     def stored(self, *kinds: str) -> list[str]:
-        """Names of all files in the store: whole ones by kind, and half-written ones."""
+        """Names of all files in the store, complete and incomplete, as "folder/name"."""
         folders = kinds or ("videos", "blobs", "assets", "outputs", "partial", "work")
         return sorted(f"{folder}/{file.name}" for folder in folders for file in (self.data_dir / folder).iterdir())
 
-    def wait_probed(self, more_than: int, timeout_s: float = 10) -> None:
-        """Wait until the probe model has received another chunk."""
+    def wait_for_chunk(self, more_than: int, timeout_s: float = 10) -> None:
+        """Wait until the probe log has more than so many entries."""
         deadline = time.monotonic() + timeout_s
-        while len(self.probed()) <= more_than:
+        while len(self.probe_entries()) <= more_than:
             assert time.monotonic() < deadline, "no chunk reached the model"
             time.sleep(0.02)
 
-    def probed(self) -> list[dict[str, Any]]:
-        """What the probe model received, one entry a chunk."""
+    def probe_entries(self) -> list[dict[str, Any]]:
+        """Entries of the probe model's log: one for each chunk it received, and one for each it cancelled."""
         if not self.probe_log.exists():
             return []
         return [json.loads(line) for line in self.probe_log.read_text().splitlines()]
@@ -319,9 +333,9 @@ class Frontend(Process):
 class Events:
     """The events of a stream, as (name, data)."""
 
-    def __init__(self, answer: httpx.Response) -> None:
-        self.answer = answer
-        self._lines = answer.iter_lines()
+    def __init__(self, response: httpx.Response) -> None:
+        self.response = response
+        self._lines = response.iter_lines()
         self._parser = EventParser()
 
     @property
@@ -334,15 +348,15 @@ class Events:
 
 
 @contextlib.contextmanager
-def running(frontend: Frontend) -> Iterator[Frontend]:
-    """Healthy in the block; after it the server is stopped, and must end in good order."""
+def serving(frontend: Frontend) -> Iterator[Frontend]:
+    """Wait until it is healthy; after the block stop it, which must succeed."""
     try:
         frontend.wait_healthy()
-        Frontend.kept.append(frontend)
+        Frontend.serving.append(frontend)
         yield frontend
     finally:
-        if frontend in Frontend.kept:
-            Frontend.kept.remove(frontend)
+        if frontend in Frontend.serving:
+            Frontend.serving.remove(frontend)
         assert frontend.stop() == 0
 
 
@@ -350,6 +364,6 @@ def running(frontend: Frontend) -> Iterator[Frontend]:
 def frontend_on(
     server: Frontend, folder: Path, *, launcher: tuple[str, ...] = (), **settings: object
 ) -> Iterator[Frontend]:
-    """Another frontend, on the Triton of `server`."""
-    with running(Frontend(folder, triton=server, launcher=launcher, settings=settings)) as frontend:
+    """Another frontend on the Triton of `server`."""
+    with serving(Frontend(folder, triton=server, launcher=launcher, settings=settings)) as frontend:
         yield frontend

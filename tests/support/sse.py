@@ -1,4 +1,4 @@
-"""Server-sent events, parsed strictly: id, event and data, each on one line, in this order."""
+"""A strict parser of server-sent events: id, event and data, each on one line, in this order."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -14,10 +14,10 @@ class ServerSentEvent(NamedTuple):
 
 
 class EventParser:
-    """Takes the lines of a stream one by one.
+    """Parses a stream line by line.
 
     Attributes:
-        comments: so far.
+        comments: received so far.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class EventParser:
         self._fields: dict[str, str] = {}
 
     def feed(self, line: str) -> ServerSentEvent | None:
-        """Take a line without its end; gives the event that it ends.
+        """Parse a line without its line break; the event if this line completes one.
 
         Raises:
             ValueError: the event is not in the server's format.
@@ -45,7 +45,7 @@ class EventParser:
         return None
 
     def parse(self, lines: Iterable[str]) -> Iterator[ServerSentEvent]:
-        """The events of these lines.
+        """Parse all lines of a stream.
 
         Raises:
             ValueError: the stream ends within an event, or one is not in the server's format.

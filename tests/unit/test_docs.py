@@ -165,8 +165,8 @@ def test_every_feature_is_in_the_table_with_its_fields():
     table = {quoted(row[0])[0]: row[1] for row in rows(section(api, "### Features")) if len(row) == 2}
     for feature in (field.name for field in fields(Features)):
         needing = {name for name, needs in FEATURE_OF_FIELD.items() if needs == feature}
-        told = {name for name in needing if name.startswith("vace_") and "`vace_*`" in table[feature]}
-        assert needing - told == set(quoted(table[feature])) - {"vace_*"}
+        by_wildcard = {name for name in needing if name.startswith("vace_") and "`vace_*`" in table[feature]}
+        assert needing - by_wildcard == set(quoted(table[feature])) - {"vace_*"}
 
 
 def test_every_metric_is_in_the_table_with_its_meaning():

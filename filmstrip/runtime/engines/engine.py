@@ -29,13 +29,13 @@ DTYPES: Mapping[str, torch.dtype] = {
 class Engine(Protocol):
     """A graph that can be run, by one thread at a time.
 
-    On a GPU the work is queued on torch's current stream, as torch's own is, and nobody waits for it. That stream
+    On a GPU the work is queued on torch's current stream, like torch's own, and `run` does not wait for it. That stream
     should not be the default one: see `torch.cuda.stream`.
     """
 
     @property
     def device(self) -> torch.device:
-        """Where inputs must be and outputs will be."""
+        """The device of inputs and outputs."""
         ...
 
     def dtype(self, name: str) -> torch.dtype:
@@ -43,9 +43,9 @@ class Engine(Protocol):
         ...
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run the graph on all of its inputs; returns all of its outputs.
+        """Run the graph: all inputs by name to all outputs by name.
 
-        Contiguous inputs are read where they are; a length may be 0 where the graph allows it.
+        Contiguous inputs are not copied; a length may be 0 where the graph allows it.
 
         Raises:
             ValueError: a tensor is missing, unknown, or of another type, shape or device.
@@ -59,7 +59,7 @@ class Signature:
     Args:
         manifest: of the engine.
         device: where all tensors must be.
-        alignment: bytes that the addresses must be multiples of.
+        alignment: of the addresses, in bytes.
     """
 
     def __init__(self, manifest: Manifest, device: torch.device, *, alignment: int = 1) -> None:
@@ -75,14 +75,14 @@ class Signature:
         return self._dtypes[name]
 
     def checked(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The inputs, in the engine's order, copied where they aren't contiguous or aligned.
+        """The inputs, in the engine's order; copies of those that aren't contiguous or aligned.
 
         Raises:
             ValueError: one is missing, unknown, or of another type, shape or device.
         """
         if inputs.keys() != self.inputs.keys():
-            strange = ", ".join(sorted(inputs.keys() ^ self.inputs.keys()))
-            raise ValueError(f"{self._graph} takes {', '.join(self.inputs)}; missing or unknown: {strange}")
+            wrong = ", ".join(sorted(inputs.keys() ^ self.inputs.keys()))
+            raise ValueError(f"{self._graph} takes {', '.join(self.inputs)}; missing or unknown: {wrong}")
         for name, spec in self.inputs.items():
             self._check(spec, inputs[name])
         return {name: self._usable(inputs[name]) for name in self.inputs}
@@ -104,12 +104,12 @@ class Signature:
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """A tensor in the host's memory on the device, without waiting for the work that the device has to do before.
+    """Copy a tensor from the host's memory to the device, without waiting for work that is queued there.
 
-    The very same tensor if the device is the host.
+    If the device is the CPU, it is the same tensor.
     """
     if torch.device(device).type == "cuda":
-        # From pageable memory the copy would wait for all that is queued. PyTorch keeps pinned memory until it is read.
+        # A copy from pageable memory would wait for the queue. PyTorch keeps pinned memory until it has been read.
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
@@ -130,13 +130,13 @@ def load_engines(
     sizes: Collection[tuple[int, int]] = (),
     cuda_graphs: bool = False,
 ) -> dict[str, Engine]:
-    """Check and open every engine of a folder; returns them by the names of their graphs.
+    """Check and open all engines of a folder, by the names of their graphs; if one is unusable, none is opened.
 
     Args:
         folder: such as `model_repository/longlive/1/engines`.
         device: the CPU or a GPU; a text encoder built for the CPU runs there, whatever the other engines run on.
         num_threads: for each engine on the CPU.
-        graphs: names of those that must be there.
+        graphs: names of the graphs that must be there.
         loras: names, in the order in which the pipeline passes their scales.
         sizes: (height, width) in pixels that the pipeline offers.
         cuda_graphs: see `TensorRtEngine`.
@@ -163,7 +163,7 @@ def load_engine(path: Path, *, device: torch.device, num_threads: int, cuda_grap
 
 
 def machine_of(device: torch.device) -> Machine:
-    """What engines on a device must be built for.
+    """The machine that engines on a device must be built for.
 
     Raises:
         ForeignEngine: the device is a GPU, and there is none.
@@ -177,7 +177,7 @@ def machine_of(device: torch.device) -> Machine:
 
 
 def installed_version(builder: Builder) -> str | None:
-    """The version of a builder's library, None where it can't be imported."""
+    """The version of a builder's library, None if it can't be imported."""
     try:
         return str(importlib.import_module(builder.module).__version__)
     except (ImportError, OSError):  # OSError: a library that it needs is missing
@@ -190,7 +190,7 @@ def _device_for(manifest: Manifest, device: torch.device) -> torch.device:
 
 
 def _paths(folder: Path) -> Iterator[Path]:
-    """Engines, and those of which only the manifest is left."""
+    """All engines, including those of which only the manifest is left."""
     if not folder.is_dir():
         return
     engines = {path for path in folder.iterdir() if path.suffix in _SUFFIXES}

@@ -1,6 +1,6 @@
-"""What is known of an engine, and whether it can be used here.
+"""The manifest of an engine: what it was built from and for, and whether it can be used here.
 
-The export writes a JSON file next to each engine; the runtime checks it when it loads a model. Errors, in one tree:
+The export writes this JSON file next to each engine; the runtime checks it when it loads a model. Errors, in one tree:
 
     BadEngine
     ├── BadManifest     the manifest is missing, unreadable, or of another version
@@ -8,8 +8,8 @@ The export writes a JSON file next to each engine; the runtime checks it when it
     ├── ForeignEngine   it was built for another device or another library
     └── MixedEngines    the engines of a folder don't belong together, or to their pipeline
 
-They are for the operator: raised while a model is loaded, they fail the load, and Triton logs the message. No client
-reads it, so it may name files. It says what is wrong and what to run.
+They fail the loading of a model, and Triton logs their message. It is for the operator: it may name files, and says
+what is wrong and which command to run.
 """
 
 import hashlib
@@ -48,10 +48,10 @@ class MixedEngines(BadEngine):
 # -- The manifest -------------------------------------------------------------------------------------------
 
 FORMAT: Literal[1] = 1
-"""Version of the manifest itself: goes up when its keys change."""
+"""Version of the manifest format: increases when its keys change."""
 
 SPEC_VERSION = 1
-"""Version of the graphs: goes up when one changes so that the runtime must change too: a name, a shape, a meaning."""
+"""Version of the graphs: increases when a name, a shape or a meaning changes and the runtime must change with it."""
 
 PrecisionName: TypeAlias = Literal["fp32", "bf16", "fp16"]
 
@@ -61,7 +61,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True)  # a string is not a number, a
 
 
 class Builder(StrEnum):
-    """The library that builds an engine, and runs it."""
+    """The library that builds and runs an engine."""
 
     ONNX_RUNTIME = "onnxruntime"
     TENSORRT_RTX = "tensorrt-rtx"
@@ -74,21 +74,21 @@ class Builder(StrEnum):
 
 
 class ShapeRange(NamedTuple):
-    """Smallest, usual and largest shape of an input, as in a TensorRT profile."""
+    """Smallest, optimal and largest shape of an input, as in a TensorRT profile."""
 
     min: TensorShape
     opt: TensorShape
     max: TensorShape
 
     def contains(self, shape: TensorShape) -> bool:
-        """Whether each length lies between those of the smallest and the largest shape."""
+        """Whether each length is within the range."""
         return len(shape) == len(self.min) and all(
             low <= length <= high for low, length, high in zip(self.min, shape, self.max, strict=True)
         )
 
 
 Profile: TypeAlias = Mapping[str, ShapeRange]
-"""Shapes of all inputs at one size."""
+"""The shapes of all inputs at one video size."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class EngineTensor:
     Attributes:
         name: in the engine.
         dtype: as torch calls it: float32, bfloat16, float16.
-        dims: its lengths, -1 where one varies.
+        dims: lengths, -1 where one varies.
     """
 
     __pydantic_config__: ClassVar = _STRICT
@@ -116,7 +116,7 @@ class EngineTensor:
 
 @dataclass(frozen=True)
 class EngineFile:
-    """A file as it was when the export had written it."""
+    """Size and SHA-256 of a file that the export wrote."""
 
     __pydantic_config__: ClassVar = _STRICT
 
@@ -137,7 +137,7 @@ def _file_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is known of an engine.
+    """What an engine was built from and for.
 
     Attributes:
         graph: name of the graph.
@@ -146,13 +146,13 @@ class Manifest:
         builder_version: of that library.
         precision: what it computes in.
         target: cpu, or the compute capabilities of GPUs, separated by commas: sm89 is 8.9.
-        profiles: by size, in the engine's order: "320x576" is 320 high. Empty for a graph that has no size.
+        profiles: by `profile_name`, in the engine's order; empty for a graph that does not depend on the size.
         inputs: in the engine's order.
         outputs: in the engine's order.
-        checkpoint: SHA-256 of the files that it was made from, by their path in the checkpoint's folder; LoRAs' by
-            `--lora` and their name.
+        checkpoint: SHA-256 of the files that it was built from, by their path in the checkpoint's folder; those of
+            LoRAs by `--lora` and the LoRA's name.
         loras: names, in the order of the input `lora_scales`.
-        files: the engine's file and those next to it that hold its weights, by name.
+        files: the engine's file and the files next to it with its weights, by name.
         format: see `FORMAT`.
     """
 
@@ -191,7 +191,7 @@ class Manifest:
         """
         raw = json.loads(text)
         found = raw.get("format") if isinstance(raw, dict) else None
-        if found != FORMAT:  # said alone: the fields of another format would only confuse
+        if found != FORMAT:  # the fields of another format do not matter
             raise ValueError(f"format: must be {FORMAT}, is {json.dumps(found)}")
         try:
             return _MANIFEST.validate_json(text)
@@ -203,7 +203,7 @@ _MANIFEST = TypeAdapter(Manifest)
 
 
 def manifest_path(engine: Path) -> Path:
-    """Where the manifest of an engine lies: next to it."""
+    """The path of an engine's manifest, next to the engine."""
     return engine.with_name(f"{engine.name}.json")
 
 
@@ -234,7 +234,7 @@ def file_sha256(path: Path) -> str:
 
 
 def how_to_export(engine: Path, manifest: Manifest | None = None) -> str:
-    """The sentence that ends an error: the command, with those of its arguments that are known."""
+    """The last sentence of an error: the command to run, with the arguments that are known."""
     # model_repository/NAME/1/engines/GRAPH.onnx
     folder = engine.absolute().parent
     name = folder.parent.parent.name if folder.name == "engines" else "NAME"
@@ -265,7 +265,7 @@ class Machine:
 
     Attributes:
         target: cpu, or the compute capability of the GPU: sm89 is 8.9.
-        version_of: the version of a builder's library, None where it isn't installed.
+        version_of: returns the version of a builder's library, None if it isn't installed.
     """
 
     target: str
@@ -273,7 +273,7 @@ class Machine:
 
 
 def check_engine(engine: Path, machine: Machine) -> Manifest:
-    """Check one engine, cheapest first: its files are read whole.
+    """Check one engine; its files are read last, because that takes longest.
 
     Raises:
         BadManifest: the manifest is missing, unreadable, or of another version.
@@ -307,7 +307,7 @@ def check_together(
         sizes: (height, width) in pixels that the pipeline offers.
 
     Raises:
-        MixedEngines: a graph is missing or there twice, or the engines come from different exports.
+        MixedEngines: a graph is missing or there twice, or the engines are of different exports.
     """
     first, example = next(iter(engines.items()))
     again = how_to_export(first, example)
@@ -317,16 +317,16 @@ def check_together(
         if manifest.graph in paths:
             raise MixedEngines(f"{engine} and {paths[manifest.graph].name} are the same graph: remove one of them")
         paths[manifest.graph] = engine
-        # Each engine names the files that it was made from, and only those.
+        # Each engine names only the files that it was built from.
         others = [name for name, sha256 in manifest.checkpoint.items() if hashes.setdefault(name, sha256) != sha256]
         if others:
             raise MixedEngines(
-                f"{engine} was made from another {others[0]} than the other engines of its folder. {again}"
+                f"{engine} was built from another {others[0]} than the other engines of its folder. {again}"
             )
         _check_pipeline(engine, manifest, loras, sizes)
-    lacking = sorted(set(graphs) - paths.keys())
-    if lacking:
-        raise MixedEngines(f"{first.parent} has no engine for {', '.join(lacking)}. {again}")
+    missing = sorted(set(graphs) - paths.keys())
+    if missing:
+        raise MixedEngines(f"{first.parent} has no engine for {', '.join(missing)}. {again}")
     if loras and not any(manifest.takes_loras for manifest in engines.values()):
         raise MixedEngines(f"no engine of {first.parent} has {_listed(loras)}. {again}")
 
@@ -335,11 +335,11 @@ def _check_pipeline(engine: Path, manifest: Manifest, loras: Sequence[str], size
     again = how_to_export(engine, manifest)
     if manifest.takes_loras and manifest.loras != tuple(loras):
         raise MixedEngines(f"{engine} has {_listed(manifest.loras)}, its pipeline {_listed(loras)}. {again}")
-    lacking = [
+    missing = [
         f"{width}x{height}" for height, width in sorted(sizes) if profile_name(height, width) not in manifest.profiles
     ]
-    if manifest.profiles and lacking:
-        raise MixedEngines(f"{engine} was not built for {', '.join(lacking)}, which its pipeline offers. {again}")
+    if manifest.profiles and missing:
+        raise MixedEngines(f"{engine} was not built for {', '.join(missing)}, which its pipeline offers. {again}")
 
 
 def _check_machine(engine: Path, manifest: Manifest, machine: Machine) -> None:
@@ -352,7 +352,7 @@ def _check_machine(engine: Path, manifest: Manifest, machine: Machine) -> None:
     if version is None:
         pin = "" if manifest.builder is Builder.ONNX_RUNTIME else f"=={manifest.builder_version}"
         raise ForeignEngine(f"{engine} needs {manifest.builder}: pip install {manifest.builder}{pin}")
-    # TensorRT's engines, of either kind, run only with the version that built them; ONNX is a standard.
+    # Engines of either TensorRT need the version that built them; ONNX is a standard.
     if manifest.builder is not Builder.ONNX_RUNTIME and version != manifest.builder_version:
         raise ForeignEngine(
             f"{engine} was built by {manifest.builder} {manifest.builder_version}, {version} is installed. {again}"

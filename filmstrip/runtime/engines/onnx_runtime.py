@@ -14,12 +14,12 @@ _CPU = torch.device("cpu")
 
 
 class OnnxRuntimeEngine:
-    """An `Engine` on the CPU: the same inputs give the same bytes, as long as the number of threads is the same.
+    """An `Engine` on the CPU: with the same number of threads, the same inputs give the same bytes.
 
     Args:
-        path: the `.onnx` file; its external data lies beside it.
+        path: the `.onnx` file; its external data is next to it.
         manifest: of that file.
-        num_threads: that work on one run.
+        num_threads: of one run.
 
     Raises:
         BadEngine: ONNX Runtime can't load it.
@@ -28,7 +28,7 @@ class OnnxRuntimeEngine:
     def __init__(self, path: Path, manifest: Manifest, *, num_threads: int) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
-        # Threads that wait for work by spinning would take the cores of other models.
+        # Threads that spin while they wait would occupy the cores of other models.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.use_deterministic_compute = True
         try:
@@ -49,7 +49,7 @@ class OnnxRuntimeEngine:
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `Engine`."""
-        # No numbers are copied, in or out: an I/O binding would save nothing and costs more where a graph is tiny.
+        # Nothing is copied, in or out: an I/O binding would save nothing and costs more for tiny graphs.
         feeds = {name: feed.numpy() for name, feed in self._signature.checked(inputs).items()}
         arrays = self._session.run(self._outputs, feeds)
         return {name: torch.from_numpy(array) for name, array in zip(self._outputs, arrays, strict=True)}

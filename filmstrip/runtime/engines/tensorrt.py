@@ -1,7 +1,7 @@
 """Graphs on an NVIDIA GPU, by TensorRT or TensorRT for RTX, whose Python modules differ in little more than name.
 
-Not run yet: no GPU was available when this was written. Tests cover reading a file that isn't an engine and choosing a
-profile; the calls follow TensorRT's documentation.
+Not run on a GPU yet: the calls follow TensorRT's documentation. Tests cover reading a file that isn't an engine and
+choosing a profile.
 """
 
 import importlib
@@ -60,9 +60,9 @@ class TensorRtEngine:
         self._profiles = tuple(manifest.profiles.values())
         self._profile = 0
         self._shapes: dict[str, TensorShape] = {}
-        # An empty tensor has no address, and TensorRT wants one for each.
-        self._nowhere = torch.empty(_ALIGNMENT * len(manifest.inputs), dtype=torch.uint8, device=device)
-        self._replays = _Replays(self._context) if cuda_graphs and not is_rtx else None
+        # TensorRT needs an address for each tensor, and an empty one has none.
+        self._for_empty = torch.empty(_ALIGNMENT * len(manifest.inputs), dtype=torch.uint8, device=device)
+        self._cuda_graph = _CudaGraph(self._context) if cuda_graphs and not is_rtx else None
 
     @property
     def device(self) -> torch.device:
@@ -85,11 +85,11 @@ class TensorRtEngine:
             addresses = self._addresses(feeds) | {name: output.data_ptr() for name, output in outputs.items()}
             for name, address in addresses.items():
                 self._require(self._context.set_tensor_address(name, address), f"the address of {name}")
-            # 3. The run. Memory of this stream is not used again before it is done, so nothing must be kept alive.
-            if self._replays is None:
+            # 3. The run. PyTorch reuses memory of this stream only in later work, so nothing must be kept alive.
+            if self._cuda_graph is None:
                 started = self._context.execute_async_v3(stream.cuda_stream)
             else:
-                started = self._replays.execute((*self._shapes.items(), *addresses.items()), stream)
+                started = self._cuda_graph.execute((*self._shapes.items(), *addresses.items()), stream)
             self._require(started, "a run")
         return outputs
 
@@ -113,9 +113,9 @@ class TensorRtEngine:
         return torch.empty(shape, dtype=self.dtype(name), device=self._device)
 
     def _addresses(self, feeds: Mapping[str, Tensor]) -> dict[str, int]:
-        nowhere = self._nowhere.data_ptr()
+        for_empty = self._for_empty.data_ptr()
         return {
-            name: feed.data_ptr() if feed.numel() else nowhere + index * _ALIGNMENT
+            name: feed.data_ptr() if feed.numel() else for_empty + index * _ALIGNMENT
             for index, (name, feed) in enumerate(feeds.items())
         }
 
@@ -125,7 +125,7 @@ class TensorRtEngine:
 
 
 def pick_profile(profiles: Sequence[Profile], shapes: Mapping[str, TensorShape], current: int, graph: str) -> int:
-    """The profile that shapes fit in: the current one if it is one of them, since a change costs time.
+    """The profile that shapes fit; the current one if possible, because a change takes time.
 
     Args:
         profiles: in the engine's order; none for an engine without sizes.
@@ -134,7 +134,7 @@ def pick_profile(profiles: Sequence[Profile], shapes: Mapping[str, TensorShape],
         graph: for the error.
 
     Raises:
-        ValueError: they fit in none.
+        ValueError: they fit none.
     """
     order = sorted(range(len(profiles)), key=lambda index: index != current)
     for index in order:
@@ -143,7 +143,7 @@ def pick_profile(profiles: Sequence[Profile], shapes: Mapping[str, TensorShape],
     if not profiles:
         return 0
     requested = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
-    raise ValueError(f"{graph} was built for no size that these shapes fit: {requested}")
+    raise ValueError(f"{graph} was not built for a size that fits these shapes: {requested}")
 
 
 def load_plan(trt: Any, path: Path, manifest: Manifest) -> Any:
@@ -171,10 +171,10 @@ def _rtx_context(trt: Any, engine: Any, cuda_graphs: bool) -> Any:
     return engine.create_execution_context(config)
 
 
-class _Replays:
-    """A CUDA graph of the last run, replayed while nothing changes.
+class _CudaGraph:
+    """A CUDA graph of the last run, replayed while shapes and addresses stay the same.
 
-    Only one: running other shapes changes what the context keeps on the GPU, which an older graph would read.
+    There is only one: running other shapes changes data of the context on the GPU that an older graph would read.
     """
 
     def __init__(self, context: Any) -> None:
@@ -183,8 +183,8 @@ class _Replays:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def execute(self, key: Any, stream: torch.cuda.Stream) -> bool:
-        """Run; whether TensorRT accepted it. `key` stands for all shapes and addresses."""
-        # The default stream can't be captured. The first run after a change has work to do that must not be.
+        """Run and return whether TensorRT accepted it; `key` is equal for equal shapes and addresses."""
+        # The default stream can't be captured, nor can the first run after a change, which does additional work.
         if key != self._key or stream == torch.cuda.default_stream():
             self._key, self._graph = key, None
             return bool(self._context.execute_async_v3(stream.cuda_stream))

@@ -10,9 +10,9 @@ import pytest
 import comfyui
 from comfyui import nodes_server
 from comfyui.nodes_server import PIPELINE_NAMES, FilmstripPipeline, PipelineNames
-from tests.support.aftermath import SOON_S
 from tests.support.comfyui.host import Comfy
 from tests.support.comfyui.nodes import pipeline
+from tests.support.recovery import SOON_S
 from tests.support.server import Frontend
 
 

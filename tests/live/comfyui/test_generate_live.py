@@ -12,9 +12,9 @@ from tests.support.comfyui.nodes import chunk_spec, generate, pipeline, schedule
 from tests.support.server import Frontend
 
 
-def told_to(server: Frontend, before: int) -> list[dict[str, Any]]:
+def received_since(server: Frontend, before: int) -> list[dict[str, Any]]:
     """What the probe was told since."""
-    return server.probed()[before:]
+    return server.probe_entries()[before:]
 
 
 def digest(array: Any) -> str:
@@ -47,7 +47,7 @@ def test_text_makes_the_probes_pattern(server: Frontend, comfy: Comfy):
 
 
 def test_every_field_of_the_generation_reaches_the_model(server: Frontend, comfy: Comfy):
-    before = len(server.probed())
+    before = len(server.probe_entries())
     generate(
         pipeline(server),
         num_frames=12,
@@ -65,47 +65,47 @@ def test_every_field_of_the_generation_reaches_the_model(server: Frontend, comfy
         denoising_steps="900, 400",
         lora_scales="ink: 0.5\nneon: -1",
     )
-    (told,) = (entry["parameters"] for entry in told_to(server, before))
-    assert told["prompts"] == [["a cat", 30], ["a dog", 70]]
-    assert told["prompt_interpolation_method"] == "slerp"
-    assert (told["seed"], told["width"], told["height"]) == (2**53 + 1, 112, 80)
-    assert (told["noise_scale"], told["noise_controller"]) == (0.25, True)
-    assert (told["kv_cache_attention_bias"], told["vace_context_scale"]) == (0.5, 1.5)
-    assert told["denoising_steps"] == [900, 400]
-    assert told["lora_scales"] == {"ink": 0.5, "neon": -1}
-    assert told["mode"] == "video"
+    (received,) = (entry["parameters"] for entry in received_since(server, before))
+    assert received["prompts"] == [["a cat", 30], ["a dog", 70]]
+    assert received["prompt_interpolation_method"] == "slerp"
+    assert (received["seed"], received["width"], received["height"]) == (2**53 + 1, 112, 80)
+    assert (received["noise_scale"], received["noise_controller"]) == (0.25, True)
+    assert (received["kv_cache_attention_bias"], received["vace_context_scale"]) == (0.5, 1.5)
+    assert received["denoising_steps"] == [900, 400]
+    assert received["lora_scales"] == {"ink": 0.5, "neon": -1}
+    assert received["mode"] == "video"
 
 
 def test_manage_cache_reaches_the_plan(server: Frontend, comfy: Comfy):
-    before = len(server.probed())
+    before = len(server.probe_entries())
     images = comfy.tensor(ramp(24))
     for manage_cache in (True, False):
         generate(
             pipeline(server), num_frames=24, images=images, manage_cache=manage_cache, chunk_specs=schedule("1: a dog")
         )
-    assert [told["parameters"]["reset"] for told in told_to(server, before)] == [True, True, True, False]
+    assert [received["parameters"]["reset"] for received in received_since(server, before)] == [True, True, True, False]
 
 
 def test_what_a_chunk_says_wins_over_the_generation(server: Frontend, comfy: Comfy):
-    before = len(server.probed())
+    before = len(server.probe_entries())
     images = comfy.tensor(ramp(36))
     specs = chunk_spec(1, text="a dog", manage_cache="off", chunk_specs=chunk_spec(2, vace_use_input_video="on"))
     generate(pipeline(server), num_frames=36, images=images, chunk_specs=specs)
-    told = [entry["parameters"] for entry in told_to(server, before)]
-    assert [entry["reset"] for entry in told] == [True, False, True]
-    assert [entry["mode"] for entry in told] == ["video", "video", "text"]
+    received = [entry["parameters"] for entry in received_since(server, before)]
+    assert [entry["reset"] for entry in received] == [True, False, True]
+    assert [entry["mode"] for entry in received] == ["video", "video", "text"]
 
 
 def test_the_input_video_as_control(server: Frontend, comfy: Comfy):
-    before = len(server.probed())
+    before = len(server.probe_entries())
     generate(pipeline(server), num_frames=12, images=comfy.tensor(ramp(12)), vace_use_input_video="on")
-    (told,) = told_to(server, before)
-    assert told["parameters"]["vace_use_input_video"] is True
-    assert told["parameters"]["mode"] == "text"
+    (received,) = received_since(server, before)
+    assert received["parameters"]["vace_use_input_video"] is True
+    assert received["parameters"]["mode"] == "text"
 
 
 def test_every_field_of_a_chunk_reaches_the_model(server: Frontend, comfy: Comfy):
-    before = len(server.probed())
+    before = len(server.probe_entries())
     specs = chunk_spec(
         0,
         text="a fish",
@@ -124,7 +124,7 @@ def test_every_field_of_a_chunk_reaches_the_model(server: Frontend, comfy: Comfy
     )
     specs = chunk_spec(2, chunk_specs=specs, prompts="1: x\n2: y", reset_cache=True)
     generate(pipeline(server), num_frames=27, noise_controller="on", chunk_specs=specs)
-    first, second, third = (entry["parameters"] for entry in told_to(server, before))
+    first, second, third = (entry["parameters"] for entry in received_since(server, before))
     assert first["prompts"] == [["a fish", 100]]
     assert (first["prompt_interpolation_method"], second["prompt_interpolation_method"]) == ("slerp", "linear")
     assert first["transition"]["target"] == [["a bird", 40], ["a horse", 100]]
@@ -140,7 +140,7 @@ def test_every_field_of_a_chunk_reaches_the_model(server: Frontend, comfy: Comfy
 
 
 def test_pictures_of_a_chunk_reach_the_model_to_the_byte(server: Frontend, comfy: Comfy):
-    before = len(server.probed())
+    before = len(server.probe_entries())
     images, masks = ramp(5), np.linspace(0, 1, 12 * 64 * 96, dtype=np.float32).reshape(12, 64, 96)
     specs = chunk_spec(
         1,
@@ -152,38 +152,38 @@ def test_pictures_of_a_chunk_reach_the_model_to_the_byte(server: Frontend, comfy
         input_video=comfy.tensor(ramp(12)[::-1].copy()),
     )
     generate(pipeline(server), num_frames=24, images=comfy.tensor(ramp(24)), chunk_specs=specs)
-    plain, told = (entry["tensors"] for entry in told_to(server, before))
+    plain, received = (entry["tensors"] for entry in received_since(server, before))
     assert set(plain) == {"chunk", "input_video"} & set(plain)
     pixels = np.rint(images * 255).astype(np.uint8)
-    assert told["first_frame_image"]["sha256"] == digest(pixels[0])
-    assert told["last_frame_image"]["sha256"] == digest(pixels[1])
-    assert told["vace_ref_images"]["sha256"] == digest(pixels[2:4])
+    assert received["first_frame_image"]["sha256"] == digest(pixels[0])
+    assert received["last_frame_image"]["sha256"] == digest(pixels[1])
+    assert received["vace_ref_images"]["sha256"] == digest(pixels[2:4])
     control = (ramp(12) * np.float32(2) - np.float32(1)).transpose(3, 0, 1, 2)[None]
-    assert told["vace_frames"] == {"shape": [1, 3, 12, 64, 96], "sha256": digest(control)}
-    assert told["vace_masks"] == {"shape": [1, 1, 12, 64, 96], "sha256": digest(masks)}
-    assert told["input_video"]["sha256"] == digest(np.rint(ramp(12)[::-1] * 255).astype(np.uint8))
+    assert received["vace_frames"] == {"shape": [1, 3, 12, 64, 96], "sha256": digest(control)}
+    assert received["vace_masks"] == {"shape": [1, 1, 12, 64, 96], "sha256": digest(masks)}
+    assert received["input_video"]["sha256"] == digest(np.rint(ramp(12)[::-1] * 255).astype(np.uint8))
 
 
 def test_batches_are_cut_by_the_servers_chunk_size(server: Frontend, comfy: Comfy):
-    before = len(server.probed())
+    before = len(server.probe_entries())
     control, mask = ramp(30), np.ones((1, 64, 96), np.float32)
     _, count, report = generate(
         pipeline(server), num_frames=0, vace_frames=comfy.tensor(control), vace_masks=comfy.tensor(mask)
     )
     assert count == 30
-    told = told_to(server, before)
-    assert [entry["parameters"]["num_frames"] for entry in told] == [12, 12, 12]
-    for index, entry in enumerate(told):
+    received = received_since(server, before)
+    assert [entry["parameters"]["num_frames"] for entry in received] == [12, 12, 12]
+    for index, entry in enumerate(received):
         part = control[12 * index : 12 * index + 12]
-        wanted = (part * np.float32(2) - np.float32(1)).transpose(3, 0, 1, 2)[None]
-        assert entry["tensors"]["vace_frames"]["sha256"] == digest(wanted)
+        expected = (part * np.float32(2) - np.float32(1)).transpose(3, 0, 1, 2)[None]
+        assert entry["tensors"]["vace_frames"]["sha256"] == digest(expected)
         assert entry["tensors"]["vace_masks"]["sha256"] == digest(np.ones((1, 1, 1, 64, 96), np.float32))
     offsets = {spec["vace_masks_offset"] for spec in report["request"]["chunk_specs"]}
     assert len(offsets) == 1, "the one mask is sent once"
 
 
 def test_a_chunks_own_control_wins_over_the_batch(server: Frontend, comfy: Comfy):
-    before = len(server.probed())
+    before = len(server.probe_entries())
     specs = chunk_spec(1, vace_frames=comfy.tensor(np.ones((12, 64, 96, 3), np.float32)))
     generate(
         pipeline(server),
@@ -191,18 +191,18 @@ def test_a_chunks_own_control_wins_over_the_batch(server: Frontend, comfy: Comfy
         vace_frames=comfy.tensor(np.zeros((24, 64, 96, 3), np.float32)),
         chunk_specs=specs,
     )
-    first, second = (entry["tensors"]["vace_frames"]["sha256"] for entry in told_to(server, before))
+    first, second = (entry["tensors"]["vace_frames"]["sha256"] for entry in received_since(server, before))
     assert first == digest(np.full((1, 3, 12, 64, 96), -1, np.float32))
     assert second == digest(np.ones((1, 3, 12, 64, 96), np.float32))
 
 
 def test_a_schedule_sets_each_prompt_where_it_begins(server: Frontend, comfy: Comfy):
-    before = len(server.probed())
+    before = len(server.probe_entries())
     specs = chunk_spec(2, chunk_seed=7, chunk_specs=schedule("0: a cat\n\n# later\n2: a dog: brown"))
     generate(pipeline(server), num_frames=48, chunk_specs=specs)
-    told = [entry["parameters"] for entry in told_to(server, before)]
-    assert [entry["prompts"][0][0] for entry in told] == ["a cat", "a cat", *["a dog: brown"] * (len(told) - 2)]
-    assert [entry["seed"] for entry in told[1:4]] == [42, 7, 42]
+    received = [entry["parameters"] for entry in received_since(server, before)]
+    assert [entry["prompts"][0][0] for entry in received] == ["a cat", "a cat", *["a dog: brown"] * (len(received) - 2)]
+    assert [entry["seed"] for entry in received[1:4]] == [42, 7, 42]
 
 
 def test_processors_before_and_after(server: Frontend, comfy: Comfy):
@@ -228,8 +228,8 @@ def test_a_seed_is_kept_from_a_pipeline_that_has_none(server: Frontend, comfy: C
 def test_grey_and_transparent_images_become_rgb(server: Frontend, comfy: Comfy, channels: int):
     sent = ramp(3, channels=channels)
     images, _, _ = generate(pipeline(server, "passthrough"), images=comfy.tensor(sent), num_frames=0)
-    wanted = np.repeat(sent, 3, axis=3) if channels == 1 else sent[..., :3] * sent[..., 3:]
-    assert np.array_equal(array_of(images), np.rint(wanted * np.float32(255)) / np.float32(255))
+    expected = np.repeat(sent, 3, axis=3) if channels == 1 else sent[..., :3] * sent[..., 3:]
+    assert np.array_equal(array_of(images), np.rint(expected * np.float32(255)) / np.float32(255))
 
 
 def test_processors_of_another_server_are_refused(server: Frontend, comfy: Comfy):
@@ -243,16 +243,16 @@ def test_other_types_and_forms_of_images_and_masks_are_what_they_show(server: Fr
     pixels = np.rint(ramp(1) * 255).astype(np.uint8)
     mask = (ramp(1)[0, :, :, 0] > 0.5).astype(np.float32)
 
-    def told(images: object, masks: object) -> tuple[str, str]:
-        before = len(server.probed())
+    def received(images: object, masks: object) -> tuple[str, str]:
+        before = len(server.probe_entries())
         specs = chunk_spec(0, vace_ref_images=images, vace_masks=masks)
         generate(pipeline(server), num_frames=9, chunk_specs=specs)
-        tensors = told_to(server, before)[0]["tensors"]
+        tensors = received_since(server, before)[0]["tensors"]
         return tensors["vace_ref_images"]["sha256"], tensors["vace_masks"]["sha256"]
 
-    plain = told(comfy.tensor(ramp(1)), comfy.tensor(mask[None]))
-    assert told(comfy.tensor(pixels[0]), comfy.tensor(mask)) == plain
-    assert told(ramp(1), comfy.tensor(mask.astype(np.uint8)[None, :, :, None])) == plain
-    assert told(comfy.tensor(ramp(1).astype(np.float64)), comfy.tensor(mask[None, None] > 0)) == plain
-    assert told(comfy.tensor(pixels), comfy.tensor(mask.astype(np.float16)[None])) == plain
-    assert told(comfy.tensor(pixels), comfy.tensor(mask.astype(np.uint8) * 255)) == plain
+    plain = received(comfy.tensor(ramp(1)), comfy.tensor(mask[None]))
+    assert received(comfy.tensor(pixels[0]), comfy.tensor(mask)) == plain
+    assert received(ramp(1), comfy.tensor(mask.astype(np.uint8)[None, :, :, None])) == plain
+    assert received(comfy.tensor(ramp(1).astype(np.float64)), comfy.tensor(mask[None, None] > 0)) == plain
+    assert received(comfy.tensor(pixels), comfy.tensor(mask.astype(np.float16)[None])) == plain
+    assert received(comfy.tensor(pixels), comfy.tensor(mask.astype(np.uint8) * 255)) == plain

@@ -16,9 +16,9 @@ from comfyui import generation
 from comfyui.client import ServerClient, server_address
 from comfyui.errors import FilmstripError
 from comfyui.nodes_server import FilmstripServer
-from tests.support.aftermath import SOON_S, eventually, harmless, is_generating
 from tests.support.comfyui.host import Comfy, array_of, ramp
 from tests.support.comfyui.nodes import chunk_spec, generate, pipeline
+from tests.support.recovery import SOON_S, assert_recovers, eventually, is_generating
 from tests.support.server import MODELS, Frontend, frontend_on
 
 
@@ -57,21 +57,21 @@ def num_cancels(server: Frontend) -> int:
 
 
 def test_stop_cancels_on_the_server_within_a_second(server: Frontend, comfy: Comfy):
-    probe, before = pipeline(server), len(server.probed())
+    probe, before = pipeline(server), len(server.probe_entries())
     with (
-        harmless(server),
-        pressed_stop(comfy, lambda: len(server.probed()) > before) as moments,
+        assert_recovers(server),
+        pressed_stop(comfy, lambda: len(server.probe_entries()) > before) as moments,
         pytest.raises(comfy.interrupted),
     ):
         generate(probe, prompt="!sleep 30")
-    assert time.monotonic() - moments[0] < 20  # the checks of `harmless` are within
-    probed = [entry for entry in server.probed()[before:] if entry["event"] == "cancelled"]
+    assert time.monotonic() - moments[0] < 20  # the checks of `assert_recovers` are within
+    probed = [entry for entry in server.probe_entries()[before:] if entry["event"] == "cancelled"]
     assert len(probed) == 1, "the model was told"
 
 
 def test_stop_raises_at_once_and_frees_the_slot(server: Frontend, comfy: Comfy, patience_s: float):
-    probe, before, asked = pipeline(server), len(server.probed()), num_cancels(server)
-    with pressed_stop(comfy, lambda: len(server.probed()) > before) as moments, pytest.raises(comfy.interrupted):
+    probe, before, asked = pipeline(server), len(server.probe_entries()), num_cancels(server)
+    with pressed_stop(comfy, lambda: len(server.probe_entries()) > before) as moments, pytest.raises(comfy.interrupted):
         generate(probe, prompt="!sleep 30")
     assert time.monotonic() - moments[0] < SOON_S
     eventually(lambda: not is_generating(server), SOON_S)
@@ -149,7 +149,7 @@ def test_a_refused_field_is_one_readable_error(server: Frontend, comfy: Comfy):
     ("prompt", "code"), [("!error", "model_error"), ("!raise", "model_error"), ("!shape", "bad_model_output")]
 )
 def test_a_model_that_fails_is_one_readable_error(server: Frontend, comfy: Comfy, prompt: str, code: str):
-    with harmless(server), pytest.raises(FilmstripError) as caught:
+    with assert_recovers(server), pytest.raises(FilmstripError) as caught:
         generate(pipeline(server), prompt=prompt)
     assert caught.value.code == code
     assert "\n" not in str(caught.value)
@@ -157,11 +157,11 @@ def test_a_model_that_fails_is_one_readable_error(server: Frontend, comfy: Comfy
 
 
 def test_somebody_elses_cancel_is_an_error_and_no_short_video(server: Frontend, comfy: Comfy):
-    before = len(server.probed())
+    before = len(server.probe_entries())
     probe = pipeline(server)
 
     def cancel() -> None:
-        eventually(lambda: len(server.probed()) > before)
+        eventually(lambda: len(server.probe_entries()) > before)
         server.cancel()
 
     thread = threading.Thread(target=cancel)
@@ -266,9 +266,9 @@ def test_stop_ends_a_transfer_that_stands_still(call: str, patience_s: float):
 def test_images_that_are_no_numbers_are_named(server: Frontend, comfy: Comfy):
     broken = ramp(3)
     broken[1, 5, 5] = np.nan
-    with harmless(server), pytest.raises(FilmstripError, match="NaN"):
+    with assert_recovers(server), pytest.raises(FilmstripError, match="NaN"):
         generate(pipeline(server, "passthrough"), images=comfy.tensor(broken), num_frames=0)
-    with harmless(server, inputs=1), pytest.raises(FilmstripError, match="vace_frames") as caught:
+    with assert_recovers(server, inputs=1), pytest.raises(FilmstripError, match="vace_frames") as caught:
         generate(pipeline(server), vace_frames=comfy.tensor(broken), num_frames=9)
     assert caught.value.code == "invalid_field"
 

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 import comfyui
-from tests.support.aftermath import eventually, is_generating
 from tests.support.comfyui.core_nodes import CORE_NODES
 from tests.support.comfyui.host import workflow
 from tests.support.comfyui.real_comfyui import RealComfyUI
+from tests.support.recovery import eventually, is_generating
 from tests.support.server import Frontend
 
 # ComfyUI's numbers of binary messages.
@@ -61,24 +61,24 @@ def test_the_doubles_of_core_nodes_take_what_the_real_ones_take(real: RealComfyU
 
 
 def test_text_to_video(real: RealComfyUI, server: Frontend):
-    before = len(server.probed())
+    before = len(server.probe_entries())
     outputs = real.run(workflow("text_to_video", server))
     (file,) = outputs["5"]["images"]
     path = real.output / file["subfolder"] / file["filename"]
     with av.open(str(path)) as container:
         assert sum(1 for _ in container.decode(video=0)) == 48
-    texts = [entry["parameters"]["prompts"][0][0] for entry in server.probed()[before:]]
+    texts = [entry["parameters"]["prompts"][0][0] for entry in server.probe_entries()[before:]]
     assert texts == ["a cat walks through tall grass"] * 2 + ["a dog runs along the beach"] * 3
     assert "chunk 5 of 5" in real.log()
 
 
 def test_video_to_video(real: RealComfyUI, server: Frontend):
-    before = len(server.probed())
+    before = len(server.probe_entries())
     outputs = real.run(workflow("video_to_video", server))
     assert len(outputs["8"]["images"]) == 24
-    told = server.probed()[before:]
-    assert [entry["parameters"]["mode"] for entry in told] == ["video", "video"]
-    assert [entry["tensors"]["vace_frames"]["shape"] for entry in told] == [[1, 3, 12, 320, 576]] * 2
+    received = server.probe_entries()[before:]
+    assert [entry["parameters"]["mode"] for entry in received] == ["video", "video"]
+    assert [entry["tensors"]["vace_frames"]["shape"] for entry in received] == [[1, 3, 12, 320, 576]] * 2
 
 
 def test_scribble_chain(real: RealComfyUI, server: Frontend):
@@ -86,21 +86,21 @@ def test_scribble_chain(real: RealComfyUI, server: Frontend):
     files = [real.output / file["subfolder"] / file["filename"] for file in outputs["7"]["images"]]
     assert len(files) == 24
     source = np.asarray(Image.open(real.output.parent / "input" / "example.png").convert("RGB"))
-    wanted = server.make(
+    expected = server.generate_frames(
         pipeline_id="scribble", pre_processor_id="gray", prompt="", num_frames=24,
         input_path=server.upload(np.repeat(source[None], 24, axis=0)),
     )  # fmt: skip
-    assert np.array_equal(np.asarray(Image.open(files[-1])), wanted[-1])
+    assert np.array_equal(np.asarray(Image.open(files[-1])), expected[-1])
 
 
 def test_a_second_run_without_changes_makes_nothing_anew(real: RealComfyUI, server: Frontend):
     graph = workflow("video_to_video", server, prompt="once")
     real.run(graph)
-    before = len(server.probed())
+    before = len(server.probe_entries())
     real.run(graph)
-    assert len(server.probed()) == before
+    assert len(server.probe_entries()) == before
     real.run(workflow("video_to_video", server, prompt="twice"))
-    assert len(server.probed()) > before
+    assert len(server.probe_entries()) > before
 
 
 def test_the_page_shows_chunks_texts_and_the_last_frame(real: RealComfyUI, server: Frontend):
@@ -109,8 +109,8 @@ def test_the_page_shows_chunks_texts_and_the_last_frame(real: RealComfyUI, serve
         next(messages)  # the page is known from here on
         queued = real.queue(workflow("video_to_video", server, prompt="shown"), page="tests")
         seen = list(itertools.takewhile(lambda message: not has_ended(message, queued), messages))
-    told = [message["data"] for message in seen if isinstance(message, dict) and message["type"] == "progress"]
-    assert [(data["value"], data["max"]) for data in told if data["node"] == "7"] == [(1, 2), (2, 2), (2, 2)]
+    received = [message["data"] for message in seen if isinstance(message, dict) and message["type"] == "progress"]
+    assert [(data["value"], data["max"]) for data in received if data["node"] == "7"] == [(1, 2), (2, 2), (2, 2)]
     texts = [message for message in seen if isinstance(message, bytes) and message[:4] == TEXT]
     assert any(b"chunk 2 of 2" in text for text in texts)
     assert b"24 frames in 2 chunks" in texts[-1]
@@ -127,16 +127,16 @@ def has_ended(message: dict[str, Any] | bytes, prompt_id: str) -> bool:
 
 
 def test_stop_cancels_on_the_server_within_a_second(real: RealComfyUI, server: Frontend):
-    before, asked = len(server.probed()), server.log().count("cancel requested")
+    before, asked = len(server.probe_entries()), server.log().count("cancel requested")
     queued = real.queue(workflow("video_to_video", server, prompt="!sleep 60"))
-    eventually(lambda: len(server.probed()) > before)
+    eventually(lambda: len(server.probe_entries()) > before)
     pressed = time.monotonic()
     real.interrupt()
     eventually(lambda: not is_generating(server))
     assert time.monotonic() - pressed < 5
     ended = real.wait(queued, timeout_s=5)
     assert "execution_interrupted" in dict(ended["status"]["messages"])
-    assert server.probed()[-1]["event"] == "cancelled"
+    assert server.probe_entries()[-1]["event"] == "cancelled"
     assert server.log().count("cancel requested") == asked + 1
 
 

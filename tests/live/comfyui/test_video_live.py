@@ -94,13 +94,13 @@ def test_nothing_is_left_of_a_file_that_could_not_be_made(tmp_path: Path):
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_made(
     server: Frontend, comfy: Comfy, monkeypatch: pytest.MonkeyPatch
 ):
-    before = len(server.probed())
+    before = len(server.probe_entries())
     with pytest.raises(FilmstripError, match=r"filename_prefix: '../x' cannot be used: ERROR: Saving image outside"):
         generate_video(pipeline(server), num_frames=9, filename_prefix="../x")
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(FilmstripError, match="pip install av"):
         generate_video(pipeline(server), num_frames=9)
-    assert len(server.probed()) == before
+    assert len(server.probe_entries()) == before
 
 
 def test_a_video_that_cannot_be_written_is_not_lost(server: Frontend, comfy: Comfy, monkeypatch: pytest.MonkeyPatch):

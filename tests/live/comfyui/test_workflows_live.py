@@ -22,28 +22,28 @@ def run(name: str, server: Frontend) -> Runner:
 
 
 def test_text_to_video(server: Frontend, comfy: Comfy):
-    before = len(server.probed())
+    before = len(server.probe_entries())
     runner = run("text_to_video", server)
     _, path, count, _ = runner.result("5")
     assert (count, count_frames(path)) == (48, 48)
     assert Path(path).parent == comfy.output_directory / "video"
-    told = [entry["parameters"] for entry in server.probed()[before:]]
-    texts = [entry["prompts"][0][0] for entry in told]
+    received = [entry["parameters"] for entry in server.probe_entries()[before:]]
+    texts = [entry["prompts"][0][0] for entry in received]
     assert texts == ["a cat walks through tall grass"] * 2 + ["a dog runs along the beach"] * 3
-    assert [entry["reset"] for entry in told] == [True, False, True, False, False]
-    assert [entry["seed"] for entry in told] == [42, 42, 7, 42, 42]
+    assert [entry["reset"] for entry in received] == [True, False, True, False, False]
+    assert [entry["seed"] for entry in received] == [42, 42, 7, 42, 42]
 
 
 def test_video_to_video(server: Frontend, comfy: Comfy):
-    before = len(server.probed())
+    before = len(server.probe_entries())
     runner = run("video_to_video", server)
     images = runner.shown["8"]["images"]
     assert images.shape == (24, 320, 576, 3)
-    told = server.probed()[before:]
-    assert [entry["parameters"]["mode"] for entry in told] == ["video", "video"]
-    assert [entry["tensors"]["vace_frames"]["shape"] for entry in told] == [[1, 3, 12, 320, 576]] * 2
-    assert told[0]["parameters"]["noise_scale"] == 0.6
-    assert told[0]["parameters"]["vace_context_scale"] == 0.8
+    received = server.probe_entries()[before:]
+    assert [entry["parameters"]["mode"] for entry in received] == ["video", "video"]
+    assert [entry["tensors"]["vace_frames"]["shape"] for entry in received] == [[1, 3, 12, 320, 576]] * 2
+    assert received[0]["parameters"]["noise_scale"] == 0.6
+    assert received[0]["parameters"]["vace_context_scale"] == 0.8
 
 
 def test_scribble_chain(server: Frontend, comfy: Comfy):
@@ -51,10 +51,10 @@ def test_scribble_chain(server: Frontend, comfy: Comfy):
     images = runner.shown["7"]["images"]
     assert images.shape == (24, 128, 160, 3)
     pixels = (ramp(1, 128, 160) * 255).round().astype(np.uint8).repeat(24, axis=0)
-    wanted = server.make(
+    expected = server.generate_frames(
         pipeline_id="scribble", pre_processor_id="gray", prompt="", num_frames=24, input_path=server.upload(pixels)
     )
-    assert np.array_equal(np.rint(images * 255), wanted)
+    assert np.array_equal(np.rint(images * 255), expected)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

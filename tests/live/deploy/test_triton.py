@@ -14,8 +14,8 @@ import pytest
 from filmstrip import triton_server
 from frontend.embedded.wheel import find_server, link_backends
 from tests.support import http
-from tests.support.aftermath import eventually
-from tests.support.processes import relays
+from tests.support.processes import relay_processes
+from tests.support.recovery import eventually
 from tests.support.server import MODELS, ROOT, Frames, Frontend, free_port
 
 # What `tritonserver --help` says, before 26.04 and since.
@@ -86,7 +86,7 @@ def test_a_frontend_generates_through_it_with_the_secret(tmp_path: Path, clip: F
                     *(False, False),
                 ]
             path = frontend.upload(clip)
-            made = frontend.make(pipeline_id="passthrough", prompt="", input_path=path, num_frames=30)
+            made = frontend.generate_frames(pipeline_id="passthrough", prompt="", input_path=path, num_frames=30)
             assert np.array_equal(made, clip)
             assert "gRPC tensors" not in frontend.log()
         finally:
@@ -116,9 +116,11 @@ def assert_relays_the_secret(folder: Path, port: int, clip: Frames) -> None:
     frontend = Frontend(folder, "--triton-url", address, **settings)
     try:
         frontend.wait_healthy()
-        made = frontend.make(pipeline_id="passthrough", prompt="", input_path=frontend.upload(clip), num_frames=30)
+        made = frontend.generate_frames(
+            pipeline_id="passthrough", prompt="", input_path=frontend.upload(clip), num_frames=30
+        )
         assert np.array_equal(made, clip)
-        (relay,) = relays(frontend)
+        (relay,) = relay_processes(frontend)
         assert address in relay.cmdline()
         assert not any(TRITON_SECRET in word for word in relay.cmdline())
     finally:

@@ -10,10 +10,9 @@ import httpx
 import pytest
 
 from tests.support import http
-from tests.support.aftermath import PROBE, eventually
-from tests.support.raw_client import RawClient
+from tests.support.raw_client import RawClient, raw_request, send_raw
+from tests.support.recovery import PROBE, eventually
 from tests.support.server import Frontend, frontend_on
-from tests.support.wire import ask, request
 
 KEY = "alice-secret-key"
 
@@ -62,7 +61,7 @@ def test_a_request_is_one_line_with_who_and_what(server: Frontend, tmp_path: Pat
 
 
 def test_without_keys_there_is_no_clients_name(server: Frontend) -> None:
-    ask(server, request("GET /nothing-of-a-client"))
+    send_raw(server.url, raw_request("GET /nothing-of-a-client"))
     eventually(lambda: lines_of(server, "/nothing-of-a-client"))
     (line,) = lines_of(server, "/nothing-of-a-client")
     assert "client=-" in line
@@ -73,9 +72,9 @@ def test_a_client_that_leaves_before_its_answer_has_one_line(server: Frontend) -
     paths = [f"/left-before-the-answer-{number}" for number in range(20)]
     for path in paths:
         with RawClient(server.url) as client:
-            client.send(request(f"GET {path}"))
+            client.send(raw_request(f"GET {path}"))
     eventually(lambda: all(lines_of(server, f"{path} ") for path in paths))
-    ask(server, request("GET /the-last-of-all"))
+    send_raw(server.url, raw_request("GET /the-last-of-all"))
     eventually(lambda: lines_of(server, "/the-last-of-all"))
     assert {path: len(lines_of(server, f"{path} ")) for path in paths} == dict.fromkeys(paths, 1)
 
@@ -99,7 +98,10 @@ def test_a_client_that_leaves_its_generation_is_named_with_it(
 def test_no_request_forges_a_line(server: Frontend, start_frontend: Callable[..., Frontend], log_format: str) -> None:
     frontend = start_frontend("--triton-url", server.triton_url, log_format=log_format)
     evil = "%0d%0aGET%20/forged%20200%20client=root%1b[2J%e2%80%a8%c2%85"
-    ask(frontend, request(f"GET /{evil}", "X-Real-IP: 6.6.6.6", "X-Forwarded-For: 6.6.6.6", "X-Generation-Id: forged"))
+    send_raw(
+        frontend.url,
+        raw_request(f"GET /{evil}", "X-Real-IP: 6.6.6.6", "X-Forwarded-For: 6.6.6.6", "X-Generation-Id: forged"),
+    )
     eventually(lambda: lines_of(frontend, "forged"))
     (line,) = lines_of(frontend, "forged")
     assert line.isascii()

@@ -11,11 +11,11 @@ import pytest
 
 from filmstrip.errors import ERRORS
 from tests.support import http
-from tests.support.raw_client import RawClient
+from tests.support.http import ASSETS, CANCEL, GENERATE, LOAD, UPLOAD, UPLOAD_DATA
+from tests.support.raw_client import RawClient, raw_request, send_raw
+from tests.support.refusals import check_refusal, refusal_of
 from tests.support.server import Frontend
-from tests.support.wire import ASSETS, GENERATE, LOAD, UPLOAD, UPLOAD_DATA, ask, refusal, request
 
-CANCEL = "/api/v1/generate/cancel"
 RAW = (UPLOAD, UPLOAD_DATA, ASSETS)
 SHAPE = ("X-Video-Frames: 1", "X-Video-Height: 2", "X-Video-Width: 2")
 CODINGS = [
@@ -45,8 +45,8 @@ def test_a_compressed_body_is_refused(server: Frontend, path: str) -> None:
     stored = server.stored()
     body = gzip.compress(bytes(12))
     for headers in CODINGS:
-        answer = ask(server, request(f"POST {path}", *SHAPE, *headers, body=body))
-        error = refusal(server, answer)
+        answer = send_raw(server.url, raw_request(f"POST {path}", *SHAPE, *headers, body=body))
+        error = check_refusal(server, answer)
         assert error["code"] == "unsupported_media_type", headers
         assert "uncompressed" in error["message"]
         assert answer.headers["accept-encoding"] == "identity"
@@ -57,7 +57,7 @@ def test_a_compressed_body_is_refused(server: Frontend, path: str) -> None:
 def test_a_form_is_refused_with_what_to_send(server: Frontend, path: str) -> None:
     stored = server.stored()
     for headers in FORMS:
-        error = refusal(server, ask(server, request(f"POST {path}", *SHAPE, *headers, body=bytes(12))))
+        error = refusal_of(server, f"POST {path}", *SHAPE, *headers, body=bytes(12))
         assert error["code"] == "unsupported_media_type", headers
         expected = "raw bytes" if path in RAW else "JSON" if path in (GENERATE, LOAD) else "takes no body"
         assert expected in error["message"]
@@ -72,11 +72,11 @@ def test_every_route_that_takes_a_body_refuses_wrapped_ones(server: Frontend) ->
             if method in ("get", "head"):
                 continue
             for header in ("Content-Encoding: gzip", "Content-Type: multipart/form-data"):
-                answer = ask(server, request(f"{method.upper()} {path}", header, body=b"{}"))
-                assert refusal(server, answer)["code"] == "unsupported_media_type", path
+                answer = send_raw(server.url, raw_request(f"{method.upper()} {path}", header, body=b"{}"))
+                assert check_refusal(server, answer)["code"] == "unsupported_media_type", path
             assert method == "delete" or "415" in operation["responses"], path
     for line, code in (("POST /nothing", "not_found"), ("PUT /health", "method_not_allowed")):
-        assert refusal(server, ask(server, request(line, "Content-Encoding: gzip", body=b"{}")))["code"] == code
+        assert refusal_of(server, line, "Content-Encoding: gzip", body=b"{}")["code"] == code
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_every_route_that_takes_a_body_refuses_wrapped_ones(server: Frontend) ->
     ],
 )
 def test_what_is_not_wrapped_is_stored_as_it_is(server: Frontend, headers: list[str]) -> None:
-    answer = ask(server, request(f"POST {UPLOAD_DATA}", *headers, body=b"bytes of a blob"))
+    answer = send_raw(server.url, raw_request(f"POST {UPLOAD_DATA}", *headers, body=b"bytes of a blob"))
     assert answer.status == 200, answer.body
     path = httpx.Response(200, content=answer.body).json()["data_blob_path"]
     assert (server.data_dir / "blobs" / path).read_bytes() == b"bytes of a blob"

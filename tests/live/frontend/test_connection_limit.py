@@ -15,11 +15,11 @@ import pytest
 
 from frontend.protocol import RESERVED_DESCRIPTORS, connection_limit
 from tests.support import http
-from tests.support.aftermath import PROBE, eventually, harmless, noise
+from tests.support.http import UPLOAD_DATA
 from tests.support.raw_client import RawClient
+from tests.support.recovery import PROBE, assert_recovers, eventually, noise
 from tests.support.server import MODELS, Frontend, frontend_on
 
-UPLOAD_DATA = "/api/v1/generate/upload-data"
 CROWD = 1300
 DESCRIPTORS = 1024
 
@@ -126,7 +126,7 @@ def test_more_requests_than_connections_are_refused_and_leave_descriptors_for_th
 
 
 def test_the_one_idle_longest_makes_room_and_those_with_a_request_never(server: Frontend, tmp_path: Path) -> None:
-    with frontend_on(server, tmp_path, max_connections=4) as frontend, harmless(frontend, inputs=4):
+    with frontend_on(server, tmp_path, max_connections=4) as frontend, assert_recovers(frontend, inputs=4):
         clients = [RawClient(frontend.url) for _ in range(4)]
         for client in clients:  # the first one is now the last to go
             assert health(client) == 200
@@ -158,7 +158,7 @@ def test_bodies_that_are_refused_keep_nobody_out(server: Frontend, tmp_path: Pat
     requests = (("POST", UPLOAD_DATA, 401), ("POST", "/nothing", 401), ("GET", "/health", 200))
     with frontend_on(server, tmp_path, api_keys="me:secret", max_connections=10) as frontend:
         clients = [RawClient(frontend.url, timeout_s=20) for _ in range(10)]
-        wanted = [requests[number % len(requests)] for number in range(10)]
+        expected = [requests[number % len(requests)] for number in range(10)]
         leaving = threading.Event()
 
         def trickle() -> None:
@@ -169,10 +169,10 @@ def test_bodies_that_are_refused_keep_nobody_out(server: Frontend, tmp_path: Pat
 
         trickling = threading.Thread(target=trickle)
         try:
-            for client, (method, path, _) in zip(clients, wanted, strict=True):
+            for client, (method, path, _) in zip(clients, expected, strict=True):
                 client.send_head(method, path, head)
             trickling.start()
-            for client, (_, _, status) in zip(clients, wanted, strict=True):
+            for client, (_, _, status) in zip(clients, expected, strict=True):
                 answer = client.read_head()
                 assert (answer.status, answer.headers["Connection"]) == (status, "close")
                 answer.read()

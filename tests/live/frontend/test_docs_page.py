@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from tests.support import http
+from tests.support.raw_client import raw_request, send_raw
 from tests.support.server import Frontend
-from tests.support.wire import ask, request
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 PREFIX = "/film"
@@ -109,39 +109,39 @@ def test_a_browser_shows_the_page_below_the_prefix_and_can_try_it_out(proxy: Pro
 
 
 def test_nothing_of_a_client_comes_into_an_answer(server: Frontend) -> None:
-    plain = {path: ask(server, request(f"GET {path}")).body for path in (*PATHS[:2], "/")}
-    told = [
+    plain = {path: send_raw(server.url, raw_request(f"GET {path}")).body for path in (*PATHS[:2], "/")}
+    headers = [
         f"{name}: evil" for name in ("X-Forwarded-Prefix", "X-Forwarded-Host", "X-Script-Name", "Forwarded", "Referer")
     ]
     for path, body in plain.items():
-        answer = ask(server, request(f"GET {path}?evil", *told, host="evil.localhost"))
+        answer = send_raw(server.url, raw_request(f"GET {path}?evil", *headers, host="evil.localhost"))
         assert answer.body == body
         assert "evil" not in str(answer.headers)
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_it_is_conditional_and_compressed(server: Frontend, path: str) -> None:
-    plain = ask(server, request(f"GET {path}"))
+    plain = send_raw(server.url, raw_request(f"GET {path}"))
     assert plain.status == 200
     assert "content-encoding" not in plain.headers
     tags = [plain.headers["etag"]]
     for coding in ("gzip", "br, gzip;q=0.5", "*", "GZIP"):
-        answer = ask(server, request(f"GET {path}", f"Accept-Encoding: {coding}"))
+        answer = send_raw(server.url, raw_request(f"GET {path}", f"Accept-Encoding: {coding}"))
         assert answer.headers["content-encoding"] == "gzip", coding
         assert gzip.decompress(answer.body) == plain.body
         assert "accept-encoding" in answer.headers["vary"]
         tags.append(answer.headers["etag"])
     assert len(set(tags)) == 2  # of other bytes, another tag
     for coding in ("gzip;q=0", "identity", "br", "gzip;q=0, *", ""):
-        assert ask(server, request(f"GET {path}", f"Accept-Encoding: {coding}")).body == plain.body, coding
+        assert send_raw(server.url, raw_request(f"GET {path}", f"Accept-Encoding: {coding}")).body == plain.body, coding
     for method in ("GET", "HEAD"):
         for tag in (*tags, f"W/{tags[0]}", f'"x", {tags[0]}', "*"):
-            answer = ask(server, request(f"{method} {path}", f"If-None-Match: {tag}"))
+            answer = send_raw(server.url, raw_request(f"{method} {path}", f"If-None-Match: {tag}"))
             assert (answer.status, answer.body) == (304, b"")
             assert answer.headers["etag"] == tags[0]
             assert "content-type" not in answer.headers
-    assert ask(server, request(f"GET {path}", 'If-None-Match: "x"')).body == plain.body
-    head = ask(server, request(f"HEAD {path}"))
+    assert send_raw(server.url, raw_request(f"GET {path}", 'If-None-Match: "x"')).body == plain.body
+    head = send_raw(server.url, raw_request(f"HEAD {path}"))
     assert (head.body, head.headers["content-length"]) == (b"", plain.headers["content-length"])
 
 

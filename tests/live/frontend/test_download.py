@@ -1,18 +1,16 @@
 """GET /generate/download of the real server."""
 
-import socket
 import struct
 import time
-from contextlib import closing
-from http.client import HTTPConnection
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from tests.support import http
+from tests.support.http import DOWNLOAD
+from tests.support.raw_client import RawClient, RawResponse, raw_request, send_raw
+from tests.support.refusals import check_refusal
 from tests.support.server import Frames, Frontend
-from tests.support.wire import DOWNLOAD, Answer, ask, refusal, request
 
 
 @pytest.fixture(scope="module")
@@ -42,94 +40,70 @@ def test_the_whole_file(server: Frontend, output: str, whole: bytes) -> None:
     assert shape == ["30", "160", "288", "3"]
 
 
-@pytest.mark.parametrize(
-    ("wanted", "first", "last"),
-    [("0-0", 0, 0), ("0-19", 0, 19), ("100-", 100, None), ("-7", -7, None), ("5-99999999999", 5, None)],
-)
-def test_one_range(server: Frontend, output: str, whole: bytes, wanted: str, first: int, last: int | None) -> None:
-    answer = get(server, output, Range=f"bytes={wanted}")
-    start = first if first >= 0 else len(whole) + first
-    end = len(whole) - 1 if last is None else last
-    assert answer.status_code == 206
-    assert answer.content == whole[start : end + 1]
-    assert answer.headers["content-range"] == f"bytes {start}-{end}/{len(whole)}"
-    assert answer.headers["x-video-frames"] == "30"
+# fmt: off
+RANGES = [
+    # the header, the first byte (negative: from the end), the last byte (None: of the file)
+    ("bytes=0-0", 0, 0), ("bytes=0-19", 0, 19), ("bytes=100-", 100, None), ("bytes=-7", -7, None),
+    ("bytes=5-99999999999", 5, None), ("Bytes=0-3", 0, 3), ("BYTES=-5", -5, None), ("bytes= 0-3 ", 0, 3),
+    ("bytes=\t0-3", 0, 3), ("bytes=,0-3,", 0, 3), ("bytes=000-003", 0, 3), ("bytes=4-" + "9" * 30, 4, None),
+    ("bytes=4-" + "9" * 6000, 4, None), ("bytes=-" + "9" * 30, 0, None), ("bytes=-" + "9" * 6000, 0, None),
+]
+RANGES_OUTSIDE = [
+    "bytes=-0", "bytes=-000", "bytes=99999999999-", "bytes=99999999999-99999999999", "bytes={size}-",
+    "bytes=" + "9" * 6000 + "-", "bytes=-0,99999999999-",
+]
+IGNORED_RANGES = [
+    ["Range: bytes=0-1,4-5"], ["Range: bytes=0-1,99999999999-"], ["Range: bytes=4-5,0-1"], ["Range: frames=0-1"],
+    ["Range: bytes 0-1"], ["Range: 0-1"], ["Range: bytes"], ["Range: bytes="], ["Range: bytes=abc"],
+    ["Range: bytes=5-2"], ["Range: bytes=--1"], ["Range: bytes=-"], ["Range: bytes=0x1-2"], ["Range: bytes=1-2-3"],
+    ["Range: bytes=+1-2"], ["Range: bytes=1.0-2"], ["Range: bytes=\u00b2-\u00b3"], ["Range: "], ["Range: bytes=,"],
+    ["Range: bytes=0-1", "Range: bytes=0-1"], ["Range: bytes=" + "0-,-1," * 3000],
+    ["Range: bytes=" + ",".join(f"{start}-{start}" for start in range(0, 6000, 2))],
+]
+# fmt: on
 
 
-def test_a_range_outside_the_file(server: Frontend, output: str, whole: bytes) -> None:
-    answer = get(server, output, Range="bytes=99999999999-")
-    assert answer.status_code == 416
-    assert answer.json()["error"]["code"] == "range_not_satisfiable"
-    assert answer.headers["content-range"] == f"bytes */{len(whole)}"
+def download(server: Frontend, output: str, *headers: str) -> RawResponse:
+    return send_raw(server.url, raw_request(f"GET {DOWNLOAD}?path={output}", *headers))
 
 
-@pytest.mark.parametrize(
-    ("wanted", "first", "last"),
-    [
-        ("Bytes=0-3", 0, 3),
-        ("BYTES=-5", -5, None),
-        ("bytes= 0-3 ", 0, 3),
-        ("bytes=\t0-3", 0, 3),
-        ("bytes=,0-3,", 0, 3),
-        ("bytes=000-003", 0, 3),
-        ("bytes=4-" + "9" * 30, 4, None),
-        ("bytes=4-" + "9" * 6000, 4, None),
-        ("bytes=-" + "9" * 30, 0, None),
-        ("bytes=-" + "9" * 6000, 0, None),
-    ],
-    ids=lambda value: ascii(value)[:30],
-)
-def test_ranges_in_rare_spellings(
-    server: Frontend, output: str, whole: bytes, wanted: str, first: int, last: int | None
+def test_ranges(server: Frontend, output: str, whole: bytes, subtests: pytest.Subtests) -> None:
+    for text, first, last in RANGES:
+        with subtests.test(ascii(text)[:30]):
+            answer = download(server, output, f"Range: {text}")
+            start = first if first >= 0 else len(whole) + first
+            end = len(whole) - 1 if last is None else last
+            assert answer.status == 206
+            assert answer.body == whole[start : end + 1]
+            assert answer.headers["content-range"] == f"bytes {start}-{end}/{len(whole)}"
+            assert answer.headers["x-video-frames"] == "30"
+
+
+def test_ranges_outside_the_file(server: Frontend, output: str, whole: bytes, subtests: pytest.Subtests) -> None:
+    for text in RANGES_OUTSIDE:
+        with subtests.test(text[:30]):
+            answer = download(server, output, f"Range: {text.replace('{size}', str(len(whole)))}")
+            assert check_refusal(server, answer)["code"] == "range_not_satisfiable"
+            assert answer.headers["content-range"] == f"bytes */{len(whole)}"
+
+
+def test_several_or_invalid_ranges_are_ignored(
+    server: Frontend, output: str, whole: bytes, subtests: pytest.Subtests
 ) -> None:
-    answer = ask(server, request(f"GET {DOWNLOAD}?path={output}", f"Range: {wanted}"))
-    start = first if first >= 0 else len(whole) + first
-    end = len(whole) - 1 if last is None else last
-    assert answer.status == 206
-    assert answer.body == whole[start : end + 1]
-    assert answer.headers["content-range"] == f"bytes {start}-{end}/{len(whole)}"
-
-
-@pytest.mark.parametrize(
-    "wanted",
-    [
-        *("bytes=-0", "bytes=-000", "bytes=99999999999-", "bytes=99999999999-99999999999", "bytes={size}-"),
-        *("bytes=" + "9" * 6000 + "-", "bytes=-0,99999999999-"),
-    ],
-    ids=lambda value: value[:30],
-)
-def test_ranges_without_a_byte_of_the_file(server: Frontend, output: str, whole: bytes, wanted: str) -> None:
-    wanted = wanted.replace("{size}", str(len(whole)))
-    answer = ask(server, request(f"GET {DOWNLOAD}?path={output}", f"Range: {wanted}"))
-    assert refusal(server, answer)["code"] == "range_not_satisfiable"
-    assert answer.headers["content-range"] == f"bytes */{len(whole)}"
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [
-        *(["Range: bytes=0-1,4-5"], ["Range: bytes=0-1,99999999999-"], ["Range: bytes=4-5,0-1"]),
-        *(["Range: frames=0-1"], ["Range: bytes 0-1"], ["Range: 0-1"], ["Range: bytes"], ["Range: bytes="]),
-        *(["Range: bytes=abc"], ["Range: bytes=5-2"], ["Range: bytes=--1"], ["Range: bytes=-"], ["Range: bytes=0x1-2"]),
-        *(["Range: bytes=1-2-3"], ["Range: bytes=+1-2"], ["Range: bytes=1.0-2"], ["Range: bytes=\u00b2-\u00b3"]),
-        *(["Range: "], ["Range: bytes=0-1", "Range: bytes=0-1"], ["Range: bytes=,"]),
-    ],
-    ids=ascii,
-)
-def test_several_ranges_or_none_give_the_whole_file(
-    server: Frontend, output: str, whole: bytes, headers: list[str]
-) -> None:
-    answer = ask(server, request(f"GET {DOWNLOAD}?path={output}", *headers))
-    assert (answer.status, answer.body) == (200, whole)
-    assert "content-range" not in answer.headers
+    for headers in IGNORED_RANGES:
+        with subtests.test(ascii(headers)[:30]):
+            answer = download(server, output, *headers)
+            assert (answer.status, answer.body) == (200, whole)
+            assert "content-range" not in answer.headers
 
 
 # -- Preconditions ----------------------------------------------------------------------------------------------
 
 
-def conditional(server: Frontend, output: str, method: str, *headers: str) -> Answer:
-    return ask(
-        server, request(f"{method} {DOWNLOAD}?path={output}", *(each.replace("TAG", output) for each in headers))
+def conditional(server: Frontend, output: str, method: str, *headers: str) -> RawResponse:
+    return send_raw(
+        server.url,
+        raw_request(f"{method} {DOWNLOAD}?path={output}", *(each.replace("TAG", output) for each in headers)),
     )
 
 
@@ -183,7 +157,7 @@ def test_if_match(server: Frontend, output: str, method: str) -> None:
             answer = conditional(server, output, method, header, *others)
             assert answer.status == 412, header
             if method == "GET":
-                assert refusal(server, answer)["code"] == "precondition_failed"
+                assert check_refusal(server, answer)["code"] == "precondition_failed"
 
 
 def test_preconditions_come_in_the_order_of_the_standard(server: Frontend, output: str) -> None:
@@ -195,7 +169,7 @@ def test_preconditions_come_in_the_order_of_the_standard(server: Frontend, outpu
     assert conditional(server, output, "GET", match, 'If-None-Match: "x"', "Range: bytes=0-1").status == 206
     gone = "output-" + "0" * 32
     for header in (none, "If-None-Match: *", match, "If-Match: *"):
-        assert refusal(server, conditional(server, gone, "GET", header))["code"] == "unknown_path"
+        assert check_refusal(server, conditional(server, gone, "GET", header))["code"] == "unknown_path"
 
 
 def test_if_range_takes_the_strong_tag_alone(server: Frontend, output: str, whole: bytes) -> None:
@@ -210,21 +184,19 @@ def test_if_range_takes_the_strong_tag_alone(server: Frontend, output: str, whol
     assert (answer.status, answer.body) == (200, whole)
 
 
-@pytest.mark.parametrize(
-    "header", [f"If-Modified-Since: {DATE}", "If-Modified-Since: x", f"If-Unmodified-Since: {DATE}"]
-)
-def test_dates_say_nothing_of_a_file_without_one(server: Frontend, output: str, whole: bytes, header: str) -> None:
-    answer = conditional(server, output, "GET", header)
-    assert (answer.status, answer.body) == (200, whole)
-    assert "last-modified" not in answer.headers
+def test_dates_are_ignored(server: Frontend, output: str, whole: bytes) -> None:
+    for header in (f"If-Modified-Since: {DATE}", "If-Modified-Since: x", f"If-Unmodified-Since: {DATE}"):
+        answer = conditional(server, output, "GET", header)
+        assert (answer.status, answer.body) == (200, whole)
+        assert "last-modified" not in answer.headers
 
 
-@pytest.mark.parametrize("range_", ["bytes=0-3", "bytes=-1", "bytes=99999999999-", "bytes=-0", "bytes=0-1,4-5"])
-def test_head_ignores_ranges(server: Frontend, output: str, whole: bytes, range_: str) -> None:
-    answer = conditional(server, output, "HEAD", f"Range: {range_}", 'If-Range: "TAG"')
-    assert (answer.status, answer.body) == (200, b"")
-    assert answer.headers["content-length"] == str(len(whole))
-    assert "content-range" not in answer.headers
+def test_head_ignores_ranges(server: Frontend, output: str, whole: bytes) -> None:
+    for range_ in ("bytes=0-3", "bytes=-1", "bytes=99999999999-", "bytes=-0", "bytes=0-1,4-5"):
+        answer = conditional(server, output, "HEAD", f"Range: {range_}", 'If-Range: "TAG"')
+        assert (answer.status, answer.body) == (200, b"")
+        assert answer.headers["content-length"] == str(len(whole))
+        assert "content-range" not in answer.headers
 
 
 def test_head(server: Frontend, output: str, whole: bytes) -> None:
@@ -240,32 +212,19 @@ def test_resumed_in_pieces_it_is_the_file(server: Frontend, output: str, whole: 
 
 
 def test_an_aborted_download_keeps_the_file(server: Frontend, output: str, whole: bytes) -> None:
-    address = urlsplit(server.url)
     for _ in range(3):
-        with closing(HTTPConnection(str(address.hostname), address.port)) as connection:
-            connection.request("GET", f"/api/v1/generate/download?path={output}")
-            connection.getresponse().read(100)
+        with RawClient(server.url) as client:
+            client.send_head("GET", f"{DOWNLOAD}?path={output}")
+            client.read_head().read(100)
     assert get(server, output).content == whole
 
 
-def test_a_client_that_reads_slowly_gets_it_all(server: Frontend, output: str, whole: bytes) -> None:
-    address = urlsplit(server.url)
-    with socket.create_connection((address.hostname, address.port)) as connection:
-        connection.sendall(request(f"GET /api/v1/generate/download?path={output}"))
+def test_a_slow_reader_gets_the_whole_file(server: Frontend, output: str, whole: bytes) -> None:
+    with RawClient(server.url) as client:
+        client.send(raw_request(f"GET {DOWNLOAD}?path={output}"))
         time.sleep(1)
-        received = b"".join(iter(lambda: connection.recv(2**20), b""))
-    assert received.partition(b"\r\n\r\n")[2] == whole
+        assert client.read_to_end().partition(b"\r\n\r\n")[2] == whole
 
 
-@pytest.mark.parametrize(
-    "name", ["output-" + 32 * "0", "../outputs", "/etc/passwd", "output-", "x" * 5000, "output-%00", "\u00e9"]
-)
-def test_names_that_the_server_did_not_make(server: Frontend, name: str) -> None:
-    answer = get(server, name)
-    assert answer.status_code == 404
-    assert answer.json()["error"]["code"] == "unknown_path"
-    assert len(answer.content) < 500
-
-
-def test_the_path_is_needed(server: Frontend) -> None:
+def test_the_path_is_required(server: Frontend) -> None:
     assert http.get(f"{server.url}/api/v1/generate/download").status_code == 422

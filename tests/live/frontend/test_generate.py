@@ -16,7 +16,7 @@ PROBE = {"pipeline_id": "probe", "prompt": "x", "num_frames": 33}
 
 @pytest.fixture(autouse=True)
 def nothing_left(server: Frontend) -> Iterator[None]:
-    """After each test the slot is free and nothing half-written lies about."""
+    """After each test the slot is free and no incomplete files are left."""
     yield
     server.wait_idle()
     assert server.stored("partial", "work") == []
@@ -50,7 +50,7 @@ def test_passthrough_gives_the_input_back_to_the_byte(server: Frontend, clip: Fr
 
 def test_every_byte_value_survives(server: Frontend) -> None:
     video = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
-    made = server.make(pipeline_id="passthrough", prompt="", num_frames=1, input_path=server.upload(video))
+    made = server.generate_frames(pipeline_id="passthrough", prompt="", num_frames=1, input_path=server.upload(video))
     assert np.array_equal(made, video)
 
 
@@ -68,28 +68,28 @@ def test_num_frames_is_exact_in_text_mode(server: Frontend, num_frames: int) -> 
 def test_num_frames_is_exact_in_video_mode_and_a_short_input_loops(
     server: Frontend, clip: Frames, clip_path: str, num_frames: int
 ) -> None:
-    made = server.make(pipeline_id="passthrough", prompt="", num_frames=num_frames, input_path=clip_path)
+    made = server.generate_frames(pipeline_id="passthrough", prompt="", num_frames=num_frames, input_path=clip_path)
     assert np.array_equal(made, clip[np.arange(num_frames) % len(clip)])
 
 
 def test_the_same_model_stands_three_times_in_a_chain(server: Frontend, clip: Frames, clip_path: str) -> None:
     chain = {"pre_processor_id": "passthrough", "post_processor_id": "passthrough"}
-    made = server.make(pipeline_id="passthrough", prompt="", num_frames=30, input_path=clip_path, **chain)
+    made = server.generate_frames(pipeline_id="passthrough", prompt="", num_frames=30, input_path=clip_path, **chain)
     assert np.array_equal(made, clip)
 
 
 def test_a_chain_of_three_models_is_each_after_the_other(server: Frontend, clip_path: str) -> None:
-    wanted = {"prompt": "", "num_frames": 30}
-    chained = server.make(
+    request = {"prompt": "", "num_frames": 30}
+    chained = server.generate_frames(
         pipeline_id="scribble",
         pre_processor_id="gray",
         post_processor_id="optical-flow",
         input_path=clip_path,
-        **wanted,
+        **request,
     )
     path = clip_path
     for pipeline in ("gray", "scribble", "optical-flow"):
-        made = server.make(pipeline_id=pipeline, input_path=path, **wanted)
+        made = server.generate_frames(pipeline_id=pipeline, input_path=path, **request)
         path = server.upload(made)
     assert np.array_equal(chained, made)
 
@@ -98,19 +98,21 @@ def test_a_preprocessor_feeds_a_generator_and_a_postprocessor_takes_its_frames(
     server: Frontend, clip_path: str
 ) -> None:
     size = {"height": 64, "width": 96}
-    wanted = {"prompt": "x", "num_frames": 20, "input_path": clip_path}
-    both = server.make(pipeline_id="probe", pre_processor_id="gray", post_processor_id="scribble", **wanted)
-    apart = server.make(pipeline_id="scribble", pre_processor_id="gray", **wanted, **size)
+    request = {"prompt": "x", "num_frames": 20, "input_path": clip_path}
+    both = server.generate_frames(pipeline_id="probe", pre_processor_id="gray", post_processor_id="scribble", **request)
+    apart = server.generate_frames(pipeline_id="scribble", pre_processor_id="gray", **request, **size)
     assert np.array_equal(both, apart)
-    text = server.make(pipeline_id="probe", prompt="x", num_frames=20, post_processor_id="gray")
+    text = server.generate_frames(pipeline_id="probe", prompt="x", num_frames=20, post_processor_id="gray")
     assert text.shape == (20, 64, 96, 3)
     assert np.array_equal(text[..., 0], text[..., 2])
 
 
 def test_height_and_width_resize(server: Frontend, clip_path: str) -> None:
-    made = server.make(pipeline_id="passthrough", prompt="", num_frames=12, input_path=clip_path, height=80, width=144)
+    made = server.generate_frames(
+        pipeline_id="passthrough", prompt="", num_frames=12, input_path=clip_path, height=80, width=144
+    )
     assert made.shape == (12, 80, 144, 3)
-    half = server.make(pipeline_id="passthrough", prompt="", num_frames=12, input_path=clip_path, height=80)
+    half = server.generate_frames(pipeline_id="passthrough", prompt="", num_frames=12, input_path=clip_path, height=80)
     assert half.shape == (12, 80, 288, 3)
 
 
@@ -228,12 +230,12 @@ async def test_of_requests_that_come_together_one_wins(server: Frontend) -> None
 
 
 def test_a_client_that_leaves_ends_its_generation(server: Frontend) -> None:
-    before, chunks = server.stored("outputs"), len(server.probed())
+    before, chunks = server.stored("outputs"), len(server.probe_entries())
     with server.stream(pipeline_id="probe", prompt="!sleep 30", num_frames=9):
-        server.wait_probed(chunks)
+        server.wait_for_chunk(chunks)
     server.wait_idle()  # long before the model has slept
     assert server.stored("outputs") == before
-    assert server.probed()[-1]["event"] == "cancelled"  # the model stopped in the chunk
+    assert server.probe_entries()[-1]["event"] == "cancelled"  # the model stopped in the chunk
     assert server.generate(**PROBE)[-1][0] == "complete"
 
 
@@ -252,15 +254,15 @@ def test_a_model_that_fails_gives_an_error_event(server: Frontend, prompt: str, 
 
 
 def test_the_same_request_gives_the_same_bytes_with_another_between(server: Frontend, clip_path: str) -> None:
-    wanted = {"pipeline_id": "optical-flow", "prompt": "", "num_frames": 30, "input_path": clip_path}
-    first = server.make(**wanted)
-    server.make(**{**wanted, "num_frames": 12})
-    assert np.array_equal(server.make(**wanted), first)
+    request = {"pipeline_id": "optical-flow", "prompt": "", "num_frames": 30, "input_path": clip_path}
+    first = server.generate_frames(**request)
+    server.generate_frames(**{**request, "num_frames": 12})
+    assert np.array_equal(server.generate_frames(**request), first)
 
 
 def test_inputs_outlive_their_generations(server: Frontend, clip: Frames) -> None:
     path = server.upload(clip[:12])
     server.generate(pipeline_id="probe", prompt="!raise", num_frames=12, input_path=path)
     for _ in range(2):
-        made = server.make(pipeline_id="passthrough", prompt="", num_frames=12, input_path=path)
+        made = server.generate_frames(pipeline_id="passthrough", prompt="", num_frames=12, input_path=path)
         assert np.array_equal(made, clip[:12])

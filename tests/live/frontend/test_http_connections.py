@@ -21,16 +21,13 @@ from quart import Quart, Response, request
 from frontend import protocol
 from frontend.connection import BoundedBody, BoundedRequest, Connection, on_close, will_stream
 from frontend.protocol import OpenConnections
-from tests.support import wire
-from tests.support.aftermath import PROBE, eventually, harmless, noise
+from tests.support.http import CANCEL, DOWNLOAD, GENERATE, UPLOAD, UPLOAD_DATA
 from tests.support.probe_video import probe_video
-from tests.support.raw_client import DOWNLOAD, GENERATE, RawClient
+from tests.support.raw_client import RawClient, raw_request, send_raw
+from tests.support.recovery import PROBE, assert_recovers, eventually, noise
+from tests.support.refusals import check_refusal
 from tests.support.server import Frontend, frontend_on
-from tests.support.wire import ask, refusal
 
-UPLOAD = "/api/v1/generate/upload"
-UPLOAD_DATA = "/api/v1/generate/upload-data"
-CANCEL = "/api/v1/generate/cancel"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 EXPECT = {"Expect": "100-continue"}
 SMALL = {"X-Video-Frames": "1", "X-Video-Height": "64", "X-Video-Width": "64"}
@@ -111,8 +108,8 @@ def test_100_is_sent_when_the_body_is_read(frontend: Frontend) -> None:
 def test_a_body_that_comes_without_waiting_is_taken(frontend: Frontend) -> None:
     body = noise(20).tobytes()
     head = f"POST {UPLOAD_DATA}", "Expect: 100-continue"
-    assert ask(frontend, wire.request(*head, body=body)).status == 200
-    old = wire.request(*head, body=body).replace(b"HTTP/1.1", b"HTTP/1.0", 1)  # HTTP/1.0 knows no 100
+    assert send_raw(frontend.url, raw_request(*head, body=body)).status == 200
+    old = raw_request(*head, body=body).replace(b"HTTP/1.1", b"HTTP/1.0", 1)  # HTTP/1.0 knows no 100
     assert ask_all(frontend, old).startswith(b"HTTP/1.1 200")
 
 
@@ -201,18 +198,18 @@ def test_after_two_lengths_the_connection_closes(frontend: Frontend, framing: by
     ],
 )
 def test_no_second_request_can_hide_in_a_first(frontend: Frontend, rest: bytes) -> None:
-    answer = ask(frontend, f"POST {CANCEL} HTTP/1.1\r\nHost: localhost\r\n".encode() + rest + NEXT)
-    assert refusal(frontend, answer)["code"] == "bad_request"
+    answer = send_raw(frontend.url, f"POST {CANCEL} HTTP/1.1\r\nHost: localhost\r\n".encode() + rest + NEXT)
+    assert check_refusal(frontend, answer)["code"] == "bad_request"
     assert b"HTTP/1.1" not in answer.body
 
 
 @pytest.mark.parametrize("stray", [b"\r\n", b"\r\n\r\n", b"\0\xff", b"\r\nGET / HTTP/1.1\r\n\r\n"])
 @pytest.mark.parametrize("version", [b"HTTP/1.0", b"HTTP/1.1"])
 def test_nothing_counts_after_the_last_request(frontend: Frontend, version: bytes, stray: bytes) -> None:
-    """RFC 9112, 9.6: also while the answer is a stream, which goes on to its end."""
+    """RFC 9112, 9.6: also while the response is a stream, which continues to its end."""
     body = json.dumps(PROBE | {"num_frames": 33}).encode()
     head = f"POST {GENERATE} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-    with harmless(frontend, outputs=1), RawClient(frontend.url) as client:
+    with assert_recovers(frontend, outputs=1), RawClient(frontend.url) as client:
         client.send(head.encode().replace(b"HTTP/1.1", version) + body + stray)
         assert client.socket.recv(1).startswith(b"H")
         client.send(stray)
@@ -228,7 +225,7 @@ def test_nothing_counts_after_the_last_request(frontend: Frontend, version: byte
 def test_empty_lines_before_a_request_are_passed_over(frontend: Frontend) -> None:
     """RFC 9112, 2.2: some clients send one after a body."""
     upload = head_of(f"POST {UPLOAD_DATA}", "Content-Length: 3") + b"abc\r\n"
-    with harmless(frontend, inputs=2):
+    with assert_recovers(frontend, inputs=2):
         answer = half_closed(frontend, b"\r\n" + NEXT + b"\r\n\r\n" + NEXT + upload + NEXT + b"\r\n")
         assert answer.count(b"HTTP/1.1 200") == 4
         assert answer.count(b"HTTP/1.1") == 4
@@ -245,7 +242,7 @@ def test_empty_lines_before_a_request_are_passed_over(frontend: Frontend) -> Non
 
 def test_http_1_0_has_no_chunks(frontend: Frontend) -> None:
     head = f"POST {CANCEL} HTTP/1.0\r\nHost: localhost\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n"
-    assert refusal(frontend, ask(frontend, head.encode() + b"0\r\n\r\n" + NEXT))["code"] == "bad_request"
+    assert check_refusal(frontend, send_raw(frontend.url, head.encode() + b"0\r\n\r\n" + NEXT))["code"] == "bad_request"
 
 
 # -- Half-closed clients ------------------------------------------------------------------------------------------
@@ -266,7 +263,7 @@ def head_of(line: str, *headers: str) -> bytes:
 def test_a_half_closed_client_is_answered(frontend: Frontend) -> None:
     video = noise(60, 320, 576)
     sides = ("X-Video-Frames: 60", "X-Video-Height: 320", "X-Video-Width: 576", f"Content-Length: {video.nbytes}")
-    with harmless(frontend, inputs=2, outputs=1):
+    with assert_recovers(frontend, inputs=2, outputs=1):
         assert half_closed(frontend, NEXT).startswith(b"HTTP/1.1 200")
         assert half_closed(frontend, NEXT + NEXT + NEXT).count(b"HTTP/1.1 200") == 3
         assert half_closed(frontend, head_of("GET /api/v1/pipelines")).rstrip().endswith(b"]}")
@@ -284,7 +281,7 @@ def test_a_half_closed_client_is_answered(frontend: Frontend) -> None:
 
 def test_a_half_closed_client_of_a_generation_is_gone(frontend: Frontend) -> None:
     body = json.dumps(PROBE | {"prompt": "!sleep 60"}).encode()
-    with harmless(frontend):
+    with assert_recovers(frontend):
         answer = half_closed(frontend, head_of(f"POST {GENERATE}", f"Content-Length: {len(body)}") + body)
         assert b"event:" not in answer
         frontend.wait_idle(5)
@@ -366,7 +363,7 @@ async def test_a_body_that_is_not_read_ends_after_a_time_and_a_size(
     "sent", [b"", b"GET /hea", NEXT[:-2], head_of(f"POST {UPLOAD_DATA}", "Content-Length: 9") + b"12"]
 )
 def test_a_half_closed_client_that_has_not_sent_its_request_is_let_go(frontend: Frontend, sent: bytes) -> None:
-    with harmless(frontend):
+    with assert_recovers(frontend):
         assert half_closed(frontend, sent)[:12] in (b"", b"HTTP/1.1 400")
 
 

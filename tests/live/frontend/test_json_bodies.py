@@ -19,8 +19,9 @@ from frontend.bodies import MAX_VALUES, JsonBodies, count_values
 from frontend.connection import BoundedBody, Pace
 from frontend.schema import LoadRequest
 from tests.faults.test_slow_checks import always_healthy
-from tests.support.aftermath import PROBE, eventually, harmless
-from tests.support.raw_client import GENERATE, RawClient
+from tests.support.http import GENERATE
+from tests.support.raw_client import RawClient
+from tests.support.recovery import PROBE, assert_recovers, eventually
 from tests.support.server import Frontend, frontend_on
 
 MIB = 2**20
@@ -118,7 +119,7 @@ HEAVY = {
 
 async def test_bodies_of_millions_of_values_hold_nobody_up(server: Frontend) -> None:
     async with httpx.AsyncClient(timeout=60) as client:
-        with harmless(server), always_healthy(server):
+        with assert_recovers(server), always_healthy(server):
             for body in HEAVY.values():
                 posts = [client.post(f"{server.url}{GENERATE}", content=body) for _ in range(8)]
                 answers = await asyncio.gather(*posts)
@@ -156,6 +157,6 @@ def test_many_large_bodies_that_are_held_open_share_a_budget(server: Frontend, t
         finally:
             for client in clients:
                 client.reset()
-        with harmless(frontend, outputs=1):
+        with assert_recovers(frontend, outputs=1):
             eventually(lambda: frontend.rss_bytes() - before < 64 * MIB)
             assert frontend.generate(**PROBE)[-1][0] == "complete"

@@ -1,4 +1,4 @@
-"""What a load sets for later requests, and what existing clients of this API send, on the real server."""
+"""Defaults that a load sets for later requests, and loads as existing clients of this API send them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,18 +7,19 @@ import httpx
 import pytest
 
 from tests.support import http
-from tests.support.aftermath import eventually
+from tests.support.http import LOAD
+from tests.support.recovery import eventually
 from tests.support.server import Frames, Frontend, frontend_on
 
 ALICE, BOB = ({"Authorization": f"Bearer {name}-key"} for name in ("alice", "bob"))
-LOAD, STATUS = "/api/v1/pipeline/load", "/api/v1/pipeline/status"
+STATUS = "/api/v1/pipeline/status"
 PROBE = {"pipeline_id": "probe", "prompt": "x", "num_frames": 9}
 LARGE = {"height": 128, "width": 160}
 
 
 @pytest.fixture(scope="module")
 def loading(server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
-    """A frontend whose clients are told apart."""
+    """A frontend with keys, which distinguish its clients."""
     with frontend_on(server, tmp_path_factory.mktemp("loading"), api_keys="alice:alice-key,bob:bob-key") as frontend:
         yield frontend
 
@@ -39,13 +40,13 @@ def load_probe(frontend: Frontend, load_params: Any, headers: dict[str, str] = A
     return load(frontend, headers, {"pipeline_ids": ["probe"], "load_params": load_params})
 
 
-def told(frontend: Frontend, headers: dict[str, str] = ALICE, **fields: Any) -> dict[str, Any]:
-    """What the probe is told of the first chunk of a generation."""
-    before = len(frontend.probed())
+def first_chunk(frontend: Frontend, headers: dict[str, str] = ALICE, **fields: Any) -> dict[str, Any]:
+    """Run a generation; the parameters of its first chunk, as the probe received them."""
+    before = len(frontend.probe_entries())
     answer = http.post(f"{frontend.url}/api/v1/generate", json=PROBE | fields, headers=headers)
     assert answer.status_code == 200, answer.text
     assert "event: complete" in answer.text
-    parameters: dict[str, Any] = frontend.probed()[before]["parameters"]
+    parameters: dict[str, Any] = frontend.probe_entries()[before]["parameters"]
     return parameters
 
 
@@ -58,16 +59,16 @@ def test_load_params_are_defaults_of_later_requests_and_a_request_wins(loading: 
     params = {**LARGE, "seed": 2**64 - 1, "vace_context_scale": 0.25, "loras": loras}
     assert load_probe(loading, params).json() == {"status": "loaded", "ignored": []}
     for _ in range(2):
-        chunk = told(loading)
+        chunk = first_chunk(loading)
         assert shape_of(chunk) == (128, 160)
         assert chunk["seed"] == (2**64 - 1) % (2**63 - 2**20)
         assert chunk["vace_context_scale"] == 0.25
         assert chunk["lora_scales"] == {"ink": 0.5}
-    own = told(loading, height=64, seed=7, vace_context_scale=1.0, lora_scales={"neon": 1})
+    own = first_chunk(loading, height=64, seed=7, vace_context_scale=1.0, lora_scales={"neon": 1})
     assert shape_of(own) == (64, 160)
     assert (own["seed"], own["vace_context_scale"], own["lora_scales"]) == (7, 1.0, {"neon": 1.0})
-    assert told(loading, lora_scales={})["lora_scales"] == {}
-    unset = told(loading, height=None, width="", seed=None, lora_scales=[])
+    assert first_chunk(loading, lora_scales={})["lora_scales"] == {}
+    unset = first_chunk(loading, height=None, width="", seed=None, lora_scales=[])
     assert (shape_of(unset), unset["lora_scales"]) == ((128, 160), {"ink": 0.5})
 
 
@@ -89,26 +90,26 @@ def test_the_next_load_of_the_pipeline_clears_what_it_does_not_set(
 ) -> None:
     load_probe(loading, LARGE)
     assert load(loading, ALICE, {"pipeline_ids": ["gray"], "load_params": {"height": 80}}).status_code == 200
-    assert shape_of(told(loading)) == (128, 160)  # a load of another pipeline is none of this one
+    assert shape_of(first_chunk(loading)) == (128, 160)  # loading another pipeline does not change this one
     load(loading, ALICE, {"pipeline_ids": ["probe"], **cleared_by})
-    chunk = told(loading)
+    chunk = first_chunk(loading)
     assert (shape_of(chunk), chunk["seed"]) == ((64, 96), 5 if cleared_by.get("load_params") else 42)
 
 
 def test_defaults_belong_to_one_client_and_one_pipeline(loading: Frontend) -> None:
     load_probe(loading, LARGE)
-    assert shape_of(told(loading, BOB)) == (64, 96)
+    assert shape_of(first_chunk(loading, BOB)) == (64, 96)
     load_probe(loading, {"width": 80}, BOB)
-    assert (shape_of(told(loading, BOB)), shape_of(told(loading))) == ((64, 80), (128, 160))
+    assert (shape_of(first_chunk(loading, BOB)), shape_of(first_chunk(loading))) == ((64, 80), (128, 160))
 
 
 def test_without_keys_all_callers_are_one_client(server: Frontend) -> None:
     try:
         assert load(server, {}, {"pipeline_ids": ["probe"], "load_params": LARGE}).status_code == 200
-        assert shape_of(told(server, {"User-Agent": "another"})) == (128, 160)
+        assert shape_of(first_chunk(server, {"User-Agent": "another"})) == (128, 160)
     finally:
         load(server, {}, {"pipeline_ids": ["probe"]})
-    assert shape_of(told(server, {})) == (64, 96)
+    assert shape_of(first_chunk(server, {})) == (64, 96)
 
 
 def test_pipelines_have_load_params_of_their_own(loading: Frontend, clip: Frames) -> None:
@@ -126,7 +127,7 @@ def test_pipelines_have_load_params_of_their_own(loading: Frontend, clip: Frames
         ],
     }
     assert load(loading, ALICE, body).json() == {"status": "loaded", "ignored": ["vace_enabled"]}
-    assert shape_of(told(loading)) == (128, 160)
+    assert shape_of(first_chunk(loading)) == (128, 160)
     assert http.get(loading.url + STATUS, headers=ALICE).json()["load_params"]["vace_enabled"] is False
     path = uploaded(loading, clip)
     for pipeline_id, height in (("gray", 160), ("passthrough", 80)):
@@ -178,7 +179,7 @@ def test_what_a_pipeline_cannot_do_is_refused_and_changes_nothing(
         assert answer.json()["error"]["field"] == where
         assert answer.json()["detail"].startswith(f"{where}: ")
         assert words in answer.json()["detail"]
-    assert shape_of(told(loading)) == (128, 160)
+    assert shape_of(first_chunk(loading)) == (128, 160)
 
 
 def test_what_has_no_effect_is_named(loading: Frontend) -> None:
@@ -220,15 +221,15 @@ def test_an_unload_ends_the_defaults(victim: Frontend) -> None:
         return found
 
     assert load_probe(victim, LARGE, {}).json()["status"] == "loaded"
-    assert shape_of(told(victim, {})) == (128, 160)
+    assert shape_of(first_chunk(victim, {})) == (128, 160)
     unload()
-    assert shape_of(told(victim, {})) == (64, 96)
+    assert shape_of(first_chunk(victim, {})) == (64, 96)
 
     unload()
     assert load_probe(victim, LARGE, {}).json() == {"status": "loading", "ignored": []}
-    assert shape_of(told(victim, {})) == (128, 160)  # whether or not the load is done by then
+    assert shape_of(first_chunk(victim, {})) == (128, 160)  # whether or not the load is done by then
     eventually(lambda: status()["status"] == "loaded")
-    assert shape_of(told(victim, {})) == (128, 160)
+    assert shape_of(first_chunk(victim, {})) == (128, 160)
 
     unload()
     assert load_probe(victim, {"height": 100}, {}).json() == {"status": "loading", "ignored": []}
@@ -237,4 +238,4 @@ def test_an_unload_ends_the_defaults(victim: Frontend) -> None:
     refused = victim.post(**PROBE)
     assert (refused.status_code, refused.json()["error"]["field"]) == (422, "height")
     assert load_probe(victim, None, {}).json()["status"] == "loaded"
-    assert shape_of(told(victim, {})) == (64, 96)
+    assert shape_of(first_chunk(victim, {})) == (64, 96)

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.support import http
-from tests.support.aftermath import eventually
+from tests.support.recovery import eventually
 from tests.support.server import Frontend, frontend_on
 
 OF_GENERATIONS = {
@@ -41,11 +41,11 @@ def test_every_line_of_a_generation_carries_its_id(server: Frontend, tmp_path: P
         frontend_on(server, tmp_path, log_format=log_format) as frontend,
         httpx.Client(base_url=frontend.url) as client,
     ):
-        wanted = {"pipeline_id": "probe", "num_frames": 33}
+        fields = {"pipeline_id": "probe", "num_frames": 33}
         ids = []
 
         def generation(prompt: str) -> httpx.Response:
-            request = client.build_request("POST", "/api/v1/generate", json=wanted | {"prompt": prompt}, timeout=60)
+            request = client.build_request("POST", "/api/v1/generate", json=fields | {"prompt": prompt}, timeout=60)
             answer = client.send(request, stream=True)
             ids.append(answer.headers["X-Generation-Id"])
             return answer
@@ -53,7 +53,7 @@ def test_every_line_of_a_generation_carries_its_id(server: Frontend, tmp_path: P
         generation("x").read()  # all on one connection, which must not keep the id
         assert client.get("/api/v1/pipelines").status_code == 200
         generation("!raise").read()
-        client.post("/api/v1/generate", json=wanted | {"prompt": "x", "seed": "no"})
+        client.post("/api/v1/generate", json=fields | {"prompt": "x", "seed": "no"})
         cancelled = generation("!sleep 0.3")
         http.post(f"{frontend.url}/api/v1/generate/cancel")
         cancelled.read()

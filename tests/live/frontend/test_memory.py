@@ -23,7 +23,7 @@ def fresh(server: Frontend, start_frontend: Callable[..., Frontend]) -> Frontend
     frontend = start_frontend("--triton-url", server.triton_url)
     frontend.wait_healthy()
     frontend.upload_data(bytes(MIB))  # what the first request allocates once
-    frontend.make(pipeline_id="probe", prompt="x", num_frames=9)
+    frontend.generate_frames(pipeline_id="probe", prompt="x", num_frames=9)
     return frontend
 
 

@@ -15,8 +15,8 @@ import pytest
 from frontend.settings import Settings
 from frontend.triton import DIED_AT_START
 from tests.support import http
-from tests.support.aftermath import eventually
-from tests.support.processes import stubs
+from tests.support.processes import model_processes
+from tests.support.recovery import eventually
 from tests.support.server import ROOT, Frames, Frontend
 
 RAISES = """
@@ -109,7 +109,7 @@ def listed(server: Frontend) -> dict[str, dict[str, Any]]:
 
 
 def grays(server: Frontend, clip: Frames, pipeline: str) -> Frames:
-    return server.make(pipeline_id=pipeline, prompt="", num_frames=12, input_path=server.upload(clip))
+    return server.generate_frames(pipeline_id=pipeline, prompt="", num_frames=12, input_path=server.upload(clip))
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +241,7 @@ def test_a_slow_model_keeps_only_its_own_requests_waiting_after_a_death(tmp_path
         for _ in range(2):  # the second death comes while the slow model is still being loaded
             flag.touch()
             before = server.triton_pid
-            (stub,) = stubs(server, "dies")
+            (stub,) = model_processes(server, "dies")
             stub.kill()
             eventually(lambda before=before: server.triton_pid != before)  # type: ignore[misc]
             server.wait_healthy()

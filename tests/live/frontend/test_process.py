@@ -12,15 +12,15 @@ from pathlib import Path
 import httpx
 
 from tests.support import http
-from tests.support.aftermath import PROBE, eventually
-from tests.support.processes import family, is_running
+from tests.support.processes import descendants, is_running
+from tests.support.recovery import PROBE, eventually
 from tests.support.server import MODELS, ROOT, Frontend
 
 
 def test_sigterm_ends_everything_within_ten_seconds_with_a_generation_under_way(tmp_path: Path) -> None:
     frontend = Frontend(tmp_path, "--embedded", model_repository=MODELS)
     frontend.wait_healthy()
-    started = family(frontend)
+    started = descendants(frontend)
     assert any("tritonserver" in process.name() for process in started)
     ends: list[tuple[str, dict[str, object]]] = []
     generating = threading.Thread(

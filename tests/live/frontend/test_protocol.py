@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from frontend.protocol import HEAD_BYTES
-from tests.support.aftermath import PROBE, harmless
-from tests.support.raw_client import GENERATE, RawClient
+from tests.support.http import GENERATE
+from tests.support.raw_client import RawClient, send_raw
+from tests.support.recovery import PROBE, assert_recovers
+from tests.support.refusals import check_refusal
 from tests.support.server import Frontend, frontend_on
-from tests.support.wire import ask, refusal
 
 SO_ATTACH_FILTER = 26
 
@@ -31,16 +32,16 @@ SO_ATTACH_FILTER = 26
     ],
 )
 def test_what_is_no_http_is_refused_in_the_one_shape(server: Frontend, request_bytes: bytes) -> None:
-    assert refusal(server, ask(server, request_bytes))["code"] == "bad_request"
+    assert check_refusal(server, send_raw(server.url, request_bytes))["code"] == "bad_request"
 
 
 def test_a_head_that_is_too_large_is_refused(server: Frontend) -> None:
     """One that is a little too large may still pass: what has arrived in one piece is not measured."""
     head = b"GET /health HTTP/1.1\r\nHost: x\r\n"
-    long = ask(server, head + b"X-Long: " + b"y" * 8 * HEAD_BYTES + b"\r\n\r\n")
-    assert refusal(server, long)["code"] == "head_too_large"
+    long = send_raw(server.url, head + b"X-Long: " + b"y" * 8 * HEAD_BYTES + b"\r\n\r\n")
+    assert check_refusal(server, long)["code"] == "head_too_large"
     many = b"".join(b"X-%d: y\r\n" % number for number in range(30_000))
-    assert refusal(server, ask(server, head + many + b"\r\n"))["code"] == "head_too_large"
+    assert check_refusal(server, send_raw(server.url, head + many + b"\r\n"))["code"] == "head_too_large"
 
 
 def test_a_head_that_does_not_come_is_not_waited_for(server: Frontend) -> None:
@@ -53,14 +54,14 @@ def test_a_head_that_does_not_come_is_not_waited_for(server: Frontend) -> None:
 
 def test_a_client_that_vanished_ends_its_generation(server: Frontend, tmp_path: Path) -> None:
     """A filter on the client's socket drops all that comes: as after a cut cable, nothing is acknowledged."""
-    with frontend_on(server, tmp_path, keep_alive_s=0.2, client_timeout_s=2) as frontend, harmless(frontend):
-        chunks = len(frontend.probed())
+    with frontend_on(server, tmp_path, keep_alive_s=0.2, client_timeout_s=2) as frontend, assert_recovers(frontend):
+        chunks = len(frontend.probe_entries())
         with RawClient(frontend.url) as client:
             client.post_json(GENERATE, PROBE | {"prompt": "!sleep 60"})
-            frontend.wait_probed(chunks)
+            frontend.wait_for_chunk(chunks)
             _drop_everything(client.socket)
             frontend.wait_idle(timeout_s=20)
-        assert frontend.probed()[-1]["event"] == "cancelled"
+        assert frontend.probe_entries()[-1]["event"] == "cancelled"
 
 
 def _drop_everything(connection: socket.socket) -> None:

@@ -20,7 +20,8 @@ def test_unknown_variables_are_named_with_what_was_meant() -> None:
 
 
 def test_an_unknown_variable_is_a_warning_at_start(start_frontend: Callable[..., Frontend]) -> None:
-    frontend = start_frontend("--triton-url", "127.0.0.1:9", api_key="secret-value", server="http://127.0.0.1:9")
+    environment = {"FILMSTRIP_API_KEY": "secret-value", "FILMSTRIP_SERVER": "http://127.0.0.1:9"}
+    frontend = start_frontend("--triton-url", "127.0.0.1:9", environment=environment)
     warnings = [line for line in frontend.log().splitlines() if "unknown setting" in line]
     assert len(warnings) == 1
     assert "unknown setting FILMSTRIP_API_KEY; did you mean FILMSTRIP_API_KEYS?" in warnings[0]

@@ -23,8 +23,9 @@ from frontend.settings import Settings
 from frontend.slot import Slot
 from frontend.store import Draft, Kind, Store
 from frontend.triton import TritonClient
-from tests.support.aftermath import PROBE, assert_serves, eventually, is_generating
-from tests.support.raw_client import GENERATE, RawClient
+from tests.support.http import GENERATE
+from tests.support.raw_client import RawClient
+from tests.support.recovery import PROBE, assert_serves, eventually, is_generating
 from tests.support.server import Frontend
 
 
@@ -96,11 +97,11 @@ async def test_the_end_of_the_server_ends_a_check_that_waits_for_triton(slot: Sl
 
 def test_an_output_that_cannot_be_removed_is_no_error_of_the_generation(server: Frontend) -> None:
     """Someone has put a folder in the place of the file, which unlink refuses to remove."""
-    chunks, warnings = len(server.probed()), server.log().count("cannot remove ")
+    chunks, warnings = len(server.probe_entries()), server.log().count("cannot remove ")
     with RawClient(server.url) as client:
         specs = [{"chunk": 0, "text": "!sleep 1"}, {"chunk": 1, "text": "!raise"}]
         client.post_json(GENERATE, PROBE | {"chunk_specs": specs})
-        server.wait_probed(chunks)
+        server.wait_for_chunk(chunks)
         (name,) = server.stored("partial")
         path = server.data_dir / name
         path.unlink()

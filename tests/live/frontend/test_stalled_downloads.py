@@ -1,4 +1,4 @@
-"""Downloads whose readers stop: what they hold, what stays of them, and how many there may be."""
+"""Downloads whose readers stop: their memory, what they leave, and their limit."""
 
 import re
 import signal
@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import http
-from tests.support.aftermath import eventually
-from tests.support.raw_client import DOWNLOAD, RawClient
+from tests.support.http import DOWNLOAD
+from tests.support.raw_client import RawClient
+from tests.support.recovery import eventually
 from tests.support.server import Frontend, frontend_on
 
 MIB = 2**20
@@ -24,14 +25,14 @@ sys.argv = ["frontend", *sys.argv[4:]]
 from frontend.__main__ import main
 main()
 """
-"""The server, which looks for reference cycles only when it is told to, and then says how many objects are in some."""
+"""The server, which collects reference cycles only on SIGUSR2, and then prints how many objects it found."""
 
 
 def unreachable_objects(frontend: Frontend) -> int:
     """How many objects were in reference cycles that nothing refers to; they are gone after it."""
-    told = frontend.log().count("unreachable:")
+    before = frontend.log().count("unreachable:")
     frontend.process.send_signal(signal.SIGUSR2)
-    eventually(lambda: frontend.log().count("unreachable:") > told)
+    eventually(lambda: frontend.log().count("unreachable:") > before)
     return int(re.findall(r"unreachable: (\d+)", frontend.log())[-1])
 
 
@@ -41,7 +42,7 @@ def stalled_readers(frontend: Frontend, output: str, count: int) -> Iterator[lis
     with ExitStack() as stack:
         clients = []
         for number in range(count):
-            client = RawClient(frontend.url, narrow=True)
+            client = RawClient(frontend.url, small_buffers=True)
             stack.callback(client.close if number % 2 else client.reset)
             client.send_head("GET", f"{DOWNLOAD}?path={output}")
             clients.append(client)
@@ -70,7 +71,7 @@ def test_memory_comes_back_from_readers_that_stop(server: Frontend, tmp_path: Pa
 
 
 def test_downloads_have_a_limit(server: Frontend, tmp_path: Path) -> None:
-    """Those over it are told when to come again; what sends no file needs no place, and places are given back."""
+    """Refusals say when to retry; responses without a file do not count, and ended downloads no longer count."""
     with frontend_on(server, tmp_path, downloads=2) as frontend:
         output = str(frontend.generate(**LARGE)[-1][1]["output_path"])
         address, path = f"{frontend.url}{DOWNLOAD}", {"path": output}
@@ -91,12 +92,12 @@ def test_downloads_have_a_limit(server: Frontend, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["deleted", "expired"])
 def test_what_a_stalled_reader_reads_stays_readable(server: Frontend, tmp_path: Path, how: str) -> None:
-    """A file that is removed, or whose time is over, while a reader has stopped: it gets the rest all the same."""
+    """A stopped reader gets the rest of a file that was deleted or has expired meanwhile."""
     with frontend_on(server, tmp_path, store_ttl_s=3600 if how == "deleted" else 2) as frontend:
         output = str(frontend.generate(**LARGE)[-1][1]["output_path"])
         place = frontend.data_dir / "outputs" / output
         whole = place.read_bytes()
-        with RawClient(frontend.url, narrow=True) as client:
+        with RawClient(frontend.url, small_buffers=True) as client:
             client.send_head("GET", f"{DOWNLOAD}?path={output}", {"Connection": "close"})
             answer = client.read_head()
             if how == "deleted":

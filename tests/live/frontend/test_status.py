@@ -55,7 +55,7 @@ def test_metrics_count(server: Frontend, clip: Frames) -> None:
     stages = 'filmstrip_stage_seconds_count{model="passthrough",stage="process"}'
     before = [metric(server, name) for name in names]
     uploaded, downloaded = (metric(server, f"filmstrip_{way}_bytes_total") for way in ("uploaded", "downloaded"))
-    made = server.make(pipeline_id="passthrough", prompt="", num_frames=30, input_path=server.upload(clip))
+    made = server.generate_frames(pipeline_id="passthrough", prompt="", num_frames=30, input_path=server.upload(clip))
     assert [metric(server, name) - was for name, was in zip(names, before, strict=True)] == [30, 3, 1]
     assert metric(server, "filmstrip_uploaded_bytes_total") - uploaded == 20 + clip.nbytes
     assert metric(server, "filmstrip_downloaded_bytes_total") - downloaded == 20 + made.nbytes

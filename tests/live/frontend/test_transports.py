@@ -1,4 +1,4 @@
-"""The same bytes reach the model by shared memory, by gRPC, and from uploads that lie in shared memory."""
+"""The same bytes reach the model through shared memory, through gRPC, and from uploads in shared memory."""
 
 import hashlib
 
@@ -22,10 +22,10 @@ def digest(array: np.ndarray) -> str:  # type: ignore[type-arg]
 
 def test_frames_come_back_to_the_byte(anywhere: Frontend, clip: Frames) -> None:
     path = anywhere.upload(clip)
-    wanted = {"pipeline_id": "passthrough", "prompt": "", "input_path": path}
-    assert np.array_equal(anywhere.make(**wanted, num_frames=30), clip)
+    request = {"pipeline_id": "passthrough", "prompt": "", "input_path": path}
+    assert np.array_equal(anywhere.generate_frames(**request, num_frames=30), clip)
     chain = {"pre_processor_id": "passthrough", "post_processor_id": "passthrough"}
-    looped = anywhere.make(**wanted, **chain, num_frames=70)
+    looped = anywhere.generate_frames(**request, **chain, num_frames=70)
     assert np.array_equal(looped, clip[np.arange(70) % 30])
 
 
@@ -46,8 +46,8 @@ def test_arrays_at_odd_offsets_arrive_whole(anywhere: Frontend) -> None:
     }
     path = anywhere.upload_data(blob)
     request = {"pipeline_id": "probe", "prompt": "x", "num_frames": 21, "data_blob_path": path}
-    made = anywhere.make(**request, chunk_specs=[spec])
-    received = anywhere.probed()[-1]
+    made = anywhere.generate_frames(**request, chunk_specs=[spec])
+    received = anywhere.probe_entries()[-1]
     assert received["parameters"]["mode"] == Mode.VIDEO
     assert {name: tensor["sha256"] for name, tensor in received["tensors"].items()} == {
         "vace_frames": digest(frames),
@@ -62,10 +62,10 @@ def test_locked_arrays_are_trimmed_and_unlocked_ones_are_not(anywhere: Frontend)
     path = anywhere.upload_data(frames.tobytes())
     spec = {"chunk": 0, "vace_frames_offset": 0, "vace_frames_shape": list(frames.shape)}
     request = {"pipeline_id": "probe", "prompt": "x", "num_frames": 12, "data_blob_path": path}
-    anywhere.make(**request, chunk_specs=[spec])
-    assert anywhere.probed()[-1]["tensors"]["vace_frames"]["sha256"] == digest(frames[:, :, :12])
-    anywhere.make(**request, chunk_specs=[spec | {"vace_temporally_locked": False}])
-    assert anywhere.probed()[-1]["tensors"]["vace_frames"]["sha256"] == digest(frames)
+    anywhere.generate_frames(**request, chunk_specs=[spec])
+    assert anywhere.probe_entries()[-1]["tensors"]["vace_frames"]["sha256"] == digest(frames[:, :, :12])
+    anywhere.generate_frames(**request, chunk_specs=[spec | {"vace_temporally_locked": False}])
+    assert anywhere.probe_entries()[-1]["tensors"]["vace_frames"]["sha256"] == digest(frames)
 
 
 def test_nan_in_the_used_part_is_an_error_that_names_chunk_and_field(anywhere: Frontend) -> None:
@@ -86,7 +86,7 @@ def test_nan_in_the_used_part_is_an_error_that_names_chunk_and_field(anywhere: F
 def test_nothing_stays_in_shared_memory(anywhere: Frontend, clip: Frames) -> None:
     path = anywhere.upload(clip)
     before = anywhere.in_shm()
-    anywhere.make(pipeline_id="passthrough", prompt="", input_path=path, num_frames=40)
+    anywhere.generate_frames(pipeline_id="passthrough", prompt="", input_path=path, num_frames=40)
     assert anywhere.in_shm() == before
     assert anywhere.stored("work", "partial") == []
 
@@ -99,14 +99,14 @@ def test_where_uploads_lie(server: Frontend, shm_server: Frontend, clip: Frames)
 
 
 def test_grpc_is_said_in_the_log(grpc_server: Frontend, clip: Frames) -> None:
-    grpc_server.make(pipeline_id="gray", prompt="", input_path=grpc_server.upload(clip), num_frames=12)
+    grpc_server.generate_frames(pipeline_id="gray", prompt="", input_path=grpc_server.upload(clip), num_frames=12)
     assert "arrays go to Triton as gRPC tensors" in grpc_server.log()
 
 
 def test_cancel_and_disconnect_reach_the_model_through_grpc(grpc_server: Frontend) -> None:
-    chunks = len(grpc_server.probed())
+    chunks = len(grpc_server.probe_entries())
     with grpc_server.stream(pipeline_id="probe", prompt="!sleep 30", num_frames=9):
-        grpc_server.wait_probed(chunks)
+        grpc_server.wait_for_chunk(chunks)
     grpc_server.wait_idle()
-    assert grpc_server.probed()[-1]["event"] == "cancelled"
+    assert grpc_server.probe_entries()[-1]["event"] == "cancelled"
     assert grpc_server.generate(pipeline_id="probe", prompt="x", num_frames=9)[-1][0] == "complete"

@@ -14,12 +14,13 @@ import pytest
 
 from filmstrip.video import read_frames
 from tests.support import http
-from tests.support.aftermath import eventually, harmless
 from tests.support.browser import CHROMIUM, what_a_page_reports
-from tests.support.mounts import filled, mounted_frontend
+from tests.support.http import DOWNLOAD
+from tests.support.mounts import disk_filled, mounted_frontend
 from tests.support.raw_client import RawClient
+from tests.support.recovery import assert_recovers, eventually
+from tests.support.refusals import refusal_of
 from tests.support.server import Frames, Frontend, frontend_on
-from tests.support.wire import DOWNLOAD, ask, refusal, request
 
 
 @pytest.fixture(scope="module")
@@ -122,15 +123,15 @@ def test_refusals_name_the_parameter(server: Frontend, output: str) -> None:
         ("format=mp4%00", "format"),
         (f"format={'x' * 5000}", "format"),
     ):
-        error = refusal(server, ask(server, request(f"GET {DOWNLOAD}?path={output}&{query}")))
+        error = refusal_of(server, f"GET {DOWNLOAD}?path={output}&{query}")
         assert (error["code"], error.get("field")) == ("invalid_field", field), query
-    gone = refusal(server, ask(server, request(f"GET {DOWNLOAD}?path=output-{'0' * 32}&format=mp4")))
+    gone = refusal_of(server, f"GET {DOWNLOAD}?path=output-{'0' * 32}&format=mp4")
     assert gone["code"] == "unknown_path"
     assert encoders(server) == []
 
 
 def test_a_client_that_leaves_ends_the_encoder(server: Frontend, clip: Frames) -> None:
-    with harmless(server, inputs=1, outputs=1):
+    with assert_recovers(server, inputs=1, outputs=1):
         events = server.generate(pipeline_id="passthrough", prompt="", num_frames=600, input_path=server.upload(clip))
         output = str(events[-1][1]["output_path"])
         clients = [RawClient(server.url) for _ in range(2)]
@@ -170,7 +171,7 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(server: Frontend, tmp_path:
     with mounted_frontend(tmp_path, *flags, mounts=disk, store_disk_share=1, store_bytes=2**40) as frontend:
         events = frontend.generate(pipeline_id="probe", prompt="x", num_frames=300)
         output = str(events[-1][1]["output_path"])
-        with filled(frontend.data_dir, 2**16):
+        with disk_filled(frontend.data_dir, 2**16):
             answer = get(frontend, output, "format=gif&scale=8")
             assert (answer.status_code, answer.json()["error"]["code"]) in ((507, "disk_full"), (507, "storage_full"))
         assert frontend.stored("partial", "derived") == []

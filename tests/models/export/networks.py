@@ -46,3 +46,14 @@ def transformer(config: CheckpointConfig, seed: int = 0) -> tuple[CausalTransfor
 def rope(config: CheckpointConfig, first: int, count: int) -> Rope:
     """Tables of `count` latent frames from frame `first` on."""
     return Rope(*rope_tables(config.head_dim, torch.arange(first, first + count), HEIGHT // 2, WIDTH // 2))
+
+
+def in_pieces(network: nn.Module, x: Tensor, sizes: list[int]) -> Tensor:
+    """The output of a network that takes a video piece by piece, `sizes` frames each, and hands its caches on."""
+    assert sum(sizes) == x.shape[2]
+    caches = None
+    outputs = []
+    for piece in x.split(sizes, dim=2):
+        y, caches = network(piece, caches)
+        outputs.append(y)
+    return torch.cat(outputs, dim=2)

@@ -69,7 +69,7 @@ def make(
     if input_video is not None:
         request["input_path"] = server.upload(input_video)
     given = {"pipeline_id": "tiny", "prompt": "a red circle", "num_frames": FIRST + 3 * CHUNK, "seed": 1}
-    return server.make(**given | request)
+    return server.generate_frames(**given | request)
 
 
 def changed_chunks(one: Frames, other: Frames, first: int = FIRST) -> list[int]:

@@ -19,7 +19,7 @@ IMAGE = (
 )
 
 
-@pytest.mark.parametrize("num_frames", [1, 2, 8, 9, 10, 20, 21, 22, 33, 47, 60])
+@pytest.mark.parametrize("num_frames", [1, 9, 10, 21, 22, 47])
 @pytest.mark.parametrize("mode", ["text", "video"])
 def test_exactly_so_many_frames_come_back_and_are_those_of_a_longer_one(
     longlive: Frontend, whole: dict[str, np.ndarray], mode: str, num_frames: int

@@ -16,7 +16,7 @@ from filmstrip.runtime.engines.manifest import file_sha256, read_manifest
 from filmstrip.video import count_frames, probe
 from tests.support import http
 from tests.support.server import ROOT, Frontend
-from tests.support.shipped import CHECKPOINT, ID, LORAS, SIDES, arguments
+from tests.support.small_export import CHECKPOINT, ID, LORAS, SIDES, export_arguments
 from tests.support.toyworld.grammar import is_held_out, parse
 
 pytestmark = pytest.mark.timeout(600)  # the first of them waits for the export
@@ -26,7 +26,7 @@ FIRST, CHUNK = 9, 12
 
 def test_make_gives_the_same_command():
     recipe = (ROOT / "Makefile").read_text().replace("$(SMALL)", f"checkpoints/{ID}").replace("\\\n", " ")
-    assert f"python -m export {' '.join(arguments())} $(if" in re.sub(r"[ \t]+", " ", recipe)
+    assert f"python -m export {' '.join(export_arguments())} $(if" in re.sub(r"[ \t]+", " ", recipe)
 
 
 def test_every_manifest_names_the_weights_that_are_shipped(small_repository: Path):
@@ -53,7 +53,7 @@ def test_it_is_loaded_at_the_start_and_says_what_it_can_do(small_server: Fronten
     small = next(pipeline for pipeline in pipelines if pipeline["id"] == ID)
     assert small["loaded"]
     assert small["modes"] == ["text", "video"]
-    assert (small["height"], small["width"]) == SIDES
+    assert (small["height"], small["width"]) == SIDES, export_arguments
     assert (small["first_chunk_size"], small["chunk_size"]) == (FIRST, CHUNK)
     assert small["features"]["vace"]
     assert small["features"]["loras"] == list(LORAS)

@@ -80,17 +80,18 @@ def test_the_facts_can_be_read(path):
     assert 1 <= known.first_chunk_size <= known.chunk_size
 
 
-@pytest.mark.parametrize("name", sorted(SHIPPED))
-def test_a_frame_processor(name):
-    config = read(ROOT / "model_repository" / name / "config.pbtxt")
-    known = facts(config)
-    assert known is not None
-    assert known.features.frame_processor
-    assert (known.modes, known.chunk_size, known.first_chunk_size) == ((Mode.VIDEO,), 12, 12)
-    assert (known.granularity, known.height, known.width) == (1, None, None)
-    assert [tensor.name for tensor in config.input] == ["chunk", "input_video"]
-    assert config.sequence_batching.oldest.max_candidate_sequences >= 3  # before, in and after one generation
-    assert config.instance_group[0].kind == ModelInstanceGroup.KIND_CPU
+def test_a_frame_processor(subtests):
+    for name in sorted(SHIPPED):
+        with subtests.test(name):
+            config = read(ROOT / "model_repository" / name / "config.pbtxt")
+            known = facts(config)
+            assert known is not None
+            assert known.features.frame_processor
+            assert (known.modes, known.chunk_size, known.first_chunk_size) == ((Mode.VIDEO,), 12, 12)
+            assert (known.granularity, known.height, known.width) == (1, None, None)
+            assert [tensor.name for tensor in config.input] == ["chunk", "input_video"]
+            assert config.sequence_batching.oldest.max_candidate_sequences >= 3  # before, in and after one generation
+            assert config.instance_group[0].kind == ModelInstanceGroup.KIND_CPU
 
 
 def test_the_probe_has_every_feature():

@@ -39,31 +39,34 @@ def discs(height: int = 240, width: int = 320, low: int = 40, high: int = 200) -
 # -- All of them ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("processor", PROCESSORS)
-@pytest.mark.parametrize(("height", "width"), SIZES)
-@pytest.mark.parametrize("num_frames", [1, 3])
-def test_every_size_and_length_survives(processor, height, width, num_frames):
-    frames = noise(num_frames, height, width)
-    processed = processor().process(frames)
-    assert processed.shape == frames.shape
-    assert processed.dtype == np.uint8
+def test_the_output_has_the_inputs_shape_at_every_size_and_length(subtests):
+    for processor in PROCESSORS:
+        for height, width in SIZES:
+            for num_frames in (1, 3):
+                with subtests.test(processor=processor.__name__, height=height, width=width, num_frames=num_frames):
+                    frames = noise(num_frames, height, width)
+                    processed = processor().process(frames)
+                    assert processed.shape == frames.shape
+                    assert processed.dtype == np.uint8
 
 
-@pytest.mark.parametrize("processor", PROCESSORS)
-def test_chunk_by_chunk_equals_the_whole(processor):
-    ground = texture(64, 96)
-    video = np.stack([np.roll(ground, (index**2 // 3, 2 * index), (0, 1)) for index in range(9)])
-    chunked = processor()
-    parts = [chunked.process(video[a:b]) for a, b in pairwise((0, 1, 4, 9))]
-    np.testing.assert_array_equal(np.concatenate(parts), processor().process(video))
+def test_chunk_by_chunk_equals_the_whole(subtests):
+    for processor in PROCESSORS:
+        with subtests.test(processor.__name__):
+            ground = texture(64, 96)
+            video = np.stack([np.roll(ground, (index**2 // 3, 2 * index), (0, 1)) for index in range(9)])
+            chunked = processor()
+            parts = [chunked.process(video[a:b]) for a, b in pairwise((0, 1, 4, 9))]
+            np.testing.assert_array_equal(np.concatenate(parts), processor().process(video))
 
 
-@pytest.mark.parametrize("processor", PROCESSORS)
-def test_the_input_is_left_as_it_was(processor):
-    frames = noise(3, 40, 50)
-    before = frames.copy()
-    processor().process(frames)
-    np.testing.assert_array_equal(frames, before)
+def test_the_input_is_not_changed(subtests):
+    for processor in PROCESSORS:
+        with subtests.test(processor.__name__):
+            frames = noise(3, 40, 50)
+            before = frames.copy()
+            processor().process(frames)
+            np.testing.assert_array_equal(frames, before)
 
 
 def test_a_read_only_view_is_enough():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
 from filmstrip.contract import NUM_SEEDS, Mode
-from filmstrip.runtime.schedule import (
+from filmstrip.runtime.longlive import (
     ChunkNoise,
     SigmaTable,
     chunk_steps,
@@ -36,31 +36,33 @@ def test_the_table_of_shift_5():
     torch.testing.assert_close(torch.tensor(LONGLIVE.sigmas, dtype=torch.float64), expected, rtol=1e-13, atol=0)
 
 
-@pytest.mark.parametrize("shift", [1, 3, 5, 8])
-def test_the_table_is_that_of_diffusers(shift: float):
-    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: see docs/export.md")
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
-    torch.testing.assert_close(torch.tensor(SigmaTable(shift).sigmas), scheduler.sigmas, rtol=1e-6, atol=0)
+def test_the_table_is_that_of_diffusers(subtests: pytest.Subtests):
+    for shift in (1, 3, 5, 8):
+        with subtests.test(shift=shift):
+            diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: see docs/export.md")
+            scheduler = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
+            torch.testing.assert_close(torch.tensor(SigmaTable(shift).sigmas), scheduler.sigmas, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("timestep", "index"),
-    [
-        (1000, 0),
-        (937.5, 250),  # s = 0.75, and the warped timesteps of LongLive's release are entries
-        (833.33, 500),
-        (625, 750),
-        (0, 999),
-        (1, 999),  # the last entry is 4.98
-        (4.9, 999),
-        (7.44, 999),
-        (7.5, 998),  # between 4.98 and 9.92
-        (2000, 0),
-    ],
-)
-def test_the_sigma_of_a_timestep_is_the_nearest(timestep: float, index: int):
-    s = (1000 - index) / 1000
-    assert LONGLIVE.at(timestep) == pytest.approx(5 * s / (1 + 4 * s), rel=1e-14)
+TIMESTEPS = [
+    (1000, 0),
+    (937.5, 250),  # s = 0.75, and the warped timesteps of LongLive's release are entries
+    (833.33, 500),
+    (625, 750),
+    (0, 999),
+    (1, 999),  # the last entry is 4.98
+    (4.9, 999),
+    (7.44, 999),
+    (7.5, 998),  # between 4.98 and 9.92
+    (2000, 0),
+]
+
+
+def test_the_sigma_of_a_timestep_is_the_nearest(subtests: pytest.Subtests):
+    for timestep, index in TIMESTEPS:
+        with subtests.test(timestep=timestep):
+            s = (1000 - index) / 1000
+            assert LONGLIVE.at(timestep) == pytest.approx(5 * s / (1 + 4 * s), rel=1e-14)
 
 
 @given(st.floats(0, 1000))
@@ -72,28 +74,29 @@ def test_no_sigma_is_nearer(timestep: float):
 # -- Steps ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("noise_scale", "offset", "expected"),
-    [
-        (1.0, 0, (1000, 750, 500, 250)),
-        (0.7, 0, (700, 500, 250)),
-        (0.75, 0, (750, 500, 250)),
-        (0.25, 0, (250,)),
-        (0.2, 0, (200,)),
-        (0.29, 0, (290, 250)),
-        (0.2999, 0, (299, 250)),
-        (1 - 0.9, 0, (100,)),  # 0.09999999999999998
-        (0.0009, 0, ()),
-        (0.0, 0, ()),
-        (0.7, 100, (600, 500, 250)),
-        (1.0, 100, (900, 750, 500, 250)),
-        (0.1, 100, ()),
-        (0.05, 100, ()),
-        (0.0, 100, ()),
-    ],
-)
-def test_steps_of_a_video_chunk(noise_scale: float, offset: int, expected: tuple[int, ...]):
-    assert chunk_steps(Mode.VIDEO, VIDEO_STEPS, noise_scale, offset) == expected
+VIDEO_CHUNK_STEPS = [
+    (1.0, 0, (1000, 750, 500, 250)),
+    (0.7, 0, (700, 500, 250)),
+    (0.75, 0, (750, 500, 250)),
+    (0.25, 0, (250,)),
+    (0.2, 0, (200,)),
+    (0.29, 0, (290, 250)),
+    (0.2999, 0, (299, 250)),
+    (1 - 0.9, 0, (100,)),  # 0.09999999999999998
+    (0.0009, 0, ()),
+    (0.0, 0, ()),
+    (0.7, 100, (600, 500, 250)),
+    (1.0, 100, (900, 750, 500, 250)),
+    (0.1, 100, ()),
+    (0.05, 100, ()),
+    (0.0, 100, ()),
+]
+
+
+def test_steps_of_a_video_chunk(subtests: pytest.Subtests):
+    for noise_scale, offset, expected in VIDEO_CHUNK_STEPS:
+        with subtests.test(noise_scale=noise_scale, offset=offset):
+            assert chunk_steps(Mode.VIDEO, VIDEO_STEPS, noise_scale, offset) == expected
 
 
 def test_a_noise_scale_that_is_off_by_rounding_is_its_own_timestep():
@@ -230,28 +233,29 @@ def frames(*levels: float) -> "torch.Tensor":
     return torch.tensor(levels, dtype=torch.float32).reshape(1, 1, -1, 1, 1).expand(1, 3, -1, 4, 6)
 
 
-@pytest.mark.parametrize(
-    ("levels", "num_last", "previous", "expected"),
-    [
-        ((0.5, 0.5, 0.5, 0.5), 3, None, 0),
-        ((0, 0, 0, 0.1), 3, None, 0.5),
-        ((0, 0, 0, -0.1), 3, None, 0.5),
-        ((0, 0.02, 0.12, 0.13), 3, None, 0.5),  # the strongest one
-        ((0, 0.1, 0.1, 0.1), 3, None, 0.5),  # towards the first of the last three
-        ((-1, 0, 0, 0, 0), 3, None, 0),  # before them
-        ((0, 0, 0, 1), 3, None, 1),
-        ((0, 0, 0, 0.2), 3, None, 1),
-        ((0, 0, 0), 3, 0.1, 0.5),
-        ((0, 0, 0), 3, None, 0),
-        ((0, 0, 0, 0), 3, 1.0, 0),  # the chunk is long enough without it
-        ((0,), 3, 0.05, 0.25),
-        ((0,), 3, None, 0),
-        ((0, 0.1, 0.1, 0.1), 2, None, 0),
-    ],
-)
-def test_motion(levels: tuple[float, ...], num_last: int, previous: float | None, expected: float):
-    before = None if previous is None else frames(previous)
-    assert motion(frames(*levels), num_last, before) == pytest.approx(expected, abs=1e-6)
+MOTIONS = [
+    ((0.5, 0.5, 0.5, 0.5), 3, None, 0),
+    ((0, 0, 0, 0.1), 3, None, 0.5),
+    ((0, 0, 0, -0.1), 3, None, 0.5),
+    ((0, 0.02, 0.12, 0.13), 3, None, 0.5),  # the strongest one
+    ((0, 0.1, 0.1, 0.1), 3, None, 0.5),  # towards the first of the last three
+    ((-1, 0, 0, 0, 0), 3, None, 0),  # before them
+    ((0, 0, 0, 1), 3, None, 1),
+    ((0, 0, 0, 0.2), 3, None, 1),
+    ((0, 0, 0), 3, 0.1, 0.5),
+    ((0, 0, 0), 3, None, 0),
+    ((0, 0, 0, 0), 3, 1.0, 0),  # the chunk is long enough without it
+    ((0,), 3, 0.05, 0.25),
+    ((0,), 3, None, 0),
+    ((0, 0.1, 0.1, 0.1), 2, None, 0),
+]
+
+
+def test_motion(subtests: pytest.Subtests):
+    for levels, num_last, previous, expected in MOTIONS:
+        with subtests.test(levels=levels, num_last=num_last, previous=previous):
+            before = None if previous is None else frames(previous)
+            assert motion(frames(*levels), num_last, before) == pytest.approx(expected, abs=1e-6)
 
 
 def test_motion_is_the_root_of_the_mean_square():
@@ -265,12 +269,17 @@ def test_motion_of_16_bit_frames_is_computed_in_32():
     assert motion(small, 3) == pytest.approx(1e-3 / 0.2, rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("moved", "asked", "expected"),
-    [(0, 0.7, 0.79), (1, 0.7, 0.61), (0.5, 0.7, 0.70), (0, 0, 0.72), (1, 1, 0.64), (0, 1, 0.82)],
-)
-def test_noise_scale(moved: float, asked: float, expected: float):
-    assert controlled_noise_scale(moved, asked) == pytest.approx(expected)
+def test_the_controlled_noise_scale(subtests: pytest.Subtests):
+    for moved, asked, expected in (
+        (0, 0.7, 0.79),
+        (1, 0.7, 0.61),
+        (0.5, 0.7, 0.70),
+        (0, 0, 0.72),
+        (1, 1, 0.64),
+        (0, 1, 0.82),
+    ):
+        with subtests.test(moved=moved, asked=asked, expected=expected):
+            assert controlled_noise_scale(moved, asked) == pytest.approx(expected)
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))

@@ -16,7 +16,7 @@ from filmstrip.runtime.processors import Gray, Passthrough
 from filmstrip.runtime.sequences import (
     Chunk,
     ChunkCancelled,
-    FrameProcessing,
+    FrameProcessorState,
     IdleTimer,
     Sequences,
     Timings,
@@ -109,14 +109,14 @@ def test_stages_add_up():
 
 def test_a_frame_processor_resizes_processes_and_takes_time():
     made = chunk(ChunkParameters(index=0, num_frames=2, height=8, width=12), input_video=VIDEO)
-    frames = FrameProcessing(Gray()).chunk(made)
+    frames = FrameProcessorState(Gray()).chunk(made)
     assert frames.shape == (2, 8, 12, 3)
     assert (frames == frames[..., :1]).all()
     assert set(made.timings.seconds) == {"resize", "process"}
 
 
 def test_a_frame_processor_leaves_the_right_size_alone():
-    np.testing.assert_array_equal(FrameProcessing(Passthrough()).chunk(chunk(input_video=VIDEO)), VIDEO)
+    np.testing.assert_array_equal(FrameProcessorState(Passthrough()).chunk(chunk(input_video=VIDEO)), VIDEO)
 
 
 # -- Sequences -----------------------------------------------------------------------------------------------

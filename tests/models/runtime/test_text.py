@@ -55,34 +55,36 @@ def t5(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("make", [word_level, t5])
-@pytest.mark.parametrize("prompt", PROMPTS)
-@pytest.mark.parametrize("text_len", [1, TEXT_LEN, 20])
-def test_it_is_what_transformers_makes_of_the_file(tmp_path: Path, make, prompt: str, text_len: int):
+def test_tokens_are_those_of_transformers(tmp_path: Path, subtests: pytest.Subtests):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed: see docs/export.md")
-    ids, mask = Tokenizer(make(tmp_path), text_len)(prompt)
-    theirs = transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(tmp_path / "tokenizer.json"), pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
-    expected = theirs(clean(prompt), padding="max_length", truncation=True, max_length=text_len)
-    assert (ids.tolist(), mask.tolist()) == ([expected["input_ids"]], [expected["attention_mask"]])
-    assert (ids.dtype, mask.dtype) == ("int64", "int64")
-    assert ids[0, mask.sum() - 1] == 1  # the end
+    for make in (word_level, t5):
+        for prompt in PROMPTS:
+            for text_len in (1, TEXT_LEN, 20):
+                with subtests.test(prompt=prompt, text_len=text_len, tokenizer=make.__name__):
+                    ids, mask = Tokenizer(make(tmp_path), text_len)(prompt)
+                    theirs = transformers.PreTrainedTokenizerFast(
+                        tokenizer_file=str(tmp_path / "tokenizer.json"),
+                        pad_token="<pad>",
+                        eos_token="</s>",
+                        unk_token="<unk>",
+                    )
+                    expected = theirs(clean(prompt), padding="max_length", truncation=True, max_length=text_len)
+                    assert (ids.tolist(), mask.tolist()) == ([expected["input_ids"]], [expected["attention_mask"]])
+                    assert (ids.dtype, mask.dtype) == ("int64", "int64")
+                    assert ids[0, mask.sum() - 1] == 1  # the end
 
 
-@pytest.mark.parametrize(
-    ("prompt", "ids", "num_tokens"),
-    [
+def test_words_get_their_ids(tmp_path: Path, subtests: pytest.Subtests):
+    for prompt, ids, num_tokens in [
         ("the cat walks", [7, 4, 5, 1, 0, 0], 4),
         ("the zebra walks", [7, 2, 5, 1, 0, 0], 4),
         ("a cat walks in the rain", [3, 4, 5, 6, 7, 1], 6),
         ("", [1, 0, 0, 0, 0, 0], 1),
-    ],
-)
-def test_words_get_their_numbers(tmp_path: Path, prompt: str, ids: list[int], num_tokens: int):
-    got, mask = Tokenizer(word_level(tmp_path), TEXT_LEN)(prompt)
-    assert got.tolist() == [ids]
-    assert mask.tolist() == [[1] * num_tokens + [0] * (TEXT_LEN - num_tokens)]
+    ]:
+        with subtests.test(prompt):
+            got, mask = Tokenizer(word_level(tmp_path), TEXT_LEN)(prompt)
+            assert got.tolist() == [ids]
+            assert mask.tolist() == [[1] * num_tokens + [0] * (TEXT_LEN - num_tokens)]
 
 
 def test_the_files_own_length_and_padding_are_replaced(tmp_path: Path):
@@ -93,18 +95,19 @@ def test_the_files_own_length_and_padding_are_replaced(tmp_path: Path):
     assert Tokenizer(tmp_path, TEXT_LEN)("a cat walks")[0].tolist() == [[3, 4, 5, 1, 0, 0]]
 
 
-@pytest.mark.parametrize(
-    ("prompt", "cleaned"),
-    [
-        ("  a \t cat\n\nwalks\u3000in ", "a cat walks in"),
-        ("salt &amp;amp; pepper&nbsp;&lt;3", "salt & pepper <3"),
-        ("&amp;amp;amp; stays escaped once", "&amp; stays escaped once"),
-        ("\u201ccurly\u201d stays, so does \u00c3\u00a9", "\u201ccurly\u201d stays, so does \u00c3\u00a9"),
-        ("", ""),
-    ],
-)
-def test_prompts_are_cleaned(prompt: str, cleaned: str):
-    assert clean(prompt) == cleaned
+CLEANED = [
+    ("  a \t cat\n\nwalks\u3000in ", "a cat walks in"),
+    ("salt &amp;amp; pepper&nbsp;&lt;3", "salt & pepper <3"),
+    ("&amp;amp;amp; stays escaped once", "&amp; stays escaped once"),
+    ("\u201ccurly\u201d stays, so does \u00c3\u00a9", "\u201ccurly\u201d stays, so does \u00c3\u00a9"),
+    ("", ""),
+]
+
+
+def test_prompts_are_cleaned(subtests: pytest.Subtests):
+    for prompt, cleaned in CLEANED:
+        with subtests.test(prompt=prompt):
+            assert clean(prompt) == cleaned
 
 
 def test_the_models_tokens_are_those_of_the_clean_prompt(tmp_path: Path):
@@ -123,22 +126,23 @@ def test_a_file_that_does_not_serve_is_refused(tmp_path: Path):
         Tokenizer(tmp_path, TEXT_LEN)
 
 
-@pytest.mark.parametrize(
-    ("prompt", "cleaned"),
-    [
-        ("&#" + 100_000 * "9" + ";", "\ufffd"),
-        ("&#" + 5000 * "0" + "65;x", "Ax"),
-        ("&#" + 99_990 * "0" + ";", "\ufffd"),
-        ("&#38;#" + 5000 * "1" + " x", "\ufffd x"),
-        ("&#x" + 100_000 * "f" + ";", "\ufffd"),
-        ("&#1114111;&#1114112;", "\ufffd"),
-        ("&#\u0661;&#;&#x;&", "&#\u0661;&#;&#x;&"),
-        ("a\0b \ud800 &#xd800;", "a\0b \ufffd \ufffd"),
-    ],
-)
-def test_references_of_any_length_become_characters(tmp_path: Path, prompt: str, cleaned: str):
-    assert clean(prompt) == cleaned
-    assert Tokenizer(word_level(tmp_path), TEXT_LEN)(prompt)[0].shape == (1, TEXT_LEN)
+CHARACTER_REFERENCES = [
+    ("&#" + 100_000 * "9" + ";", "\ufffd"),
+    ("&#" + 5000 * "0" + "65;x", "Ax"),
+    ("&#" + 99_990 * "0" + ";", "\ufffd"),
+    ("&#38;#" + 5000 * "1" + " x", "\ufffd x"),
+    ("&#x" + 100_000 * "f" + ";", "\ufffd"),
+    ("&#1114111;&#1114112;", "\ufffd"),
+    ("&#\u0661;&#;&#x;&", "&#\u0661;&#;&#x;&"),
+    ("a\0b \ud800 &#xd800;", "a\0b \ufffd \ufffd"),
+]
+
+
+def test_references_of_any_length_become_characters(tmp_path: Path, subtests: pytest.Subtests):
+    for prompt, cleaned in CHARACTER_REFERENCES:
+        with subtests.test(prompt=prompt[:40]):
+            assert clean(prompt) == cleaned
+            assert Tokenizer(word_level(tmp_path), TEXT_LEN)(prompt)[0].shape == (1, TEXT_LEN)
 
 
 SIGNS = ["&#", "&", "#", "x", ";", "&amp;", "&#38;", "&#0;", "&#x80;", "0" * 5000, "9" * 5000]
@@ -378,15 +382,16 @@ TRANSITIONS = {
 }
 
 
-@pytest.mark.parametrize(("specs", "expected"), TRANSITIONS.values(), ids=TRANSITIONS)
-def test_the_embedding_of_each_chunk(specs: dict[int, dict[str, Any]], expected: list[Any]):
-    prompts = PromptBlend(embedding_of)
-    last = None
-    for parameters, wanted in zip(told(len(expected), specs), expected, strict=True):
-        made, changed = prompts.embedding(parameters)
-        torch.testing.assert_close(made, embedding_of(wanted) if isinstance(wanted, str) else wanted)
-        assert changed == (last is None or not torch.equal(made, last))
-        last = made
+def test_the_embedding_of_each_chunk(subtests: pytest.Subtests):
+    for specs, expected in TRANSITIONS.values():
+        with subtests.test(specs=specs, expected=expected):
+            prompts = PromptBlend(embedding_of)
+            last = None
+            for parameters, wanted in zip(told(len(expected), specs), expected, strict=True):
+                made, changed = prompts.embedding(parameters)
+                torch.testing.assert_close(made, embedding_of(wanted) if isinstance(wanted, str) else wanted)
+                assert changed == (last is None or not torch.equal(made, last))
+                last = made
 
 
 def run(

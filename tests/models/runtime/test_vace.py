@@ -18,10 +18,10 @@ from filmstrip.runtime.sequences import Chunk
 from filmstrip.runtime.vace import (
     Conditioning,
     VaceEncoders,
-    conditioning_of,
     fold_mask,
     has_pad_frame,
-    references_of,
+    read_conditioning,
+    read_references,
     vace_context,
 )
 
@@ -101,7 +101,7 @@ CASES = {
 
 @pytest.mark.parametrize(("given", "frames", "masks"), CASES.values(), ids=CASES)
 def test_a_chunks_arrays_become_its_conditioning(given: Chunk, frames: list[float] | None, masks: list[float] | None):
-    made = conditioning_of(given)
+    made = read_conditioning(given)
     if frames is None:
         assert made is None
     else:
@@ -112,13 +112,13 @@ def test_a_chunks_arrays_become_its_conditioning(given: Chunk, frames: list[floa
 
 def test_an_input_video_that_is_missing_is_named():
     with pytest.raises(InvalidField, match="chunk 1: input_video is missing"):
-        conditioning_of(chunk({}, vace_use_input_video=True))
+        read_conditioning(chunk({}, vace_use_input_video=True))
 
 
 def test_references_are_whole_on_white():
     wide, square = image(0, 4, 24), image(0, 8, 8)
     joined = np.concatenate([wide.ravel(), square.ravel()])
-    made = references_of(chunk({"vace_ref_images": joined}, ref_image_shapes=(wide.shape, square.shape)))
+    made = read_references(chunk({"vace_ref_images": joined}, ref_image_shapes=(wide.shape, square.shape)))
     assert [reference.shape for reference in made] == [(1, 3, 1, IMAGE_HEIGHT, IMAGE_WIDTH)] * 2
     rows = [(reference[0, 0, 0] == BLACK).sum(1).tolist() for reference in made]
     assert rows == [[0] * 6 + [24] * 4 + [0] * 6, [16] * 16]
@@ -126,30 +126,36 @@ def test_references_are_whole_on_white():
 
 
 def test_no_references():
-    assert references_of(chunk({})) == []
+    assert read_references(chunk({})) == []
 
 
 def test_references_that_do_not_fit_their_shapes_are_refused():
     with pytest.raises(ModelError, match="vace_ref_images has 12"):
-        references_of(chunk({"vace_ref_images": image(0, 2, 2).ravel()}, ref_image_shapes=((2, 3, 3),)))
+        read_references(chunk({"vace_ref_images": image(0, 2, 2).ravel()}, ref_image_shapes=((2, 3, 3),)))
 
 
-@pytest.mark.parametrize("mode", list(Mode))
-@pytest.mark.parametrize("reset", [False, True])
-@pytest.mark.parametrize(
-    ("tensors", "from_input"),
-    [({}, False), ({"vace_frames": floats(0)}, False), ({"vace_masks": floats(0, channels=1)}, False), ({}, True)],
-)
-def test_a_pad_frame_is_the_latent_frame_that_the_plan_counts(mode, reset, tensors, from_input):
-    facts = PipelineSpec("p", tuple(Mode), chunk_size=12, first_chunk_size=9, latent_frames=3)
-    latents = facts.chunk_latents(mode, reset=reset, has_vace_arrays=bool(tensors) or from_input)
-    given = chunk(tensors, mode=mode, reset=reset, vace_use_input_video=from_input)
-    assert has_pad_frame(given) == (latents == 4)
+PAD_FRAME_CASES: list[tuple[dict[str, np.ndarray], bool]] = [
+    ({}, False),
+    ({"vace_frames": floats(0)}, False),
+    ({"vace_masks": floats(0, channels=1)}, False),
+    ({}, True),
+]
+
+
+def test_a_pad_frame_is_the_latent_frame_that_the_plan_counts(subtests: pytest.Subtests):
+    for mode in list(Mode):
+        for reset in (False, True):
+            for tensors, from_input in PAD_FRAME_CASES:
+                with subtests.test(mode=mode, reset=reset, tensors=sorted(tensors), from_input=from_input):
+                    facts = PipelineSpec("p", tuple(Mode), chunk_size=12, first_chunk_size=9, latent_frames=3)
+                    latents = facts.chunk_latents(mode, reset=reset, has_vace_arrays=bool(tensors) or from_input)
+                    given = chunk(tensors, mode=mode, reset=reset, vace_use_input_video=from_input)
+                    assert has_pad_frame(given) == (latents == 4)
 
 
 def test_arrays_are_moved_to_the_device():
     given = chunk({"vace_frames": floats(0.5)})
-    made = conditioning_of(given, "meta")
+    made = read_conditioning(given, "meta")
     assert made is not None
     assert made.frames.device.type == made.masks.device.type == "meta"
 
@@ -268,7 +274,7 @@ IMAGE, OTHER = levels(-0.5), levels(-0.7)
     ],
 )
 def test_conditioning(num_frames: int, given: dict[str, Any], expected_frames: list[float], expected_masks: list[int]):
-    made = Conditioning.of(num_frames, **given)
+    made = Conditioning.combine(num_frames, **given)
     assert made is not None
     assert made.frames.shape == (1, 3, num_frames, HEIGHT, WIDTH)
     assert made.masks.shape == (1, 1, num_frames, HEIGHT, WIDTH)
@@ -277,19 +283,19 @@ def test_conditioning(num_frames: int, given: dict[str, Any], expected_frames: l
 
 
 def test_nothing_is_no_conditioning():
-    assert Conditioning.of(12) is None
+    assert Conditioning.combine(12) is None
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_what_is_given_is_left_as_it_was(channels: int):
     frames, image = levels(*FRAMES, channels=channels), IMAGE.clone()
-    Conditioning.of(9, frames=frames, first_image=image)
+    Conditioning.combine(9, frames=frames, first_image=image)
     assert torch.equal(frames, levels(*FRAMES, channels=channels))
     assert torch.equal(image, IMAGE)
 
 
 def test_a_first_chunk_has_its_first_frame_twice():
-    made = Conditioning.of(12, frames=levels(*range(12)), masks=masks(0, *[1] * 11))
+    made = Conditioning.combine(12, frames=levels(*range(12)), masks=masks(0, *[1] * 11))
     assert made is not None
     assert told(made.padded().frames) == [0, *range(12)]
     assert told(made.padded().masks) == [0, 0, *[1] * 11]
@@ -318,7 +324,7 @@ def test_what_is_kept_and_what_is_made_are_encoded_apart():
 
 def test_a_first_frame_image_by_hand():
     """A first chunk of 12 frames as 13: the image is all of the doubled frame's latents and of the first four's."""
-    conditioning = Conditioning.of(12, first_image=IMAGE)
+    conditioning = Conditioning.combine(12, first_image=IMAGE)
     assert conditioning is not None
     context = vace_context(conditioning.padded(), [], encoders(), 4, SIDE)
     assert told(context.latents[:, :3]) == [-0.5, -0.5, 0, 0]
@@ -328,7 +334,7 @@ def test_a_first_frame_image_by_hand():
 
 def test_references_stand_before_frames():
     ways = encoders()
-    conditioning = Conditioning.of(12, frames=levels(*range(12)), masks=masks(*[1] * 6, *[0] * 6))
+    conditioning = Conditioning.combine(12, frames=levels(*range(12)), masks=masks(*[1] * 6, *[0] * 6))
     context = vace_context(conditioning, [levels(0.3), levels(0.4)], ways, 3, SIDE)
     assert context.num_references == 2
     assert told(context.latents[:, :3]) == pytest.approx([30, 40, 0, 7, 11])
@@ -369,7 +375,7 @@ def test_wans_context_has_96_channels(num_references: int):
 
 def test_latents_in_16_bit_make_a_context_in_16_bit():
     ways = VaceEncoders(*[lambda pixels: Encoder()(pixels).bfloat16()] * 3)
-    context = vace_context(Conditioning.of(12, frames=levels(*range(12))), [IMAGE], ways, 3, SIDE)
+    context = vace_context(Conditioning.combine(12, frames=levels(*range(12))), [IMAGE], ways, 3, SIDE)
     assert context.latents.dtype == torch.bfloat16
 
 
@@ -399,7 +405,7 @@ def test_the_context_is_that_of_diffusers(num_frames: int, with_reference: bool)
     latents = pipeline.prepare_video_latents(parts, frames, mask, images, None, "cpu")
     theirs = torch.cat([latents, pipeline.prepare_masks(parts, (mask > 0.5).float(), images)], dim=1)
 
-    conditioning = Conditioning.of(num_frames, frames=frames, masks=mask)
+    conditioning = Conditioning.combine(num_frames, frames=frames, masks=mask)
     num_latent_frames = (num_frames + 3) // 4
     references = [reference] if with_reference else []
     ours = vace_context(conditioning, references, VaceEncoders(encoder, encoder, encoder), num_latent_frames)

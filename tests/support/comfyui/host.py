@@ -93,11 +93,11 @@ class Runner:
             self._results[name] = answer
         return self._results[name]
 
-    def _inputs(self, given: dict[str, Any], types: dict[str, Any]) -> dict[str, Any]:
+    def _inputs(self, inputs: dict[str, Any], types: dict[str, Any]) -> dict[str, Any]:
         known = {**types["required"], **types.get("optional", {})}
-        assert not given.keys() - known.keys(), "a workflow names inputs that the node doesn't have"
-        assert not types["required"].keys() - given.keys(), "a workflow lacks inputs that the node needs"
-        return {name: self._input(value, known[name][0]) for name, value in given.items()}
+        assert not inputs.keys() - known.keys(), "a workflow names inputs that the node doesn't have"
+        assert not types["required"].keys() - inputs.keys(), "a workflow lacks inputs that the node needs"
+        return {name: self._input(value, known[name][0]) for name, value in inputs.items()}
 
     def _input(self, value: Any, kind: Any) -> Any:
         if isinstance(value, list):

@@ -21,13 +21,13 @@ def pipeline(server: Frontend | str, id: str = "probe", token: str = "") -> Pipe
 
 def generate(of: PipelineRef, **inputs: Any) -> tuple[Any, int, dict[str, Any]]:
     """Images, their number, and the report as it was read back."""
-    told = {"prompt": "a cat", "num_frames": 33, "seed": 42, "unique_id": NODE_ID, **inputs}
-    images, count, report = FilmstripGenerate().generate(pipeline=of, **told)
+    arguments = {"prompt": "a cat", "num_frames": 33, "seed": 42, "unique_id": NODE_ID, **inputs}
+    images, count, report = FilmstripGenerate().generate(pipeline=of, **arguments)
     return images, count, json.loads(report)
 
 
 def generate_video(of: PipelineRef, **inputs: Any) -> dict[str, Any]:
-    told = {
+    arguments = {
         "prompt": "a cat",
         "num_frames": 33,
         "seed": 42,
@@ -35,7 +35,7 @@ def generate_video(of: PipelineRef, **inputs: Any) -> dict[str, Any]:
         "filename_prefix": "video/Filmstrip",
         **inputs,
     }
-    return FilmstripGenerateVideo().generate(pipeline=of, unique_id=NODE_ID, **told)
+    return FilmstripGenerateVideo().generate(pipeline=of, unique_id=NODE_ID, **arguments)
 
 
 def chunk_spec(chunk: int, **inputs: Any) -> Specs:

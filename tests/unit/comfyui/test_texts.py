@@ -14,7 +14,7 @@ from comfyui.errors import FilmstripError
 from comfyui.nodes_chunks import FilmstripChunkSpec, FilmstripPromptSchedule
 from comfyui.nodes_generate import FilmstripGenerate
 from comfyui.nodes_server import FilmstripServer, token_from_environment
-from tests.support.answering import Reply, answering
+from tests.support.fake_server import Reply, fake_server
 
 
 def test_a_schedule():
@@ -132,7 +132,7 @@ def reply(**body: Any) -> Reply:
 @pytest.mark.parametrize("listed", [True, False])
 def test_a_pipeline_that_is_not_loaded_yet_is_loaded_and_waited_for(listed: bool):
     before = [{"id": "new", "state": "unloaded", "reason": None, **UNKNOWN}] if listed else []
-    with answering(
+    with fake_server(
         reply(pipelines=before),
         reply(status="loading"),
         reply(status="loading", pipeline_id="new"),
@@ -153,7 +153,7 @@ def test_a_pipeline_that_cannot_run_says_why():
         (reply(pipelines=[failed]),),
         (reply(pipelines=[]), reply(status="loading"), reply(status="error", error="an engine is damaged")),
     ):
-        with answering(*replies) as (url, _), pytest.raises(FilmstripError, match=r"new .*: an engine is damaged"):
+        with fake_server(*replies) as (url, _), pytest.raises(FilmstripError, match=r"new .*: an engine is damaged"):
             ServerClient(server_address(url), lambda: None).loaded_pipeline("new", lambda _: None)
 
 

@@ -23,7 +23,7 @@ from filmstrip.errors import ERRORS
 from filmstrip.video import count_frames, write_video
 from filmstrip.video.write import Output
 from filmstrip.wire import VideoShape, pack_video_header
-from tests.support.answering import Reply, answering
+from tests.support.fake_server import Reply, fake_server
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -344,7 +344,7 @@ def test_waiting_outlasts_a_server_that_starts_and_one_that_is_busy(tmp_path, mo
     busy = [refusing("busy", **{"Retry-After": "7"}), refusing("busy", **{"Retry-After": "100000"}), refusing("busy")]
     health = Reply(503, b'{"status": "starting"}')
     command = ["generate", "-p", "gray", "-o", tmp_path / "out.gif", "--server"]
-    with answering(starting, starting, listed, *busy, stream, video, health=health) as (url, requests):
+    with fake_server(starting, starting, listed, *busy, stream, video, health=health) as (url, requests):
         result = run(*command, url, "--wait")
     assert result.exit_code == 0, result.stderr
     assert result.stderr.count("The server is starting; waiting. Press Ctrl-C to stop waiting.\n") == 1
@@ -354,13 +354,13 @@ def test_waiting_outlasts_a_server_that_starts_and_one_that_is_busy(tmp_path, mo
     assert pauses == [1, 1, 7, waiting.LONGEST_PAUSE_S, 1]
     assert [request for request in requests if "generate" in request][-1].startswith("GET /api/v1/generate/download")
 
-    with answering(starting, health=health) as (url, requests):
+    with fake_server(starting, health=health) as (url, requests):
         result = run(*command, url)
     assert (result.exit_code, len(requests)) == (1, 1)
     assert "use --wait" in result.stderr
-    with answering(starting, health=Reply(503, b'{"status": "unavailable"}')) as (url, _):
+    with fake_server(starting, health=Reply(503, b'{"status": "unavailable"}')) as (url, _):
         assert run(*command, url, "--wait").exit_code == 1, "waiting would not help"
-    with answering(refusing("storage_full"), health=health) as (url, _):
+    with fake_server(refusing("storage_full"), health=health) as (url, _):
         assert run(*command, url, "--wait").exit_code == 1
 
 

@@ -34,7 +34,7 @@ from filmstrip.connection_settings import connection_options
 from filmstrip.errors import ERRORS, Busy, DiskFull, FilmstripError, InvalidField, TlsUnsupported, UnknownPipeline
 from filmstrip.http_errors import retry_after_s
 from filmstrip.wire import pack_video_header
-from tests.support.answering import Reply, answering
+from tests.support.fake_server import Reply, fake_server
 
 URL = "http://filmstrip.test:8000"
 VIDEO = np.random.default_rng(2).integers(0, 256, (5, 4, 6, 3), np.uint8)
@@ -195,7 +195,7 @@ async def test_a_certificate_of_ones_own_is_trusted_where_it_is_named(tmp_path):
     with_bom.write_text("\ufeff" + CERTIFICATE.read_text() + "\nd\u00e9j\u00e0 vu\n")
     context = ssl.create_default_context(cafile=CERTIFICATE)
     pipelines = Reply(200, b'{"pipelines": []}', {"Content-Type": "application/json"})
-    with answering(pipelines, certificate=CERTIFICATE) as (url, _):
+    with fake_server(pipelines, certificate=CERTIFICATE) as (url, _):
         with pytest.raises(UntrustedCertificate, match="not trusted: self-signed"):
             Client(url).pipelines()
         for verify in (CERTIFICATE, str(with_bom), context, False):
@@ -210,7 +210,7 @@ async def test_a_certificate_of_ones_own_is_trusted_where_it_is_named(tmp_path):
         trusted = CliRunner().invoke(cli.main, ["pipelines", "--json", "--server", url, "--cacert", str(CERTIFICATE)])
         assert (trusted.exit_code, json.loads(trusted.stdout)) == (0, [])
 
-    with answering(pipelines) as (url, _), pytest.raises(TlsUnsupported, match="write http://"):
+    with fake_server(pipelines) as (url, _), pytest.raises(TlsUnsupported, match="write http://"):
         Client(url.replace("http:", "https:")).pipelines()
     for bad in (tmp_path / "missing.pem", Path(__file__)):
         with pytest.raises(ValueError, match=re.escape(str(bad))):

@@ -11,25 +11,29 @@ from comfyui.client import server_address
 from comfyui.errors import FilmstripError as NodesError
 from filmstrip.cli import main
 from filmstrip.client import AsyncClient, Client, UnexpectedAnswer, VideoShape
-from tests.support.answering import Reply, answering, nginx
+from tests.support.fake_server import Reply, fake_server, nginx_error
 from tests.support.server import ROOT
 
 LOGIN = b"\xef\xbb\xbf\n<!DOCTYPE html><html><body><form action='/login'>Sign in</form></body></html>"
 FAILED, NOT_REACHED = 1, 3
 
 CASES = [
-    (nginx(413, "Request Entity Too Large"), "client_max_body_size", FAILED),
-    (nginx(502, "Bad Gateway"), "cannot reach it", NOT_REACHED),
-    (nginx(503, "Service Temporarily Unavailable"), "nothing to forward to", NOT_REACHED),
-    (nginx(504, "Gateway Time-out"), "proxy_read_timeout", NOT_REACHED),
-    (nginx(401, "Authorization Required", **{"WWW-Authenticate": "Basic"}), "asks for a login", FAILED),
-    (nginx(403, "Forbidden"), "forbids", FAILED),
-    (nginx(404, "Not Found"), "no Filmstrip server at this address", FAILED),
-    (nginx(429, "Too Many Requests"), "try again later", FAILED),
-    (nginx(400, "The plain HTTP request was sent to HTTPS port"), "write https://", FAILED),
-    (nginx(418, "I'm a teapot"), "refused", FAILED),
-    (nginx(302, "Found", Location="https://login.example/sign-in?session=s3cret"), "https://login.example/sign-in", 1),
-    (nginx(301, "Moved Permanently", Location="//login.example:70000/"), "elsewhere", FAILED),
+    (nginx_error(413, "Request Entity Too Large"), "client_max_body_size", FAILED),
+    (nginx_error(502, "Bad Gateway"), "cannot reach it", NOT_REACHED),
+    (nginx_error(503, "Service Temporarily Unavailable"), "nothing to forward to", NOT_REACHED),
+    (nginx_error(504, "Gateway Time-out"), "proxy_read_timeout", NOT_REACHED),
+    (nginx_error(401, "Authorization Required", **{"WWW-Authenticate": "Basic"}), "asks for a login", FAILED),
+    (nginx_error(403, "Forbidden"), "forbids", FAILED),
+    (nginx_error(404, "Not Found"), "no Filmstrip server at this address", FAILED),
+    (nginx_error(429, "Too Many Requests"), "try again later", FAILED),
+    (nginx_error(400, "The plain HTTP request was sent to HTTPS port"), "write https://", FAILED),
+    (nginx_error(418, "I'm a teapot"), "refused", FAILED),
+    (
+        nginx_error(302, "Found", Location="https://login.example/sign-in?session=s3cret"),
+        "https://login.example/sign-in",
+        1,
+    ),
+    (nginx_error(301, "Moved Permanently", Location="//login.example:70000/"), "elsewhere", FAILED),
     (Reply(521, b"<html>s3cret", {"Server": "cloudflare\x1b[31m"}), "failed (521 from cloudflare [31m)", FAILED),
     (Reply(200, LOGIN, {"Content-Type": "text/html"}), "web page", FAILED),
     (Reply(200, LOGIN), "web page", FAILED),
@@ -57,7 +61,7 @@ def check(message: str, url: str, reply: Reply, cause: str) -> None:
 @every_case
 async def test_the_python_clients_name_the_likely_cause(reply: Reply, cause: str, exit_code: int):
     video = np.zeros((40, 256, 256, 3), np.uint8)  # more than a socket's buffers hold
-    with answering(reply) as (url, _), Client(url) as client:
+    with fake_server(reply) as (url, _), Client(url) as client:
         for call in (
             client.pipelines,
             client.health,
@@ -82,7 +86,7 @@ async def test_the_python_clients_name_the_likely_cause(reply: Reply, cause: str
 
 @every_case
 def test_the_command_names_the_likely_cause(reply: Reply, cause: str, exit_code: int):
-    with answering(reply) as (url, _):
+    with fake_server(reply) as (url, _):
         result = CliRunner().invoke(main, ["pipelines", "--server", url])
     assert result.exit_code == exit_code
     assert result.stderr.count("\n") == 1
@@ -95,7 +99,7 @@ def test_the_command_names_the_likely_cause(reply: Reply, cause: str, exit_code:
 @every_case
 def test_the_nodes_name_the_likely_cause(reply: Reply, cause: str, exit_code: int):
     frames = [bytes(256 * 256 * 3)] * 40
-    with answering(reply) as (url, _):
+    with fake_server(reply) as (url, _):
         client = NodesClient(server_address(url), lambda: None)
         for call in (
             client.pipelines,
@@ -111,7 +115,7 @@ def test_the_nodes_name_the_likely_cause(reply: Reply, cause: str, exit_code: in
 
 
 def test_a_redirect_to_https_says_what_to_write():
-    with answering(Reply(301, b"", {"Location": "https://127.0.0.1:8443/api/v1/pipelines"})) as (url, _):
+    with fake_server(Reply(301, b"", {"Location": "https://127.0.0.1:8443/api/v1/pipelines"})) as (url, _):
         result = CliRunner().invoke(main, ["pipelines", "--server", url])
     assert "redirects to https://127.0.0.1:8443; write that in the URL (301 Moved Permanently)" in result.stderr
 

@@ -24,7 +24,7 @@ ALL = Features(
 )
 WITHOUT = {"loras": ()}  # what a feature is where it is missing; False for the others
 
-OF_REQUEST = [
+REQUEST_FIELDS = [
     # field, values that ask for something, values that ask for nothing
     ("seed", [0, 41, 43], [42]),
     ("noise_scale", [0, 0.0, 0.69, 1], [0.7]),
@@ -36,9 +36,9 @@ OF_REQUEST = [
     ("vace_context_scale", [0, 0.5, 2], [1, 1.0]),
     ("vace_use_input_video", [True], [False, None]),
 ]
-OF_CHUNK = [
-    *OF_REQUEST[:3],
-    *OF_REQUEST[4:],
+CHUNK_FIELDS = [
+    *REQUEST_FIELDS[:3],
+    *REQUEST_FIELDS[4:],
     ("manage_cache", [], [True, None]),
     ("reset_cache", [True], [False]),
     ("vace_temporally_locked", [False], [True]),
@@ -73,19 +73,19 @@ def request(chunk_specs: list[dict[str, Any]] | None = None, **fields: Any) -> G
     return GenerateRequest.model_validate(body)
 
 
-def test_the_tables_here_miss_no_field() -> None:
-    assert {row[0] for row in (*OF_REQUEST, *OF_CHUNK)} == set(FEATURE_OF_FIELD)
-    assert GenerateRequest.model_fields.keys() - FREE <= {row[0] for row in OF_REQUEST}
-    assert ChunkSpec.model_fields.keys() - FREE <= {row[0] for row in OF_CHUNK}
+def test_the_tables_cover_every_field() -> None:
+    assert {row[0] for row in (*REQUEST_FIELDS, *CHUNK_FIELDS)} == set(FEATURE_OF_FIELD)
+    assert GenerateRequest.model_fields.keys() - FREE <= {row[0] for row in REQUEST_FIELDS}
+    assert ChunkSpec.model_fields.keys() - FREE <= {row[0] for row in CHUNK_FIELDS}
 
 
 def test_a_field_without_its_feature_is_refused(subtests: pytest.Subtests) -> None:
-    for name, value in [case for case in flat(OF_REQUEST, 1) if case[0] not in GENERIC]:
+    for name, value in [case for case in flat(REQUEST_FIELDS, 1) if case[0] not in GENERIC]:
         with subtests.test(name=name, value=value):
             feature = FEATURE_OF_FIELD[name]
-            facts = replace(BARE, features=replace(ALL, **{feature: WITHOUT.get(feature, False)}))
+            pipeline = replace(BARE, features=replace(ALL, **{feature: WITHOUT.get(feature, False)}))
             with pytest.raises(InvalidField) as caught:
-                check_features(request(**{name: value}), facts)
+                check_features(request(**{name: value}), pipeline)
             assert caught.value.field == name
             assert caught.value.message.startswith(f"{name}: bare does not support {feature}; its features: ")
             shown = caught.value.message.partition("its features: ")[2].split(", ")
@@ -95,22 +95,22 @@ def test_a_field_without_its_feature_is_refused(subtests: pytest.Subtests) -> No
 
 
 def test_a_field_of_a_chunk_without_its_feature_is_refused(subtests: pytest.Subtests) -> None:
-    for name, value in [case for case in flat(OF_CHUNK, 1) if case[0] not in GENERIC | OF_TRANSITION]:
+    for name, value in [case for case in flat(CHUNK_FIELDS, 1) if case[0] not in GENERIC | OF_TRANSITION]:
         with subtests.test(name=name, value=value):
             feature = FEATURE_OF_FIELD[name]
-            facts = replace(BARE, features=replace(ALL, **{feature: WITHOUT.get(feature, False)}))
-            wanted = request([{"chunk": 0}, {"chunk": 7, name: value}])
+            pipeline = replace(BARE, features=replace(ALL, **{feature: WITHOUT.get(feature, False)}))
+            generation = request([{"chunk": 0}, {"chunk": 7, name: value}])
             with pytest.raises(InvalidField) as caught:
-                check_features(wanted, facts)
+                check_features(generation, pipeline)
             assert caught.value.field == f"chunk_specs[1].{name}"
             where = f"chunk_specs[1].{name} (chunk 7)"
             assert caught.value.message.startswith(f"{where}: bare does not support {feature}; its features: ")
             only = replace(Features(), **{feature: getattr(ALL, feature)})
-            check_features(wanted, replace(BARE, features=only))
+            check_features(generation, replace(BARE, features=only))
 
 
 def test_of_several_missing_features_the_same_is_always_named() -> None:
-    given = {name: values[0] for name, values, _ in OF_CHUNK if values and name not in GENERIC}
+    given = {name: values[0] for name, values, _ in CHUNK_FIELDS if values and name not in GENERIC}
     named = []
     while given:
         with pytest.raises(InvalidField) as caught:
@@ -122,14 +122,14 @@ def test_of_several_missing_features_the_same_is_always_named() -> None:
 
 
 def test_every_pipeline_accepts_a_default(subtests: pytest.Subtests) -> None:
-    for name, value in flat(OF_REQUEST, 2):
+    for name, value in flat(REQUEST_FIELDS, 2):
         with subtests.test(name=name, value=value):
             fields = {name: value}
             check_features(request(**fields), BARE)
 
 
 def test_every_pipeline_accepts_a_default_of_a_chunk(subtests: pytest.Subtests) -> None:
-    for name, value in flat(OF_CHUNK, 2):
+    for name, value in flat(CHUNK_FIELDS, 2):
         with subtests.test(name=name, value=value):
             check_features(request([{"chunk": 0, name: value}]), BARE)
 

@@ -21,7 +21,7 @@ from frontend.schema import GenerateRequest
 from frontend.settings import Settings
 from frontend.store import Draft, Kind, Store
 from frontend.triton import ModelSequence, TritonClient
-from tests.support.aftermath import SOON_S
+from tests.support.recovery import SOON_S
 
 CHAIN = Chain(PipelineSpec("model", (Mode.TEXT,), chunk_size=4, first_chunk_size=4, height=16, width=16))
 

@@ -31,7 +31,7 @@ from frontend.images import ImageDecoder, Requester, RequestImage, resolve_image
 from frontend.inference import FileSlice
 from frontend.settings import Settings
 from frontend.store import Kind, Store
-from tests.support.aftermath import eventually
+from tests.support.recovery import eventually
 from tests.support.server import ROOT
 
 FORMATS = ("PNG", "JPEG", "WEBP")

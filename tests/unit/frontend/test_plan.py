@@ -12,29 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from filmstrip.contract import Features, Interpolation, Mode, PipelineSpec
+from filmstrip.contract import Interpolation, Mode, PipelineSpec
 from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape
 from frontend.array_plan import Source, TensorPlan, UploadInfo
-from frontend.plan import Chain, ChunkPlan, Plan, make_plan
-from frontend.schema import GenerateRequest
+from frontend.plan import Chain, ChunkPlan, Plan
+from tests.unit.frontend.plans import LONGLIVE, NOTHING, PROCESSOR, plan_request
 
-LONGLIVE = PipelineSpec(
-    "longlive",
-    (Mode.TEXT, Mode.VIDEO),
-    chunk_size=12,
-    first_chunk_size=9,
-    granularity=16,
-    height=320,
-    width=576,
-    latent_frames=3,
-    features=Features(
-        seed=True, prompts=True, noise=True, cache=True, denoising_steps=True, vace=True, loras=("ink", "neon")
-    ),
-)
-PROCESSOR = PipelineSpec("gray", (Mode.VIDEO,), 12, 12, features=Features(frame_processor=True))
 TINY = replace(LONGLIVE, granularity=1, height=2, width=2)  # so small that arrays can be compared byte by byte
 
-NOTHING = UploadInfo()
 INPUT = UploadInfo(input_shape=VideoShape(48, 320, 576, 3))
 BLOB = np.random.default_rng(0).integers(0, 256, 8192, np.uint8)
 VIDEO = np.random.default_rng(1).integers(0, 256, (40, 2, 2, 3), np.uint8)
@@ -43,13 +28,12 @@ VIDEO = np.random.default_rng(1).integers(0, 256, (40, 2, 2, 3), np.uint8)
 def make(
     num_frames: int = 48,
     chunk_specs: Sequence[dict[str, Any]] = (),
-    facts: PipelineSpec = LONGLIVE,
+    pipeline: PipelineSpec = LONGLIVE,
     uploads: UploadInfo = NOTHING,
     pre_processor: PipelineSpec | None = None,
     **fields: Any,
 ) -> Plan:
-    body = {"pipeline_id": facts.id, "prompt": "a cat", "num_frames": num_frames, "chunk_specs": list(chunk_specs)}
-    return make_plan(GenerateRequest.model_validate(body | fields), Chain(facts, pre_processor), uploads, 2**30)
+    return plan_request(chunk_specs, uploads, Chain(pipeline, pre_processor), num_frames=num_frames, **fields)
 
 
 def lengths(plan: Plan) -> list[int]:
@@ -169,8 +153,8 @@ def expected_arrays(
 def test_chunks_tile_the_video_and_cover_the_frames_that_they_need(
     case: tuple[PipelineSpec, int, int, dict[str, Any]],
 ) -> None:
-    facts, num_input, num_frames, fields = case
-    plan = make(num_frames, facts=facts, uploads=uploads_of(num_input), **fields)
+    pipeline, num_input, num_frames, fields = case
+    plan = make(num_frames, pipeline=pipeline, uploads=uploads_of(num_input), **fields)
     by_chunk = {spec["chunk"]: spec for spec in fields["chunk_specs"]}
 
     assert plan.output.frames == sum(chunk.keep for chunk in plan.chunks) == num_frames
@@ -178,14 +162,16 @@ def test_chunks_tile_the_video_and_cover_the_frames_that_they_need(
     assert [chunk.keep for chunk in plan.chunks[:-1]] == lengths(plan)[:-1]
     assert 1 <= plan.chunks[-1].keep <= lengths(plan)[-1]
     for index, chunk in enumerate(plan.chunks):
-        told, spec = chunk.parameters, by_chunk.get(index, {})
+        parameters, spec = chunk.parameters, by_chunk.get(index, {})
         arrays = expected_arrays(chunk, spec, num_input, num_frames)
-        assert told.index == index
-        assert told.mode is (Mode.VIDEO if "input_video" in arrays and not told.vace_use_input_video else Mode.TEXT)
-        noise_alone = told.mode is Mode.TEXT and not {"vace_frames", "vace_masks"} & arrays.keys()
-        short = facts is TINY and told.reset and noise_alone and not told.vace_use_input_video
-        assert told.num_frames == (9 if short else 12)
-        assert told.reset or index > 0
+        assert parameters.index == index
+        assert parameters.mode is (
+            Mode.VIDEO if "input_video" in arrays and not parameters.vace_use_input_video else Mode.TEXT
+        )
+        noise_alone = parameters.mode is Mode.TEXT and not {"vace_frames", "vace_masks"} & arrays.keys()
+        short = pipeline is TINY and parameters.reset and noise_alone and not parameters.vace_use_input_video
+        assert parameters.num_frames == (9 if short else 12)
+        assert parameters.reset or index > 0
         assert [tensor.spec.name for tensor in chunk.tensors] == list(arrays)
         for tensor in chunk.tensors:
             array = arrays[tensor.spec.name]
@@ -197,11 +183,11 @@ def test_chunks_tile_the_video_and_cover_the_frames_that_they_need(
 
 @given(cases())
 def test_the_same_request_has_the_same_plan(case: tuple[PipelineSpec, int, int, dict[str, Any]]) -> None:
-    facts, num_input, num_frames, fields = case
-    plan = make(num_frames, facts=facts, uploads=uploads_of(num_input), **fields)
-    assert make(num_frames, facts=facts, uploads=uploads_of(num_input), **fields) == plan
+    pipeline, num_input, num_frames, fields = case
+    plan = make(num_frames, pipeline=pipeline, uploads=uploads_of(num_input), **fields)
+    assert make(num_frames, pipeline=pipeline, uploads=uploads_of(num_input), **fields) == plan
     fields["chunk_specs"] = fields["chunk_specs"][::-1]
-    assert make(num_frames, facts=facts, uploads=uploads_of(num_input), **fields) == plan
+    assert make(num_frames, pipeline=pipeline, uploads=uploads_of(num_input), **fields) == plan
 
 
 # -- Where chunks start afresh ------------------------------------------------------------------------------
@@ -301,13 +287,13 @@ def test_a_video_of_ten_thousand_frames_starts_afresh_before_the_frame_index_end
 
 
 def test_a_frame_processor_starts_once_however_long_the_video() -> None:
-    plan = make(10_000, facts=PROCESSOR, uploads=UploadInfo(VideoShape(1, 4, 6, 3)))
+    plan = make(10_000, pipeline=PROCESSOR, uploads=UploadInfo(VideoShape(1, 4, 6, 3)))
     assert len(plan.chunks) == 834
     assert resets(plan) == [0]
     assert plan.chunks[-1].keep == 10_000 - 833 * 12
 
 
-# -- What a chunk is told -----------------------------------------------------------------------------------
+# -- Parameters of a chunk ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -320,7 +306,7 @@ def test_a_frame_processor_starts_once_however_long_the_video() -> None:
         ("prompt_interpolation_method", "slerp", "linear"),
         ("denoising_steps", (1000, 500), (900, 100)),
         ("lora_scales", {"ink": 0.5}, {}),
-        ("lora_scales", {"ink": 0.5}, {"neon": -1.0}),
+        ("lora_scales", {"ink": 0.5}, {"neon.v2": -1.0}),
         ("vace_context_scale", 0.5, 0.0),
         ("vace_use_input_video", True, False),
     ],
@@ -332,12 +318,25 @@ def test_a_chunk_overrides_the_request_for_itself_only(name: str, of_request: An
 
 def test_defaults_reach_every_chunk() -> None:
     for chunk in make(48).chunks:
-        told = chunk.parameters
-        assert (told.seed, told.noise_scale, told.noise_controller, told.vace_context_scale) == (42, 0.7, False, 1.0)
-        assert (told.kv_cache_attention_bias, told.denoising_steps, told.lora_scales) == (None, None, {})
-        assert (told.vace_use_input_video, told.vace_temporally_locked) == (False, True)
-        assert told.prompt_interpolation_method is Interpolation.LINEAR
-        assert (told.prompts, told.transition, told.ref_image_shapes) == ((("a cat", 100.0),), None, ())
+        parameters = chunk.parameters
+        assert (
+            parameters.seed,
+            parameters.noise_scale,
+            parameters.noise_controller,
+            parameters.vace_context_scale,
+        ) == (42, 0.7, False, 1.0)
+        assert (parameters.kv_cache_attention_bias, parameters.denoising_steps, parameters.lora_scales) == (
+            None,
+            None,
+            {},
+        )
+        assert (parameters.vace_use_input_video, parameters.vace_temporally_locked) == (False, True)
+        assert parameters.prompt_interpolation_method is Interpolation.LINEAR
+        assert (parameters.prompts, parameters.transition, parameters.ref_image_shapes) == (
+            (("a cat", 100.0),),
+            None,
+            (),
+        )
 
 
 def test_arrays_are_locked_in_time_unless_the_chunk_says_otherwise() -> None:
@@ -360,7 +359,7 @@ def test_images_go_with_their_chunk() -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "uploads", "fields", "size"),
+    ("pipeline", "uploads", "fields", "size"),
     [
         (LONGLIVE, UploadInfo(), {}, (320, 576)),
         (LONGLIVE, UploadInfo(VideoShape(1, 33, 77, 3)), {}, (320, 576)),
@@ -371,9 +370,9 @@ def test_images_go_with_their_chunk() -> None:
     ],
 )
 def test_the_size_is_the_one_asked_for_or_the_pipelines_or_the_inputs(
-    facts: PipelineSpec, uploads: UploadInfo, fields: dict[str, Any], size: tuple[int, int]
+    pipeline: PipelineSpec, uploads: UploadInfo, fields: dict[str, Any], size: tuple[int, int]
 ) -> None:
-    plan = make(13, facts=facts, uploads=uploads, **fields)
+    plan = make(13, pipeline=pipeline, uploads=uploads, **fields)
     assert plan.output == (13, *size, 3)
     assert all(
         chunk.frames == (12 if index or uploads.input_shape else 9, *size, 3) for index, chunk in enumerate(plan.chunks)

@@ -7,27 +7,13 @@ from typing import Any
 
 import pytest
 
-from filmstrip.contract import Features, Mode, PipelineSpec
+from filmstrip.contract import Mode
 from filmstrip.errors import InvalidField
 from filmstrip.wire import VideoShape
 from frontend.array_plan import UploadInfo
-from frontend.plan import Chain, Plan, make_plan
-from frontend.schema import GenerateRequest
+from frontend.plan import Chain, Plan
+from tests.unit.frontend.plans import LONGLIVE, NOTHING, PROCESSOR, plan_request
 
-LONGLIVE = PipelineSpec(
-    "longlive",
-    (Mode.TEXT, Mode.VIDEO),
-    chunk_size=12,
-    first_chunk_size=9,
-    granularity=16,
-    height=320,
-    width=576,
-    latent_frames=3,
-    features=Features(
-        seed=True, prompts=True, noise=True, cache=True, denoising_steps=True, vace=True, loras=("ink", "neon.v2")
-    ),
-)
-PROCESSOR = PipelineSpec("gray", (Mode.VIDEO,), 12, 12, features=Features(frame_processor=True))
 TEXT_ONLY = replace(LONGLIVE, modes=(Mode.TEXT,))
 
 VIDEO = [12, 320, 576, 3]
@@ -37,18 +23,10 @@ FRAMES_BYTES = 3 * 12 * 320 * 576 * 4
 SIZE_OF = {"input_video": 12 * 320 * 576 * 3, "vace_frames": FRAMES_BYTES, "vace_masks": FRAMES_BYTES // 3}
 SHAPE_OF = {"input_video": VIDEO, "vace_frames": FRAMES, "vace_masks": MASKS}
 BLOB = UploadInfo(blob_bytes=FRAMES_BYTES)
-NOTHING = UploadInfo()
 
 
-def make(
-    chunk_specs: Sequence[Mapping[str, Any]] = (),
-    uploads: UploadInfo = BLOB,
-    chain: Chain = Chain(LONGLIVE),  # noqa: B008  frozen
-    max_chunk_bytes: int = 2**30,
-    **fields: Any,
-) -> Plan:
-    body = {"pipeline_id": chain.pipeline.id, "prompt": "a cat", "num_frames": 48, "chunk_specs": list(chunk_specs)}
-    return make_plan(GenerateRequest.model_validate(body | fields), chain, uploads, max_chunk_bytes)
+def make(chunk_specs: Sequence[Mapping[str, Any]] = (), uploads: UploadInfo = BLOB, *args: Any, **fields: Any) -> Plan:
+    return plan_request(chunk_specs, uploads, *args, **fields)
 
 
 def refusal(*args: Any, **fields: Any) -> InvalidField:

@@ -24,7 +24,7 @@ def walk(num_chunks: int, specs: Mapping[int, Mapping[str, Any]], **fields: Any)
     return [sticky.next_chunk(by_chunk.get(chunk)) for chunk in range(num_chunks)]
 
 
-def told(chunks: list[ChunkPrompts]) -> list[str]:
+def texts(chunks: list[ChunkPrompts]) -> list[str]:
     """`a` where prompt a is in force, `a>b 1/4` at step 1 of 4 to b."""
     return [_told(chunk) for chunk in chunks]
 
@@ -40,7 +40,7 @@ def _told(chunk: ChunkPrompts) -> str:
 def test_the_last_prompt_set_persists() -> None:
     specs = {1: {"text": "b"}, 3: {"prompts": [{"text": "c", "weight": 30}, {"text": "d"}]}, 4: {"seed": 7}}
     chunks = walk(6, specs)
-    assert told(chunks) == ["a", "b", "b", "c+d", "c+d", "c+d"]
+    assert texts(chunks) == ["a", "b", "b", "c+d", "c+d", "c+d"]
     assert chunks[5].prompts == (Prompt("c", 30.0), Prompt("d", 100.0))
 
 
@@ -68,7 +68,7 @@ def test_an_empty_text_is_a_prompt() -> None:
     ],
 )
 def test_a_transition_takes_its_steps_and_its_target_persists(spec: dict[str, Any], expected: list[str]) -> None:
-    assert told(walk(6, {1: TO_B | spec})) == expected
+    assert texts(walk(6, {1: TO_B | spec})) == expected
 
 
 @pytest.mark.parametrize(
@@ -92,11 +92,11 @@ def test_a_transition_takes_its_steps_and_its_target_persists(spec: dict[str, An
     ],
 )
 def test_what_comes_in_the_middle_of_a_transition(specs: dict[int, dict[str, Any]], expected: list[str]) -> None:
-    assert told(walk(6, specs)) == expected
+    assert texts(walk(6, specs)) == expected
 
 
 def test_a_new_transition_in_the_middle_of_one_has_its_own_steps_and_target() -> None:
-    """It starts from the embedding in force, which the runtime has; the prompts told are those before both."""
+    """It starts from the embedding in force, which the runtime has; the prompts sent are those before both."""
     chunks = walk(6, {0: TO_B, 2: TO_C | {"transition_num_steps": 3}})
     assert [chunk.transition and (chunk.transition.step, chunk.transition.num_steps) for chunk in chunks] == [
         *((0, 4), (1, 4), (0, 3), (1, 3), (2, 3), None)
@@ -139,7 +139,7 @@ def test_walking_chunk_by_chunk_is_the_same_as_looking_back(choices: dict[int, d
         # The last chunk that set anything decides.
         setters = [earlier for earlier in range(chunk + 1) if choices.get(earlier)]
         if not setters:
-            assert told([found]) == ["a"]
+            assert texts([found]) == ["a"]
             continue
         last = setters[-1]
         target, steps = choices[last].get("transition", (None, 0))

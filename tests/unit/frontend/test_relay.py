@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException
 
 from frontend.inference import ChunkAnswer, ChunkCall, FileSlice, _stage_seconds
 from frontend.relay import _MESSAGE, _REPLY, Relay, RelayDied, _Message, _parse_reply, _Reply
-from tests.support.aftermath import eventually
+from tests.support.recovery import eventually
 
 # The first to start ends at once, but something keeps its output open; the second answers when it is let.
 RELAYS = """#!/bin/sh

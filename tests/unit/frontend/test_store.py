@@ -16,7 +16,7 @@ from filmstrip.errors import InUse, StorageFull, UnknownPath
 from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape, pack_video_header
 from frontend.settings import Settings
 from frontend.store import SHM_DIR, Draft, Kind, Store, StoredFile
-from tests.support.aftermath import eventually, held_open
+from tests.support.recovery import eventually, open_files_in
 
 SHAPE = VideoShape(2, 3, 5)
 VIDEO = pack_video_header(SHAPE) + bytes(range(90))
@@ -108,7 +108,7 @@ async def test_a_draft_that_ends_in_an_exception_is_removed(
             await draft.append(bytes(100))
             raise error
         assert on_disk(tmp_path) == []
-        eventually(lambda: not held_open(tmp_path / "data" / "partial"), 5)  # a thread closes it
+        eventually(lambda: not open_files_in(tmp_path / "data" / "partial"), 5)  # a thread closes it
 
 
 async def test_a_committed_file_survives_an_exception_after_it(open_store: OpenStore) -> None:
@@ -338,7 +338,7 @@ async def test_a_thousand_deletions_leave_no_file_open(open_store: OpenStore, tm
     store = open_store()
     for _ in range(1000):
         store.delete((await put(store)).name)
-    eventually(lambda: not held_open(tmp_path / "data" / "blobs"), 10)
+    eventually(lambda: not open_files_in(tmp_path / "data" / "blobs"), 10)
     assert (on_disk(tmp_path), store._files, store._held) == ([], {}, {})
 
 

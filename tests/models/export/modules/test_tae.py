@@ -17,7 +17,7 @@ from export.modules.tae import TaeDecoder, TaeEncoder
 from export.modules.vae import VaeDecoder, VaeEncoder
 from export.weight_names import Weights
 from tests.models.export.configs import tiny
-from tests.models.export.networks import normal, random_weights
+from tests.models.export.networks import in_pieces, normal, random_weights
 
 CONFIG = TaeConfig(dim=8, z_dim=4)
 HEIGHT, WIDTH = 16, 24
@@ -91,17 +91,6 @@ def decoded(weights: Weights, latents: Tensor, act: Act = relu) -> Tensor:
 
 def video(num_frames: int, batch: int = 1) -> Tensor:
     return normal(batch, 3, num_frames, HEIGHT, WIDTH).tanh()
-
-
-def in_pieces(network: nn.Module, x: Tensor, sizes: list[int]) -> Tensor:
-    """The network's output, piece by piece with its caches."""
-    assert sum(sizes) == x.shape[2]
-    caches = None
-    outputs = []
-    for piece in x.split(sizes, dim=2):
-        y, caches = network(piece, caches)
-        outputs.append(y)
-    return torch.cat(outputs, dim=2)
 
 
 @pytest.mark.parametrize("sizes", [[1], [37], [13, 12, 12], [9, 12, 4], [1, 4, 4, 8]])

@@ -12,7 +12,7 @@ from export.config import WAN_LATENTS_MEAN, WAN_LATENTS_STD, VaeConfig
 from export.modules.vae import VaeDecoder, VaeEncoder
 from export.weight_names import wan_vae_names
 from tests.models.export.configs import tiny
-from tests.models.export.networks import normal
+from tests.models.export.networks import in_pieces, normal
 
 CONFIG = tiny().vae
 HEIGHT, WIDTH = 16, 24
@@ -63,17 +63,6 @@ def unscaled(latents: Tensor) -> Tensor:
 
 def video(num_frames: int) -> Tensor:
     return normal(1, 3, num_frames, HEIGHT, WIDTH).tanh()
-
-
-def in_pieces(network: torch.nn.Module, x: Tensor, sizes: list[int]) -> Tensor:
-    """The network's output, piece by piece with its caches."""
-    assert sum(sizes) == x.shape[2]
-    caches = None
-    outputs = []
-    for piece in x.split(sizes, dim=2):
-        y, caches = network(piece, caches)
-        outputs.append(y)
-    return torch.cat(outputs, dim=2)
 
 
 @pytest.mark.parametrize("sizes", [[1], [37], [13, 12, 12], [9, 12, 4], [1, 4, 4, 8]])

@@ -260,7 +260,7 @@ def decoder(**changed: Any) -> dict[Path, Any]:
         (
             decoder(checkpoint={"longlive_base.pt": "cd" * 32}),
             LORAS,
-            "vae_decoder.engine was made from another longlive_base.pt than the other engines of its folder",
+            "vae_decoder.engine was built from another longlive_base.pt than the other engines of its folder",
         ),
         (
             decoder(profiles={"320x576": {}}),

@@ -39,7 +39,7 @@ def test_shapes_choose_the_profile_of_their_size(latents: tuple[int, ...], curre
 
 @pytest.mark.parametrize("latents", [(1, 16, 13, 40, 72), (1, 16, 3, 40, 104), (1, 16, 3, 40)])
 def test_shapes_of_no_size_are_refused(latents: tuple[int, ...]):
-    with pytest.raises(ValueError, match=r"transformer was built for no size that these shapes fit: latents \[1, 16"):
+    with pytest.raises(ValueError, match=r"not built for a size that fits these shapes: latents \[1, 16"):
         pick_profile(PROFILES, {"latents": latents}, 0, "transformer")
 
 
@@ -53,7 +53,7 @@ def test_a_profile_is_kept_while_it_fits(reaches: list[tuple[int, int]], length:
     current %= len(profiles)
     fitting = [index for index, (low, high) in enumerate(reaches) if low <= length <= high]
     if not fitting:
-        with pytest.raises(ValueError, match="no size"):
+        with pytest.raises(ValueError, match="not built for a size"):
             pick_profile(profiles, {"x": (length,)}, current, "any")
     else:
         picked = pick_profile(profiles, {"x": (length,)}, current, "any")

@@ -9,8 +9,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 from torch import Tensor
 
 from filmstrip.contract import ChunkParameters
-from filmstrip.runtime.longlive import GpuTimings, denoise
-from filmstrip.runtime.schedule import ChunkNoise, SigmaTable
+from filmstrip.runtime.longlive import ChunkNoise, GpuTimings, SigmaTable, denoise
 from filmstrip.runtime.sequences import Chunk, ChunkCancelled, Timings
 
 # -- The denoising loop --------------------------------------------------------------------------------------

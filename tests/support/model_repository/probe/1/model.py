@@ -1,4 +1,4 @@
-"""A stand-in for a generator with every feature, which tells what it was given and fails on request.
+"""A stand-in for a generator with every feature, which reports its inputs and fails on request.
 
 Frames, text mode: value (seed + 31 * chunk index + 7 * frame + y + x + 85 * channel) % 256. Video mode: the
 input frames, resized. The report's "probe" holds the parameters as received, "tensors" (sha256 and shape of each)
@@ -9,7 +9,7 @@ A chunk whose first prompt starts with one of these misbehaves, after it was log
     !error      a FilmstripError
     !shape      frames of a wrong shape
     !sleep S    S seconds in 10 ms steps, cancelled between any two; logs {"event": "cancelled"} then
-    !hang       an hour, deaf to cancelling
+    !hang       an hour, ignoring cancellation
     !die        the process exits
 """
 
@@ -44,7 +44,7 @@ class ProbeState:
 
     def chunk(self, chunk: Chunk) -> Frames:
         self._num_chunks += 1
-        told = {
+        entry = {
             "event": "chunk",
             "parameters": asdict(chunk.parameters),
             "tensors": {
@@ -53,8 +53,8 @@ class ProbeState:
             },
             "num_chunks": self._num_chunks,
         }
-        chunk.report["probe"] = told
-        _log(told)
+        chunk.report["probe"] = entry
+        _log(entry)
         with chunk.timings.measure("generate"):
             frames = self._frames(chunk)
             return _misbehave(chunk, frames)

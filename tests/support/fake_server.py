@@ -1,4 +1,4 @@
-"""A real HTTP server that answers what a test says: as a proxy does whose server is away, say."""
+"""An HTTP server with scripted responses, such as those of a proxy whose server is down."""
 
 import socket
 import ssl
@@ -18,46 +18,46 @@ NGINX_PAGE = (
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer; `at_once` gives it before the body was read, as nginx refuses one that is too large."""
+    """One response; `before_body` sends it before the request body is read, as nginx refuses one that is too large."""
 
     status: int
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
-    at_once: bool = False
+    before_body: bool = False
 
 
-def nginx(status: int, title: str, **headers: str) -> Reply:
+def nginx_error(status: int, title: str, **headers: str) -> Reply:
     """An error page of nginx."""
     body = NGINX_PAGE.format(title=f"{status} {title}").encode()
     return Reply(
-        status, body, {"Server": "nginx/1.22.1", "Content-Type": "text/html", **headers}, at_once=status == 413
+        status, body, {"Server": "nginx/1.22.1", "Content-Type": "text/html", **headers}, before_body=status == 413
     )
 
 
 @contextmanager
-def answering(*replies: Reply, certificate: Path | None = None, **by_path: Reply) -> Iterator[tuple[str, list[str]]]:
-    """A server that gives each reply once, in turn, and the last one for ever; its URL and the requests it got.
+def fake_server(*replies: Reply, certificate: Path | None = None, **by_path: Reply) -> Iterator[tuple[str, list[str]]]:
+    """Run a server that sends each reply once, then repeats the last one; its URL and the requests it received.
 
     Args:
-        replies: in turn.
-        certificate: a PEM file with its key: the server speaks TLS.
-        by_path: for requests whose path ends in this word, before the others.
+        replies: the replies in order.
+        certificate: a PEM file with a certificate and its key, for TLS.
+        by_path: replies for requests whose path ends in this name; they take precedence.
     """
 
     class Handler(BaseHTTPRequestHandler):
-        left: ClassVar[list[Reply]] = list(replies)
+        remaining: ClassVar[list[Reply]] = list(replies)
 
         def handle_one_request(self) -> None:
-            with suppress(ConnectionError):  # a client that has read enough may leave
+            with suppress(ConnectionError):  # the client may close once it has read enough
                 super().handle_one_request()
 
-        def answer(self) -> None:
-            got.append(f"{self.command} {self.path}")
+        def respond(self) -> None:
+            received.append(f"{self.command} {self.path}")
             word = self.path.partition("?")[0].rpartition("/")[2].replace("-", "_")
             reply = by_path.get(word)
             if reply is None:
-                reply = self.left[0] if len(self.left) == 1 else self.left.pop(0)
-            if not reply.at_once:
+                reply = self.remaining[0] if len(self.remaining) == 1 else self.remaining.pop(0)
+            if not reply.before_body:
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
             self.wfile.write(f"HTTP/1.1 {reply.status} Whatever\r\n".encode())
             for name, value in {**reply.headers, "Content-Length": len(reply.body), "Connection": "close"}.items():
@@ -65,16 +65,16 @@ def answering(*replies: Reply, certificate: Path | None = None, **by_path: Reply
             self.wfile.write(b"\r\n" + reply.body)
             self.wfile.flush()
             self.close_connection = True
-            if reply.at_once:  # nginx reads on for a while, so that the client gets to see the answer
+            if reply.before_body:  # nginx reads on for a while, so that the client sees the response
                 self.connection.shutdown(socket.SHUT_WR)
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
-        do_GET = do_POST = answer  # noqa: N815 - the standard library's names
+        do_GET = do_POST = respond  # noqa: N815 - the standard library's names
 
         def log_message(self, *_: Any) -> None:
             pass
 
-    got: list[str] = []
+    received: list[str] = []
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         if certificate is not None:
             context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -83,7 +83,7 @@ def answering(*replies: Reply, certificate: Path | None = None, **by_path: Reply
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         try:
-            yield f"{'http' if certificate is None else 'https'}://127.0.0.1:{server.server_port}", got
+            yield f"{'http' if certificate is None else 'https'}://127.0.0.1:{server.server_port}", received
         finally:
             server.shutdown()
             thread.join()

@@ -1,4 +1,4 @@
-"""A plugin of pytest (`-p tests.support.setup_alone`) that hides what `make torch` and `make test-setup` install."""
+"""A pytest plugin (`-p tests.support.hide_optional_packages`) that hides what `make test-setup` installs."""
 
 import sys
 from importlib.abc import MetaPathFinder

@@ -1,8 +1,8 @@
-"""`python -m tests.support.release_check`: build the package, install it as a user does, and make a video with it.
+"""`python -m tools.release_check`: build the package, install it as a user does and generate a video.
 
-The wheel goes into an empty environment twice: alone, where it must be the client without the server, and with its
-`server` extra, where `filmstrip serve` must start a Triton in an empty folder and make a video. It takes minutes and a
-package index.
+The wheel is installed into an empty environment twice: alone, where it must be the client without the server; then with
+the `server` extra, where `filmstrip serve` must start a Triton in an empty folder and generate a video. This takes
+minutes and needs a package index.
 """
 
 import os
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import click
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 CLIP = ROOT / "demo" / "big_buck_bunny.mp4"
 SERVER_PACKAGES = ("quart", "hypercorn", "tritonclient", "pytriton", "torch", "cv2")
 START_S = 120.0
@@ -28,12 +28,12 @@ STOP_S = 20.0
 
 
 class CheckFailed(click.ClickException):
-    """The package is not fit for a release."""
+    """The package is not ready for a release."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Build the wheel, install it into an empty environment, and make a video with `filmstrip serve`."""
+    """Build the wheel, install it into an empty environment, and generate a video with `filmstrip serve`."""
     with tempfile.TemporaryDirectory(prefix="filmstrip-release-") as folder:
         wheel = build(Path(folder) / "dist")
         check_contents(wheel)
@@ -42,11 +42,11 @@ def main() -> None:
         check_client(bin_folder, Path(folder))
         install(bin_folder, f"{wheel}[server]")
         check_server(bin_folder, Path(folder))
-    click.echo(f"{wheel.name} is fit for a release")
+    click.echo(f"{wheel.name} is ready for a release")
 
 
 def build(folder: Path) -> Path:
-    """Build the source distribution, from it the wheel, and check what an index would show; the wheel."""
+    """Build the source distribution and from it the wheel, check both with twine, and return the wheel."""
     run(sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT))
     run(sys.executable, "-m", "twine", "check", "--strict", *map(str, folder.iterdir()))
     (wheel,) = folder.glob("*.whl")
@@ -54,12 +54,12 @@ def build(folder: Path) -> Path:
 
 
 def check_contents(wheel: Path) -> None:
-    """One top-level package, with a type marker and the frame processors' model folders."""
+    """Check for one top-level package, with a type marker and the model folders of the frame processors."""
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0] for name in names if ".dist-info/" not in name}
     if tops != {"filmstrip"}:
-        raise CheckFailed(f"the wheel has {sorted(tops)} at its top")
-    wanted = {
+        raise CheckFailed(f"the wheel has the top-level packages {sorted(tops)}")
+    expected = {
         "filmstrip/py.typed",
         *(
             f"filmstrip/{path.relative_to(ROOT)}"
@@ -67,12 +67,12 @@ def check_contents(wheel: Path) -> None:
             for path in (ROOT / "model_repository").glob(f"*/{pattern}")
         ),
     }
-    if missing := wanted - set(names):
+    if missing := expected - set(names):
         raise CheckFailed(f"the wheel lacks {sorted(missing)}")
 
 
 def environment(folder: Path) -> Path:
-    """Make an empty virtual environment; its folder of commands."""
+    """Create an empty virtual environment; its `bin` folder."""
     venv.create(folder, with_pip=True)
     return folder / "bin"
 
@@ -83,23 +83,28 @@ def install(bin_folder: Path, requirement: str) -> None:
 
 
 def check_client(bin_folder: Path, folder: Path) -> None:
-    """The client works without the server, which says how to install it."""
+    """Check that the client works without the server, and that `filmstrip serve` says how to install it."""
     code = f"""
 import importlib.util, filmstrip.client
 found = [name for name in {SERVER_PACKAGES} if importlib.util.find_spec(name)]
-assert not found, f"the client brings {{found}}"
+assert not found, f"the client also installs {{found}}"
 """
     run(str(bin_folder / "python"), "-c", code, cwd=folder)
     run(str(bin_folder / "filmstrip"), "--version", cwd=folder)
     answer = subprocess.run(
-        [bin_folder / "filmstrip", "serve"], cwd=folder, env=clean(), capture_output=True, text=True, check=False
+        [bin_folder / "filmstrip", "serve"],
+        cwd=folder,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if answer.returncode != 1 or "pip install 'filmstrip[server]'" not in answer.stderr:
         raise CheckFailed(f"`filmstrip serve` without the server: {answer.returncode}, {answer.stderr}")
 
 
 def check_server(bin_folder: Path, folder: Path) -> None:
-    """`filmstrip serve --embedded` in an empty folder makes a video with a model that comes with the wheel."""
+    """Check that `filmstrip serve --embedded` in an empty folder generates a video with a model of the wheel."""
     with serving(bin_folder, folder / "empty") as url:
         out = folder / "gray.mp4"
         command = ("generate", "--server", url, "--wait", "--pipeline", "gray", "--video", str(CLIP), "-o", str(out))
@@ -110,12 +115,12 @@ def check_server(bin_folder: Path, folder: Path) -> None:
 
 @contextmanager
 def serving(bin_folder: Path, folder: Path) -> Iterator[str]:
-    """A server in an empty folder; its URL."""
+    """Run a server in an empty folder; its URL."""
     folder.mkdir()
     log = folder.with_suffix(".log")
     with log.open("wb") as output:
-        command = [bin_folder / "filmstrip", "serve", "--embedded", "--port", "0"]
-        server = subprocess.Popen(command, cwd=folder, env=clean(), stdout=output, stderr=output)
+        command = [str(bin_folder / "filmstrip"), "serve", "--embedded", "--port", "0"]
+        server = subprocess.Popen(command, cwd=folder, env=clean_environment(), stdout=output, stderr=output)
     try:
         yield wait_for_url(server, log)
         server.send_signal(signal.SIGTERM)
@@ -128,7 +133,7 @@ def serving(bin_folder: Path, folder: Path) -> Iterator[str]:
 
 
 def wait_for_url(server: "subprocess.Popen[bytes]", log: Path) -> str:
-    """The address that the server's log names."""
+    """Wait for the address in the server's log."""
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and server.poll() is None:
         if found := re.search(r"listens on (http://[\w.:]+)", log.read_text()):
@@ -138,15 +143,15 @@ def wait_for_url(server: "subprocess.Popen[bytes]", log: Path) -> str:
 
 
 def run(*command: str, cwd: Path = ROOT) -> None:
-    """Run a command that must succeed."""
+    """Run a command; its failure fails the check."""
     click.echo(f"$ {' '.join(command)}")
-    done = subprocess.run(command, cwd=cwd, env=clean(), check=False, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=cwd, env=clean_environment(), check=False, capture_output=True, text=True)
     if done.returncode != 0:
         raise CheckFailed(f"{' '.join(command)}: status {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
 
 
-def clean() -> dict[str, str]:
-    """The environment without what would lead to this checkout or to another server."""
+def clean_environment() -> dict[str, str]:
+    """The environment, without variables that lead to this checkout or to another server."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH" and "FILMSTRIP_" not in name}
 
 

@@ -1,4 +1,4 @@
-"""What must hold after every fault, and the small things that tests of faults share."""
+"""What must hold after every fault, and small helpers of the tests that provoke faults."""
 
 import contextlib
 import json
@@ -16,8 +16,8 @@ from tests.support import http
 from tests.support.server import Frames, Frontend
 
 PROBE = {"pipeline_id": "probe", "prompt": "x", "num_frames": 33}
-# With a comment in each millisecond of silence, this stream is longer than what any kernel buffers for a narrow
-# RawClient that does not read: the server's writes stall.
+# With a comment for each millisecond of silence, this stream is longer than what any kernel buffers for a RawClient
+# with small buffers that does not read: the server's writes stall.
 NUM_LONG_CHUNKS = 10_000 // 9 + 1
 LONG = {
     "pipeline_id": "probe",
@@ -25,24 +25,24 @@ LONG = {
     "num_frames": 10_000,
     "chunk_specs": [{"chunk": number, "reset_cache": True} for number in range(NUM_LONG_CHUNKS)],
 }
-CHATTY_S = 0.001
+SHORT_KEEP_ALIVE_S = 0.001
 SOON_S = 5.0
-"""A limit that a busy machine keeps. What must not happen takes ten seconds or longer, so the limit excludes it."""
+"""A limit that a busy machine keeps; what must not happen takes ten seconds or longer."""
 MODELS_WITH_STATE = ("probe", "passthrough")
 
 
 @contextlib.contextmanager
-def harmless(frontend: Frontend, *, inputs: int = 0, outputs: int = 0, timeout_s: float = 30) -> Iterator[None]:
-    """Whatever happens in the block, the server is as good as new after it, without a restart.
+def assert_recovers(frontend: Frontend, *, inputs: int = 0, outputs: int = 0, timeout_s: float = 30) -> Iterator[None]:
+    """Check that the server recovers from whatever happens in the block, without a restart.
 
-    The slot is free, nothing half-written lies about, shared memory is given back, Triton's sequences are ended and
-    the next generation gives what it should.
+    Afterwards the slot is free, no incomplete files are left, shared memory is released, all models are loaded, their
+    sequences have ended, and the next generation yields the expected frames.
 
     Args:
         frontend: the server.
-        inputs: whole uploads that the block leaves.
-        outputs: videos that the block leaves: of generations that completed, or were cancelled with frames made.
-        timeout_s: how long the server may take to get over it.
+        inputs: number of uploads that the block leaves.
+        outputs: number of videos that the block leaves: of generations that completed, or were cancelled after a chunk.
+        timeout_s: how long each of these may take.
     """
     stored, shm = set(frontend.stored()), frontend.in_shm()
     yield
@@ -53,7 +53,7 @@ def harmless(frontend: Frontend, *, inputs: int = 0, outputs: int = 0, timeout_s
     assert sum(name.startswith("outputs/") for name in new) == outputs, new
     assert len(new) == inputs + outputs, new
     eventually(lambda: frontend.in_shm() == shm, timeout_s)
-    eventually(lambda: all_loaded(frontend), timeout_s)  # a model whose process died is loaded anew
+    eventually(lambda: all_models_loaded(frontend), timeout_s)  # a model whose process died is loaded again
     assert {model: open_sequences(frontend, model) for model in MODELS_WITH_STATE} == dict.fromkeys(
         MODELS_WITH_STATE, 0
     )
@@ -61,50 +61,50 @@ def harmless(frontend: Frontend, *, inputs: int = 0, outputs: int = 0, timeout_s
 
 
 def assert_serves(frontend: Frontend) -> None:
-    """A generation gives exactly what it should."""
-    made = frontend.make(**PROBE, seed=5)
-    assert made.shape == (33, 64, 96, 3)
-    assert np.array_equal(made[[0, 9], 0, 0], [[5, 90, 175], [36, 121, 206]])  # the probe's pattern
+    """Check that a generation yields the expected frames."""
+    frames = frontend.generate_frames(**PROBE, seed=5)
+    assert frames.shape == (33, 64, 96, 3)
+    assert np.array_equal(frames[[0, 9], 0, 0], [[5, 90, 175], [36, 121, 206]])  # the probe's pattern
 
 
 def open_sequences(frontend: Frontend, model: str) -> int:
-    """Sequences that a model holds for others: asked with a sequence of one chunk, which is its start and its end."""
-    told = ChunkParameters(0, 1, 64, 96, Mode.VIDEO)
+    """How many sequences a model holds, counted by a sequence of one chunk that starts and ends at once."""
+    parameters = ChunkParameters(0, 1, 64, 96, Mode.VIDEO)
     chunk = triton_grpc.InferInput(contract.CHUNK.name, [1], contract.CHUNK.dtype)
-    chunk.set_data_from_numpy(np.array([told.to_json()], np.object_))
+    chunk.set_data_from_numpy(np.array([parameters.to_json()], np.object_))
     video = triton_grpc.InferInput(contract.INPUT_VIDEO.name, [1, 64, 96, 3], contract.INPUT_VIDEO.dtype)
     video.set_data_from_numpy(np.zeros((1, 64, 96, 3), np.uint8))
     with frontend.triton_client() as client:
-        answer = client.infer(
+        response = client.infer(
             model,
             [chunk, video],
             sequence_id=time.monotonic_ns(),
             sequence_start=True,
             sequence_end=True,
-            timeout=2_000_000,  # a sequence that was not ended would hold the one slot
+            timeout=2_000_000,  # microseconds; a sequence that has not ended would hold the only slot
             client_timeout=10,
         )
-    report = answer.as_numpy(contract.REPORT.name)
+    report = response.as_numpy(contract.REPORT.name)
     assert report is not None
-    return int(json.loads(report[0])["open_sequences"])  # its own has ended by then
+    return int(json.loads(report[0])["open_sequences"])  # this one has ended by then
 
 
-def all_loaded(frontend: Frontend) -> bool:
-    """Whether chunks can be sent to every model."""
-    answer = http.get(f"{frontend.url}/api/v1/pipelines")
-    return answer.status_code == 200 and all(pipeline["loaded"] for pipeline in answer.json()["pipelines"])
+def all_models_loaded(frontend: Frontend) -> bool:
+    """Whether every model is loaded."""
+    response = http.get(f"{frontend.url}/api/v1/pipelines")
+    return response.status_code == 200 and all(pipeline["loaded"] for pipeline in response.json()["pipelines"])
 
 
 def eventually(condition: Callable[[], object], timeout_s: float = 30) -> None:
-    """Wait until it holds."""
+    """Wait until a condition holds."""
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
+        assert time.monotonic() < deadline, f"still false after {timeout_s:g} s"
         time.sleep(0.02)
 
 
-def held_open(folder: Path) -> list[str]:
-    """Files of a folder that this process has open, also those whose name is gone."""
+def open_files_in(folder: Path) -> list[str]:
+    """Files of a folder that this process has open, including deleted ones."""
     found = []
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
@@ -118,5 +118,5 @@ def is_generating(frontend: Frontend) -> bool:
 
 
 def noise(num_frames: int, height: int = 64, width: int = 96) -> Frames:
-    """A video of random pixels: it hardly compresses, and no frame equals another."""
+    """A video of random pixels, [F, H, W, 3]: it hardly compresses, and no two frames are equal."""
     return np.random.default_rng(num_frames).integers(0, 256, (num_frames, height, width, 3), np.uint8)

@@ -1,7 +1,7 @@
-"""`python -m tests.support.audit`: known vulnerabilities of the packages that the locks name.
+"""`python -m tools.audit`: look up known vulnerabilities of the packages in the lock files.
 
-pip-audit runs in an environment of its own, so that its dependencies stay out of ours. It asks a public database;
-where that cannot be reached the run says so and is no failure.
+pip-audit runs in its own environment, so that its dependencies stay out of ours. It queries a public database. If the
+database cannot be reached, the audit says so and succeeds.
 """
 
 import json
@@ -9,14 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 LOCKS = (ROOT / "requirements.lock", ROOT / "deploy" / "triton.lock")  # all of deploy/frontend.lock is in the first
 PIP_AUDIT = "pip-audit==2.10.1"
 TIMEOUT_S = 300
 
 
 def main() -> int:
-    """The exit status: 1 where something is known to be vulnerable."""
+    """Audit every lock file; the exit status is 1 if a package is known to be vulnerable."""
     return max(_audit(lock) for lock in LOCKS)
 
 
@@ -35,7 +35,7 @@ def _audit(lock: Path) -> int:
         done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
         packages = json.loads(done.stdout)["dependencies"]
     except (subprocess.TimeoutExpired, json.JSONDecodeError):
-        print(f"{lock.name} not audited: the database of vulnerabilities cannot be reached", file=sys.stderr)
+        print(f"{lock.name} not audited: cannot reach the vulnerability database", file=sys.stderr)
         return 0
     audited = [package for package in packages if "skip_reason" not in package]
     vulnerable = [package for package in audited if package["vulns"]]
@@ -45,7 +45,7 @@ def _audit(lock: Path) -> int:
             print(f"{package['name']} {package['version']}: {found['id']}, fixed in {fixed}")
     print(f"{lock.name}: {len(audited)} of {len(packages)} packages audited, {len(vulnerable)} are vulnerable")
     if len(audited) < len(packages):
-        print(f"not in the database, or it cannot be reached: {len(packages) - len(audited)}", file=sys.stderr)
+        print(f"not in the database, or not reachable: {len(packages) - len(audited)} packages", file=sys.stderr)
     return 1 if vulnerable else 0
 
 

@@ -1,0 +1,1 @@
+"""Programs for maintainers, behind targets of the Makefile."""
