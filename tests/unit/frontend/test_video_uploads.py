@@ -348,8 +348,12 @@ async def test_sides_are_limited_before_anything_is_decoded(upload: Uploads, tmp
 
     with contextlib.suppress(FilmstripError):
         assert max((await upload(with_boxes(small, claim))).shape) < 100
-    squeezed = encode(tmp_path / "squeezed.mp4", numbered(2), options={"x264-params": "sar=200:1"})
-    assert "12800x48" in await upload.refusal(squeezed)
+
+    def squeeze(stream: Any) -> None:
+        stream.codec_context.sample_aspect_ratio = Fraction(10)
+
+    squeezed = encode(tmp_path / "squeezed.mp4", numbered(2, 48, 1024), set_up=squeeze)
+    assert "10240x48" in await upload.refusal(squeezed)
 
 
 async def test_a_small_file_of_huge_frames_costs_a_bounded_amount(upload: Uploads, tmp_path: Path) -> None:
