@@ -29,7 +29,7 @@ GRAPHS = {
     *("text_encoder", "text_kv", "transformer", "vace_text_kv", "vace"),
     *("vae_encoder_image", "vae_encoder_first", "vae_encoder_next", "vae_decoder_first", "vae_decoder_next"),
 }
-SMALL = {"num_layers": 2, "vace_layers": [], "vae": {"type": "tae", "base_dim": 4, "z_dim": 4, "num_res_blocks": 1}}
+SMALL = {"vace_layers": [], "vae": {"type": "tae", "base_dim": 4, "z_dim": 4, "num_res_blocks": 1}}
 
 
 def run(folder: Path, *more: str, id: str = "small", size: str = "48x32") -> Result:
