@@ -4,6 +4,7 @@ import contextlib
 import json
 import subprocess
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import pytest
 
 from filmstrip.video import read_frames
 from tests.support import http
-from tests.support.aftermath import eventually, harmless
-from tests.support.raw_client import RawClient
+from tests.support.http import UPLOAD
+from tests.support.raw_client import RawClient, RawResponse
+from tests.support.recovery import assert_recovers, eventually
+from tests.support.refusals import check_refusal, refusal_of
 from tests.support.server import ROOT, Frames, Frontend, frontend_on
-from tests.support.wire import UPLOAD, ask, refusal, request
 from tests.unit.filmstrip.video_samples import encode
 
 CLIP = ROOT / "demo" / "big_buck_bunny.mp4"
@@ -34,6 +36,11 @@ def stored(server: Frontend, answer: httpx.Response) -> Frames:
     raw = (server.data_dir / "videos" / told["input_path"]).read_bytes()
     assert tuple(np.frombuffer(raw[:20], "<u4")) == (4, *told["shape"])
     return np.frombuffer(raw[20:], np.uint8).reshape(told["shape"])
+
+
+def refusal(server: Frontend, answer: httpx.Response) -> dict[str, Any]:
+    """The error of a refusal; a decoder may take its time to come to it."""
+    return check_refusal(server, replace(RawResponse.of(answer), seconds=0))
 
 
 def decoders(server: Frontend) -> list[psutil.Process]:
@@ -114,8 +121,8 @@ def test_refusals(server: Frontend) -> None:
         error = refusal(server, answer)
         assert (answer.status_code, error["code"]) == (status, code), query
     for header in ("Content-Encoding: gzip", "Content-Type: multipart/form-data; boundary=x"):
-        answer = ask(server, request(f"POST {UPLOAD}", "Content-Type: video/mp4", header, body=data))
-        assert refusal(server, answer)["code"] == "unsupported_media_type"
+        error = refusal_of(server, f"POST {UPLOAD}", "Content-Type: video/mp4", header, body=data)
+        assert error["code"] == "unsupported_media_type"
     assert server.stored() == kept
 
 
@@ -126,8 +133,8 @@ def test_over_the_limit_the_answer_names_what_fits(server: Frontend, tmp_path: P
         assert error["code"] == "too_large"
         query = "?" + error["message"].partition("; ")[2].removesuffix(" fits").split(" or ")[0]
         assert post(frontend, data, query).json()["num_frames"] == 2**20 // (128 * 128 * 3)
-        too_long = ask(frontend, request(f"POST {UPLOAD}", "Content-Type: video/mp4", length=2**20 + 1))
-        assert refusal(frontend, too_long)["code"] == "too_large"
+        error = refusal_of(frontend, f"POST {UPLOAD}", "Content-Type: video/mp4", length=2**20 + 1)
+        assert error["code"] == "too_large"
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +148,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def test_a_decoder_ends_when_its_client_goes(server: Frontend, slow: bytes) -> None:
     """In good order, with a reset, and in the middle of the body; the server serves others meanwhile."""
     for leave in (RawClient.close, RawClient.reset):
-        with harmless(server):
+        with assert_recovers(server):
             client = RawClient(server.url)
             client.send_head("POST", f"{UPLOAD}?width=2048", MP4 | {"Content-Length": str(len(slow))})
             client.send(slow)
@@ -150,7 +157,7 @@ def test_a_decoder_ends_when_its_client_goes(server: Frontend, slow: bytes) -> N
             assert http.get(f"{server.url}/health").status_code == 200
             leave(client)
             eventually(lambda: not process.is_running())  # noqa: B023
-    with harmless(server):
+    with assert_recovers(server):
         client = RawClient(server.url)
         client.send_head("POST", UPLOAD, MP4 | {"Content-Length": str(len(slow))})
         client.send(slow[:1000])
