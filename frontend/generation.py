@@ -74,6 +74,8 @@ class Generation:
             on_end: called at the end, just before the last event is sent.
         """
         self.unused = request.plan.unused
+        if Source.INPUT in request.uploads:
+            output.fps = request.uploads[Source.INPUT].fps
         self._task = asyncio.create_task(self._run(request, output, triton, store), name="generation")
         self._task.add_done_callback(lambda _: uses.close())
         self._task.add_done_callback(functools.partial(self._end, store, output, on_end))

@@ -220,7 +220,7 @@ async def download() -> Response:
         return send_file(file, request, state.store, state.downloads)
     assert file.shape is not None
     query = parse_query(VideoFileQuery, request.args)
-    variant = Variant.of(query.format, query, file.shape, DEFAULT_FPS)
+    variant = Variant.of(query.format, query, file.shape, file.fps or DEFAULT_FPS)
     will_stream(request)
     return send_file(
         await state.video_files.file(file, variant),

@@ -21,6 +21,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from fractions import Fraction
 from pathlib import Path
 from stat import S_ISREG
 from types import TracebackType
@@ -58,8 +59,9 @@ _HAS_HEADER = (Kind.VIDEO, Kind.OUTPUT)
 MAX_VARIANTS = 8
 """Most files that are derived from one output and kept."""
 _NAME = re.compile(r"(?:video|blob|asset|output)-[0-9a-f]{32}")
-_FILE_NAME = re.compile(rf"({_NAME.pattern})(?:@([A-Za-z0-9_-]+))?")
-_DERIVED_NAME = re.compile(rf"{_FILE_NAME.pattern}\.([a-z0-9_-]+)\.([0-9a-f]{{32}})")
+_OWNED_NAME = rf"({_NAME.pattern})(?:@([A-Za-z0-9_-]+))?"
+_FILE_NAME = re.compile(rf"{_OWNED_NAME}(?:~([0-9]{{1,9}})_([1-9][0-9]{{0,8}}))?")
+_DERIVED_NAME = re.compile(rf"{_OWNED_NAME}\.([a-z0-9_-]+)\.([0-9a-f]{{32}})")
 
 
 def is_name(text: str) -> bool:
@@ -67,9 +69,10 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
-def disk_name(name: str, owner: str) -> str:
+def disk_name(name: str, owner: str, fps: Fraction | None = None) -> str:
     """The name of a stored file on disk."""
-    return f"{name}@{owner}" if owner else name
+    rate = f"~{fps.numerator}_{fps.denominator}" if fps else ""
+    return f"{name}@{owner}{rate}" if owner else f"{name}{rate}"
 
 
 def open_stored(path: Path) -> int:
@@ -106,6 +109,7 @@ class StoredFile:
         shape: of the video after the header; None for blobs and assets.
         inode: its inode number.
         expires_at: Unix time in seconds.
+        fps: frames per second of a video, if they are known.
     """
 
     name: str
@@ -116,6 +120,7 @@ class StoredFile:
     shape: VideoShape | None
     inode: int
     expires_at: float
+    fps: Fraction | None = None
 
     @classmethod
     def inspect(cls, path: Path, shm_prefix: str, ttl_s: float) -> "StoredFile | None":
@@ -140,7 +145,8 @@ class StoredFile:
                     return None
             if stat.st_size != VIDEO_HEADER_BYTES + shape.num_bytes:
                 return None
-        return cls(match[1], kind, match[2] or "", path, stat.st_size, shape, stat.st_ino, stat.st_mtime + ttl_s)
+        fps = Fraction(int(match[3]), int(match[4])) if match[3] else None
+        return cls(match[1], kind, match[2] or "", path, stat.st_size, shape, stat.st_ino, stat.st_mtime + ttl_s, fps)
 
     @property
     def in_shm(self) -> bool:
@@ -218,6 +224,7 @@ class Draft:
         self.reserved_bytes = reserved_bytes
         self.written_bytes = 0
         self.preallocated_bytes = 0
+        self.fps: Fraction | None = None
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         os.fchmod(self.fd, store.file_mode)  # independent of the umask: Triton's user must be able to map it
 
@@ -518,7 +525,7 @@ class Store:
         name = f"{draft.kind}-{secrets.token_hex(16)}"
         if draft.preallocated_bytes > draft.written_bytes:
             release(draft.fd, draft.written_bytes, draft.preallocated_bytes)
-        file_name = disk_name(name, draft.owner)
+        file_name = disk_name(name, draft.owner, draft.fps)
         path = SHM_DIR / f"{self._shm_prefix}{file_name}" if draft.in_shm else self._folder(draft.kind) / file_name
         try:
             os.rename(draft.path, path)

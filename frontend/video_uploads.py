@@ -132,6 +132,7 @@ class VideoDecoder:
         draft.written_bytes = VIDEO_HEADER_BYTES + shape.num_bytes
         self._store.reserve(draft, draft.written_bytes)
         draft.write_header(shape)
+        draft.fps = Fraction(described.fps).limit_denominator(MAX_FPS_DENOMINATOR)
         return DecodedVideo(draft.commit(), shape, described.fps, described.poster)
 
 

@@ -149,6 +149,10 @@ async def test_the_answer_has_the_rate_and_a_small_first_frame(upload: Uploads, 
     path = encode(tmp_path / "x.mp4", numbered(4, 480, 640) + 40, rate=Fraction(30000, 1001))
     decoded = await upload(path)
     assert decoded.fps == pytest.approx(29.97, abs=0.001)
+    assert decoded.file.fps == Fraction(30000, 1001)
+    upload.store.close()
+    upload.store.open()
+    assert upload.store.find(decoded.file.name, Kind.VIDEO).fps == Fraction(30000, 1001)
     assert decoded.shape == (4, 480, 640, 3)
     kind, _, data = decoded.poster.partition(",")
     assert kind == "data:image/webp;base64"
