@@ -125,7 +125,7 @@ async def _serve(settings: Settings, listener: socket.socket, descriptors: int) 
         for wait in waits:
             wait.cancel()
         loop.call_later(_HARD_LIMIT_S, _give_up, state)
-        await state.slot.close(settings.shutdown_timeout_s)
+        await state.jobs.close(settings.shutdown_timeout_s)
 
     config = Config()
     config.bind = [f"fd://{listener.fileno()}"]

@@ -25,9 +25,10 @@ from filmstrip.errors import (
 )
 from filmstrip.wire import VideoShape, header_holds, pack_video_header
 
+from .blobs import Blob, BlobDraft, Blobs
 from .connection import BoundedBody, Pace
 from .schema import parse
-from .store import Draft, Kind, Store, StoredFile
+from .store import Draft, Kind, Store
 from .tasks import FairSemaphore, in_thread
 
 BINARY = "application/octet-stream"
@@ -268,16 +269,19 @@ def _count(headers: Headers, name: str, default: str | None = None) -> int:
 
 
 class BodyReceiver:
-    """Receives one request body into the store, as a file of `owner`."""
+    """Receives one request body as a file of `owner`; what is only an input of another file is spooled in the store."""
 
-    def __init__(self, store: Store, owner: str, body: BoundedBody, content_length: int | None, pace: Pace) -> None:
-        self._store = store
+    def __init__(
+        self, blobs: Blobs, spool: Store, owner: str, body: BoundedBody, *, content_length: int | None, pace: Pace
+    ) -> None:
+        self._blobs = blobs
+        self._spool = spool
         self._owner = owner
         self._body = body
         self._content_length = content_length
         self._pace = pace
 
-    async def video(self, shape: VideoShape, limit_bytes: int) -> StoredFile:
+    async def video(self, shape: VideoShape, limit_bytes: int) -> Blob:
         """Store a video of exactly this shape.
 
         Raises:
@@ -289,18 +293,18 @@ class BodyReceiver:
         if self._content_length is not None and self._content_length != shape.num_bytes:
             raise _mismatch(shape, str(self._content_length))
         header = pack_video_header(shape)
-        with self._store.draft(Kind.VIDEO, len(header) + shape.num_bytes, owner=self._owner) as draft:
+        async with await self._blobs.draft(Kind.VIDEO, len(header) + shape.num_bytes, owner=self._owner) as draft:
             await draft.append(header)
             received = await self._receive(draft, shape.num_bytes)
             if received is None:
                 raise _mismatch(shape, f"more than {shape.num_bytes}")
             if received != shape.num_bytes:
                 raise _mismatch(shape, str(received))
-            return draft.commit()
+            return await draft.commit()
 
     async def blob(
         self, kind: Kind, limit_bytes: int, check: Callable[[Path], Awaitable[object]] | None = None
-    ) -> StoredFile:
+    ) -> Blob:
         """Store opaque bytes, unless `check` raises for the file.
 
         Raises:
@@ -309,7 +313,7 @@ class BodyReceiver:
         """
         if self._content_length is not None and self._content_length > limit_bytes:
             raise _too_large(limit_bytes)
-        with self._store.draft(kind, self._content_length or 0, owner=self._owner) as draft:
+        async with await self._blobs.draft(kind, self._content_length or 0, owner=self._owner) as draft:
             received = await self._receive(draft, limit_bytes)
             if received is None:
                 raise _too_large(limit_bytes)
@@ -317,7 +321,7 @@ class BodyReceiver:
                 raise EmptyBody("the body is empty")
             if check is not None:
                 await check(draft.path)
-            return draft.commit()
+            return await draft.commit()
 
     @contextlib.asynccontextmanager
     async def spooled(self, limit_bytes: int) -> AsyncIterator[Draft]:
@@ -329,7 +333,7 @@ class BodyReceiver:
         """
         if self._content_length is not None and self._content_length > limit_bytes:
             raise _too_large(limit_bytes)
-        with self._store.draft(Kind.ASSET, self._content_length or 0, owner=self._owner) as draft:  # never in memory
+        with self._spool.draft(Kind.ASSET, self._content_length or 0, owner=self._owner) as draft:  # never in memory
             received = await self._receive(draft, limit_bytes)
             if received is None:
                 raise _too_large(limit_bytes)
@@ -337,7 +341,7 @@ class BodyReceiver:
                 raise EmptyBody("the body is empty")
             yield draft
 
-    async def _receive(self, draft: Draft, limit_bytes: int) -> int | None:
+    async def _receive(self, draft: BlobDraft | Draft, limit_bytes: int) -> int | None:
         """Append the body to the draft; returns its size in bytes, or None if it exceeds the limit."""
         received = 0
         batch: list[bytes] = []

@@ -296,7 +296,9 @@ class Store:
         self.file_mode = 0o600 if settings.embedded else 0o660  # a Triton elsewhere may run as another user
 
     def open(self) -> None:
-        """Lock the data directory, remove what a crash left half-written and index the complete files.
+        """Lock the data directory, remove what a crash left half-written, and index the complete files.
+
+        Those that have expired are removed by `expire` alone, as somebody may want to hold them first.
 
         Raises:
             DataDirectoryTaken: another server uses the directory.
@@ -324,7 +326,6 @@ class Store:
                 _unlink(path)
             else:
                 self._derived[derived.source, derived.variant] = derived
-        self.expire()
 
     def close(self) -> None:
         """Unlock the data directory; files on disk stay, files in shared memory are removed."""
@@ -356,6 +357,7 @@ class Store:
                 self.expire()
                 self.forget_damaged()
 
+        self.expire()
         task = asyncio.create_task(sweep(), name="store sweep")
         try:
             yield
@@ -396,14 +398,16 @@ class Store:
                 if not self._held[name]:
                     del self._held[name]
 
-    def find(self, name: str, *kinds: Kind, owner: str = "", field: str | None = None) -> StoredFile:
+    def find(
+        self, name: str, *kinds: Kind, owner: str = "", field: str | None = None, allow_expired: bool = False
+    ) -> StoredFile:
         """The stored file of this name.
 
         Raises:
             UnknownPath: there is none, it has expired, it has another kind or owner, or it was damaged.
         """
         file = self._files.get(name) if is_name(name) else None
-        if file is not None and file.expires_at <= time.time():
+        if file is not None and not allow_expired and file.expires_at <= time.time():
             self.expire()
             file = None
         if file is not None and self._forget_if_damaged(file):
@@ -425,6 +429,15 @@ class Store:
         if file.name in self._held:
             raise InUse(f"name: {file.name} is in use by a generation or a download", "name")
         self._remove(file)
+
+    def has(self, name: str) -> bool:
+        """Whether there is a stored file of this name."""
+        return name in self._files
+
+    def remove(self, name: str) -> None:
+        """Remove a file if it is there, even if it is in use: those who have it open can read on."""
+        if name in self._files:
+            self._remove(self._files[name])
 
     def derived(self, source: str, variant: str) -> DerivedFile | None:
         """The file of this variant that was derived from an output, if there is one."""
@@ -619,6 +632,16 @@ class Store:
         own += sum(draft.owner == owner for draft in drafts)
         if owner and own >= share:
             raise StorageFull(f"you have {share} files on the server, half of the {limit} that it can hold; {_REMEDY}")
+
+    def check_fits(self, num_bytes: int, owner: str) -> None:
+        """Check that a file could be stored if there were no others.
+
+        Raises:
+            StorageFull: it could not.
+        """
+        limit = self._byte_limit(self._stored_bytes()) // (_CLIENT_SHARE if owner else 1)
+        if num_bytes > limit:
+            raise StorageFull(f"{num_bytes} bytes can never fit into the limit of {limit} bytes; make a smaller video")
 
     def _check_bytes(self, more_bytes: int, owner: str) -> None:  # noqa: ARG002
         stored = self._stored_bytes()

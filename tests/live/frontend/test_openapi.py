@@ -22,6 +22,11 @@ def document(server: Frontend) -> dict[str, Any]:
 
 def test_every_endpoint_is_there(document: dict[str, Any]) -> None:
     assert {path: sorted(methods) for path, methods in document["paths"].items()} == {
+        "/api/v1/generations": ["get", "post"],
+        "/api/v1/generations/{id}": ["delete", "get", "put"],
+        "/api/v1/generations/{id}/cancel": ["post"],
+        "/api/v1/generations/{id}/events": ["get"],
+        "/api/v1/generations/{id}/frames": ["get"],
         "/api/v1/generate": ["post"],
         "/api/v1/generate/cancel": ["post"],
         "/api/v1/generate/upload": ["post"],
@@ -89,7 +94,7 @@ def test_whatever_may_have_a_body_answers_415(server: Frontend, document: dict[s
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             headers = {"Content-Encoding": "gzip"}
-            answer = http.request(method, server.url + path.format(name="x"), headers=headers)
+            answer = http.request(method, server.url + path.format(name="x", id="x"), headers=headers)
             assert (answer.status_code == 415) == ("415" in operation["responses"]), (method, path)
 
 
