@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import chunks, latency, longlive, report, transfers
+from benchmarks import chunks, latency, longlive, report, resource, transfers, video_files
 from benchmarks.report import Options
 from tests.support.command_line import called_as, exit_on_sigterm, folder_option
 
@@ -16,7 +16,9 @@ BENCHMARKS = {
     "chunks": ("Chunks", chunks.measure_chunks),
     "stalls": ("Stalls of the event loop", latency.measure_stalls),
     "latency": ("First event and cancel", latency.measure_latency),
+    "resource": ("The generation resource", resource.measure_resource),
     "memory": ("Memory and length", chunks.measure_memory),
+    "video-files": ("Video files", video_files.measure_video_files),
     "longlive": ("LongLive", longlive.measure_longlive),
 }
 

@@ -111,15 +111,20 @@ def upload_data(url: str, source: Path) -> str:
 
 
 def generate(url: str, **fields: object) -> Iterator[Arrival]:
-    """The events of a generation and when they came.
+    """The events of a generation and when they came; see `generate_at`."""
+    return generate_at(url, "/api/v1/generate", **fields)
+
+
+def generate_at(url: str, path: str, **fields: object) -> Iterator[Arrival]:
+    """The events of a generation, which a POST to `path` starts, and when they came.
 
     Raises:
         RuntimeError: it ended with an error.
     """
     body = json.dumps({"prompt": "", **fields}).encode()
-    headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Accept": "text/event-stream"}
     with closing(_connect(url)) as connection:
-        connection.sendall(_head("POST", "/api/v1/generate", headers) + body)
+        connection.sendall(_head("POST", path, headers) + body)
         _, data = _read_head(connection)
         while True:
             at = time.monotonic()

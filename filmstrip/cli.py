@@ -38,7 +38,7 @@ from filmstrip.errors import (
     counted,
 )
 from filmstrip.foreign_answers import UNREACHED
-from filmstrip.geometry import MAX_FRAMES, MAX_SIDE, MIN_SIDE
+from filmstrip.geometry import DEFAULT_FPS, MAX_FRAMES, MAX_SIDE, MIN_SIDE
 from filmstrip.models import Cancelled, Complete, ErrorEvent, Event, PipelineFeatures, PipelineInfo, Progress
 from filmstrip.request_fields import GenerateFields
 from filmstrip.video import count_frames, probe, read_frames
@@ -48,7 +48,6 @@ from filmstrip.waiting import Retry, loaded_pipelines
 from filmstrip.wire import VideoShape
 
 DEFAULT_PIPELINE = "longlive-small"
-DEFAULT_FPS = 16
 MAX_SCALE = 16
 MAX_FILE_SIDE = 8192
 MAX_SEED = 2**64 - 1

@@ -6,6 +6,7 @@
     │   ├── BadJson             400  bad_json
     │   ├── EmptyBody           400  empty_body
     │   ├── BadImage            400  bad_image
+    │   ├── BadVideo            400  bad_video
     │   └── SizeMismatch        400  size_mismatch
     ├── Unauthorized            401  unauthorized
     ├── ForbiddenHost           403  forbidden_host
@@ -17,15 +18,20 @@
     ├── SlowBody                408  slow_body
     ├── Busy                    409  busy
     ├── InUse                   409  in_use
+    ├── IdTaken                 409  id_taken
+    ├── NotReady                409  not_ready
     ├── PreconditionFailed      412  precondition_failed
     ├── TooLarge                413  too_large
     ├── UnsupportedMediaType    415  unsupported_media_type
     ├── RangeNotSatisfiable     416  range_not_satisfiable
     ├── ExpectationFailed       417  expectation_failed
     ├── InvalidField            422  invalid_field
+    ├── QueueFull               429  queue_full
+    ├── TooManyRequests         429  too_many_requests
     ├── HeadTooLarge            431  head_too_large
     ├── ClientGone              499  client_gone
     ├── InternalError           500  internal_error
+    ├── Restarted               500  restarted
     ├── ModelError              500  model_error
     │   ├── BadModelOutput      500  bad_model_output
     │   ├── ChunkTimeout        500  chunk_timeout
@@ -117,6 +123,12 @@ class BadImage(BadRequest):
     code = "bad_image"
 
 
+class BadVideo(BadRequest):
+    """The bytes are not a video file within the limits."""
+
+    code = "bad_video"
+
+
 class SizeMismatch(BadRequest):
     """The body is shorter or longer than its headers say."""
 
@@ -192,6 +204,20 @@ class InUse(FilmstripError):
     status = 409
 
 
+class IdTaken(FilmstripError):
+    """The client has a generation of this id or idempotency key, with another request."""
+
+    code = "id_taken"
+    status = 409
+
+
+class NotReady(FilmstripError):
+    """The generation has not made yet what was asked for."""
+
+    code = "not_ready"
+    status = 409
+
+
 class PreconditionFailed(FilmstripError):
     """The file is not the one that `If-Match` names."""
 
@@ -234,6 +260,20 @@ class InvalidField(FilmstripError):
     status = 422
 
 
+class QueueFull(FilmstripError):
+    """As many generations wait as may; try again after `Retry-After` seconds."""
+
+    code = "queue_full"
+    status = 429
+
+
+class TooManyRequests(FilmstripError):
+    """The client sends more requests of this kind than it may; try again after `Retry-After` seconds."""
+
+    code = "too_many_requests"
+    status = 429
+
+
 class HeadTooLarge(FilmstripError):
     """The request line and headers exceed their limit."""
 
@@ -252,6 +292,12 @@ class InternalError(FilmstripError):
     """A bug in the server; its log has the traceback."""
 
     code = "internal_error"
+
+
+class Restarted(FilmstripError):
+    """The server was restarted while the generation ran."""
+
+    code = "restarted"
 
 
 class ModelError(FilmstripError):

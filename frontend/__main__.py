@@ -106,8 +106,10 @@ async def _serve(settings: Settings, listener: socket.socket, descriptors: int) 
     loop = asyncio.get_running_loop()
     start_threads(loop)
     signalled = asyncio.Event()
-    for number in _stop_signals():
-        loop.add_signal_handler(number, signalled.set)
+    stop_signals = _stop_signals()
+    for number in stop_signals:
+        # Not with the loop's own method: that restores the default when the loop closes, and a second signal kills.
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(signalled.set))
     status = 0
 
     async def stop() -> None:
@@ -123,7 +125,7 @@ async def _serve(settings: Settings, listener: socket.socket, descriptors: int) 
         for wait in waits:
             wait.cancel()
         loop.call_later(_HARD_LIMIT_S, _give_up, state)
-        await state.slot.close(settings.shutdown_timeout_s)
+        await state.jobs.close(settings.shutdown_timeout_s)
 
     config = Config()
     config.bind = [f"fd://{listener.fileno()}"]
@@ -140,7 +142,11 @@ async def _serve(settings: Settings, listener: socket.socket, descriptors: int) 
     protocol.install(OpenConnections(limit), settings.refused_body_bytes)
     host, port, *_ = listener.getsockname()
     log.info("Filmstrip listens on http://%s:%d", f"[{host}]" if ":" in host else host, port)
-    await serve(app, config, shutdown_trigger=stop)
+    try:
+        await serve(app, config, shutdown_trigger=stop)
+    finally:
+        for number in stop_signals:
+            signal.signal(number, signal.SIG_IGN)
     return status
 
 

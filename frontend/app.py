@@ -23,6 +23,8 @@ from filmstrip.errors import (
 from .auth import SAFE_METHODS, AccessControl
 from .bodies import refuse_wrapped
 from .connection import BoundedBody, BoundedRequest, Connection
+from .generation_videos import generation_videos
+from .generations import generations
 from .logs import note
 from .openapi import DocumentProvider, accepted_types, add_docs
 from .routes import api
@@ -34,10 +36,10 @@ log = logging.getLogger(__name__)
 API_VERSION = "1"  # of the API; the server's own version is not public
 _UNREAD_BYTES = 64 * 1024  # how much of an unread body is awaited before the response, to keep the connection open
 _UNREAD_S = 0.5
-_METHODS = ("GET", "HEAD", "POST", "DELETE")
+_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 _EXPOSED_HEADERS = (
     *("X-Video-Frames", "X-Video-Height", "X-Video-Width", "X-Video-Channels", "X-Generation-Id"),
-    "X-Unused-Fields",
+    *("X-Unused-Fields", "Retry-After"),
     *("Accept-Ranges", "Content-Length", "Content-Range", "ETag"),
 )
 
@@ -61,6 +63,8 @@ def create_app(settings: Settings | None = None) -> Quart:
     )
     app.url_map.merge_slashes = False  # it would redirect to the Host header's host, without a proxy's prefix
     app.register_blueprint(api)
+    app.register_blueprint(generations)
+    app.register_blueprint(generation_videos)
     _add_access(app, settings)
     _add_errors(app)
     _add_docs(app, settings)

@@ -25,13 +25,16 @@ from filmstrip.errors import (
 )
 from filmstrip.wire import VideoShape, header_holds, pack_video_header
 
+from .blobs import Blob, BlobDraft, Blobs
 from .connection import BoundedBody, Pace
 from .schema import parse
-from .store import Draft, Kind, Store, StoredFile
+from .store import Draft, Kind, Store
 from .tasks import FairSemaphore, in_thread
 
 BINARY = "application/octet-stream"
 JSON = "application/json"
+
+VIDEO_TYPES = ("video/mp4", "video/quicktime", "video/webm", "video/x-matroska")
 
 MAX_VALUES = 500_000  # of a JSON body; this many take about half a second to parse
 _SMALL_BYTES = 64 * 1024  # JSON bodies up to this size have a reserve of their own
@@ -236,6 +239,12 @@ def count_values(data: bytes | bytearray, limit: int) -> int:
     return num_values
 
 
+def is_video_file(request: Request) -> bool:
+    """Whether an upload is a video file, and not raw: X-Video-* headers say that it is raw."""
+    is_raw = any(f"X-Video-{side}" in request.headers for side in ("Frames", "Height", "Width"))
+    return not is_raw and (request.mimetype.startswith("video/") or bool(request.args.get("format")))
+
+
 def video_shape(headers: Headers) -> VideoShape:
     """The video shape in the X-Video-* headers.
 
@@ -260,16 +269,19 @@ def _count(headers: Headers, name: str, default: str | None = None) -> int:
 
 
 class BodyReceiver:
-    """Receives one request body into the store, as a file of `owner`."""
+    """Receives one request body as a file of `owner`; what is only an input of another file is spooled in the store."""
 
-    def __init__(self, store: Store, owner: str, body: BoundedBody, content_length: int | None, pace: Pace) -> None:
-        self._store = store
+    def __init__(
+        self, blobs: Blobs, spool: Store, owner: str, body: BoundedBody, *, content_length: int | None, pace: Pace
+    ) -> None:
+        self._blobs = blobs
+        self._spool = spool
         self._owner = owner
         self._body = body
         self._content_length = content_length
         self._pace = pace
 
-    async def video(self, shape: VideoShape, limit_bytes: int) -> StoredFile:
+    async def video(self, shape: VideoShape, limit_bytes: int) -> Blob:
         """Store a video of exactly this shape.
 
         Raises:
@@ -281,18 +293,18 @@ class BodyReceiver:
         if self._content_length is not None and self._content_length != shape.num_bytes:
             raise _mismatch(shape, str(self._content_length))
         header = pack_video_header(shape)
-        with self._store.draft(Kind.VIDEO, len(header) + shape.num_bytes, owner=self._owner) as draft:
+        async with await self._blobs.draft(Kind.VIDEO, len(header) + shape.num_bytes, owner=self._owner) as draft:
             await draft.append(header)
             received = await self._receive(draft, shape.num_bytes)
             if received is None:
                 raise _mismatch(shape, f"more than {shape.num_bytes}")
             if received != shape.num_bytes:
                 raise _mismatch(shape, str(received))
-            return draft.commit()
+            return await draft.commit()
 
     async def blob(
         self, kind: Kind, limit_bytes: int, check: Callable[[Path], Awaitable[object]] | None = None
-    ) -> StoredFile:
+    ) -> Blob:
         """Store opaque bytes, unless `check` raises for the file.
 
         Raises:
@@ -301,7 +313,7 @@ class BodyReceiver:
         """
         if self._content_length is not None and self._content_length > limit_bytes:
             raise _too_large(limit_bytes)
-        with self._store.draft(kind, self._content_length or 0, owner=self._owner) as draft:
+        async with await self._blobs.draft(kind, self._content_length or 0, owner=self._owner) as draft:
             received = await self._receive(draft, limit_bytes)
             if received is None:
                 raise _too_large(limit_bytes)
@@ -309,9 +321,27 @@ class BodyReceiver:
                 raise EmptyBody("the body is empty")
             if check is not None:
                 await check(draft.path)
-            return draft.commit()
+            return await draft.commit()
 
-    async def _receive(self, draft: Draft, limit_bytes: int) -> int | None:
+    @contextlib.asynccontextmanager
+    async def spooled(self, limit_bytes: int) -> AsyncIterator[Draft]:
+        """A file with the body, which counts towards the client's share and is removed when the context ends.
+
+        Raises:
+            EmptyBody: the body is empty.
+            TooLarge: it is larger than the limit.
+        """
+        if self._content_length is not None and self._content_length > limit_bytes:
+            raise _too_large(limit_bytes)
+        with self._spool.draft(Kind.ASSET, self._content_length or 0, owner=self._owner) as draft:  # never in memory
+            received = await self._receive(draft, limit_bytes)
+            if received is None:
+                raise _too_large(limit_bytes)
+            if received == 0:
+                raise EmptyBody("the body is empty")
+            yield draft
+
+    async def _receive(self, draft: BlobDraft | Draft, limit_bytes: int) -> int | None:
         """Append the body to the draft; returns its size in bytes, or None if it exceeds the limit."""
         received = 0
         batch: list[bytes] = []

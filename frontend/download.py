@@ -1,6 +1,5 @@
 """Downloads of whole files or ranges, conditional (RFC 9110), streamed without a time limit."""
 
-import os
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -9,18 +8,21 @@ from quart import Request, Response
 from werkzeug.datastructures import Headers
 from werkzeug.http import parse_etags
 
-from filmstrip.errors import PreconditionFailed, RangeNotSatisfiable, TooManyDownloads, UnknownPath
+from filmstrip.errors import PreconditionFailed, RangeNotSatisfiable, TooManyDownloads
 from filmstrip.wire import VideoShape
 
 from . import metrics
+from .blobs import Blob, Blobs
 from .bodies import BINARY
 from .connection import on_close
-from .store import DerivedFile, Store, StoredFile, open_stored
-from .tasks import in_thread
 
-_PIECE_BYTES = 256 * 2**10  # what a stalled reader holds in memory; smaller pieces are slower
 _RANGE = re.compile(r"([0-9]+)-([0-9]*)|-([0-9]+)", re.ASCII)
 _MAX_DIGITS = 20
+_DIMENSION = {"type": "integer", "minimum": 1, "maximum": 2**32 - 1}
+VIDEO_HEADERS = {
+    f"X-Video-{side}": {"schema": _DIMENSION, "description": side} for side in ("Frames", "Height", "Width", "Channels")
+}
+"""How the API document describes `video_headers`."""
 
 
 def video_headers(shape: VideoShape) -> dict[str, str]:
@@ -56,10 +58,10 @@ class Downloads:
             self._running -= 1
 
 
-def send_file(
-    file: StoredFile | DerivedFile,
+async def send_file(
+    file: Blob,
     request: Request,
-    store: Store,
+    blobs: Blobs,
     downloads: Downloads,
     *,
     content_type: str = BINARY,
@@ -70,7 +72,7 @@ def send_file(
     Args:
         file: the file.
         request: the request that it answers.
-        store: the store that has it.
+        blobs: where it is.
         downloads: the limit that it counts towards.
         content_type: its media type.
         file_name: the name under which a client should save it; empty for none.
@@ -107,13 +109,8 @@ def send_file(
     if request.method == "GET":
         closing = on_close(request)
         closing.enter_context(downloads.running())
-        closing.enter_context(store.holding(file))
-        try:
-            fd = open_stored(file.path)
-        except FileNotFoundError:
-            raise UnknownPath(f"path: {file.name} is gone", "path") from None
-        closing.callback(os.close, fd)
-        response.response = response.iterable_body_class(_pieces(fd, start, stop))
+        pieces = await closing.enter_async_context(blobs.open_range(file, start, stop))
+        response.response = response.iterable_body_class(counted(pieces))
     return response
 
 
@@ -171,23 +168,9 @@ def _number(digits: str) -> int:
     return int(digits) if len(digits) < _MAX_DIGITS else 10**_MAX_DIGITS
 
 
-async def _pieces(fd: int, start: int, stop: int) -> AsyncIterator[bytes]:
-    while start < stop:
-        size = min(_PIECE_BYTES, stop - start)
-        piece = _read_cached(fd, size, start) or await in_thread(os.pread, fd, size, start)
-        if not piece:
-            return  # truncated from outside: the connection closes before Content-Length is reached
-        start += len(piece)
+async def counted(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The pieces of a download, counted in the metrics."""
+    async for piece in pieces:
         metrics.DOWNLOADED_BYTES.inc(len(piece))
         yield piece
         del piece  # otherwise it is held together with the next one
-
-
-def _read_cached(fd: int, size: int, offset: int) -> bytes | None:
-    """The bytes there if the page cache has them; None if reading would wait for the disk."""
-    buffer = bytearray(size)
-    try:
-        count = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
-    except OSError:  # nothing is cached, or the file system does not support it
-        return None
-    return bytes(memoryview(buffer)[:count])

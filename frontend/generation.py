@@ -11,16 +11,17 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 
 from filmstrip import contract
 from filmstrip.contract import ChunkParameters, Mode
 from filmstrip.errors import ClientGone, FilmstripError, InternalError
 from filmstrip.models import Cancelled, Complete, ErrorEvent, Progress
-from filmstrip.wire import VIDEO_HEADER_BYTES
+from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape
 
 from . import logs, metrics
 from .array_plan import Source
-from .events import EventLog
+from .events import EventSink
 from .inference import FileSlice, TensorRef
 from .plan import ChunkPlan
 from .request_check import CheckedRequest
@@ -39,17 +40,16 @@ class Generation:
     Attributes:
         id: random; names it in logs and in a header.
         client: who asked for it.
-        events: what has happened so far.
+        events: takes what happens.
         cancel_requested: no other chunk is to be started.
-        unused: fields of the request that the pipeline has no use for.
     """
 
-    def __init__(self, id: str, client: str = "") -> None:
+    def __init__(self, id: str, client: str, events: EventSink) -> None:
         self.id = id
         self.client = client
-        self.events = EventLog()
+        self.events = events
         self.cancel_requested = False
-        self.unused: tuple[str, ...] = ()
+        self._output: tuple[Draft, VideoShape] | None = None
         self._task: asyncio.Task[Complete | Cancelled] | None = None
         self._abort_reason: FilmstripError | None = None
 
@@ -60,7 +60,6 @@ class Generation:
         triton: TritonClient,
         store: Store,
         *,
-        uses: contextlib.ExitStack,
         on_end: Callable[[], None],
     ) -> None:
         """Generate the video in a task.
@@ -70,12 +69,12 @@ class Generation:
             output: the file for the frames; from now on the generation owns it.
             triton: where the models are.
             store: where the files are.
-            uses: closed at the end.
             on_end: called at the end, just before the last event is sent.
         """
-        self.unused = request.plan.unused
+        self._output = output, request.plan.output
+        if Source.INPUT in request.uploads:
+            output.fps = request.uploads[Source.INPUT].fps
         self._task = asyncio.create_task(self._run(request, output, triton, store), name="generation")
-        self._task.add_done_callback(lambda _: uses.close())
         self._task.add_done_callback(functools.partial(self._end, store, output, on_end))
 
     def cancel(self) -> None:
@@ -89,6 +88,19 @@ class Generation:
         if self._task is not None and not self._task.done():
             self._abort_reason = self._abort_reason or reason
             self._task.cancel()
+
+    @property
+    def output(self) -> tuple[Draft, VideoShape] | None:
+        """The output and the shape that it is to have; None before the start."""
+        return self._output
+
+    def frames_so_far(self) -> tuple[Path, VideoShape] | None:
+        """The output's file, with a header and frames, and the shape of those that are written; None if none are."""
+        if self._output is None:
+            return None
+        output, shape = self._output
+        num_frames = (output.written_bytes - VIDEO_HEADER_BYTES) // shape.frame_bytes
+        return (output.path, shape._replace(frames=num_frames)) if num_frames > 0 else None
 
     async def wait(self, timeout_s: float) -> None:
         """Wait for its end, but no longer than `timeout_s`."""

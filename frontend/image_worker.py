@@ -338,6 +338,9 @@ def _serve(jobs: BinaryIO, answer: Callable[[dict[str, Any]], None], limits: Lim
 
 def _do(job: dict[str, Any], data: bytes) -> tuple[int, ...]:
     path = job.get("path")
+    if "save" in job:
+        _write(np.frombuffer(read_data_url(data), np.uint8), job["save"], 0)
+        return ()
     pixels = decode(read_data_url(data) if path is None else _read_file(path))
     if "into" in job:
         if list(pixels.shape) != job["shape"]:

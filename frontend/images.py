@@ -69,6 +69,14 @@ class ImageDecoder:
         """
         return await self._decode({}, source, requester, urgent=False)
 
+    async def save(self, url: str, requester: Requester, path: Path) -> None:
+        """Write the file that a data URL holds to an existing file; whether it is an image is not checked.
+
+        Raises:
+            BadImage: it is not a data URL of an image.
+        """
+        await self._decode({"save": str(path)}, url, requester, urgent=False)
+
     async def write(self, source: ImageSource, requester: Requester, shape: tuple[int, ...], place: FileSlice) -> None:
         """Decode an image again and write its pixels, uint8 [H, W, 3], into a file.
 
@@ -191,6 +199,7 @@ async def resolve_image(
     requester: Requester,
     *,
     uses: contextlib.ExitStack,
+    allow_expired: bool = False,
 ) -> RequestImage:
     """The image that a field of a request names.
 
@@ -201,6 +210,7 @@ async def resolve_image(
         decoder: decodes the image.
         requester: whom it is for.
         uses: closing it allows the asset to be deleted again.
+        allow_expired: the asset may have expired.
 
     Raises:
         UnknownPath: there is no such asset.
@@ -209,7 +219,7 @@ async def resolve_image(
     url = source.lstrip(_WHITESPACE)
     image: ImageSource = url
     if url[:5].lower() != "data:":
-        file = store.find(source, Kind.ASSET, owner=requester.client, field=name)
+        file = store.find(source, Kind.ASSET, owner=requester.client, field=name, allow_expired=allow_expired)
         uses.enter_context(store.holding(file))
         image = file.path
     try:

@@ -25,7 +25,14 @@ STAGE_SECONDS = Histogram(
 FRAMES = Counter("filmstrip_frames", "Pixel frames generated.", registry=REGISTRY)
 UPLOADED_BYTES = Counter("filmstrip_uploaded_bytes", "Bytes of uploads that were stored.", ["kind"], registry=REGISTRY)
 DOWNLOADED_BYTES = Counter("filmstrip_downloaded_bytes", "Bytes of outputs that were sent.", registry=REGISTRY)
-SLOT_IN_USE = Gauge("filmstrip_slot_in_use", "1 while a generation runs.", registry=REGISTRY)
+SLOTS_IN_USE = Gauge("filmstrip_slot_in_use", "Generations that run.", registry=REGISTRY)
+QUEUE_DEPTH = Gauge("filmstrip_queue_depth", "Generations that wait for their turn.", registry=REGISTRY)
+QUEUE_WAIT_SECONDS = Histogram(
+    "filmstrip_queue_wait_seconds",
+    "Seconds that a generation waited for its turn, of those that had to.",
+    buckets=(0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600),
+    registry=REGISTRY,
+)
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 

@@ -37,12 +37,13 @@ _MEANINGS = {
     403: "Web pages of this origin may not use the server, or it does not accept this host name.",
     404: "There is nothing of this name, or it has expired.",
     408: "The body stopped arriving.",
-    409: "Another generation is running, or the file is in use.",
+    409: "Another generation is running, the file is in use, the id is taken, or nothing has been made yet.",
     412: "If-Match names another file.",
-    413: "The body exceeds its limit.",
+    413: "The body, or what it is decoded to, exceeds its limit.",
     415: "The body is compressed or a form.",
     416: "The range lies outside of the file.",
     422: "A field has an invalid or unsupported value.",
+    429: "As many generations wait as may; Retry-After says when to try again.",
     503: "Triton is not ready or could not load the pipeline, or the server has no memory left for the request.",
     507: "The stored files would exceed their limits, or the disk is full.",
 }
@@ -93,6 +94,29 @@ def parameter(
 ) -> dict[str, Any]:
     """A parameter in the path, the query or a header."""
     return {"name": name, "in": location, "required": required, "schema": schema, "description": description}
+
+
+def query_parameters(model: type[BaseModel], texts: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The fields of a model as optional parameters of the query, with a text for each."""
+    schema = model.model_json_schema(ref_template="{model}")
+    fields, definitions = schema["properties"], schema.get("$defs", {})
+    return [
+        parameter(name, "query", _plain(fields[name], definitions), texts[name], required=False)
+        for name in model.model_fields
+    ]
+
+
+def _plain(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a field without its title and without null, which a query cannot express."""
+    found = next((option for option in schema.get("anyOf", ()) if option.get("type") != "null"), schema)
+    found = definitions.get(found.get("$ref", ""), found)
+    default = {"default": schema["default"]} if schema.get("default") is not None else {}
+    return {name: value for name, value in found.items() if name not in ("title", "anyOf", "description")} | default
+
+
+def one_of(*models: type[BaseModel]) -> dict[str, Any]:
+    """A schema for several forms of an answer."""
+    return {"anyOf": [{"$ref": f"#/components/schemas/{model.__name__}"} for model in models]}
 
 
 def describe(

@@ -1,7 +1,6 @@
 """Loading pipelines on request, and the defaults that a client's last load sets for its later requests."""
 
 import asyncio
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,9 +10,7 @@ from filmstrip.errors import FilmstripError, InvalidField, UnknownPipeline
 
 from .features import GENERIC_FIELDS, check_features, frame_size, lora_name, lora_scales
 from .model_registry import ModelRegistry, ModelState, ModelStatus
-from .schema import RANDOM_SEED, GenerateRequest, LoadEntry, LoadParams, LoadRequest
-
-_NUM_RANDOM_SEEDS = 2**32
+from .schema import GenerateRequest, LoadEntry, LoadParams, LoadRequest
 
 
 @dataclass
@@ -171,11 +168,8 @@ def ignored_params(load_params: Mapping[str, Any] | None, pipeline: PipelineSpec
 
 
 def with_defaults(request: GenerateRequest, defaults: Mapping[str, Any]) -> GenerateRequest:
-    """The request with defaults for fields that it does not set, and with a number for a random seed."""
+    """The request with defaults for fields that it does not set."""
     added = {name: value for name, value in defaults.items() if name not in request.model_fields_set}
-    values = dict(request) | added
-    if values["seed"] == RANDOM_SEED:
-        values["seed"] = secrets.randbelow(_NUM_RANDOM_SEEDS)
     # The client did not send the added fields: they must not count as unused.
     fields_set = request.model_fields_set | (added.keys() - GENERIC_FIELDS)
-    return GenerateRequest.model_construct(_fields_set=fields_set, **values)
+    return GenerateRequest.model_construct(_fields_set=fields_set, **(dict(request) | added))

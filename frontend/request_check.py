@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from filmstrip.errors import InvalidField, ShuttingDown
+from filmstrip.wire import VideoShape
 
 from . import logs
 from .array_plan import Source, UploadInfo
@@ -16,7 +17,7 @@ from .model_registry import ModelRegistry
 from .plan import Chain, Plan, make_plan
 from .schema import GenerateRequest
 from .settings import Settings
-from .store import Kind, Store, StoredFile
+from .store import Kind, Store, StoredFile, is_name
 from .tasks import FairSemaphore, in_thread
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,29 @@ class CheckedRequest:
     uploads: Mapping[Source, StoredFile]
     images: Mapping[str, RequestImage]
 
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """The names of all stored files that it reads."""
+        return (*(file.name for file in self.uploads.values()), *filter(is_name, self.images))
+
+
+@dataclass(frozen=True)
+class StandIns:
+    """What stands for files that a request names or will name, but that are not uploaded yet.
+
+    Attributes:
+        input_shape: of the input video.
+        blob_bytes: size of the blob.
+        image_shapes: [H, W, 3] of images, by the name that the request gives them.
+    """
+
+    input_shape: VideoShape | None = None
+    blob_bytes: int | None = None
+    image_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+NO_STAND_INS = StandIns()
+
 
 class CheckCancelled(Exception):
     """The client cancelled its request during the check; `plan` is None if its pipelines were not known by then."""
@@ -57,6 +81,8 @@ class _Check:
 
     generation_id: str
     client: str
+    stand_ins: StandIns
+    allow_expired: bool
     uploads: dict[Source, StoredFile] = field(default_factory=dict)
     images: dict[str, RequestImage] = field(default_factory=dict)
     chain: Chain | None = None
@@ -85,7 +111,14 @@ class RequestChecker:
         self._checks: set[_Check] = set()
 
     async def check(
-        self, request: GenerateRequest, generation_id: str, client: str, uses: contextlib.ExitStack
+        self,
+        request: GenerateRequest,
+        generation_id: str,
+        client: str,
+        uses: contextlib.ExitStack,
+        *,
+        stand_ins: StandIns = NO_STAND_INS,
+        allow_expired: bool = False,
     ) -> CheckedRequest:
         """Check a request.
 
@@ -94,25 +127,26 @@ class RequestChecker:
             generation_id: for logs.
             client: who sent it.
             uses: keeps the files that the request names from being deleted until it is closed.
+            stand_ins: stand for files; only the plan of the result can be used then.
+            allow_expired: the files may have expired; somebody has held them meanwhile.
 
         Raises:
-            CheckCancelled: `cancel` was called for this client meanwhile.
+            CheckCancelled: `cancel` was called for this generation meanwhile.
             ShuttingDown: `close` was called meanwhile.
             FilmstripError: the request cannot be served.
         """
-        check = _Check(generation_id, client)
+        check = _Check(generation_id, client, stand_ins, allow_expired)
         self._checks.add(check)
         try:
             await self._find_unless_cancelled(request, check, uses)
             if check.chain is None:
                 raise CheckCancelled(None)
             uploads, images = check.uploads, check.images
-            shapes = {
-                name: images[name].shape if name in images else _UNREAD_SHAPE for _, name in _image_fields(request)
-            }
+            shapes = {name: _UNREAD_SHAPE for _, name in _image_fields(request)} | dict(stand_ins.image_shapes)
+            shapes |= {name: image.shape for name, image in images.items()}
             facts = UploadInfo(
-                input_shape=uploads[Source.INPUT].shape if Source.INPUT in uploads else None,
-                blob_bytes=uploads[Source.BLOB].size_bytes if Source.BLOB in uploads else None,
+                input_shape=uploads[Source.INPUT].shape if Source.INPUT in uploads else stand_ins.input_shape,
+                blob_bytes=uploads[Source.BLOB].size_bytes if Source.BLOB in uploads else stand_ins.blob_bytes,
                 image_shapes=shapes,
             )
             async with self._planning.turn(client, check):
@@ -123,9 +157,9 @@ class RequestChecker:
         finally:
             self._checks.discard(check)
 
-    def cancel(self, client: str) -> bool:
-        """Cancel the checks of a client; False if there are none."""
-        checks = [check for check in self._checks if check.client == client]
+    def cancel(self, client: str, generation_id: str) -> bool:
+        """Cancel the check of a client's generation; False if there is none."""
+        checks = [check for check in self._checks if (check.client, check.generation_id) == (client, generation_id)]
         for check in checks:
             with logs.named(check.generation_id):  # called by another request
                 log.info("cancel requested")
@@ -159,10 +193,16 @@ class RequestChecker:
     async def _find(self, request: GenerateRequest, check: _Check, uses: contextlib.ExitStack) -> None:
         names = ("pipeline_id", "pre_processor_id", "post_processor_id")
         specs = await self._models.pipeline_specs(**{name: getattr(request, name) for name in names})
+        is_there = {
+            Source.INPUT: check.stand_ins.input_shape is None,
+            Source.BLOB: check.stand_ins.blob_bytes is None,
+        }
         for source, kind in ((Source.INPUT, Kind.VIDEO), (Source.BLOB, Kind.BLOB)):
             name = getattr(request, source)
-            if name is not None:
-                check.uploads[source] = self._store.find(name, kind, owner=check.client, field=source)
+            if name is not None and is_there[source]:
+                check.uploads[source] = self._store.find(
+                    name, kind, owner=check.client, field=source, allow_expired=check.allow_expired
+                )
                 uses.enter_context(self._store.holding(check.uploads[source]))
         check.chain = Chain(specs["pipeline_id"], specs.get("pre_processor_id"), specs.get("post_processor_id"))
         if not check.is_cancelled:
@@ -171,14 +211,27 @@ class RequestChecker:
     async def _find_images(self, request: GenerateRequest, check: _Check, uses: contextlib.ExitStack) -> None:
         requester = Requester(check.client, check)
         images = check.images
+        shapes: dict[str, tuple[int, ...]] = {}
         num_bytes = 0
         for field_name, source in _image_fields(request):
-            if source in images:
+            if source in shapes:
                 continue
-            if len(images) == MAX_IMAGES:
+            if len(shapes) == MAX_IMAGES:
                 raise InvalidField(f"{field_name}: more than {MAX_IMAGES} images", field_name)
-            images[source] = await resolve_image(source, field_name, self._store, self._decoder, requester, uses=uses)
-            num_bytes += math.prod(images[source].shape)
+            if source in check.stand_ins.image_shapes:
+                shapes[source] = check.stand_ins.image_shapes[source]
+            else:
+                images[source] = await resolve_image(
+                    source,
+                    field_name,
+                    self._store,
+                    self._decoder,
+                    requester,
+                    uses=uses,
+                    allow_expired=check.allow_expired,
+                )
+                shapes[source] = images[source].shape
+            num_bytes += math.prod(shapes[source])
             if num_bytes > MAX_IMAGE_BYTES:
                 message = f"{field_name}: the request's images have more than {MAX_IMAGE_BYTES} bytes"
                 raise InvalidField(message, field_name)

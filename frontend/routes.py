@@ -1,24 +1,20 @@
 """The endpoints: read the request, call the object that owns the work, answer."""
 
-from contextlib import AbstractAsyncContextManager
-from typing import TypeVar
-
-from pydantic import BaseModel
-from quart import Blueprint, Response, jsonify, request
+from quart import Blueprint, Response, request
 
 from filmstrip.errors import InvalidField
 from filmstrip.geometry import DEFAULT_FPS
 
 from . import metrics
 from .auth import client_of_request
-from .bodies import BINARY, JSON, BodyReceiver, video_shape
-from .connection import BoundedBody, on_close, will_stream
-from .download import send_file
+from .bodies import BINARY, JSON, VIDEO_TYPES, is_video_file, video_shape
+from .connection import will_stream
+from .download import VIDEO_HEADERS, send_file
 from .images import Requester
-from .openapi import EVENTS, content, describe, parameter
+from .jobs import Door, Submission
+from .openapi import EVENTS, content, describe, one_of, parameter, query_parameters
+from .requests import answer, body_receiver, json_body
 from .schema import (
-    MAX_FPS,
-    MIN_FPS,
     AssetAnswer,
     BlobAnswer,
     CancelAnswer,
@@ -32,20 +28,18 @@ from .schema import (
     PipelineStatusAnswer,
     UploadAnswer,
     VideoFileQuery,
-    VideoFormat,
+    VideoUploadAnswer,
+    VideoUploadQuery,
     parse_query,
 )
 from .state import app_state
 from .store import Kind
+from .streams import event_stream
 from .video_files import CONTENT_TYPES, Variant
 
 api = Blueprint("api", __name__)
 
-ModelT = TypeVar("ModelT", bound=BaseModel)
 _COUNT = {"type": "integer", "minimum": 1, "maximum": 2**32 - 1}
-_VIDEO_HEADERS = {
-    f"X-Video-{side}": {"schema": _COUNT, "description": side} for side in ("Frames", "Height", "Width", "Channels")
-}
 _UNUSED_HEADER = {
     "X-Unused-Fields": {
         "schema": {"type": "string"},
@@ -53,16 +47,23 @@ _UNUSED_HEADER = {
     }
 }
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
-_FILE_OPTIONS = tuple(
-    parameter(name, "query", schema, text, required=False)
-    for name, schema, text in (
-        ("format", {"enum": list(VideoFormat)}, "A video file; png is a contact sheet."),
-        ("fps", {"type": "number", "minimum": MIN_FPS, "maximum": MAX_FPS}, "Frames per second."),
-        ("crf", {"type": "integer", "minimum": 0, "maximum": 51}, "Quality of mp4 and webm; 0 is best."),
-        ("scale", {"type": "integer", "minimum": 1, "maximum": 8}, "How many times to enlarge the frames."),
-        ("frame", {"type": "integer", "minimum": 0}, "With png: one frame, by its index."),
-    )
-)
+_FILE_OPTIONS = {
+    "format": "A video file; png is a contact sheet.",
+    "fps": "Frames per second.",
+    "crf": "Quality of mp4 and webm; 0 is best.",
+    "scale": "How many times to enlarge the frames.",
+    "frame": "With png: one frame, by its index.",
+}
+_PART_OPTIONS = {
+    "format": "The body is a video file, whatever its Content-Type.",
+    "start": "First second to decode.",
+    "end": "Second to stop at.",
+    "fps": "Frames per second.",
+    "max_frames": "Most frames to decode.",
+    "height": "Height to scale to.",
+    "width": "Width to scale to.",
+    "fit": "How to fill another shape: crop or add black bars.",
+}
 _EVENT_STREAM = """Server-sent events: `progress` after each chunk, finally one of `complete`, `cancelled` and `error`.
 
 Each event has the lines `id`, `event` and `data` (JSON) and ends with an empty line. Comments (`: keep-alive`) are sent
@@ -81,14 +82,15 @@ async def generate() -> Response:
     """Generate a video chunk by chunk, with an event after each chunk."""
     state = app_state()
     client = client_of_request()
-    async with _json_body(GenerateRequest) as body:
+    async with json_body(GenerateRequest) as body:
         will_stream(request)
-        generation = await state.slot.start(await state.loads.apply_defaults(client, body), client)
-    on_close(request).callback(state.slot.abandon, generation)
-    response = Response(generation.events.follow(state.settings.keep_alive_s), content_type=EVENTS)
-    response.headers.update({"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "X-Generation-Id": generation.id})
-    if generation.unused:
-        response.headers["X-Unused-Fields"] = ", ".join(generation.unused)
+        generation_request = await state.loads.apply_defaults(client, body)
+        submitted = await state.jobs.submit(Submission(client, None, generation_request, Door.GENERATE))
+    record = submitted.record
+    silence_s = state.settings.keep_alive_s
+    response = await event_stream(request, state.jobs, client, record.id, silence_s=silence_s, shows_queue=False)
+    if record.unused:
+        response.headers["X-Unused-Fields"] = ", ".join(record.unused)
     return response
 
 
@@ -97,30 +99,55 @@ async def generate() -> Response:
 @describe(answers={200: content(JSON, CancelAnswer)}, models=(CancelAnswer,))
 async def cancel() -> Response:
     """Stop the client's generation after its current chunk."""
-    is_running = app_state().slot.cancel(client_of_request())
-    return _answer(CancelAnswer(status="cancelling" if is_running else "idle"))
+    is_running = await app_state().jobs.cancel_streams(client_of_request())
+    return answer(CancelAnswer(status="cancelling" if is_running else "idle"))
 
 
 @api.post("/api/v1/generate/upload")
 @api.post("/api/v1/batch/upload")
 @describe(
     parameters=(
-        parameter("X-Video-Frames", "header", _COUNT, "T", required=True),
-        parameter("X-Video-Height", "header", _COUNT, "H", required=True),
-        parameter("X-Video-Width", "header", _COUNT, "W", required=True),
+        parameter("X-Video-Frames", "header", _COUNT, "T; with H and W, the body is raw.", required=False),
+        parameter("X-Video-Height", "header", _COUNT, "H", required=False),
+        parameter("X-Video-Width", "header", _COUNT, "W", required=False),
         parameter("X-Video-Channels", "header", {"enum": [1, 3, 4], "default": 3}, "C", required=False),
+        *query_parameters(VideoUploadQuery, _PART_OPTIONS),
     ),
-    body=content(BINARY, description="Raw uint8 bytes in THWC order."),
-    answers={200: content(JSON, UploadAnswer)},
-    errors=(400, 408, 413, 507),
-    models=(UploadAnswer,),
+    body={
+        "content": dict.fromkeys((BINARY, *VIDEO_TYPES), _BYTES),
+        "description": "Raw uint8 bytes in THWC order with X-Video-* headers, or a video file with its Content-Type.",
+    },
+    answers={
+        200: {
+            "content": {JSON: {"schema": one_of(UploadAnswer, VideoUploadAnswer)}},
+            "description": "The video is stored.",
+        }
+    },
+    errors=(400, 408, 413, 422, 507),
+    models=(UploadAnswer, VideoUploadAnswer),
 )
 async def upload() -> Response:
-    """Upload an input video."""
+    """Upload an input video, raw or as a video file, which is decoded."""
+    state = app_state()
+    limit_bytes = state.settings.upload_bytes
+    if is_video_file(request):
+        query = parse_query(VideoUploadQuery, request.args)
+        async with body_receiver().spooled(limit_bytes) as spool:
+            will_stream(request)
+            video = await state.video_decoder.decode(spool, query, limit_bytes)
+        uploaded = VideoUploadAnswer(
+            input_path=video.file.name,
+            num_frames=video.shape.frames,
+            shape=list(video.shape),
+            fps=video.fps,
+            poster=video.poster,
+        )
+        metrics.UPLOADED_BYTES.labels(video.file.kind).inc(spool.written_bytes)
+        return answer(uploaded)
     shape = video_shape(request.headers)
-    file = await _receiver().video(shape, app_state().settings.upload_bytes)
-    metrics.UPLOADED_BYTES.labels(file.kind).inc(file.size_bytes)
-    return _answer(UploadAnswer(input_path=file.name, num_frames=shape.frames, shape=list(shape)))
+    file = await body_receiver().video(shape, limit_bytes)
+    metrics.UPLOADED_BYTES.labels(Kind.VIDEO).inc(file.size_bytes)
+    return answer(UploadAnswer(input_path=file.name, num_frames=shape.frames, shape=list(shape)))
 
 
 @api.post("/api/v1/generate/upload-data")
@@ -133,9 +160,9 @@ async def upload() -> Response:
 )
 async def upload_data() -> Response:
     """Upload a blob of packed arrays."""
-    file = await _receiver().blob(Kind.BLOB, app_state().settings.blob_bytes)
-    metrics.UPLOADED_BYTES.labels(file.kind).inc(file.size_bytes)
-    return _answer(BlobAnswer(data_blob_path=file.name, size_bytes=file.size_bytes))
+    file = await body_receiver().blob(Kind.BLOB, app_state().settings.blob_bytes)
+    metrics.UPLOADED_BYTES.labels(Kind.BLOB).inc(file.size_bytes)
+    return answer(BlobAnswer(data_blob_path=file.name, size_bytes=file.size_bytes))
 
 
 @api.post("/api/v1/assets")
@@ -149,11 +176,11 @@ async def upload_asset() -> Response:
     """Upload an image for a first frame, a last frame or a reference."""
     state = app_state()
     requester = Requester(client_of_request())
-    file = await _receiver().blob(
+    file = await body_receiver().blob(
         Kind.ASSET, state.settings.asset_bytes, check=lambda path: state.decoder.shape(path, requester)
     )
-    metrics.UPLOADED_BYTES.labels(file.kind).inc(file.size_bytes)
-    return _answer(AssetAnswer(path=file.name))
+    metrics.UPLOADED_BYTES.labels(Kind.ASSET).inc(file.size_bytes)
+    return answer(AssetAnswer(path=file.name))
 
 
 @api.get("/api/v1/generate/download")
@@ -161,7 +188,7 @@ async def upload_asset() -> Response:
 @describe(
     parameters=(
         parameter("path", "query", {"type": "string"}, "An output_path.", required=True),
-        *_FILE_OPTIONS,
+        *query_parameters(VideoFileQuery, _FILE_OPTIONS),
         parameter("Range", "header", {"type": "string"}, "A range of bytes.", required=False),
         parameter("If-Range", "header", {"type": "string"}, "The range applies only to this ETag.", required=False),
         parameter("If-Match", "header", {"type": "string"}, "The file must have one of these ETags.", required=False),
@@ -171,9 +198,9 @@ async def upload_asset() -> Response:
         200: {
             "content": dict.fromkeys((BINARY, *CONTENT_TYPES.values()), _BYTES),
             "description": "20-byte header and raw uint8 THWC, or the requested format.",
-            "headers": _VIDEO_HEADERS,
+            "headers": VIDEO_HEADERS,
         },
-        206: content(BINARY, description="The requested range.") | {"headers": _VIDEO_HEADERS},
+        206: content(BINARY, description="The requested range.") | {"headers": VIDEO_HEADERS},
         304: {"description": "The client already has the file."},
     },
     errors=(404, 412, 416, 422, 503, 507),
@@ -184,17 +211,18 @@ async def download() -> Response:
     if not name:
         raise InvalidField("path: missing", "path")
     state = app_state()
-    file = state.store.find(name, Kind.OUTPUT, owner=client_of_request(), field="path")
     if not request.args.get("format"):
-        return send_file(file, request, state.store, state.downloads)
+        output = await state.blobs.find(name, Kind.OUTPUT, owner=client_of_request(), field="path")
+        return await send_file(output, request, state.blobs, state.downloads)
+    file = state.store.find(name, Kind.OUTPUT, owner=client_of_request(), field="path")
     assert file.shape is not None
     query = parse_query(VideoFileQuery, request.args)
-    variant = Variant.of(query.format, query, file.shape, DEFAULT_FPS)
+    variant = Variant.of(query.format, query, file.shape, file.fps or DEFAULT_FPS)
     will_stream(request)
-    return send_file(
+    return await send_file(
         await state.video_files.file(file, variant),
         request,
-        state.store,
+        state.blobs,
         state.downloads,
         content_type=variant.content_type,
         file_name=f"{file.name}.{variant.format}",
@@ -209,7 +237,7 @@ async def download() -> Response:
 )
 async def delete_file(name: str) -> Response:
     """Delete one of the client's uploads, assets or outputs."""
-    app_state().store.delete(name, client_of_request())
+    await app_state().blobs.delete(name, client_of_request())
     return Response(status=204)
 
 
@@ -221,7 +249,7 @@ async def pipelines() -> Response:
     for name, pipeline in (await app_state().loads.pipelines()).items():
         entry = {"id": name} if pipeline.spec is None else pipeline.spec.to_dict()
         shown.append(entry | {"loaded": pipeline.loaded, "state": pipeline.state, "reason": pipeline.reason})
-    return _answer(PipelinesAnswer.model_validate({"pipelines": shown}))
+    return answer(PipelinesAnswer.model_validate({"pipelines": shown}))
 
 
 @api.post("/api/v1/pipeline/load")
@@ -233,10 +261,10 @@ async def pipelines() -> Response:
 )
 async def load_pipeline() -> Response:
     """Load pipelines. This is optional: generating loads a pipeline if necessary."""
-    async with _json_body(LoadRequest) as body:
+    async with json_body(LoadRequest) as body:
         load = await app_state().loads.start(client_of_request(), body)
     status = "loaded" if load.status == "loaded" else "loading"
-    return _answer(LoadAnswer(status=status, ignored=list(load.ignored)))
+    return answer(LoadAnswer(status=status, ignored=list(load.ignored)))
 
 
 @api.get("/api/v1/pipeline/status")
@@ -250,7 +278,7 @@ async def pipeline_status() -> Response:
         if load.status == "loaded" and load.pipeline_id
         else {}
     )
-    return _answer(
+    return answer(
         PipelineStatusAnswer(
             status=load.status,
             pipeline_id=load.pipeline_id,
@@ -269,12 +297,12 @@ async def pipeline_status() -> Response:
 async def health() -> tuple[Response, int]:
     """Report whether a generation is running or would be accepted, and which pipelines have failed."""
     state = app_state()
-    generating = state.slot.current is not None
+    generating = state.jobs.is_generating
     readiness = await state.readiness()
-    is_ready = not state.slot.is_closed and (generating or (readiness is not None and readiness.can_generate))
+    is_ready = not state.jobs.is_closed and (generating or (readiness is not None and readiness.can_generate))
     status = "healthy" if is_ready else "starting" if readiness is None and state.is_starting else "unavailable"
     degraded = list(readiness.degraded) if readiness is not None else []
-    return _answer(HealthAnswer(status=status, generating=generating, degraded=degraded)), 200 if is_ready else 503
+    return answer(HealthAnswer(status=status, generating=generating, degraded=degraded)), 200 if is_ready else 503
 
 
 @api.get("/health/ready")
@@ -291,7 +319,7 @@ async def ready() -> tuple[Response, int]:
 @describe(answers={200: content(JSON, LiveAnswer)}, models=(LiveAnswer,))
 async def live() -> Response:
     """Liveness probe: the server answers requests, whatever state Triton is in."""
-    return _answer(LiveAnswer(status="live"))
+    return answer(LiveAnswer(status="live"))
 
 
 @api.get("/metrics")
@@ -299,25 +327,3 @@ async def live() -> Response:
 async def prometheus() -> Response:
     """Metrics for Prometheus."""
     return Response(metrics.exposition(), content_type=metrics.CONTENT_TYPE)
-
-
-def _receiver() -> BodyReceiver:
-    state = app_state()
-    return BodyReceiver(state.store, client_of_request(), _body(), request.content_length, state.pace)
-
-
-def _json_body(model: type[ModelT]) -> AbstractAsyncContextManager[ModelT]:
-    state = app_state()
-    return state.json_bodies.read(
-        model, _body(), content_length=request.content_length, client=client_of_request(), pace=state.pace
-    )
-
-
-def _body() -> BoundedBody:
-    body = request.body
-    assert isinstance(body, BoundedBody)
-    return body
-
-
-def _answer(model: BaseModel) -> Response:
-    return jsonify(model.model_dump(mode="json"))

@@ -32,6 +32,8 @@ from filmstrip.contract import Interpolation
 from filmstrip.errors import BadJson, InvalidField
 from filmstrip.geometry import MAX_FRAMES, MAX_SIDE, MIN_SIDE
 
+from .video_jobs import MAX_DECODED_SIDE
+
 MAX_SEED = 2**64 - 1
 RANDOM_SEED = -1
 MAX_PROMPT_CHARACTERS = 100_000
@@ -463,6 +465,13 @@ class UploadAnswer(BaseModel):
     shape: list[int] = Field(description="[T, H, W, C]")
 
 
+class VideoUploadAnswer(UploadAnswer):
+    """The video file is decoded and stored."""
+
+    fps: float = Field(description="Frames per second.")
+    poster: str = Field(description="The first frame as a small image, a data URL of at most 32 KiB.")
+
+
 class BlobAnswer(BaseModel):
     """The blob is stored."""
 
@@ -571,7 +580,8 @@ def _a_rate(value: Any) -> Any:
 
 _RATE = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?(?:/[0-9]{1,9})?", re.ASCII)
 MIN_FPS, MAX_FPS = 0.1, 240
-Rate = Annotated[float, BeforeValidator(_a_rate), Field(ge=MIN_FPS, le=MAX_FPS, allow_inf_nan=False)]
+MAX_SECONDS = 10**6
+Rate = Annotated[float, Field(ge=MIN_FPS, le=MAX_FPS, allow_inf_nan=False), BeforeValidator(_a_rate)]
 """Frames per second in a query."""
 
 
@@ -597,6 +607,19 @@ class VideoFileQuery(VideoOptions):
     """The query of a download as a video file."""
 
     format: VideoFormat
+
+
+class VideoUploadQuery(BaseModel):
+    """The query of an upload of a video file: which part of it, at what rate and size."""
+
+    format: Literal["mp4", "mov", "webm", "mkv"] | None = None
+    start: float = Field(0, ge=0, le=MAX_SECONDS, allow_inf_nan=False)
+    end: float | None = Field(None, ge=0, le=MAX_SECONDS, allow_inf_nan=False)
+    fps: Rate | None = None
+    max_frames: int | None = Field(None, ge=1)
+    height: int | None = Field(None, ge=1, le=MAX_DECODED_SIDE)
+    width: int | None = Field(None, ge=1, le=MAX_DECODED_SIDE)
+    fit: Literal["cover", "contain"] = "cover"
 
 
 def parse_query(model: type[ModelT], query: Mapping[str, str]) -> ModelT:

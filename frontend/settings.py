@@ -184,6 +184,20 @@ class Settings(BaseSettings):
     )
     sequence_start_timeout_s: float = Field(10.0, gt=0, description="Longest wait for a free sequence slot in Triton.")
     sequence_end_timeout_s: float = Field(30.0, gt=0, description="Longest wait for Triton to end a sequence.")
+    queue_length: int = Field(16, ge=0, description="How many generations of /generations may wait for their turn.")
+    generate_queue_length: int = Field(
+        0,
+        ge=0,
+        description="How many generations of /generate may wait; 0 answers 409 while another runs or waits.",
+    )
+    reattach_s: float = Field(
+        15.0,
+        ge=0,
+        description="How long a generation with `on_disconnect: cancel` goes on while nobody follows its events.",
+    )
+    resume: bool = Field(
+        False, description="Start generations of /generations again that a restart of the server interrupted."
+    )
     keep_alive_s: float = Field(
         10.0,
         gt=0,

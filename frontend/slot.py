@@ -1,21 +1,15 @@
-"""One generation at a time: who gets the slot, and when it is free again."""
+"""One generation at a time: who has the slot, and when it is free again."""
 
-import contextlib
 import logging
-import secrets
+from collections.abc import Callable
 
-from filmstrip.errors import Busy, ClientGone, ShuttingDown
-from filmstrip.models import Cancelled
 from filmstrip.wire import VIDEO_HEADER_BYTES
 
-from . import logs, metrics
+from . import metrics
 from .generation import Generation
-from .images import ImageDecoder
-from .model_registry import ModelRegistry
-from .request_check import CheckCancelled, RequestChecker
-from .schema import GenerateRequest
-from .settings import Settings
+from .request_check import CheckedRequest
 from .store import Kind, Store
+from .triton import TritonClient
 
 log = logging.getLogger(__name__)
 
@@ -24,78 +18,47 @@ class Slot:
     """Holds at most one generation.
 
     Attributes:
-        current: the generation that runs.
-        is_closed: the server is stopping.
+        current: the generation that has the slot; it may not have been started yet.
+        on_free: called when the slot has become free.
     """
 
-    def __init__(self, settings: Settings, models: ModelRegistry, store: Store, decoder: ImageDecoder) -> None:
-        self._triton = models.client
+    def __init__(self, triton: TritonClient, store: Store) -> None:
+        self._triton = triton
         self._store = store
-        self._checker = RequestChecker(settings, models, store, decoder)
-        self.is_closed = False
         self.current: Generation | None = None
+        self.on_free: Callable[[], None] = lambda: None
 
-    async def start(self, request: GenerateRequest, client: str = "") -> Generation:
-        """Check a client's request, take the slot and start the generation.
+    @property
+    def is_free(self) -> bool:
+        """No generation has the slot."""
+        return self.current is None
 
-        The slot is not held during the check: of several requests that are checked at once, the first to pass takes
-        it. A request that its client cancels meanwhile gives a generation whose only event is `cancelled`.
+    def take(self, generation: Generation) -> None:
+        """Give the slot to a generation."""
+        if self.current is not None:
+            raise RuntimeError("another generation has the slot")
+        self.current = generation
+        metrics.SLOTS_IN_USE.inc()
+
+    def start(self, generation: Generation, request: CheckedRequest) -> None:
+        """Start a generation, which takes the slot unless it has it already and releases it at its end.
+
+        Args:
+            generation: to start.
+            request: to serve.
 
         Raises:
-            Busy: another generation has the slot, before the check or after it.
-            FilmstripError: the request cannot be served.
+            StorageFull: the output does not fit; nothing has changed then.
         """
-        self._check_is_free()
-        generation = Generation(secrets.token_hex(8), client)
-        logs.name_generation(generation.id)
-        with contextlib.ExitStack() as uses:
-            try:
-                checked = await self._checker.check(request, generation.id, client, uses)
-            except CheckCancelled as cancelled:
-                metrics.GENERATIONS.labels("cancelled").inc()
-                log.info("cancelled before it started")
-                generation.unused, num_chunks = (), 0
-                if cancelled.plan is not None:
-                    generation.unused, num_chunks = cancelled.plan.unused, len(cancelled.plan.chunks)
-                generation.events.append(Cancelled(0, num_chunks, 0, seed=request.seed, unused=generation.unused))
-                return generation
-            self._check_is_free()  # nothing is awaited from here on, so only one of several requests finds it free
-            num_bytes = VIDEO_HEADER_BYTES + checked.plan.output.num_bytes
-            output = self._store.draft(Kind.OUTPUT, num_bytes, owner=client)
-            log.info("%d frames of %s in %d chunks", request.num_frames, request.pipeline_id, len(checked.plan.chunks))
-            generation.start(checked, output, self._triton, self._store, uses=uses.pop_all(), on_end=self._release)
-        self.current = generation
-        metrics.SLOT_IN_USE.set(1)
-        return generation
+        plan = request.plan
+        output = self._store.draft(Kind.OUTPUT, VIDEO_HEADER_BYTES + plan.output.num_bytes, owner=generation.client)
+        if self.current is not generation:
+            self.take(generation)
+        log.info("%d frames of %s in %d chunks", plan.output.frames, plan.chain.pipeline.id, len(plan.chunks))
+        generation.start(request, output, self._triton, self._store, on_end=self.release)
 
-    def cancel(self, client: str = "") -> bool:
-        """End a client's generation after its current chunk, or cancel its checks; False if it has neither."""
-        if self.current is not None and self.current.client == client:
-            self.current.cancel()
-            return True
-        return self._checker.cancel(client)
-
-    def abandon(self, generation: Generation) -> None:
-        """End a generation as soon as the model stops, because its client is gone."""
-        if self.current is generation:
-            with logs.named(generation.id):  # called by the connection, which serves other requests too
-                log.info("the client is gone")
-            generation.abort(ClientGone("the client is gone"))
-
-    async def close(self, timeout_s: float) -> None:
-        """End the generation and all checks, and accept no others."""
-        self.is_closed = True
-        self._checker.close()
-        if self.current is not None:
-            self.current.abort(ShuttingDown("the server is stopping"))
-            await self.current.wait(timeout_s)
-
-    def _check_is_free(self) -> None:
-        if self.is_closed:
-            raise ShuttingDown("the server is stopping")
-        if self.current is not None:
-            raise Busy("another generation runs")
-
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Free the slot."""
         self.current = None
-        metrics.SLOT_IN_USE.set(0)
+        metrics.SLOTS_IN_USE.dec()
+        self.on_free()

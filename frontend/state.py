@@ -7,18 +7,24 @@ from dataclasses import dataclass
 
 from quart import Quart, current_app
 
+from .blobs import Blobs, LocalBlobs
 from .bodies import JsonBodies
 from .connection import Pace
 from .download import Downloads
+from .dry_run import DryRuns
 from .embedded.supervisor import EmbeddedTriton
 from .images import ImageDecoder
+from .local_jobs import LocalJobs
 from .model_registry import ModelRegistry, Readiness
 from .pipeline_loads import PipelineLoads
+from .records import Records
+from .request_check import RequestChecker
 from .settings import Settings
 from .slot import Slot
 from .store import Store
 from .triton import TritonClient
 from .video_files import VideoFiles
+from .video_uploads import VideoDecoder
 
 _REPORT_POLL_S = 1.0
 _EXTENSION = "filmstrip"
@@ -31,22 +37,25 @@ class AppState:
     settings: Settings
     store: Store
     models: ModelRegistry
-    slot: Slot
+    blobs: Blobs
+    jobs: LocalJobs
+    dry_runs: DryRuns
     loads: PipelineLoads
     decoder: ImageDecoder
     json_bodies: JsonBodies
     downloads: Downloads
     video_files: VideoFiles
+    video_decoder: VideoDecoder
     embedded: EmbeddedTriton | None
 
     @property
     def is_starting(self) -> bool:
         """The embedded Triton is starting."""
-        return not self.slot.is_closed and self.embedded is not None and not self.embedded.failed.is_set()
+        return not self.jobs.is_closed and self.embedded is not None and not self.embedded.failed.is_set()
 
     async def readiness(self) -> Readiness | None:
         """Whether generations can run, and which models failed; None while Triton does not answer."""
-        if self.slot.is_closed or self.models.is_starting:
+        if self.jobs.is_closed or self.models.is_starting:
             return None
         return await self.models.readiness()
 
@@ -72,19 +81,26 @@ async def lifespan(app: Quart, settings: Settings) -> AsyncIterator[None]:
         triton = TritonClient(url, settings, secret)
         models = ModelRegistry(triton)
         decoder = ImageDecoder()
+        checker = RequestChecker(settings, models, store, decoder)
+        records = Records(settings.data_dir)
+        jobs = LocalJobs(settings, store, decoder, checker, [Slot(triton, store)], records=records, models=models)
         video_files = VideoFiles(store)
         state = app.extensions[_EXTENSION] = AppState(
             settings,
             store,
             models,
-            Slot(settings, models, store, decoder),
+            LocalBlobs(store),
+            jobs,
+            DryRuns(checker, store),
             PipelineLoads(models),
             decoder,
             JsonBodies(settings.json_bytes, settings.json_total_bytes),
             Downloads(settings.downloads),
             video_files,
+            VideoDecoder(store),
             embedded,
         )
+        jobs.open()
         async with store.expiring():
             if embedded is not None:
                 embedded.start(models)
@@ -92,7 +108,7 @@ async def lifespan(app: Quart, settings: Settings) -> AsyncIterator[None]:
             try:
                 yield
             finally:
-                await state.slot.close(settings.shutdown_timeout_s)
+                await jobs.close(settings.shutdown_timeout_s)
                 await decoder.close()
                 await video_files.close()
                 report.cancel()
@@ -100,6 +116,7 @@ async def lifespan(app: Quart, settings: Settings) -> AsyncIterator[None]:
                 if embedded is not None:
                     await embedded.stop()
                 await models.close()
+                await jobs.stop()
                 await triton.close()
     finally:
         store.close()

@@ -21,6 +21,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from fractions import Fraction
 from pathlib import Path
 from stat import S_ISREG
 from types import TracebackType
@@ -58,8 +59,9 @@ _HAS_HEADER = (Kind.VIDEO, Kind.OUTPUT)
 MAX_VARIANTS = 8
 """Most files that are derived from one output and kept."""
 _NAME = re.compile(r"(?:video|blob|asset|output)-[0-9a-f]{32}")
-_FILE_NAME = re.compile(rf"({_NAME.pattern})(?:@([A-Za-z0-9_-]+))?")
-_DERIVED_NAME = re.compile(rf"{_FILE_NAME.pattern}\.([a-z0-9_-]+)\.([0-9a-f]{{32}})")
+_OWNED_NAME = rf"({_NAME.pattern})(?:@([A-Za-z0-9_-]+))?"
+_FILE_NAME = re.compile(rf"{_OWNED_NAME}(?:~([0-9]{{1,9}})_([1-9][0-9]{{0,8}}))?")
+_DERIVED_NAME = re.compile(rf"{_OWNED_NAME}\.([a-z0-9_-]+)\.([0-9a-f]{{32}})")
 
 
 def is_name(text: str) -> bool:
@@ -67,9 +69,10 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
-def disk_name(name: str, owner: str) -> str:
+def disk_name(name: str, owner: str, fps: Fraction | None = None) -> str:
     """The name of a stored file on disk."""
-    return f"{name}@{owner}" if owner else name
+    rate = f"~{fps.numerator}_{fps.denominator}" if fps else ""
+    return f"{name}@{owner}{rate}" if owner else f"{name}{rate}"
 
 
 def open_stored(path: Path) -> int:
@@ -106,6 +109,7 @@ class StoredFile:
         shape: of the video after the header; None for blobs and assets.
         inode: its inode number.
         expires_at: Unix time in seconds.
+        fps: frames per second of a video, if they are known.
     """
 
     name: str
@@ -116,6 +120,7 @@ class StoredFile:
     shape: VideoShape | None
     inode: int
     expires_at: float
+    fps: Fraction | None = None
 
     @classmethod
     def inspect(cls, path: Path, shm_prefix: str, ttl_s: float) -> "StoredFile | None":
@@ -140,7 +145,8 @@ class StoredFile:
                     return None
             if stat.st_size != VIDEO_HEADER_BYTES + shape.num_bytes:
                 return None
-        return cls(match[1], kind, match[2] or "", path, stat.st_size, shape, stat.st_ino, stat.st_mtime + ttl_s)
+        fps = Fraction(int(match[3]), int(match[4])) if match[3] else None
+        return cls(match[1], kind, match[2] or "", path, stat.st_size, shape, stat.st_ino, stat.st_mtime + ttl_s, fps)
 
     @property
     def in_shm(self) -> bool:
@@ -218,6 +224,7 @@ class Draft:
         self.reserved_bytes = reserved_bytes
         self.written_bytes = 0
         self.preallocated_bytes = 0
+        self.fps: Fraction | None = None
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         os.fchmod(self.fd, store.file_mode)  # independent of the umask: Triton's user must be able to map it
 
@@ -289,7 +296,9 @@ class Store:
         self.file_mode = 0o600 if settings.embedded else 0o660  # a Triton elsewhere may run as another user
 
     def open(self) -> None:
-        """Lock the data directory, remove what a crash left half-written and index the complete files.
+        """Lock the data directory, remove what a crash left half-written, and index the complete files.
+
+        Those that have expired are removed by `expire` alone, as somebody may want to hold them first.
 
         Raises:
             DataDirectoryTaken: another server uses the directory.
@@ -317,7 +326,6 @@ class Store:
                 _unlink(path)
             else:
                 self._derived[derived.source, derived.variant] = derived
-        self.expire()
 
     def close(self) -> None:
         """Unlock the data directory; files on disk stay, files in shared memory are removed."""
@@ -349,6 +357,7 @@ class Store:
                 self.expire()
                 self.forget_damaged()
 
+        self.expire()
         task = asyncio.create_task(sweep(), name="store sweep")
         try:
             yield
@@ -389,14 +398,16 @@ class Store:
                 if not self._held[name]:
                     del self._held[name]
 
-    def find(self, name: str, *kinds: Kind, owner: str = "", field: str | None = None) -> StoredFile:
+    def find(
+        self, name: str, *kinds: Kind, owner: str = "", field: str | None = None, allow_expired: bool = False
+    ) -> StoredFile:
         """The stored file of this name.
 
         Raises:
             UnknownPath: there is none, it has expired, it has another kind or owner, or it was damaged.
         """
         file = self._files.get(name) if is_name(name) else None
-        if file is not None and file.expires_at <= time.time():
+        if file is not None and not allow_expired and file.expires_at <= time.time():
             self.expire()
             file = None
         if file is not None and self._forget_if_damaged(file):
@@ -418,6 +429,15 @@ class Store:
         if file.name in self._held:
             raise InUse(f"name: {file.name} is in use by a generation or a download", "name")
         self._remove(file)
+
+    def has(self, name: str) -> bool:
+        """Whether there is a stored file of this name."""
+        return name in self._files
+
+    def remove(self, name: str) -> None:
+        """Remove a file if it is there, even if it is in use: those who have it open can read on."""
+        if name in self._files:
+            self._remove(self._files[name])
 
     def derived(self, source: str, variant: str) -> DerivedFile | None:
         """The file of this variant that was derived from an output, if there is one."""
@@ -451,7 +471,12 @@ class Store:
             source: the output.
             variant: what was made of it: small letters, digits, - and _.
             name: 32 hexadecimal digits that depend on the content.
+
+        Raises:
+            UnknownPath: the output was removed meanwhile.
         """
+        if self._files.get(source.name) is not source:
+            raise UnknownPath(f"path: {source.name} is gone", "path")
         path = self._derived_folder / f"{disk_name(source.name, source.owner)}.{variant}.{name}"
         try:
             os.rename(draft.path, path)
@@ -518,7 +543,7 @@ class Store:
         name = f"{draft.kind}-{secrets.token_hex(16)}"
         if draft.preallocated_bytes > draft.written_bytes:
             release(draft.fd, draft.written_bytes, draft.preallocated_bytes)
-        file_name = disk_name(name, draft.owner)
+        file_name = disk_name(name, draft.owner, draft.fps)
         path = SHM_DIR / f"{self._shm_prefix}{file_name}" if draft.in_shm else self._folder(draft.kind) / file_name
         try:
             os.rename(draft.path, path)
@@ -612,6 +637,16 @@ class Store:
         own += sum(draft.owner == owner for draft in drafts)
         if owner and own >= share:
             raise StorageFull(f"you have {share} files on the server, half of the {limit} that it can hold; {_REMEDY}")
+
+    def check_fits(self, num_bytes: int, owner: str) -> None:
+        """Check that a file could be stored if there were no others.
+
+        Raises:
+            StorageFull: it could not.
+        """
+        limit = self._byte_limit(self._stored_bytes()) // (_CLIENT_SHARE if owner else 1)
+        if num_bytes > limit:
+            raise StorageFull(f"{num_bytes} bytes can never fit into the limit of {limit} bytes; make a smaller video")
 
     def _check_bytes(self, more_bytes: int, owner: str) -> None:  # noqa: ARG002
         stored = self._stored_bytes()

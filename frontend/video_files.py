@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import os
+import struct
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -49,6 +50,8 @@ _NUM_GROWING = 4
 """These mostly wait for frames."""
 _LIMITS = Limits(cpu_s=0, memory_bytes=3 * 2**30, niceness=10)  # the CPU time of an encoder is not limited
 _PIECE_BYTES = 256 * 2**10
+_PADDING = struct.pack(">I4s", 32 * 2**10, b"free").ljust(32 * 2**10, b"\0")
+"""An empty box. Chromium looks at what it has received in blocks of this size, and would show a small video late."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,10 @@ class FrameSource(Protocol):
     def shape(self) -> VideoShape:
         """Its height, width and channels; the number of frames is not read."""
 
+    @property
+    def fps(self) -> Fraction | None:
+        """Its frames per second, if they are known."""
+
     def open(self) -> int:
         """Open the file with the frames for reading: a 20-byte header, then uint8 [T, H, W, 3].
 
@@ -191,6 +198,11 @@ class CompleteOutput:
         assert self.file.shape is not None
         return self.file.shape
 
+    @property
+    def fps(self) -> Fraction | None:
+        """The output's frame rate."""
+        return self.file.fps
+
     def open(self) -> int:
         """Open the output's file."""
         return open_stored(self.file.path)
@@ -205,6 +217,7 @@ class _Answer(BaseModel):
 
     Attributes:
         grown: bytes of the growing file so far.
+        is_waiting: the encoder has encoded all frames that there are; the growing file ends with a whole fragment.
         is_whole: the growing file is complete.
         written: bytes of the file so far.
         done: the file is complete; a digest of its content.
@@ -214,6 +227,7 @@ class _Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     grown: int = Field(0, ge=0)
+    is_waiting: bool = False
     is_whole: bool = False
     written: int = Field(0, ge=0)
     done: str = ""
@@ -313,6 +327,7 @@ class _Encoding:
         self._grown: Draft | None = None
         self._grown_fd: int | None = None  # stays open for those who still read
         self._grown_bytes = 0
+        self._padded_at: list[int] = []  # places in the growing file where readers get padding
         self._is_whole = False
         self._changed = asyncio.Event()
         self._num_waiting = 0
@@ -344,20 +359,25 @@ class _Encoding:
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """The growing file, from its start."""
-        offset = 0
-        while not (self._is_whole and offset == self._grown_bytes):
+        offset = num_padded = 0
+        while True:
             changed = self._changed
-            if self._task.done() and not self._is_whole:
-                await self.result()  # raises why
-            while self._grown_fd is not None and offset < self._grown_bytes:
-                size = min(_PIECE_BYTES, self._grown_bytes - offset)
-                piece = await in_thread(os.pread, self._grown_fd, size, offset)
+            stop = self._padded_at[num_padded] if num_padded < len(self._padded_at) else self._grown_bytes
+            if self._grown_fd is not None and offset < stop:
+                piece = await in_thread(os.pread, self._grown_fd, min(_PIECE_BYTES, stop - offset), offset)
                 if not piece:
                     raise InternalError("the growing file was truncated")
                 offset += len(piece)
                 yield piece
-                del piece
-            if self._changed is changed and not self._is_whole:
+                del piece  # otherwise it is held together with the next one
+            elif num_padded < len(self._padded_at):
+                num_padded += 1
+                yield _PADDING
+            elif self._is_whole:
+                return
+            elif self._task.done():
+                await self.result()  # raises why it is not whole
+            else:
                 await changed.wait()
 
     def join(self) -> None:
@@ -402,7 +422,7 @@ class _Encoding:
         """Encode into the drafts; returns the digest of the file."""
         fd = self._source.open()
         uses.callback(os.close, fd)
-        async with running_worker(WORKER, _LIMITS, pass_fds=(fd,)) as process:
+        async with running_worker(WORKER, _LIMITS, "encode", pass_fds=(fd,)) as process:
             feeding = asyncio.create_task(self._feed(process, self._job(fd, whole), uses))
             try:
                 async for line in cast("asyncio.StreamReader", process.stdout):
@@ -460,6 +480,9 @@ class _Encoding:
             assert self._grown is not None
             self._store.reserve(self._grown, answer.grown)
             self._grown.written_bytes = self._grown_bytes = answer.grown
+            padded_at = self._padded_at[-1] if self._padded_at else 0
+            if answer.is_waiting and padded_at < answer.grown < padded_at + len(_PADDING):
+                self._padded_at.append(answer.grown)
             if answer.is_whole:
                 self._is_whole = True
                 self._store.reserve(whole, answer.grown)  # it will have about the same size

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 WORKER = f"{__package__}.video_worker"
+MAX_DECODED_SIDE = 8192
+"""Longest side of a frame of an uploaded video file, and of what it is scaled to."""
 
 
 @dataclass(frozen=True)
@@ -32,3 +34,30 @@ class EncodeJob:
     crf: int | None
     scale: int
     frame: int | None
+
+
+@dataclass(frozen=True)
+class DecodeJob:
+    """What to decode.
+
+    Attributes:
+        path: path of the video file.
+        start: in seconds, as a fraction; frames before it are dropped.
+        end: likewise; empty is the end of the video.
+        fps: frames per second, as a fraction; empty is the file's own rate.
+        max_frames: most frames; None is no limit.
+        height: of the result; None follows from the width, or is the video's own.
+        width: likewise.
+        fit: how a video of another shape fills height and width: `cover` or `contain`.
+        limit_bytes: most bytes of frames.
+    """
+
+    path: str
+    start: str
+    end: str
+    fps: str
+    max_frames: int | None
+    height: int | None
+    width: int | None
+    fit: str
+    limit_bytes: int

@@ -1,16 +1,24 @@
-"""Encodes one video file in a process of its own.
+"""Encodes or decodes one video file in a process of its own.
 
-`video_files.py` runs this module. The first line on stdin is the job, in JSON; each further line says how many frames
-there are by now. Answers are JSON lines on stdout. Frames are read from an open file, inherited under the number that
-the job names: a 20-byte header, then uint8 [T, H, W, 3].
+The argument says which. The first line on stdin is the job, in JSON; answers are JSON lines on stdout. Frames lie in a
+file of the store: a 20-byte header, then uint8 [T, H, W, 3].
+
+- `encode`, run by `video_files.py`: each further line on stdin says how many frames there are by now. The file with the
+  frames is open, under the number that the job names.
+- `decode`, run by `video_uploads.py`: the first answer describes the video, and the second line on stdin has the path
+  of the file to write. Before it writes more, the worker asks for room and waits for a line that grants it.
 """
 
+import base64
 import errno
 import hashlib
+import io
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,11 +28,12 @@ import numpy as np
 from PIL import Image
 
 from filmstrip.video.contact_sheet import COLUMNS, ROWS, evenly_spaced, sheet_rows, thumbnail, write_sheet
+from filmstrip.video.read import Part, PartReader, Restrictions, VideoFileError
 from filmstrip.video.write import Encoder, enlarged, open_encoder
 from filmstrip.wire import VIDEO_HEADER_BYTES, Frame
 
-from .video_jobs import EncodeJob
-from .workers import enter_worker
+from .video_jobs import MAX_DECODED_SIDE, DecodeJob, EncodeJob
+from .workers import enter_worker, limit_cpu
 
 _LOOKAHEAD = 16
 """Frames that the encoder holds back: more compress better, take memory, and delay a video that is still growing."""
@@ -109,6 +118,8 @@ def _add_frames(job: EncodeJob, encoder: Encoder, frames: _Frames, lines: Binary
                 reported = written
                 _answer(**{"grown" if job.growing_into else "written": written})
         num_added = num_frames
+        if job.growing_into:
+            _answer(grown=_size(path), is_waiting=True)
     encoder.finish()
 
 
@@ -154,19 +165,192 @@ def _answer(**message: Any) -> None:
 _answers = sys.stdout
 
 
-def main() -> None:
-    """Encode a video for the process that started this one."""
-    enter_worker()
-    sys.stdout = sys.stderr  # keep what libraries print out of the answers
-    job = EncodeJob(**json.loads(sys.stdin.buffer.readline()))
+# -- Decoding --------------------------------------------------------------------------------------------------------
+
+
+class _Refused(Exception):
+    """The video is not decoded; the text is for the client."""
+
+
+class _TooLarge(_Refused):
+    """The frames exceed the limit."""
+
+
+RESTRICTIONS = Restrictions(
+    formats=frozenset(("mov", "matroska")),
+    decoders=frozenset(
+        ("h264", "hevc", "vp8", "libvpx", "vp9", "libvpx-vp9", "av1", "libdav1d", "mpeg4", "prores"),
+    ),
+    max_side=MAX_DECODED_SIDE,
+)
+_ROOM_BYTES = 16 * 2**20
+_POSTER_WIDTH = 256
+_POSTER_BYTES = 32 * 2**10
+
+
+def _decode(job: DecodeJob, lines: BinaryIO) -> None:
+    part = Part(Fraction(job.start), _fraction(job.end), _fraction(job.fps), job.max_frames)
+    reader = PartReader(job.path, part, RESTRICTIONS)
+    fitting = Fitting.of(reader.height, reader.width, job.height, job.width, job.fit)
+    sizes = _Sizes(fitting.height, fitting.width, reader.num_frames, job.limit_bytes)
+    sizes.check(reader.num_frames or 1, slack=2)  # of what a file says of its length
+    output: BinaryIO | None = None
+    room = num_frames = expected_bytes = 0
     try:
-        _encode(job, sys.stdin.buffer)
-        _answer(done=_digest(job.into), written=os.stat(job.into).st_size)
+        for frame in reader.frames(fitting.inner):
+            fitted = fitting.apply(frame)
+            sizes.check(num_frames + 1)
+            if output is None:
+                expected_bytes = min((reader.num_frames or 0) * fitted.nbytes, job.limit_bytes)
+                _answer(
+                    height=fitting.height,
+                    width=fitting.width,
+                    fps=float(reader.fps),
+                    expected_bytes=expected_bytes,
+                    poster=_poster(fitted),
+                )
+                output = _opened_for_writing(_line(lines)["into"])
+            num_frames += 1
+            needed = num_frames * fitted.nbytes
+            if needed > room:
+                more = min(needed, _ROOM_BYTES)
+                room = max(needed, min(needed + more, expected_bytes or needed + more))
+                _answer(room=room)
+                _line(lines)
+            output.write(fitted.data)
+        if output is None:
+            raise _Refused("there is no frame in the selected part of the video")
+        output.flush()
+        _answer(num_frames=num_frames)
+    finally:
+        if output is not None:
+            output.close()
+
+
+def _fraction(text: str) -> Fraction | None:
+    return Fraction(text) if text else None
+
+
+def _line(lines: BinaryIO) -> Any:
+    line = lines.readline()
+    if not line:
+        sys.exit(1)  # the server is gone
+    return json.loads(line)
+
+
+def _opened_for_writing(path: str) -> BinaryIO:
+    fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    os.lseek(fd, VIDEO_HEADER_BYTES, os.SEEK_SET)
+    return open(fd, "wb", buffering=_REPORTED_BYTES)
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How frames are brought to a size.
+
+    Attributes:
+        height: of the result.
+        width: likewise.
+        inner: (height, width) to scale to first, before the frame is cropped or put on black.
+    """
+
+    height: int
+    width: int
+    inner: tuple[int, int]
+
+    @classmethod
+    def of(cls, own_height: int, own_width: int, height: int | None, width: int | None, fit: str) -> "Fitting":
+        """For frames of a size; if only one side is given, the other one keeps the proportions."""
+        if height is None and width is None:
+            height, width = own_height, own_width
+        elif height is None:
+            assert width is not None
+            height = max(1, round(own_height * width / own_width))
+        elif width is None:
+            width = max(1, round(own_width * height / own_height))
+        if max(height, width) > MAX_DECODED_SIDE:
+            raise _Refused(f"{width}x{height} is too large; at most {MAX_DECODED_SIDE} pixels per side are supported")
+        scales = Fraction(height, own_height), Fraction(width, own_width)
+        scale = max(scales) if fit == "cover" else min(scales)
+        inner = max(1, round(own_height * scale)), max(1, round(own_width * scale))
+        if max(inner) > 2 * MAX_DECODED_SIDE:
+            raise _Refused(f"a video of {own_width}x{own_height} cannot cover {width}x{height}; use fit=contain")
+        return cls(height, width, inner)
+
+    def apply(self, frame: Frame) -> Frame:
+        """The frame cropped about its centre, or centred on black."""
+        if frame.shape[:2] == (self.height, self.width):
+            return frame
+        inner_height, inner_width, _ = frame.shape
+        top, left = (inner_height - self.height) // 2, (inner_width - self.width) // 2
+        if top >= 0 and left >= 0:
+            return np.ascontiguousarray(frame[top : top + self.height, left : left + self.width])
+        fitted = np.zeros((self.height, self.width, 3), np.uint8)
+        fitted[-top : inner_height - top, -left : inner_width - left] = frame
+        return fitted
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """The limit on the bytes of frames, and what would fit."""
+
+    height: int
+    width: int
+    num_frames: int | None
+    limit_bytes: int
+
+    def check(self, num_frames: int, slack: int = 0) -> None:
+        frame_bytes = self.height * self.width * 3
+        if (num_frames - slack) * frame_bytes <= self.limit_bytes and frame_bytes <= self.limit_bytes:
+            return
+        fits = []
+        if num_fitting := self.limit_bytes // frame_bytes:
+            fits.append(f"max_frames={num_fitting}")
+        if total := max(self.num_frames or 0, num_frames):
+            scale = math.sqrt(self.limit_bytes / (total * frame_bytes))
+            height, width = (max(1, int(side * scale)) for side in (self.height, self.width))
+            if total * height * width * 3 <= self.limit_bytes:
+                fits.append(f"width={width}&height={height}")
+        remedy = f"; {' or '.join(fits)} fits" if fits else ""
+        known = f"{self.num_frames} frames" if self.num_frames else "the frames"
+        raise _TooLarge(f"{known} of {self.width}x{self.height} exceed the limit of {self.limit_bytes} bytes{remedy}")
+
+
+def _poster(frame: Frame) -> str:
+    """A small WebP of a frame, as a data URL."""
+    image = Image.fromarray(frame)
+    image.thumbnail((_POSTER_WIDTH, _POSTER_WIDTH * 4))
+    for quality in (80, 60, 40, 20, 0):
+        file = io.BytesIO()
+        image.save(file, "WEBP", quality=quality)
+        if file.tell() <= _POSTER_BYTES:
+            break
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def main() -> None:
+    """Do one job for the process that started this one."""
+    limits, (kind,) = enter_worker()
+    sys.stdout = sys.stderr  # keep what libraries print out of the answers
+    lines = sys.stdin.buffer
+    try:
+        if kind == "decode":
+            limit_cpu(limits)
+            decode_job = DecodeJob(**_line(lines))
+            _decode(decode_job, lines)
+        else:
+            job = EncodeJob(**_line(lines))
+            _encode(job, lines)
+            _answer(done=_digest(job.into), written=os.stat(job.into).st_size)
+    except VideoFileError as error:
+        _answer(refused=str(error).replace(decode_job.path, "the file"))
+    except _Refused as error:
+        _answer(refused=str(error), is_too_large=isinstance(error, _TooLarge))
     except (av.FFmpegError, OSError) as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         _answer(failed="disk_full" if is_full else f"{type(error).__name__}: {error.strerror or error}")
     except MemoryError:
-        _answer(failed="not enough memory")
+        _answer(failed="memory")
     except EOFError as error:
         _answer(failed=str(error))
 

@@ -5,7 +5,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice, pairwise
@@ -41,6 +41,11 @@ _CONSTANT = Fraction(6, 5)
 _FRAME_TOLERANCE = Fraction(1, 2)
 _PLAYLISTS = {"hls", "concat", "dash", "sdp", "imf", "webm_dash_manifest", "applehttp"}
 _PLAYLIST_START = re.compile(rb"(\xef\xbb\xbf)?\s*(#EXTM3U|ffconcat version|<\?xml[^>]*>\s*<MPD|<MPD|v=0\r?\no=)")
+_MATROSKA_START = b"\x1a\x45\xdf\xa3"
+_MOV_BOXES = {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"}
+_SEEK_S = 2  # less is decoded and dropped
+_SINGLE_THREAD_PIXELS = 2048 * 2048
+"""Each thread of a decoder has frames of its own: that many pixels, and one thread must do."""
 _NO_PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 """FFmpeg's own decoders of these drop the alpha channel."""
@@ -67,6 +72,56 @@ def mapped_errors(path: str | Path) -> Iterator[None]:
         yield
     except (av.FFmpegError, OSError) as error:
         raise VideoFileError(f"{display_path(path)}: {error.strerror or error}") from error
+
+
+@dataclass(frozen=True)
+class Restrictions:
+    """What a file from a stranger may be. Its format is told by its first bytes, and nothing else is tried.
+
+    Attributes:
+        formats: containers, of `mov` (also MP4) and `matroska` (also WebM).
+        decoders: FFmpeg's names of the decoders that may run.
+        max_side: longest side of a frame, in pixels.
+    """
+
+    formats: frozenset[str]
+    decoders: frozenset[str]
+    max_side: int
+
+    def format_of(self, head: bytes) -> str | None:
+        """The format of a file that starts with these 8 bytes or more; None if it is not allowed."""
+        found = "matroska" if head.startswith(_MATROSKA_START) else "mov" if head[4:8] in _MOV_BOXES else ""
+        return found if found in self.formats else None
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Options for FFmpeg, which looks at streams by itself when it opens a file."""
+        return {"codec_whitelist": ",".join(sorted(self.decoders))}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which part of a video to read, and at what rate.
+
+    Attributes:
+        start: in seconds from the first frame.
+        end: likewise; None is the end of the video.
+        fps: frames per second; None is the file's own rate.
+        max_frames: most frames; None is no limit.
+    """
+
+    start: Fraction = Fraction(0)
+    end: Fraction | None = None
+    fps: Fraction | None = None
+    max_frames: int | None = None
+
+    def slots(self, fps: Fraction) -> tuple[int, int | None]:
+        """The first frame of the part, and the one after its last, counted at `fps` from the start of the video."""
+        first = math.ceil(self.start * fps)
+        stop = None if self.end is None else max(first, math.ceil(self.end * fps))
+        if self.max_frames is not None:
+            stop = first + self.max_frames if stop is None else min(stop, first + self.max_frames)
+        return first, stop
 
 
 @dataclass(frozen=True)
@@ -109,7 +164,7 @@ def count_frames(path: str | Path, max_frames: int | None = None) -> int:
     """
     num_frames = 0
     with _Source.opened(path) as source:
-        for _, times in source.timed_frames():
+        for _, _, times in source.timed_frames():
             num_frames += times
             if max_frames is not None and num_frames >= max_frames:
                 return max_frames
@@ -136,6 +191,45 @@ def read_frames(
         yield from islice(source.frames(size), max_frames)
 
 
+class PartReader:
+    """Reads a part of a video within restrictions; see `read_frames` for what its frames are.
+
+    Attributes:
+        height: of a frame as shown.
+        width: likewise.
+        fps: frames per second.
+        num_frames: how many there will be, if the file says how long it is; that may be wrong.
+
+    Raises:
+        VideoFileError: the file is not such a video.
+    """
+
+    def __init__(self, path: str | Path, part: Part, restrictions: Restrictions) -> None:
+        self._path = path
+        self._part = part
+        self._restrictions = restrictions
+        with _Source.opened(path, restrictions) as source:
+            self._origin = source.first_time()
+            duration = source.duration()
+        with _Source.opened(path, restrictions) as source:
+            self.height, self.width, _ = source.first_frame().shape
+            source.check_side(self.height, self.width)
+            self.fps = part.fps or source.fps
+        first, stop = part.slots(self.fps)
+        self.num_frames = stop and stop - first
+        if duration is not None:
+            in_file = max(0, round(duration * self.fps) - first)
+            self.num_frames = in_file if self.num_frames is None else min(self.num_frames, in_file)
+
+    def frames(self, size: tuple[int, int] | None) -> Iterator[Frame]:
+        """The frames, uint8 [H, W, 3], scaled to `size`, (height, width), if it is not None."""
+        with _Source.opened(self._path, self._restrictions) as source:
+            source.fps = self.fps
+            if self._part.start > _SEEK_S:
+                source.seek(self._origin, self._part.start)
+            yield from source.frames(size, *self._part.slots(self.fps))
+
+
 def first_time(path: str | Path) -> Fraction:
     """When the first frame of a file is shown, in seconds on the file's clock.
 
@@ -149,27 +243,40 @@ def first_time(path: str | Path) -> Fraction:
 class _Source:
     """An open file and its video stream."""
 
-    def __init__(self, path: Path, file: BinaryIO, container: av.container.InputContainer) -> None:
+    def __init__(
+        self,
+        path: Path,
+        file: BinaryIO,
+        container: av.container.InputContainer,
+        restrictions: Restrictions | None = None,
+    ) -> None:
         self._path = path
         self._file = FileBytes(file.fileno())
         self._container = container
-        self._stream = _video_stream(path, container, self._file)
+        self._restrictions = restrictions
+        self._origin: Fraction | None = None
+        self._stream = _video_stream(path, container, self._file, restrictions)
         self._stream.thread_type = "AUTO"
+        if restrictions is not None:
+            self.check_side(self._stream.height, self._stream.width)
+            is_large = self._stream.height * self._stream.width > _SINGLE_THREAD_PIXELS
+            self._stream.thread_count = 1 if is_large else 2
+            self._stream.codec_context.options = {"max_pixels": str(restrictions.max_side**2)}
         self._is_avi = "avi" in container.format.name.split(",")
         self._may_jump = bool({"mpegts", "mpeg"} & set(container.format.name.split(",")))
         self._num_decoded = 0
         self._end_s = 0.0
         self._is_cut = False
         self._webp = AnimatedWebp(file) if is_animated_webp(self._file) else None
-        rate = self._webp.rate() if self._webp else _nominal_rate(path, self._stream)
+        rate = self._webp.rate() if self._webp else _nominal_rate(path, self._stream, restrictions)
         self.fps = rate or _DEFAULT_FPS
         self._has_times = rate is not None
 
     @classmethod
     @contextmanager
-    def opened(cls, path: str | Path) -> Iterator[Self]:
-        with opened_container(path) as (file, container):
-            yield cls(Path(path), file, container)
+    def opened(cls, path: str | Path, restrictions: Restrictions | None = None) -> Iterator[Self]:
+        with opened_container(path, restrictions) as (file, container):
+            yield cls(Path(path), file, container, restrictions)
 
     def first_frame(self) -> Frame:
         """The first frame as shown."""
@@ -184,18 +291,38 @@ class _Source:
             return Fraction(0)
         return next((self._time_of(frame) or Fraction(0) for frame in self._decoded()), Fraction(0))
 
-    def frames(self, size: tuple[int, int] | None) -> Iterator[Frame]:
-        """Frames as displayed, at the constant rate."""
+    def frames(self, size: tuple[int, int] | None, first: int = 0, stop: int | None = None) -> Iterator[Frame]:
+        """Frames as displayed, at the constant rate, from index `first` up to `stop`."""
         converter = self._converter(size)
-        for frame, times in self.timed_frames():
-            if times:
+        for frame, index, times in self.timed_frames():
+            if stop is not None and index >= stop:
+                return
+            after = index + times if stop is None else min(index + times, stop)
+            if times := after - max(index, first):
+                if times < 0:
+                    continue
                 picture = self._converted(converter, frame)
                 yield picture
                 for _ in range(times - 1):
                     yield picture.copy()
 
-    def timed_frames(self) -> Iterator[tuple[av.VideoFrame, int]]:
-        """Decoded frames, and how many frames of the constant rate each stands for; 0 if it is dropped.
+    def duration(self) -> Fraction | None:
+        """How long the video is, if the file says so, in seconds."""
+        stream = self._stream
+        if stream.duration and stream.time_base:
+            return stream.duration * stream.time_base
+        return Fraction(self._container.duration, av.time_base) if self._container.duration else None
+
+    def seek(self, origin: Fraction, start: Fraction) -> None:
+        """Go to a key frame at or before `start`, in seconds from the first frame, which is shown at `origin`."""
+        if not self._has_times:
+            return
+        with suppress(av.FFmpegError):  # then all frames before it are decoded
+            self._container.seek(math.floor((origin + start) * av.time_base))
+            self._origin = origin
+
+    def timed_frames(self) -> Iterator[tuple[av.VideoFrame, int, int]]:
+        """Decoded frames, with the index at the constant rate, and how often each is repeated; 0 if it is dropped.
 
         A frame is shown from its own time, rounded to the constant rate, to that of the next one, as in FFmpeg's `fps`
         filter.
@@ -206,6 +333,9 @@ class _Source:
             time = self._time_of(frame)
             if held is None:
                 held, origin = frame, time or Fraction(0)
+                if self._origin is not None:  # of the first frame, before the seek
+                    origin, elapsed = self._origin, max(origin - self._origin, Fraction(0))
+                    held_slot = self._slot(elapsed)
                 continue
             step = 1 / self.fps if time is None else time - origin - elapsed
             is_jump = step < -_MAX_FRAMES_BACK / self.fps or (self._may_jump and step > _MAX_STEP_OF_STREAMS_S)
@@ -215,12 +345,12 @@ class _Source:
             self._check_gap(step, elapsed)
             elapsed += max(step, Fraction(0))
             slot = self._slot(elapsed)
-            yield held, slot - held_slot
+            yield held, held_slot, slot - held_slot
             held, held_slot = frame, slot
         if held is not None:
             duration = (held.duration or 0) * (held.time_base or 0) if self._has_times else 0
             self._check_gap(Fraction(duration), elapsed)
-            yield held, max(1, self._slot(elapsed + duration) - held_slot)
+            yield held, held_slot, max(1, self._slot(elapsed + duration) - held_slot)
 
     def promised_frames(self) -> int | None:
         """The container's number of frames, if it is that of the constant rate."""
@@ -234,6 +364,7 @@ class _Source:
         """Decoded frames of the video; raises if the file is damaged or incomplete."""
         try:
             for frame in self._webp.frames() if self._webp else self._decoded_by_ffmpeg():
+                self.check_side(frame.height, frame.width)
                 yield frame
                 self._num_decoded += 1
         except (av.FFmpegError, OSError) as error:
@@ -263,6 +394,18 @@ class _Source:
         )
         if missing:
             raise VideoFileError(f"{display_path(self._path)} breaks off {missing}")
+
+    def check_side(self, height: int, width: int) -> None:
+        """Check a frame against the restrictions.
+
+        Raises:
+            VideoFileError: it is too large.
+        """
+        if self._restrictions is not None and max(height, width) > self._restrictions.max_side:
+            raise VideoFileError(
+                f"{display_path(self._path)} has frames of {width}x{height}; at most "
+                f"{self._restrictions.max_side} pixels per side are supported"
+            )
 
     def _check_gap(self, gap: Fraction, start: Fraction) -> None:
         if gap > _MAX_GAP_S:
@@ -302,7 +445,9 @@ class _Source:
 
 
 @contextmanager
-def opened_container(path: str | Path) -> Iterator[tuple[BinaryIO, av.container.InputContainer]]:
+def opened_container(
+    path: str | Path, restrictions: Restrictions | None = None
+) -> Iterator[tuple[BinaryIO, av.container.InputContainer]]:
     """Open a media file. The path is never a URL or a pattern, and other files that it refers to are not opened.
 
     Raises:
@@ -313,9 +458,14 @@ def opened_container(path: str | Path) -> Iterator[tuple[BinaryIO, av.container.
             raise VideoFileError(f"{display_path(path)} is not a regular file")
         if not os.fstat(file.fileno()).st_size:
             raise VideoFileError(f"{display_path(path)} is empty")
+        name, options = None, {"protocol_whitelist": "none"}
+        if restrictions is not None:
+            name, options = restrictions.format_of(os.pread(file.fileno(), 8, 0)), options | restrictions.options
+            if name is None:
+                raise VideoFileError(f"{display_path(path)} is not an MP4, MOV, WebM or MKV file")
         try:
             # FFmpeg gets no name: it would take "a:b" for a URL, and "%d" for an image sequence.
-            container = av.open(_Nameless(file), options={"protocol_whitelist": "none"})
+            container = av.open(_Nameless(file), format=name, options=options)
         except av.FFmpegError as error:
             if _PLAYLIST_START.match(os.pread(file.fileno(), 1024, 0)):
                 raise VideoFileError(f"{display_path(path)} is a playlist, not a video") from error
@@ -348,10 +498,14 @@ def _without_blocking(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # open() of a FIFO would wait for its writer
 
 
-def _video_stream(path: Path, container: av.container.InputContainer, file: FileBytes) -> VideoStream:
+def _video_stream(
+    path: Path, container: av.container.InputContainer, file: FileBytes, restrictions: Restrictions | None
+) -> VideoStream:
     """The stream that FFmpeg considers best, except for attached pictures and streams without a decoder."""
     found = [stream for stream in container.streams.video if not stream.disposition & _NO_PICTURES]
     streams = [stream for stream in found if has_decoder(stream)]
+    if restrictions is not None:
+        streams = [stream for stream in streams if stream.codec_context.codec.name in restrictions.decoders]
     best = container.streams.best("video")
     if best in streams:
         assert isinstance(best, VideoStream)
@@ -375,7 +529,7 @@ def _decoder(stream: VideoStream) -> Callable[["av.Packet[Any]"], list[av.VideoF
     return lambda packet: context.decode(packet if packet.size else None)
 
 
-def _nominal_rate(path: Path, stream: VideoStream) -> Fraction | None:
+def _nominal_rate(path: Path, stream: VideoStream, restrictions: Restrictions | None) -> Fraction | None:
     """The constant rate for a stream: FFmpeg's guess if it is plausible; None if the stream has no usable times."""
     guess, mean = stream.guessed_rate, stream.average_rate
     is_gif = stream.codec_context.name == "gif"
@@ -383,7 +537,7 @@ def _nominal_rate(path: Path, stream: VideoStream) -> Fraction | None:
     is_plausible = bool(guess) and highest <= (_MAX_GIF_FPS if is_gif else _MAX_NOMINAL_FPS)
     if is_plausible and not (guess and mean and guess > mean * _CONSTANT):
         return guess
-    with opened_container(path) as (_, container):
+    with opened_container(path, restrictions) as (_, container):
         twin = container.streams[stream.index]
         stamps = sorted(
             {packet.pts for packet in islice(container.demux(twin), _MEASURED_PACKETS) if packet.pts is not None}

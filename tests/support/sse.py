@@ -1,4 +1,4 @@
-"""A strict parser of server-sent events: id, event and data, each on one line, in this order."""
+"""A strict parser of server-sent events: id, event and data, each on one line, in this order; `queued` has no id."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class ServerSentEvent(NamedTuple):
-    """One event."""
+    """One event; the id of `queued`, which has none, is 0."""
 
     id: int
     name: str
@@ -39,9 +39,10 @@ class EventParser:
             self._fields[name] = value
         elif self._fields:
             fields, self._fields = self._fields, {}
-            if list(fields) != ["id", "event", "data"]:
+            expected = ["event", "data"] if fields.get("event") == "queued" else ["id", "event", "data"]
+            if list(fields) != expected:
                 raise ValueError(f"an event with {list(fields)}")
-            return ServerSentEvent(int(fields["id"]), fields["event"], json.loads(fields["data"]))
+            return ServerSentEvent(int(fields.get("id", 0)), fields["event"], json.loads(fields["data"]))
         return None
 
     def parse(self, lines: Iterable[str]) -> Iterator[ServerSentEvent]:

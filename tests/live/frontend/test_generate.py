@@ -118,7 +118,7 @@ def test_height_and_width_resize(server: Frontend, clip_path: str) -> None:
 
 def test_the_stream_has_its_headers(server: Frontend) -> None:
     with server.stream(**PROBE) as events:
-        headers = events.answer.headers
+        headers = events.response.headers
         assert headers["content-type"] == "text/event-stream"
         assert headers["cache-control"] == "no-cache"
         assert headers["x-accel-buffering"] == "no"

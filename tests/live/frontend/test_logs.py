@@ -12,6 +12,7 @@ from tests.support.recovery import eventually
 from tests.support.server import Frontend, frontend_on
 
 OF_GENERATIONS = {
+    "frontend.local_jobs",
     "frontend.slot",
     "frontend.request_check",
     "frontend.generation",

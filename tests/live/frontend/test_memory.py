@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from tests.support import http
 from tests.support.server import Frontend
+from tests.unit.filmstrip.video_samples import encode
 
 MIB = 2**20
 GROWTH = 64 * MIB
@@ -88,6 +90,19 @@ def test_one_frame_looped_to_a_thousand(fresh: Frontend) -> None:
                 received += len(piece)
     assert received == 20 + 1000 * frame.nbytes
     (fresh.data_dir / "outputs" / output).unlink()
+
+
+def test_decoding_a_long_video_file(fresh: Frontend, tmp_path: Path) -> None:
+    """1 GiB of frames from a file of a few megabytes passes through the decoder, not through the server."""
+    picture = np.random.default_rng(0).integers(0, 256, (1, 120, 160, 3), np.uint8).repeat(6, 1).repeat(6, 2)
+    path = encode(tmp_path / "long.mp4", picture.repeat(512, 0), options={"preset": "ultrafast"})
+    with growing_less_than(fresh, GROWTH), path.open("rb") as file:
+        answer = http.post(
+            f"{fresh.url}/api/v1/generate/upload", content=file, headers={"Content-Type": "video/mp4"}, timeout=110
+        )
+    assert answer.json()["shape"] == [512, 720, 960, 3]
+    (path,) = (fresh.data_dir / "videos").glob(f"{answer.json()['input_path']}*")
+    path.unlink()
 
 
 def test_encoding_a_long_video(fresh: Frontend) -> None:

@@ -22,6 +22,16 @@ def document(server: Frontend) -> dict[str, Any]:
 
 def test_every_endpoint_is_there(document: dict[str, Any]) -> None:
     assert {path: sorted(methods) for path, methods in document["paths"].items()} == {
+        "/api/v1/generations": ["get", "post"],
+        "/api/v1/generations/{id}": ["delete", "get", "put"],
+        "/api/v1/generations/{id}/cancel": ["post"],
+        "/api/v1/generations/{id}/events": ["get"],
+        "/api/v1/generations/{id}/frames": ["get"],
+        "/api/v1/generations/{id}/video.mp4": ["get"],
+        "/api/v1/generations/{id}/video.webm": ["get"],
+        "/api/v1/generations/{id}/video.gif": ["get"],
+        "/api/v1/generations/{id}/poster.png": ["get"],
+        "/api/v1/generations/{id}/contact-sheet.png": ["get"],
         "/api/v1/generate": ["post"],
         "/api/v1/generate/cancel": ["post"],
         "/api/v1/generate/upload": ["post"],
@@ -53,11 +63,18 @@ def test_streams_and_binary_bodies_are_described(document: dict[str, Any]) -> No
     assert set(generate["responses"]) == {"200"} | refusals
     upload = paths["/api/v1/generate/upload"]["post"]
     assert "application/octet-stream" in upload["requestBody"]["content"]
-    assert {part["name"]: part["required"] for part in upload["parameters"]} == {
-        "X-Video-Frames": True,
-        "X-Video-Height": True,
-        "X-Video-Width": True,
-        "X-Video-Channels": False,
+    assert "video/mp4" in upload["requestBody"]["content"]
+    headers = {part["name"] for part in upload["parameters"] if part["in"] == "header"}
+    assert headers == {f"X-Video-{side}" for side in ("Frames", "Height", "Width", "Channels")}
+    assert {part["name"]: part["schema"] for part in upload["parameters"] if part["in"] == "query"} == {
+        "format": {"enum": ["mp4", "mov", "webm", "mkv"], "type": "string"},
+        "start": {"default": 0, "maximum": 1_000_000, "minimum": 0, "type": "number"},
+        "end": {"maximum": 1_000_000, "minimum": 0, "type": "number"},
+        "fps": {"maximum": 240, "minimum": 0.1, "type": "number"},
+        "max_frames": {"minimum": 1, "type": "integer"},
+        "height": {"maximum": 8192, "minimum": 1, "type": "integer"},
+        "width": {"maximum": 8192, "minimum": 1, "type": "integer"},
+        "fit": {"default": "cover", "enum": ["cover", "contain"], "type": "string"},
     }
     download = paths["/api/v1/generate/download"]["get"]
     assert set(download["responses"]["206"]["headers"]) == {
@@ -82,7 +99,7 @@ def test_whatever_may_have_a_body_answers_415(server: Frontend, document: dict[s
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             headers = {"Content-Encoding": "gzip"}
-            answer = http.request(method, server.url + path.format(name="x"), headers=headers)
+            answer = http.request(method, server.url + path.format(name="x", id="x"), headers=headers)
             assert (answer.status_code == 415) == ("415" in operation["responses"]), (method, path)
 
 

@@ -4,18 +4,19 @@ import asyncio
 import errno
 import socket
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
-from filmstrip.errors import ShuttingDown
-from filmstrip.models import Cancelled, ErrorEvent
+from filmstrip.errors import ClientGone, ShuttingDown
+from filmstrip.models import ErrorEvent, Event
+from filmstrip.wire import VideoShape
+from frontend.events import NumberedEvent
 from frontend.generation import Generation
-from frontend.images import ImageDecoder
-from frontend.model_registry import ModelRegistry
+from frontend.jobs import Door, Submission
+from frontend.local_jobs import LocalJobs
 from frontend.plan import Plan
 from frontend.request_check import CheckedRequest
 from frontend.schema import GenerateRequest
@@ -24,6 +25,7 @@ from frontend.slot import Slot
 from frontend.store import Draft, Kind, Store
 from frontend.triton import TritonClient
 from tests.support.http import GENERATE
+from tests.support.jobs import local_jobs
 from tests.support.raw_client import RawClient
 from tests.support.recovery import PROBE, assert_serves, eventually, is_generating
 from tests.support.server import Frontend
@@ -44,53 +46,55 @@ async def test_an_error_while_cleaning_up_does_not_keep_the_slot(
     store = StoreThatCannotRemove(settings)
     store.open()
     triton = TritonClient("127.0.0.1:1", settings)
-    slot = Slot(settings, ModelRegistry(triton), store, ImageDecoder())
-    generation = slot.current = Generation("id")
-    request = CheckedRequest(cast("Plan", SimpleNamespace(unused=())), {}, {})
-    generation.start(request, store.draft(Kind.OUTPUT), triton, store, uses=ExitStack(), on_end=slot._release)
-    slot.abandon(generation)  # before its task began: only the end removes the file
+    slot = Slot(triton, store)
+    events: list[Event] = []
+    generation = Generation("id", "", events)
+    slot.take(generation)
+    plan = cast("Plan", SimpleNamespace(output=VideoShape(1, 2, 2)))
+    request = CheckedRequest(plan, {}, {})
+    generation.start(request, store.draft(Kind.OUTPUT), triton, store, on_end=slot.release)
+    generation.abort(ClientGone("the client is gone"))  # before its task began: only the end removes the file
     await generation.wait(10)
     await asyncio.sleep(0)
-    assert slot.current is None
-    assert isinstance(generation.events.last, ErrorEvent)
-    assert generation.events.last.code == "client_gone"
+    assert slot.is_free
+    (last,) = events
+    assert isinstance(last, ErrorEvent)
+    assert last.code == "client_gone"
     assert "Read-only file system" in caplog.text
     await triton.close()
     store.close()
 
 
 @pytest.fixture
-async def slot(tmp_path: Path) -> AsyncIterator[Slot]:
-    """A slot whose Triton takes a connection and never answers."""
-    settings = Settings(data_dir=tmp_path / "data")
-    store = Store(settings)
-    store.open()
+async def jobs(tmp_path: Path) -> AsyncIterator[LocalJobs]:
+    """One slot, whose Triton takes a connection and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.setblocking(False)
-        triton = TritonClient(f"127.0.0.1:{listening.getsockname()[1]}", settings)
-        yield Slot(settings, ModelRegistry(triton), store, ImageDecoder())
-        await triton.close()
-    store.close()
+        async with local_jobs(f"127.0.0.1:{listening.getsockname()[1]}", tmp_path / "data") as jobs:
+            yield jobs
 
 
 REQUEST = GenerateRequest(pipeline_id="probe", prompt="a cat", num_frames=9, seed=7)
+SUBMISSION = Submission("alice", None, REQUEST, Door.GENERATE)
 
 
-async def test_a_cancel_ends_a_check_that_waits_for_triton(slot: Slot) -> None:
-    starting = asyncio.create_task(slot.start(REQUEST, "alice"))
+async def test_a_cancel_ends_a_check_that_waits_for_triton(jobs: LocalJobs) -> None:
+    starting = asyncio.create_task(jobs.submit(SUBMISSION))
     await asyncio.sleep(0.1)  # whichever step it is at by then, it gets no answer
-    assert not slot.cancel("bob")
-    assert slot.cancel("alice")
-    generation = await starting
-    assert generation.events.last == Cancelled(0, 0, 0, seed=7)
-    assert not slot.cancel("alice")
-    assert slot.current is None
+    assert not await jobs.cancel_streams("bob")
+    assert await jobs.cancel_streams("alice")
+    name = (await starting).record.id
+    async with jobs.follow("alice", name, silence_s=60) as events:
+        expected = '{"chunk": 0, "total_chunks": 0, "frames_completed": 0, "seed": 7, "unused": []}'
+        assert [event async for event in events] == [NumberedEvent(1, "cancelled", expected)]
+    assert not await jobs.cancel_streams("alice")
+    assert not jobs.is_generating
 
 
-async def test_the_end_of_the_server_ends_a_check_that_waits_for_triton(slot: Slot) -> None:
-    starting = asyncio.create_task(slot.start(REQUEST, "alice"))
+async def test_the_end_of_the_server_ends_a_check_that_waits_for_triton(jobs: LocalJobs) -> None:
+    starting = asyncio.create_task(jobs.submit(SUBMISSION))
     await asyncio.sleep(0.1)  # whichever step it is at by then, it gets no answer
-    await slot.close(1)
+    await jobs.close(1)
     with pytest.raises(ShuttingDown):
         await starting
 

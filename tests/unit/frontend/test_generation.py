@@ -11,7 +11,7 @@ import pytest
 
 from filmstrip.contract import Mode, PipelineSpec
 from filmstrip.errors import ClientGone, DiskFull, ModelError, ShuttingDown
-from filmstrip.models import ErrorEvent
+from filmstrip.models import ErrorEvent, Event
 from frontend.array_plan import UploadInfo
 from frontend.generation import Generation
 from frontend.inference import ChunkAnswer
@@ -73,7 +73,8 @@ class Running:
         request = GenerateRequest(pipeline_id="model", prompt="a cat", num_frames=16)
         plan = make_plan(request, CHAIN, UploadInfo(), 2**30)
         self.plan = weakref.ref(plan)
-        self.generation = Generation("id")
+        self.events: list[Event] = []
+        self.generation = Generation("id", "", self.events)
         self.ended = asyncio.Event()
         self._buffers = store.shm_prefix("x").removesuffix("-x-")
         self.generation.start(
@@ -81,7 +82,6 @@ class Running:
             store.draft(Kind.OUTPUT),
             model,
             store,
-            uses=contextlib.ExitStack(),
             on_end=self.ended.set,
         )
 
@@ -89,7 +89,7 @@ class Running:
         """Its last event."""
         async with asyncio.timeout(SOON_S):
             await self.ended.wait()
-        last = self.generation.events.last
+        last = self.events[-1]
         assert isinstance(last, ErrorEvent)
         return last
 

@@ -1,0 +1,353 @@
+"""The endpoints of /api/v1/generations: a generation as a resource."""
+
+import json
+import re
+from typing import Any
+
+from quart import Blueprint, Response, request
+
+from filmstrip.errors import BadHeader, InvalidField, RangeNotSatisfiable
+from filmstrip.wire import VIDEO_HEADER_BYTES, pack_video_header
+
+from .auth import client_of_request
+from .bodies import BINARY, JSON
+from .connection import on_close, will_stream
+from .download import VIDEO_HEADERS, counted, video_headers
+from .generation_schema import (
+    ID_PATTERN,
+    MAX_PAGE,
+    CancelGenerationAnswer,
+    DryRunAnswer,
+    DryRunRequest,
+    GenerationAnswer,
+    GenerationsAnswer,
+    SubmitRequest,
+)
+from .jobs import Door, Known, State, Submission
+from .openapi import EVENTS, content, describe, parameter
+from .requests import answer, json_body
+from .state import app_state
+from .streams import event_stream
+
+generations = Blueprint("generations", __name__)
+
+_ROOT = "/api/v1/generations"
+_ID = re.compile(ID_PATTERN)
+_KEY = re.compile(r"[ -~]{1,255}")
+_NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
+_DEFAULT_PAGE = 20
+
+_ID_PARAMETER = parameter("id", "path", {"type": "string", "pattern": f"^{ID_PATTERN}$"}, "The id.", required=True)
+_KEY_PARAMETER = parameter(
+    "Idempotency-Key",
+    "header",
+    {"type": "string", "minLength": 1, "maxLength": 255},
+    "Another POST with this key and the same body answers with the same generation.",
+    required=False,
+)
+_COUNT = {"type": "integer", "minimum": 0}
+_STREAM = content(
+    EVENTS,
+    description="The events, if the request accepts text/event-stream: `queued` while it waits, `progress` after each "
+    "chunk, finally one of `complete`, `cancelled` and `error`.",
+)
+_SUBMIT_ERRORS = (400, 404, 408, 409, 413, 422, 429, 503, 507)
+
+
+def _submit_answers() -> dict[int, dict[str, Any]]:
+    known = content(JSON, GenerationAnswer, "The generation was there already; or its events as a stream.")
+    known["content"] |= _STREAM["content"]
+    return {200: known, 202: content(JSON, GenerationAnswer, "The generation is accepted.")}
+
+
+@generations.put(f"{_ROOT}/<id>")
+@describe(
+    parameters=(_ID_PARAMETER,),
+    body=content(JSON, SubmitRequest),
+    answers=_submit_answers(),
+    errors=_SUBMIT_ERRORS,
+    models=(SubmitRequest, GenerationAnswer),
+)
+async def put_generation(id: str) -> Response:
+    """Generate a video under an id of the client's choice.
+
+    The same request again answers with the same generation.
+    """
+    if not _ID.fullmatch(id):
+        raise InvalidField("id: must be 1 to 64 letters, digits, - and _", "id")
+    return await _submit(id, None)
+
+
+@generations.post(_ROOT)
+@describe(
+    parameters=(
+        _KEY_PARAMETER,
+        parameter("dry_run", "query", {"enum": ["0", "1"]}, "1: only check the request and plan it.", required=False),
+    ),
+    body=content(JSON, DryRunRequest),
+    answers=_submit_answers(),
+    errors=_SUBMIT_ERRORS,
+    models=(DryRunRequest, GenerationAnswer, DryRunAnswer),
+)
+async def post_generation() -> Response:
+    """Generate a video under an id that the server makes, or check what a request would generate."""
+    if _is_dry_run():
+        return await _dry_run()
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not _KEY.fullmatch(key):
+        raise BadHeader("Idempotency-Key must be 1 to 255 printable ASCII characters", "Idempotency-Key")
+    return await _submit(None, key)
+
+
+async def _submit(id: str | None, key: str | None) -> Response:
+    state, client = app_state(), client_of_request()
+    streams = _accepts_events()
+    async with json_body(SubmitRequest) as body:
+        if streams:
+            will_stream(request)
+        submission = Submission(
+            client,
+            id,
+            await state.loads.apply_defaults(client, body.generate_request()),
+            Door.RESOURCE,
+            key,
+            body.on_disconnect,
+        )
+        del body
+        submitted = await state.jobs.submit(submission)
+    name = submitted.record.id
+    if streams:
+        return await _stream(name, after=0)
+    response = _resource(await state.jobs.known(client, name))
+    response.status_code = 202 if submitted.is_new else 200
+    response.headers["X-Generation-Id"] = name
+    return response
+
+
+@generations.get(_ROOT)
+@describe(
+    parameters=(
+        parameter("state", "query", {"enum": [str(state) for state in State]}, "Only those.", required=False),
+        parameter(
+            "limit",
+            "query",
+            {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": _DEFAULT_PAGE},
+            "Most generations in the answer.",
+            required=False,
+        ),
+        parameter("after", "query", {"type": "string"}, "Only those older than this one.", required=False),
+    ),
+    answers={200: content(JSON, GenerationsAnswer)},
+    errors=(404, 422),
+    models=(GenerationsAnswer,),
+)
+async def list_generations() -> Response:
+    """List the client's generations, newest first."""
+    limit = _query_number("limit", _DEFAULT_PAGE)
+    if not 1 <= limit <= MAX_PAGE:
+        raise InvalidField(f"limit: must be from 1 to {MAX_PAGE}, got {limit}", "limit")
+    name = request.args.get("state") or None
+    if name is not None and name not in list(State):
+        raise InvalidField(f"state: must be one of {', '.join(State)}, got {name[:80]!r}", "state")
+    page = await app_state().jobs.list(
+        client_of_request(),
+        state=None if name is None else State(name),
+        limit=limit,
+        after=request.args.get("after") or None,
+    )
+    return _json({"generations": [_summary(known) for known in page.generations], "next": page.next})
+
+
+@generations.get(f"{_ROOT}/<id>")
+@describe(
+    parameters=(_ID_PARAMETER,),
+    answers={200: content(JSON, GenerationAnswer)},
+    errors=(404,),
+    models=(GenerationAnswer,),
+)
+async def get_generation(id: str) -> Response:
+    """Get the state of a generation."""
+    return _resource(await app_state().jobs.known(client_of_request(), id))
+
+
+@generations.post(f"{_ROOT}/<id>/cancel")
+@describe(
+    parameters=(_ID_PARAMETER,),
+    answers={200: content(JSON, CancelGenerationAnswer)},
+    errors=(404,),
+    models=(CancelGenerationAnswer,),
+)
+async def cancel_generation(id: str) -> Response:
+    """Cancel a generation: at once while it waits, otherwise after its current chunk."""
+    status = await app_state().jobs.cancel(client_of_request(), id)
+    return answer(CancelGenerationAnswer(status=status))
+
+
+@generations.delete(f"{_ROOT}/<id>")
+@describe(
+    parameters=(_ID_PARAMETER,),
+    answers={204: {"description": "The generation and its files are removed, and its slot is free."}},
+    errors=(404,),
+)
+async def delete_generation(id: str) -> Response:
+    """End a generation as soon as its model stops, and remove it with its files."""
+    await app_state().jobs.delete(client_of_request(), id)
+    return Response(status=204)
+
+
+@generations.get(f"{_ROOT}/<id>/events")
+@describe(
+    parameters=(
+        _ID_PARAMETER,
+        parameter("Last-Event-ID", "header", _COUNT, "Number of the last event that the client has.", required=False),
+        parameter("after", "query", _COUNT, "The same, for clients that cannot set the header.", required=False),
+    ),
+    answers={200: _STREAM},
+    errors=(400, 404, 422),
+)
+async def follow_generation(id: str) -> Response:
+    """Follow the events of a generation, from the first one or from any other."""
+    after = _query_number("after", 0)
+    last = request.headers.get("Last-Event-ID", "").strip()
+    if last and not _NUMBER.fullmatch(last):
+        raise BadHeader(f"Last-Event-ID must be the number of an event, got {last[:80]!r}", "Last-Event-ID")
+    will_stream(request)
+    return await _stream(id, after=int(last) if last else after)
+
+
+@generations.get(f"{_ROOT}/<id>/frames")
+@describe(
+    parameters=(
+        _ID_PARAMETER,
+        parameter("from", "query", _COUNT | {"default": 0}, "The first frame.", required=False),
+        parameter("to", "query", _COUNT, "The frame after the last one; all so far by default.", required=False),
+    ),
+    answers={200: content(BINARY, description="20-byte header and raw uint8 THWC.") | {"headers": VIDEO_HEADERS}},
+    errors=(404, 409, 416, 422, 503),
+)
+async def get_frames(id: str) -> Response:
+    """Download frames that a generation has made so far."""
+    state = app_state()
+    closing = on_close(request)
+    frames = await closing.enter_async_context(state.jobs.frames(client_of_request(), id))
+    shape = frames.shape
+    start = _query_number("from", 0)
+    stop = min(_query_number("to", shape.frames), shape.frames)
+    if start >= shape.frames:
+        raise RangeNotSatisfiable(f"from: there are {shape.frames} frames so far, requested from {start}", "from")
+    if stop <= start:
+        raise InvalidField("to: must be greater than from", "to")
+    shape = shape._replace(frames=stop - start)
+    response = Response(b"", content_type=BINARY)
+    response.headers["Content-Length"] = str(VIDEO_HEADER_BYTES + shape.num_bytes)
+    response.headers["Cache-Control"] = "no-cache"
+    response.headers.update(video_headers(shape))
+    if request.method == "GET":
+        closing.enter_context(state.downloads.running())
+
+        async def body() -> Any:
+            yield pack_video_header(shape)
+            async for piece in counted(frames.read(start, stop)):
+                yield piece
+
+        response.response = response.iterable_body_class(body())
+    return response
+
+
+async def _stream(id: str, *, after: int) -> Response:
+    state = app_state()
+    return await event_stream(
+        request,
+        state.jobs,
+        client_of_request(),
+        id,
+        after=after,
+        silence_s=state.settings.keep_alive_s,
+        shows_queue=True,
+    )
+
+
+async def _dry_run() -> Response:
+    state, client = app_state(), client_of_request()
+    async with json_body(DryRunRequest) as body:
+        state.dry_runs.count(client)
+        plan = await state.dry_runs.plan(
+            client, await state.loads.apply_defaults(client, body.generate_request()), body
+        )
+    return _json(
+        {
+            "height": plan.output.height,
+            "width": plan.output.width,
+            "num_chunks": len(plan.chunks),
+            "chunks": [{"start": chunk.start, "frames": chunk.keep} for chunk in plan.chunks],
+            "unused": list(plan.unused),
+        }
+    )
+
+
+def _is_dry_run() -> bool:
+    value = request.args.get("dry_run", "0")
+    if value not in ("0", "1"):
+        raise InvalidField(f"dry_run: must be 0 or 1, got {value[:80]!r}", "dry_run")
+    return value == "1"
+
+
+def _accepts_events() -> bool:
+    accepted = request.accept_mimetypes
+    return EVENTS in list(accepted.values()) and accepted[EVENTS] >= accepted[JSON]
+
+
+def _query_number(name: str, default: int) -> int:
+    text = request.args.get(name)
+    if text is None:
+        return default
+    if not _NUMBER.fullmatch(text):
+        raise InvalidField(f"{name}: must be a whole number, got {text[:80]!r}", name)
+    return int(text)
+
+
+def _summary(known: Known) -> dict[str, Any]:
+    record = known.record
+    error = None
+    if record.error_code is not None:
+        error = {"code": record.error_code, "message": record.error_message}
+    return {
+        "id": record.id,
+        "state": record.state,
+        "position": known.position,
+        "chunk": record.chunk,
+        "total_chunks": record.total_chunks,
+        "frames": record.frames,
+        "num_frames": record.num_frames,
+        "fps": record.fps,
+        "eta_s": None if known.eta_s is None else round(known.eta_s, 3),
+        "created_at": record.created_at,
+        "started_at": record.started_at,
+        "ended_at": record.ended_at,
+        "expires_at": record.expires_at,
+        "seed": record.seed,
+        "unused": list(record.unused),
+        "error": error,
+        "output_path": record.output_path,
+        "video_shape": record.video_shape,
+        "links": _links(record.id, record.output_path),
+    }
+
+
+def _links(id: str, output_path: str | None) -> dict[str, str]:
+    own = f"{_ROOT}/{id}"
+    links = {"self": own, "events": f"{own}/events", "cancel": f"{own}/cancel", "frames": f"{own}/frames"}
+    if output_path is not None:
+        links["output"] = f"/api/v1/generate/download?path={output_path}"
+        links |= {name.partition(".")[0]: f"{own}/{name}" for name in ("video.mp4", "poster.png")}
+    return links
+
+
+def _resource(known: Known) -> Response:
+    """The answer for one generation; its request may be large, and is passed on as it is stored."""
+    summary = json.dumps(_summary(known))
+    return Response(f'{summary[:-1]}, "request": {known.request or "null"}}}', content_type=JSON)
+
+
+def _json(value: dict[str, Any]) -> Response:
+    return Response(json.dumps(value), content_type=JSON)

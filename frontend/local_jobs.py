@@ -1,0 +1,772 @@
+"""Generations on this machine: checked, queued, run in the slots, and remembered in the records."""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import math
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filmstrip.errors import (
+    Busy,
+    ClientGone,
+    FilmstripError,
+    IdTaken,
+    InternalError,
+    NotFound,
+    NotReady,
+    QueueFull,
+    Restarted,
+    ShuttingDown,
+    TritonUnavailable,
+)
+from filmstrip.models import Cancelled, ErrorEvent
+from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape
+
+from . import logs, metrics
+from .blobs import read_pieces
+from .catalogue import Catalogue, Entry
+from .data_urls import data_urls_to_assets
+from .events import EventLog
+from .fair_queue import FairQueue
+from .generation import Generation
+from .images import ImageDecoder
+from .job import RESTARTED, EndedArchive, Job
+from .jobs import CancelStatus, Door, Followed, Known, Page, QueuedEvent, Record, State, Submission, Submitted
+from .model_registry import ModelRegistry
+from .records import Records
+from .request_check import CheckCancelled, CheckedRequest, RequestChecker
+from .schema import GenerateRequest
+from .settings import Settings
+from .slot import Slot
+from .store import Draft, Kind, Store, open_stored
+from .stored_request import defaulted_fields, digest_and_text, restored_request, stored_request, with_seed
+from .tasks import in_thread, run_to_end
+from .video_files import CompleteOutput, FrameSource, Growth
+
+log = logging.getLogger(__name__)
+
+_ID_BYTES = 16
+_TRITON_POLL_S = 1.0
+_RETRY_S = 120.0  # Triton may be restarting, or still hold the sequence of a generation that was cut off
+_SWEEP_S = 60.0
+_GROWTH_SILENCE_S = 60.0
+_MAX_RETRY_AFTER_S = 60
+
+
+class StoredFrames:
+    """The frames in an open file, after its header; see `FramesSoFar`."""
+
+    def __init__(self, fd: int, shape: VideoShape) -> None:
+        self._fd = fd
+        self.shape = shape
+
+    def read(self, start: int, stop: int) -> AsyncIterator[bytes]:
+        """The bytes of the frames from `start` up to `stop`."""
+        num_bytes = self.shape.frame_bytes
+        return read_pieces(self._fd, VIDEO_HEADER_BYTES + start * num_bytes, VIDEO_HEADER_BYTES + stop * num_bytes)
+
+
+class LocalJobs:
+    """The generations of one machine; see `Jobs`.
+
+    Args:
+        settings: of the server.
+        store: where inputs and outputs are.
+        decoder: of images.
+        checker: checks requests.
+        slots: where generations run, one in each.
+        records: where generations are remembered; opened by `open`.
+        models: what Triton can run.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        decoder: ImageDecoder,
+        checker: RequestChecker,
+        slots: Sequence[Slot],
+        *,
+        records: Records,
+        models: ModelRegistry,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._decoder = decoder
+        self._checker = checker
+        self._slots = tuple(slots)
+        self._records = records
+        self._models = models
+        self._catalogue = Catalogue(records, store)
+        self._pending: dict[tuple[str, str], _Pending] = {}
+        self._num_seqs = 0
+        self._queue: FairQueue[Door, Job] = FairQueue(
+            {Door.RESOURCE: settings.queue_length, Door.GENERATE: settings.generate_queue_length}
+        )
+        self._moved = asyncio.Event()
+        self._checking_streams: set[tuple[str, str]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._starting: set[asyncio.Task[None]] = set()
+        self._waits_for_triton = False
+        self.is_closed = False
+        for slot in self._slots:
+            slot.on_free = self._dispatch
+
+    @property
+    def is_generating(self) -> bool:
+        """A generation runs."""
+        return any(not slot.is_free for slot in self._slots)
+
+    # -- Start and end of the server ----------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Read the records; what waited waits again, and what ran has failed or starts again."""
+        for record, num_events in self._records.open():
+            self._num_seqs = max(self._num_seqs, record.seq)
+            entry = self._catalogue.add(record, num_events)
+            if record.state.is_live:
+                self._restore(entry, record, num_events)
+        self._catalogue.expire()
+        self._keep(self._sweep(), "sweep of generations")
+        if len(self._queue):
+            self._wait_for_triton()
+
+    def _restore(self, entry: Entry, record: Record, num_events: int) -> None:
+        job = entry.job = self._new_job(record, num_events)
+        is_stream = record.door is Door.GENERATE
+        if is_stream or (record.state is State.RUNNING and not self._settings.resume):
+            with logs.named(record.id):
+                log.warning("%s", RESTARTED)
+            metrics.GENERATIONS.labels(Restarted.code).inc()
+            self._drop_assets(record.assets)
+            job.append(ErrorEvent(RESTARTED, Restarted.code))
+            return
+        self._hold_inputs(job)
+        if record.state is State.RUNNING:
+            job.change(state=State.QUEUED, started_at=None, chunk=0, frames=0, fps=None)
+            self._queue.put_first(record.client, job, record.door)
+        else:
+            self._queue.append(record.client, job, record.door)
+        self._queue_changed()
+        self._start_grace(job)
+
+    def _hold_inputs(self, job: Job) -> None:
+        record = job.record
+        job.uses.callback(self._drop_assets, record.assets)
+        for name in record.inputs:
+            with contextlib.suppress(FilmstripError):  # the start refuses it then
+                kinds = (Kind.VIDEO, Kind.BLOB, Kind.ASSET)
+                file = self._store.find(name, *kinds, owner=record.client, allow_expired=True)
+                job.uses.enter_context(self._store.holding(file))
+
+    async def close(self, timeout_s: float) -> None:
+        """Accept no more generations, and end what runs; what waits is for the next start."""
+        self.is_closed = True
+        self._checker.close()
+        for job in list(self._queue):
+            if job.record.door is Door.GENERATE:
+                self._queue.remove(job.record.client, job)
+                job.restart()
+                self._end_unstarted(job, _error_event(ShuttingDown("the server is stopping")))
+            else:
+                job.suspend()
+        for job in self._running():
+            if self._settings.resume and job.record.door is Door.RESOURCE:
+                job.suspend()
+            job.restart()
+            job.generation.abort(ShuttingDown("the server is stopping"))
+        self._queue_changed()
+        await asyncio.gather(*(job.generation.wait(timeout_s) for job in self._running()))
+        if self._starting:
+            await asyncio.wait(self._starting, timeout=timeout_s)
+
+    async def stop(self) -> None:
+        """Stop the work in the background and close the records."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._records.close()
+
+    # -- Accepting ----------------------------------------------------------------------------------------------
+
+    async def submit(self, submission: Submission) -> Submitted:
+        """Accept a generation; see `Jobs.submit`."""
+        self._check_is_open()
+        if submission.door is Door.GENERATE:  # its id is new
+            text = await in_thread(stored_request, submission.request, submission.request)
+            return Submitted(await self._accept(submission, secrets.token_hex(8), "", text), is_new=True)
+        digest, text = await in_thread(digest_and_text, submission.request)
+        while True:
+            name = self._id_of(submission)
+            entry = self._catalogue.get(submission.client, name)
+            if entry is not None:
+                _check_same(entry.digest, digest, name)
+                return Submitted((await self._known(entry)).record, is_new=False)
+            pending = self._pending.get((submission.client, name))
+            if pending is None:
+                return Submitted(await self._accept_once(submission, name, digest, text), is_new=True)
+            _check_same(pending.digest, digest, name)
+            await pending.done.wait()
+            if pending.error is not None:
+                raise pending.error
+
+    def _id_of(self, submission: Submission) -> str:
+        if submission.id is not None:
+            return submission.id
+        key = submission.idempotency_key
+        known = self._catalogue.id_of_key(submission.client, key) if key is not None else None
+        return known or secrets.token_hex(_ID_BYTES)
+
+    async def _accept_once(self, submission: Submission, id: str, digest: str, text: str) -> Record:
+        """Accept a generation whose id is not known; the same submission waits meanwhile, and has the same outcome."""
+        name, key = (submission.client, id), submission.idempotency_key
+        pending = self._pending[name] = _Pending(digest)
+        if key is not None:
+            self._catalogue.keep_key(submission.client, key, id)
+        try:
+            return await self._accept(submission, id, digest, text)
+        except BaseException as error:
+            if key is not None and self._catalogue.get(*name) is None:
+                self._catalogue.drop_key(submission.client, key)
+            if isinstance(error, FilmstripError):  # otherwise the next one tries again
+                pending.error = error
+            raise
+        finally:
+            del self._pending[name]
+            pending.done.set()
+
+    async def _accept(self, submission: Submission, id: str, digest: str, text: str) -> Record:
+        """Check a request, then start its generation or let it wait.
+
+        The slot is not held during the check: of several requests that are checked at once, the first to pass takes
+        it. A request of /generate that its client cancels meanwhile gives a generation whose only event is `cancelled`.
+        """
+        client, door = submission.client, submission.door
+        self._check_room(door)
+        logs.name_generation(id)
+        with contextlib.ExitStack() as uses:
+            request = with_seed(submission.request)
+            assets: tuple[str, ...] = ()
+            if door is Door.RESOURCE:
+                request, assets = await data_urls_to_assets(request, client, self._store, self._decoder)
+                uses.callback(self._drop_assets, assets)
+            if assets:
+                text = await in_thread(stored_request, submission.request, request)
+            cancelled: CheckCancelled | None = None
+            try:
+                checked = await self._check(request, id, client, uses, door)
+            except CheckCancelled as error:
+                cancelled = error
+            # Nothing is awaited from here until the generation has its place.
+            self._num_seqs += 1
+            record = Record(
+                seq=self._num_seqs,
+                client=client,
+                id=id,
+                door=door,
+                state=State.QUEUED,
+                digest=digest,
+                idempotency_key=submission.idempotency_key,
+                on_disconnect=submission.on_disconnect,
+                seed=request.seed,
+                defaulted=tuple(sorted(defaulted_fields(submission.request))),
+                assets=assets,
+                request_bytes=len(text),
+                created_at=time.time(),
+                total_chunks=0,
+                num_frames=request.num_frames,
+            )
+            if cancelled is not None:
+                return self._cancelled_in_check(record, text, cancelled)
+            plan = checked.plan
+            record = record.model_copy(
+                update={"unused": plan.unused, "total_chunks": len(plan.chunks), "inputs": checked.file_names}
+            )
+            self._store.check_fits(VIDEO_HEADER_BYTES + plan.output.num_bytes, owner=client)
+            job = self._place(record, checked, uses)
+        writing = self._records.insert(job.record, text)  # before its events: nothing was awaited since it was placed
+        if door is Door.RESOURCE:
+            try:
+                await self._records.written(writing)
+            except FilmstripError as error:
+                self._abort(job, error)
+                await run_to_end(self._remove_at_end(self._catalogue.find(client, id)))
+                raise
+        return job.record
+
+    async def _check(
+        self, request: GenerateRequest, id: str, client: str, uses: contextlib.ExitStack, door: Door
+    ) -> CheckedRequest:
+        if door is Door.RESOURCE:
+            return await self._checker.check(request, id, client, uses)
+        self._checking_streams.add((client, id))
+        try:
+            return await self._checker.check(request, id, client, uses)
+        finally:
+            self._checking_streams.discard((client, id))
+
+    def _cancelled_in_check(self, record: Record, text: str, cancelled: CheckCancelled) -> Record:
+        """A generation of /generate whose only event is `cancelled`."""
+        plan = cancelled.plan
+        if plan is not None:
+            record = record.model_copy(update={"unused": plan.unused, "total_chunks": len(plan.chunks)})
+        job = self._new_job(record, 0)
+        self._catalogue.add(record, job=job)
+        self._records.insert(record, text)
+        log.info("cancelled before it started")
+        self._end_unstarted(job, _cancelled_event(record))
+        return record
+
+    def _place(self, record: Record, checked: CheckedRequest, uses: contextlib.ExitStack) -> Job:
+        """Start a generation or put it in the queue."""
+        self._check_room(record.door)
+        slot = None if len(self._queue) else self._free_slot()
+        if slot is not None:
+            record = record.model_copy(update={"state": State.RUNNING, "started_at": record.created_at})
+        job = self._new_job(record, 0)
+        if slot is not None:
+            slot.start(job.generation, checked)
+        else:
+            self._queue.push(record.client, job, record.door)
+            log.info("waits in the queue at position %s", self._queue.position(job))
+            self._queue_changed()
+        job.uses = uses.pop_all()
+        self._catalogue.add(record, job=job)
+        self._start_grace(job)
+        return job
+
+    def _check_is_open(self) -> None:
+        if self.is_closed:
+            raise ShuttingDown("the server is stopping")
+
+    def _check_room(self, door: Door) -> None:
+        """Refuse a generation that could neither start now nor wait."""
+        self._check_is_open()
+        if (not len(self._queue) and self._free_slot() is not None) or self._queue.has_room(door):
+            return
+        if door is Door.GENERATE:
+            raise Busy("another generation runs")
+        error = QueueFull(f"{self._settings.queue_length} generations are waiting, which is the limit; try again later")
+        error.headers = {"Retry-After": str(self._retry_after_s())}
+        raise error
+
+    def _retry_after_s(self) -> int:
+        """When the queue may have moved."""
+        etas = [job.eta_s or 1.0 for job in self._running()]
+        return max(1, min(_MAX_RETRY_AFTER_S, math.ceil(min(etas, default=1.0))))
+
+    # -- Running ------------------------------------------------------------------------------------------------
+
+    def _free_slot(self) -> Slot | None:
+        return next((slot for slot in self._slots if slot.is_free), None)
+
+    def _dispatch(self) -> None:
+        """Start what waits, as far as slots are free."""
+        while len(self._queue) and not self.is_closed and not self._waits_for_triton:
+            slot = self._free_slot()
+            if slot is None:
+                return
+            job = self._queue.pop()
+            slot.take(job.generation)
+            job.change(state=State.RUNNING, started_at=time.time())
+            self._queue_changed()
+            starting = self._keep(self._start_waiting(job, slot), "start a generation")
+            self._starting.add(starting)
+            starting.add_done_callback(self._starting.discard)
+
+    async def _start_waiting(self, job: Job, slot: Slot) -> None:
+        """Check a request that has waited once more, as its plan and its images were dropped, and start it."""
+        record = job.record
+        logs.name_generation(record.id)
+        waited_s = time.time() - record.created_at
+        log.info("starts after %.3f s in the queue", waited_s)
+        try:
+            request = await in_thread(restored_request, record, await self._records.request(record.seq) or "")
+            self._check_may_start(job)
+            checked = await self._checker.check(request, record.id, record.client, job.uses, allow_expired=True)
+            self._check_may_start(job)
+            slot.start(job.generation, checked)
+        except CheckCancelled:
+            stop = job.stop_reason
+            last = _cancelled_event(record) if stop is None else _error_event(stop)
+        except TritonUnavailable as error:
+            self._start_again(job, error.message)
+            slot.release()
+            return
+        except ShuttingDown as error:
+            if record.door is Door.RESOURCE:
+                job.change(state=State.QUEUED, started_at=None)
+                job.suspend()
+                slot.release()
+                return
+            job.restart()
+            last = _error_event(error)
+        except FilmstripError as error:
+            log.warning("%s: %s", error.code, error.message)
+            last = _error_event(error)
+        except Exception:
+            log.exception("a generation could not be started")
+            last = _error_event(InternalError("internal error; see the server's log"))
+        else:
+            metrics.QUEUE_WAIT_SECONDS.observe(waited_s)
+            return
+        slot.release()
+        self._end_unstarted(job, last)
+
+    def _check_may_start(self, job: Job) -> None:
+        self._check_is_open()
+        if job.stop_reason is not None or job.generation.cancel_requested:
+            raise CheckCancelled(None)
+
+    def _end_unstarted(self, job: Job, last: Cancelled | ErrorEvent) -> None:
+        """End a generation that has not been started, or could not be."""
+        outcome = last.code if isinstance(last, ErrorEvent) else State.CANCELLED
+        metrics.GENERATIONS.labels(outcome).inc()
+        log.info("ended: %s", outcome)
+        job.append(last)
+
+    def _may_retry(self, job: Job, event: ErrorEvent) -> bool:
+        """Let a generation that Triton did not even begin wait for its turn once more."""
+        is_early = event.code == TritonUnavailable.code and not job.record.chunk
+        if not is_early or job.record.door is Door.GENERATE or self.is_closed or job.stop_reason is not None:
+            return False
+        now = asyncio.get_running_loop().time()
+        job.retry_until = job.retry_until or now + _RETRY_S
+        if now > job.retry_until or job.generation.cancel_requested:
+            return False
+        job.generation = Generation(job.record.id, job.record.client, job)
+        self._start_again(job, event.error)
+        return True
+
+    def _start_again(self, job: Job, reason: str) -> None:
+        """Put a generation back at the head of the queue until Triton is ready."""
+        log.warning("waits for Triton: %s", reason)
+        job.change(state=State.QUEUED, started_at=None)
+        self._queue.put_first(job.record.client, job, job.record.door)
+        self._queue_changed()
+        self._wait_for_triton()
+
+    def _wait_for_triton(self) -> None:
+        """Start nothing that waits until Triton is ready."""
+        if self._waits_for_triton:
+            return
+        self._waits_for_triton = True
+
+        async def wait() -> None:
+            await asyncio.sleep(_TRITON_POLL_S)
+            # Triton sends no events.
+            while (readiness := await self._models.readiness()) is None or not readiness.can_generate:  # noqa: ASYNC110
+                await asyncio.sleep(_TRITON_POLL_S)
+            self._waits_for_triton = False
+            self._dispatch()
+
+        self._keep(wait(), "wait for Triton")
+
+    def _queue_changed(self) -> None:
+        metrics.QUEUE_DEPTH.set(len(self._queue))
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    # -- Following and ending -----------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def follow(
+        self, client: str, id: str, *, after: int = 0, silence_s: float
+    ) -> AsyncIterator[AsyncIterator[Followed]]:
+        """Follow a generation's events; see `Jobs.follow`."""
+        entry = self._catalogue.find(client, id)
+        job = entry.job
+        if job is None:
+            archive = EndedArchive(self._records, entry.seq)
+            yield EventLog(archive, entry.num_events, is_complete=True).follow(silence_s, after)
+            return
+        job.num_followers += 1
+        if job.grace is not None:
+            job.grace.cancel()
+            job.grace = None
+        try:
+            yield self._events(job, after, silence_s)
+        finally:
+            job.num_followers -= 1
+            if not job.num_followers and job.record.door is Door.GENERATE:
+                self._abandon(job)
+            elif not job.num_followers:
+                self._start_grace(job)
+
+    async def _events(self, job: Job, after: int, silence_s: float) -> AsyncIterator[Followed]:
+        shown = None
+        while job.record.state is State.QUEUED and not self.is_closed:
+            moved = self._moved
+            position = self._queue.position(job)
+            if position is not None and position != shown:
+                shown = position
+                yield QueuedEvent(position)
+                continue
+            try:
+                async with asyncio.timeout(silence_s):
+                    await moved.wait()
+            except TimeoutError:
+                yield None
+        async for event in job.log.follow(silence_s, after):
+            yield event
+
+    def _start_grace(self, job: Job) -> None:
+        """Give followers time to come, if the generation is not to go on without any."""
+        if job.record.on_disconnect == "cancel" and job.record.state.is_live and not self.is_closed:
+            job.grace = asyncio.get_running_loop().call_later(self._settings.reattach_s, self._abandon, job)
+
+    def _abandon(self, job: Job) -> None:
+        """End a generation that nobody follows."""
+        if not job.record.state.is_live or self.is_closed:
+            return
+        with logs.named(job.record.id):  # called by a connection, which serves other requests too
+            log.info("the client is gone")
+        if job.record.door is Door.GENERATE:
+            self._abort(job, ClientGone("the client is gone"))
+        else:
+            self._cancel(job)
+
+    async def cancel(self, client: str, id: str) -> CancelStatus:
+        """Cancel a generation; see `Jobs.cancel`."""
+        job = self._catalogue.find(client, id).job
+        return "idle" if job is None else self._cancel(job)
+
+    def _cancel(self, job: Job) -> CancelStatus:
+        if not job.record.state.is_live:
+            return "idle"
+        if self._queue.remove(job.record.client, job):
+            with logs.named(job.record.id):  # called by another request
+                log.info("cancel requested")
+                self._end_unstarted(job, _cancelled_event(job.record))
+            self._queue_changed()
+            return "cancelled"
+        job.generation.cancel()
+        self._checker.cancel(job.record.client, job.record.id)
+        return "cancelling"
+
+    async def cancel_streams(self, client: str) -> bool:
+        """Cancel the client's generations that came by /generate; see `Jobs.cancel_streams`."""
+        found = False
+        for job in self._catalogue.jobs(client):
+            if job.record.door is Door.GENERATE:
+                found |= self._cancel(job) != "idle"
+        for owner, name in list(self._checking_streams):
+            if owner == client:
+                found |= self._checker.cancel(client, name)
+        return found
+
+    def _abort(self, job: Job, reason: FilmstripError) -> None:
+        """End a generation as soon as the model stops, with an error as its last event."""
+        if self._queue.remove(job.record.client, job):
+            with logs.named(job.record.id):
+                self._end_unstarted(job, _error_event(reason))
+            self._queue_changed()
+            return
+        job.stop_reason = job.stop_reason or reason
+        job.generation.abort(reason)
+        self._checker.cancel(job.record.client, job.record.id)
+
+    async def delete(self, client: str, id: str) -> None:
+        """End a generation and remove it; see `Jobs.delete`."""
+        entry = self._catalogue.find(client, id)
+        if entry.job is not None:
+            self._abort(entry.job, ClientGone("the generation was deleted"))
+        await run_to_end(self._remove_at_end(entry))
+
+    async def _remove_at_end(self, entry: Entry) -> None:
+        if entry.job is not None:
+            await entry.job.ended.wait()
+        self._catalogue.remove(entry)
+
+    def _job_ended(self, job: Job) -> None:
+        """Note the end of a generation; its last event is written."""
+        if job.grace is not None:
+            job.grace.cancel()
+        self._catalogue.note_end(job)
+
+    def _drop_assets(self, names: Iterable[str]) -> None:
+        """Remove what was made from data URLs, unless the next start of the server needs it."""
+        if not self.is_closed:
+            for name in names:
+                self._store.remove(name)
+
+    def _new_job(self, record: Record, num_events: int) -> Job:
+        return Job(
+            record,
+            self._records,
+            num_events,
+            ttl_s=self._settings.store_ttl_s,
+            may_retry=self._may_retry,
+            on_end=self._job_ended,
+        )
+
+    def _running(self) -> Sequence[Job]:
+        """What has a slot."""
+        running = [slot.current for slot in self._slots if slot.current is not None]
+        entries = [self._catalogue.get(generation.client, generation.id) for generation in running]
+        return [entry.job for entry in entries if entry is not None and entry.job is not None]
+
+    # -- What is known ------------------------------------------------------------------------------------------
+
+    async def known(self, client: str, id: str) -> Known:
+        """What is known of a generation; see `Jobs.known`."""
+        entry = self._catalogue.find(client, id)
+        known = await self._known(entry)
+        return known._replace(request=await self._records.request(entry.seq))
+
+    async def list(self, client: str, *, state: State | None = None, limit: int = 20, after: str | None = None) -> Page:
+        """The client's generations; see `Jobs.list`."""
+        before = math.inf if after is None else self._catalogue.find(client, after).seq
+        matching = (
+            entry
+            for entry in self._catalogue.newest_first(client)
+            if entry.seq < before and (state is None or entry.current_state is state)
+        )
+        found = list(itertools.islice(matching, limit + 1))
+        shown = found[:limit]
+        records = await self._records.get([entry.seq for entry in shown if entry.job is None])
+        generations = [
+            self._live(entry.job) if entry.job is not None else Known(records[entry.seq])
+            for entry in shown
+            if entry.job is not None or entry.seq in records
+        ]
+        return Page(generations, shown[-1].id if len(found) > limit else None)
+
+    async def _known(self, entry: Entry) -> Known:
+        if entry.job is not None:
+            return self._live(entry.job)
+        records = await self._records.get([entry.seq])
+        if entry.seq not in records:
+            raise NotFound("the generation has just been removed")
+        return Known(records[entry.seq])
+
+    def _live(self, job: Job) -> Known:
+        return Known(job.record, self._queue.position(job), job.eta_s)
+
+    @contextlib.asynccontextmanager
+    async def frames(self, client: str, id: str) -> AsyncIterator[StoredFrames]:
+        """The frames that a generation has made so far; see `Jobs.frames`."""
+        entry = self._catalogue.find(client, id)
+        path, shape = self._frames_of(entry, client)
+        try:
+            fd = open_stored(path)
+        except FileNotFoundError:
+            if entry.job is None:
+                raise NotFound("the generation has just been removed") from None
+            await entry.job.ended.wait()  # the output has just been given its name
+            path, shape = self._frames_of(self._catalogue.find(client, id), client)
+            fd = open_stored(path)
+        try:
+            yield StoredFrames(fd, shape)
+        finally:
+            os.close(fd)
+
+    def _frames_of(self, entry: Entry, client: str) -> tuple[Path, VideoShape]:
+        if entry.job is not None:
+            frames = entry.job.generation.frames_so_far()
+            if frames is not None:
+                return frames
+        elif entry.output_path is not None:
+            file = self._store.find(entry.output_path, Kind.OUTPUT, owner=client)
+            if file.shape is not None:
+                return file.path, file.shape
+        raise NotReady(f"id: the generation is {entry.current_state} and has no frames", "id")
+
+    async def frame_source(self, client: str, id: str) -> FrameSource:
+        """The frames of a generation for an encoder; see `Jobs.frame_source`."""
+        entry = self._catalogue.find(client, id)
+        if entry.job is not None and entry.job.record.state is State.RUNNING:
+            output = entry.job.generation.output
+            if output is not None:
+                return _GrowingOutput(entry.job, *output, self._store)
+        elif entry.job is not None and entry.job.record.state is not State.QUEUED:
+            await entry.job.ended.wait()
+        name = entry.output_path or (entry.job.record.output_path if entry.job is not None else None)
+        if name is None:
+            raise NotReady(f"id: the generation is {entry.current_state} and has no frames", "id")
+        return CompleteOutput(self._store.find(name, Kind.OUTPUT, owner=client))
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(min(_SWEEP_S, self._settings.store_ttl_s / 4))
+            self._catalogue.expire()
+
+    def _keep(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run work in a task that is cancelled by `stop`."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+class _GrowingOutput:
+    """The frames of a generation that runs; see `FrameSource`."""
+
+    def __init__(self, job: Job, draft: Draft, shape: VideoShape, store: Store) -> None:
+        self._job = job
+        self._draft = draft
+        self._store = store
+        self.name = f"generation-{job.record.seq}"
+        self.owner = job.record.client
+        self.shape = shape
+        self.fps = draft.fps
+
+    def open(self) -> int:
+        """Open the output's file, which may be about to get its name, for reading alone."""
+        try:
+            return os.open(f"/proc/self/fd/{self._draft.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            raise NotReady("id: the generation has just ended; try again", "id") from None
+
+    async def growth(self) -> AsyncIterator[Growth]:
+        """How many frames there are; see `FrameSource.growth`."""
+        log = self._job.log
+        after = log.num_events
+        while True:
+            frames = self._job.generation.frames_so_far()
+            if frames is not None:
+                yield Growth(frames[1].frames)
+            if self._job.ended.is_set() or log.is_complete:
+                break
+            async for event in log.follow(_GROWTH_SILENCE_S, after):
+                if event is not None:
+                    after = event.number
+                    break
+            else:
+                break
+        await self._job.ended.wait()
+        name = self._job.record.output_path
+        if name is None:
+            raise NotFound("the generation has ended without a video")
+        output = self._store.find(name, Kind.OUTPUT, owner=self.owner)
+        assert output.shape is not None
+        yield Growth(output.shape.frames, output)
+
+
+@dataclass
+class _Pending:
+    """A submission whose request is being checked."""
+
+    digest: str
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    error: FilmstripError | None = None
+
+
+def _check_same(known: str, digest: str, id: str) -> None:
+    if known != digest:
+        raise IdTaken(f"id: there is a generation {id!r} with another request", "id")
+
+
+def _cancelled_event(record: Record) -> Cancelled:
+    return Cancelled(0, record.total_chunks, 0, seed=record.seed, unused=record.unused)
+
+
+def _error_event(error: FilmstripError) -> ErrorEvent:
+    return ErrorEvent(error.message, error.code)
