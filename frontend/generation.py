@@ -89,6 +89,11 @@ class Generation:
             self._abort_reason = self._abort_reason or reason
             self._task.cancel()
 
+    @property
+    def output(self) -> tuple[Draft, VideoShape] | None:
+        """The output and the shape that it is to have; None before the start."""
+        return self._output
+
     def frames_so_far(self) -> tuple[Path, VideoShape] | None:
         """The output's file, with a header and frames, and the shape of those that are written; None if none are."""
         if self._output is None:

@@ -339,6 +339,7 @@ def _links(id: str, output_path: str | None) -> dict[str, str]:
     links = {"self": own, "events": f"{own}/events", "cancel": f"{own}/cancel", "frames": f"{own}/frames"}
     if output_path is not None:
         links["output"] = f"/api/v1/generate/download?path={output_path}"
+        links |= {name.partition(".")[0]: f"{own}/{name}" for name in ("video.mp4", "poster.png")}
     return links
 
 

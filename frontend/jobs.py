@@ -16,6 +16,7 @@ from filmstrip.wire import VideoShape
 
 from .events import NumberedEvent
 from .schema import GenerateRequest
+from .video_files import FrameSource
 
 
 class State(StrEnum):
@@ -245,4 +246,12 @@ class Jobs(Protocol):
         Raises:
             NotFound: see `known`.
             NotReady: there are none.
+        """
+
+    async def frame_source(self, client: str, id: str) -> FrameSource:
+        """The frames of a generation for an encoder: of its output, or of a video that still grows.
+
+        Raises:
+            NotFound: see `known`.
+            NotReady: it has not started, or ended without frames.
         """

@@ -45,9 +45,10 @@ from .request_check import CheckCancelled, CheckedRequest, RequestChecker
 from .schema import GenerateRequest
 from .settings import Settings
 from .slot import Slot
-from .store import Kind, Store, open_stored
+from .store import Draft, Kind, Store, open_stored
 from .stored_request import defaulted_fields, digest_and_text, restored_request, stored_request, with_seed
 from .tasks import in_thread, run_to_end
+from .video_files import CompleteOutput, FrameSource, Growth
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ _ID_BYTES = 16
 _TRITON_POLL_S = 1.0
 _RETRY_S = 120.0  # Triton may be restarting, or still hold the sequence of a generation that was cut off
 _SWEEP_S = 60.0
+_GROWTH_SILENCE_S = 60.0
 _MAX_RETRY_AFTER_S = 60
 
 
@@ -677,6 +679,20 @@ class LocalJobs:
                 return file.path, file.shape
         raise NotReady(f"id: the generation is {entry.current_state} and has no frames", "id")
 
+    async def frame_source(self, client: str, id: str) -> FrameSource:
+        """The frames of a generation for an encoder; see `Jobs.frame_source`."""
+        entry = self._catalogue.find(client, id)
+        if entry.job is not None and entry.job.record.state is State.RUNNING:
+            output = entry.job.generation.output
+            if output is not None:
+                return _GrowingOutput(entry.job, *output, self._store)
+        elif entry.job is not None and entry.job.record.state is not State.QUEUED:
+            await entry.job.ended.wait()
+        name = entry.output_path or (entry.job.record.output_path if entry.job is not None else None)
+        if name is None:
+            raise NotReady(f"id: the generation is {entry.current_state} and has no frames", "id")
+        return CompleteOutput(self._store.find(name, Kind.OUTPUT, owner=client))
+
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(min(_SWEEP_S, self._settings.store_ttl_s / 4))
@@ -688,6 +704,50 @@ class LocalJobs:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+class _GrowingOutput:
+    """The frames of a generation that runs; see `FrameSource`."""
+
+    def __init__(self, job: Job, draft: Draft, shape: VideoShape, store: Store) -> None:
+        self._job = job
+        self._draft = draft
+        self._store = store
+        self.name = f"generation-{job.record.seq}"
+        self.owner = job.record.client
+        self.shape = shape
+        self.fps = draft.fps
+
+    def open(self) -> int:
+        """Open the output's file, which may be about to get its name, for reading alone."""
+        try:
+            return os.open(f"/proc/self/fd/{self._draft.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            raise NotReady("id: the generation has just ended; try again", "id") from None
+
+    async def growth(self) -> AsyncIterator[Growth]:
+        """How many frames there are; see `FrameSource.growth`."""
+        log = self._job.log
+        after = log.num_events
+        while True:
+            frames = self._job.generation.frames_so_far()
+            if frames is not None:
+                yield Growth(frames[1].frames)
+            if self._job.ended.is_set() or log.is_complete:
+                break
+            async for event in log.follow(_GROWTH_SILENCE_S, after):
+                if event is not None:
+                    after = event.number
+                    break
+            else:
+                break
+        await self._job.ended.wait()
+        name = self._job.record.output_path
+        if name is None:
+            raise NotFound("the generation has ended without a video")
+        output = self._store.find(name, Kind.OUTPUT, owner=self.owner)
+        assert output.shape is not None
+        yield Growth(output.shape.frames, output)
 
 
 @dataclass

@@ -471,7 +471,12 @@ class Store:
             source: the output.
             variant: what was made of it: small letters, digits, - and _.
             name: 32 hexadecimal digits that depend on the content.
+
+        Raises:
+            UnknownPath: the output was removed meanwhile.
         """
+        if self._files.get(source.name) is not source:
+            raise UnknownPath(f"path: {source.name} is gone", "path")
         path = self._derived_folder / f"{disk_name(source.name, source.owner)}.{variant}.{name}"
         try:
             os.rename(draft.path, path)

@@ -157,6 +157,10 @@ class FrameSource(Protocol):
     def shape(self) -> VideoShape:
         """Its height, width and channels; the number of frames is not read."""
 
+    @property
+    def fps(self) -> Fraction | None:
+        """Its frames per second, if they are known."""
+
     def open(self) -> int:
         """Open the file with the frames for reading: a 20-byte header, then uint8 [T, H, W, 3].
 
@@ -193,6 +197,11 @@ class CompleteOutput:
         """The output's shape."""
         assert self.file.shape is not None
         return self.file.shape
+
+    @property
+    def fps(self) -> Fraction | None:
+        """The output's frame rate."""
+        return self.file.fps
 
     def open(self) -> int:
         """Open the output's file."""

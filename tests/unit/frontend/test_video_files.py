@@ -428,6 +428,7 @@ class Growing:
     """Frames that arrive when the test says so; the output exists in the end."""
 
     owner = ""
+    fps = None
 
     def __init__(self, store: Store, video: Frames) -> None:
         self.name = f"generation-{id(self)}"
