@@ -15,7 +15,7 @@ from filmstrip.model_folders import is_model_name
 from filmstrip.triton_server import is_safe_model
 
 from .tasks import in_thread
-from .triton import DIED_AT_START, ModelVersion, TritonClient, TritonRefused, client_reason
+from .triton import DIED_AT_START, ModelVersion, TritonClient, TritonRefused, public_reason
 
 log = logging.getLogger(__name__)
 
@@ -88,13 +88,13 @@ class ModelFolder:
     spec: PipelineSpec | None = None
 
 
-class Supervisor(Protocol):
-    """What starts Triton again, where Triton is ours."""
+class OwnTriton(Protocol):
+    """The Triton that this server starts and restarts itself (`--embedded`)."""
 
     def on_model_ready(self, name: str) -> None:
         """A model was loaded."""
 
-    def on_model_exit(self, name: str) -> None:
+    def schedule_restart(self, name: str) -> None:
         """A model's process has died: Triton is started again as soon as no generation runs."""
 
     def kill(self) -> None:
@@ -155,7 +155,7 @@ class ModelRegistry:
         self._background: set[asyncio.Task[None]] = set()
         self.is_starting = False
         self.to_load: set[str] = set()
-        self.supervisor: Supervisor | None = None
+        self.supervisor: OwnTriton | None = None
 
     async def close(self) -> None:
         """Wait for work in the background."""
@@ -279,7 +279,7 @@ class ModelRegistry:
             self._load_errors.pop(name, None)
             return ModelStatus(spec, ModelState.READY)
         listed = [version.reason for version in versions if version.reason not in ("", _UNLOADED_REASON)]
-        failures = [client_reason(reason, self._folders) for reason in listed]
+        failures = [public_reason(reason, self._folders) for reason in listed]
         reason = None if is_changed else next(iter(failures), None) or self._load_errors.get(name)
         if folder is not None and folder.problem is not None:
             reason = folder.problem
@@ -373,7 +373,7 @@ class ModelRegistry:
         if self.supervisor is None:
             return await self.load_now(name)
         if name in self._unhealthy:  # what is left of its process is in the way
-            self.supervisor.on_model_exit(name)
+            self.supervisor.schedule_restart(name)
         while True:
             await self.supervisor.wait_for_restart()
             try:
@@ -408,7 +408,7 @@ class ModelRegistry:
                     self.clear_failed(name)
                     await self._load_unless_it_fails(name)
             except TritonRefused as refusal:
-                reason = self._load_errors[name] = client_reason(str(refusal), self._folders)
+                reason = self._load_errors[name] = public_reason(str(refusal), self._folders)
                 if reason == DIED_AT_START and self.supervisor is not None:
                     self.mark_failed(name, reason)
                 else:
@@ -489,7 +489,7 @@ class ModelRegistry:
         try:
             spec = PipelineSpec.from_parameters(name, parameters)
         except ValueError as error:
-            self._bad_parameters[name] = client_reason(str(error), self._folders)
+            self._bad_parameters[name] = public_reason(str(error), self._folders)
             return
         if spec is None:
             self._not_pipelines.add(name)
@@ -506,7 +506,7 @@ class ModelRegistry:
         """The model's process has ended: it is loaded again before its next use, or Triton is restarted."""
         self.mark_unhealthy(model)
         if self.supervisor is not None:
-            self.supervisor.on_model_exit(model)
+            self.supervisor.schedule_restart(model)
 
     def on_unresponsive(self, model: str) -> None:
         """The model hangs: an embedded Triton is killed and restarted, another one loads the model again."""

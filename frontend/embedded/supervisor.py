@@ -97,7 +97,7 @@ class EmbeddedTriton:
         """Note when a model was loaded. A restart because of another model does not change that time."""
         self._ready_since.setdefault(name, time.monotonic())
 
-    def on_model_exit(self, name: str) -> None:
+    def schedule_restart(self, name: str) -> None:
         """Restart Triton because a model's process has died, without that model if it dies again too soon.
 
         Loading may take longer than the window, which therefore starts when the model is ready again. A process that
@@ -189,7 +189,7 @@ class EmbeddedTriton:
         models.mark_all_healthy()
         ended = asyncio.ensure_future(process.wait())
         starting = asyncio.create_task(self._bring_up(process, models), name="start the models")
-        watch = ModelWatch(process.pid, models, self.on_model_exit)
+        watch = ModelWatch(process.pid, models, self.schedule_restart)
         problem = ""
         try:
             while True:

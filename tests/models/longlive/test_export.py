@@ -146,7 +146,7 @@ def test_what_is_up_to_date_is_kept(copy: Path):
     assert contents(copy / "repository" / "small" / "1" / "engines") == before
 
 
-def test_other_loras_are_a_new_export_of_the_transformer_alone(copy: Path):
+def test_other_loras_export_only_the_transformer_again(copy: Path):
     lora = write_lora(copy / "ink.pt", 1)
     assert "built: 1, kept: 6" in run(copy, "--lora", f"ink={lora}").output
     manifest = read_manifest(copy / "repository" / "small" / "1" / "engines" / "transformer.onnx")
@@ -157,7 +157,7 @@ def test_other_loras_are_a_new_export_of_the_transformer_alone(copy: Path):
     assert LongLiveConfig.read(copy / "repository" / "small" / "1").loras == ("ink",)
 
 
-def test_an_engine_that_was_damaged_is_made_again(copy: Path):
+def test_a_damaged_engine_is_built_again(copy: Path):
     engine = copy / "repository" / "small" / "1" / "engines" / "text_kv.onnx.data"
     engine.write_bytes(engine.read_bytes()[:-1] + b"?")
     assert "built: 1, kept: 6" in run(copy).output
