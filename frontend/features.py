@@ -75,7 +75,8 @@ def _is_set(fields: GenerateRequest | ChunkSpec, name: str) -> bool:
     |---|---|
     | absent, null, [] or {} | False |
     | the field's own default, or the request's default in a ChunkSpec | False |
-    | `false` in a ChunkSpec, unless the request's default is true | False |
+    | `false`, if the field's own default is null and the request's default is not true | False |
+    | `false` in a ChunkSpec, if the request's default is true | True |
     | any other value | True |
     """
     if name not in fields.model_fields_set:

@@ -338,7 +338,7 @@ class _Encoding:
         self._task = asyncio.create_task(self._run(), name=f"encode {variant.key}")
 
     def when_done(self, callback: Callable[["_Encoding"], None]) -> None:
-        """Call this as soon as nothing of it runs any more."""
+        """Call this as soon as none of its work runs any more."""
 
         def done(task: asyncio.Task[DerivedFile]) -> None:
             if not task.cancelled():

@@ -107,7 +107,7 @@ class Part:
         start: in seconds from the first frame.
         end: likewise; None is the end of the video.
         fps: frames per second; None is the file's own rate.
-        max_frames: most frames; None is no limit.
+        max_frames: most frames; None for no limit.
     """
 
     start: Fraction = Fraction(0)

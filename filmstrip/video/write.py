@@ -296,7 +296,7 @@ def open_encoder(
         suffix: `.mp4`, `.mov`, `.mkv`, `.webm` or `.gif`.
         fps: frames per second.
         codec_options: options of the encoder that replace ours or add to them.
-        container_options: options of the container, in place of ours.
+        container_options: options of the container; replace the default ones.
     """
     found = _FORMATS[suffix]
     return _opened_encoder(

@@ -53,7 +53,7 @@ class EmbeddedTriton:
         self.url = self._folder.url
         self.failed = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
-        self._supervisor: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._models: ModelRegistry | None = None
         self._was_ready = False
         self._restart_for: set[str] = set()
@@ -66,16 +66,16 @@ class EmbeddedTriton:
     def start(self, models: ModelRegistry) -> None:
         """Start in the background; `failed` is set if the first start fails."""
         self._models = models
-        models.supervisor = self
+        models.own_triton = self
         models.is_starting = True
-        self._supervisor = asyncio.create_task(self._supervise(models), name="embedded triton")
+        self._task = asyncio.create_task(self._supervise(models), name="embedded triton")
 
     async def stop(self) -> None:
         """Stop tritonserver and all its processes."""
-        if self._supervisor is not None:
-            self._supervisor.cancel()
+        if self._task is not None:
+            self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._supervisor
+                await self._task
         process = self._process
         if process is not None and process.returncode is None:
             process.terminate()
