@@ -16,6 +16,8 @@ from .records import Records
 
 RESTARTED = "the server was restarted while the generation ran"
 
+_WRITE_RECORD_S = 1.0
+
 
 class Job:
     """A generation that waits or runs: it takes its events, and keeps its record.
@@ -56,6 +58,7 @@ class Job:
         self._may_retry = may_retry
         self._on_end = on_end
         self._busy_s = 0.0
+        self._written_at = 0.0
         self._is_suspended = False
         self._is_restarting = False
 
@@ -108,8 +111,12 @@ class Job:
     # -- The archive of its log ---------------------------------------------------------------------------------
 
     def add(self, event: NumberedEvent, done: Callable[[bool], None]) -> None:
-        """Write an event, together with the record."""
+        """Write an event; the record is written along with the last one, and from time to time."""
         is_last = not self.record.state.is_live
+        now = asyncio.get_running_loop().time()
+        writes_record = is_last or now > self._written_at + _WRITE_RECORD_S
+        if writes_record:
+            self._written_at = now
 
         def written(is_written: bool) -> None:
             done(is_written)
@@ -117,7 +124,7 @@ class Job:
                 self._on_end(self)
                 self.ended.set()
 
-        self._records.add_event(event, self.record, written)
+        self._records.add_event(self.record.seq, event, self.record if writes_record else None, written)
 
     async def read(self, after: int, limit: int) -> list[NumberedEvent]:
         """Read events back."""

@@ -22,9 +22,10 @@ from .jobs import Record
 log = logging.getLogger(__name__)
 
 FILE_NAME = "generations.db"
-_VERSION = 1
+_VERSION = 2
 _TABLES = """
-CREATE TABLE generations (seq INTEGER PRIMARY KEY, record TEXT NOT NULL, request TEXT NOT NULL);
+CREATE TABLE generations (seq INTEGER PRIMARY KEY, record TEXT NOT NULL);
+CREATE TABLE requests (seq INTEGER PRIMARY KEY, request TEXT NOT NULL);
 CREATE TABLE events (
     seq INTEGER, number INTEGER, name TEXT NOT NULL, data TEXT NOT NULL, PRIMARY KEY (seq, number)
 ) WITHOUT ROWID;
@@ -61,7 +62,7 @@ class Records:
 
     def insert(self, record: Record, request: str) -> Future[None]:
         """Add a record; `written` waits for it."""
-        return self._submit(self._execute, _INSERT, (record.seq, record.model_dump_json(), request))
+        return self._submit(self._insert, record, request)
 
     async def written(self, writing: Future[None]) -> None:
         """Wait until a crash of the server can no longer undo what was written.
@@ -78,16 +79,17 @@ class Records:
         """Replace a record."""
         self._submit(self._execute, _UPDATE, (record.model_dump_json(), record.seq))
 
-    def add_event(self, event: NumberedEvent, record: Record, done: Callable[[bool], None]) -> None:
+    def add_event(self, seq: int, event: NumberedEvent, record: Record | None, done: Callable[[bool], None]) -> None:
         """Add an event of a generation and, in the same transaction, replace its record.
 
         Args:
+            seq: the generation's.
             event: the event.
-            record: the new record.
+            record: the new record, or None if it stays.
             done: called in the event loop, with whether it was written.
         """
         loop = asyncio.get_running_loop()
-        future = self._submit(self._add_event, event, record)
+        future = self._submit(self._add_event, seq, event, record)
 
         def report(future: Future[None]) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -105,7 +107,7 @@ class Records:
 
     async def request(self, seq: int) -> str | None:
         """The JSON of a generation's request; None if there is no record."""
-        rows = await self._call(self._query, "SELECT request FROM generations WHERE seq = ?", (seq,))
+        rows = await self._call(self._query, "SELECT request FROM requests WHERE seq = ?", (seq,))
         return str(rows[0][0]) if rows else None
 
     async def events(self, seq: int, after: int, limit: int) -> list[NumberedEvent]:
@@ -178,15 +180,24 @@ class Records:
     def _query(self, statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
         return self._connection().execute(statement, values).fetchall()
 
-    def _add_event(self, event: NumberedEvent, record: Record) -> None:
+    def _insert(self, record: Record, request: str) -> None:
         with self._transaction() as db:
-            db.execute("INSERT INTO events VALUES (?, ?, ?, ?)", (record.seq, *event))
-            db.execute(_UPDATE, (record.model_dump_json(), record.seq))
+            db.execute("INSERT INTO generations VALUES (?, ?)", (record.seq, record.model_dump_json()))
+            db.execute("INSERT INTO requests VALUES (?, ?)", (record.seq, request))
+
+    def _add_event(self, seq: int, event: NumberedEvent, record: Record | None) -> None:
+        if record is None:
+            self._execute(_ADD_EVENT, (seq, *event))
+            return
+        with self._transaction() as db:
+            db.execute(_ADD_EVENT, (seq, *event))
+            db.execute(_UPDATE, (record.model_dump_json(), seq))
 
     def _delete(self, seqs: list[int]) -> None:
         with self._transaction() as db:
             for seq in seqs:
                 db.execute("DELETE FROM events WHERE seq = ?", (seq,))
+                db.execute("DELETE FROM requests WHERE seq = ?", (seq,))
                 db.execute("DELETE FROM generations WHERE seq = ?", (seq,))
 
     def _get(self, seqs: list[int]) -> dict[int, Record]:
@@ -207,6 +218,6 @@ class Records:
         db.execute("COMMIT")
 
 
-_INSERT = "INSERT INTO generations VALUES (?, ?, ?)"
+_ADD_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?)"
 _UPDATE = "UPDATE generations SET record = ? WHERE seq = ?"
 _EVENTS = "SELECT number, name, data FROM events WHERE seq = ? AND number > ? ORDER BY number LIMIT ?"

@@ -18,14 +18,19 @@ from tests.support.refusals import MAX_REFUSAL_S, check_refusal, count_traceback
 from tests.support.server import Frontend, frontend_on
 
 POSITIVE = {
-    "PUT /api/v1/generations/{id}": 60,
-    "POST /api/v1/generations": 60,
-    "GET /api/v1/generations": 60,
-    "GET /api/v1/generations/{id}": 20,
-    "POST /api/v1/generations/{id}/cancel": 20,
-    "DELETE /api/v1/generations/{id}": 20,
-    "GET /api/v1/generations/{id}/events": 40,
-    "GET /api/v1/generations/{id}/frames": 40,
+    "PUT /api/v1/generations/{id}": 20,
+    "POST /api/v1/generations": 20,
+    "GET /api/v1/generations": 20,
+    "GET /api/v1/generations/{id}": 5,
+    "POST /api/v1/generations/{id}/cancel": 5,
+    "DELETE /api/v1/generations/{id}": 5,
+    "GET /api/v1/generations/{id}/events": 10,
+    "GET /api/v1/generations/{id}/frames": 10,
+    "GET /api/v1/generations/{id}/video.mp4": 5,
+    "GET /api/v1/generations/{id}/video.webm": 5,
+    "GET /api/v1/generations/{id}/video.gif": 5,
+    "GET /api/v1/generations/{id}/poster.png": 5,
+    "GET /api/v1/generations/{id}/contact-sheet.png": 5,
     "POST /api/v1/generate": 400,
     "POST /api/v1/generate/cancel": 1,  # there is only one such request, as for every other operation with 1
     "POST /api/v1/generate/upload": 100,
@@ -47,9 +52,9 @@ POSITIVE = {
     "GET /metrics": 1,
 }
 NEGATIVE = {
-    "PUT /api/v1/generations/{id}": 50,
-    "GET /api/v1/generations": 50,
-    "GET /api/v1/generations/{id}/events": 50,
+    "PUT /api/v1/generations/{id}": 20,
+    "GET /api/v1/generations": 20,
+    "GET /api/v1/generations/{id}/events": 20,
     "POST /api/v1/generate": 200,
     "POST /api/v1/generate/upload": 80,
     "GET /api/v1/generate/download": 120,

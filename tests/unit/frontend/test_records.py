@@ -51,7 +51,7 @@ async def add(records: Records, to: Record, *numbers: int) -> list[bool]:
     """Write events; gives what was reported, in order."""
     reports: list[bool] = []
     for number in numbers:
-        records.add_event(event(number), to, reports.append)
+        records.add_event(to.seq, event(number), to, reports.append)
     await records.get([])  # after all of them
     await asyncio.sleep(0.01)
     return reports
@@ -154,7 +154,7 @@ async def test_a_slow_disk_does_not_stop_the_event_loop(records: Records) -> Non
     try:
         records.insert(record(), "{}")
         for number in range(1, 101):
-            records.add_event(event(number), record(), reports.append)
+            records.add_event(1, event(number), None, reports.append)
         await asyncio.sleep(0.05)
         assert (waiting.done(), reports) == (False, [])
     finally:
