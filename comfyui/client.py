@@ -71,6 +71,14 @@ class ServerAddress:
     timeout_s: float = 60.0
 
 
+@dataclass(frozen=True)
+class PipelineRef:
+    """A pipeline of a server: what the FILMSTRIP_PIPELINE sockets carry."""
+
+    server: ServerAddress
+    id: str
+
+
 def server_address(url: str, token: str = "", timeout_s: float = 60.0) -> ServerAddress:
     """Check an address.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .chunk_specs import IMAGES, Blob, Specs, add_to_blob, merge, with_batches
-from .client import ServerAddress, ServerClient, StreamEvent, VideoShape, sleep_polling
+from .client import PipelineRef, ServerClient, StreamEvent, VideoShape, sleep_polling
 from .errors import FilmstripError
 from .frames import Floats, to_png, video_frames
 from .host import Display, check_interrupted
@@ -18,14 +18,6 @@ from .widgets import RANDOM_SEED
 
 DEFAULT_NUM_FRAMES = 64
 BUSY_RETRY_S = 1.0
-
-
-@dataclass(frozen=True)
-class PipelineRef:
-    """A pipeline of a server: what the FILMSTRIP_PIPELINE sockets carry."""
-
-    server: ServerAddress
-    id: str
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from .errors import FilmstripError
-from .frames import Floats, Pixels
+from .frames import Floats, Pixels, as_images, as_masks
 
 PREVIEW_SIDE = 512
+MAX_REFERENCES = 16
 
 log = logging.getLogger("filmstrip")
 
@@ -133,3 +134,23 @@ def to_tensor(array: Floats) -> Any:
     import torch
 
     return torch.from_numpy(array)
+
+
+def arrays_of(tensors: dict[str, Any]) -> dict[str, Floats]:
+    """IMAGE and MASK tensors as arrays [F, H, W, C] and [F, H, W]; those that are None are skipped.
+
+    Raises:
+        FilmstripError: one is neither, or there are too many images.
+    """
+    arrays: dict[str, Floats] = {}
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        is_mask = name == "vace_masks"
+        array = to_array(tensor, is_mask=is_mask)
+        array = arrays[name] = as_masks(name, array) if is_mask else as_images(name, array)
+        if name in ("first_frame_image", "last_frame_image") and len(array) != 1:
+            raise FilmstripError(f"{name}: must be one image, got {len(array)}")
+        if name == "vace_ref_images" and len(array) > MAX_REFERENCES:
+            raise FilmstripError(f"{name}: must be at most {MAX_REFERENCES} images, got {len(array)}")
+    return arrays

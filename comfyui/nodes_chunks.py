@@ -6,12 +6,9 @@ from typing import Any
 
 from . import widgets
 from .chunk_specs import ChunkSpec, Specs
-from .errors import FilmstripError
-from .frames import Floats, as_images, as_masks
-from .host import to_array
+from .host import MAX_REFERENCES, arrays_of
 
 MAX_CHUNK = 9999
-MAX_REFERENCES = 16
 _CHAIN = widgets.socket(
     "FILMSTRIP_CHUNK_SPECS", "Specs of other chunks. If one sets the same field of this chunk, this node wins."
 )
@@ -191,26 +188,6 @@ class FilmstripPromptSchedule:
             ChunkSpec(chunk, {"text": prompt}) for chunk, prompt in sorted(widgets.parse_schedule(schedule).items())
         )
         return ((*chunk_specs, *specs),)
-
-
-def arrays_of(tensors: dict[str, Any]) -> dict[str, Floats]:
-    """IMAGE and MASK tensors as arrays [F, H, W, C] and [F, H, W]; those that are None are skipped.
-
-    Raises:
-        FilmstripError: one is neither, or there are too many images.
-    """
-    arrays: dict[str, Floats] = {}
-    for name, tensor in tensors.items():
-        if tensor is None:
-            continue
-        is_mask = name == "vace_masks"
-        array = to_array(tensor, is_mask=is_mask)
-        array = arrays[name] = as_masks(name, array) if is_mask else as_images(name, array)
-        if name in ("first_frame_image", "last_frame_image") and len(array) != 1:
-            raise FilmstripError(f"{name}: must be one image, got {len(array)}")
-        if name == "vace_ref_images" and len(array) > MAX_REFERENCES:
-            raise FilmstripError(f"{name}: must be at most {MAX_REFERENCES} images, got {len(array)}")
-    return arrays
 
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {

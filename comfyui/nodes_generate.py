@@ -10,12 +10,11 @@ import numpy as np
 
 from . import video_file, widgets
 from .chunk_specs import Specs
-from .client import ServerClient, VideoShape
+from .client import PipelineRef, ServerClient, VideoShape
 from .errors import FilmstripError
 from .frames import Floats, Pixels, to_floats
-from .generation import GenerationInputs, PipelineRef, generate, naming_result_on_error
-from .host import Display, OutputFile, as_video, check_interrupted, output_file, to_tensor
-from .nodes_chunks import arrays_of
+from .generation import GenerationInputs, generate, naming_result_on_error
+from .host import Display, OutputFile, arrays_of, as_video, check_interrupted, output_file, to_tensor
 
 MAX_FRAMES = 10_000
 DEFAULT_NOISE_SCALE = 0.7

@@ -10,9 +10,8 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from .client import ServerAddress, ServerClient, server_address
+from .client import PipelineRef, ServerAddress, ServerClient, server_address
 from .errors import FilmstripError
-from .generation import PipelineRef
 from .host import Display, check_interrupted
 
 DEFAULT_PIPELINES = ("longlive-small", "longlive", "scribble", "gray", "optical-flow", "passthrough")

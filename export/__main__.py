@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import click
 from rich.console import Console
@@ -11,7 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from export.errors import BadOptions, ExportError
 from export.longlive import ExportConfig, ExportResult, export_longlive
-from export.spec import Precision, Size, SizeType
+from export.option_types import LoraType, SizeType
+from export.spec import Precision, Size
 from export.tensorrt import RTX_TARGETS, BuildOptions
 from export.verify import Comparison, comparison_table
 from filmstrip.runtime.engines.manifest import BadEngine, Builder
@@ -31,24 +32,12 @@ docs/export.md describes what DIR holds and what is written.
 """
 
 
-class _LoraType(click.ParamType[tuple[str, Path]]):
-    name = "NAME=FILE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path]:
-        name, equals, path = value.partition("=")
-        if not equals or not name or not path:
-            self.fail(f"{value!r} is not a LoRA: write a name and its file, such as ink=ink.safetensors", param, ctx)
-        if not Path(path).is_file():
-            self.fail(f"there is no file {path}", param, ctx)
-        return name, Path(path)
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def main() -> None:
     """Export checkpoints to model folders in Triton's model repository."""
 
 
-@main.command(epilog=_EPILOG)
+@main.command(epilog=_EPILOG, short_help="Export a LongLive-family checkpoint.")
 @click.option(
     "--checkpoint",
     required=True,
@@ -96,7 +85,7 @@ def main() -> None:
     "--lora",
     "loras",
     multiple=True,
-    type=_LoraType(),
+    type=LoraType(),
     metavar="NAME=FILE",
     help="A LoRA that requests can scale by this name (lora_scales), chunk by chunk; repeatable. If the LoRAs have "
     "changed since the last export, only the graphs that they affect are built again.",

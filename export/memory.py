@@ -16,7 +16,8 @@ from export.config import CheckpointConfig, TextEncoderConfig, load_config, load
 from export.errors import ExportError
 from export.graph_specs import graph_specs, grid_of
 from export.modules.layers import Linear
-from export.spec import GraphSpec, Grid, Precision, Size, SizeType
+from export.option_types import SizeType
+from export.spec import GraphSpec, Grid, Precision, Size
 from filmstrip.runtime.transformer import FrameWindow
 
 

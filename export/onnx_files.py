@@ -55,7 +55,9 @@ def to_program(spec: GraphSpec, precision: Precision) -> torch.onnx.ONNXProgram:
         {place: _dim(dims, length) for place, length in enumerate(tensor.shape) if isinstance(length, Axis)}
         for tensor in spec.inputs
     )
-    with torch.no_grad(), _quiet(), _without_slow_rule():
+    # With symbolic sizes, torch's cache of fake tensors costs more than it saves.
+    without_cache = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
+    with torch.no_grad(), without_cache, _quiet(), _without_slow_rule():
         program = torch.onnx.export(
             graph,
             tuple(inputs),

@@ -6,13 +6,11 @@ profile per size, so all sizes share one engine's weights.
 A graph change that the runtime must follow needs a new `SPEC_VERSION`, in `filmstrip.runtime.engines.manifest`.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import click
 import torch
 from torch import Tensor, nn
 
@@ -56,19 +54,6 @@ class Size(NamedTuple):
 def did_you_mean(size: Size) -> str:
     """The hint for a size that is possible with width and height swapped: until 0.1.0, sizes were HEIGHTxWIDTH."""
     return f"did you mean {size.turned}? sizes are WIDTHxHEIGHT since 0.1.0"
-
-
-class SizeType(click.ParamType[Size]):
-    """The type of options that take WIDTHxHEIGHT in pixels."""
-
-    name = "WxH"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Size:
-        """Parse the text of an option."""
-        match = re.fullmatch(r"([1-9]\d{1,4})x([1-9]\d{1,4})", value)
-        if match is None:
-            self.fail(f"{value!r} is not a size: write WIDTHxHEIGHT in pixels, such as 576x320", param, ctx)
-        return Size(width=int(match[1]), height=int(match[2]))
 
 
 class Grid(NamedTuple):

@@ -38,9 +38,9 @@ from filmstrip.errors import (
     counted,
 )
 from filmstrip.foreign_answers import UNREACHED
-from filmstrip.geometry import DEFAULT_FPS, MAX_FRAMES, MAX_SIDE, MIN_SIDE
+from filmstrip.geometry import DEFAULT_FPS, MAX_FRAMES, MAX_REQUEST_SIDE, MIN_SIDE
 from filmstrip.models import Cancelled, Complete, ErrorEvent, Event, PipelineFeatures, PipelineInfo, Progress
-from filmstrip.request_fields import GenerateFields
+from filmstrip.request_fields import MAX_SEED, GenerateFields
 from filmstrip.video import count_frames, probe, read_frames
 from filmstrip.video.read import VideoFileError, display_path
 from filmstrip.video.write import MAX_FPS, MIN_FPS, Output, open_output
@@ -49,15 +49,14 @@ from filmstrip.wire import VideoShape
 
 DEFAULT_PIPELINE = "longlive-small"
 MAX_SCALE = 16
-MAX_FILE_SIDE = 8192
-MAX_SEED = 2**64 - 1
+MAX_SCALED_SIDE = 8192
 EXIT_FAILED = 1
 EXIT_UNREACHABLE = 3
 EXIT_BUSY = 4
 EXIT_INTERRUPTED = 130
 _EXIT_CODES = (
-    "Exit codes: 0 success, 1 failure, 2 wrong usage, 3 server not reached, 4 server busy,"
-    " 129, 130 or 143 ended by SIGHUP, Ctrl-C or SIGTERM."
+    f"Exit codes: 0 success, {EXIT_FAILED} failure, 2 wrong usage, {EXIT_UNREACHABLE} server not reached,"
+    f" {EXIT_BUSY} server busy, 129, {EXIT_INTERRUPTED} or 143 ended by SIGHUP, Ctrl-C or SIGTERM."
 )
 _PIPE_WIDTH = 10_000
 
@@ -141,8 +140,8 @@ def _size(text: str) -> tuple[int, int]:
     if match is None:
         raise click.BadParameter(f"{text!r} is not WIDTHxHEIGHT, such as 576x320")
     width, height = int(match[1]), int(match[2])
-    if min(height, width) < MIN_SIDE or max(height, width) > MAX_SIDE:
-        raise click.BadParameter(f"width and height must be between {MIN_SIDE} and {MAX_SIDE}, got {text}")
+    if min(height, width) < MIN_SIDE or max(height, width) > MAX_REQUEST_SIDE:
+        raise click.BadParameter(f"width and height must be between {MIN_SIDE} and {MAX_REQUEST_SIDE}, got {text}")
     return height, width
 
 
@@ -396,7 +395,7 @@ class _Input:
     type=_chunk_prompt,
     metavar="'INDEX: TEXT'",
     multiple=True,
-    help="Change the prompt at a chunk; repeatable.",
+    help="Change the prompt at a chunk, counted from 0; repeatable.",
 )
 @click.option("--lora", "loras", type=_lora, metavar="NAME=SCALE", multiple=True, help="Scale of a LoRA; repeatable.")
 @click.option(
@@ -455,9 +454,9 @@ def generate(
             "chunk_specs": [{"chunk": index, "text": text} for index, text in chunk_prompts] or None,
         }
         height, width = frame_size or (source.shape[1:3] if source else (0, 0))
-        if max(height, width) * scale > MAX_FILE_SIDE:
+        if max(height, width) * scale > MAX_SCALED_SIDE:
             raise click.BadParameter(
-                f"{width}x{height} enlarged {scale} times exceeds {MAX_FILE_SIDE} pixels", param_hint="--scale"
+                f"{width}x{height} enlarged {scale} times exceeds {MAX_SCALED_SIDE} pixels", param_hint="--scale"
             )
         writer = _ResultWriter(server, file, fps or (source.fps if source else DEFAULT_FPS), scale, video)
         try:
@@ -673,7 +672,10 @@ def serve(arguments: tuple[str, ...]) -> None:
     try:  # imported only here: the client needs nothing of the server
         server = importlib.import_module("filmstrip.server.__main__")
     except ModuleNotFoundError as error:
-        message = f"the server is not installed ({error.name} is missing); run: pip install 'filmstrip[server]'"
+        message = (
+            f"the server is not installed ({error.name} is missing); run: pip install 'filmstrip[server]',"
+            " or, in a checkout: make setup"
+        )
         raise click.ClickException(message) from error
     server.main(arguments, prog_name="filmstrip serve")
 

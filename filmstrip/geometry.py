@@ -7,7 +7,7 @@ from typing import NamedTuple
 MAX_FRAMES = 10_000
 """Most pixel frames of one generation."""
 MIN_SIDE = 64
-MAX_SIDE = 2048
+MAX_REQUEST_SIDE = 2048
 """Least and most height and width that a request may ask for, in pixels."""
 DEFAULT_FPS = 16
 """Frames per second of a video that nothing else gives a rate."""

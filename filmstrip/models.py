@@ -216,7 +216,7 @@ class Progress:
 
     Attributes:
         chunk: the chunk's number, from 1.
-        total_chunks: chunks of the whole generation, resets of the cache counted.
+        total_chunks: chunks of the whole generation, including those that resets of the cache add.
         frames: pixel frames that this chunk added to the output.
         latency: seconds it took.
         fps: frames / latency.

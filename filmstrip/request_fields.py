@@ -1,10 +1,13 @@
-"""The fields of a request, typed: what `generate` and `BlobBuilder.chunk` take, and nothing else.
+"""The fields of a request, typed: what `generate` and `BlobBuilder.chunk` take; and the largest seed.
 
 The server's limits and defaults are in the schema of its API; docs/api.md says what each field does.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, Required, TypedDict
+
+MAX_SEED = 2**64 - 1
+"""The largest seed of a request or a ChunkSpec; the smallest is 0."""
 
 Interpolation = Literal["linear", "slerp"]
 

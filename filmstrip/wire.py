@@ -17,7 +17,7 @@ VIDEO_HEADER_BYTES = 20
 _VIDEO_NDIM = 4
 _U32_MAX = 2**32 - 1
 _PIECE_BYTES = 2**20
-_CHANNELS = (1, 3, 4)
+CHANNELS = (1, 3, 4)
 _FLOAT32 = np.dtype("<f4")
 
 
@@ -330,7 +330,7 @@ def _as_vace_masks(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _as_video(array: NDArray[Any]) -> NDArray[Any]:
-    video = array[None] if array.ndim == 3 and array.shape[2] in _CHANNELS else array
+    video = array[None] if array.ndim == 3 and array.shape[2] in CHANNELS else array
     if array.dtype != np.uint8 or video.ndim != 4 or array.size == 0:
         raise ValueError(f"input_video must be uint8 [F, H, W, C] or [H, W, C], got {array.dtype} {list(array.shape)}")
     return np.ascontiguousarray(video)

@@ -23,7 +23,7 @@ from filmstrip.errors import (
     TooLarge,
     UnsupportedMediaType,
 )
-from filmstrip.wire import VideoShape, header_holds, pack_video_header
+from filmstrip.wire import CHANNELS, VideoShape, header_holds, pack_video_header
 
 from .blobs import Blob, BlobDraft, Blobs
 from .connection import BoundedBody, Pace
@@ -44,7 +44,6 @@ _PIECE_BYTES = 2**20
 _TRIM_S = 1.0
 _TRIM_AGAIN_S = 8.0
 
-CHANNELS = (1, 3, 4)
 _DIGITS = re.compile(r"[0-9]{1,10}", re.ASCII)
 _BATCH_BYTES = 2**20  # written at once, because each trip to a thread has a cost
 _BATCH_PIECES = 1024

@@ -6,7 +6,7 @@ from typing import Any
 
 from filmstrip.contract import PipelineSpec
 from filmstrip.errors import InvalidField
-from filmstrip.geometry import MAX_SIDE, MIN_SIDE, nearest_multiples
+from filmstrip.geometry import MAX_REQUEST_SIDE, MIN_SIDE, nearest_multiples
 
 from .schema import ChunkSpec, GenerateRequest, Needs, at_chunk
 
@@ -69,14 +69,23 @@ def _without_transition(fields: GenerateRequest | ChunkSpec) -> frozenset[str]:
 
 
 def _is_set(fields: GenerateRequest | ChunkSpec, name: str) -> bool:
-    """Whether a field is set to anything but what applies anyway."""
+    """Whether a field is set to anything but what applies without it.
+
+    | field, value | result |
+    |---|---|
+    | absent, null, [] or {} | False |
+    | the field's own default, or the request's default in a ChunkSpec | False |
+    | `false`, if the field's own default is null and the request's default is not true | False |
+    | `false` in a ChunkSpec, if the request's default is true | True |
+    | any other value | True |
+    """
     if name not in fields.model_fields_set:
         return False
     value: Any = getattr(fields, name)
     own = type(fields).model_fields[name].default
     of_request = GenerateRequest.model_fields[name].default if name in GenerateRequest.model_fields else None
-    asks_nothing = value is False and own is None and of_request is not True
-    return not asks_nothing and value not in (None, own, of_request, [], {})
+    is_already_off = value is False and own is None and of_request is not True
+    return not is_already_off and value not in (None, own, of_request, [], {})
 
 
 def frame_size(
@@ -94,7 +103,7 @@ def frame_size(
     for name, wanted, native, of_input in zip(("height", "width"), requested, own, inputs, strict=True):
         side = wanted or native or of_input
         if side is not None and side % pipeline.granularity:
-            good = " or ".join(map(str, nearest_multiples(side, pipeline.granularity, MIN_SIDE, MAX_SIDE)))
+            good = " or ".join(map(str, nearest_multiples(side, pipeline.granularity, MIN_SIDE, MAX_REQUEST_SIDE)))
             field = name if wanted else "input_path"
             raise InvalidField(f"{field}: {side} is not a multiple of {pipeline.granularity}, try {good}", field)
         sides.append(side)

@@ -1,7 +1,7 @@
 """One generation, from a checked request to its last event.
 
-Three tasks hand its chunks on: while one chunk is with the model, the next one's inputs are staged, and the frames of
-the one before are written.
+Three tasks hand its chunks on through two buffers: while chunk k is with the model in one, the frames of chunk k-1 are
+written from the other, which then takes the inputs of chunk k+1.
 """
 
 import asyncio

@@ -29,7 +29,7 @@ from PIL import Image as PillowImage
 from .workers import Limits, enter_worker, limit_cpu
 
 MAX_PIXELS = 4096 * 4096
-MAX_SIDE = 16_384
+MAX_IMAGE_SIDE = 16_384
 MAX_SCANS = 64  # of a progressive JPEG; cameras and encoders write about 10
 MAX_MARKERS = 10_000  # of a JPEG, without restart markers
 MAX_CHUNKS = 65_536  # of a PNG or WebP
@@ -86,8 +86,8 @@ def decode(data: bytes) -> Pixels:
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise Refused(f"the image is {width}x{height}, over the limit of {MAX_PIXELS} pixels")
-    if max(width, height) > MAX_SIDE:
-        raise Refused(f"the image is {width}x{height}, over the limit of {MAX_SIDE} pixels per side")
+    if max(width, height) > MAX_IMAGE_SIDE:
+        raise Refused(f"the image is {width}x{height}, over the limit of {MAX_IMAGE_SIDE} pixels per side")
 
 
 _TURNS = {

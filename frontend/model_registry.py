@@ -15,7 +15,7 @@ from filmstrip.model_folders import is_model_name
 from filmstrip.triton_server import is_safe_model
 
 from .tasks import in_thread
-from .triton import DIED_AT_START, ModelVersion, TritonClient, TritonRefused, client_reason
+from .triton import DIED_AT_START, ModelVersion, TritonClient, TritonRefused, public_reason
 
 log = logging.getLogger(__name__)
 
@@ -88,13 +88,13 @@ class ModelFolder:
     spec: PipelineSpec | None = None
 
 
-class Supervisor(Protocol):
-    """What starts Triton again, where Triton is ours."""
+class OwnTriton(Protocol):
+    """The Triton that this server starts and restarts itself (`--embedded`)."""
 
     def on_model_ready(self, name: str) -> None:
         """A model was loaded."""
 
-    def on_model_exit(self, name: str) -> None:
+    def schedule_restart(self, name: str) -> None:
         """A model's process has died: Triton is started again as soon as no generation runs."""
 
     def kill(self) -> None:
@@ -128,7 +128,7 @@ class ModelRegistry:
         client: the connection to Triton.
         is_starting: Triton is embedded, and does not answer yet or has not tried to load every model.
         to_load: models that Triton has yet to load after its start.
-        supervisor: restarts Triton, if it is embedded.
+        own_triton: starts and restarts Triton, if it is embedded.
     """
 
     def __init__(self, client: TritonClient) -> None:
@@ -155,7 +155,7 @@ class ModelRegistry:
         self._background: set[asyncio.Task[None]] = set()
         self.is_starting = False
         self.to_load: set[str] = set()
-        self.supervisor: Supervisor | None = None
+        self.own_triton: OwnTriton | None = None
 
     async def close(self) -> None:
         """Wait for work in the background."""
@@ -228,8 +228,8 @@ class ModelRegistry:
                 versions.setdefault(version.model, []).append(version)
         ready = {name for name, listed in versions.items() if any(version.state == _READY for version in listed)}
         folders: dict[str, ModelFolder] = {}
-        if self.supervisor is not None:
-            doubtful = (await in_thread(self.supervisor.model_names) - ready) | self._failed.keys()
+        if self.own_triton is not None:
+            doubtful = (await in_thread(self.own_triton.model_names) - ready) | self._failed.keys()
             folders = await self._read_folders(doubtful)
         names = sorted(versions.keys() | folders.keys())
         return {name: self._pipeline(name, versions.get(name, []), folders.get(name)) for name in names}
@@ -246,20 +246,20 @@ class ModelRegistry:
             try:
                 return await self.client.list_models()
             except ModelError:
-                if self.supervisor is None or attempt == _INDEX_ATTEMPTS:
+                if self.own_triton is None or attempt == _INDEX_ATTEMPTS:
                     raise
         raise AssertionError("unreachable")
 
     async def _read_folders(self, names: Collection[str]) -> dict[str, ModelFolder]:
         """The folders of these models, where Triton is ours."""
-        if self.supervisor is None or not names:
+        if self.own_triton is None or not names:
             return {}
-        return await in_thread(self.supervisor.read_folders, names)
+        return await in_thread(self.own_triton.read_folders, names)
 
     async def _link_models(self) -> None:
-        if self.supervisor is not None:
+        if self.own_triton is not None:
             try:
-                await in_thread(self.supervisor.link_models)
+                await in_thread(self.own_triton.link_models)
             except OSError as error:
                 log.warning("new and removed model folders are not seen: %s", error)
 
@@ -279,7 +279,7 @@ class ModelRegistry:
             self._load_errors.pop(name, None)
             return ModelStatus(spec, ModelState.READY)
         listed = [version.reason for version in versions if version.reason not in ("", _UNLOADED_REASON)]
-        failures = [client_reason(reason, self._folders) for reason in listed]
+        failures = [public_reason(reason, self._folders) for reason in listed]
         reason = None if is_changed else next(iter(failures), None) or self._load_errors.get(name)
         if folder is not None and folder.problem is not None:
             reason = folder.problem
@@ -313,7 +313,7 @@ class ModelRegistry:
         """Log why a model is not served, and remember its files, so that a change to them is noticed."""
         log.warning("%s is not served: %s", name, reason)
         self._reported[name] = reason
-        if self.supervisor is not None:
+        if self.own_triton is not None:
             task = asyncio.create_task(self._keep_fingerprint(name), name="keep a fingerprint")
             self._background.add(task)
             task.add_done_callback(self._background.discard)
@@ -344,8 +344,8 @@ class ModelRegistry:
             TritonUnavailable: Triton does not answer.
         """
         requested = {field: name for field, name in names.items() if name is not None}
-        if self.supervisor is not None:
-            await self.supervisor.wait_for_restart()
+        if self.own_triton is not None:
+            await self.own_triton.wait_for_restart()
         states = await self._states()
         for name in set(requested.values()) & states.keys():
             if name in self._failed:
@@ -370,16 +370,16 @@ class ModelRegistry:
             LoadFailed: it could not be loaded; the message says why.
             TritonUnavailable: Triton does not answer.
         """
-        if self.supervisor is None:
+        if self.own_triton is None:
             return await self.load_now(name)
         if name in self._unhealthy:  # what is left of its process is in the way
-            self.supervisor.on_model_exit(name)
+            self.own_triton.schedule_restart(name)
         while True:
-            await self.supervisor.wait_for_restart()
+            await self.own_triton.wait_for_restart()
             try:
                 return await self.load_now(name)
             except TritonUnavailable:
-                if not self.supervisor.is_restarting:  # else another model has died, and Triton comes back
+                if not self.own_triton.is_restarting:  # else another model has died, and Triton comes back
                     raise
 
     async def load_now(self, name: str) -> None:
@@ -401,22 +401,22 @@ class ModelRegistry:
                 raise LoadFailed(f"could not load {name}: {folder.problem}")
             try:
                 async with self._place_to_load(name):
-                    if (name in self._unhealthy and self.supervisor is None) or (is_ready and name in self._failed):
+                    if (name in self._unhealthy and self.own_triton is None) or (is_ready and name in self._failed):
                         # unload, wait, load: not two copies in memory
                         await self.client.unload_model(name)
                         await self._wait_unloaded(name)
                     self.clear_failed(name)
                     await self._load_unless_it_fails(name)
             except TritonRefused as refusal:
-                reason = self._load_errors[name] = client_reason(str(refusal), self._folders)
-                if reason == DIED_AT_START and self.supervisor is not None:
+                reason = self._load_errors[name] = public_reason(str(refusal), self._folders)
+                if reason == DIED_AT_START and self.own_triton is not None:
                     self.mark_failed(name, reason)
                 else:
                     self._note_failure(name, reason)
                 raise LoadFailed(f"could not load {name}: {reason}") from None
             self._unhealthy.discard(name)
-            if self.supervisor is not None:
-                self.supervisor.on_model_ready(name)
+            if self.own_triton is not None:
+                self.own_triton.on_model_ready(name)
             log.info("%s is loaded", name)
 
     @contextlib.asynccontextmanager
@@ -489,7 +489,7 @@ class ModelRegistry:
         try:
             spec = PipelineSpec.from_parameters(name, parameters)
         except ValueError as error:
-            self._bad_parameters[name] = client_reason(str(error), self._folders)
+            self._bad_parameters[name] = public_reason(str(error), self._folders)
             return
         if spec is None:
             self._not_pipelines.add(name)
@@ -505,13 +505,13 @@ class ModelRegistry:
     def on_model_exit(self, model: str) -> None:
         """The model's process has ended: it is loaded again before its next use, or Triton is restarted."""
         self.mark_unhealthy(model)
-        if self.supervisor is not None:
-            self.supervisor.on_model_exit(model)
+        if self.own_triton is not None:
+            self.own_triton.schedule_restart(model)
 
     def on_unresponsive(self, model: str) -> None:
         """The model hangs: an embedded Triton is killed and restarted, another one loads the model again."""
-        if self.supervisor is None:
+        if self.own_triton is None:
             self.on_model_exit(model)
         else:
             self.mark_unhealthy(model)
-            self.supervisor.kill()
+            self.own_triton.kill()

@@ -1,7 +1,7 @@
 """The plan of a generation: a pure function of the request, the pipelines and the shapes of the uploads.
 
 A plan has for each chunk its frames in the output, the model's parameters, and the bytes of the uploads that its
-tensors consist of. Every request that cannot be served is refused here.
+tensors consist of. It refuses every request that these properties show to be impossible.
 """
 
 from collections.abc import Iterator

@@ -30,11 +30,11 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from filmstrip.contract import Interpolation
 from filmstrip.errors import BadJson, InvalidField
-from filmstrip.geometry import MAX_FRAMES, MAX_SIDE, MIN_SIDE
+from filmstrip.geometry import MAX_FRAMES, MAX_REQUEST_SIDE, MIN_SIDE
+from filmstrip.request_fields import MAX_SEED
 
 from .video_jobs import MAX_DECODED_SIDE
 
-MAX_SEED = 2**64 - 1
 RANDOM_SEED = -1
 MAX_PROMPT_CHARACTERS = 100_000
 MAX_PROMPTS = 64
@@ -84,7 +84,7 @@ RequestSeed = Annotated[int, Field(ge=RANDOM_SEED, le=MAX_SEED), INTEGER]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), NUMBER]
 Bias = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), NUMBER]
 ContextScale = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False), NUMBER]
-Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE), INTEGER]
+Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_REQUEST_SIDE), INTEGER]
 Offset = Annotated[int, Field(ge=0, le=_MAX_U63), INTEGER]
 Dimension = Annotated[int, Field(ge=1, le=2**32 - 1), INTEGER]
 VideoDimensions = Annotated[list[Dimension], Field(min_length=4, max_length=4)]

@@ -1,9 +1,9 @@
 """Staging buffers: the memory that holds a chunk's arrays on the way to and from Triton.
 
-A generation has two buffers, so that one chunk can be staged and another written to the output while a third is with
-the model. A buffer is one file: in shared memory if Triton has registered it, else in the data directory, from where
-the relay sends its contents as gRPC tensors. Arrays that lie in one piece in an upload are not copied if Triton can
-read them there.
+A generation has two buffers. While the model works on chunk k in one of them, the other first holds the frames of
+chunk k-1, which are written to the output, and then takes the inputs of chunk k+1. A buffer is one file: in shared
+memory if Triton has registered it, else in the data directory, from where the relay sends its contents as gRPC
+tensors. Arrays that lie in one piece in an upload are not copied if Triton can read them there.
 """
 
 import asyncio

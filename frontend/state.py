@@ -50,7 +50,7 @@ class AppState:
 
     @property
     def is_starting(self) -> bool:
-        """The embedded Triton is starting."""
+        """Whether an embedded Triton exists and has not failed; while it does not answer, it is starting."""
         return not self.jobs.is_closed and self.embedded is not None and not self.embedded.failed.is_set()
 
     async def readiness(self) -> Readiness | None:

@@ -36,7 +36,7 @@ async def run_to_end(work: Coroutine[Any, Any, T]) -> T:
 
 
 def start_threads(loop: asyncio.AbstractEventLoop) -> None:
-    """Give an event loop a thread pool of `NUM_THREADS`, all started now: their number says nothing of the load."""
+    """Give an event loop a thread pool of `NUM_THREADS`, all started now, whatever the load."""
     executor = ThreadPoolExecutor(NUM_THREADS, "worker")
     all_run = threading.Barrier(NUM_THREADS + 1)
     for _ in range(NUM_THREADS):

@@ -382,7 +382,7 @@ _NOT_OURS = (
 )
 
 
-def client_reason(text: str, folders: Iterable[Path] = ()) -> str:
+def public_reason(text: str, folders: Iterable[Path] = ()) -> str:
     """Triton's reason why a model is not served, as one sentence for clients, without tracebacks and folders.
 
     Args:

@@ -36,7 +36,7 @@ from .workers import Limits, running_worker
 
 log = logging.getLogger(__name__)
 
-MAX_SIDE = 4096
+MAX_VIDEO_FILE_SIDE = 4096
 """Longest side of a frame, once it is enlarged."""
 CONTENT_TYPES = {
     VideoFormat.MP4: "video/mp4",
@@ -99,12 +99,12 @@ class Variant:
         if options.frame is not None and options.frame >= shape.frames:
             raise InvalidField(f"frame: the video has frames 0 to {shape.frames - 1}, got {options.frame}", "frame")
         longest = max(shape.height, shape.width)
-        if longest * options.scale > MAX_SIDE and not (is_image and options.frame is None):
-            fits = MAX_SIDE // longest
+        if longest * options.scale > MAX_VIDEO_FILE_SIDE and not (is_image and options.frame is None):
+            fits = MAX_VIDEO_FILE_SIDE // longest
             remedy = f"at most scale={fits} fits" if fits else "download it without `format`"
             raise InvalidField(
-                f"scale: {shape.width * options.scale}x{shape.height * options.scale} exceeds {MAX_SIDE} pixels per "
-                f"side; {remedy}",
+                f"scale: {shape.width * options.scale}x{shape.height * options.scale} exceeds {MAX_VIDEO_FILE_SIDE} "
+                f"pixels per side; {remedy}",
                 "scale",
             )
         return cls(
@@ -338,7 +338,7 @@ class _Encoding:
         self._task = asyncio.create_task(self._run(), name=f"encode {variant.key}")
 
     def when_done(self, callback: Callable[["_Encoding"], None]) -> None:
-        """Call this as soon as nothing of it runs any more."""
+        """Call this as soon as none of its work runs any more."""
 
         def done(task: asyncio.Task[DerivedFile]) -> None:
             if not task.cancelled():

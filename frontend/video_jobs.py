@@ -45,7 +45,7 @@ class DecodeJob:
         start: in seconds, as a fraction; frames before it are dropped.
         end: likewise; empty is the end of the video.
         fps: frames per second, as a fraction; empty is the file's own rate.
-        max_frames: most frames; None is no limit.
+        max_frames: most frames; None for no limit.
         height: of the result; None follows from the width, or is the video's own.
         width: likewise.
         fit: how a video of another shape fills height and width: `cover` or `contain`.

@@ -55,7 +55,18 @@ async def start_worker(
     search_path = [_CODE, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return await spawn(
         sys.executable,
-        *("-P", "-W", "ignore", "-m", module, str(os.getpid()), *map(str, astuple(limits)), *arguments),
+        *(
+            "-P",
+            "-W",
+            "ignore",
+            "-X",
+            "faulthandler",
+            "-m",
+            module,
+            str(os.getpid()),
+            *map(str, astuple(limits)),
+            *arguments,
+        ),
         env={name: os.environ[name] for name in _INHERITED if name in os.environ}
         | _ONE_THREAD
         | {"PYTHONPATH": os.pathsep.join(search_path)},

@@ -88,7 +88,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def rank(item: pytest.Item) -> tuple[int, int]:
         path = item.path.relative_to(tests)
-        return order.index(path.parts[0]), 0 if path.as_posix() in LONG_FILES else 1
+        fixtures = getattr(item, "fixturenames", ())
+        starts_early = path.as_posix() in LONG_FILES or not set(SHARED).isdisjoint(fixtures)
+        if not starts_early and any(name.endswith("_repository") for name in fixtures):
+            return order.index("research"), 2  # by then the shared servers have exported what it would wait for
+        return order.index(path.parts[0]), 0 if starts_early else 1
 
     items.sort(key=rank)
 

@@ -31,7 +31,7 @@ from filmstrip.runtime.sequences import Chunk, Timings, invalid
 from filmstrip.runtime.text import SequenceText, Tokenize, Tokenizer, prompt_encoder
 from filmstrip.runtime.transformer import CachedTransformer, RopeTables
 from filmstrip.runtime.vace import GRAPHS as VACE_GRAPHS
-from filmstrip.runtime.vace import VaceBranch, has_pad_frame
+from filmstrip.runtime.vace import VaceConditioner, has_pad_frame
 from filmstrip.runtime.vae import FeatureStream, StreamingEncoder
 
 _GRAPHS = (
@@ -148,9 +148,9 @@ class _Caches:
         self.decode = FeatureStream(
             engines["vae_decoder_first"], engines["vae_decoder_next"], input_name="latents", output_name="pixels"
         )
-        self.vace: VaceBranch | None = None
+        self.vace: VaceConditioner | None = None
         if config.num_vace_layers:
-            self.vace = VaceBranch(engines, config, tables, inactive=encoder(), reactive=encoder())
+            self.vace = VaceConditioner(engines, config, tables, inactive=encoder(), reactive=encoder())
         self.last_input: Tensor | None = None
         """The last frame of the previous chunk's input video, [1, 3, 1, H, W] on the host."""
 

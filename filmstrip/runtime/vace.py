@@ -241,7 +241,7 @@ def fold_mask(masks: Tensor, num_latent_frames: int, spatial_factor: int = 8) ->
 # -- The branch ---------------------------------------------------------------------------------------------
 
 
-class VaceBranch:
+class VaceConditioner:
     """The VACE branch of one sequence at one size: contexts and hints, chunk by chunk.
 
     Args:

@@ -25,7 +25,7 @@ from filmstrip.video.frames import Alpha, FrameConverter, FrameNotSupported
 from filmstrip.video.integrity import FileBytes, codec_name, missing_part, unreadable_mp4
 from filmstrip.wire import Frame
 
-_DEFAULT_FPS = Fraction(25)
+_UNTIMED_FPS = Fraction(25)
 _MAX_NOMINAL_FPS = 240
 """A rate above this is measured: many files give the resolution of their clock instead."""
 _MAX_GIF_FPS = 50
@@ -107,7 +107,7 @@ class Part:
         start: in seconds from the first frame.
         end: likewise; None is the end of the video.
         fps: frames per second; None is the file's own rate.
-        max_frames: most frames; None is no limit.
+        max_frames: most frames; None for no limit.
     """
 
     start: Fraction = Fraction(0)
@@ -269,7 +269,7 @@ class _Source:
         self._is_cut = False
         self._webp = AnimatedWebp(file) if is_animated_webp(self._file) else None
         rate = self._webp.rate() if self._webp else _nominal_rate(path, self._stream, restrictions)
-        self.fps = rate or _DEFAULT_FPS
+        self.fps = rate or _UNTIMED_FPS
         self._has_times = rate is not None
 
     @classmethod

@@ -38,7 +38,7 @@ from filmstrip.video.sound import (
 from filmstrip.wire import Frame
 
 MIN_FPS, MAX_FPS = 0.0001, 1000
-MAX_SIDE = 16_384  # of H.264 and VP9
+MAX_ENCODER_SIDE = 16_384  # of H.264 and VP9
 _BT709 = 1  # FFmpeg's number of it in each of its colour enumerations
 _EVEN = 2
 _MAX_GIF_FPS = 50  # browsers show a frame of less than 20 ms for 100 ms
@@ -149,7 +149,7 @@ class Output:
 
         Raises:
             ValueError: a frame has another type or size, fps is outside `MIN_FPS` to `MAX_FPS`, or scale is below 1.
-            VideoFileError: the file cannot be written, a side would exceed `MAX_SIDE`, or there are no frames.
+            VideoFileError: the file cannot be written, a side would exceed `MAX_ENCODER_SIDE`, or there are no frames.
         """
         if num_frames is None and isinstance(frames, Sized):
             num_frames = len(frames)
@@ -211,9 +211,9 @@ class Output:
                 f"all frames of a video must have one size, got {list(frame.shape)} after {list(self._shape)}"
             )
         height, width = frame.shape[0] * self._scale, frame.shape[1] * self._scale
-        if max(height, width) > MAX_SIDE:
+        if max(height, width) > MAX_ENCODER_SIDE:
             raise VideoFileError(
-                f"{display_path(self.path)} cannot be {width}x{height}: at most {MAX_SIDE} pixels are supported"
+                f"{display_path(self.path)} cannot be {width}x{height}: at most {MAX_ENCODER_SIDE} pixels are supported"
             )
         frame = enlarged(frame, self._scale)
         assert self._encoder is not None, "start() must be called first"
@@ -296,7 +296,7 @@ def open_encoder(
         suffix: `.mp4`, `.mov`, `.mkv`, `.webm` or `.gif`.
         fps: frames per second.
         codec_options: options of the encoder that replace ours or add to them.
-        container_options: options of the container, in place of ours.
+        container_options: options of the container; replace the default ones.
     """
     found = _FORMATS[suffix]
     return _opened_encoder(

@@ -14,7 +14,7 @@ from filmstrip.model_folders import is_dead_link, model_folders
 from filmstrip.triton_server import is_safe_model
 
 from ..model_registry import UNSAFE_NAME, Fingerprint, ModelFolder
-from ..triton import client_reason
+from ..triton import public_reason
 
 CONFIG = "config.pbtxt"
 _LARGEST_CONFIG = 4 * 2**20  # bytes
@@ -51,7 +51,7 @@ def _read(name: str, folders: list[Path]) -> ModelFolder:
     except OSError as error:
         return ModelFolder(fingerprint, f"{Path(error.filename or folder).name} cannot be read: {error.strerror}")
     except ValueError as error:
-        return ModelFolder(fingerprint, client_reason(str(error), [folder.parent]))
+        return ModelFolder(fingerprint, public_reason(str(error), [folder.parent]))
     except RecursionError:
         return ModelFolder(fingerprint, f"{CONFIG} cannot be parsed: it is nested too deeply")
     return ModelFolder(fingerprint, spec=spec)

@@ -53,7 +53,7 @@ class EmbeddedTriton:
         self.url = self._folder.url
         self.failed = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
-        self._supervisor: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._models: ModelRegistry | None = None
         self._was_ready = False
         self._restart_for: set[str] = set()
@@ -66,16 +66,16 @@ class EmbeddedTriton:
     def start(self, models: ModelRegistry) -> None:
         """Start in the background; `failed` is set if the first start fails."""
         self._models = models
-        models.supervisor = self
+        models.own_triton = self
         models.is_starting = True
-        self._supervisor = asyncio.create_task(self._supervise(models), name="embedded triton")
+        self._task = asyncio.create_task(self._supervise(models), name="embedded triton")
 
     async def stop(self) -> None:
         """Stop tritonserver and all its processes."""
-        if self._supervisor is not None:
-            self._supervisor.cancel()
+        if self._task is not None:
+            self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._supervisor
+                await self._task
         process = self._process
         if process is not None and process.returncode is None:
             process.terminate()
@@ -97,7 +97,7 @@ class EmbeddedTriton:
         """Note when a model was loaded. A restart because of another model does not change that time."""
         self._ready_since.setdefault(name, time.monotonic())
 
-    def on_model_exit(self, name: str) -> None:
+    def schedule_restart(self, name: str) -> None:
         """Restart Triton because a model's process has died, without that model if it dies again too soon.
 
         Loading may take longer than the window, which therefore starts when the model is ready again. A process that
@@ -189,7 +189,7 @@ class EmbeddedTriton:
         models.mark_all_healthy()
         ended = asyncio.ensure_future(process.wait())
         starting = asyncio.create_task(self._bring_up(process, models), name="start the models")
-        watch = ModelWatch(process.pid, models, self.on_model_exit)
+        watch = ModelWatch(process.pid, models, self.schedule_restart)
         problem = ""
         try:
             while True:

@@ -176,7 +176,7 @@ def test_the_share_of_the_free_disk(victim: Frontend, tmp_path: Path) -> None:
 # -- Shared memory ----------------------------------------------------------------------------------------------
 
 
-def test_no_room_for_lanes_beside_the_models(tmp_path: Path) -> None:
+def test_without_room_for_staging_buffers_arrays_go_by_grpc(tmp_path: Path) -> None:
     """An embedded Triton whose /dev/shm has room for its model's 64 MiB, and not much more."""
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "passthrough").symlink_to(ROOT / "model_repository" / "passthrough")

@@ -135,7 +135,7 @@ def add_model(repository: Path, name: str, source: str) -> Path:
     return folder / "1" / "model.py"
 
 
-def test_models_that_cannot_start_leave_the_others_alone(
+def test_models_that_cannot_start_do_not_affect_the_others(
     start_frontend: Callable[..., Frontend], two_models: Path, tmp_path: Path, clip: Frames
 ) -> None:
     repository = tmp_path / "models"

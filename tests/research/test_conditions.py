@@ -41,7 +41,7 @@ def test_the_context_has_the_places_of_the_chunks(clips, condition: Condition):
 
 
 @pytest.mark.parametrize("condition", [Condition.GRAY, Condition.SCRIBBLE])
-def test_control_frames_are_to_be_made_whole(clips, condition: Condition):
+def test_control_frames_are_generated_completely(clips, condition: Condition):
     kept, made, mask = parts(clips[condition])
     assert (mask == 1).all()
     assert (kept[0] - kept[1]).abs().max() == 0  # of grey frames

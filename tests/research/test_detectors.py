@@ -86,7 +86,7 @@ def test_all_pairs_of_colours_hold_through_an_autoencoders_blur():
     assert (np.mean(hits, axis=0) >= 0.98).all(), np.mean(hits, axis=0)
 
 
-def test_colours_that_are_near_are_told_apart(subtests: pytest.Subtests):
+def test_similar_colours_are_distinguished(subtests: pytest.Subtests):
     for colour, background in (*NEAR, *(pair[::-1] for pair in NEAR)):
         with subtests.test(colour=colour, background=background):
             seen = detect(noisy(shown(Scene(colour, "circle", "up", background)), 8))

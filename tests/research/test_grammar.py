@@ -45,7 +45,7 @@ def test_every_caption_parses_back_and_stands_for_one_scene():
     assert caption(Scene("orange", "square", "up", "white")) == "a orange square moving up on a white background"
 
 
-def test_a_vague_caption_tells_neither_colour_nor_shape_and_is_no_scene():
+def test_a_vague_caption_names_neither_colour_nor_shape_and_describes_no_scene():
     texts = {vague_caption(scene) for scene in all_scenes()}
     assert len(texts) == 8 * 4
     assert "a thing moving up on a white background" in texts
@@ -117,7 +117,7 @@ def test_training_shows_every_two_words_together():
 
 
 @given(SCENES, st.integers(0, 2**32))
-def test_scenes_are_drawn_from_training_alone_and_a_switch_changes_something(scene: Scene, seed: int):
+def test_scenes_come_only_from_training_and_a_switch_changes_something(scene: Scene, seed: int):
     rng = np.random.default_rng(seed)
     drawn, later = random_scene(rng), next_scene(scene, rng)
     assert not is_held_out(drawn)

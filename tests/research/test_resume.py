@@ -27,8 +27,6 @@ from research.vace import train_vace
 from tests.research.small import linked, small
 from tests.support.toyworld.grammar import VOCABULARY, caption, random_scene
 
-NUM_STEPS = 4
-
 
 def weights(folder: Path, name: str = FILE_NAME) -> dict[str, torch.Tensor]:
     state = torch.load(folder / name, weights_only=True)
@@ -73,18 +71,21 @@ STATES = {train_generator: FILE_NAME, train_on_own: "self-context.pt", vace: "va
 
 
 @pytest.mark.parametrize("stage", STATES)
-def test_a_stopped_training_goes_on_as_if_it_had_not_been(tmp_path: Path, folder: Path, stage):
+def test_a_stopped_training_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, stage
+):
+    monkeypatch.setattr("research.self_context._CLIPS_A_ROLLOUT", 2)
     settings = scaled(small(), folder)
     whole, stopped = (linked(tmp_path / name, folder) for name in ("whole", "stopped"))
     if stage is not train_generator:
         for one in (whole, stopped):
             train_generator(one, settings, Budget(steps=1))
     name = STATES[stage]
-    stage(whole, settings, Budget(steps=NUM_STEPS))
+    stage(whole, settings, Budget(steps=2))
     # Over its first steps the rate does not depend on the budget.
-    stage(stopped, settings, Budget(steps=2))
+    stage(stopped, settings, Budget(steps=1))
     begun = weights(stopped, name)
-    stage(stopped, settings, Budget(steps=NUM_STEPS))
+    stage(stopped, settings, Budget(steps=2))
     expected, got = weights(whole, name), weights(stopped, name)
     assert any(not torch.equal(begun[key], got[key]) for key in got)
     for key, value in expected.items():

@@ -105,7 +105,7 @@ def test_the_command_tells_shares_and_targets(tmp_path: Path, monkeypatch: pytes
     assert (plain.height, plain.width) == (SIDE, SIDE)
 
 
-def test_a_missed_target_is_told_by_the_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_missed_target_sets_the_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("filmstrip.console.Client", Server(backwards=True).client)
     out = tmp_path / "scores.json"
     result = CliRunner().invoke(score, [*QUICK, "--out", str(out)])
@@ -117,7 +117,7 @@ def test_a_missed_target_is_told_by_the_exit_status(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(("value", "status"), [(0.6, 0), (0.59, 1)])
-def test_a_missed_number_of_conditions_is_told_by_the_exit_status(
+def test_a_missed_number_of_conditions_sets_the_exit_status(
     value: float, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     made_up = {"control": lambda *_: Measured((Number("overlap", value, 0.6),))}
@@ -150,7 +150,7 @@ def test_steps_are_the_pipelines_own_or_warped_even_ones(
         (Server(num_missing=1), "not [21, 64, 64, 3]"),
     ],
 )
-def test_what_goes_wrong_is_told(answering: Server, words: str, monkeypatch: pytest.MonkeyPatch):
+def test_failures_are_reported(answering: Server, words: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("filmstrip.console.Client", answering.client)
     result = CliRunner().invoke(score, QUICK)
     assert result.exit_code == 1

@@ -17,7 +17,10 @@ from tests.research.small import small
 STEPS = [(1000.0, 1.0), (625.0, 0.625)]
 
 
-def test_all_is_made_anew_but_a_start_that_no_caption_tells(tmp_path: Path, folder: Path):
+def test_all_is_made_anew_but_a_start_that_no_caption_tells(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("research.self_context._CLIPS_A_ROLLOUT", 2)
     settings = scaled(small(), folder)
     config = settings.checkpoint
     window = FrameWindow(config.window, config.sink, config.latent_frames_per_chunk)

@@ -142,6 +142,6 @@ def test_chunks_tile_a_video(num_chunks: int, lengths: list[int]):
     np.testing.assert_array_equal(np.concatenate([*split_chunks(frames), frames[:0]]), frames)
 
 
-def test_what_is_over_is_no_chunk():
+def test_leftover_frames_are_not_a_chunk():
     assert [len(chunk) for chunk in split_chunks(np.zeros(32, np.uint8))] == [9, 12]
     assert split_chunks(np.zeros(8, np.uint8)) == []

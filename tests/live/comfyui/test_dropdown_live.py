@@ -73,7 +73,7 @@ def test_any_name_is_let_through_for_the_server_to_decide(server: Frontend, comf
         pipeline(server, "made-tomorrow")
 
 
-def test_a_name_by_hand_wins_and_facts_are_given(server: Frontend, comfy: Comfy):
+def test_a_typed_pipeline_name_wins_and_the_node_outputs_its_properties(server: Frontend, comfy: Comfy):
     handle = pipeline(server).server
     picked, chunk_size, width, height, facts = FilmstripPipeline().pick(
         server=handle, pipeline_id="gray", other_id=" probe "

@@ -324,7 +324,7 @@ def test_a_server_with_keys_takes_the_token_and_says_when_it_is_missing(
         assert "the-key" not in repr(pipeline(frontend))
 
 
-def test_a_refused_upload_is_told_in_the_servers_words(server: Frontend, comfy: Comfy, tmp_path: Path):
+def test_a_refused_upload_shows_the_servers_message(server: Frontend, comfy: Comfy, tmp_path: Path):
     with frontend_on(server, tmp_path, upload_bytes=2**20, refused_body_bytes=0) as frontend:
         with pytest.raises(FilmstripError) as caught:
             generate(pipeline(frontend, "passthrough"), images=comfy.tensor(ramp(200)), num_frames=0)

@@ -128,7 +128,7 @@ def started(server, clip: Path, out: Path, chunk_s: float = 0.5) -> subprocess.P
     return process
 
 
-def test_an_interrupt_keeps_the_frames_made_so_far(server, clip, tmp_path):
+def test_an_interrupt_keeps_the_frames_generated_so_far(server, clip, tmp_path):
     out = tmp_path / "out.mp4"
     with started(server, clip, out) as process:
         os.kill(process.pid, signal.SIGINT)
@@ -329,7 +329,7 @@ def test_a_random_seed_is_shown_and_makes_the_same_video_again(run, server, tmp_
     assert "Seed" not in frames(2**64 - 1)[0]
 
 
-def test_what_a_pipeline_has_no_use_for_is_said(run, clip, tmp_path):
+def test_unused_fields_are_reported(run, clip, tmp_path):
     result = run("generate", "-p", "gray", "-v", clip, "--seed", 3, "--noise-scale", 0.2, "-o", tmp_path / "out.mp4")
     assert result.exit_code == 0, result.output
     assert "Note: gray does not use noise_scale, seed.\n" in result.stderr

@@ -258,7 +258,7 @@ def test_keys_in_shared_memory_too(server: Frontend, tmp_path: Path) -> None:
         refused(http.post(f"{frontend.url}/api/v1/generate", json=raw_request, headers=as_(BOB)), 404, "unknown_path")
 
 
-def test_keys_are_neither_logged_nor_told_to_the_models(locked: Frontend) -> None:
+def test_keys_are_neither_logged_nor_passed_to_models(locked: Frontend) -> None:
     assert not any(key in locked.log() for key in (ALICE, BOB, LONE))
 
 

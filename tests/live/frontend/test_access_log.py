@@ -60,7 +60,7 @@ def test_a_request_is_one_line_with_who_and_what(server: Frontend, tmp_path: Pat
         assert "/health" not in frontend.log()
 
 
-def test_without_keys_there_is_no_clients_name(server: Frontend) -> None:
+def test_without_keys_the_log_has_no_client_name(server: Frontend) -> None:
     send_raw(server.url, raw_request("GET /nothing-of-a-client"))
     eventually(lambda: lines_of(server, "/nothing-of-a-client"))
     (line,) = lines_of(server, "/nothing-of-a-client")

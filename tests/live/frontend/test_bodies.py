@@ -95,7 +95,7 @@ def test_every_route_that_takes_a_body_refuses_wrapped_ones(server: Frontend) ->
         ["Content-Type:"],
     ],
 )
-def test_what_is_not_wrapped_is_stored_as_it_is(server: Frontend, headers: list[str]) -> None:
+def test_an_unwrapped_body_is_stored_unchanged(server: Frontend, headers: list[str]) -> None:
     answer = send_raw(server.url, raw_request(f"POST {UPLOAD_DATA}", *headers, body=b"bytes of a blob"))
     assert answer.status == 200, answer.body
     path = httpx.Response(200, content=answer.body).json()["data_blob_path"]

@@ -172,7 +172,7 @@ def test_preconditions_come_in_the_order_of_the_standard(server: Frontend, outpu
         assert check_refusal(server, conditional(server, gone, "GET", header))["code"] == "unknown_path"
 
 
-def test_if_range_takes_the_strong_tag_alone(server: Frontend, output: str, whole: bytes) -> None:
+def test_if_range_accepts_only_the_strong_tag(server: Frontend, output: str, whole: bytes) -> None:
     part, asked = (206, whole[:2]), "Range: bytes=0-1"
     answer = conditional(server, output, "GET", asked, 'If-Range: "TAG"')
     assert (answer.status, answer.body) == part

@@ -9,9 +9,8 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.support.recovery import PROBE
 from tests.support.server import Frames, Frontend
-
-PROBE = {"pipeline_id": "probe", "prompt": "x", "num_frames": 33}
 
 
 @pytest.fixture(autouse=True)

@@ -8,12 +8,12 @@ import pytest
 
 from tests.support import http
 from tests.support.http import LOAD
-from tests.support.recovery import eventually
+from tests.support.recovery import PROBE, eventually
 from tests.support.server import Frames, Frontend, frontend_on
 
 ALICE, BOB = ({"Authorization": f"Bearer {name}-key"} for name in ("alice", "bob"))
 STATUS = "/api/v1/pipeline/status"
-PROBE = {"pipeline_id": "probe", "prompt": "x", "num_frames": 9}
+SHORT = PROBE | {"num_frames": 9}
 LARGE = {"height": 128, "width": 160}
 
 
@@ -43,7 +43,7 @@ def load_probe(frontend: Frontend, load_params: Any, headers: dict[str, str] = A
 def first_chunk(frontend: Frontend, headers: dict[str, str] = ALICE, **fields: Any) -> dict[str, Any]:
     """Run a generation; the parameters of its first chunk, as the probe received them."""
     before = len(frontend.probe_entries())
-    answer = http.post(f"{frontend.url}/api/v1/generate", json=PROBE | fields, headers=headers)
+    answer = http.post(f"{frontend.url}/api/v1/generate", json=SHORT | fields, headers=headers)
     assert answer.status_code == 200, answer.text
     assert "event: complete" in answer.text
     parameters: dict[str, Any] = frontend.probe_entries()[before]["parameters"]
@@ -235,7 +235,7 @@ def test_an_unload_ends_the_defaults(victim: Frontend) -> None:
     assert load_probe(victim, {"height": 100}, {}).json() == {"status": "loading", "ignored": []}
     eventually(lambda: status()["status"] == "error")
     assert status()["error"] == "load_params.height: 100 is not a multiple of 16, try 96 or 112"
-    refused = victim.post(**PROBE)
+    refused = victim.post(**SHORT)
     assert (refused.status_code, refused.json()["error"]["field"]) == (422, "height")
     assert load_probe(victim, None, {}).json()["status"] == "loaded"
     assert shape_of(first_chunk(victim, {})) == (64, 96)

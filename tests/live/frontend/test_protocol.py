@@ -31,7 +31,7 @@ SO_ATTACH_FILTER = 26
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100) + b"\r\n\r\n",  # TLS
     ],
 )
-def test_what_is_no_http_is_refused_in_the_one_shape(server: Frontend, request_bytes: bytes) -> None:
+def test_malformed_http_gets_the_usual_error_object(server: Frontend, request_bytes: bytes) -> None:
     assert check_refusal(server, send_raw(server.url, request_bytes))["code"] == "bad_request"
 
 
@@ -72,7 +72,7 @@ def _drop_everything(connection: socket.socket) -> None:
 # -- Triton's side --------------------------------------------------------------------------------------------
 
 
-def test_models_are_not_told_keys_and_secrets(server: Frontend) -> None:
+def test_keys_and_secrets_are_not_passed_to_models(server: Frontend) -> None:
     environment = Path(f"/proc/{server.triton_pid}/environ").read_bytes()
     assert b"PATH=" in environment
     assert b"FILMSTRIP_API_KEYS" not in environment

@@ -98,7 +98,7 @@ def test_where_uploads_lie(server: Frontend, shm_server: Frontend, clip: Frames)
         assert (frontend.data_dir / "videos" / path).exists() != in_shm
 
 
-def test_grpc_is_said_in_the_log(grpc_server: Frontend, clip: Frames) -> None:
+def test_the_log_names_the_grpc_transport(grpc_server: Frontend, clip: Frames) -> None:
     grpc_server.generate_frames(pipeline_id="gray", prompt="", input_path=grpc_server.upload(clip), num_frames=12)
     assert "arrays go to Triton as gRPC tensors" in grpc_server.log()
 

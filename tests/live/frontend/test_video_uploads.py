@@ -80,7 +80,7 @@ def test_the_frames_are_those_that_the_command_reads(server: Frontend) -> None:
     assert np.array_equal(frames, np.stack(list(read_frames(CLIP, max_frames=10))))
 
 
-def test_the_format_can_be_told_in_the_query(server: Frontend) -> None:
+def test_the_query_can_name_the_format(server: Frontend) -> None:
     """curl -T sends no Content-Type, and -d a wrong one."""
     for content_type in ("application/octet-stream", "application/x-www-form-urlencoded", ""):
         answer = post(server, CLIP.read_bytes(), "?format=mp4&max_frames=2", **{"Content-Type": content_type})

@@ -199,7 +199,7 @@ def test_after_end_no_state_is_left(open_sequence, model):
     assert last.report["open_sequences"] == 0
 
 
-def test_end_alone_is_cheap_and_closes(open_sequence, processor):
+def test_end_without_inputs_is_cheap_and_closes_the_sequence(open_sequence, processor):
     frames, took_s = video(1), []
     for _ in range(5):
         sequence = open_sequence(processor)
@@ -226,7 +226,7 @@ def test_an_unexpected_exception_tells_no_path(open_sequence):
     assert (type(error), error.message) == (ModelError, "the model failed on chunk 4")
 
 
-def test_an_error_of_ours_arrives_whole(open_sequence):
+def test_a_filmstrip_error_arrives_unchanged(open_sequence):
     assert refused(open_sequence("probe"), text(prompt="!error")).message == "the probe was told to fail"
 
 
@@ -252,17 +252,17 @@ def test_values_that_are_not_finite_name_chunk_and_field(open_sequence, name, va
     assert error.field == f"chunk_specs[chunk=3].{name}"
 
 
-def test_a_missing_input_video_is_told(open_sequence, processor):
+def test_a_missing_input_video_is_refused(open_sequence, processor):
     error = refused(open_sequence(processor), of(video(1)))
     assert error.message == "chunk 0: input_video is missing"
 
 
-def test_no_frames_at_all_are_told(open_sequence, processor):
+def test_an_empty_input_video_is_refused(open_sequence, processor):
     error = refused(open_sequence(processor), of(video(1)), input_video=video(1)[:0])
     assert error.message.startswith("chunk 0: input_video is empty")
 
 
-def test_a_start_without_a_chunk_is_told(open_sequence):
+def test_a_start_without_a_chunk_is_refused(open_sequence):
     with pytest.raises(ModelError, match="without a chunk"):
         open_sequence("gray").send(start=True)
 

@@ -111,7 +111,7 @@ def test_weights_that_are_no_tiny_autoencoders_are_named(folder: Path, changed: 
         load_networks(folder)
 
 
-def test_without_vace_layers_there_is_no_branch(folder: Path):
+def test_without_vace_layers_the_checkpoint_has_no_branch(folder: Path):
     (folder / "config.json").write_text(json.dumps({**TINY, "vace_layers": []}))
     networks = load_networks(folder)
     assert networks.vace is None

@@ -32,7 +32,7 @@ def test_longlive_reads_wans_keys_and_ours(tmp_path: Path):
     assert (config.vae.dim, config.vae.spatial_factor, config.vae.temporal_factor) == (96, 8, 4)
 
 
-def test_the_other_pipelines_of_the_family_differ_by_configuration_alone():
+def test_the_other_pipelines_of_the_family_differ_only_by_configuration():
     longlive = parse_config(LONGLIVE)
     assert parse_config(REWARD_FORCING) == longlive.model_copy(update={"window": 9})
     changed = {"window": 21, "sink": 0, "lora_alpha": None}
@@ -112,7 +112,7 @@ def test_each_bad_value_is_named(subtests: pytest.Subtests):
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]"])
-def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str | None):
+def test_an_invalid_configuration_file_is_named(tmp_path: Path, text: str | None):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(BadConfig, match=r"config\.json"):
@@ -167,7 +167,7 @@ def test_a_small_transformer_needs_a_file(tmp_path: Path):
         load_text_encoder_config(tmp_path, text_dim=20)
 
 
-def test_a_text_encoders_file_that_is_no_configuration_is_named(tmp_path: Path):
+def test_an_invalid_text_encoder_configuration_is_named(tmp_path: Path):
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(BadConfig, match=r"config\.json: .*object"):
         load_text_encoder_config(tmp_path, text_dim=20)

@@ -81,7 +81,7 @@ def test_tokens_of_a_size(size: Size, grid: tuple[int, int]):
 
 
 @pytest.mark.parametrize(("size", "text"), [(Size(328, 576), "576x328"), (Size(320, 8), "8x320")])
-def test_a_size_that_is_no_multiple_of_a_token_is_refused(size: Size, text: str):
+def test_a_size_must_be_a_multiple_of_a_token(size: Size, text: str):
     with pytest.raises(BadConfig, match=f"{text} must be a multiple of 16x16$"):
         grid_of(parse_config(LONGLIVE), size)
 

@@ -89,7 +89,7 @@ def test_a_vace_branch_with_other_channels_than_the_runtime_makes_is_refused():
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a b", "x" * 101])
-def test_what_is_no_name_of_a_model_is_refused(name: str):
+def test_an_invalid_model_name_is_refused(name: str):
     with pytest.raises(BadConfig, match="pipeline id"):
         check_pipeline_id(name)
 

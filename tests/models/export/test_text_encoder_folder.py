@@ -117,7 +117,7 @@ def test_bfloat16_stays_and_float16_does_not(folder: Path):
         assert torch.get_default_dtype() == torch.float32
 
 
-def test_without_a_folder_there_is_no_encoder(folder: Path):
+def test_without_a_folder_the_checkpoint_has_no_text_encoder(folder: Path):
     (folder / "text_encoder" / "config.json").unlink()
     (folder / "text_encoder").rmdir()
     assert load_networks(folder).text_encoder is None

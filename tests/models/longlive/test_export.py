@@ -13,8 +13,12 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: see doc
 from click.testing import CliRunner, Result
 
 from export.__main__ import main
+from export.checkpoint import load_networks
 from export.errors import BadConfig
-from filmstrip.runtime.engines.engine import load_engines
+from export.graph_specs import graph_specs
+from export.spec import Component, Grid, Precision, Size
+from export.verify import compare, require_close
+from filmstrip.runtime.engines.engine import load_engine, load_engines
 from filmstrip.runtime.engines.manifest import BadEngine, read_manifest
 from filmstrip.runtime.longlive_config import LongLiveConfig
 from filmstrip.runtime.text import Tokenizer, prompt_encoder
@@ -29,7 +33,8 @@ GRAPHS = {
     *("text_encoder", "text_kv", "transformer", "vace_text_kv", "vace"),
     *("vae_encoder_image", "vae_encoder_first", "vae_encoder_next", "vae_decoder_first", "vae_decoder_next"),
 }
-SMALL = {"vace_layers": [], "vae": {"type": "tae", "base_dim": 4, "z_dim": 4, "num_res_blocks": 1}}
+SMALL = {"num_layers": 1, "vace_layers": [], "vae": {"type": "tae", "base_dim": 4, "z_dim": 4, "num_res_blocks": 1}}
+LORA_LAYER = "blocks.0.ffn.2"
 
 
 def run(folder: Path, *more: str, id: str = "small", size: str = "48x32") -> Result:
@@ -137,6 +142,16 @@ def test_engines_of_tensorrt_rtx_are_built_ahead_of_time_without_a_gpu(small: Pa
         load_engines(engines, device=torch.device("cpu"), num_threads=1, graphs=GRAPHS)
 
 
+def test_first_and_next_graphs_of_a_tiny_autoencoder_serve_every_size(small: Path):
+    engines = small / "repository" / "small" / "1" / "engines"
+    sizes = {Size(32, 48): Grid(2, 3), Size(80, 64): Grid(5, 4)}  # it was exported for the first only
+    specs = [spec for spec in graph_specs(load_networks(small / "checkpoint"), 0) if spec.component is Component.VAE]
+    assert len(specs) == 4
+    for spec in specs:
+        engine = load_engine(engines / f"{spec.name}.onnx", device=torch.device("cpu"), num_threads=1)
+        require_close(list(compare(spec, sizes, Precision.FP32, "onnxruntime", engine.run)))
+
+
 # -- Again ----------------------------------------------------------------------------------------------------------
 
 
@@ -146,18 +161,18 @@ def test_what_is_up_to_date_is_kept(copy: Path):
     assert contents(copy / "repository" / "small" / "1" / "engines") == before
 
 
-def test_other_loras_are_a_new_export_of_the_transformer_alone(copy: Path):
-    lora = write_lora(copy / "ink.pt", 1)
+def test_other_loras_export_only_the_transformer_again(copy: Path):
+    lora = write_lora(copy / "ink.pt", 1, LORA_LAYER)
     assert "built: 1, kept: 6" in run(copy, "--lora", f"ink={lora}").output
     manifest = read_manifest(copy / "repository" / "small" / "1" / "engines" / "transformer.onnx")
     assert manifest.loras == ("ink",)
     assert "lora_scales" in [one.name for one in manifest.inputs]
-    write_lora(lora, 2)
+    write_lora(lora, 2, LORA_LAYER)
     assert "built: 1, kept: 6" in run(copy, "--lora", f"ink={lora}").output  # of the same name, but another file
     assert LongLiveConfig.read(copy / "repository" / "small" / "1").loras == ("ink",)
 
 
-def test_an_engine_that_was_damaged_is_made_again(copy: Path):
+def test_a_damaged_engine_is_built_again(copy: Path):
     engine = copy / "repository" / "small" / "1" / "engines" / "text_kv.onnx.data"
     engine.write_bytes(engine.read_bytes()[:-1] + b"?")
     assert "built: 1, kept: 6" in run(copy).output
@@ -187,14 +202,14 @@ def nothing(_folder: Path) -> None:
 
 def without_a_weight(folder: Path) -> None:
     weights = torch.load(folder / "checkpoint" / "base.pt", weights_only=True)["generator"]
-    del weights["blocks.1.ffn.0.bias"]
+    del weights["blocks.0.ffn.0.bias"]
     torch.save(weights, folder / "checkpoint" / "base.pt")
 
 
 @pytest.mark.parametrize(
     ("break_it", "options", "named"),
     [
-        (without_a_weight, [], "missing: blocks.1.ffn.0.bias"),
+        (without_a_weight, [], "missing: blocks.0.ffn.0.bias"),
         (
             lambda folder: (folder / "checkpoint" / "config.json").write_text("{}"),
             [],

@@ -234,7 +234,7 @@ def test_the_input_video_as_vace_frames(longlive: Frontend, source: Frames, cond
 
 
 @pytest.mark.parametrize("field", ["first_frame_image", "last_frame_image", "vace_ref_images"])
-def test_images_are_seen_where_they_are_given(longlive: Frontend, text: Frames, field: str):
+def test_images_affect_the_chunk_that_sets_them(longlive: Frontend, text: Frames, field: str):
     def with_image(chunk: int, seed: int) -> Frames:
         image = picture(longlive, seed)
         return make(longlive, {chunk: {field: [image] if field == "vace_ref_images" else image}})

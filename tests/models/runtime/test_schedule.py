@@ -175,7 +175,7 @@ def test_noise_is_the_same_whatever_came_before(seed: int, latent_index: int, ot
         assert torch.equal(again.draw(), wanted)
 
 
-def test_noise_leaves_the_global_generator_alone():
+def test_noise_does_not_change_the_global_generator():
     before = torch.random.get_rng_state()
     draws(42, 0)
     assert torch.equal(torch.random.get_rng_state(), before)

@@ -40,7 +40,7 @@ def test_parameters_are_read():
 
 
 @pytest.mark.parametrize("text", [b"{", b"[]", b'{"index": 0}', b'{"colour": 1}', b'{"prompts": [3]}', b"\xff"])
-def test_unreadable_parameters_are_told(text):
+def test_unreadable_parameters_are_refused(text):
     with pytest.raises(ModelError, match="cannot read the chunk's parameters"):
         read_parameters(np.array([text], object))
 
@@ -52,7 +52,7 @@ def test_good_tensors_pass():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(("spec", "shape"), [(VACE_FRAMES, (1, 3, 2, 4, 6)), (VACE_MASKS, (1, 1, 2, 4, 6))])
-def test_one_value_that_is_not_finite_is_told(spec, shape, value):
+def test_a_single_value_that_is_not_finite_is_refused(spec, shape, value):
     array = np.zeros(shape, np.float32)
     array[..., -1] = value
     with pytest.raises(InvalidField) as caught:
@@ -70,7 +70,7 @@ def test_one_value_that_is_not_finite_is_told(spec, shape, value):
         (VIDEO[:0], "is empty"),
     ],
 )
-def test_a_tensor_of_another_kind_is_told(array, problem):
+def test_a_tensor_of_the_wrong_type_is_refused(array, problem):
     with pytest.raises(InvalidField, match=rf"chunk 5: input_video {problem}"):
         check_tensor(5, INPUT_VIDEO, array)
 
@@ -80,12 +80,12 @@ def test_what_was_asked_for_passes():
 
 
 @pytest.mark.parametrize("frames", [VIDEO[:1], VIDEO[:, 1:], VIDEO[..., :1], VIDEO.astype(np.float32)])
-def test_other_frames_than_asked_for_are_told(frames):
+def test_frames_of_the_wrong_shape_are_reported(frames):
     with pytest.raises(BadModelOutput, match="chunk 3: the model returned"):
         check_frames(PARAMETERS, frames)
 
 
-def test_a_missing_tensor_is_told():
+def test_a_missing_tensor_is_refused():
     with pytest.raises(InvalidField, match="chunk 3: input_video is missing"):
         chunk().tensor(INPUT_VIDEO)
 
@@ -115,7 +115,7 @@ def test_a_frame_processor_resizes_processes_and_takes_time():
     assert set(made.timings.seconds) == {"resize", "process"}
 
 
-def test_a_frame_processor_leaves_the_right_size_alone():
+def test_a_frame_processor_does_not_resize_frames_of_the_right_size():
     np.testing.assert_array_equal(FrameProcessorState(Passthrough()).chunk(chunk(input_video=VIDEO)), VIDEO)
 
 
@@ -181,7 +181,7 @@ def test_one_request_can_be_start_and_end(sequences):
     assert len(sequences) == 0
 
 
-def test_end_alone_frees_and_does_nothing_twice(sequences):
+def test_a_separate_end_frees_the_sequence_and_can_be_repeated(sequences):
     start(sequences, 1)
     sequences.end(1)
     sequences.end(1)

@@ -409,14 +409,14 @@ def run(
     return made, changed, asked
 
 
-def test_a_blend_is_made_once_and_of_those_texts_only_that_have_weight():
+def test_a_blend_is_computed_once_from_texts_with_a_weight():
     specs = {1: to("b", 3), 5: {"text": "a"}, 6: {"prompts": [{"text": "c", "weight": 0}, {"text": "d"}]}}
     _, changed, asked = run(told(8, specs))
     assert asked == [["a"], [], ["b"], [], [], [], ["d"], []]
     assert changed == [True, False, True, True, False, True, True, False]
 
 
-def test_a_blend_of_many_texts_is_made_once():
+def test_a_blend_of_many_texts_is_computed_once():
     many = [{"text": str(index)} for index in range(5)]
     _, changed, asked = run(told(3, {}, prompt=many))
     assert asked == [["0", "1", "2", "3", "4"], [], []]
@@ -440,7 +440,7 @@ def test_the_embeddings_used_last_are_kept_for_all_sequences(max_encoded: int):
     assert not made[0][:, 2:].any()
 
 
-def test_the_same_embedding_from_other_prompts_is_no_change():
+def test_the_same_embedding_from_other_prompts_changes_nothing():
     specs = {1: {"prompts": [{"text": "a", "weight": 7}]}, 2: {"prompts": [{"text": "a"}, {"text": "b", "weight": 0}]}}
     assert run(told(3, specs))[1] == [True, False, False]
 

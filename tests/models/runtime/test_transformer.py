@@ -217,7 +217,7 @@ def test_the_sizes_of_longlive():
     assert (bias.shape, bias.dtype) == ((9 * 1560,), torch.float32)
 
 
-def test_the_buffers_stay_where_they_are_and_the_bias_is_made_once():
+def test_the_buffers_do_not_move_and_the_bias_is_computed_once():
     cache = kv_cache(FrameWindow(5, 1, 2))
     where = cache.k.data_ptr(), cache.v.data_ptr()
     for _ in range(4):

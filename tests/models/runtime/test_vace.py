@@ -282,12 +282,12 @@ def test_conditioning(num_frames: int, given: dict[str, Any], expected_frames: l
     assert told(made.masks) == expected_masks
 
 
-def test_nothing_is_no_conditioning():
+def test_without_inputs_there_is_nothing_to_condition_on():
     assert Conditioning.combine(12) is None
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_what_is_given_is_left_as_it_was(channels: int):
+def test_inputs_are_not_changed(channels: int):
     frames, image = levels(*FRAMES, channels=channels), IMAGE.clone()
     Conditioning.combine(9, frames=frames, first_image=image)
     assert torch.equal(frames, levels(*FRAMES, channels=channels))
@@ -304,7 +304,7 @@ def test_a_first_chunk_has_its_first_frame_twice():
 # -- In latents -----------------------------------------------------------------------------------------------
 
 
-def test_what_is_kept_and_what_is_made_are_encoded_apart():
+def test_inactive_and_reactive_pixels_are_encoded_separately():
     frames = noise(1, 3, 12, HEIGHT, WIDTH)
     mask = (noise(1, 1, 12, HEIGHT, WIDTH, seed=1) > 0).float()
     ways = encoders()
@@ -352,7 +352,7 @@ def test_references_stand_before_frames():
         (4, [10, 20, 30, 40, 0, 0, 0], 4),
     ],
 )
-def test_references_alone(num_images: int, expected: list[float], num_references: int):
+def test_references_without_frames(num_images: int, expected: list[float], num_references: int):
     ways = encoders()
     images = [levels(0.1 * (index + 1)) for index in range(num_images)]
     context = vace_context(None, images, ways, 3, SIDE)

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from comfyui.chunk_specs import Specs
-from comfyui.generation import PipelineRef
+from comfyui.client import PipelineRef
 from comfyui.nodes_chunks import FilmstripChunkSpec, FilmstripPromptSchedule
 from comfyui.nodes_generate import FilmstripGenerate, FilmstripGenerateVideo
 from comfyui.nodes_server import FilmstripPipeline, FilmstripServer

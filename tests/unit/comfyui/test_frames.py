@@ -73,7 +73,7 @@ def test_an_image_may_lack_its_batch_axis(subtests: pytest.Subtests):
             assert np.array_equal(got.ravel(), image.ravel())
 
 
-def test_what_is_no_image_is_refused(subtests: pytest.Subtests):
+def test_invalid_images_are_refused(subtests: pytest.Subtests):
     cases = [(4, 4), (0, 4, 4, 3), (1, 4, 4, 2), (2, 4, 5), (2, 1, 4, 4, 3), (1, 3, 8, 8)]
     for shape in cases:
         with subtests.test(shape=shape):
@@ -101,7 +101,7 @@ def test_masks_come_in_many_forms(subtests: pytest.Subtests):
             assert np.array_equal(got.ravel(), mask.ravel())
 
 
-def test_what_is_no_mask_is_refused(subtests: pytest.Subtests):
+def test_invalid_masks_are_refused(subtests: pytest.Subtests):
     cases = [
         ((4,), "got an array"),
         ((2, 2, 4, 5), "got an array"),
@@ -177,7 +177,7 @@ def test_one_frame_holds_for_every_chunk():
     assert list(split_batch(1, 12, 30)) == [(0, slice(0, 1)), (1, slice(0, 1)), (2, slice(0, 1))]
 
 
-def test_a_batch_that_is_shorter_leaves_the_rest_alone():
+def test_a_shorter_batch_does_not_change_the_other_chunks():
     assert list(split_batch(13, 12, 48)) == [(0, slice(0, 12)), (1, slice(12, 13))]
 
 

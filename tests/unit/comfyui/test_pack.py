@@ -36,7 +36,7 @@ print(*module.NODE_CLASS_MAPPINGS)
 """
 
 
-def test_a_copy_under_any_name_loads_alone_and_touches_no_network(tmp_path: Path):
+def test_a_copy_under_any_name_loads_without_other_packages_or_network(tmp_path: Path):
     folder = tmp_path / "my-nodes (copy)"
     shutil.copytree(PACK, folder)
     answer = subprocess.run(
@@ -89,7 +89,7 @@ def test_nodes_say_what_comfyui_wants_to_know(name: str):
         assert set(inspect.signature(node.VALIDATE_INPUTS).parameters) <= set(inputs)
 
 
-def test_the_registry_is_told_the_version_and_no_requirements():
+def test_the_registry_gets_the_version_and_no_requirements():
     told = tomllib.loads((PACK / "pyproject.toml").read_text())
     assert told["project"]["name"] == "comfyui-filmstrip"
     assert told["project"]["version"] == comfyui.__version__

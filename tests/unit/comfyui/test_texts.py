@@ -22,7 +22,7 @@ def test_a_schedule():
     assert widgets.parse_schedule(text) == {0: "a cat", 4: "a dog: brown, 3:2", 7: ""}
 
 
-def test_what_is_no_schedule_is_refused_when_it_is_queued(subtests: pytest.Subtests):
+def test_an_invalid_schedule_is_refused_when_it_is_queued(subtests: pytest.Subtests):
     cases = [
         ("a cat", "line 1 of the schedule must look like '4: a dog', got 'a cat'"),
         ("0: a\nx: b", "line 2"),
@@ -74,7 +74,7 @@ def test_texts_are_checked_when_they_are_queued(node: Any):
     assert "whole numbers" in node.VALIDATE_INPUTS(denoising_steps="x")
 
 
-def test_what_is_no_address_is_refused_when_it_is_queued(subtests: pytest.Subtests):
+def test_an_invalid_address_is_refused_when_it_is_queued(subtests: pytest.Subtests):
     cases = ["", "localhost:8000", "ftp://x", "http://", "http://x:y", "http://[", "http://u:p@x", "http://x?y"]
     for address in cases:
         with subtests.test(address=address):
@@ -181,7 +181,7 @@ def test_events_are_read_however_the_stream_is_cut(sizes: list[int], end: str):
     assert [(event.name, event.data) for event in found] == [("progress", PROGRESS), ("complete", COMPLETE)]
 
 
-def test_what_is_no_event_of_filmstrip_is_named(subtests: pytest.Subtests):
+def test_a_foreign_event_is_named(subtests: pytest.Subtests):
     cases = ["", "[]", "1", '{"chunk": 1}', "{"]
     for data in cases:
         with (

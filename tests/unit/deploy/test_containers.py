@@ -133,7 +133,7 @@ def test_triton_cannot_change_its_models_and_the_export_can() -> None:
     assert services["export"]["image"] == services["triton"]["image"]
 
 
-def test_both_are_given_the_time_that_they_take_to_stop() -> None:
+def test_both_get_the_time_that_they_take_to_stop() -> None:
     assert seconds(services["frontend"]["stop_grace_period"]) > frontend_main._HARD_LIMIT_S
     assert seconds(services["triton"]["stop_grace_period"]) >= 2 * EXIT_TIMEOUT_S
 

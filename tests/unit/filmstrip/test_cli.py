@@ -400,7 +400,7 @@ def test_status_is_an_exit_code(answer, health, exit_code):
     assert json.loads(run("status", "--json").output)["health"] == {"status": health}
 
 
-def test_progress_is_a_line_a_chunk_where_there_is_no_terminal(capsys):
+def test_progress_without_a_terminal_is_one_line_per_chunk(capsys):
     with GenerationProgress(Console(stderr=True)) as shown:
         shown.update(Progress(2, 5, 12, 0.5, 24.0))
     assert capsys.readouterr().err == "chunk 2/5: 12 frames, 24.0 fps\n"
@@ -432,7 +432,7 @@ def test_the_first_interrupt_asks_the_server_and_the_second_leaves():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_cancel_that_does_not_reach_the_server_is_said():
+def test_a_cancel_that_does_not_reach_the_server_is_reported():
     said = threading.Event()
     notes: list[str] = []
 

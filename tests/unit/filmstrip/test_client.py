@@ -152,7 +152,7 @@ async def test_the_environment_names_the_server_and_its_token_goes_to_no_other(
     assert {request.headers.get("Authorization") for request in await sent(None)} == {None}
 
 
-def test_what_is_wrong_with_the_environment_is_said(monkeypatch, subtests: pytest.Subtests):
+def test_problems_of_the_environment_are_reported(monkeypatch, subtests: pytest.Subtests):
     cases = [
         ({"FILMSTRIP_SERVER": "127.0.0.1:8000"}, r"FILMSTRIP_SERVER: '127.0.0.1:8000' .*; write http://127.0.0.1:8000"),
         ({"FILMSTRIP_SERVER": "localhost:8000"}, r"FILMSTRIP_SERVER: .*write http://localhost:8000"),
@@ -268,7 +268,7 @@ def test_an_asset_from_bytes_or_file(tmp_path):
         assert answers.requests[0].content == b"png"
 
 
-def test_keywords_win_over_the_dict_and_none_counts_as_not_given():
+def test_keywords_win_over_the_dict_and_none_means_not_set():
     answers = stream(STREAM)
     request = {"pipeline_id": "gray", "prompt": "a", "seed": 1, "height": None}
     with answers.client().generate(request, seed=2, width=None) as events:
@@ -345,7 +345,7 @@ async def test_the_old_name_of_load_status_still_works():
             assert await client.status() == await client.load_status()
 
 
-def test_an_answer_that_is_no_stream():
+def test_an_answer_that_is_not_a_stream():
     with pytest.raises(UnexpectedAnswer, match="not Filmstrip's"), Answers(json={}).client().generate():
         pytest.fail("the block must not be entered")
 

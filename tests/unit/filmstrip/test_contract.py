@@ -87,7 +87,7 @@ def test_a_chunk_that_this_version_does_not_know_is_refused(change, named):
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"null", b"{", b"\xff"])
-def test_what_is_no_chunk_is_a_value_error(text):
+def test_an_invalid_chunk_is_a_value_error(text):
     with pytest.raises(ValueError, match=r".+"):
         ChunkParameters.from_json(text)
 
@@ -138,7 +138,7 @@ def test_facts_of_a_pipeline():
     )
 
 
-def test_a_model_without_a_chunk_size_is_no_pipeline():
+def test_a_model_without_a_chunk_size_is_not_a_pipeline():
     assert PipelineSpec.from_parameters("decoder", {"FORCE_CPU_ONLY_INPUT_TENSORS": "no"}) is None
 
 

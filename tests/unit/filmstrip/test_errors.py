@@ -55,14 +55,14 @@ def test_errors_round_trip_through_the_text_that_triton_wraps_around_them(kind, 
     assert (read.message, read.field, str(read)) == (message, field, message)
 
 
-def test_other_texts_are_no_errors_of_ours(subtests: pytest.Subtests):
+def test_other_texts_are_not_filmstrip_errors(subtests: pytest.Subtests):
     cases = ["", "CUDA out of memory", "filmstrip-error:", "filmstrip-error:{", "filmstrip-error: x"]
     for text in cases:
         with subtests.test(text=text):
             assert from_wire(text) is None
 
 
-def test_a_damaged_error_is_no_error_of_ours(subtests: pytest.Subtests):
+def test_a_damaged_error_is_not_a_filmstrip_error(subtests: pytest.Subtests):
     cases = ["{}", "3", "null", '{"code": [], "message": "", "field": null}']
     for rest in cases:
         with subtests.test(rest=rest):

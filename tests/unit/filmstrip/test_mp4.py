@@ -118,7 +118,7 @@ def test_a_file_is_closed_when_its_reader_stops_early(clip):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a video"])
-def test_what_is_no_video_is_named(tmp_path, content):
+def test_an_invalid_video_is_named(tmp_path, content):
     path = tmp_path / "wrong.mp4"
     if content is not None:
         path.write_bytes(content)
@@ -127,7 +127,7 @@ def test_what_is_no_video_is_named(tmp_path, content):
             read(path)
 
 
-def test_a_file_without_pictures_is_no_video(tmp_path):
+def test_a_file_without_pictures_is_not_a_video(tmp_path):
     path = tmp_path / "sound.wav"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)

@@ -26,7 +26,7 @@ def runtime_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_it_lies_in_the_runtime_folder_and_is_open_to_its_owner_alone(runtime_dir: Path) -> None:
+def test_it_lies_in_the_runtime_folder_and_only_its_owner_can_open_it(runtime_dir: Path) -> None:
     folder = TritonFolder.create()
     assert folder.path.parent == runtime_dir
     assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700

@@ -485,13 +485,13 @@ def test_frames_hidden_by_an_edit_list_stay_hidden(tmp_path):
 # -- Which stream --------------------------------------------------------------------------------------------
 
 
-def test_music_with_a_cover_is_no_video():
+def test_music_with_a_cover_is_not_a_video():
     for read in (probe, count_frames, lambda path: list(read_frames(path))):
         with pytest.raises(VideoFileError, match=r"sound_with_cover\.m4a: the file has no video"):
             read(SAMPLES / "sound_with_cover.m4a")
 
 
-def test_a_cover_beside_a_video_is_not_taken():
+def test_a_cover_next_to_a_video_is_ignored():
     frames = assert_agree(SAMPLES / "cover.mp4")
     assert len(frames) == 25
     assert frames[0].shape == (180, 320, 3)
@@ -564,7 +564,7 @@ def test_a_name_is_a_name(tmp_path, monkeypatch, name):
         ("list.pls", "[playlist]\nFile1={clip}\n"),
     ],
 )
-def test_a_list_of_videos_is_no_video(tmp_path, monkeypatch, name, text):
+def test_a_playlist_is_not_a_video(tmp_path, monkeypatch, name, text):
     monkeypatch.chdir(tmp_path)
     encode(tmp_path / "clip.ts", numbered(3))
     (tmp_path / name).write_text(text.format(clip="clip.ts"))
@@ -572,7 +572,7 @@ def test_a_list_of_videos_is_no_video(tmp_path, monkeypatch, name, text):
         probe(name)
 
 
-def test_what_is_no_file_is_refused_without_waiting(tmp_path):
+def test_a_path_that_is_not_a_file_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     for path, reason in (
         (tmp_path / "pipe.mp4", "not a regular file"),
@@ -738,7 +738,7 @@ def test_a_video_without_a_decoder_is_refused_by_the_name_of_its_codec(tmp_path)
 
 
 @pytest.mark.parametrize("codec", ["rawvideo", "huffyuv"])
-def test_the_unused_fourth_byte_of_an_avi_is_no_alpha(tmp_path, codec):
+def test_the_unused_fourth_byte_of_an_avi_is_not_alpha(tmp_path, codec):
     for alpha in (0, 255):
         frame = np.dstack([CORNERS[..., ::-1], np.full(CORNERS.shape[:2], alpha, np.uint8)])
         path = encode(tmp_path / f"{alpha}.avi", [frame] * 2, codec=codec, pixel_format="bgra", source="bgra")

@@ -182,7 +182,7 @@ def test_a_symlink_stays_and_its_target_is_written(tmp_path):
             open_output(tmp_path / name)
 
 
-def test_what_is_no_file_is_refused_and_stays(tmp_path):
+def test_an_output_path_that_is_not_a_file_is_refused_and_kept(tmp_path):
     (tmp_path / "folder.mp4").mkdir()
     os.mkfifo(tmp_path / "pipe.mp4")
     (tmp_path / "null.mp4").symlink_to("/dev/null")

@@ -129,7 +129,7 @@ def test_an_input_without_sound_is_not_spoken_of(tmp_path):
         assert write_video(tmp_path / name, numbered(5), FPS, audio=tmp_path / "in.mp4").notes == ()
 
 
-def test_an_input_that_is_gone_or_damaged_costs_the_sound_alone(tmp_path):
+def test_a_missing_or_damaged_input_costs_only_the_sound(tmp_path):
     path = with_sound(tmp_path / "in.mkv", "flac")
     assert write_video(tmp_path / "out.mp4", numbered(5), FPS, audio=tmp_path / "gone.mp4").notes == ()
     path.write_bytes(path.read_bytes()[:-3000])
@@ -152,7 +152,7 @@ def test_sound_that_a_container_refuses_at_its_rate_is_encoded(tmp_path, rate, o
     assert max(heard) == pytest.approx(max(LEVELS), abs=0.06)
 
 
-def test_sound_without_a_decoder_costs_the_sound_alone(tmp_path):
+def test_sound_without_a_decoder_costs_only_the_sound(tmp_path):
     path = with_sound(tmp_path / "in.mkv", "aac")
     path.write_bytes(path.read_bytes().replace(b"A_AAC", b"A_QQQ"))
     for output in ("out.mp4", "out.mkv", "out.webm"):

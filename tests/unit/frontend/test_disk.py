@@ -28,7 +28,7 @@ def on_disk(path: Path) -> int:
     return path.stat().st_blocks * 512
 
 
-def test_room_is_there_and_given_back_while_the_size_tells_what_was_written(tmp_path: Path) -> None:
+def test_space_is_reserved_and_released_while_the_size_counts_written_bytes(tmp_path: Path) -> None:
     path = tmp_path / "file"
     fd = os.open(path, os.O_RDWR | os.O_CREAT)
     assert preallocate(fd, 8 * MIB)

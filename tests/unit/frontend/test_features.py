@@ -156,7 +156,7 @@ def test_every_pipeline_accepts_a_generic_field_and_names_it_if_unused(subtests:
                 assert unused_fields(given, with_it) == ()
 
 
-def test_what_is_not_set_is_not_unused() -> None:
+def test_unset_fields_are_not_reported_as_unused() -> None:
     unset = dict(zip(GENERIC_VALUES, (None, "", [], None, []), strict=True))
     for given in (request(), request(**unset), request([{"chunk": 0, **unset}], prompt=PROMPTS)):
         assert unused_fields(given, BARE) == ()
@@ -186,7 +186,7 @@ def test_a_generator_does_not_name_fields_of_another_mode() -> None:
     assert unused_fields(request(noise_scale=0.3, noise_controller=True), text_only) == ()
 
 
-def test_prompts_may_be_given_to_any_pipeline() -> None:
+def test_every_pipeline_accepts_prompts() -> None:
     specs = [{"chunk": 0, "text": "b"}, {"chunk": 1, "prompts": PROMPTS, "prompt_interpolation_method": "slerp"}]
     check_features(request(specs, prompt=PROMPTS, prompt_interpolation_method="slerp"), BARE)
 

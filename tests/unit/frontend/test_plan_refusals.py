@@ -204,7 +204,7 @@ def test_an_unknown_lora_of_a_chunk_names_the_chunk() -> None:
 # -- Sizes --------------------------------------------------------------------------------------------------
 
 
-def test_a_side_that_is_no_multiple_of_the_granularity_is_refused_with_the_nearest_multiples(
+def test_a_refused_side_names_the_nearest_multiples_of_the_granularity(
     subtests: pytest.Subtests,
 ) -> None:
     for side in ("height", "width"):

@@ -104,6 +104,6 @@ def test_a_path_need_not_be_utf8() -> None:
 
 
 @pytest.mark.parametrize("report", [b"{", b"[]", b'{"stages": {"secret": "x"}}'])
-def test_a_bad_report_is_told_without_its_text(report: bytes) -> None:
+def test_a_bad_report_is_logged_without_its_text(report: bytes) -> None:
     with pytest.raises(InferenceServerException, match=r"^the model sent a report that cannot be read$"):
         _stage_seconds(np.array([report], np.object_))

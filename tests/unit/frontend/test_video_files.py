@@ -221,7 +221,7 @@ async def test_the_largest_frames_fit_the_encoders_memory(store: Store, files: V
 # -- Each is made once, for those who wait ------------------------------------------------------------------------
 
 
-async def test_a_file_is_made_once_and_kept(store: Store, files: VideoFiles) -> None:
+async def test_a_file_is_encoded_once_and_kept(store: Store, files: VideoFiles) -> None:
     output = await put(store, moving())
     first, second = await asyncio.gather(*(files.file(output, variant("format=mp4")) for _ in range(2)))
     assert first is second
@@ -284,7 +284,7 @@ async def test_two_encoders_run_and_clients_take_turns(store: Store, files: Vide
     assert "other" in order[:4]
 
 
-async def test_an_encoder_has_nothing_of_ours_and_a_low_priority(
+async def test_an_encoder_has_a_clean_environment_and_a_low_priority(
     store: Store, files: VideoFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FILMSTRIP_API_KEYS", "alice:secret")
@@ -351,7 +351,7 @@ async def test_files_go_with_their_output(store: Store, files: VideoFiles) -> No
     assert (stray.exists(), stays.exists()) == (False, True)
 
 
-async def test_a_file_that_was_damaged_is_made_again(store: Store, files: VideoFiles) -> None:
+async def test_a_damaged_file_is_encoded_again(store: Store, files: VideoFiles) -> None:
     output = await put(store, moving(2))
     path = await encoded(files, output, "format=png")
     path.write_bytes(b"x")
@@ -401,7 +401,7 @@ async def test_derived_files_are_dropped_first(limited: Callable[..., Store]) ->
     assert [file.path.exists() for file in files] == [False, True, False]
 
 
-async def test_a_clients_share_drops_that_clients_files_alone(limited: Callable[..., Store]) -> None:
+async def test_a_full_share_drops_only_that_clients_files(limited: Callable[..., Store]) -> None:
     store = limited(store_bytes=20 * MIB)
     ours, theirs = [await put(store, moving(1), owner) for owner in ("us", "them")]
     kept = await derived(store, theirs, "x", 3 * MIB)
@@ -483,7 +483,7 @@ async def collected(files: VideoFiles, source: Growing, received: bytearray, pau
             await asyncio.sleep(pause_s)
 
 
-async def test_a_growing_file_plays_as_it_grows_and_its_packets_are_made_once(store: Store, files: VideoFiles) -> None:
+async def test_a_growing_file_plays_and_each_packet_is_encoded_once(store: Store, files: VideoFiles) -> None:
     video = moving(120)
     source = Growing(store, video)
     early, slow, late = bytearray(), bytearray(), bytearray()

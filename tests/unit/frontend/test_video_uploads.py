@@ -291,7 +291,7 @@ async def test_other_decoders_are_refused(upload: Uploads, tmp_path: Path, subte
             assert "no decoder" in await upload.refusal(path)
 
 
-async def test_sound_is_no_video_and_sound_beside_one_does_no_harm(upload: Uploads) -> None:
+async def test_sound_is_not_a_video_and_a_soundtrack_does_no_harm(upload: Uploads) -> None:
     assert "no video" in await upload.refusal(SAMPLES / "sound_with_cover.m4a")
 
 
@@ -435,7 +435,7 @@ async def test_a_decoder_ends_with_its_client(
     assert not process.is_running()
 
 
-async def test_a_decoder_has_nothing_of_ours(
+async def test_a_decoder_has_a_clean_environment(
     upload: Uploads, slow: tuple[asyncio.Task[DecodedVideo], psutil.Process]
 ) -> None:
     _, process = slow

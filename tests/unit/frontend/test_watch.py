@@ -103,7 +103,7 @@ async def test_the_window_for_a_second_death_begins_when_the_model_is_ready_agai
     models: ModelRegistry, fake: FakeTriton, clock: SimpleNamespace
 ) -> None:
     supervisor = EmbeddedTriton(models.client.settings, Store(models.client.settings))
-    supervisor._models, models.supervisor = models, supervisor
+    supervisor._models, models.own_triton = models, supervisor
     fake.may_load.set()
 
     async def restart(load_s: float) -> None:
@@ -116,21 +116,21 @@ async def test_the_window_for_a_second_death_begins_when_the_model_is_ready_agai
 
     slow, neighbour = NAMES[:2]
     models.mark_unhealthy(slow)
-    supervisor.on_model_exit(slow)  # what is left of a load that failed
+    supervisor.schedule_restart(slow)  # what is left of a load that failed
     await restart(90)
     clock.now += 5
-    supervisor.on_model_exit(slow)  # its first death
+    supervisor.schedule_restart(slow)  # its first death
     assert not models.failed()
     await restart(90)
     clock.now += 5000
-    supervisor.on_model_exit(neighbour)
+    supervisor.schedule_restart(neighbour)
     await restart(90)
     clock.now += 5
-    supervisor.on_model_exit(slow)  # it had been well for long: its neighbour's death does not count
+    supervisor.schedule_restart(slow)  # it had been well for long: its neighbour's death does not count
     assert not models.failed()
     await restart(90)
     clock.now += 59
-    supervisor.on_model_exit(slow)
+    supervisor.schedule_restart(slow)
     assert models.failed() == {slow}
     supervisor._folder.remove()
 
@@ -148,7 +148,7 @@ async def test_the_files_of_a_failed_model_are_read_in_a_thread(
     monkeypatch.setattr(folders, "read_folders", note_thread)
     settings = models.client.settings
     (settings.model_repository[0] / "model-0").mkdir()
-    models.supervisor = supervisor = EmbeddedTriton(settings, Store(settings))
+    models.own_triton = supervisor = EmbeddedTriton(settings, Store(settings))
     models.mark_failed("model-0", "it has a fault")
     await asyncio.gather(*models._background)
     supervisor._folder.remove()

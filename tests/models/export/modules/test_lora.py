@@ -135,7 +135,7 @@ def test_without_an_alpha_the_factor_is_one():
         ([], "is empty"),
     ],
 )
-def test_a_file_that_is_no_lora_is_refused(keys: list[str], message: str):
+def test_a_file_that_is_not_a_lora_is_refused(keys: list[str], message: str):
     with pytest.raises(BadCheckpoint, match=message):
         read_adapter("one", {key: normal(2, 2) for key in keys}, linear_layers(*networks()))
 

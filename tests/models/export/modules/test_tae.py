@@ -1,14 +1,12 @@
 """The tiny autoencoder against the computation written out frame by frame, in pieces, and beside Wan's VAE."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
 from torch import Tensor, nn
-from torch.export import Dim
 from torch.nn.functional import conv2d, interpolate, relu, silu
 
 from export.checkpoint import load_into
@@ -226,44 +224,3 @@ def test_the_shapes_are_those_of_taew2_1():
         "decoder.22.weight": [3, 64, 3, 3],
     }.items() <= shapes.items()
     assert len(shapes) == 2 * (4 + 3 * (2 + 3 * 6))  # the ends, and three stages with three blocks each
-
-
-# -- Export -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("which", "first", "following"), [("encoder", 13, 12), ("decoder", 4, 3)])
-@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")  # torch's own
-def test_a_first_and_a_next_graph_serve_every_size(tmp_path: Path, which: str, first: int, following: int):
-    pytest.importorskip("onnxscript", reason="onnxscript is not installed: see docs/export.md")
-    runtime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed: see docs/export.md")
-    changed = {"num_res_blocks": 1, "dim_mult": (1, 2, 4), "temporal_downsample": (True, True)}
-    config = CONFIG.model_copy(update=changed)  # fewer nodes
-    network, channels, factor = (TaeEncoder(config), 3, 4) if which == "encoder" else (TaeDecoder(config), 4, 1)
-    load_into(random_weights(network.eval()), network)
-    rows, cols = Dim("rows", min=2, max=64), Dim("cols", min=2, max=64)
-
-    def inputs(height: int, width: int) -> tuple[tuple[Tensor], tuple[Tensor, list[Tensor]]]:
-        x = normal(1, channels, first + following, factor * height, factor * width)
-        _, caches = network(x[:, :, :first])
-        return (x[:, :, :first],), (x[:, :, first:], caches)
-
-    def axes(x: Tensor) -> dict[int, object]:
-        times = x.shape[-2] // 2  # of two rows
-        height, width = (rows, cols) if times == 1 else (times * rows, times * cols)
-        return {x.ndim - 2: height, x.ndim - 1: width}
-
-    for place, given in enumerate(inputs(2, 3)):
-        shapes = (axes(given[0]), *([axes(cache) for cache in caches] for caches in given[1:]))
-        graph = torch.export.export(network, given, dynamic_shapes=shapes)
-        torch.onnx.export(graph, dynamo=True, verbose=False).save(tmp_path / "tae.onnx")
-        session = runtime.InferenceSession(tmp_path / "tae.onnx")
-        for height, width in ((2, 3), (5, 4)):
-            x, *caches = inputs(height, width)[place]
-            y, after = network(x, *caches)
-            traced, traced_after = graph.module()(x, *caches)
-            flat = [x, *(cache for one in caches for cache in one)]
-            named = {one.name: value.numpy() for one, value in zip(session.get_inputs(), flat, strict=True)}
-            ran = [torch.from_numpy(value) for value in session.run(None, named)]
-            for expected, *others in zip((y, *after), (traced, *traced_after), ran, strict=True):
-                for other in others:
-                    torch.testing.assert_close(other, expected, atol=1e-5, rtol=0)

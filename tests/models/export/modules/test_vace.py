@@ -77,7 +77,7 @@ def test_hints_and_output_equal_diffusers(theirs, ours, num_frames: int, scale: 
     assert (velocity - plain).abs().max() > 1e-3
 
 
-def test_one_scale_is_for_all_hints_and_zero_is_no_conditioning(ours):
+def test_one_scale_applies_to_all_hints_and_zero_disables_conditioning(ours):
     network, text_kv, branch, vace_text_kv = ours
     latents, context = normal(2, 4, 3, HEIGHT, WIDTH), normal(2, 12, 3, HEIGHT, WIDTH, seed=2)
     timesteps, tables = torch.full((2, 3), 500.0), rope(CONFIG, 0, 3)

@@ -65,7 +65,7 @@ def test_what_is_written_is_read(one: Manifest):
     assert type(again.builder) is Builder
 
 
-def test_the_file_lies_beside_the_engine(tmp_path: Path):
+def test_the_manifest_lies_next_to_the_engine(tmp_path: Path):
     engine = tmp_path / "transformer.onnx"
     write_manifest(engine, MANIFEST)
     assert manifest_path(engine) == tmp_path / "transformer.onnx.json"
@@ -110,7 +110,7 @@ def changed(**keys: Any) -> str:
         (changed(files={"../a": {"bytes": 1, "sha256": ""}}), "must be a file name, without a folder"),
     ],
 )
-def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str, problem: str):
+def test_an_invalid_manifest_is_refused(tmp_path: Path, text: str, problem: str):
     (tmp_path / "vace.onnx.json").write_text(text)
     with pytest.raises(BadManifest) as refusal:
         read_manifest(tmp_path / "vace.onnx")

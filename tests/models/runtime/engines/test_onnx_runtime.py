@@ -169,7 +169,7 @@ def test_threads_are_as_many_as_asked_for_and_wait_without_spinning(tmp_path: Pa
     assert time.process_time() - began < 0.05
 
 
-def test_what_is_no_graph_is_refused(tmp_path: Path):
+def test_an_invalid_graph_is_refused(tmp_path: Path):
     path = tmp_path / "vace.onnx"
     path.write_bytes(b"no graph")
     with pytest.raises(BadEngine, match=r"ONNX Runtime cannot load .*vace\.onnx: .*Export it again: python -m export"):

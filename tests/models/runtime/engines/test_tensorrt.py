@@ -60,7 +60,7 @@ def test_a_profile_is_kept_while_it_fits(reaches: list[tuple[int, int]], length:
         assert picked == (current if current in fitting else fitting[0])
 
 
-def test_a_file_that_is_no_engine_is_refused(trt: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_a_file_that_is_not_an_engine_is_refused(trt: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     path = tmp_path / "transformer.engine"
     path.write_bytes(b"no engine at all" * 256)
     with pytest.raises(BadEngine, match=r"tensorrt-rtx cannot load .*transformer\.engine; its log says why\. Export"):
@@ -69,7 +69,7 @@ def test_a_file_that_is_no_engine_is_refused(trt: ModuleType, tmp_path: Path, ca
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_there_is_no_engine(tmp_path: Path):
+def test_without_a_gpu_no_engine_can_be_loaded(tmp_path: Path):
     with pytest.raises(ForeignEngine, match="needs an NVIDIA GPU, and PyTorch sees none"):
         TensorRtEngine(tmp_path / "transformer.engine", MANIFEST, torch.device("cuda"))
 

@@ -12,7 +12,7 @@ from filmstrip.runtime.longlive import load_longlive
 from tests.models.runtime.longlive.pipeline import CPU, Tiny
 
 
-def test_what_is_missing_is_told_one_after_the_other(tmp_path: Path, tiny: Tiny):
+def test_missing_files_are_reported_one_at_a_time(tmp_path: Path, tiny: Tiny):
     folder = tmp_path / "longlive" / "1"
     folder.mkdir(parents=True)
     with pytest.raises(LoadFailed, match=r"pipeline\.json can't be read"):

@@ -295,7 +295,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_chunk_that_cannot_be_made_is_refused(tiny: Tiny, name: str):
+def test_a_chunk_that_cannot_be_generated_is_refused(tiny: Tiny, name: str):
     refused, field, message = REFUSED[name]
     with pytest.raises(InvalidField, match=message) as error:
         tiny.frames([refused])

@@ -104,7 +104,7 @@ def test_frames_masks_references_and_key_images(tiny: Tiny):
     assert_same(ours, slow.frames()[1:])
 
 
-def test_a_first_chunk_of_key_images_alone_is_short(tiny: Tiny):
+def test_a_first_chunk_with_only_key_images_is_short(tiny: Tiny):
     ours = tiny.frames([chunk(0, KEY_IMAGES), chunk(1, arrays(FRAMES[:12], MASKS[:12]))])
     slow = Reference(tiny)
     contexts, red = Contexts(slow), slow.embedding(RED)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from frontend.triton import client_reason, without_folders
+from frontend.triton import public_reason, without_folders
 
 AT = "\n\nAt:\n  /srv/models/gray/1/model.py(3): initialize\n  <frozen importlib._bootstrap>(241): _call\n"
 
@@ -38,7 +38,7 @@ AT = "\n\nAt:\n  /srv/models/gray/1/model.py(3): initialize\n  <frozen importlib
     ],
 )
 def test_a_sentence_for_clients(said: str, sentence_of_ours: str) -> None:
-    made = client_reason(said)
+    made = public_reason(said)
     assert sentence_of_ours in made
     assert "/srv" not in made
     assert "\n" not in made
@@ -63,4 +63,4 @@ PATHS = {  # what a model says: what clients read
 @pytest.mark.parametrize("said", PATHS)
 def test_no_folder_of_the_server_reaches_clients(said: str) -> None:
     assert without_folders(said, [Path("/known/it's: odd' ")]) == PATHS[said]
-    assert client_reason(f"Internal: RuntimeError: {said}{AT}", [Path("/known/it's: odd' ")]) == PATHS[said].rstrip(".")
+    assert public_reason(f"Internal: RuntimeError: {said}{AT}", [Path("/known/it's: odd' ")]) == PATHS[said].rstrip(".")

@@ -26,7 +26,7 @@ from PIL import Image as PillowImage
 
 from filmstrip.errors import BadImage, InternalError, InvalidField, UnknownPath
 from frontend import images
-from frontend.image_worker import MAX_PIXELS, MAX_SCANS, MAX_SIDE, Refused, decode, read_data_url
+from frontend.image_worker import MAX_IMAGE_SIDE, MAX_PIXELS, MAX_SCANS, Refused, decode, read_data_url
 from frontend.images import ImageDecoder, Requester, RequestImage, resolve_image
 from frontend.inference import FileSlice
 from frontend.settings import Settings
@@ -325,7 +325,7 @@ def test_metadata_turn_an_image_wherever_they_stand() -> None:
     assert np.array_equal(decode(turned["eXIf"]), np.rot90(PHOTO, -1))
 
 
-def test_exif_that_is_no_exif_turns_nothing() -> None:
+def test_invalid_exif_does_not_rotate_the_image() -> None:
     for exif in (b"", b"MM\0*", b"MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff", EXIF_6[6:-12], b"x" * 100):
         assert decode(with_parts(photo(), png_part(b"eXIf", exif))).shape == (6, 9, 3)
         assert decode(with_segments(photo("JPEG"), segment(0xE1, b"Exif\0\0" + exif))).shape == (6, 9, 3)
@@ -349,11 +349,11 @@ def test_a_progressive_jpeg_has_a_limited_number_of_scans() -> None:
 
 
 def test_a_side_is_limited() -> None:
-    for width, height in ((1, MAX_SIDE), (MAX_SIDE, 1)):
+    for width, height in ((1, MAX_IMAGE_SIDE), (MAX_IMAGE_SIDE, 1)):
         assert decode(png(width, height, bytes(3 * width + 1) * height)).shape == (height, width, 3)
-    tall = PillowImage.new("L", (1, MAX_SIDE + 1))
+    tall = PillowImage.new("L", (1, MAX_IMAGE_SIDE + 1))
     for data in (encoded(tall), encoded(tall, "JPEG"), png(16_777_216, 1, bytes(16_777_216 * 3 + 1))):
-        with pytest.raises(Refused, match=f"limit of {MAX_SIDE} pixels per side"):
+        with pytest.raises(Refused, match=f"limit of {MAX_IMAGE_SIDE} pixels per side"):
             decode(data)
 
 
@@ -592,7 +592,7 @@ async def test_limits_of_time_and_memory_refuse_an_image(
     assert await decoder.shape(data_url(photo()), Requester()) == (6, 9, 3)
 
 
-async def test_a_worker_has_nothing_of_ours(decoder: ImageDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_has_a_clean_environment(decoder: ImageDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FILMSTRIP_API_KEYS", "alice:secret")
     monkeypatch.setenv("FILMSTRIP_TRITON_SECRET", "secret")
     with socket.socket() as listening:

@@ -65,7 +65,7 @@ def test_a_chunk_that_changes_nothing_goes_on(chunk):
         (VACE, {"uses_vace": False}, False),
     ],
 )
-def test_each_cause_alone(before, changes, expected):
+def test_each_cause_of_a_reset(before, changes, expected):
     assert resets(before, **changes) is expected
 
 

@@ -52,7 +52,7 @@ def test_floats_after_an_odd_number_of_bytes_are_aligned():
     assert b"".join(blob) == b"\x07\x07\x07\x00" + np.full(3, 0.5, "<f4").tobytes()
 
 
-def test_a_spec_has_the_fields_given_and_nothing_for_arrays_not_given():
+def test_a_spec_has_only_the_fields_and_arrays_that_are_set():
     blob = BlobBuilder()
     blob.chunk(4, text="a dog", noise_scale=0.5)
     blob.chunk(1, reset_cache=True)

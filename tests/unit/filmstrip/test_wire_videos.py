@@ -86,7 +86,7 @@ def test_shape_of_an_array():
     assert shape_of(VIDEO) == SHAPE
 
 
-def test_what_is_no_video_has_no_shape(subtests: pytest.Subtests):
+def test_an_invalid_video_has_no_shape(subtests: pytest.Subtests):
     cases = [VIDEO[0], VIDEO.astype(np.int16), VIDEO[:0]]
     for video in cases:
         with subtests.test(video=video), pytest.raises(ValueError, match="uint8 array"):
