@@ -8,8 +8,8 @@ from tests.models.export.checkpoints import write_checkpoint, write_lora
 from tests.support.server import ROOT
 
 SIZES = ("64x64", "96x64")
-PROFILES = ("64x64", "64x96")
-"""Names of the engines' profiles at these sizes, which are HEIGHTxWIDTH."""
+SIDES = ((64, 64), (64, 96))
+"""Heights and widths of these sizes."""
 LORAS = ("ink", "neon")
 
 

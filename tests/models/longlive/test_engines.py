@@ -11,7 +11,7 @@ from torch import Tensor
 from filmstrip.runtime.engines.engine import Engine, load_engines
 from filmstrip.runtime.longlive_config import LongLiveConfig
 from filmstrip.runtime.transformer import CachedTransformer, RopeTables
-from tests.models.export.exported import LORAS, PROFILES
+from tests.models.export.exported import LORAS, SIDES
 
 pytestmark = pytest.mark.timeout(600)  # the first test waits for the export
 ROWS = COLS = 4
@@ -27,9 +27,7 @@ def config(tiny_repository: Path) -> LongLiveConfig:
 @pytest.fixture(scope="module")
 def engines(tiny_repository: Path) -> dict[str, Engine]:
     folder = tiny_repository / "tiny" / "1" / "engines"
-    return load_engines(
-        folder, device=CPU, num_threads=1, graphs=("transformer", "text_kv"), loras=LORAS, sizes=PROFILES
-    )
+    return load_engines(folder, device=CPU, num_threads=1, graphs=("transformer", "text_kv"), loras=LORAS, sizes=SIDES)
 
 
 def concatenated(

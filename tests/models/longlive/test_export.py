@@ -24,7 +24,7 @@ from filmstrip.runtime.longlive_config import LongLiveConfig
 from filmstrip.runtime.text import Tokenizer, prompt_encoder
 from tests.models.export.checkpoints import WHOLE, WORDS, write_checkpoint, write_lora
 from tests.models.export.configs import TINY
-from tests.models.export.exported import LORAS, PROFILES
+from tests.models.export.exported import LORAS, SIDES
 from tests.models.export.networks import normal
 
 pytestmark = pytest.mark.timeout(600)  # the first of them waits for the export
@@ -80,7 +80,7 @@ def test_every_network_becomes_an_engine_that_the_runtime_loads_with_its_pipelin
         num_threads=1,
         graphs=GRAPHS,
         loras=config.loras,
-        sizes=PROFILES,
+        sizes=SIDES,
     )
     assert loaded.keys() == GRAPHS
     assert (version / "tokenizer.json").is_file()
@@ -111,7 +111,7 @@ def test_the_table_shows_how_close_each_engine_is(tiny_repository: Path):
 def test_the_text_encoder_and_its_tokenizer_agree_through_the_runtime(tiny_repository: Path):
     version = tiny_repository / "tiny" / "1"
     loaded = load_engines(
-        version / "engines", device=torch.device("cpu"), num_threads=1, graphs=GRAPHS, loras=LORAS, sizes=PROFILES
+        version / "engines", device=torch.device("cpu"), num_threads=1, graphs=GRAPHS, loras=LORAS, sizes=SIDES
     )
     ids, mask = Tokenizer(version, WHOLE["text_len"])("a red circle")
     assert ids[0, :4].tolist() == [WORDS.index(word) for word in ("a", "red", "circle", "</s>")]
