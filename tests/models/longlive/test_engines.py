@@ -71,7 +71,7 @@ def test_the_ring_gives_what_a_concatenated_cache_gives(
     ring = CachedTransformer(engines["transformer"], config, tables, ROWS, COLS)
     bias = 0.0 if attention_bias is None else float(torch.tensor(attention_bias).log())
     for latents, expected in zip(chunks, concatenated(engines, config, text, chunks, bias), strict=True):
-        plan = ring.plan(latents.shape[2])
-        velocity = ring.velocity(plan, latents, 700.0, text, attention_bias=attention_bias)
+        span = ring.chunk_span(latents.shape[2])
+        velocity = ring.velocity(span, latents, 700.0, text, attention_bias=attention_bias)
         torch.testing.assert_close(velocity, expected, atol=1e-5, rtol=0)
-        ring.write(plan, latents, text)
+        ring.write(span, latents, text)
