@@ -189,7 +189,7 @@ def test_a_server_that_dies_under_way_is_a_readable_error(comfy: Comfy, start_fr
     probe = pipeline(frontend)
 
     def kill() -> None:
-        eventually(frontend.probed)
+        eventually(frontend.probe_entries)
         frontend.process.kill()
         frontend.process.wait(10)
 

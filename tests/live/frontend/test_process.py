@@ -27,7 +27,7 @@ def test_sigterm_ends_everything_within_ten_seconds_with_a_generation_under_way(
         target=lambda: ends.extend(frontend.generate(pipeline_id="probe", prompt="!sleep 30", num_frames=9))
     )
     generating.start()
-    eventually(frontend.probed)
+    eventually(frontend.probe_entries)
     began = time.monotonic()
     assert frontend.stop() == 0
     assert time.monotonic() - began < 10
