@@ -148,20 +148,23 @@ class ImageDecoder:
             await self._end(process)
 
     async def _start(self) -> None:
-        """Start a process and add it to the idle ones."""
-        process = await start_worker(image_worker.__name__, _LIMITS)
-        self._all.add(process)
-        try:
-            async with asyncio.timeout(_START_S):
-                is_ready = await cast("asyncio.StreamReader", process.stdout).readline() == image_worker.READY
-        except TimeoutError:
-            is_ready = False
-        if self._is_closed or not is_ready:
+        """Start a process and add it to the idle ones; if it ends before it is ready, another one."""
+        for _ in range(2):
+            process = await start_worker(image_worker.__name__, _LIMITS)
+            self._all.add(process)
+            try:
+                async with asyncio.timeout(_START_S):
+                    line = await cast("asyncio.StreamReader", process.stdout).readline()
+            except TimeoutError:
+                line = b""
+            if line == image_worker.READY and not self._is_closed:
+                self._idle.append(process)
+                return
             await self._end(process)
             if self._is_closed:
                 raise ShuttingDown("the server is stopping")
-            raise InternalError("the process that decodes images does not start; see the server's log")
-        self._idle.append(process)
+            log.warning("a process to decode images did not start: status %s, output %r", process.returncode, line)
+        raise InternalError("the process that decodes images does not start; see the server's log")
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
         self._all.discard(process)

@@ -125,7 +125,7 @@ def test_where_the_wheel_is_missing_embedded_says_what_to_do(tmp_path: Path) -> 
 
 def test_log_lines_carry_the_generation(victim: Frontend) -> None:
     with victim.stream(**PROBE) as events:
-        generation = events.answer.headers["x-generation-id"]
+        generation = events.response.headers["x-generation-id"]
         list(events)
     lines = [line for line in victim.log().splitlines() if generation in line]
     assert any('"event": "ended: complete"' in line for line in lines)
