@@ -478,12 +478,7 @@ class Store:
         if self._files.get(source.name) is not source:
             raise UnknownPath(f"path: {source.name} is gone", "path")
         path = self._derived_folder / f"{disk_name(source.name, source.owner)}.{variant}.{name}"
-        try:
-            os.rename(draft.path, path)
-        except FileNotFoundError:
-            raise DiskFull("the file was removed while it was written") from None
-        self._drafts.discard(draft)
-        os.close(draft.fd)
+        self._name_draft(draft, path)
         file = DerivedFile.inspect(path)
         if file is None:
             raise RuntimeError("a derived file has an invalid name")
@@ -495,6 +490,15 @@ class Store:
         for other in self._by_age(siblings)[: max(0, len(siblings) + 1 - MAX_VARIANTS)]:
             self._remove_derived(other)
         return file
+
+    def _name_draft(self, draft: Draft, path: Path) -> None:
+        """Move a complete draft to its final path and close it."""
+        try:
+            os.rename(draft.path, path)
+        except FileNotFoundError:
+            raise DiskFull("the file was removed while it was written") from None
+        self._drafts.discard(draft)
+        os.close(draft.fd)
 
     def held_variants(self, source: str) -> int:
         """How many files derived from an output are in use and cannot be dropped."""
@@ -545,12 +549,7 @@ class Store:
             release(draft.fd, draft.written_bytes, draft.preallocated_bytes)
         file_name = disk_name(name, draft.owner, draft.fps)
         path = SHM_DIR / f"{self._shm_prefix}{file_name}" if draft.in_shm else self._folder(draft.kind) / file_name
-        try:
-            os.rename(draft.path, path)
-        except FileNotFoundError:
-            raise DiskFull("the file was removed while it was written") from None
-        self._drafts.discard(draft)
-        os.close(draft.fd)
+        self._name_draft(draft, path)
         file = self._inspect(path)
         if file is None:
             path.unlink(missing_ok=True)

@@ -31,6 +31,12 @@ def relay_processes(frontend: Frontend) -> list[psutil.Process]:
     return [child for child in descendants(frontend) if "frontend.relay" in command_line(child)]
 
 
+def worker_processes(module: str, server_pid: int | None = None) -> list[psutil.Process]:
+    """The processes in which a server, or this process, runs a module of the frontend, such as `video_worker`."""
+    children = psutil.Process(server_pid).children()
+    return [child for child in children if any(module in argument for argument in command_line(child))]
+
+
 def command_line(process: psutil.Process) -> list[str]:
     """The arguments of a process, [] if it has ended."""
     with contextlib.suppress(psutil.Error):

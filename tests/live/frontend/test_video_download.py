@@ -1,6 +1,5 @@
 """GET /generate/download as a video file, with the clients that people have: curl, ffprobe and a browser."""
 
-import contextlib
 import json
 import re
 import subprocess
@@ -17,6 +16,7 @@ from tests.support import http
 from tests.support.browser import CHROMIUM, what_a_page_reports
 from tests.support.http import DOWNLOAD
 from tests.support.mounts import disk_filled, mounted_frontend
+from tests.support.processes import worker_processes
 from tests.support.raw_client import RawClient
 from tests.support.recovery import assert_recovers, eventually
 from tests.support.refusals import refusal_of
@@ -38,12 +38,7 @@ def get(server: Frontend, output: str, query: str, method: str = "GET", **header
 
 
 def encoders(server: Frontend) -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process(server.pid).children():
-        with contextlib.suppress(psutil.Error):
-            if "video_worker" in " ".join(child.cmdline()):
-                found.append(child)
-    return found
+    return worker_processes("video_worker", server.pid)
 
 
 def test_curl_gets_a_file_that_plays(server: Frontend, output: str, clip: Frames, tmp_path: Path) -> None:

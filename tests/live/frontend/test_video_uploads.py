@@ -1,6 +1,5 @@
 """POST /generate/upload of video files to the real server, with curl, and what becomes of them."""
 
-import contextlib
 import json
 import subprocess
 import threading
@@ -16,6 +15,7 @@ import pytest
 from filmstrip.video import probe, read_frames
 from tests.support import http
 from tests.support.http import UPLOAD
+from tests.support.processes import worker_processes
 from tests.support.raw_client import RawClient, RawResponse
 from tests.support.recovery import assert_recovers, eventually
 from tests.support.refusals import check_refusal, refusal_of
@@ -45,12 +45,7 @@ def refusal(server: Frontend, answer: httpx.Response) -> dict[str, Any]:
 
 
 def decoders(server: Frontend) -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process(server.pid).children():
-        with contextlib.suppress(psutil.Error):
-            if "video_worker" in " ".join(child.cmdline()):
-                found.append(child)
-    return found
+    return worker_processes("video_worker", server.pid)
 
 
 def test_curl_sends_a_file_and_gets_one_back(server: Frontend, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from frontend.schema import VideoFileQuery, VideoFormat, parse_query
 from frontend.settings import Settings
 from frontend.store import MAX_VARIANTS, DerivedFile, Kind, Store, StoredFile
 from frontend.video_files import Growth, Variant, VideoFiles
+from tests.support.processes import worker_processes
 from tests.support.server import Frames
 
 MIB = 2**20
@@ -57,12 +58,7 @@ async def files(store: Store) -> AsyncIterator[VideoFiles]:
 
 
 def encoders() -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):
-            if "video_worker" in " ".join(child.cmdline()):
-                found.append(child)
-    return found
+    return worker_processes("video_worker")
 
 
 async def put(store: Store, video: Frames, owner: str = "") -> StoredFile:

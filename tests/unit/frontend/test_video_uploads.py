@@ -26,6 +26,7 @@ from frontend.settings import Settings
 from frontend.store import Kind, Store
 from frontend.video_uploads import DecodedVideo, VideoDecoder
 from frontend.video_worker import Fitting
+from tests.support.processes import worker_processes
 from tests.support.server import Frames
 from tests.unit.filmstrip.video_samples import SAMPLES, encode
 
@@ -91,12 +92,7 @@ async def upload(store: Store) -> AsyncIterator[Uploads]:
 
 
 def decoders() -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):
-            if "video_worker" in " ".join(child.cmdline()):
-                found.append(child)
-    return found
+    return worker_processes("video_worker")
 
 
 async def begun(condition: Callable[[], object]) -> None:
