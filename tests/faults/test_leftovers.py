@@ -163,6 +163,7 @@ def test_files_keep_their_names_and_age_and_damaged_ones_go(victim: Frontend, tm
         assert second.stop() == 0
     third = Frontend(tmp_path, *flags, store_ttl_s=800)  # the time left is counted from the file, not from the start
     try:
+        third.wait_healthy()
         assert third.stored() == []
     finally:
         third.stop()
