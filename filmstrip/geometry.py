@@ -9,6 +9,8 @@ MAX_FRAMES = 10_000
 MIN_SIDE = 64
 MAX_REQUEST_SIDE = 2048
 """Least and most height and width that a request may ask for, in pixels."""
+MAX_DECODED_SIDE = 8192
+"""Longest side of a frame of an uploaded video file, and of what it is scaled to."""
 DEFAULT_FPS = 16
 """Frames per second of a video that nothing else gives a rate."""
 MAX_FPS_DENOMINATOR = 100_000

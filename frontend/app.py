@@ -23,7 +23,6 @@ from filmstrip.errors import (
 from .auth import SAFE_METHODS, AccessControl
 from .bodies import refuse_wrapped
 from .connection import BoundedBody, BoundedRequest, Connection
-from .generation_videos import generation_videos
 from .generations import generations
 from .logs import note
 from .openapi import DocumentProvider, accepted_types, add_docs
@@ -64,7 +63,6 @@ def create_app(settings: Settings | None = None) -> Quart:
     app.url_map.merge_slashes = False  # it would redirect to the Host header's host, without a proxy's prefix
     app.register_blueprint(api)
     app.register_blueprint(generations)
-    app.register_blueprint(generation_videos)
     _add_access(app, settings)
     _add_errors(app)
     _add_docs(app, settings)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from filmstrip.errors import NotFound
 
-from .job import Job
-from .jobs import Record, State
+from .generation import Job
+from .jobs import Record
 from .records import Records
+from .schema import State
 from .store import Store
 
 _MAX_WITHOUT_OUTPUT = 10_000  # ended generations without an output; others count as files of the store

@@ -1,19 +1,24 @@
-"""The endpoints of /api/v1/generations: a generation as a resource."""
+"""The endpoints of /api/v1/generations: a generation as a resource, with its video files."""
 
 import json
 import re
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from quart import Blueprint, Response, request
 
-from filmstrip.errors import BadHeader, InvalidField, RangeNotSatisfiable
+from filmstrip.errors import BadHeader, InvalidField, NotReady, RangeNotSatisfiable
+from filmstrip.geometry import DEFAULT_FPS
 from filmstrip.wire import VIDEO_HEADER_BYTES, pack_video_header
 
 from .auth import client_of_request
 from .bodies import BINARY, JSON
 from .connection import on_close, will_stream
-from .download import VIDEO_HEADERS, counted, video_headers
-from .generation_schema import (
+from .download import VIDEO_HEADERS, counted, send_file, video_headers
+from .jobs import Door, Known, Submission
+from .openapi import EVENTS, content, describe, parameter, query_parameters
+from .requests import answer, event_stream, json_body
+from .schema import (
     ID_PATTERN,
     MAX_PAGE,
     CancelGenerationAnswer,
@@ -21,13 +26,14 @@ from .generation_schema import (
     DryRunRequest,
     GenerationAnswer,
     GenerationsAnswer,
+    State,
     SubmitRequest,
+    VideoFormat,
+    VideoOptions,
+    parse_query,
 )
-from .jobs import Door, Known, State, Submission
-from .openapi import EVENTS, content, describe, parameter
-from .requests import answer, json_body
 from .state import app_state
-from .streams import event_stream
+from .video_files import CONTENT_TYPES, CompleteOutput, FrameSource, Variant
 
 generations = Blueprint("generations", __name__)
 
@@ -351,3 +357,81 @@ def _resource(known: Known) -> Response:
 
 def _json(value: dict[str, Any]) -> Response:
     return Response(json.dumps(value), content_type=JSON)
+
+
+# -- Video files ----------------------------------------------------------------------------------------------------
+
+_VIDEO_OPTIONS = {
+    "fps": "Frames per second.",
+    "crf": "Quality of mp4 and webm; 0 is best.",
+    "scale": "How many times to enlarge the frames.",
+    "frame": "With png: one frame, by its index.",
+}
+_VIDEO_FILES = {
+    "video.mp4": (VideoFormat.MP4, "Download the video as MP4. While it is being generated, it grows."),
+    "video.webm": (VideoFormat.WEBM, "Download the video as WebM."),
+    "video.gif": (VideoFormat.GIF, "Download the video as GIF."),
+    "poster.png": (VideoFormat.PNG, "Download the first frame."),
+    "contact-sheet.png": (VideoFormat.PNG, "Download up to 24 frames in one image."),
+}
+
+
+def _add_video_file(name: str, file_format: VideoFormat, summary: str) -> None:
+    is_poster = name == "poster.png"
+
+    async def view(id: str) -> Response:
+        options = parse_query(VideoOptions, request.args)
+        if is_poster and options.frame is None:
+            options.frame = 0
+        return await _send_video_file(id, name, file_format, options)
+
+    view.__doc__ = summary
+    view.__name__ = f"get_{name.replace('.', '_').replace('-', '_')}"
+    described = describe(
+        parameters=(_ID_PARAMETER, *query_parameters(VideoOptions, _VIDEO_OPTIONS)),
+        answers={
+            200: content(CONTENT_TYPES[file_format], description="The file."),
+            206: content(CONTENT_TYPES[file_format], description="The requested range of a finished video."),
+            304: {"description": "The client already has the file."},
+        },
+        errors=(404, 409, 412, 416, 422, 503, 507),
+    )
+    marked: Callable[[str], Awaitable[Response]] = described(view)
+    generations.get(f"{_ROOT}/<id>/{name}")(marked)
+
+
+for _name, (_format, _title) in _VIDEO_FILES.items():
+    _add_video_file(_name, _format, _title)
+
+
+async def _send_video_file(id: str, name: str, file_format: VideoFormat, options: VideoOptions) -> Response:
+    state = app_state()
+    source = await state.jobs.frame_source(client_of_request(), id)
+    variant = Variant.of(file_format, options, source.shape, source.fps or DEFAULT_FPS)
+    if not isinstance(source, CompleteOutput):
+        if file_format is not VideoFormat.MP4:
+            raise NotReady(f"id: {name} is made when the generation has ended; video.mp4 can be watched now", "id")
+        return _growing_video(source, variant)
+    will_stream(request)
+    return await send_file(
+        await state.video_files.file(source.file, variant),
+        request,
+        state.blobs,
+        state.downloads,
+        content_type=variant.content_type,
+        file_name=f"{id}.{file_format}",
+    )
+
+
+def _growing_video(source: FrameSource, variant: Variant) -> Response:
+    """A fragmented MP4 without a length, which ends when the generation does."""
+    state = app_state()
+    response = Response(b"", content_type=variant.content_type)
+    response.headers.pop("Content-Length", None)
+    response.headers.update({"Accept-Ranges": "none", "Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+    if request.method == "GET":
+        closing = on_close(request)
+        closing.enter_context(state.downloads.running())
+        pieces = closing.enter_context(state.video_files.following(source, variant))
+        response.response = response.iterable_body_class(counted(pieces))
+    return response

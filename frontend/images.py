@@ -1,4 +1,4 @@
-"""The images of a request, uploaded assets or data URLs, and the processes that decode them."""
+"""The images of a request, which are assets or data URLs: checked and decoded in worker processes."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,7 @@ import functools
 import json
 import logging
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -17,6 +17,7 @@ from filmstrip.errors import BadImage, InternalError, InvalidField, ShuttingDown
 
 from . import image_worker
 from .inference import FileSlice
+from .schema import ChunkSpec, GenerateRequest
 from .store import Kind, Store
 from .tasks import FairSemaphore, run_to_end
 from .workers import Limits, end_worker, start_worker
@@ -28,6 +29,10 @@ _WALL_S = 120.0  # for one image; the worker's limit on CPU time is reached firs
 _START_S = 60.0
 _LIMITS = Limits(cpu_s=10, memory_bytes=2**30)  # the slowest image within the worker's own limits takes a few seconds
 _WHITESPACE = "".join(map(chr, range(0x21)))
+_IMAGE_FIELDS = ("first_frame_image", "last_frame_image", "vace_ref_images")
+_KEPT_CHARACTERS = 40  # of a data URL, in a record
+MAX_IMAGES = 256
+"""Most images of a request."""
 
 ImageSource = Path | str
 """The file of an asset, or a data URL."""
@@ -181,6 +186,22 @@ async def _exchange(process: asyncio.subprocess.Process, job: bytes, data: bytes
     return await answers.readline()
 
 
+# -- The images of a request ----------------------------------------------------------------------------------------
+
+
+def image_fields(request: GenerateRequest) -> Iterator[tuple[str, str]]:
+    """Each image that a request names, after the field that names it."""
+    for position, spec in enumerate(request.chunk_specs or ()):
+        for name, source in (
+            ("first_frame_image", spec.first_frame_image),
+            ("last_frame_image", spec.last_frame_image),
+        ):
+            if source is not None:
+                yield f"chunk_specs[{position}].{name}", source
+        for source in spec.vace_ref_images or ():
+            yield f"chunk_specs[{position}].vace_ref_images", source
+
+
 @dataclass(frozen=True)
 class RequestImage:
     """An image of a request; its pixels are decoded when a chunk needs them.
@@ -219,9 +240,8 @@ async def resolve_image(
         UnknownPath: there is no such asset.
         InvalidField: it is not an image.
     """
-    url = source.lstrip(_WHITESPACE)
-    image: ImageSource = url
-    if url[:5].lower() != "data:":
+    image: ImageSource = source.lstrip(_WHITESPACE)
+    if not is_data_url(source):
         file = store.find(source, Kind.ASSET, owner=requester.client, field=name, allow_expired=allow_expired)
         uses.enter_context(store.holding(file))
         image = file.path
@@ -230,3 +250,66 @@ async def resolve_image(
     except BadImage as error:
         raise InvalidField(f"{name}: {error.message}", name) from None
     return RequestImage(shape, functools.partial(decoder.write, image, requester, shape))
+
+
+def is_data_url(source: str) -> bool:
+    """Whether an image of a request is a data URL, and not the name of an asset."""
+    return source.lstrip(_WHITESPACE)[:5].lower() == "data:"
+
+
+async def data_urls_to_assets(
+    request: GenerateRequest, client: str, store: Store, decoder: ImageDecoder
+) -> tuple[GenerateRequest, tuple[str, ...]]:
+    """Store the images that a request holds.
+
+    What is not an image stays in the request, whose check refuses it.
+
+    Returns:
+        The request with the names of assets in place of data URLs, and these names; the caller removes the assets.
+
+    Raises:
+        StorageFull: the stored files would exceed their limits.
+    """
+    urls = list(dict.fromkeys(source for _, source in image_fields(request) if is_data_url(source)))
+    if not urls or len(urls) > MAX_IMAGES:
+        return request, ()
+    requester = Requester(client)
+    names: dict[str, str] = {}
+    try:
+        for url in urls:
+            with store.draft(Kind.ASSET, len(url) * 3 // 4, owner=client) as draft:
+                try:
+                    await decoder.save(url, requester, draft.path)
+                except BadImage:
+                    continue
+                names[url] = draft.commit().name
+    except BaseException:
+        for name in names.values():
+            store.remove(name)
+        raise
+    replaced = await asyncio.to_thread(_with_images, request, lambda source: names.get(source, source))
+    return replaced, tuple(names.values())
+
+
+def without_data_urls(request: GenerateRequest) -> GenerateRequest:
+    """The request with only the start of each data URL."""
+
+    def shortened(source: str) -> str:
+        return source.lstrip(_WHITESPACE)[:_KEPT_CHARACTERS] + "..." if is_data_url(source) else source
+
+    return _with_images(request, shortened)
+
+
+def _with_images(request: GenerateRequest, replace: Callable[[str], str]) -> GenerateRequest:
+    if not any(is_data_url(source) for _, source in image_fields(request)):
+        return request
+
+    def replaced(spec: ChunkSpec) -> ChunkSpec:
+        values = {name: getattr(spec, name) for name in _IMAGE_FIELDS if getattr(spec, name) is not None}
+        changes = {
+            name: list(map(replace, value)) if isinstance(value, list) else replace(value)
+            for name, value in values.items()
+        }
+        return spec.model_copy(update=changes) if changes else spec
+
+    return request.model_copy(update={"chunk_specs": [replaced(spec) for spec in request.chunk_specs or ()]})

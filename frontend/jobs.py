@@ -8,30 +8,15 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 from filmstrip.wire import VideoShape
 
 from .events import NumberedEvent
-from .schema import GenerateRequest
+from .schema import CancelStatus, GenerateRequest, OnDisconnect, State
 from .video_files import FrameSource
-
-
-class State(StrEnum):
-    """Where a generation is in its life."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    COMPLETE = "complete"
-    CANCELLED = "cancelled"
-    FAILED = "failed"
-
-    @property
-    def is_live(self) -> bool:
-        """It waits or runs."""
-        return self in (State.QUEUED, State.RUNNING)
 
 
 class Door(StrEnum):
@@ -42,10 +27,6 @@ class Door(StrEnum):
 
     RESOURCE = "generations"
     """/api/v1/generations: the generation goes on without its client."""
-
-
-OnDisconnect = Literal["continue", "cancel"]
-CancelStatus = Literal["cancelling", "cancelled", "idle"]
 
 
 @dataclass(frozen=True)

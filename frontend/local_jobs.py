@@ -32,21 +32,17 @@ from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape
 from . import logs, metrics
 from .blobs import read_pieces
 from .catalogue import Catalogue, Entry
-from .data_urls import data_urls_to_assets
 from .events import EventLog
 from .fair_queue import FairQueue
-from .generation import Generation
-from .images import ImageDecoder
-from .job import RESTARTED, EndedArchive, Job
-from .jobs import CancelStatus, Door, Followed, Known, Page, QueuedEvent, Record, State, Submission, Submitted
+from .generation import RESTARTED, EndedArchive, Generation, Job, Slot
+from .images import ImageDecoder, data_urls_to_assets
+from .jobs import Door, Followed, Known, Page, QueuedEvent, Record, Submission, Submitted
 from .model_registry import ModelRegistry
-from .records import Records
+from .records import Records, defaulted_fields, digest_and_text, restored_request, stored_request, with_seed
 from .request_check import CheckCancelled, CheckedRequest, RequestChecker
-from .schema import GenerateRequest
+from .schema import CancelStatus, GenerateRequest, State
 from .settings import Settings
-from .slot import Slot
 from .store import Draft, Kind, Store, open_stored
-from .stored_request import defaulted_fields, digest_and_text, restored_request, stored_request, with_seed
 from .tasks import in_thread, run_to_end
 from .video_files import CompleteOutput, FrameSource, Growth
 

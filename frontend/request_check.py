@@ -1,32 +1,35 @@
-"""The check of a request before its stream starts: find what it names, then plan it."""
+"""The check of a request before its stream starts: find what it names, then plan it. A dry run is the check alone."""
 
 import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Iterator, Mapping
+import time
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from filmstrip.errors import InvalidField, ShuttingDown
-from filmstrip.wire import VideoShape
+from filmstrip.errors import InvalidField, ShuttingDown, TooManyRequests
+from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape
 
 from . import logs
 from .array_plan import Source, UploadInfo
-from .images import ImageDecoder, Requester, RequestImage, resolve_image
+from .images import MAX_IMAGES, ImageDecoder, Requester, RequestImage, image_fields, resolve_image
 from .model_registry import ModelRegistry
 from .plan import Chain, Plan, make_plan
-from .schema import GenerateRequest
+from .schema import DryRunRequest, GenerateRequest, image_size
 from .settings import Settings
 from .store import Kind, Store, StoredFile, is_name
 from .tasks import FairSemaphore, in_thread
 
 log = logging.getLogger(__name__)
 
-MAX_IMAGES = 256
 MAX_IMAGE_BYTES = 512 * 2**20  # decoded
 _UNREAD_SHAPE = (1, 1, 3)  # stands for an image of a cancelled request, whose plan only counts its chunks
 _INFO_TIMEOUT_S = 1.0  # how long a cancelled request waits for its pipelines, to report how many chunks it would have
 _PLANS_AT_ONCE = 1  # Python runs one at a time anyway
+_DRY_RUNS_LIMIT = 60
+_DRY_RUNS_PERIOD_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ class RequestChecker:
             if check.chain is None:
                 raise CheckCancelled(None)
             uploads, images = check.uploads, check.images
-            shapes = {name: _UNREAD_SHAPE for _, name in _image_fields(request)} | dict(stand_ins.image_shapes)
+            shapes = {name: _UNREAD_SHAPE for _, name in image_fields(request)} | dict(stand_ins.image_shapes)
             shapes |= {name: image.shape for name, image in images.items()}
             facts = UploadInfo(
                 input_shape=uploads[Source.INPUT].shape if Source.INPUT in uploads else stand_ins.input_shape,
@@ -213,7 +216,7 @@ class RequestChecker:
         images = check.images
         shapes: dict[str, tuple[int, ...]] = {}
         num_bytes = 0
-        for field_name, source in _image_fields(request):
+        for field_name, source in image_fields(request):
             if source in shapes:
                 continue
             if len(shapes) == MAX_IMAGES:
@@ -237,14 +240,44 @@ class RequestChecker:
                 raise InvalidField(message, field_name)
 
 
-def _image_fields(request: GenerateRequest) -> Iterator[tuple[str, str]]:
-    """Each image that a request names, after the field that names it."""
-    for position, spec in enumerate(request.chunk_specs or ()):
-        for name, source in (
-            ("first_frame_image", spec.first_frame_image),
-            ("last_frame_image", spec.last_frame_image),
-        ):
-            if source is not None:
-                yield f"chunk_specs[{position}].{name}", source
-        for source in spec.vace_ref_images or ():
-            yield f"chunk_specs[{position}].vace_ref_images", source
+class DryRuns:
+    """Plans requests without a slot, without the queue and without their files, at a limited rate."""
+
+    def __init__(self, checker: RequestChecker, store: Store) -> None:
+        self._checker = checker
+        self._store = store
+        self._times: dict[str, deque[float]] = {}
+
+    def count(self, client: str) -> None:
+        """Count a dry run of a client.
+
+        Raises:
+            TooManyRequests: it had 60 within a minute.
+        """
+        now = time.monotonic()
+        times = self._times.setdefault(client, deque())
+        while times and times[0] <= now - _DRY_RUNS_PERIOD_S:
+            times.popleft()
+        if len(times) >= _DRY_RUNS_LIMIT:
+            error = TooManyRequests(f"at most {_DRY_RUNS_LIMIT} dry runs a minute")
+            error.headers = {"Retry-After": str(int(times[0] + _DRY_RUNS_PERIOD_S - now) + 1)}
+            raise error
+        times.append(now)
+
+    async def plan(self, client: str, request: GenerateRequest, body: DryRunRequest) -> Plan:
+        """The plan of a request, with the sizes in the body in place of files.
+
+        Raises:
+            FilmstripError: the request cannot be served.
+        """
+        images = {name: size for _, name in image_fields(request) if (size := image_size(name)) is not None}
+        uploads = body.uploads
+        stand_ins = StandIns(
+            input_shape=VideoShape(*uploads.input_shape) if uploads and uploads.input_shape else None,
+            blob_bytes=uploads.blob_bytes if uploads else None,
+            image_shapes={name: (*size, 3) for name, size in images.items()},
+        )
+        with contextlib.ExitStack() as uses:
+            checked = await self._checker.check(request, "dry-run", client, uses, stand_ins=stand_ins)
+        self._store.check_fits(VIDEO_HEADER_BYTES + checked.plan.output.num_bytes, owner=client)
+        return checked.plan

@@ -13,7 +13,7 @@ from .download import VIDEO_HEADERS, send_file
 from .images import Requester
 from .jobs import Door, Submission
 from .openapi import EVENTS, content, describe, one_of, parameter, query_parameters
-from .requests import answer, body_receiver, json_body
+from .requests import answer, body_receiver, event_stream, json_body
 from .schema import (
     AssetAnswer,
     BlobAnswer,
@@ -34,7 +34,6 @@ from .schema import (
 )
 from .state import app_state
 from .store import Kind
-from .streams import event_stream
 from .video_files import CONTENT_TYPES, Variant
 
 api = Blueprint("api", __name__)

@@ -11,16 +11,15 @@ from .blobs import Blobs, LocalBlobs
 from .bodies import JsonBodies
 from .connection import Pace
 from .download import Downloads
-from .dry_run import DryRuns
 from .embedded.supervisor import EmbeddedTriton
+from .generation import Slot
 from .images import ImageDecoder
 from .local_jobs import LocalJobs
 from .model_registry import ModelRegistry, Readiness
 from .pipeline_loads import PipelineLoads
 from .records import Records
-from .request_check import RequestChecker
+from .request_check import DryRuns, RequestChecker
 from .settings import Settings
-from .slot import Slot
 from .store import Store
 from .triton import TritonClient
 from .video_files import VideoFiles

@@ -31,8 +31,7 @@ from filmstrip.wire import VideoShape
 from .schema import VideoFormat, VideoOptions
 from .store import MAX_VARIANTS, DerivedFile, Draft, Store, StoredFile, open_stored
 from .tasks import FairSemaphore, in_thread
-from .video_jobs import WORKER, EncodeJob
-from .workers import Limits, running_worker
+from .workers import VIDEO_WORKER, EncodeJob, Limits, running_worker
 
 log = logging.getLogger(__name__)
 
@@ -422,7 +421,7 @@ class _Encoding:
         """Encode into the drafts; returns the digest of the file."""
         fd = self._source.open()
         uses.callback(os.close, fd)
-        async with running_worker(WORKER, _LIMITS, "encode", pass_fds=(fd,)) as process:
+        async with running_worker(VIDEO_WORKER, _LIMITS, "encode", pass_fds=(fd,)) as process:
             feeding = asyncio.create_task(self._feed(process, self._job(fd, whole), uses))
             try:
                 async for line in cast("asyncio.StreamReader", process.stdout):

@@ -19,8 +19,7 @@ from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape
 from .schema import VideoUploadQuery
 from .store import Draft, Kind, Store, StoredFile
 from .tasks import FairSemaphore
-from .video_jobs import WORKER, DecodeJob
-from .workers import Limits, running_worker
+from .workers import VIDEO_WORKER, DecodeJob, Limits, running_worker
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +103,7 @@ class VideoDecoder:
         job = _job(spool, query, limit_bytes)
         async with self._turns.turn(spool.owner, spool):
             try:
-                async with asyncio.timeout(_WALL_S), running_worker(WORKER, _LIMITS, "decode") as process:
+                async with asyncio.timeout(_WALL_S), running_worker(VIDEO_WORKER, _LIMITS, "decode") as process:
                     return await self._follow(process, job, spool.owner)
             except TimeoutError:
                 raise BadVideo(_TOO_SLOW) from None

@@ -27,13 +27,13 @@ import av
 import numpy as np
 from PIL import Image
 
+from filmstrip.geometry import MAX_DECODED_SIDE
 from filmstrip.video.contact_sheet import COLUMNS, ROWS, evenly_spaced, sheet_rows, thumbnail, write_sheet
 from filmstrip.video.read import Part, PartReader, Restrictions, VideoFileError
 from filmstrip.video.write import Encoder, enlarged, open_encoder
 from filmstrip.wire import VIDEO_HEADER_BYTES, Frame
 
-from .video_jobs import MAX_DECODED_SIDE, DecodeJob, EncodeJob
-from .workers import enter_worker, limit_cpu
+from .workers import DecodeJob, EncodeJob, enter_worker, limit_cpu
 
 _LOOKAHEAD = 16
 """Frames that the encoder holds back: more compress better, take memory, and delay a video that is still growing."""

@@ -1,7 +1,7 @@
 """Worker processes: how the server starts and ends them, and the limits that they set for themselves.
 
 A worker runs one module of this package. It inherits no sockets, settings or secrets, so that a hostile file can harm
-this process only.
+this process only. What the workers for videos are asked is here too, because they alone load FFmpeg.
 """
 
 import asyncio
@@ -100,6 +100,67 @@ async def end_worker(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.kill()
     await run_to_end(process.wait())
+
+
+# -- What video_worker.py is asked -------------------------------------------------------------------------------------
+
+VIDEO_WORKER = f"{__package__}.video_worker"
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """What to encode.
+
+    Attributes:
+        fd: number of the open file with the frames.
+        height: of a frame.
+        width: likewise.
+        into: path of the file to write.
+        growing_into: path of a fragmented MP4 that is written while the frames arrive; empty if there is none.
+        format: mp4, webm, gif or png.
+        fps: frames per second, as a fraction.
+        crf: quality of mp4 and webm.
+        scale: how many times to enlarge the frames.
+        frame: index of the frame for a PNG; None is a contact sheet.
+    """
+
+    fd: int
+    height: int
+    width: int
+    into: str
+    growing_into: str
+    format: str
+    fps: str
+    crf: int | None
+    scale: int
+    frame: int | None
+
+
+@dataclass(frozen=True)
+class DecodeJob:
+    """What to decode.
+
+    Attributes:
+        path: path of the video file.
+        start: in seconds, as a fraction; frames before it are dropped.
+        end: likewise; empty is the end of the video.
+        fps: frames per second, as a fraction; empty is the file's own rate.
+        max_frames: most frames; None for no limit.
+        height: of the result; None follows from the width, or is the video's own.
+        width: likewise.
+        fit: how a video of another shape fills height and width: `cover` or `contain`.
+        limit_bytes: most bytes of frames.
+    """
+
+    path: str
+    start: str
+    end: str
+    fps: str
+    max_frames: int | None
+    height: int | None
+    width: int | None
+    fit: str
+    limit_bytes: int
 
 
 # -- In the worker's process ---------------------------------------------------------------------------------------

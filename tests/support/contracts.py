@@ -9,8 +9,8 @@ from filmstrip.errors import FilmstripError, IdTaken, InUse, InvalidField, NotFo
 from filmstrip.wire import VideoShape, pack_video_header
 from frontend.blobs import Blobs
 from frontend.events import NumberedEvent
-from frontend.jobs import Followed, Jobs, OnDisconnect, QueuedEvent, State, Submission
-from frontend.schema import GenerateRequest
+from frontend.jobs import Followed, Jobs, QueuedEvent, Submission
+from frontend.schema import GenerateRequest, OnDisconnect, State
 from frontend.store import Kind
 
 CLIENT, OTHER = "alice", "bob"

@@ -4,13 +4,13 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from frontend.generation import Slot
 from frontend.images import ImageDecoder
 from frontend.local_jobs import LocalJobs
 from frontend.model_registry import ModelRegistry
 from frontend.records import Records
 from frontend.request_check import RequestChecker
 from frontend.settings import Settings
-from frontend.slot import Slot
 from frontend.store import Store
 from frontend.triton import TritonClient
 

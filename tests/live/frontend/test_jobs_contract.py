@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from filmstrip.wire import VideoShape, pack_video_header
-from frontend.jobs import State
 from frontend.local_jobs import LocalJobs
+from frontend.schema import State
 from frontend.store import Kind
 from tests.support.contracts import (
     CLIENT,

@@ -13,7 +13,6 @@ from tests.support.server import Frontend, frontend_on
 
 OF_GENERATIONS = {
     "frontend.local_jobs",
-    "frontend.slot",
     "frontend.request_check",
     "frontend.generation",
     "frontend.staging",

@@ -14,14 +14,13 @@ from filmstrip.errors import ClientGone, ShuttingDown
 from filmstrip.models import ErrorEvent, Event
 from filmstrip.wire import VideoShape
 from frontend.events import NumberedEvent
-from frontend.generation import Generation
+from frontend.generation import Generation, Slot
 from frontend.jobs import Door, Submission
 from frontend.local_jobs import LocalJobs
 from frontend.plan import Plan
 from frontend.request_check import CheckedRequest
 from frontend.schema import GenerateRequest
 from frontend.settings import Settings
-from frontend.slot import Slot
 from frontend.store import Draft, Kind, Store
 from frontend.triton import TritonClient
 from tests.support.http import GENERATE

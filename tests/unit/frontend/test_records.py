@@ -15,8 +15,9 @@ import pytest
 from filmstrip.errors import DiskFull
 from filmstrip.wire import VideoShape
 from frontend.events import NumberedEvent
-from frontend.jobs import Door, Record, State
+from frontend.jobs import Door, Record
 from frontend.records import FILE_NAME, Records
+from frontend.schema import State
 
 
 def record(seq: int = 1, **fields: object) -> Record:
