@@ -70,9 +70,9 @@ def answers(path: Path, begin: float, end: float) -> list[float]:
 def _serve(recorder: Recorder) -> None:
     from frontend import __main__ as server  # noqa: PLC0415 - an idle loop needs none of it
     from frontend.app import create_app  # noqa: PLC0415
-    from frontend.triton import TritonClient  # noqa: PLC0415
+    from frontend.triton import ModelSequence  # noqa: PLC0415
 
-    call: Callable[..., Awaitable[Any]] = TritonClient.call
+    call: Callable[..., Awaitable[Any]] = ModelSequence.chunk
     tasks = []
 
     def sampled(*args: Any, **kwargs: Any) -> Any:
@@ -91,7 +91,7 @@ def _serve(recorder: Recorder) -> None:
         return answer
 
     vars(server)["create_app"] = sampled
-    TritonClient.call = timed  # type: ignore[method-assign]
+    ModelSequence.chunk = timed  # type: ignore[method-assign]
     server.main()
 
 

@@ -509,8 +509,8 @@ class ChunkRunner:
             params = ChunkParameters(params.index, params.num_frames, params.height, params.width, Mode.VIDEO)
         place = buffer.slice(self._layout.frames_offsets[index], shape.num_bytes)
         sequence = self._sequences[index]
-        answer = await sequence.chunk(params, tuple(inputs), place, shape)
-        for name, seconds in answer.stage_seconds.items():
+        stage_seconds = await sequence.chunk(params, inputs, place, shape)
+        for name, seconds in stage_seconds.items():
             metrics.STAGE_SECONDS.labels(sequence.model, name).observe(seconds)
         return TensorRef(contract.INPUT_VIDEO, tuple(shape), place)
 

@@ -103,7 +103,7 @@ class ChunkCall:
         timeout_s: how long the call may take in all.
         parameters: of the chunk, as JSON.
         tensors: the arrays.
-        frames: where the frames go.
+        frames_place: where the frames go.
     """
 
     model: str
@@ -113,12 +113,12 @@ class ChunkCall:
     timeout_s: float
     parameters: str
     tensors: tuple[TensorRef, ...]
-    frames: FileSlice
+    frames_place: FileSlice
 
 
 @dataclass(frozen=True)
-class ChunkAnswer:
-    """The model's answer.
+class ChunkResult:
+    """What a model says about a chunk that it has made.
 
     Attributes:
         shape: of the frames.
@@ -139,8 +139,8 @@ class _Report:
 _REPORT = TypeAdapter(_Report)
 
 
-async def call_model(client: triton_aio.InferenceServerClient, call: ChunkCall) -> ChunkAnswer:
-    """Make the call; when it returns, the frames are in `call.frames`.
+async def call_model(client: triton_aio.InferenceServerClient, call: ChunkCall) -> ChunkResult:
+    """Make the call; when it returns, the frames are in `call.frames_place`.
 
     Raises:
         InferenceServerException: as tritonclient raises it.
@@ -148,8 +148,8 @@ async def call_model(client: triton_aio.InferenceServerClient, call: ChunkCall) 
     chunk = triton_grpc.InferInput(contract.CHUNK.name, [1], contract.CHUNK.dtype)
     chunk.set_data_from_numpy(np.array([call.parameters.encode()], dtype=np.object_))
     frames = triton_grpc.InferRequestedOutput(contract.FRAMES.name)
-    if call.frames.region is not None:
-        frames.set_shared_memory(call.frames.region, call.frames.num_bytes, call.frames.offset)
+    if call.frames_place.region is not None:
+        frames.set_shared_memory(call.frames_place.region, call.frames_place.num_bytes, call.frames_place.offset)
     result = await client.infer(
         call.model,
         [chunk, *(_input(tensor) for tensor in call.tensors)],
@@ -161,9 +161,9 @@ async def call_model(client: triton_aio.InferenceServerClient, call: ChunkCall) 
     )
     output = result.get_output(contract.FRAMES.name)
     shape = tuple(int(side) for side in output.shape) if output is not None else ()
-    if call.frames.region is None and output is not None:
-        _write(call.frames, result.as_numpy(contract.FRAMES.name))
-    return ChunkAnswer(shape, _stage_seconds(result.as_numpy(contract.REPORT.name)))
+    if call.frames_place.region is None and output is not None:
+        _write(call.frames_place, result.as_numpy(contract.FRAMES.name))
+    return ChunkResult(shape, _stage_seconds(result.as_numpy(contract.REPORT.name)))
 
 
 def _stage_seconds(report: Any) -> Mapping[str, float]:

@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import logging
+from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +21,7 @@ from .triton import DIED_AT_START, ModelVersion, TritonClient, TritonRefused, pu
 log = logging.getLogger(__name__)
 
 _UNLOAD_TIMEOUT_S = 1.0
+_REPORT_POLL_S = 1.0
 _LOADS_AT_ONCE = 4  # Triton itself does not load more at a time
 _READY = "READY"
 _UNLOADED_REASON = "unloaded"  # Triton's, of a model that was unloaded on request
@@ -121,37 +123,58 @@ class OwnTriton(Protocol):
         """The folders of these models, by name; waits for the disk."""
 
 
+@dataclass(eq=False)
+class _Model:
+    """What is known of one model.
+
+    Attributes:
+        spec: of its pipeline, as Triton has it; None before it is first loaded, and if it is not a pipeline.
+        is_read: its configuration was read from Triton.
+        bad_parameters: why its configuration is not that of a pipeline, although it should be.
+        is_unhealthy: its process has ended, or hangs.
+        failed: why it was marked as failed.
+        load_error: why it could not be loaded.
+        failed_as: its files when it failed.
+        reported: why it is not served, as the log says.
+        waits_to_load: others are being loaded first.
+        load_failure: done when it is known that Triton will not finish loading it; None unless it is being loaded.
+        load_lock: held while it is loaded.
+    """
+
+    spec: PipelineSpec | None = None
+    is_read: bool = False
+    bad_parameters: str | None = None
+    is_unhealthy: bool = False
+    failed: str | None = None
+    load_error: str | None = None
+    failed_as: Fingerprint | None = None
+    reported: str | None = None
+    waits_to_load: bool = False
+    load_failure: asyncio.Future[None] | None = None
+    load_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
 class ModelRegistry:
     """The models of one Triton server.
 
     Attributes:
-        client: the connection to Triton.
+        triton: the connection to Triton.
         is_starting: Triton is embedded, and does not answer yet or has not tried to load every model.
         to_load: models that Triton has yet to load after its start.
         own_triton: starts and restarts Triton, if it is embedded.
     """
 
-    def __init__(self, client: TritonClient) -> None:
-        settings = client.settings
-        self.client = client
-        client.health = self
-        triton_folder = Path(client.url.removeprefix("unix:")).parent
+    def __init__(self, triton: TritonClient) -> None:
+        settings = triton.settings
+        self.triton = triton
+        triton.health = self
+        triton_folder = Path(triton.url.removeprefix("unix:")).parent
         self._folders = (*settings.model_repository, settings.data_dir, triton_folder)
-        self._specs: dict[str, PipelineSpec] = {}
-        self._bad_parameters: dict[str, str] = {}
-        self._not_pipelines: set[str] = set()
-        self._unhealthy: set[str] = set()
-        self._failed: dict[str, str] = {}
-        self._load_errors: dict[str, str] = {}
-        self._failed_as: dict[str, Fingerprint] = {}
+        self._models: defaultdict[str, _Model] = defaultdict(_Model)
         self._was_settled = False
         self._is_reachable = False
         self._asking: asyncio.Task[Readiness | None] | None = None
-        self._reported: dict[str, str | None] = {}
-        self._load_locks: dict[str, asyncio.Lock] = {}
-        self._loads: dict[str, asyncio.Future[None]] = {}
         self._load_places = asyncio.Semaphore(_LOADS_AT_ONCE)
-        self._waiting_to_load: set[str] = set()
         self._background: set[asyncio.Task[None]] = set()
         self.is_starting = False
         self.to_load: set[str] = set()
@@ -181,14 +204,14 @@ class ModelRegistry:
             TritonUnavailable: it does not answer.
         """
         found = await self._states()
-        ready = {name for name, pipeline in found.items() if pipeline.state is ModelState.READY}
-        known = self._specs.keys() | self._bad_parameters.keys() | self._not_pipelines
-        await asyncio.gather(*(self._read_spec(name) for name in (ready if read_again else ready - known)))
+        ready = {name for name, status in found.items() if status.state is ModelState.READY}
+        await asyncio.gather(*(self._read_spec(name) for name in ready if read_again or not self._models[name].is_read))
         for name in ready:
-            if name in self._bad_parameters:
-                found[name] = ModelStatus(None, ModelState.FAILED, self._bad_parameters[name])
-            elif name in self._specs:
-                found[name] = ModelStatus(self._specs[name], ModelState.READY)
+            model = self._models[name]
+            if model.bad_parameters is not None:
+                found[name] = ModelStatus(None, ModelState.FAILED, model.bad_parameters)
+            elif model.spec is not None:
+                found[name] = ModelStatus(model.spec, ModelState.READY)
             else:
                 del found[name]
         self._report(found)
@@ -200,11 +223,16 @@ class ModelRegistry:
             self._asking = asyncio.create_task(self._readiness(), name="readiness")
         return await asyncio.shield(self._asking)
 
+    async def report_failed(self) -> None:
+        """Log the models that failed once all were tried, even if no client asks for the list."""
+        while self.is_starting or await self.readiness() is None:  # noqa: ASYNC110 - Triton sends no events
+            await asyncio.sleep(_REPORT_POLL_S)
+
     async def _readiness(self) -> Readiness | None:
         try:
             if not self._is_reachable:  # this is polled, and must not fill the log
                 await self._link_models()
-                if not await self.client.is_listing_models():
+                if not await self.triton.is_listing_models():
                     return None
             pipelines = await self.pipelines(read_again=False)
         except FilmstripError:
@@ -229,10 +257,10 @@ class ModelRegistry:
         ready = {name for name, listed in versions.items() if any(version.state == _READY for version in listed)}
         folders: dict[str, ModelFolder] = {}
         if self.own_triton is not None:
-            doubtful = (await in_thread(self.own_triton.model_names) - ready) | self._failed.keys()
+            doubtful = (await in_thread(self.own_triton.model_names) - ready) | self.failed()
             folders = await self._read_folders(doubtful)
         names = sorted(versions.keys() | folders.keys())
-        return {name: self._pipeline(name, versions.get(name, []), folders.get(name)) for name in names}
+        return {name: self._status(name, versions.get(name, []), folders.get(name)) for name in names}
 
     async def _index(self) -> list[ModelVersion]:
         """Triton's list of the models in its repository, as the folders are now.
@@ -244,7 +272,7 @@ class ModelRegistry:
         for attempt in range(1, _INDEX_ATTEMPTS + 1):
             await self._link_models()
             try:
-                return await self.client.list_models()
+                return await self.triton.list_models()
             except ModelError:
                 if self.own_triton is None or attempt == _INDEX_ATTEMPTS:
                     raise
@@ -263,37 +291,39 @@ class ModelRegistry:
             except OSError as error:
                 log.warning("new and removed model folders are not seen: %s", error)
 
-    def _pipeline(self, name: str, versions: list[ModelVersion], folder: ModelFolder | None) -> ModelStatus:
-        is_changed = folder is not None and self._failed_as.get(name, folder.fingerprint) != folder.fingerprint
+    def _status(self, name: str, versions: list[ModelVersion], folder: ModelFolder | None) -> ModelStatus:
+        model = self._models[name]
+        is_changed = folder is not None and model.failed_as not in (None, folder.fingerprint)
         if is_changed:  # somebody has repaired it, perhaps
             self.clear_failed(name)
-        spec = self._specs.get(name) or (folder.spec if folder is not None else None)
+        spec = model.spec or (folder.spec if folder is not None else None)
         states = {version.state for version in versions}
-        if name in self._failed:
-            return ModelStatus(spec, ModelState.FAILED, self._failed[name])
-        if name in self.loading() | self._waiting_to_load or "LOADING" in states:
+        if model.failed is not None:
+            return ModelStatus(spec, ModelState.FAILED, model.failed)
+        if model.load_failure is not None or model.waits_to_load or "LOADING" in states:
             return ModelStatus(spec, ModelState.LOADING)
-        if _READY in states and name in self._unhealthy:
+        if _READY in states and model.is_unhealthy:
             return ModelStatus(spec, ModelState.UNLOADED, "its process ended; it is loaded again at its next use")
         if _READY in states:
-            self._load_errors.pop(name, None)
+            model.load_error = None
             return ModelStatus(spec, ModelState.READY)
         listed = [version.reason for version in versions if version.reason not in ("", _UNLOADED_REASON)]
         failures = [public_reason(reason, self._folders) for reason in listed]
-        reason = None if is_changed else next(iter(failures), None) or self._load_errors.get(name)
+        reason = None if is_changed else next(iter(failures), None) or model.load_error
         if folder is not None and folder.problem is not None:
             reason = folder.problem
         if reason is None and (self.is_starting or name in self.to_load):
             return ModelStatus(spec, ModelState.LOADING)
         return ModelStatus(spec, ModelState.UNLOADED if reason is None else ModelState.FAILED, reason)
 
-    def _report(self, pipelines: Mapping[str, ModelStatus]) -> None:
+    def _report(self, statuses: Mapping[str, ModelStatus]) -> None:
         """Log each model that failed since the last report."""
-        failed = {name: pipeline.reason for name, pipeline in pipelines.items() if pipeline.state is ModelState.FAILED}
+        failed = {name: status.reason for name, status in statuses.items() if status.state is ModelState.FAILED}
         for name, reason in failed.items():
-            if name not in self._reported or self._reported[name] != reason:
+            if reason != self._models[name].reported:
                 log.warning("%s is not served: %s", name, reason)
-        self._reported = failed
+        for name, model in self._models.items():
+            model.reported = failed.get(name)
 
     def mark_failed(self, name: str, reason: str) -> None:
         """Do not serve a model until it is loaded on purpose or `clear_failed` is called.
@@ -302,17 +332,16 @@ class ModelRegistry:
             name: of the model. It should be unloaded in Triton, and stays so.
             reason: one sentence for clients, without paths.
         """
-        self._failed[name] = reason
-        self._unhealthy.discard(name)
+        model = self._models[name]
+        model.failed, model.is_unhealthy = reason, False
         self._note_failure(name, reason)
-        load = self._loads.get(name)
-        if load is not None and not load.done():
-            load.set_result(None)
+        if model.load_failure is not None and not model.load_failure.done():
+            model.load_failure.set_result(None)
 
     def _note_failure(self, name: str, reason: str) -> None:
         """Log why a model is not served, and remember its files, so that a change to them is noticed."""
         log.warning("%s is not served: %s", name, reason)
-        self._reported[name] = reason
+        self._models[name].reported = reason
         if self.own_triton is not None:
             task = asyncio.create_task(self._keep_fingerprint(name), name="keep a fingerprint")
             self._background.add(task)
@@ -320,23 +349,23 @@ class ModelRegistry:
 
     async def _keep_fingerprint(self, name: str) -> None:
         for folder in (await self._read_folders([name])).values():
-            self._failed_as[name] = folder.fingerprint
+            self._models[name].failed_as = folder.fingerprint
 
     def failed(self) -> frozenset[str]:
         """The models that were marked as failed."""
-        return frozenset(self._failed)
+        return frozenset(name for name, model in self._models.items() if model.failed is not None)
 
     def clear_failed(self, name: str) -> None:
         """Forget that a model failed: unless it is loaded, its next use loads it."""
-        self._failed.pop(name, None)
-        self._load_errors.pop(name, None)
+        self._models[name].failed = self._models[name].load_error = None
 
     def loras(self, name: str) -> tuple[str, ...]:
         """The LoRAs of a pipeline that was loaded."""
-        return self._specs[name].features.loras if name in self._specs else ()
+        spec = self._models[name].spec if name in self._models else None
+        return () if spec is None else spec.features.loras
 
-    async def pipeline_specs(self, **names: str | None) -> dict[str, PipelineSpec]:
-        """The spec of each pipeline that a request names, by the request's fields; loaded first if needed.
+    async def load_pipelines(self, **names: str | None) -> dict[str, PipelineSpec]:
+        """Load the pipelines that a request names, unless they are loaded; their specs, by the request's fields.
 
         Raises:
             UnknownPipeline: the repository has no pipeline of this name.
@@ -347,19 +376,23 @@ class ModelRegistry:
         if self.own_triton is not None:
             await self.own_triton.wait_for_restart()
         states = await self._states()
-        for name in set(requested.values()) & states.keys():
-            if name in self._failed:
-                raise LoadFailed(f"{name} is not served: {self._failed[name]}")
+        known = {name: self._models[name] for name in requested.values() if name in states}
+        for name, model in known.items():
+            if model.failed is not None:
+                raise LoadFailed(f"{name} is not served: {model.failed}")
             if states[name].state is not ModelState.READY:
                 await self.load(name)
-        await asyncio.gather(*(self._read_spec(name) for name in set(requested.values()) & states.keys()))
-        for field, name in requested.items():
-            if name in self._bad_parameters:
-                raise LoadFailed(f"{name} is not served: {self._bad_parameters[name]}")
-            if name not in states or name not in self._specs:
+        await asyncio.gather(*map(self._read_spec, known))
+        specs = {}
+        for request_field, name in requested.items():
+            found = known.get(name)
+            if found is not None and found.bad_parameters is not None:
+                raise LoadFailed(f"{name} is not served: {found.bad_parameters}")
+            if found is None or found.spec is None:
                 there = ", ".join(await self.pipelines()) or "none"
-                raise UnknownPipeline(f"{field}: no pipeline {name[:80]!r}; there are: {there}", field)
-        return {field: self._specs[name] for field, name in requested.items()}
+                raise UnknownPipeline(f"{request_field}: no pipeline {name[:80]!r}; there are: {there}", request_field)
+            specs[request_field] = found.spec
+        return specs
 
     async def load(self, name: str) -> None:
         """Load a model that is not loaded or whose process has ended; returns when it is ready.
@@ -372,7 +405,7 @@ class ModelRegistry:
         """
         if self.own_triton is None:
             return await self.load_now(name)
-        if name in self._unhealthy:  # what is left of its process is in the way
+        if self._models[name].is_unhealthy:  # what is left of its process is in the way
             self.own_triton.schedule_restart(name)
         while True:
             await self.own_triton.wait_for_restart()
@@ -384,49 +417,49 @@ class ModelRegistry:
 
     async def load_now(self, name: str) -> None:
         """`load`, without waiting for a planned restart of Triton."""
-        lock = self._load_locks.setdefault(name, asyncio.Lock())
-        waits = lock.locked()
-        async with lock:
-            if waits and name in self._failed:  # callers that waited for the first attempt do not make a second one
-                raise LoadFailed(f"could not load {name}: {self._failed[name]}")
+        model = self._models[name]
+        waits = model.load_lock.locked()
+        async with model.load_lock:
+            if waits and model.failed is not None:  # callers that waited for the first attempt do not make a second one
+                raise LoadFailed(f"could not load {name}: {model.failed}")
             if not is_safe_model(name):
                 self.mark_failed(name, UNSAFE_NAME)
                 raise LoadFailed(f"could not load {name}: {UNSAFE_NAME}")
             is_ready = await self.is_loaded(name)
-            if is_ready and name not in self._unhealthy and name not in self._failed:
+            if is_ready and not model.is_unhealthy and model.failed is None:
                 return
             folder = (await self._read_folders([name])).get(name)
             if folder is not None and folder.problem is not None:  # Triton may wait for such a model forever
                 self._note_failure(name, folder.problem)
                 raise LoadFailed(f"could not load {name}: {folder.problem}")
             try:
-                async with self._place_to_load(name):
-                    if (name in self._unhealthy and self.own_triton is None) or (is_ready and name in self._failed):
+                async with self._place_to_load(model):
+                    if (model.is_unhealthy and self.own_triton is None) or (is_ready and model.failed is not None):
                         # unload, wait, load: not two copies in memory
-                        await self.client.unload_model(name)
+                        await self.triton.unload_model(name)
                         await self._wait_unloaded(name)
                     self.clear_failed(name)
                     await self._load_unless_it_fails(name)
             except TritonRefused as refusal:
-                reason = self._load_errors[name] = public_reason(str(refusal), self._folders)
+                reason = model.load_error = public_reason(str(refusal), self._folders)
                 if reason == DIED_AT_START and self.own_triton is not None:
                     self.mark_failed(name, reason)
                 else:
                     self._note_failure(name, reason)
                 raise LoadFailed(f"could not load {name}: {reason}") from None
-            self._unhealthy.discard(name)
+            model.is_unhealthy = False
             if self.own_triton is not None:
                 self.own_triton.on_model_ready(name)
             log.info("%s is loaded", name)
 
     @contextlib.asynccontextmanager
-    async def _place_to_load(self, name: str) -> AsyncIterator[None]:
+    async def _place_to_load(self, model: _Model) -> AsyncIterator[None]:
         """Hold one of the places for loads at the same time: Triton does not start processes for more."""
-        self._waiting_to_load.add(name)
+        model.waits_to_load = True
         try:
             await self._load_places.acquire()
         finally:
-            self._waiting_to_load.discard(name)
+            model.waits_to_load = False
         try:
             yield
         finally:
@@ -434,30 +467,32 @@ class ModelRegistry:
 
     async def _load_unless_it_fails(self, name: str) -> None:
         """Let Triton load a model. Triton may never report that its process has ended; `mark_failed` ends the wait."""
-        load = asyncio.create_task(self.client.load_model(name), name=f"load {name}")
-        failed = self._loads[name] = asyncio.get_running_loop().create_future()
+        model = self._models[name]
+        load = asyncio.create_task(self.triton.load_model(name), name=f"load {name}")
+        failure = model.load_failure = asyncio.get_running_loop().create_future()
         try:
-            await asyncio.wait([load, failed], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([load, failure], return_when=asyncio.FIRST_COMPLETED)
             if not load.done():
-                self._unhealthy.add(name)
-                raise LoadFailed(f"could not load {name}: {self._failed[name]}")
+                model.is_unhealthy = True
+                raise LoadFailed(f"could not load {name}: {model.failed}")
             load.result()
         finally:
             load.cancel()
-            failed.cancel()
-            del self._loads[name]
+            failure.cancel()
+            model.load_failure = None
 
     def loading(self) -> set[str]:
         """Models that Triton is loading, without those that wait for their turn."""
-        return set(self._loads)
+        return {name for name, model in self._models.items() if model.load_failure is not None}
 
     def mark_unhealthy(self, name: str) -> None:
         """The model's process has ended: it must be loaded again before its next use."""
-        self._unhealthy.add(name)
+        self._models[name].is_unhealthy = True
 
     def mark_all_healthy(self) -> None:
         """Triton was restarted, so nothing is left of dead processes."""
-        self._unhealthy.clear()
+        for model in self._models.values():
+            model.is_unhealthy = False
 
     async def is_loaded(self, name: str) -> bool:
         """Whether Triton considers the model loaded, even if its process has ended.
@@ -473,34 +508,28 @@ class ModelRegistry:
             async with asyncio.timeout(_UNLOAD_TIMEOUT_S):
                 while True:
                     with contextlib.suppress(ModelError):
-                        listed = await self.client.list_models()
+                        listed = await self.triton.list_models()
                         if not any(model == name and state in (_READY, "UNLOADING") for model, state, _ in listed):
                             return
                     await asyncio.sleep(0.05)
 
     async def _read_spec(self, name: str) -> None:
         try:
-            parameters = await self.client.model_parameters(name)
+            parameters = await self.triton.model_parameters(name)
         except ModelError:  # it was unloaded just now
             return
-        self._specs.pop(name, None)
-        self._bad_parameters.pop(name, None)
-        self._not_pipelines.discard(name)
+        model = self._models[name]
+        model.is_read, model.spec, model.bad_parameters = True, None, None
         try:
-            spec = PipelineSpec.from_parameters(name, parameters)
+            model.spec = PipelineSpec.from_parameters(name, parameters)
         except ValueError as error:
-            self._bad_parameters[name] = public_reason(str(error), self._folders)
-            return
-        if spec is None:
-            self._not_pipelines.add(name)
-        else:
-            self._specs[name] = spec
+            model.bad_parameters = public_reason(str(error), self._folders)
 
     # -- Health -----------------------------------------------------------------------------------------
 
     def is_unhealthy(self, model: str) -> bool:
         """Whether the model's process has ended, or hangs."""
-        return model in self._unhealthy
+        return model in self._models and self._models[model].is_unhealthy
 
     def on_model_exit(self, model: str) -> None:
         """The model's process has ended: it is loaded again before its next use, or Triton is restarted."""

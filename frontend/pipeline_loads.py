@@ -128,7 +128,7 @@ class PipelineLoads:
         try:
             for entry in entries:
                 await self._models.load(entry.pipeline_id)
-                specs = await self._models.pipeline_specs(pipeline_id=entry.pipeline_id)
+                specs = await self._models.load_pipelines(pipeline_id=entry.pipeline_id)
                 check_defaults(request_defaults(entry.load_params), specs["pipeline_id"], entry.params_field)
             load.status = "loaded"
         except FilmstripError as error:

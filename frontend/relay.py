@@ -20,7 +20,7 @@ import tritonclient.grpc.aio as triton_aio
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from tritonclient.utils import InferenceServerException
 
-from .inference import ChunkAnswer, ChunkCall, call_model, connect
+from .inference import ChunkCall, ChunkResult, call_model, connect
 from .tasks import spawn
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class _Reply:
     __pydantic_config__: ClassVar = ConfigDict(ser_json_inf_nan="constants")  # a model may report any seconds
 
     number: int
-    answer: ChunkAnswer | None = None
+    answer: ChunkResult | None = None
     error: str = ""
     status: str | None = None
 
@@ -90,7 +90,7 @@ class Relay:
         self._numbers = itertools.count(1)
         self._starting = asyncio.Lock()
 
-    async def call(self, call: ChunkCall) -> ChunkAnswer:
+    async def call(self, call: ChunkCall) -> ChunkResult:
         """Make a call through the relay; cancelling it cancels the call in Triton.
 
         Raises:

@@ -195,7 +195,7 @@ class RequestChecker:
 
     async def _find(self, request: GenerateRequest, check: _Check, uses: contextlib.ExitStack) -> None:
         names = ("pipeline_id", "pre_processor_id", "post_processor_id")
-        specs = await self._models.pipeline_specs(**{name: getattr(request, name) for name in names})
+        specs = await self._models.load_pipelines(**{name: getattr(request, name) for name in names})
         is_there = {
             Source.INPUT: check.stand_ins.input_shape is None,
             Source.BLOB: check.stand_ins.blob_bytes is None,

@@ -25,7 +25,6 @@ from .triton import TritonClient
 from .video_files import VideoFiles
 from .video_uploads import VideoDecoder
 
-_REPORT_POLL_S = 1.0
 _EXTENSION = "filmstrip"
 
 
@@ -63,11 +62,6 @@ class AppState:
         """How slow a client may be."""
         return Pace(self.settings.body_timeout_s, self.settings.body_bytes_per_s)
 
-    async def report_failed_models(self) -> None:
-        """Log the models that failed once all were tried, even if no client asks for the list."""
-        while await self.readiness() is None:  # noqa: ASYNC110 - Triton sends no events
-            await asyncio.sleep(_REPORT_POLL_S)
-
 
 @contextlib.asynccontextmanager
 async def lifespan(app: Quart, settings: Settings) -> AsyncIterator[None]:
@@ -103,7 +97,7 @@ async def lifespan(app: Quart, settings: Settings) -> AsyncIterator[None]:
         async with store.expiring():
             if embedded is not None:
                 embedded.start(models)
-            report = asyncio.create_task(state.report_failed_models(), name="report failed models")
+            report = asyncio.create_task(models.report_failed(), name="report failed models")
             try:
                 yield
             finally:

@@ -8,7 +8,7 @@ import re
 import secrets
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -27,7 +27,7 @@ from filmstrip.errors import (
 )
 from filmstrip.wire import VideoShape
 
-from .inference import ChunkAnswer, ChunkCall, FileSlice, TensorRef, call_model, connect
+from .inference import ChunkCall, FileSlice, TensorRef, call_model, connect
 from .relay import Relay, RelayDied
 from .settings import Settings
 from .tasks import run_to_end
@@ -37,8 +37,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 _CONTROL_TIMEOUT_S = 5.0
 _LOAD_TIMEOUT_S = 600.0
-_RESTRICTED = "protocol is restricted"
-_STATE_LOST = "Triton has lost the generation's state"
 
 
 class SharedMemoryRefused(Exception):
@@ -80,27 +78,29 @@ class TritonClient:
         url: of its gRPC port.
         settings: of the frontend.
         health: learns of models that fail.
+        grpc: tritonclient's connection.
+        relay: makes calls whose arrays Triton cannot read in shared memory.
     """
 
     def __init__(self, url: str, settings: Settings, secret: str = "") -> None:
         self.url = url
         self.settings = settings
         self.health: ModelHealth | None = None
-        self._client = connect(url, secret)
-        self._relay = Relay(url, secret)
+        self.grpc = connect(url, secret)
+        self.relay = Relay(url, secret)
         self._open_sequences: Counter[str] = Counter()
 
     async def close(self) -> None:
         """End the connection."""
-        await self._relay.close()
-        await self._client.close()
+        await self.relay.close()
+        await self.grpc.close()
 
     # -- Control ----------------------------------------------------------------------------------------
 
     async def why_unreachable(self) -> str | None:
         """The reason why Triton is not ready to answer; None if it is."""
         try:
-            is_ready = await self._client.is_server_ready(client_timeout=_CONTROL_TIMEOUT_S)
+            is_ready = await self.grpc.is_server_ready(client_timeout=_CONTROL_TIMEOUT_S)
         except InferenceServerException as error:
             text = str(error.message())
             _log_if_restricted(text)
@@ -110,7 +110,7 @@ class TritonClient:
     async def is_listing_models(self) -> bool:
         """Whether Triton lists its models; unlike `list_models`, a failure is not logged and not an error."""
         try:
-            await self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S)
+            await self.grpc.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S)
         except InferenceServerException as error:
             _log_if_restricted(str(error.message()))
             return False
@@ -123,7 +123,7 @@ class TritonClient:
             TritonUnavailable: Triton does not answer.
             ModelError: Triton cannot read its repository.
         """
-        index = await _control(self._client.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
+        index = await _control(self.grpc.get_model_repository_index(client_timeout=_CONTROL_TIMEOUT_S))
         return [ModelVersion(model.name, model.state, model.reason) for model in index.models]
 
     async def model_parameters(self, model: str) -> dict[str, str]:
@@ -133,7 +133,7 @@ class TritonClient:
             ModelError: it is not loaded.
             TritonUnavailable: Triton does not answer.
         """
-        answer = await _control(self._client.get_model_config(model, client_timeout=_CONTROL_TIMEOUT_S))
+        answer = await _control(self.grpc.get_model_config(model, client_timeout=_CONTROL_TIMEOUT_S))
         return {key: value.string_value for key, value in answer.config.parameters.items()}
 
     async def load_model(self, model: str) -> None:
@@ -143,7 +143,7 @@ class TritonClient:
             TritonRefused: it could not be loaded.
             TritonUnavailable: Triton does not answer.
         """
-        await _load_or_unload(self._client.load_model(model, client_timeout=_LOAD_TIMEOUT_S))
+        await _load_or_unload(self.grpc.load_model(model, client_timeout=_LOAD_TIMEOUT_S))
 
     async def unload_model(self, model: str) -> None:
         """Begin to unload a model.
@@ -152,7 +152,7 @@ class TritonClient:
             TritonRefused: it could not be unloaded.
             TritonUnavailable: Triton does not answer.
         """
-        await _load_or_unload(self._client.unload_model(model, client_timeout=_LOAD_TIMEOUT_S))
+        await _load_or_unload(self.grpc.unload_model(model, client_timeout=_LOAD_TIMEOUT_S))
 
     # -- Shared memory ----------------------------------------------------------------------------------
 
@@ -179,14 +179,14 @@ class TritonClient:
             await run_to_end(self._unregister(*names))
 
     async def _register(self, name: str, path: Path, num_bytes: int) -> None:
-        register = self._client.register_system_shared_memory
+        register = self.grpc.register_system_shared_memory
         try:  # to its end: Triton may carry out a call that was cancelled, and that after we have undone it
             await run_to_end(register(name, f"/{path.name}", num_bytes, client_timeout=_CONTROL_TIMEOUT_S))
         except InferenceServerException as error:
             raise SharedMemoryRefused(error.message()) from None
 
     async def _unregister(self, *names: str) -> None:
-        unregister = self._client.unregister_system_shared_memory
+        unregister = self.grpc.unregister_system_shared_memory
         calls = (unregister(name, client_timeout=_CONTROL_TIMEOUT_S) for name in names)
         for failure in await asyncio.gather(*calls, return_exceptions=True):
             if isinstance(failure, BaseException) and not isinstance(failure, InferenceServerException):
@@ -203,7 +203,7 @@ class TritonClient:
             yield sequence
         finally:
             try:
-                await run_to_end(self._end(sequence))
+                await run_to_end(sequence.end())
             finally:
                 self._open_sequences[model] -= 1
 
@@ -212,41 +212,50 @@ class TritonClient:
         """Whether a sequence is open."""
         return any(self._open_sequences.values())
 
-    async def _end(self, sequence: "ModelSequence") -> None:
-        if not sequence.started:
-            return
-        try:
-            await self._client.infer(
-                sequence.model,
-                [],
-                sequence_id=sequence.id,
-                sequence_end=True,
-                client_timeout=self.settings.sequence_end_timeout_s,
-            )
-        except InferenceServerException as error:
-            failure = _to_filmstrip_error(error)
-            if not isinstance(failure, ChunkTimeout | ModelDied):
-                return
-            if self.health is None or self.health.is_unhealthy(sequence.model):
-                return
-            log.warning("%s did not end its sequence", sequence.model)
-            if isinstance(failure, ChunkTimeout):
-                self.health.on_unresponsive(sequence.model)
-            else:
-                self.health.on_model_exit(sequence.model)
 
-    async def call(self, call: ChunkCall) -> ChunkAnswer:
-        """Make one call: through shared memory if all its arrays lie there, else through the relay.
+class ModelSequence:
+    """The chunks that one generation sends to one model, in order."""
+
+    def __init__(self, triton: TritonClient, model: str) -> None:
+        self._triton = triton
+        self._id = secrets.randbelow(2**63 - 1) + 1
+        self._started = False
+        self.model = model
+
+    async def chunk(
+        self, parameters: ChunkParameters, tensors: Collection[TensorRef], place: FileSlice, shape: VideoShape
+    ) -> Mapping[str, float]:
+        """Generate one chunk: through shared memory if all its arrays lie there, else through the relay.
+
+        Args:
+            parameters: of the chunk.
+            tensors: its arrays.
+            place: where its frames go.
+            shape: that they must have.
+
+        Returns:
+            Seconds that each stage of the model's work took.
 
         Raises:
             ModelError: the model failed.
+            BadModelOutput: the frames have another shape.
             TritonUnavailable: Triton does not answer, or the connection broke.
         """
-        slices = (call.frames, *(tensor.place for tensor in call.tensors))
+        triton, settings = self._triton, self._triton.settings
+        call = ChunkCall(
+            model=self.model,
+            sequence_id=self._id,
+            starts=not self._started,
+            start_timeout_s=settings.sequence_start_timeout_s,
+            timeout_s=settings.chunk_timeout_s,
+            parameters=parameters.to_json().decode(),
+            tensors=tuple(tensors),
+            frames_place=place,
+        )
+        self._started = True
+        is_shared = all(part.region is not None for part in (place, *(tensor.place for tensor in tensors)))
         try:
-            if all(place.region is not None for place in slices):
-                return await _translated(call_model(self._client, call))
-            return await _translated(self._relay.call(call))
+            result = await _translated(call_model(triton.grpc, call) if is_shared else triton.relay.call(call))
         except RelayDied:
             raise TritonUnavailable("lost the connection to Triton while generating a chunk") from None
         except asyncio.CancelledError:
@@ -255,49 +264,40 @@ class TritonClient:
             # gRPC cancelled the call alone, which a `TaskGroup` would take for the quiet end of one of its tasks.
             raise TritonUnavailable("the call to Triton was cancelled") from None
         except ModelDied:
-            if self.health is not None:
-                self.health.on_model_exit(call.model)
+            if triton.health is not None:
+                triton.health.on_model_exit(self.model)
             raise
-
-
-class ModelSequence:
-    """The chunks that one generation sends to one model, in order."""
-
-    def __init__(self, triton: TritonClient, model: str) -> None:
-        self._triton = triton
-        self.model = model
-        self.id = secrets.randbelow(2**63 - 1) + 1
-        self.started = False
-
-    async def chunk(
-        self, parameters: ChunkParameters, tensors: tuple[TensorRef, ...], frames: FileSlice, shape: VideoShape
-    ) -> ChunkAnswer:
-        """Generate one chunk; when it returns, its frames are in `frames` and have this shape.
-
-        Raises:
-            ModelError: the model failed.
-            BadModelOutput: the frames have another shape.
-            TritonUnavailable: Triton does not answer, or the connection broke.
-        """
-        settings = self._triton.settings
-        call = ChunkCall(
-            model=self.model,
-            sequence_id=self.id,
-            starts=not self.started,
-            start_timeout_s=settings.sequence_start_timeout_s,
-            timeout_s=settings.chunk_timeout_s,
-            parameters=parameters.to_json().decode(),
-            tensors=tensors,
-            frames=frames,
-        )
-        self.started = True
-        answer = await self._triton.call(call)
-        if answer.shape != tuple(shape):
+        if result.shape != tuple(shape):
             raise BadModelOutput(
-                f"chunk {parameters.index}: {self.model} answered with frames of shape {list(answer.shape)}, "
+                f"chunk {parameters.index}: {self.model} answered with frames of shape {list(result.shape)}, "
                 f"expected {list(shape)}"
             )
-        return answer
+        return result.stage_seconds
+
+    async def end(self) -> None:
+        """End the sequence in Triton; a model that does not end it is reported."""
+        if not self._started:
+            return
+        triton = self._triton
+        try:
+            await triton.grpc.infer(
+                self.model,
+                [],
+                sequence_id=self._id,
+                sequence_end=True,
+                client_timeout=triton.settings.sequence_end_timeout_s,
+            )
+        except InferenceServerException as error:
+            failure = _to_filmstrip_error(error)
+            if not isinstance(failure, ChunkTimeout | ModelDied):
+                return
+            if triton.health is None or triton.health.is_unhealthy(self.model):
+                return
+            log.warning("%s did not end its sequence", self.model)
+            if isinstance(failure, ChunkTimeout):
+                triton.health.on_unresponsive(self.model)
+            else:
+                triton.health.on_model_exit(self.model)
 
 
 def _caller_is_cancelled() -> bool:
@@ -330,31 +330,14 @@ async def _load_or_unload(call: Awaitable[Any]) -> None:
         raise TritonRefused(str(error.message())) from None
 
 
-def _log_if_restricted(text: str) -> None:
-    if _RESTRICTED in text:
-        log.error("Triton requires a secret that FILMSTRIP_TRITON_SECRET does not contain")
-
-
-def _to_filmstrip_error(error: InferenceServerException) -> FilmstripError:
-    text, status = str(error.message()), str(error.status())
-    own = from_wire(text)
-    if own is not None:
-        return own
-    log.warning("Triton answered %s: %s", status, text)
-    causes: tuple[tuple[bool, FilmstripError], ...] = (
-        ("must specify the START flag" in text, SequenceLost(_STATE_LOST)),
-        ("nable to find shared memory region" in text, SequenceLost(_STATE_LOST)),
-        ("timeout of the corresponding sequence" in text, TritonUnavailable("Triton has no free place for a sequence")),
-        ("unknown model" in text, TritonUnavailable("the model is being reloaded")),
-        ("Stub process" in text, ModelDied("the model's process has died")),
-        ("DEADLINE_EXCEEDED" in status, ChunkTimeout("Triton did not answer in time")),
-        ("UNAVAILABLE" in status or "CANCELLED" in status, TritonUnavailable("Triton does not answer")),
-    )
-    return next((cause for holds, cause in causes if holds), ModelError("the model failed"))
-
-
 # -- Triton's messages ---------------------------------------------------------------------------------------
+#
+# Triton has no error codes but the few statuses of gRPC, and most failures of a model or of a sequence share one of
+# them. What happened is only in the text, which therefore has to be recognised, here and nowhere else. tests/faults
+# provokes these failures in a real Triton, so that a version with other texts is noticed.
 
+_RESTRICTED = "protocol is restricted"
+_STATE_LOST = "Triton has lost the generation's state"
 _MAX_REASON_CHARACTERS = 500
 DIED_AT_START = "its process ended while it started; is there enough memory? Triton's log may say more"
 _NO_REASON = "Triton does not say why; its log may"
@@ -380,6 +363,29 @@ _NOT_OURS = (
     (re.compile(r"Python model file not found"), "its version folder has no model.py"),
     (re.compile(r"DEADLINE_EXCEEDED|Deadline Exceeded"), "it did not start in time"),
 )
+
+
+def _log_if_restricted(text: str) -> None:
+    if _RESTRICTED in text:
+        log.error("Triton requires a secret that FILMSTRIP_TRITON_SECRET does not contain")
+
+
+def _to_filmstrip_error(error: InferenceServerException) -> FilmstripError:
+    text, status = str(error.message()), str(error.status())
+    own = from_wire(text)
+    if own is not None:
+        return own
+    log.warning("Triton answered %s: %s", status, text)
+    causes: tuple[tuple[bool, FilmstripError], ...] = (
+        ("must specify the START flag" in text, SequenceLost(_STATE_LOST)),
+        ("nable to find shared memory region" in text, SequenceLost(_STATE_LOST)),
+        ("timeout of the corresponding sequence" in text, TritonUnavailable("Triton has no free place for a sequence")),
+        ("unknown model" in text, TritonUnavailable("the model is being reloaded")),
+        ("Stub process" in text, ModelDied("the model's process has died")),
+        ("DEADLINE_EXCEEDED" in status, ChunkTimeout("Triton did not answer in time")),
+        ("UNAVAILABLE" in status or "CANCELLED" in status, TritonUnavailable("Triton does not answer")),
+    )
+    return next((cause for holds, cause in causes if holds), ModelError("the model failed"))
 
 
 def public_reason(text: str, folders: Iterable[Path] = ()) -> str:

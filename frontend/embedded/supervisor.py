@@ -198,7 +198,7 @@ class EmbeddedTriton:
                     raise TritonUnavailable(f"tritonserver exited with status {process.returncode}")
                 if starting.done():
                     starting.result()
-                if self._restart_for and not models.client.is_generating:
+                if self._restart_for and not models.triton.is_generating:
                     raise _RestartNeeded(f"the process of {' and '.join(sorted(self._restart_for))} has died")
                 try:
                     await watch.look()
@@ -246,7 +246,7 @@ class EmbeddedTriton:
         """
         while True:
             try:
-                problem = await models.client.why_unreachable()
+                problem = await models.triton.why_unreachable()
                 if problem is None:
                     return await models.model_names()
             except Exception as error:  # noqa: BLE001 - a failed call does not mean that Triton is gone

@@ -14,7 +14,7 @@ from filmstrip.errors import ClientGone, DiskFull, ModelError, ShuttingDown
 from filmstrip.models import ErrorEvent, Event
 from frontend.array_plan import UploadInfo
 from frontend.generation import Generation
-from frontend.inference import ChunkAnswer
+from frontend.inference import ChunkResult
 from frontend.plan import Chain, make_plan
 from frontend.request_check import CheckedRequest
 from frontend.schema import GenerateRequest
@@ -40,15 +40,15 @@ class Model(TritonClient):
     async def registered(self, num_bytes: int, *paths: Path) -> AsyncIterator[tuple[str, ...]]:  # noqa: ARG002
         yield tuple(path.name for path in paths)
 
-    async def call_model(self, *_: object) -> ChunkAnswer:
+    async def call_model(self, *_: object) -> ChunkResult:
         self.started.release()
         await self.go.acquire()
         if self.error is not None:
             raise self.error("it failed")
         self.num_done += 1
-        return ChunkAnswer((4, 16, 16, 3), {})
+        return ChunkResult((4, 16, 16, 3), {})
 
-    async def _end(self, sequence: ModelSequence) -> None:
+    async def end_sequence(self, *_: object) -> None:
         """There is nothing to end."""
 
 
@@ -108,6 +108,7 @@ async def settle() -> None:
 async def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Model]:
     model = Model(Settings(data_dir=tmp_path / "data"))
     monkeypatch.setattr("frontend.triton.call_model", model.call_model)
+    monkeypatch.setattr(ModelSequence, "end", model.end_sequence)
     yield model
     await model.close()
 

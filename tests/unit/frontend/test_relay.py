@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from frontend.inference import ChunkAnswer, ChunkCall, FileSlice, _stage_seconds
+from frontend.inference import ChunkCall, ChunkResult, FileSlice, _stage_seconds
 from frontend.relay import _MESSAGE, _REPLY, Relay, RelayDied, _Message, _parse_reply, _Reply
 from tests.support.recovery import eventually
 
@@ -41,7 +41,9 @@ def relays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def call_with(place: FileSlice) -> ChunkCall:
-    return ChunkCall("m", 1, starts=True, start_timeout_s=1, timeout_s=60, parameters="", tensors=(), frames=place)
+    return ChunkCall(
+        "m", 1, starts=True, start_timeout_s=1, timeout_s=60, parameters="", tensors=(), frames_place=place
+    )
 
 
 def test_a_dead_relay_fails_its_own_calls_and_not_those_of_its_successor(relays: Path) -> None:
@@ -92,7 +94,7 @@ def test_an_answer_that_cannot_be_read_fails_its_own_call(tmp_path: Path, monkey
 
 
 def test_a_model_may_report_any_number_of_seconds() -> None:
-    reply = _Reply(1, ChunkAnswer((1,), {"a": math.inf, "b": -math.inf, "c": math.nan}))
+    reply = _Reply(1, ChunkResult((1,), {"a": math.inf, "b": -math.inf, "c": math.nan}))
     stages = _parse_reply(_REPLY.dump_json(reply)).answer.stage_seconds  # type: ignore[union-attr]
     assert (stages["a"], stages["b"]) == (math.inf, -math.inf)
     assert math.isnan(stages["c"])

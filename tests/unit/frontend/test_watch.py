@@ -102,7 +102,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 async def test_the_window_for_a_second_death_begins_when_the_model_is_ready_again(
     models: ModelRegistry, fake: FakeTriton, clock: SimpleNamespace
 ) -> None:
-    supervisor = EmbeddedTriton(models.client.settings, Store(models.client.settings))
+    supervisor = EmbeddedTriton(models.triton.settings, Store(models.triton.settings))
     supervisor._models, models.own_triton = models, supervisor
     fake.may_load.set()
 
@@ -146,12 +146,12 @@ async def test_the_files_of_a_failed_model_are_read_in_a_thread(
         return read_folders(repositories, names)
 
     monkeypatch.setattr(folders, "read_folders", note_thread)
-    settings = models.client.settings
+    settings = models.triton.settings
     (settings.model_repository[0] / "model-0").mkdir()
     models.own_triton = supervisor = EmbeddedTriton(settings, Store(settings))
     models.mark_failed("model-0", "it has a fault")
     await asyncio.gather(*models._background)
     supervisor._folder.remove()
-    assert "model-0" in models._failed_as
+    assert models._models["model-0"].failed_as is not None
     assert threads
     assert threading.main_thread() not in threads
