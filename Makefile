@@ -10,6 +10,7 @@ TORCH_READY := $(VENV)/.ready-torch
 TESTS_READY := $(VENV)/.ready-tests
 PYTEST = -m pytest -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder
 QUICK := unit or smoke
+CLIENT_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-compile
 # The pipeline whose weights are in the repository. The export writes this file last.
 SMALL := checkpoints/longlive-small
 SMALL_READY := models/longlive-small/config.pbtxt
@@ -42,8 +43,11 @@ $(TORCH_READY): requirements-torch.txt $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-torch.txt
 	@touch $(TORCH_READY)
 
-$(TESTS_READY): requirements-tests.txt $(TORCH_READY)
+$(TESTS_READY): requirements-tests.txt requirements-clients.txt $(TORCH_READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-tests.txt
+	rm -rf $(VENV)/clients $(VENV)/clients-openai-2.2
+	$(CLIENT_INSTALL) --target $(VENV)/clients -r requirements-clients.txt
+	$(CLIENT_INSTALL) --target $(VENV)/clients-openai-2.2 openai==2.2.0
 	@touch $(TESTS_READY)
 
 model: $(SMALL_READY) ## Export longlive-small if its engines are out of date

@@ -25,6 +25,8 @@ from .bodies import refuse_wrapped
 from .connection import BoundedBody, BoundedRequest, Connection
 from .generations import generations
 from .logs import note
+from .openai_schema import openai_error
+from .openai_videos import openai_videos
 from .openapi import DocumentProvider, accepted_types, add_docs
 from .routes import api
 from .settings import Settings
@@ -38,7 +40,7 @@ _UNREAD_S = 0.5
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 _EXPOSED_HEADERS = (
     *("X-Video-Frames", "X-Video-Height", "X-Video-Width", "X-Video-Channels", "X-Generation-Id"),
-    *("X-Unused-Fields", "Retry-After"),
+    *("X-Unused-Fields", "Retry-After", "openai-poll-after-ms"),
     *("Accept-Ranges", "Content-Length", "Content-Range", "ETag"),
 )
 
@@ -63,6 +65,7 @@ def create_app(settings: Settings | None = None) -> Quart:
     app.url_map.merge_slashes = False  # it would redirect to the Host header's host, without a proxy's prefix
     app.register_blueprint(api)
     app.register_blueprint(generations)
+    app.register_blueprint(openai_videos)
     _add_access(app, settings)
     _add_errors(app)
     _add_docs(app, settings)
@@ -126,7 +129,7 @@ def _add_lifespan(app: Quart, settings: Settings) -> None:
 def _add_errors(app: Quart) -> None:
     @app.errorhandler(FilmstripError)
     async def filmstrip_error(error: FilmstripError) -> Response:
-        response = jsonify(error.body())
+        response = jsonify(openai_error(error) if request.path.startswith("/v1/") else error.body())
         response.status_code = error.status
         response.headers.update(error.headers)
         return response

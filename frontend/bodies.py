@@ -27,6 +27,7 @@ from filmstrip.wire import CHANNELS, VideoShape, header_holds, pack_video_header
 
 from .blobs import Blob, BlobDraft, Blobs
 from .connection import BoundedBody, Pace
+from .forms import Form, receive_form
 from .schema import parse
 from .store import Draft, Kind, Store
 from .tasks import FairSemaphore, in_thread
@@ -116,28 +117,34 @@ class JsonBodies:
             SlowBody: it arrives slower than `pace` allows.
             BadJson: see `parse`.
         """
-        if (content_length or 0) > self._limit_bytes:
-            raise _too_large(self._limit_bytes)
-        with self._reservation(client) as reservation:
+        with self.reserving(client) as reservation:
             reservation.check(content_length or 0)
             data = bytearray()
             try:
                 async for piece in body.pieces(pace):
-                    if len(data) + len(piece) > self._limit_bytes:
-                        raise _too_large(self._limit_bytes)
                     reservation.grow(len(data) + len(piece))
                     data += piece
             except BaseException:
                 data.clear()  # otherwise the traceback keeps it while the refused rest is read
                 raise
-            async with self._parsing.turn(client, reservation):
-                parsed = await in_thread(_parse, model, data)
+            parsed = await self.parse(model, data, reservation)
             data = bytearray()
             yield parsed
 
+    async def parse(self, model: type[ModelT], data: bytearray, reservation: "Reservation") -> ModelT:
+        """Parse a body, one at a time.
+
+        Raises:
+            InvalidField: see `read`.
+            BadJson: see `schema.parse`.
+        """
+        async with self._parsing.turn(reservation.client, reservation):
+            return await in_thread(_parse, model, data)
+
     @contextlib.contextmanager
-    def _reservation(self, client: str) -> Iterator["_Reservation"]:
-        reservation = _Reservation(self, client)
+    def reserving(self, client: str) -> Iterator["Reservation"]:
+        """A part of the budget, for one body, until the context ends."""
+        reservation = Reservation(self, client, self._limit_bytes)
         try:
             yield reservation
         finally:
@@ -182,20 +189,30 @@ class JsonBodies:
             del self._held[client]
 
 
-class _Reservation:
+class Reservation:
     """The part of the budget that one body uses."""
 
-    def __init__(self, bodies: JsonBodies, client: str) -> None:
+    def __init__(self, bodies: JsonBodies, client: str, limit_bytes: int) -> None:
         self._bodies = bodies
-        self._client = client
+        self._limit_bytes = limit_bytes
+        self.client = client
         self.num_bytes = 0
 
     def check(self, num_bytes: int) -> None:
-        self._bodies.check(self._client, num_bytes - self.num_bytes, num_bytes)
+        """Check that the body may have so many bytes.
+
+        Raises:
+            TooLarge: more than one body may have.
+            Overloaded: see `JsonBodies.check`.
+        """
+        if num_bytes > self._limit_bytes:
+            raise _too_large(self._limit_bytes)
+        self._bodies.check(self.client, num_bytes - self.num_bytes, num_bytes)
 
     def grow(self, num_bytes: int) -> None:
+        """Take the memory for a body of so many bytes; raises as `check` does."""
         self.check(num_bytes)
-        self._bodies.add(self._client, num_bytes - self.num_bytes)
+        self._bodies.add(self.client, num_bytes - self.num_bytes)
         self.num_bytes = num_bytes
 
 
@@ -339,6 +356,24 @@ class BodyReceiver:
             if received == 0:
                 raise EmptyBody("the body is empty")
             yield draft
+
+    @contextlib.asynccontextmanager
+    async def form(
+        self, boundary: bytes, *, file_name: str, max_file_bytes: int, count_text: Callable[[int], None]
+    ) -> AsyncIterator[tuple[Form, Draft]]:
+        """A multipart form, and a file with what was sent as `file_name`; see `spooled` and `receive_form`."""
+        with self._spool.draft(Kind.ASSET, 0, owner=self._owner) as draft:
+            yield (
+                await receive_form(
+                    self._body.pieces(self._pace),
+                    boundary,
+                    file_name=file_name,
+                    file_sink=draft,
+                    max_file_bytes=max_file_bytes,
+                    count_text=count_text,
+                ),
+                draft,
+            )
 
     async def _receive(self, draft: BlobDraft | Draft, limit_bytes: int) -> int | None:
         """Append the body to the draft; returns its size in bytes, or None if it exceeds the limit."""

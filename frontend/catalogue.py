@@ -96,10 +96,10 @@ class Catalogue:
         """The id of the generation that a client gave this idempotency key."""
         return self._keys.get((client, key))
 
-    def newest_first(self, client: str) -> Iterator[Entry]:
-        """A client's generations."""
+    def in_order(self, client: str, *, oldest_first: bool) -> Iterator[Entry]:
+        """A client's generations, newest first or oldest first."""
         entries = list(self._clients.get(client, {}).values())
-        return (entry for entry in reversed(entries) if not self._is_gone(entry))
+        return (entry for entry in (entries if oldest_first else reversed(entries)) if not self._is_gone(entry))
 
     def jobs(self, client: str) -> list[Job]:
         """A client's generations that wait or run."""

@@ -106,7 +106,7 @@ async def send_file(
     if span:
         response.status_code = 206
         response.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{file.size_bytes}"
-    if request.method == "GET":
+    if request.method != "HEAD":
         closing = on_close(request)
         closing.enter_context(downloads.running())
         pieces = await closing.enter_async_context(blobs.open_range(file, start, stop))

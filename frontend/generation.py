@@ -11,12 +11,14 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from filmstrip import contract
 from filmstrip.contract import ChunkParameters, Mode
 from filmstrip.errors import ClientGone, FilmstripError, InternalError, Restarted
+from filmstrip.geometry import MAX_FPS_DENOMINATOR
 from filmstrip.models import Cancelled, Complete, ErrorEvent, Event, Progress
 from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape
 
@@ -49,13 +51,17 @@ class Generation:
         client: who asked for it.
         events: takes what happens.
         cancel_requested: no other chunk is to be started.
+
+    Args:
+        video_fps: frames per second of the output's video files; None for those of the input video, if there is one.
     """
 
-    def __init__(self, id: str, client: str, events: EventSink) -> None:
+    def __init__(self, id: str, client: str, events: EventSink, *, video_fps: float | None = None) -> None:
         self.id = id
         self.client = client
         self.events = events
         self.cancel_requested = False
+        self._video_fps = video_fps
         self._output: tuple[Draft, VideoShape] | None = None
         self._task: asyncio.Task[Complete | Cancelled] | None = None
         self._abort_reason: FilmstripError | None = None
@@ -79,7 +85,9 @@ class Generation:
             on_end: called at the end, just before the last event is sent.
         """
         self._output = output, request.plan.output
-        if Source.INPUT in request.uploads:
+        if self._video_fps is not None:
+            output.fps = Fraction(self._video_fps).limit_denominator(MAX_FPS_DENOMINATOR)
+        elif Source.INPUT in request.uploads:
             output.fps = request.uploads[Source.INPUT].fps
         self._task = asyncio.create_task(self._run(request, output, triton, store), name="generation")
         self._task.add_done_callback(functools.partial(self._end, store, output, on_end))
@@ -289,7 +297,7 @@ class Job:
     ) -> None:
         self.record = record
         self.log = EventLog(self, num_events)
-        self.generation = Generation(record.id, record.client, self)
+        self.generation = self._new_generation()
         self.uses = contextlib.ExitStack()
         self.retry_until: float | None = None
         self.stop_reason: FilmstripError | None = None
@@ -311,6 +319,13 @@ class Job:
         if self.record.state is not State.RUNNING or not self.record.fps:
             return None
         return (self.record.num_frames - self.record.frames) / self.record.fps
+
+    def renew_generation(self) -> None:
+        """Replace the generation by one that has not been started."""
+        self.generation = self._new_generation()
+
+    def _new_generation(self) -> Generation:
+        return Generation(self.record.id, self.record.client, self, video_fps=self.record.video_fps)
 
     def change(self, **changes: Any) -> None:
         """Change the record, also on disk."""

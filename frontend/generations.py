@@ -383,7 +383,7 @@ def _add_video_file(name: str, file_format: VideoFormat, summary: str) -> None:
         options = parse_query(VideoOptions, request.args)
         if is_poster and options.frame is None:
             options.frame = 0
-        return await _send_video_file(id, name, file_format, options)
+        return await send_video(id, name, file_format, options)
 
     view.__doc__ = summary
     view.__name__ = f"get_{name.replace('.', '_').replace('-', '_')}"
@@ -404,7 +404,8 @@ for _name, (_format, _title) in _VIDEO_FILES.items():
     _add_video_file(_name, _format, _title)
 
 
-async def _send_video_file(id: str, name: str, file_format: VideoFormat, options: VideoOptions) -> Response:
+async def send_video(id: str, name: str, file_format: VideoFormat, options: VideoOptions) -> Response:
+    """The response with a file of the current client's generation; `name` is what messages call it."""
     state = app_state()
     source = await state.jobs.frame_source(client_of_request(), id)
     variant = Variant.of(file_format, options, source.shape, source.fps or DEFAULT_FPS)

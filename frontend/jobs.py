@@ -29,6 +29,9 @@ class Door(StrEnum):
     """/api/v1/generations: the generation goes on without its client."""
 
 
+MAX_SHOWN_PROMPT = 1000
+
+
 @dataclass(frozen=True)
 class Submission:
     """A generation to start.
@@ -40,6 +43,8 @@ class Submission:
         door: the endpoint that it comes by.
         idempotency_key: the client's other name for it.
         on_disconnect: what to do when nobody follows it any more.
+        video_fps: frames per second of its video files; None for those of the input video, or the default.
+        own_files: stored inputs that are for it alone, and are removed at its end.
     """
 
     client: str
@@ -48,6 +53,8 @@ class Submission:
     door: Door = Door.RESOURCE
     idempotency_key: str | None = None
     on_disconnect: OnDisconnect = "continue"
+    video_fps: float | None = None
+    own_files: tuple[str, ...] = ()
 
 
 class Record(BaseModel):
@@ -57,17 +64,21 @@ class Record(BaseModel):
         seq: its place in the order in which generations were accepted, from 1.
         client, id: its name; an id is unique within its client.
         door: the endpoint that it came by.
+        pipeline_id: the pipeline.
+        prompt: the start of its prompt, at most `MAX_SHOWN_PROMPT` characters.
         digest: hash of the request as it was sent, by which a repeated request is recognised.
         idempotency_key: the client's other name for it.
         seed: the number used.
         defaulted: fields of the stored request that come from the client's defaults.
         unused: fields of the request that the pipeline has no use for, sorted.
         inputs: stored files that it reads.
-        assets: those of the inputs that were made from data URLs, for it alone.
+        assets: those of the inputs that are for it alone, as what was made from data URLs.
         request_bytes: size of its request.
         created_at, started_at, ended_at, expires_at: Unix times in seconds.
         chunk, frames: chunks and pixel frames generated so far.
         fps: pixel frames generated per second.
+        video_fps: frames per second of its video files; None for those of the input video, or the default.
+        height, width: of the output, in pixels.
         output_path: name of the output in the store.
         video_shape: of the output, [F, H, W, C].
     """
@@ -79,6 +90,8 @@ class Record(BaseModel):
     id: str
     door: Door
     state: State
+    pipeline_id: str = ""
+    prompt: str = ""
     digest: str
     idempotency_key: str | None = None
     on_disconnect: OnDisconnect = "continue"
@@ -97,6 +110,9 @@ class Record(BaseModel):
     frames: int = 0
     num_frames: int
     fps: float | None = None
+    video_fps: float | None = None
+    height: int = 0
+    width: int = 0
     error_code: str | None = None
     error_message: str | None = None
     output_path: str | None = None
@@ -137,7 +153,7 @@ Followed = NumberedEvent | QueuedEvent | None
 
 
 class Page(NamedTuple):
-    """Some of a client's generations, newest first, and the `after` of the next page, or None if there is none."""
+    """Some of a client's generations, in order, and the `after` of the next page, or None if there is none."""
 
     generations: list[Known]
     next: str | None
@@ -174,14 +190,23 @@ class Jobs(Protocol):
             NotFound: the client has no such generation, or it has expired.
         """
 
-    async def list(self, client: str, *, state: State | None = None, limit: int = 20, after: str | None = None) -> Page:
+    async def list(
+        self,
+        client: str,
+        *,
+        state: State | None = None,
+        limit: int = 20,
+        after: str | None = None,
+        oldest_first: bool = False,
+    ) -> Page:
         """The client's generations, newest first.
 
         Args:
             client: whose.
             state: only those in this state.
             limit: most of them.
-            after: only those older than this one.
+            after: only those that follow this one.
+            oldest_first: the other way round.
 
         Raises:
             NotFound: there is no generation `after`.

@@ -34,9 +34,9 @@ from .blobs import read_pieces
 from .catalogue import Catalogue, Entry
 from .events import EventLog
 from .fair_queue import FairQueue
-from .generation import RESTARTED, EndedArchive, Generation, Job, Slot
+from .generation import RESTARTED, EndedArchive, Job, Slot
 from .images import ImageDecoder, data_urls_to_assets
-from .jobs import Door, Followed, Known, Page, QueuedEvent, Record, Submission, Submitted
+from .jobs import MAX_SHOWN_PROMPT, Door, Followed, Known, Page, QueuedEvent, Record, Submission, Submitted
 from .model_registry import ModelRegistry
 from .records import Records, defaulted_fields, digest_and_text, restored_request, stored_request, with_seed
 from .request_check import CheckCancelled, CheckedRequest, RequestChecker
@@ -249,6 +249,7 @@ class LocalJobs:
         logs.name_generation(id)
         with contextlib.ExitStack() as uses:
             request = with_seed(submission.request)
+            uses.callback(self._drop_assets, submission.own_files)
             assets: tuple[str, ...] = ()
             if door is Door.RESOURCE:
                 request, assets = await data_urls_to_assets(request, client, self._store, self._decoder)
@@ -268,12 +269,15 @@ class LocalJobs:
                 id=id,
                 door=door,
                 state=State.QUEUED,
+                pipeline_id=request.pipeline_id,
+                prompt=_shown_prompt(request),
                 digest=digest,
                 idempotency_key=submission.idempotency_key,
                 on_disconnect=submission.on_disconnect,
                 seed=request.seed,
                 defaulted=tuple(sorted(defaulted_fields(submission.request))),
-                assets=assets,
+                assets=(*submission.own_files, *assets),
+                video_fps=submission.video_fps,
                 request_bytes=len(text),
                 created_at=time.time(),
                 total_chunks=0,
@@ -283,7 +287,13 @@ class LocalJobs:
                 return self._cancelled_in_check(record, text, cancelled)
             plan = checked.plan
             record = record.model_copy(
-                update={"unused": plan.unused, "total_chunks": len(plan.chunks), "inputs": checked.file_names}
+                update={
+                    "unused": plan.unused,
+                    "total_chunks": len(plan.chunks),
+                    "inputs": checked.file_names,
+                    "height": plan.output.height,
+                    "width": plan.output.width,
+                }
             )
             self._store.check_fits(VIDEO_HEADER_BYTES + plan.output.num_bytes, owner=client)
             job = self._place(record, checked, uses)
@@ -437,7 +447,7 @@ class LocalJobs:
         job.retry_until = job.retry_until or now + _RETRY_S
         if now > job.retry_until or job.generation.cancel_requested:
             return False
-        job.generation = Generation(job.record.id, job.record.client, job)
+        job.renew_generation()
         self._start_again(job, event.error)
         return True
 
@@ -617,13 +627,22 @@ class LocalJobs:
         known = await self._known(entry)
         return known._replace(request=await self._records.request(entry.seq))
 
-    async def list(self, client: str, *, state: State | None = None, limit: int = 20, after: str | None = None) -> Page:
+    async def list(
+        self,
+        client: str,
+        *,
+        state: State | None = None,
+        limit: int = 20,
+        after: str | None = None,
+        oldest_first: bool = False,
+    ) -> Page:
         """The client's generations; see `Jobs.list`."""
-        before = math.inf if after is None else self._catalogue.find(client, after).seq
+        last = None if after is None else self._catalogue.find(client, after).seq
         matching = (
             entry
-            for entry in self._catalogue.newest_first(client)
-            if entry.seq < before and (state is None or entry.current_state is state)
+            for entry in self._catalogue.in_order(client, oldest_first=oldest_first)
+            if (last is None or (entry.seq > last if oldest_first else entry.seq < last))
+            and (state is None or entry.current_state is state)
         )
         found = list(itertools.islice(matching, limit + 1))
         shown = found[:limit]
@@ -753,6 +772,12 @@ class _Pending:
     digest: str
     done: asyncio.Event = field(default_factory=asyncio.Event)
     error: FilmstripError | None = None
+
+
+def _shown_prompt(request: GenerateRequest) -> str:
+    prompt = request.prompt
+    text = prompt if isinstance(prompt, str) else " + ".join(weighted.text for weighted in prompt)
+    return text[:MAX_SHOWN_PROMPT]
 
 
 def _check_same(known: str, digest: str, id: str) -> None:

@@ -46,6 +46,7 @@ def configure(settings: Settings) -> None:
     access_log = logging.getLogger(ACCESS_LOGGER)
     access_log.addFilter(_is_no_probe)
     access_log.addFilter(_escape_unprintable)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of what clients send
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)

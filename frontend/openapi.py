@@ -126,16 +126,17 @@ def describe(
     body: Mapping[str, Any] | None = None,
     parameters: tuple[Mapping[str, Any], ...] = (),
     models: tuple[type[BaseModel], ...] = (),
+    error_model: type[BaseModel] = ErrorAnswer,
 ) -> Callable[[F], F]:
-    """Document a route; `models` are those that its bodies refer to."""
+    """Document a route; `models` are those that its bodies refer to, `error_model` is that of its errors."""
     responses = {str(status): {"description": "", **answer} for status, answer in answers.items()}
-    responses |= {str(status): _refusal(status) for status in errors}
+    responses |= {str(status): _refusal(status, error_model) for status in errors}
     operation: dict[str, Any] = {"responses": responses, "parameters": list(parameters)}
     if body is not None:
         operation["requestBody"] = {"required": True, **body}
 
     def mark(view: F) -> F:
-        setattr(view, _OPERATION, (operation, (*models, ErrorAnswer)))
+        setattr(view, _OPERATION, (operation, (*models, error_model)))
         return view
 
     return mark
@@ -154,7 +155,7 @@ class DocumentProvider(OpenAPIProvider):
     def build_paths(self, rule: Rule) -> tuple[dict[str, Any], dict[str, Any]]:
         """The paths and components of one route."""
         paths, components = super().build_paths(rule)
-        operation, models = getattr(self._app.view_functions[rule.endpoint], _OPERATION, ({}, ()))
+        operation, models = getattr(self._app.view_functions[rule.endpoint], _OPERATION, ({}, (ErrorAnswer,)))
         for path, methods in paths.items():
             for method, described in methods.items():
                 described.update(operation)
@@ -163,7 +164,7 @@ class DocumentProvider(OpenAPIProvider):
                     described["tags"] = ["aliases"]
                     described["operationId"] += "_batch"
                 described["responses"] |= {
-                    str(status): _refusal(status) for status in _admission_statuses(path, method)
+                    str(status): _refusal(status, models[-1]) for status in _admission_statuses(path, method)
                 }
                 described["description"] = re.sub(r"\n?(Raises|Args):\n(.|\n)*", "", described["description"]).strip()
         for model in models:
@@ -173,8 +174,8 @@ class DocumentProvider(OpenAPIProvider):
         return paths, components
 
 
-def _refusal(status: int) -> dict[str, Any]:
-    return content(JSON, ErrorAnswer, _MEANINGS[status])
+def _refusal(status: int, model: type[BaseModel]) -> dict[str, Any]:
+    return content(JSON, model, _MEANINGS[status])
 
 
 def _admission_statuses(path: str, method: str) -> list[int]:

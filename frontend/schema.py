@@ -800,7 +800,15 @@ def parse_query(model: type[ModelT], query: Mapping[str, str]) -> ModelT:
     Raises:
         InvalidField: a parameter is missing or invalid; the message names the first such one.
     """
-    values = {name: value for name, value in query.items() if name in model.model_fields and value}
+    return validated(model, {name: value for name, value in query.items() if name in model.model_fields and value})
+
+
+def validated(model: type[ModelT], values: Mapping[str, Any]) -> ModelT:
+    """Read values that do not come as JSON.
+
+    Raises:
+        InvalidField: one is missing or invalid; the message names the first such one.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:

@@ -32,10 +32,14 @@ def check_refusal(frontend: Frontend, response: RawResponse | httpx.Response) ->
     assert "x-evil" not in response.headers
     assert "server" not in response.headers
     body: dict[str, Any] = json.loads(text)
-    assert set(body) == {"error", "detail"}
     error: dict[str, Any] = body["error"]
-    assert set(error) in ({"code", "message"}, {"code", "message", "field"})
-    assert error["message"] == body["detail"]
+    if "type" in error:  # under /v1
+        assert set(body) == {"error"}
+        assert set(error) == {"message", "type", "param", "code"}
+    else:
+        assert set(body) == {"error", "detail"}
+        assert set(error) in ({"code", "message"}, {"code", "message", "field"})
+        assert error["message"] == body["detail"]
     assert ERRORS[error["code"]].status == response.status
     for secret in ("Traceback", "site-packages", str(ROOT), str(frontend.folder), __version__, "Python/", "quart"):
         assert secret not in text

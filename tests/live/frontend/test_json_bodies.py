@@ -92,7 +92,7 @@ async def test_bodies_count_from_their_first_byte_until_they_are_done_with() -> 
 
 async def test_a_client_has_half_of_the_memory() -> None:
     bodies = JsonBodies(limit_bytes=2 * MIB, total_bytes=8 * MIB)
-    with bodies._reservation("alice") as first:
+    with bodies.reserving("alice") as first:
         first.grow(2 * MIB)
         with pytest.raises(Overloaded, match="your JSON bodies"):
             await read(bodies, load_body(2 * MIB), "alice")

@@ -51,6 +51,12 @@ def test_every_endpoint_is_there(document: dict[str, Any]) -> None:
         "/health/live": ["get"],
         "/health/ready": ["get"],
         "/metrics": ["get"],
+        "/v1/models": ["get"],
+        "/v1/models/{id}": ["get"],
+        "/v1/videos": ["get", "post"],
+        "/v1/videos/sync": ["post"],
+        "/v1/videos/{id}": ["delete", "get"],
+        "/v1/videos/{id}/content": ["get"],
     }
 
 

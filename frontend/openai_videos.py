@@ -1,0 +1,373 @@
+"""The endpoints under /v1, for clients of OpenAI's videos API: a video there is a generation here."""
+
+import contextlib
+import functools
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from quart import Blueprint, Response, request
+
+from filmstrip.errors import (
+    ERRORS,
+    BadImage,
+    BadVideo,
+    EmptyBody,
+    FilmstripError,
+    InternalError,
+    InvalidField,
+    NotReady,
+    ShuttingDown,
+    TooLarge,
+    UnknownPipeline,
+)
+from filmstrip.geometry import DEFAULT_FPS
+
+from .auth import client_of_request
+from .bodies import JSON
+from .connection import will_stream
+from .forms import FORM, FormFile, boundary_of, json_object
+from .generations import send_video
+from .images import Requester
+from .jobs import Known, Submission, Submitted
+from .openai_schema import (
+    MAX_LISTED,
+    DeletedVideoAnswer,
+    InputReference,
+    ModelAnswer,
+    ModelsAnswer,
+    OpenAIErrorAnswer,
+    VideoAnswer,
+    VideoErrorAnswer,
+    VideoRequest,
+    VideosAnswer,
+)
+from .openapi import content, describe, parameter
+from .requests import answer, body_receiver, json_body
+from .schema import OnDisconnect, State, VideoFormat, VideoOptions, VideoUploadQuery, parse_query
+from .state import app_state
+from .store import Draft, Kind, is_name
+
+openai_videos = Blueprint("openai_videos", __name__)
+
+_describe = functools.partial(describe, error_model=OpenAIErrorAnswer)
+
+_ROOT = "/v1/videos"
+_STATUSES: dict[State, Any] = {
+    State.QUEUED: "queued",
+    State.RUNNING: "in_progress",
+    State.COMPLETE: "completed",
+    State.CANCELLED: "failed",
+    State.FAILED: "failed",
+}
+_VARIANTS = {
+    "video": (VideoFormat.MP4, None),
+    "thumbnail": (VideoFormat.PNG, 0),
+    "spritesheet": (VideoFormat.PNG, None),
+}
+_TEXTS = ("prompt", "model", "pipeline_id", "input_path", "data_blob_path", "user")
+_REFERENCE = "input_reference"
+_IMAGE_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF")  # RIFF is WebP: AVI is no video here
+_MIN_POLL_S, _MAX_POLL_S = 0.25, 5.0
+_QUEUED_POLL_S = 1.0
+_POLL_HEADER = "openai-poll-after-ms"
+_STARTED_AT = int(time.time())
+
+_ID_PARAMETER = parameter("id", "path", {"type": "string"}, "The id.", required=True)
+_BODY = {
+    "content": {
+        media_type: {"schema": {"$ref": f"#/components/schemas/{VideoRequest.__name__}"}} for media_type in (JSON, FORM)
+    },
+    "description": "In a form, input_reference can be a file; nested fields are JSON text or have flattened names.",
+}
+_CREATE_ERRORS = (400, 404, 408, 409, 413, 422, 429, 503, 507)
+
+
+@openai_videos.post(_ROOT)
+@_describe(
+    body=_BODY,
+    answers={200: content(JSON, VideoAnswer, "The video is accepted.")},
+    errors=_CREATE_ERRORS,
+    models=(
+        VideoRequest,
+        VideoAnswer,
+    ),
+)
+async def create_video() -> Response:
+    """Generate a video; poll it until it is completed or failed."""
+    submitted = await _submit(None)
+    return await _video_response(submitted.record.id)
+
+
+@openai_videos.post(f"{_ROOT}/sync")
+@_describe(
+    body=_BODY,
+    answers={200: content("video/mp4", description="The video.")},
+    errors=_CREATE_ERRORS,
+    models=(VideoRequest,),
+)
+async def create_video_sync() -> Response:
+    """Generate a video and answer with it, as MP4; the generation ends with the connection."""
+    state, client = app_state(), client_of_request()
+    will_stream(request)
+    submitted = await _submit("cancel")
+    name = submitted.record.id
+    async with state.jobs.follow(client, name, silence_s=state.settings.keep_alive_s) as events:
+        async for _ in events:
+            pass
+    record = (await state.jobs.known(client, name)).record
+    if record.state is State.CANCELLED:
+        raise NotReady(f"the video {name} was cancelled", "id")
+    if record.state is State.FAILED:
+        raise ERRORS.get(record.error_code or "", InternalError)(record.error_message or "the generation failed")
+    if record.state.is_live:
+        raise ShuttingDown("the server is stopping")
+    response = await send_video(name, "video.mp4", VideoFormat.MP4, VideoOptions())
+    response.headers["X-Generation-Id"] = name
+    return response
+
+
+@openai_videos.get(_ROOT)
+@_describe(
+    parameters=(
+        parameter(
+            "limit", "query", {"type": "integer", "minimum": 1, "maximum": MAX_LISTED, "default": 20}, "Most videos.",
+            required=False,
+        ),
+        parameter("after", "query", {"type": "string"}, "Only those that follow this one.", required=False),
+        parameter("order", "query", {"enum": ["desc", "asc"], "default": "desc"}, "By age.", required=False),
+    ),
+    answers={200: content(JSON, VideosAnswer)},
+    errors=(404, 422),
+    models=(VideosAnswer,),
+)  # fmt: skip
+async def list_videos() -> Response:
+    """List the client's videos."""
+    state, client = app_state(), client_of_request()
+    limit = request.args.get("limit") or "20"
+    if not limit.isascii() or not limit.isdigit() or len(limit) > 9 or not 1 <= int(limit) <= MAX_LISTED:
+        raise InvalidField(f"limit: must be from 1 to {MAX_LISTED}, got {limit[:80]!r}", "limit")
+    order = request.args.get("order") or "desc"
+    if order not in ("asc", "desc"):
+        raise InvalidField(f"order: must be asc or desc, got {order[:80]!r}", "order")
+    page = await state.jobs.list(
+        client, limit=int(limit), after=request.args.get("after") or None, oldest_first=order == "asc"
+    )
+    videos = [_video(known) for known in page.generations]
+    return answer(
+        VideosAnswer(
+            data=videos,
+            first_id=videos[0].id if videos else None,
+            last_id=videos[-1].id if videos else None,
+            has_more=page.next is not None,
+        )
+    )
+
+
+@openai_videos.get(f"{_ROOT}/<id>")
+@_describe(
+    parameters=(_ID_PARAMETER,),
+    answers={200: content(JSON, VideoAnswer)},
+    errors=(404,),
+    models=(VideoAnswer,),
+)
+async def get_video(id: str) -> Response:
+    """Get the state of a video."""
+    return await _video_response(id)
+
+
+@openai_videos.get(f"{_ROOT}/<id>/content")
+@_describe(
+    parameters=(
+        _ID_PARAMETER,
+        parameter("variant", "query", {"enum": list(_VARIANTS), "default": "video"}, "Which file.", required=False),
+    ),
+    answers={
+        200: content("video/mp4", description="The video, or an image as PNG."),
+        206: content("video/mp4", description="The requested range."),
+        304: {"description": "The client already has the file."},
+    },
+    errors=(404, 409, 412, 416, 422, 503, 507),
+)
+async def get_video_content(id: str) -> Response:
+    """Download a completed video, its first frame or a contact sheet."""
+    variant = request.args.get("variant") or "video"
+    if variant not in _VARIANTS:
+        raise InvalidField(f"variant: must be one of {', '.join(_VARIANTS)}, got {variant[:80]!r}", "variant")
+    record = (await app_state().jobs.known(client_of_request(), id)).record
+    if record.state.is_live:
+        raise NotReady(f"id: the video is not complete; its status is {_STATUSES[record.state]}", "id")
+    file_format, frame = _VARIANTS[variant]
+    options = parse_query(VideoOptions, request.args) if variant == "video" else VideoOptions(frame=frame)
+    return await send_video(id, variant, file_format, options)
+
+
+@openai_videos.delete(f"{_ROOT}/<id>")
+@_describe(
+    parameters=(_ID_PARAMETER,),
+    answers={200: content(JSON, DeletedVideoAnswer)},
+    errors=(404,),
+    models=(DeletedVideoAnswer,),
+)
+async def delete_video(id: str) -> Response:
+    """End a video as soon as its model stops, and remove it."""
+    await app_state().jobs.delete(client_of_request(), id)
+    return answer(DeletedVideoAnswer(id=id))
+
+
+@openai_videos.get("/v1/models")
+@_describe(answers={200: content(JSON, ModelsAnswer)}, errors=(503,), models=(ModelsAnswer,))
+async def list_models() -> Response:
+    """List the pipelines as models."""
+    return answer(ModelsAnswer(data=[_model(name) for name in await app_state().loads.pipelines()]))
+
+
+@openai_videos.get("/v1/models/<id>")
+@_describe(
+    parameters=(_ID_PARAMETER,),
+    answers={200: content(JSON, ModelAnswer)},
+    errors=(404, 503),
+    models=(ModelAnswer,),
+)
+async def get_model(id: str) -> Response:
+    """Get a pipeline as a model."""
+    known = await app_state().loads.pipelines()
+    if id not in known:
+        raise UnknownPipeline(f"model: no pipeline {id[:80]!r}; there are: {', '.join(known) or 'none'}", "model")
+    return answer(_model(id))
+
+
+async def _submit(on_disconnect: OnDisconnect | None) -> Submitted:
+    """Submit the current request; without `on_disconnect`, its own value holds."""
+    state, client = app_state(), client_of_request()
+    async with _received() as (video_request, reference):
+        try:
+            own = await state.loads.apply_defaults(client, video_request.starting_with(reference))
+            return await state.jobs.submit(
+                Submission(
+                    client,
+                    None,
+                    own,
+                    on_disconnect=on_disconnect or video_request.on_disconnect,
+                    video_fps=video_request.fps or reference.fps,
+                    own_files=reference.own_files,
+                )
+            )
+        except BaseException as error:
+            for name in reference.own_files:
+                with contextlib.suppress(FilmstripError):
+                    await state.blobs.delete(name, client)
+            if isinstance(error, FilmstripError) and error.field is not None:
+                _rename_field(error, video_request.openai_name(error.field, reference))
+            raise
+
+
+def _rename_field(error: FilmstripError, name: str) -> None:
+    """Let an error name the field as the client knows it."""
+    field = error.field or ""
+    if error.message.startswith(field):
+        error.message = name + error.message.removeprefix(field)
+    error.field = name
+
+
+@contextlib.asynccontextmanager
+async def _received() -> AsyncIterator[tuple[VideoRequest, InputReference]]:
+    """The current request, JSON or a form, and its input_reference."""
+    boundary = boundary_of(request.headers.get("Content-Type", ""))
+    if boundary is None:
+        async with json_body(VideoRequest) as parsed:
+            yield parsed, _named_reference(parsed.input_reference)
+        return
+    state = app_state()
+    with state.json_bodies.reserving(client_of_request()) as reservation:
+        receiving = body_receiver().form(
+            boundary,
+            file_name=_REFERENCE,
+            max_file_bytes=state.settings.upload_bytes,
+            count_text=reservation.grow,
+        )
+        async with receiving as (form, spool):
+            values = json_object(form.fields, texts=_TEXTS)
+            parsed = await state.json_bodies.parse(VideoRequest, bytearray(json.dumps(values).encode()), reservation)
+            if form.file is None:
+                yield parsed, _named_reference(parsed.input_reference)
+            elif parsed.input_reference is not None:
+                raise InvalidField(f"{_REFERENCE}: sent both as a file and as a text", _REFERENCE)
+            else:
+                yield parsed, await _stored_reference(form.file, spool, parsed)
+
+
+def _named_reference(name: str | None) -> InputReference:
+    if name is None:
+        return InputReference()
+    if name.lower().startswith(("http://", "https://")):
+        raise InvalidField(f"{_REFERENCE}: the server fetches no URLs; send the file in a form", _REFERENCE)
+    if is_name(name) and name.startswith(f"{Kind.VIDEO}-"):
+        return InputReference(video=name)
+    return InputReference(image=name)
+
+
+async def _stored_reference(file: FormFile, spool: Draft, parsed: VideoRequest) -> InputReference:
+    """Store the file of a form as what it is by its content."""
+    state = app_state()
+    if not file.num_bytes:
+        raise EmptyBody(f"{_REFERENCE}: the file is empty", _REFERENCE)
+    try:
+        if file.start.startswith(_IMAGE_STARTS):
+            if file.num_bytes > state.settings.asset_bytes:
+                raise TooLarge(f"an image may have {state.settings.asset_bytes} bytes")
+            await state.decoder.shape(spool.path, Requester(client_of_request()))
+            image = spool.commit().name
+            return InputReference(image=image, own_files=(image,))
+        width, height = parsed.frame_size
+        query = VideoUploadQuery(width=width, height=height, fps=parsed.fps)
+        decoded = await state.video_decoder.decode(spool, query, state.settings.upload_bytes)
+    except (BadImage, BadVideo, TooLarge) as error:
+        raise type(error)(f"{_REFERENCE}: {error.message}", _REFERENCE) from None
+    video = decoded.file.name
+    return InputReference(video=video, num_frames=decoded.shape.frames, fps=decoded.fps, own_files=(video,))
+
+
+async def _video_response(id: str) -> Response:
+    known = await app_state().jobs.known(client_of_request(), id)
+    response = answer(_video(known))
+    response.headers["X-Generation-Id"] = id
+    if known.record.state.is_live:
+        response.headers[_POLL_HEADER] = str(round(1000 * _poll_s(known)))
+    return response
+
+
+def _poll_s(known: Known) -> float:
+    """When to ask again: a few times until the end, as far as that is known."""
+    if known.record.state is State.QUEUED:
+        return _QUEUED_POLL_S
+    return min(max((known.eta_s or 0.0) / 4, _MIN_POLL_S), _MAX_POLL_S)
+
+
+def _video(known: Known) -> VideoAnswer:
+    record = known.record
+    error = None
+    if record.state is State.CANCELLED:
+        error = VideoErrorAnswer(code="cancelled", message="the video was cancelled")
+    elif record.state is State.FAILED:
+        error = VideoErrorAnswer(code=record.error_code or "", message=record.error_message or "")
+    progress = 100 if record.state is State.COMPLETE else min(99, 100 * record.frames // record.num_frames)
+    is_complete = record.state is State.COMPLETE
+    return VideoAnswer(
+        id=record.id,
+        model=record.pipeline_id,
+        status=_STATUSES[record.state],
+        progress=progress,
+        created_at=int(record.created_at),
+        completed_at=int(record.ended_at) if is_complete and record.ended_at is not None else None,
+        expires_at=int(record.expires_at) if record.expires_at is not None else None,
+        prompt=record.prompt,
+        seconds=f"{record.num_frames / (record.video_fps or DEFAULT_FPS):.6g}",
+        size=f"{record.width}x{record.height}",
+        error=error,
+    )
+
+
+def _model(name: str) -> ModelAnswer:
+    return ModelAnswer(id=name, created=_STARTED_AT)
