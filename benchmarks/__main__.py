@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import chunks, latency, longlive, report, resource, transfers, video_files
+from benchmarks import chunks, latency, longlive, previews, report, resource, transfers, video_files
 from benchmarks.report import Options
 from tests.support.command_line import called_as, exit_on_sigterm, folder_option
 
@@ -19,6 +19,7 @@ BENCHMARKS = {
     "resource": ("The generation resource", resource.measure_resource),
     "memory": ("Memory and length", chunks.measure_memory),
     "video-files": ("Video files", video_files.measure_video_files),
+    "previews": ("Previews", previews.measure_previews),
     "longlive": ("LongLive", longlive.measure_longlive),
 }
 

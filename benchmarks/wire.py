@@ -133,7 +133,7 @@ def generate_at(url: str, path: str, **fields: object) -> Iterator[Arrival]:
                 event = _event(at, text)
                 if event is not None:
                     yield event
-                    if event.name != "progress":
+                    if event.name not in ("progress", "preview"):
                         return
             piece = connection.recv(65536)
             if not piece:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import click
 from rich.console import Console
 
-from filmstrip.client import Cancelled, Complete, ErrorEvent, Event, Progress
+from filmstrip.client import Cancelled, Complete, ErrorEvent, Event, Preview, Progress
 from filmstrip.console import GenerationProgress
 
 
@@ -34,6 +34,8 @@ def follow(events: Iterator[Event]) -> tuple[Complete | Cancelled, list[Progress
                 case Progress():
                     progress.append(event)
                     shown.update(event)
+                case Preview():
+                    pass
                 case ErrorEvent():
                     raise event.exception()
                 case _:

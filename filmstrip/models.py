@@ -230,6 +230,25 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Preview:
+    """A small image of the newest frame, after a chunk, if the request asked for previews.
+
+    Attributes:
+        chunk: the chunk's number, from 1.
+        frames: pixel frames generated so far; the image shows the last of them.
+        width: of the image, in pixels.
+        height: likewise.
+        image: a data URL of a WebP; None if it was not ready in time.
+    """
+
+    chunk: int
+    frames: int
+    width: int
+    height: int
+    image: str | None = None
+
+
+@dataclass(frozen=True)
 class Complete:
     """The video is complete; the last event.
 
@@ -291,12 +310,13 @@ class ErrorEvent:
         return ERRORS.get(self.code, ModelError)(self.error)
 
 
-Event = Progress | Complete | Cancelled | ErrorEvent
+Event = Progress | Preview | Complete | Cancelled | ErrorEvent
 LAST_EVENTS = (Complete, Cancelled, ErrorEvent)
 """Every stream ends with one of these, and nothing follows it."""
 
 EVENT_NAMES: dict[type[Event], str] = {
     Progress: "progress",
+    Preview: "preview",
     Complete: "complete",
     Cancelled: "cancelled",
     ErrorEvent: "error",

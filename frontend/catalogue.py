@@ -34,6 +34,7 @@ class Entry:
     request_bytes: int
     expires_at: float | None = None
     output_path: str | None = None
+    preview_bytes: int = 0
     num_events: int = 0
     job: "Job | None" = None
 
@@ -55,6 +56,7 @@ class Entry:
             record.request_bytes,
             record.expires_at,
             record.output_path,
+            record.preview_bytes,
             num_events,
         )
 
@@ -117,6 +119,7 @@ class Catalogue:
         """Add a generation."""
         entry = Entry.of(record, num_events)
         entry.job = job
+        self._store.count(record.preview_bytes, record.client, is_new=False)
         self._clients.setdefault(entry.client, {})[entry.id] = entry
         if entry.idempotency_key is not None:
             self.keep_key(entry.client, entry.idempotency_key, entry.id)
@@ -129,7 +132,7 @@ class Catalogue:
         record = job.record
         entry = self._clients[record.client][record.id]
         entry.state, entry.output_path, entry.expires_at = record.state, record.output_path, record.expires_at
-        entry.num_events, entry.job = job.log.num_events, None
+        entry.num_events, entry.preview_bytes, entry.job = job.log.num_events, record.preview_bytes, None
         self._limit_without_output(entry)
 
     def remove(self, entry: Entry) -> None:
@@ -146,6 +149,7 @@ class Catalogue:
             self._without_output_bytes -= entry.request_bytes
         if entry.output_path is not None:
             self._store.remove(entry.output_path)
+        self._store.count(-entry.preview_bytes, entry.client, is_new=False)
         self._records.delete([entry.seq])
 
     def _limit_without_output(self, entry: Entry) -> None:

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from typing import NamedTuple, Protocol
 
-from filmstrip.models import EVENT_NAMES, LAST_EVENTS, Event
+from filmstrip.models import EVENT_NAMES, LAST_EVENTS, Event, Preview
 
 KEEP_ALIVE = b": keep-alive\n\n"
 _TAIL_EVENTS = 64  # kept in memory; readers that are further behind read from the archive
-_PAGE_EVENTS = 64
+_PAGE_EVENTS = 16  # a preview may have 32 KiB, and each reader that is behind holds a page
 
 
 class NumberedEvent(NamedTuple):
@@ -23,8 +23,9 @@ class NumberedEvent(NamedTuple):
 
     @classmethod
     def of(cls, number: int, event: Event) -> "NumberedEvent":
-        """An event with its number; keys without a value are left out of its data."""
-        data = {name: value for name, value in asdict(event).items() if value is not None}
+        """An event with its number; keys without a value are left out of its data, except that of a preview's image."""
+        keeps_null = isinstance(event, Preview)
+        data = {name: value for name, value in asdict(event).items() if value is not None or keeps_null}
         return cls(number, EVENT_NAMES[type(event)], json.dumps(data))
 
     def encode(self) -> bytes:

@@ -19,7 +19,7 @@ from filmstrip import contract
 from filmstrip.contract import ChunkParameters, Mode
 from filmstrip.errors import ClientGone, FilmstripError, InternalError, Restarted
 from filmstrip.geometry import MAX_FPS_DENOMINATOR
-from filmstrip.models import Cancelled, Complete, ErrorEvent, Event, Progress
+from filmstrip.models import Cancelled, Complete, ErrorEvent, Event, Preview, Progress
 from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape
 
 from . import logs, metrics
@@ -28,9 +28,10 @@ from .events import EventLog, EventSink, NumberedEvent
 from .inference import FileSlice, TensorRef
 from .jobs import Record
 from .plan import ChunkPlan
+from .previews import PreviewEncoder, Previews
 from .records import Records
 from .request_check import CheckedRequest
-from .schema import State
+from .schema import PreviewOptions, State
 from .staging import OpenUpload, StagingBuffer, StagingLayout, open_buffers, open_uploads, stage_inputs
 from .store import Draft, Kind, Store
 from .triton import ModelSequence, TritonClient
@@ -50,18 +51,30 @@ class Generation:
         id: random; names it in logs and in a header.
         client: who asked for it.
         events: takes what happens.
+        previews: makes the previews; None if there are none, and before the start.
         cancel_requested: no other chunk is to be started.
 
     Args:
         video_fps: frames per second of the output's video files; None for those of the input video, if there is one.
+        previews: which previews to make; None for none.
     """
 
-    def __init__(self, id: str, client: str, events: EventSink, *, video_fps: float | None = None) -> None:
+    def __init__(
+        self,
+        id: str,
+        client: str,
+        events: EventSink,
+        *,
+        video_fps: float | None = None,
+        previews: PreviewOptions | None = None,
+    ) -> None:
         self.id = id
         self.client = client
         self.events = events
+        self.previews: Previews | None = None
         self.cancel_requested = False
         self._video_fps = video_fps
+        self._preview_options = previews
         self._output: tuple[Draft, VideoShape] | None = None
         self._task: asyncio.Task[Complete | Cancelled] | None = None
         self._abort_reason: FilmstripError | None = None
@@ -72,6 +85,7 @@ class Generation:
         output: Draft,
         triton: TritonClient,
         store: Store,
+        encoder: PreviewEncoder,
         *,
         on_end: Callable[[], None],
     ) -> None:
@@ -82,6 +96,7 @@ class Generation:
             output: the file for the frames; from now on the generation owns it.
             triton: where the models are.
             store: where the files are.
+            encoder: makes previews.
             on_end: called at the end, just before the last event is sent.
         """
         self._output = output, request.plan.output
@@ -89,6 +104,16 @@ class Generation:
             output.fps = Fraction(self._video_fps).limit_denominator(MAX_FPS_DENOMINATOR)
         elif Source.INPUT in request.uploads:
             output.fps = request.uploads[Source.INPUT].fps
+        if self._preview_options is not None:
+            self.events = self.previews = Previews(
+                self._preview_options,
+                self.events,
+                encoder,
+                store,
+                client=self.client,
+                path=output.path,
+                shape=request.plan.output,
+            )
         self._task = asyncio.create_task(self._run(request, output, triton, store), name="generation")
         self._task.add_done_callback(functools.partial(self._end, store, output, on_end))
 
@@ -117,6 +142,12 @@ class Generation:
         num_frames = (output.written_bytes - VIDEO_HEADER_BYTES) // shape.frame_bytes
         return (output.path, shape._replace(frames=num_frames)) if num_frames > 0 else None
 
+    def on_written(self) -> None:
+        """More frames are written to the output."""
+        frames = self.frames_so_far()
+        if self.previews is not None and frames is not None:
+            self.previews.on_written(frames[1].frames)
+
     async def wait(self, timeout_s: float) -> None:
         """Wait for its end, but no longer than `timeout_s`."""
         if self._task is not None:
@@ -141,6 +172,8 @@ class Generation:
                 await chunks.run()
                 num_chunks, num_frames = chunks.num_chunks, chunks.num_frames
             # By now Triton's sequences are ended and its shared memory is released.
+            if self.previews is not None:
+                await self.previews.finish()
             shape = plan.output._replace(frames=num_frames)
             if num_frames == 0:
                 return Cancelled(
@@ -228,9 +261,10 @@ class Slot:
         on_free: called when the slot has become free.
     """
 
-    def __init__(self, triton: TritonClient, store: Store) -> None:
+    def __init__(self, triton: TritonClient, store: Store, encoder: PreviewEncoder) -> None:
         self._triton = triton
         self._store = store
+        self._encoder = encoder
         self.current: Generation | None = None
         self.on_free: Callable[[], None] = lambda: None
 
@@ -261,7 +295,7 @@ class Slot:
         if self.current is not generation:
             self.take(generation)
         log.info("%d frames of %s in %d chunks", plan.output.frames, plan.chain.pipeline.id, len(plan.chunks))
-        generation.start(request, output, self._triton, self._store, on_end=self.release)
+        generation.start(request, output, self._triton, self._store, self._encoder, on_end=self.release)
 
     def release(self) -> None:
         """Free the slot."""
@@ -325,7 +359,8 @@ class Job:
         self.generation = self._new_generation()
 
     def _new_generation(self) -> Generation:
-        return Generation(self.record.id, self.record.client, self, video_fps=self.record.video_fps)
+        record = self.record
+        return Generation(record.id, record.client, self, video_fps=record.video_fps, previews=record.previews)
 
     def change(self, **changes: Any) -> None:
         """Change the record, also on disk."""
@@ -350,6 +385,9 @@ class Job:
             frames = self.record.frames + event.frames
             fps = round(frames / self._busy_s, 3) if self._busy_s else None
             self.record = self.record.model_copy(update={"chunk": event.chunk, "frames": frames, "fps": fps})
+        elif isinstance(event, Preview):
+            preview_bytes = self.record.preview_bytes + len(event.image or "")
+            self.record = self.record.model_copy(update={"preview_bytes": preview_bytes})
         else:
             now = time.time()
             changes = {"ended_at": now, "expires_at": now + self._ttl_s, **self._outcome(event)}
@@ -541,6 +579,7 @@ class ChunkRunner:
                     await self._output.append(buffer.view(frames))
                 finally:
                     self._free.put_nowait(buffer)
+                self._generation.on_written()
         except Exception:
             self._write_failed.set()
             while (generated := await self._generated.get()) is not None:  # no other task may wait for this one

@@ -55,7 +55,7 @@ _COUNT = {"type": "integer", "minimum": 0}
 _STREAM = content(
     EVENTS,
     description="The events, if the request accepts text/event-stream: `queued` while it waits, `progress` after each "
-    "chunk, finally one of `complete`, `cancelled` and `error`.",
+    "chunk, `preview` where asked for, finally one of `complete`, `cancelled` and `error`.",
 )
 _SUBMIT_ERRORS = (400, 404, 408, 409, 413, 422, 429, 503, 507)
 
@@ -118,6 +118,7 @@ async def _submit(id: str | None, key: str | None) -> Response:
             Door.RESOURCE,
             key,
             body.on_disconnect,
+            body.previews,
         )
         del body
         submitted = await state.jobs.submit(submission)

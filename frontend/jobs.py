@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from filmstrip.wire import VideoShape
 
 from .events import NumberedEvent
-from .schema import CancelStatus, GenerateRequest, OnDisconnect, State
+from .schema import CancelStatus, GenerateRequest, OnDisconnect, PreviewOptions, State
 from .video_files import FrameSource
 
 
@@ -43,6 +43,7 @@ class Submission:
         door: the endpoint that it comes by.
         idempotency_key: the client's other name for it.
         on_disconnect: what to do when nobody follows it any more.
+        previews: which previews to make; None for none.
         video_fps: frames per second of its video files; None for those of the input video, or the default.
         own_files: stored inputs that are for it alone, and are removed at its end.
     """
@@ -53,6 +54,7 @@ class Submission:
     door: Door = Door.RESOURCE
     idempotency_key: str | None = None
     on_disconnect: OnDisconnect = "continue"
+    previews: PreviewOptions | None = None
     video_fps: float | None = None
     own_files: tuple[str, ...] = ()
 
@@ -73,7 +75,9 @@ class Record(BaseModel):
         unused: fields of the request that the pipeline has no use for, sorted.
         inputs: stored files that it reads.
         assets: those of the inputs that are for it alone, as what was made from data URLs.
+        previews: which previews to make; None for none.
         request_bytes: size of its request.
+        preview_bytes: size of its previews so far.
         created_at, started_at, ended_at, expires_at: Unix times in seconds.
         chunk, frames: chunks and pixel frames generated so far.
         fps: pixel frames generated per second.
@@ -95,12 +99,14 @@ class Record(BaseModel):
     digest: str
     idempotency_key: str | None = None
     on_disconnect: OnDisconnect = "continue"
+    previews: PreviewOptions | None = None
     seed: int
     defaulted: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     assets: tuple[str, ...] = ()
     request_bytes: int = 0
+    preview_bytes: int = 0
     created_at: float
     started_at: float | None = None
     ended_at: float | None = None

@@ -274,6 +274,7 @@ class LocalJobs:
                 digest=digest,
                 idempotency_key=submission.idempotency_key,
                 on_disconnect=submission.on_disconnect,
+                previews=submission.previews,
                 seed=request.seed,
                 defaulted=tuple(sorted(defaulted_fields(submission.request))),
                 assets=(*submission.own_files, *assets),

@@ -592,6 +592,13 @@ OnDisconnect = Literal["continue", "cancel"]
 CancelStatus = Literal["cancelling", "cancelled", "idle"]
 
 
+class PreviewOptions(_Model):
+    """How many previews of a generation to make, and how large."""
+
+    every: Annotated[int, Field(ge=1, le=_MAX_U63, description="A preview after each chunk of this many."), INTEGER]
+    width: Annotated[int, Field(ge=16, le=512, description="Width in pixels; frames are not enlarged."), INTEGER] = 256
+
+
 class SubmitRequest(GenerateRequest):
     """The body of PUT /api/v1/generations/{id} and POST /api/v1/generations: a GenerateRequest and more.
 
@@ -601,6 +608,7 @@ class SubmitRequest(GenerateRequest):
     on_disconnect: OnDisconnect = Field(
         "continue", description="cancel: it ends when nobody has followed it for FILMSTRIP_REATTACH_S."
     )
+    previews: PreviewOptions | None = Field(None, description="Send `preview` events with small images.")
 
     def generate_request(self) -> GenerateRequest:
         """The part that decides what is generated."""

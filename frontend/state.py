@@ -17,6 +17,7 @@ from .images import ImageDecoder
 from .local_jobs import LocalJobs
 from .model_registry import ModelRegistry, Readiness
 from .pipeline_loads import PipelineLoads
+from .previews import PreviewEncoder
 from .records import Records
 from .request_check import DryRuns, RequestChecker
 from .settings import Settings
@@ -76,7 +77,9 @@ async def lifespan(app: Quart, settings: Settings) -> AsyncIterator[None]:
         decoder = ImageDecoder()
         checker = RequestChecker(settings, models, store, decoder)
         records = Records(settings.data_dir)
-        jobs = LocalJobs(settings, store, decoder, checker, [Slot(triton, store)], records=records, models=models)
+        encoder = PreviewEncoder()
+        slots = [Slot(triton, store, encoder)]
+        jobs = LocalJobs(settings, store, decoder, checker, slots, records=records, models=models)
         video_files = VideoFiles(store)
         state = app.extensions[_EXTENSION] = AppState(
             settings,
@@ -103,6 +106,7 @@ async def lifespan(app: Quart, settings: Settings) -> AsyncIterator[None]:
             finally:
                 await jobs.close(settings.shutdown_timeout_s)
                 await decoder.close()
+                await encoder.close()
                 await video_files.close()
                 report.cancel()
                 state.loads.close()

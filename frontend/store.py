@@ -292,6 +292,7 @@ class Store:
         self._derived: dict[tuple[str, str], DerivedFile] = {}
         self._held: Counter[str] = Counter()
         self._drafts: set[Draft] = set()
+        self._counted_bytes: Counter[str] = Counter()
         self._lock_fd: int | None = None
         self.file_mode = 0o600 if settings.embedded else 0o660  # a Triton elsewhere may run as another user
 
@@ -542,6 +543,23 @@ class Store:
             self._make_room_for_bytes(more_bytes, draft.owner)
             draft.reserved_bytes = num_bytes
 
+    def count(self, num_bytes: int, owner: str, *, is_new: bool = True) -> None:
+        """Count bytes that a client has elsewhere in the data directory, until they are counted with a minus.
+
+        Args:
+            num_bytes: how many; negative if they are removed.
+            owner: the client.
+            is_new: they are about to be written, and must fit.
+
+        Raises:
+            StorageFull: the stored files would exceed their limits, or those of the client its share.
+        """
+        if is_new:
+            self._make_room_for_bytes(num_bytes, owner)
+        self._counted_bytes[owner] += num_bytes
+        if not self._counted_bytes[owner]:
+            del self._counted_bytes[owner]
+
     def commit(self, draft: Draft) -> StoredFile:
         """Give a draft its name and return the stored file."""
         name = f"{draft.kind}-{secrets.token_hex(16)}"
@@ -674,9 +692,10 @@ class Store:
         return min(self._settings.store_bytes, int(disk_share))
 
     def _stored_bytes(self, owner: str | None = None) -> int:
-        """Bytes of all complete files, or of those of one client."""
+        """Bytes of all complete files and of what else counts, or of those of one client."""
         files = itertools.chain[StoredFile | DerivedFile](self._files.values(), self._derived.values())
-        return sum(file.size_bytes for file in files if owner is None or file.owner == owner)
+        counted = self._counted_bytes.total() if owner is None else self._counted_bytes[owner]
+        return counted + sum(file.size_bytes for file in files if owner is None or file.owner == owner)
 
     def _fits_in_shm(self, num_bytes: int) -> bool:
         is_enabled = self._settings.uploads_in_shm and self._settings.shared_memory

@@ -9,10 +9,8 @@ file of the store: a 20-byte header, then uint8 [T, H, W, 3].
   of the file to write. Before it writes more, the worker asks for room and waits for a line that grants it.
 """
 
-import base64
 import errno
 import hashlib
-import io
 import json
 import math
 import os
@@ -33,6 +31,7 @@ from filmstrip.video.read import Part, PartReader, Restrictions, VideoFileError
 from filmstrip.video.write import Encoder, enlarged, open_encoder
 from filmstrip.wire import VIDEO_HEADER_BYTES, Frame
 
+from .preview_worker import small_webp
 from .workers import DecodeJob, EncodeJob, enter_worker, limit_cpu
 
 _LOOKAHEAD = 16
@@ -185,7 +184,6 @@ RESTRICTIONS = Restrictions(
 )
 _ROOM_BYTES = 16 * 2**20
 _POSTER_WIDTH = 256
-_POSTER_BYTES = 32 * 2**10
 
 
 def _decode(job: DecodeJob, lines: BinaryIO) -> None:
@@ -207,7 +205,7 @@ def _decode(job: DecodeJob, lines: BinaryIO) -> None:
                     width=fitting.width,
                     fps=float(reader.fps),
                     expected_bytes=expected_bytes,
-                    poster=_poster(fitted),
+                    poster=small_webp(Image.fromarray(fitted), _POSTER_WIDTH)[0],
                 )
                 output = _opened_for_writing(_line(lines)["into"])
             num_frames += 1
@@ -314,18 +312,6 @@ class _Sizes:
         remedy = f"; {' or '.join(fits)} fits" if fits else ""
         known = f"{self.num_frames} frames" if self.num_frames else "the frames"
         raise _TooLarge(f"{known} of {self.width}x{self.height} exceed the limit of {self.limit_bytes} bytes{remedy}")
-
-
-def _poster(frame: Frame) -> str:
-    """A small WebP of a frame, as a data URL."""
-    image = Image.fromarray(frame)
-    image.thumbnail((_POSTER_WIDTH, _POSTER_WIDTH * 4))
-    for quality in (80, 60, 40, 20, 0):
-        file = io.BytesIO()
-        image.save(file, "WEBP", quality=quality)
-        if file.tell() <= _POSTER_BYTES:
-            break
-    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def main() -> None:

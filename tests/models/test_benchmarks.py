@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 
-from benchmarks import longlive
+from benchmarks import longlive, previews
 from benchmarks.report import Options
 
 CHUNK = "chunk of 12 x 64 x 64, "
@@ -50,6 +50,15 @@ def test_the_small_model_is_measured_in_triton_and_without_it(small_repository: 
     growth = rows["growth of the model's process from chunk 6 to chunk 12"]
     assert growth.holds
     assert value(rows["memory of the model's process, the most"].value) >= value(growth.baseline.rpartition(", ")[2])
+
+
+@pytest.mark.timeout(600)
+def test_previews_of_the_small_model_are_measured(small_repository: Path, tmp_path: Path):
+    model = longlive.shipped(small_repository)
+    chunk, cpu, made = previews.measure_model(Options(tmp_path, 1, quick=True, large=False), model)
+    assert value(chunk.value) > 0
+    assert value(cpu.baseline.removeprefix("in its process ")) > 0  # the clock is that of the right process
+    assert made.value.endswith(" of 4")
 
 
 def value(text: str) -> float:

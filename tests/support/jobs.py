@@ -8,6 +8,7 @@ from frontend.generation import Slot
 from frontend.images import ImageDecoder
 from frontend.local_jobs import LocalJobs
 from frontend.model_registry import ModelRegistry
+from frontend.previews import PreviewEncoder
 from frontend.records import Records
 from frontend.request_check import RequestChecker
 from frontend.settings import Settings
@@ -27,7 +28,8 @@ async def local_jobs(
     models = ModelRegistry(triton)
     decoder = ImageDecoder()
     checker = RequestChecker(configured, models, store, decoder)
-    slots = [Slot(triton, store) for _ in range(num_slots)]
+    encoder = PreviewEncoder()
+    slots = [Slot(triton, store, encoder) for _ in range(num_slots)]
     jobs = LocalJobs(configured, store, decoder, checker, slots, records=Records(data_dir), models=models)
     jobs.open()
     try:
@@ -35,6 +37,7 @@ async def local_jobs(
     finally:
         await jobs.close(10)
         await decoder.close()
+        await encoder.close()
         await models.close()
         await jobs.stop()
         await triton.close()

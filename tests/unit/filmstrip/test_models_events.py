@@ -3,10 +3,11 @@ import json
 import pytest
 
 from filmstrip.errors import Busy, DiskFull, ModelError, UnexpectedAnswer
-from filmstrip.models import Cancelled, Complete, ErrorEvent, Progress, parse_event
+from filmstrip.models import Cancelled, Complete, ErrorEvent, Preview, Progress, parse_event
 from filmstrip.wire import VideoShape
 
 PROGRESS = {"chunk": 1, "total_chunks": 5, "frames": 12, "latency": 0.5, "fps": 24.0}
+PREVIEW = {"chunk": 1, "frames": 12, "width": 256, "height": 142, "image": None}
 COMPLETE = {"output_path": "out", "video_shape": [60, 4, 6, 3], "num_frames": 60, "num_chunks": 5, "chunk_size": 12}
 CANCELLED = {"chunk": 2, "total_chunks": 5, "frames_completed": 24}
 KEPT = {"output_path": "out", "video_shape": [24, 4, 6, 3]}
@@ -17,6 +18,12 @@ SHAPE = VideoShape(60, 4, 6, 3)
 def test_events_are_read_and_keys_of_later_versions_passed_over(subtests: pytest.Subtests):
     cases = [
         ("progress", PROGRESS, Progress(1, 5, 12, 0.5, 24.0)),
+        ("preview", PREVIEW, Preview(1, 12, 256, 142, None)),
+        (
+            "preview",
+            PREVIEW | {"image": "data:image/webp;base64,"},
+            Preview(1, 12, 256, 142, "data:image/webp;base64,"),
+        ),
         ("complete", COMPLETE, Complete("out", SHAPE, 60, 5, 12)),
         ("complete", COMPLETE | USED, Complete("out", SHAPE, 60, 5, 12, 2**64 - 1, ("noise_scale", "seed"))),
         ("cancelled", CANCELLED, Cancelled(2, 5, 24)),
@@ -35,7 +42,7 @@ def test_events_are_read_and_keys_of_later_versions_passed_over(subtests: pytest
 
 
 def test_events_of_later_versions_are_passed_over():
-    assert parse_event("preview", "{}") is None
+    assert parse_event("from_the_future", "{}") is None
 
 
 def test_damaged_events_are_refused(subtests: pytest.Subtests):

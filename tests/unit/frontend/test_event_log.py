@@ -9,7 +9,7 @@ from httpx_sse import EventSource, ServerSentEvent
 from hypothesis import given
 from hypothesis import strategies as st
 
-from filmstrip.models import Cancelled, Complete, ErrorEvent, Event, Progress, parse_event
+from filmstrip.models import Cancelled, Complete, ErrorEvent, Event, Preview, Progress, parse_event
 from filmstrip.wire import VideoShape
 from frontend.events import KEEP_ALIVE, EventLog, NumberedEvent
 
@@ -19,6 +19,7 @@ SHAPES = st.builds(VideoShape, *(st.integers(1, 2**32 - 1) for _ in range(4)))
 SEEDS = st.integers(0, 2**64 - 1)
 UNUSED = st.lists(st.text(), max_size=3).map(tuple)
 PROGRESS = st.builds(Progress, COUNTS, COUNTS, COUNTS, SECONDS, SECONDS)
+PREVIEW = st.builds(Preview, COUNTS, COUNTS, COUNTS, COUNTS, st.none() | st.text())
 ENDS = st.one_of(
     st.builds(Complete, st.text(), SHAPES, COUNTS, COUNTS, COUNTS, SEEDS, UNUSED),
     st.builds(Cancelled, COUNTS, COUNTS, COUNTS),
@@ -89,7 +90,7 @@ async def read(stream: AsyncIterator[bytes]) -> list[bytes]:
     return [part async for part in stream]
 
 
-@given(st.lists(PROGRESS, max_size=5), ENDS)
+@given(st.lists(PROGRESS | PREVIEW, max_size=5), ENDS)
 def test_a_stream_is_read_back_as_the_events_that_were_appended(chunks: list[Progress], end: Event) -> None:
     events = [*chunks, end]
     stream = b"".join(asyncio.run(read(follow(log_of(*events), LONG_S))))
@@ -98,7 +99,7 @@ def test_a_stream_is_read_back_as_the_events_that_were_appended(chunks: list[Pro
     assert [event.id for event in found] == [str(number) for number in range(1, len(events) + 1)]
 
 
-@given(st.integers(1, 10**6), PROGRESS | ENDS)
+@given(st.integers(1, 10**6), PROGRESS | PREVIEW | ENDS)
 def test_an_event_is_three_lines_and_an_empty_one(number: int, event: Event) -> None:
     lines = encode_event(number, event).split(b"\n")
     assert [line.partition(b": ")[0] for line in lines] == [b"id", b"event", b"data", b"", b""]

@@ -16,6 +16,7 @@ from frontend.array_plan import UploadInfo
 from frontend.generation import Generation
 from frontend.inference import ChunkResult
 from frontend.plan import Chain, make_plan
+from frontend.previews import PreviewEncoder
 from frontend.request_check import CheckedRequest
 from frontend.schema import GenerateRequest
 from frontend.settings import Settings
@@ -82,6 +83,7 @@ class Running:
             store.draft(Kind.OUTPUT),
             model,
             store,
+            PreviewEncoder(),
             on_end=self.ended.set,
         )
 
