@@ -31,7 +31,7 @@ from filmstrip.runtime.sequences import Chunk, Timings, invalid
 from filmstrip.runtime.text import SequenceText, Tokenize, Tokenizer, prompt_encoder
 from filmstrip.runtime.transformer import CachedTransformer, RopeTables
 from filmstrip.runtime.vace import GRAPHS as VACE_GRAPHS
-from filmstrip.runtime.vace import VaceConditioner, has_pad_frame
+from filmstrip.runtime.vace import VaceConditioner
 from filmstrip.runtime.vae import FeatureStream, StreamingEncoder
 
 _GRAPHS = (
@@ -193,7 +193,7 @@ class LongLiveSequence:
 
     def _generate(self, chunk: Chunk) -> Frames:
         params, measure, config = chunk.parameters, chunk.timings.measure, self._config
-        has_pad = has_pad_frame(chunk)
+        has_pad = params.pad_first_frame
         num_latent_frames = config.latent_frames_per_chunk + has_pad  # T
         # 1. A reset clears all caches and the text in force.
         self._check_vace(chunk)
