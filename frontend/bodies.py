@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import ctypes
+import json
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,7 +28,7 @@ from filmstrip.wire import CHANNELS, VideoShape, header_holds, pack_video_header
 
 from .blobs import Blob, BlobDraft, Blobs
 from .connection import BoundedBody, Pace
-from .forms import Form, receive_form
+from .forms import FORM, Form, json_object, looks_like_json, receive_form
 from .schema import parse
 from .store import Draft, Kind, Store
 from .tasks import FairSemaphore, in_thread
@@ -81,6 +82,8 @@ def refuse_wrapped(request: Request, accepted: Collection[str]) -> None:
 
 
 def _what_to_send(accepted: Collection[str]) -> str:
+    if FORM in accepted:
+        return f"send JSON or {FORM}"
     if JSON in accepted:
         return "send JSON as the body, not a form"
     if accepted:
@@ -140,6 +143,18 @@ class JsonBodies:
         """
         async with self._parsing.turn(reservation.client, reservation):
             return await in_thread(_parse, model, data)
+
+    async def parse_form(
+        self, model: type[ModelT], fields: Sequence[tuple[str, str]], texts: Collection[str], reservation: "Reservation"
+    ) -> ModelT:
+        """Parse the fields of a form, one form at a time; see `json_object`.
+
+        Raises:
+            InvalidField: see `read`, or a name cannot be understood.
+            TooLarge: the fields as JSON are larger than one body may be.
+        """
+        async with self._parsing.turn(reservation.client, reservation):
+            return await in_thread(_parse_form, model, fields, texts, self._limit_bytes)
 
     @contextlib.contextmanager
     def reserving(self, client: str) -> Iterator["Reservation"]:
@@ -218,8 +233,25 @@ class Reservation:
 
 def _parse(model: type[ModelT], data: bytearray) -> ModelT:
     if len(data) > MAX_VALUES and count_values(data, MAX_VALUES) > MAX_VALUES:
-        raise InvalidField(f"the body has more than {MAX_VALUES} keys, values and lists; long strings are fine")
+        raise _too_many_values()
     return parse(model, data)
+
+
+def _parse_form(
+    model: type[ModelT], fields: Sequence[tuple[str, str]], texts: Collection[str], limit_bytes: int
+) -> ModelT:
+    num_values = sum(count_values(text.encode(), MAX_VALUES) for _, text in fields if looks_like_json(text))
+    if num_values > MAX_VALUES:
+        raise _too_many_values()
+    # A lone surrogate, which JSON can express, is refused when the result is parsed.
+    data = json.dumps(json_object(fields, texts=texts), ensure_ascii=False).encode(errors="surrogatepass")
+    if len(data) > limit_bytes:
+        raise _too_large(limit_bytes)
+    return _parse(model, bytearray(data))
+
+
+def _too_many_values() -> InvalidField:
+    return InvalidField(f"the body has more than {MAX_VALUES} keys, values and lists; long strings are fine")
 
 
 _QUOTE, _BACKSLASH = ord('"'), ord("\\")

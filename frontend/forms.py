@@ -1,9 +1,10 @@
 """Multipart forms: their fields as a JSON object, and one file, which goes to disk as it arrives.
 
-Clients that flatten nested values into the names of fields, as `lora_scales[a]` and `denoising_steps[]`, are understood
-as far as the names are unambiguous; any field can also be JSON text.
+Nested values that a client flattens into names of fields, such as `lora_scales[a]` and `denoising_steps[]`, are
+understood as far as the names are unambiguous; any field can also be JSON text.
 """
 
+import asyncio
 import contextlib
 import json
 import re
@@ -23,7 +24,10 @@ FORM = "multipart/form-data"
 
 _MAX_PARTS = 4096
 _MAX_BOUNDARY = 200
-_PIECE_BYTES = 2**20
+_SLICE_BYTES = 64 * 2**10  # parsed at once: the slowest ones take tens of milliseconds
+_MAX_HEADER_BYTES = 2048
+_MAX_FRAMING_BYTES = 2**20  # of all that is neither text nor file
+_BATCH_BYTES = 2**20
 _MAX_BATCH = 1024  # pieces, which may be small
 _START_BYTES = 16
 _NAME = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\])*)")
@@ -104,13 +108,20 @@ async def receive_form(
         TooLarge: the file is larger than its limit, or the form has too many parts.
     """
     parts = _Parts(file_name, max_file_bytes, count_text)
-    parser = MultipartParser(boundary, parts.callbacks)
+    parser = MultipartParser(boundary, parts.callbacks, max_header_count=8, max_header_size=_MAX_HEADER_BYTES)
+    received = 0
     try:
         async for piece in pieces:
-            for start in range(0, len(piece), _PIECE_BYTES):
-                parser.write(piece[start : start + _PIECE_BYTES])
-                if parts.batch_bytes >= _PIECE_BYTES or len(parts.batch) >= _MAX_BATCH:
+            for start in range(0, len(piece), _SLICE_BYTES):
+                part = piece[start : start + _SLICE_BYTES]
+                parser.write(part)
+                received += len(part)
+                if received - parts.num_bytes > _MAX_FRAMING_BYTES:
+                    raise BadRequest("the body has too much between the parts of its form")
+                if parts.batch_bytes >= _BATCH_BYTES or len(parts.batch) >= _MAX_BATCH:
                     await file_sink.append(*parts.take_batch())
+                else:
+                    await asyncio.sleep(0)  # otherwise other tasks would wait while pieces are there
             if parts.is_complete:  # what follows means nothing
                 break
     except MultipartParseError:
@@ -153,6 +164,11 @@ class _Parts:
             "on_part_end": self._end_part,
             "on_end": self._end,
         }
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of texts and of the file so far."""
+        return self._text_bytes + (0 if self.form.file is None else self.form.file.num_bytes)
 
     def take_batch(self) -> list[bytes]:
         """What has come of the file since the last call."""
@@ -238,10 +254,11 @@ def json_object(fields: Sequence[tuple[str, str]], *, texts: Collection[str]) ->
     for name, text in fields:
         match = _NAME.fullmatch(name)
         path = (match[1], *match[2][1:-1].split("][")) if match and match[2] else (name,)
-        is_text = path[0] in texts or path[-1] == "text"
+        is_text = (len(path) == 1 and path[0] in texts) or path[1:] == ("", "text")
         values.setdefault(path, []).append(text if is_text else _json_value(text))
     found: dict[str, Any] = {}
     lists: dict[str, dict[str, list[Any]]] = {}
+    objects: dict[str, dict[str, Any]] = {}
     for path, sent in values.items():
         name = path[0]
         match path[1:]:
@@ -252,14 +269,13 @@ def json_object(fields: Sequence[tuple[str, str]], *, texts: Collection[str]) ->
             case ("", key) if key:
                 lists.setdefault(name, {})[key] = sent
             case (key,):
-                inner = found.setdefault(name, {})
-                if not isinstance(inner, dict):
-                    raise _ambiguous(name)
-                _put(inner, key, _only(f"{name}.{key}", sent))
+                objects.setdefault(name, {})[key] = _only(f"{name}.{key}", sent)
             case _:
                 raise _ambiguous(name)
     for name, columns in lists.items():
         _put(found, name, _rows(name, columns))
+    for name, inner in objects.items():
+        _put(found, name, inner)
     return found
 
 
@@ -287,9 +303,14 @@ def _ambiguous(name: str) -> InvalidField:
     return InvalidField(f"{_shown(name)}: ambiguous in a form; send it as one field with JSON text", _shown(name))
 
 
+def looks_like_json(text: str) -> bool:
+    """Whether a text may be a JSON object or list."""
+    return text[:1] in ("{", "[")
+
+
 def _json_value(text: str) -> Any:
     """The value of a JSON text, or the text itself if it is none."""
-    is_json = text in ("true", "false", "null") or text[:1] in ("{", "[")
+    is_json = text in ("true", "false", "null") or looks_like_json(text)
     if is_json or (len(text) <= _MAX_NUMBER_CHARACTERS and _NUMBER.fullmatch(text)):
         with contextlib.suppress(ValueError, RecursionError):
             return json.loads(text)

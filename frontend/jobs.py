@@ -81,7 +81,7 @@ class Record(BaseModel):
         created_at, started_at, ended_at, expires_at: Unix times in seconds.
         chunk, frames: chunks and pixel frames generated so far.
         fps: pixel frames generated per second.
-        video_fps: frames per second of its video files; None for those of the input video, or the default.
+        video_fps: frames per second of its video files; None for the default.
         height, width: of the output, in pixels.
         output_path: name of the output in the store.
         video_shape: of the output, [F, H, W, C].
@@ -189,8 +189,8 @@ class Jobs(Protocol):
             FilmstripError: the request cannot be served.
         """
 
-    async def known(self, client: str, id: str) -> Known:
-        """What is known of a generation, with its request.
+    async def known(self, client: str, id: str, *, with_request: bool = True) -> Known:
+        """What is known of a generation, with its request unless that is not needed.
 
         Raises:
             NotFound: the client has no such generation, or it has expired.

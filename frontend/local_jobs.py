@@ -30,6 +30,7 @@ from filmstrip.models import Cancelled, ErrorEvent
 from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape
 
 from . import logs, metrics
+from .array_plan import Source
 from .blobs import read_pieces
 from .catalogue import Catalogue, Entry
 from .events import EventLog
@@ -278,7 +279,6 @@ class LocalJobs:
                 seed=request.seed,
                 defaulted=tuple(sorted(defaulted_fields(submission.request))),
                 assets=(*submission.own_files, *assets),
-                video_fps=submission.video_fps,
                 request_bytes=len(text),
                 created_at=time.time(),
                 total_chunks=0,
@@ -287,8 +287,10 @@ class LocalJobs:
             if cancelled is not None:
                 return self._cancelled_in_check(record, text, cancelled)
             plan = checked.plan
+            own_fps = None if Source.INPUT not in checked.uploads else checked.uploads[Source.INPUT].fps
             record = record.model_copy(
                 update={
+                    "video_fps": submission.video_fps or (None if own_fps is None else float(own_fps)),
                     "unused": plan.unused,
                     "total_chunks": len(plan.chunks),
                     "inputs": checked.file_names,
@@ -306,6 +308,8 @@ class LocalJobs:
                 self._abort(job, error)
                 await run_to_end(self._remove_at_end(self._catalogue.find(client, id)))
                 raise
+            finally:  # not before: the client can follow it only now
+                self._start_grace(job)
         return job.record
 
     async def _check(
@@ -346,7 +350,6 @@ class LocalJobs:
             self._queue_changed()
         job.held_files = held_files.pop_all()
         self._catalogue.add(record, job=job)
-        self._start_grace(job)
         return job
 
     def _check_is_open(self) -> None:
@@ -526,7 +529,8 @@ class LocalJobs:
 
     def _start_grace(self, job: Job) -> None:
         """Give followers time to come, if the generation is not to go on without any."""
-        if job.record.on_disconnect == "cancel" and job.record.state.is_live and not self.is_closed:
+        is_alone = not job.num_followers and job.record.state.is_live
+        if is_alone and job.record.on_disconnect == "cancel" and not self.is_closed:
             job.grace = asyncio.get_running_loop().call_later(self._settings.reattach_s, self._abandon, job)
 
     def _abandon(self, job: Job) -> None:
@@ -622,10 +626,12 @@ class LocalJobs:
 
     # -- What is known ------------------------------------------------------------------------------------------
 
-    async def known(self, client: str, id: str) -> Known:
+    async def known(self, client: str, id: str, *, with_request: bool = True) -> Known:
         """What is known of a generation; see `Jobs.known`."""
         entry = self._catalogue.find(client, id)
         known = await self._known(entry)
+        if not with_request:
+            return known
         return known._replace(request=await self._records.request(entry.seq))
 
     async def list(

@@ -4,12 +4,12 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from filmstrip.errors import FilmstripError, InvalidField
-from filmstrip.geometry import DEFAULT_FPS
+from filmstrip.geometry import DEFAULT_FPS, MAX_FRAMES, MAX_REQUEST_SIDE, MIN_SIDE
 
-from .schema import MAX_SECONDS, ChunkSpec, GenerateRequest, PipelineId, Rate, SubmitRequest, validated
+from .schema import MAX_SECONDS, NUMBER, ChunkSpec, GenerateRequest, PipelineId, Rate, SubmitRequest, validated
 
 MAX_LISTED = 100
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})", re.ASCII)
@@ -19,7 +19,20 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 def _seconds(value: Any) -> Any:
     """A number, or the text of one, which OpenAI's clients send."""
-    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
+    if not isinstance(value, str):
+        return value
+    if not _NUMBER.fullmatch(value):
+        raise ValueError("must be a number")
+    return float(value)
+
+
+def _size(text: str) -> str:
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError("must be WIDTHxHEIGHT")
+    if not all(MIN_SIDE <= int(side) <= MAX_REQUEST_SIDE for side in match.groups()):
+        raise ValueError(f"sides must be from {MIN_SIDE} to {MAX_REQUEST_SIDE}")
+    return text
 
 
 class ImageReference(BaseModel):
@@ -39,6 +52,12 @@ def _image_url(value: Any) -> Any:
     return url
 
 
+_Seconds = Annotated[
+    float,
+    Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False),
+    NUMBER,
+    BeforeValidator(_seconds, json_schema_input_type=float | str),
+]
 _ReferenceText = Annotated[str, BeforeValidator(_image_url, json_schema_input_type=str | ImageReference)]
 
 
@@ -49,7 +68,7 @@ class InputReference:
     Attributes:
         image: its first frame, an asset or a data URL.
         video: its input video.
-        num_frames, fps: of an input video that came as a file.
+        num_frames, fps: of the input video, as far as they are known.
         own_files: what was stored for this request alone.
     """
 
@@ -72,10 +91,8 @@ class VideoRequest(SubmitRequest):
 
     pipeline_id: PipelineId | None = Field(None, description="Another name of `model`.")  # type: ignore[assignment]
     model: PipelineId | None = Field(None, description="A pipeline.")
-    seconds: Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False), BeforeValidator(_seconds)] | None = (
-        Field(None, description="Duration; `num_frames` takes precedence.")
-    )
-    size: Annotated[str, Field(pattern=_SIZE.pattern)] | None = Field(None, description="WIDTHxHEIGHT")
+    seconds: _Seconds | None = Field(None, description="Duration; `num_frames` takes precedence.")
+    size: Annotated[str, AfterValidator(_size)] | None = Field(None, description="WIDTHxHEIGHT")
     fps: Rate | None = Field(None, description="Frames per second of the video file; 16 by default.")
     input_reference: _ReferenceText | None = Field(
         None,
@@ -86,7 +103,7 @@ class VideoRequest(SubmitRequest):
 
     def openai_name(self, field: str, reference: InputReference) -> str:
         """What a field of the GenerateRequest is called in this request."""
-        if reference.image is not None and field.endswith(".first_frame_image"):
+        if reference.image is not None and field == f"chunk_specs[{self._first_spec}].first_frame_image":
             return "input_reference"
         if reference.video is not None and field == "input_path":
             return "input_reference"
@@ -124,10 +141,7 @@ class VideoRequest(SubmitRequest):
                     raise InvalidField(f"size: differs from {name}", "size")
                 values[name] = side
         if "num_frames" not in self.model_fields_set:
-            if self.seconds is not None:
-                values["num_frames"] = max(1, round(self.seconds * (self.fps or reference.fps or DEFAULT_FPS)))
-            elif reference.num_frames is not None:
-                values["num_frames"] = reference.num_frames
+            values |= self._length(reference)
         if reference.video is not None:
             if self.input_path is not None:
                 raise InvalidField("input_reference: cannot be combined with input_path", "input_reference")
@@ -137,11 +151,30 @@ class VideoRequest(SubmitRequest):
         own = self.generate_request()
         return validated(GenerateRequest, {name: getattr(own, name) for name in own.model_fields_set} | values)
 
+    def _length(self, reference: InputReference) -> dict[str, int]:
+        """`num_frames`, if anything says how long the video is to be."""
+        fps = self.fps or reference.fps or DEFAULT_FPS
+        if self.seconds is not None:
+            num_frames = max(1, round(self.seconds * fps))
+            if num_frames > MAX_FRAMES:
+                raise InvalidField(
+                    f"seconds: {self.seconds:g} s at {fps:g} frames per second are {num_frames} frames, "
+                    f"more than {MAX_FRAMES}",
+                    "seconds",
+                )
+            return {"num_frames": num_frames}
+        return {} if reference.num_frames is None else {"num_frames": min(reference.num_frames, MAX_FRAMES)}
+
+    @property
+    def _first_spec(self) -> int:
+        """The place of the ChunkSpec of chunk 0, or the place after the last one."""
+        specs = self.chunk_specs or ()
+        return next((place for place, spec in enumerate(specs) if spec.chunk == 0), len(specs))
+
     def _specs_starting_with(self, image: str) -> list[ChunkSpec]:
-        specs = list(self.chunk_specs or ())
-        place = next((place for place, spec in enumerate(specs) if spec.chunk == 0), None)
-        if place is None:
-            return [ChunkSpec(chunk=0, first_frame_image=image), *specs]
+        specs, place = list(self.chunk_specs or ()), self._first_spec
+        if place == len(specs):
+            return [*specs, ChunkSpec(chunk=0, first_frame_image=image)]
         if specs[place].first_frame_image is not None:
             raise InvalidField(
                 f"input_reference: cannot be combined with chunk_specs[{place}].first_frame_image", "input_reference"

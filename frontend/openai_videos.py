@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,10 +12,12 @@ from filmstrip.errors import (
     ERRORS,
     BadImage,
     BadVideo,
+    ClientGone,
     EmptyBody,
     FilmstripError,
     InternalError,
     InvalidField,
+    NotFound,
     NotReady,
     ShuttingDown,
     TooLarge,
@@ -27,7 +28,7 @@ from filmstrip.geometry import DEFAULT_FPS
 from .auth import client_of_request
 from .bodies import JSON
 from .connection import will_stream
-from .forms import FORM, FormFile, boundary_of, json_object
+from .forms import FORM, FormFile, boundary_of
 from .generations import send_video
 from .images import Requester
 from .jobs import Known, Submission, Submitted
@@ -110,15 +111,16 @@ async def create_video() -> Response:
 async def create_video_sync() -> Response:
     """Generate a video and answer with it, as MP4; the generation ends with the connection."""
     state, client = app_state(), client_of_request()
-    will_stream(request)
     submitted = await _submit("cancel")
     name = submitted.record.id
     async with state.jobs.follow(client, name, silence_s=state.settings.keep_alive_s) as events:
         async for _ in events:
             pass
-    record = (await state.jobs.known(client, name)).record
+    record = (await state.jobs.known(client, name, with_request=False)).record
     if record.state is State.CANCELLED:
         raise NotReady(f"the video {name} was cancelled", "id")
+    if record.error_code == ClientGone.code:
+        raise NotFound(f"the video {name} was deleted")
     if record.state is State.FAILED:
         raise ERRORS.get(record.error_code or "", InternalError)(record.error_message or "the generation failed")
     if record.state.is_live:
@@ -195,7 +197,7 @@ async def get_video_content(id: str) -> Response:
     variant = request.args.get("variant") or "video"
     if variant not in _VARIANTS:
         raise InvalidField(f"variant: must be one of {', '.join(_VARIANTS)}, got {variant[:80]!r}", "variant")
-    record = (await app_state().jobs.known(client_of_request(), id)).record
+    record = (await app_state().jobs.known(client_of_request(), id, with_request=False)).record
     if record.state.is_live:
         raise NotReady(f"id: the video is not complete; its status is {_STATUSES[record.state]}", "id")
     file_format, frame = _VARIANTS[variant]
@@ -242,6 +244,8 @@ async def _submit(on_disconnect: OnDisconnect | None) -> Submitted:
     """Submit the current request; without `on_disconnect`, its own value holds."""
     state, client = app_state(), client_of_request()
     async with _received() as (video_request, reference):
+        if on_disconnect is not None:
+            will_stream(request)
         try:
             own = await state.loads.apply_defaults(client, video_request.starting_with(reference))
             return await state.jobs.submit(
@@ -250,6 +254,7 @@ async def _submit(on_disconnect: OnDisconnect | None) -> Submitted:
                     None,
                     own,
                     on_disconnect=on_disconnect or video_request.on_disconnect,
+                    previews=video_request.previews,
                     video_fps=video_request.fps or reference.fps,
                     own_files=reference.own_files,
                 )
@@ -277,7 +282,7 @@ async def _received() -> AsyncIterator[tuple[VideoRequest, InputReference]]:
     boundary = boundary_of(request.headers.get("Content-Type", ""))
     if boundary is None:
         async with json_body(VideoRequest) as parsed:
-            yield parsed, _named_reference(parsed.input_reference)
+            yield parsed, await _named_reference(parsed)
         return
     state = app_state()
     with state.json_bodies.reserving(client_of_request()) as reservation:
@@ -288,24 +293,34 @@ async def _received() -> AsyncIterator[tuple[VideoRequest, InputReference]]:
             count_text=reservation.grow,
         )
         async with receiving as (form, spool):
-            values = json_object(form.fields, texts=_TEXTS)
-            parsed = await state.json_bodies.parse(VideoRequest, bytearray(json.dumps(values).encode()), reservation)
+            parsed = await state.json_bodies.parse_form(VideoRequest, form.fields, _TEXTS, reservation)
+            form.fields.clear()
             if form.file is None:
-                yield parsed, _named_reference(parsed.input_reference)
+                yield parsed, await _named_reference(parsed)
             elif parsed.input_reference is not None:
-                raise InvalidField(f"{_REFERENCE}: sent both as a file and as a text", _REFERENCE)
+                raise InvalidField(f"{_REFERENCE}: sent both as a file and as text", _REFERENCE)
             else:
                 yield parsed, await _stored_reference(form.file, spool, parsed)
 
 
-def _named_reference(name: str | None) -> InputReference:
-    if name is None:
-        return InputReference()
-    if name.lower().startswith(("http://", "https://")):
+async def _named_reference(parsed: VideoRequest) -> InputReference:
+    """What a request names: an image, or an input video, whose length and rate are those of the new one."""
+    reference = parsed.input_reference
+    if reference is not None and reference.lower().startswith(("http://", "https://")):
         raise InvalidField(f"{_REFERENCE}: the server fetches no URLs; send the file in a form", _REFERENCE)
-    if is_name(name) and name.startswith(f"{Kind.VIDEO}-"):
-        return InputReference(video=name)
-    return InputReference(image=name)
+    is_video = reference is not None and is_name(reference) and reference.startswith(f"{Kind.VIDEO}-")
+    field = _REFERENCE if is_video else "input_path"
+    name = reference if is_video else parsed.input_path
+    image = None if is_video else reference
+    if name is None:
+        return InputReference(image=image)
+    file = app_state().store.find(name, Kind.VIDEO, owner=client_of_request(), field=field)
+    return InputReference(
+        image=image,
+        video=name if is_video else None,
+        num_frames=None if file.shape is None else file.shape.frames,
+        fps=None if file.fps is None else float(file.fps),
+    )
 
 
 async def _stored_reference(file: FormFile, spool: Draft, parsed: VideoRequest) -> InputReference:
@@ -313,10 +328,11 @@ async def _stored_reference(file: FormFile, spool: Draft, parsed: VideoRequest) 
     state = app_state()
     if not file.num_bytes:
         raise EmptyBody(f"{_REFERENCE}: the file is empty", _REFERENCE)
+    will_stream(request)
     try:
         if file.start.startswith(_IMAGE_STARTS):
             if file.num_bytes > state.settings.asset_bytes:
-                raise TooLarge(f"an image may have {state.settings.asset_bytes} bytes")
+                raise TooLarge(f"an image may have at most {state.settings.asset_bytes} bytes")
             await state.decoder.shape(spool.path, Requester(client_of_request()))
             image = spool.commit().name
             return InputReference(image=image, own_files=(image,))
@@ -330,7 +346,7 @@ async def _stored_reference(file: FormFile, spool: Draft, parsed: VideoRequest) 
 
 
 async def _video_response(id: str) -> Response:
-    known = await app_state().jobs.known(client_of_request(), id)
+    known = await app_state().jobs.known(client_of_request(), id, with_request=False)
     response = answer(_video(known))
     response.headers["X-Generation-Id"] = id
     if known.record.state.is_live:

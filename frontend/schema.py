@@ -741,14 +741,16 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def _a_rate(value: Any) -> Any:
-    """A number, or a fraction such as 30000/1001."""
-    if isinstance(value, str) and _RATE.fullmatch(value):
-        numerator, _, denominator = value.partition("/")
-        return float(numerator) / (float(denominator or 1) or 1)
-    return value
+    """A number, its text, or a fraction such as 30000/1001."""
+    if not isinstance(value, str):
+        return _a_number(value)
+    if not _RATE.fullmatch(value):
+        raise ValueError("must be a number or a fraction such as 30000/1001")
+    numerator, _, denominator = value.partition("/")
+    return float(numerator) / float(denominator or 1)
 
 
-_RATE = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?(?:/[0-9]{1,9})?", re.ASCII)
+_RATE = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?(?:/[1-9][0-9]{0,8})?", re.ASCII)
 Rate = Annotated[float, Field(ge=0.1, le=240, allow_inf_nan=False), BeforeValidator(_a_rate)]
 """Frames per second in a query."""
 MAX_SECONDS = 10**6

@@ -101,12 +101,18 @@ class VideoDecoder:
             StorageFull: they exceed the limits on stored files.
         """
         job = _job(spool, query, limit_bytes)
+        decoded = None
         async with self._turns.turn(spool.owner, spool):
             try:
                 async with asyncio.timeout(_WALL_S), running_worker(VIDEO_WORKER, _LIMITS, "decode") as process:
-                    return await self._follow(process, job, spool.owner)
-            except TimeoutError:
-                raise BadVideo(_TOO_SLOW) from None
+                    decoded = await self._follow(process, job, spool.owner)
+            except BaseException as error:
+                if decoded is not None:  # cancelled while the process ended: nobody knows the file's name
+                    self._store.remove(decoded.file.name)
+                if isinstance(error, TimeoutError):
+                    raise BadVideo(_TOO_SLOW) from None
+                raise
+        return decoded
 
     async def _follow(self, process: asyncio.subprocess.Process, job: DecodeJob, owner: str) -> DecodedVideo:
         lines = cast("asyncio.StreamWriter", process.stdin)

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
-from filmstrip.video import read_frames
+from filmstrip.video import read_frames, write_video
 from tests.support import http
 from tests.support.raw_client import RawClient, raw_request
 from tests.support.recovery import eventually
@@ -66,7 +67,7 @@ class Videos:
 @pytest.fixture(scope="module")
 def keyed(server: Frontend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
     keys = ",".join(f"{client}:{key}" for client, key in KEYS.items())
-    with frontend_on(server, tmp_path_factory.mktemp("keyed"), api_keys=keys, reattach_s=0.2) as frontend:
+    with frontend_on(server, tmp_path_factory.mktemp("keyed"), api_keys=keys, reattach_s=2) as frontend:
         frontend.wait_healthy()
         yield frontend
 
@@ -164,8 +165,8 @@ def test_forms_of_curl(alice: Videos, tmp_path: Path) -> None:
     assert (video["prompt"], video["seconds"]) == ("[a cat]", "2")
     alice.completed(video["id"])
     (tmp_path / "video.mp4").write_bytes(curl(alice, f"/videos/{video['id']}/content"))
-    command = ["ffprobe", "-v", "error", "-show_entries", "stream=r_frame_rate,nb_frames", "-of", "csv=p=0"]
-    assert subprocess.check_output([*command, tmp_path / "video.mp4"], text=True).strip() == "8/1,16"
+    with av.open(tmp_path / "video.mp4") as file:
+        assert (file.streams.video[0].average_rate, file.streams.video[0].frames) == (8, 16)
     refused = json.loads(curl(alice, "/videos", *fields, "-F", "num_inference_steps=40", "-F", "guidance_scale=5"))
     assert refused["error"]["param"] in ("num_inference_steps", "guidance_scale")
 
@@ -203,6 +204,30 @@ def test_a_reference_lives_as_long_as_its_video(alice: Videos, tmp_path: Path, s
         with subtests.test(str(fields)), (tmp_path / "a.png").open("rb") as file:
             assert alice.error("POST", "/videos", 422, data=fields, files={"input_reference": file})["param"] == param
     assert alice.server.stored("videos", "assets") == stored
+
+
+def test_a_named_input_video_gives_length_and_rate(alice: Videos, tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", iter(np.zeros((24, 64, 96, 3), np.uint8)), fps=24)
+    headers = {"Authorization": f"Bearer {KEYS['alice']}", "Content-Type": "video/mp4"}
+    url = f"{alice.server.url}/api/v1/generate/upload"
+    name = http.post(url, content=(tmp_path / "a.mp4").read_bytes(), headers=headers).json()["input_path"]
+    for fields, num_frames, seconds in (
+        ({"input_reference": name}, 24, "1"),
+        ({"input_reference": name, "seconds": "0.5"}, 12, "0.5"),
+        ({"input_path": name, "num_frames": 12, "fps": 12}, 12, "1"),
+    ):
+        video = alice.create(**fields)
+        assert (alice.generation(video["id"])["num_frames"], video["seconds"]) == (num_frames, seconds)
+        alice.completed(video["id"])
+    assert alice.error("POST", "/videos", 404, json={"model": "probe", "prompt": "x", "input_reference": name + "0"})
+
+
+def test_a_form_with_endless_json_holds_nobody_up(alice: Videos) -> None:
+    fields = {"model": "probe", "prompt": "x", "chunk_specs": "[" + "[]," * 2_000_000 + "[]]"}
+    assert (
+        "values"
+        in alice.error("POST", "/videos", 422, files={name: (None, text) for name, text in fields.items()})["message"]
+    )
 
 
 def test_a_synchronous_video(alice: Videos) -> None:

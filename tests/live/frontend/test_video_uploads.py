@@ -162,6 +162,25 @@ def test_a_decoder_ends_when_its_client_goes(server: Frontend, slow: bytes) -> N
     assert decoders(server) == []
 
 
+def test_a_decoder_of_a_form_ends_when_its_client_goes(server: Frontend, slow: bytes) -> None:
+    fields = {"model": "probe", "prompt": "x", "size": "96x64"}
+    parts = [f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{text}\r\n' for name, text in fields.items()]
+    head = '--x\r\nContent-Disposition: form-data; name="input_reference"; filename="slow.mp4"\r\n\r\n'
+    body = "".join([*parts, head]).encode() + slow + b"\r\n--x--\r\n"
+    with assert_recovers(server):
+        client = RawClient(server.url)
+        client.send_head(
+            "POST",
+            "/v1/videos",
+            {"Content-Type": "multipart/form-data; boundary=x", "Content-Length": str(len(body))},
+        )
+        client.send(body)
+        eventually(lambda: decoders(server))
+        (process,) = decoders(server)
+        client.close()
+        eventually(lambda: not process.is_running())
+
+
 def test_many_uploads_at_once_are_all_served(server: Frontend, tmp_path: Path) -> None:
     """Two decoders at a time, and hostile files among good ones."""
     good = encode(tmp_path / "x.mp4", np.full((5, 32, 32, 3), 90, np.uint8)).read_bytes()

@@ -1,5 +1,6 @@
 """Multipart forms: flattened names, and bodies that arrive in any pieces."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -52,6 +53,7 @@ async def test_a_form_arrives_in_any_pieces(piece_bytes: int) -> None:
 
 async def test_forms_that_are_refused(subtests: pytest.Subtests) -> None:
     many = form(*(part(f"n{number}", b"") for number in range(5000)))
+    long_header = part("n", b"").replace(b"\r\n\r\n", b"\r\nX: " + b"y" * 1900 + b"\r\n\r\n", 1)
     cases: list[tuple[str, bytes, type[FilmstripError]]] = [
         ("empty", b"", BadRequest),
         ("no form", b"x" * 1000, BadRequest),
@@ -66,6 +68,9 @@ async def test_forms_that_are_refused(subtests: pytest.Subtests) -> None:
         ("many parts", many, TooLarge),
         ("endless headers", b"--a-b\r\nX: " + b"y" * (3 * 2**20), BadRequest),
         ("an endless preamble", b"y" * (3 * 2**20), BadRequest),
+        ("empty lines without an end", b"\r\n" * 2**20, BadRequest),
+        ("a boundary that goes on", b"--a-b" + b" " * (3 * 2**20), BadRequest),
+        ("long headers", form(*[long_header] * 1000), BadRequest),
     ]
     for name, body, kind in cases:
         with subtests.test(name):
@@ -90,6 +95,21 @@ async def test_texts_are_counted_while_they_arrive() -> None:
     with pytest.raises(TooLarge):
         await receive(form(part("prompt", b"x" * 600), part("other", b"x" * 10**6)), 100, count_text=count)
     assert max(counted) < 1200
+
+
+async def test_other_tasks_get_their_turn_while_a_form_is_parsed() -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(count())
+    await receive(form(part("prompt", b"x" * 2**20)), 2**21)  # in one piece
+    task.cancel()
+    assert turns >= 2**20 // (64 * 2**10)
 
 
 def test_the_boundary_is_in_the_content_type(subtests: pytest.Subtests) -> None:
@@ -119,6 +139,8 @@ OBJECTS: list[tuple[list[tuple[str, str]], dict[str, Any]]] = [
     ),
     ([("chunk_specs", '[{"chunk": 0}]')], {"chunk_specs": [{"chunk": 0}]}),
     ([("a]b[", "1")], {"a]b[": 1}),
+    ([("prompt[][text]", "7"), ("prompt[][weight]", "0.5")], {"prompt": [{"text": "7", "weight": 0.5}]}),
+    ([("lora_scales[text]", "0.5")], {"lora_scales": {"text": 0.5}}),
     ([("n", "9" * 5000)], {"n": "9" * 5000}),
     ([("n", "[" * 100_000)], {"n": "[" * 100_000}),
 ]  # fmt: skip
@@ -137,6 +159,8 @@ def test_names_that_say_too_little_are_refused(subtests: pytest.Subtests) -> Non
         [("a[b]", "1"), ("a[]", "2")],
         [("a[]", "1"), ("a[b]", "2")],
         [("a[b]", "1"), ("a[b]", "2")],
+        [("a[b]", "1"), ("a", '{"c": 1}')],
+        [("a", '{"c": 1}'), ("a[b]", "1")],
         [("a[b][c]", "1")],
         [("a[][b]", "1"), ("a[][c]", "1"), ("a[][c]", "2")],
         [("a[][b][]", "1")],

@@ -52,6 +52,9 @@ def test_references(subtests: pytest.Subtests) -> None:
         assert specs is not None
         assert [(spec.chunk, spec.first_frame_image) for spec in specs] == [(0, "asset-1")]
     with subtests.test("beside other specs"):
+        specs = ours(image, chunk_specs=[{"chunk": 2, "text": "y"}]).chunk_specs
+        assert specs is not None
+        assert [(spec.chunk, spec.first_frame_image) for spec in specs] == [(2, None), (0, "asset-1")]
         specs = ours(image, chunk_specs=[{"chunk": 2, "text": "y"}, {"chunk": 0, "text": "z"}]).chunk_specs
         assert specs is not None
         assert [(spec.chunk, spec.text, spec.first_frame_image) for spec in specs] == [
@@ -71,10 +74,15 @@ def test_contradictions_and_bad_values_are_refused(subtests: pytest.Subtests) ->
         ({"pipeline_id": "gray"}, None, "model"),
         ({"size": "96x64", "height": 65}, None, "size"),
         ({"size": "96*64"}, None, "size"),
-        ({"size": "1x1"}, None, "height"),
+        *(({"size": size}, None, "size") for size in ("1x1", "9000x64", "0x64")),
+        *(
+            ({"size": size}, None, "size")
+            for size in ("1280x720p", "96x64x3", "abc96x64", " 96x64 ", "96x64\n", "96x6\u0664")
+        ),
         ({"seconds": "0"}, None, "seconds"),
         ({"seconds": "four"}, None, "seconds"),
-        ({"seconds": 10**5}, None, "num_frames"),
+        *(({"seconds": value}, None, "seconds") for value in (10**5, True, "4e0", " 4 ", "1_0")),
+        *(({"fps": value}, None, "fps") for value in (True, "30/0", "1_0", " 8", 0)),
         ({"guidance_scale": 5}, None, "guidance_scale"),
         ({"negative_prompt": "x"}, None, "negative_prompt"),
         ({"input_reference": {"file_id": "x"}}, None, "input_reference"),
@@ -94,8 +102,9 @@ def test_errors_name_the_field_that_the_client_sent() -> None:
         ("pipeline_id", image, "model"),
         ("height", image, "size"),
         ("num_frames", image, "seconds"),
-        ("chunk_specs[3].first_frame_image", image, "input_reference"),
-        ("chunk_specs[3].first_frame_image", video, "chunk_specs[3].first_frame_image"),
+        ("chunk_specs[0].first_frame_image", image, "input_reference"),
+        ("chunk_specs[3].first_frame_image", image, "chunk_specs[3].first_frame_image"),
+        ("chunk_specs[0].first_frame_image", video, "chunk_specs[0].first_frame_image"),
         ("input_path", video, "input_reference"),
         ("seed", image, "seed"),
     ):
