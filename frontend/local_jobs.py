@@ -30,7 +30,7 @@ from filmstrip.models import Cancelled, ErrorEvent
 from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape
 
 from . import logs, metrics
-from .array_plan import Source
+from .array_plan import UploadField
 from .blobs import read_pieces
 from .catalogue import Catalogue, Entry
 from .events import EventLog
@@ -287,7 +287,7 @@ class LocalJobs:
             if cancelled is not None:
                 return self._cancelled_in_check(record, text, cancelled)
             plan = checked.plan
-            own_fps = None if Source.INPUT not in checked.uploads else checked.uploads[Source.INPUT].fps
+            own_fps = None if UploadField.INPUT not in checked.files else checked.files[UploadField.INPUT].fps
             record = record.model_copy(
                 update={
                     "video_fps": submission.video_fps or (None if own_fps is None else float(own_fps)),
