@@ -509,13 +509,13 @@ if TYPE_CHECKING:
         """A pipeline as its `PipelineSpec` declares it, and its state."""
 
 else:
-    _FeaturesAnswer = create_model(
+    FeaturesAnswer = create_model(
         "FeaturesAnswer",
         __doc__="What a pipeline supports; see docs/api.md.",
         **{field.name: (field.type, ...) for field in fields(Features)},
     )
     _SHOWN = {field.name: field.type for field in fields(PipelineSpec) if field.name != "latent_frames"}
-    _SHOWN["features"] = _FeaturesAnswer
+    _SHOWN["features"] = FeaturesAnswer
     PipelineAnswer = create_model(
         "PipelineAnswer",
         __doc__="A pipeline and what it supports; until it is first loaded, only its id and state are known.",
