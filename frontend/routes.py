@@ -61,7 +61,7 @@ _PART_OPTIONS = {
     "max_frames": "Most frames to decode.",
     "height": "Height to scale to.",
     "width": "Width to scale to.",
-    "fit": "How to fill another shape: crop or add black bars.",
+    "fit": "How to fill another shape: crop, add black bars or stretch.",
 }
 _EVENT_STREAM = """Server-sent events: `progress` after each chunk, finally one of `complete`, `cancelled` and `error`.
 

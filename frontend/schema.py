@@ -801,7 +801,7 @@ class VideoUploadQuery(BaseModel):
     max_frames: int | None = Field(None, ge=1)
     height: int | None = Field(None, ge=1, le=MAX_DECODED_SIDE)
     width: int | None = Field(None, ge=1, le=MAX_DECODED_SIDE)
-    fit: Literal["cover", "contain"] = "cover"
+    fit: Literal["cover", "contain", "fill"] = "cover"
 
 
 def parse_query(model: type[ModelT], query: Mapping[str, str]) -> ModelT:
