@@ -175,10 +175,10 @@ def test_unsuitable_values_are_refused_by_name(subtests: pytest.Subtests) -> Non
         "format=mp4&crf=1.5": ("crf", "integer"),
         "format=gif&crf=20": ("crf", "only mp4 and webm"),
         "format=mp4&fps=0": ("fps", "0.1"),
-        "format=mp4&fps=1e9": ("fps", "240"),
+        "format=mp4&fps=1000": ("fps", "240"),
         "format=mp4&fps=nan": ("fps", ""),
         "format=mp4&fps=inf": ("fps", ""),
-        "format=mp4&fps=1/0": ("fps", ""),
+        "format=mp4&fps=1/0": ("fps", "fraction"),
         "format=mp4&fps=x": ("fps", "number"),
         "format=png&fps=16": ("fps", "no frame rate"),
         "format=mp4&scale=0": ("scale", "1"),
@@ -190,9 +190,6 @@ def test_unsuitable_values_are_refused_by_name(subtests: pytest.Subtests) -> Non
     }
     for query, (field, words) in cases.items():
         with subtests.test(query):
-            if query == "format=mp4&fps=1/0":  # a rate of 1
-                assert variant(query).fps == 1
-                continue
             with pytest.raises(InvalidField) as caught:
                 variant(query)
             assert caught.value.field == field
