@@ -38,6 +38,6 @@ def follow(events: Iterator[Event]) -> tuple[Complete | Cancelled, list[Progress
                     pass
                 case ErrorEvent():
                     raise event.exception()
-                case _:
+                case Complete() | Cancelled():
                     return event, progress
     raise CheckFailed("the events ended without a last one")

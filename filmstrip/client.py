@@ -15,6 +15,7 @@ What needs no I/O is in `filmstrip.endpoints` and `filmstrip.wire`, once for bot
 """
 
 import asyncio
+import os
 import warnings
 from collections.abc import (
     AsyncGenerator,
@@ -27,48 +28,57 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import aclosing, asynccontextmanager, closing, contextmanager
+from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager, closing, contextmanager
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeVar, Unpack
+from typing import Any, BinaryIO, Literal, Self, TypeVar, Unpack
 
 import httpx
 import httpx_sse
 
 from filmstrip import endpoints
 from filmstrip.connection_settings import TIMEOUT_S, Verify, connection_options
-from filmstrip.endpoints import AnswerCall, StreamCall
 from filmstrip.errors import (
     ClientError,
     ConnectionFailed,
+    EmptyBody,
     FilmstripError,
     GenerationCancelled,
+    GenerationsUnsupported,
     ServerUnreachable,
+    StreamBroken,
     TimedOut,
     TlsUnsupported,
     UnexpectedAnswer,
     UntrustedCertificate,
 )
-from filmstrip.http_errors import mapped_errors, mapped_proxy_errors, read_error, unexpected
+from filmstrip.following import MAX_RECONNECTS, STREAM_ENDED
+from filmstrip.generations import AsyncEventStream, AsyncGenerations, EventStream, Generations
+from filmstrip.http_errors import mapped_errors, mapped_proxy_errors
 from filmstrip.models import (
     LAST_EVENTS,
     Cancelled,
     Complete,
     ErrorEvent,
     Event,
+    Generation,
     Health,
     LoadAnswer,
     LoadStatus,
     PipelineFeatures,
     PipelineInfo,
+    Plan,
     Preview,
     Progress,
+    Queued,
     UploadedData,
     UploadedVideo,
     completed,
     parse_event,
 )
 from filmstrip.request_fields import ChunkSpec, GenerateFields
+from filmstrip.sender import AsyncSender, Sender
 from filmstrip.video import open_mp4
 from filmstrip.wire import (
     BlobBuilder,
@@ -85,6 +95,8 @@ from filmstrip.wire import (
 
 __all__ = [
     "AsyncClient",
+    "AsyncEventStream",
+    "AsyncGenerations",
     "BlobBuilder",
     "Cancelled",
     "ChunkSpec",
@@ -94,17 +106,24 @@ __all__ = [
     "ConnectionFailed",
     "ErrorEvent",
     "Event",
+    "EventStream",
     "FilmstripError",
     "GenerateFields",
+    "Generation",
     "GenerationCancelled",
+    "Generations",
+    "GenerationsUnsupported",
     "Health",
     "LoadAnswer",
     "LoadStatus",
     "PipelineFeatures",
     "PipelineInfo",
+    "Plan",
     "Preview",
     "Progress",
+    "Queued",
     "ServerUnreachable",
+    "StreamBroken",
     "TimedOut",
     "TlsUnsupported",
     "UnexpectedAnswer",
@@ -115,9 +134,9 @@ __all__ = [
     "as_vace_frames",
 ]
 
-_STREAM_ENDED = "the stream ended before the generation"
+Fit = Literal["cover", "contain", "fill"]
+_PIECE_BYTES = 2**18
 
-AnswerT = TypeVar("AnswerT")
 PieceT = TypeVar("PieceT")
 
 
@@ -134,6 +153,10 @@ class Client:
         transport: an httpx transport, for tests.
         verify: how to check the server's TLS certificate. True: with the default authorities. A PEM file, or a folder
             of them: with these authorities instead. An SSL context, or False for no check.
+        max_reconnects: how often in a row to connect again when the events of a generation with an id break off.
+
+    Attributes:
+        generations: generations with an id, which go on without their client: submit, attach, list, cancel, download.
 
     Raises:
         ValueError: the URL is not that of an HTTP server, the token cannot be sent in a header, or the file of
@@ -147,10 +170,15 @@ class Client:
         timeout_s: float = TIMEOUT_S,
         transport: httpx.BaseTransport | None = None,
         verify: Verify = True,
+        *,
+        max_reconnects: int = MAX_RECONNECTS,
     ) -> None:
         options = connection_options(base_url, token, timeout_s, verify)
         with mapped_proxy_errors():
             self._http = httpx.Client(transport=transport, **options)
+        self._sender = Sender(self._http)
+        self.generations = Generations(self._sender, max_reconnects)
+        self._runs: set[EventStream] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -176,16 +204,58 @@ class Client:
             ValueError: the video is not uint8, or does not have the number of frames that its shape says.
         """
         shape = upload_shape(video, shape)
-        return self._send(endpoints.upload(shape), video_body(video, shape))
+        return self._sender.send(endpoints.upload(shape), video_body(video, shape))
+
+    def upload_file(
+        self,
+        file: BinaryIO,
+        *,
+        start: float | None = None,
+        end: float | None = None,
+        fps: float | Fraction | None = None,
+        max_frames: int | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        fit: Fit | None = None,
+    ) -> UploadedVideo:
+        """Upload an MP4, MOV, WebM or MKV file, which the server decodes.
+
+        Args:
+            file: open in binary mode, at its start.
+            start: first second of the part to decode.
+            end: second to stop at.
+            fps: frames per second; None keeps the file's own rate.
+            max_frames: most frames.
+            width: of the frames, in pixels; with only one side, the other one keeps the proportions.
+            height: likewise.
+            fit: for a video of another shape: "cover" crops it, "contain" adds black bars, "fill" stretches it. None is
+                "cover".
+
+        Raises:
+            BadVideo: the server cannot decode the file.
+            TooLarge: its frames exceed the limit; the message names values that fit.
+            BadHeader: the server is too old to decode video files.
+        """
+        part = {"start": start, "end": end, "fps": fps, "max_frames": max_frames}
+        call = endpoints.upload_file(_size(file), **part, width=width, height=height, fit=fit)
+        return self._sender.send(call, _read_pieces(file))
+
+    def decodes_video_files(self) -> bool:
+        """Whether the server has `upload_file`; asks it by an upload without a body, which every server refuses."""
+        try:
+            self._sender.send(endpoints.upload_file(0), b"")
+        except (FilmstripError, UnexpectedAnswer) as error:
+            return isinstance(error, EmptyBody)
+        return False
 
     def upload_data(self, data: bytes | BlobBuilder | Iterable[bytes]) -> UploadedData:
         """Upload a blob of arrays that chunk_specs point into."""
-        return self._send(endpoints.upload_data(data), data if isinstance(data, bytes) else iter(data))
+        return self._sender.send(endpoints.upload_data(data), data if isinstance(data, bytes) else iter(data))
 
     def upload_asset(self, image: bytes | Path) -> str:
         """Upload a PNG, JPEG or WebP image; returns the path for image fields of a request."""
         body = image.read_bytes() if isinstance(image, Path) else image
-        return self._send(endpoints.upload_asset(), body).path
+        return self._sender.send(endpoints.upload_asset(), body).path
 
     def delete(self, name: str) -> None:
         """Delete one of this client's uploads, assets or outputs, by its name on the server.
@@ -194,11 +264,11 @@ class Client:
             UnknownPath: the server has no such file of this client.
             InUse: a generation or a download uses it.
         """
-        self._send(endpoints.delete(name))
+        self._sender.send(endpoints.delete(name))
 
     def pipelines(self) -> list[PipelineInfo]:
         """What each pipeline of the server is and can do."""
-        return self._send(endpoints.pipelines()).pipelines
+        return self._sender.send(endpoints.pipelines()).pipelines
 
     def pipeline(self, id: str) -> PipelineInfo:
         """What one pipeline is and can do.
@@ -210,11 +280,11 @@ class Client:
 
     def load(self, pipeline_ids: str | Sequence[str], load_params: Mapping[str, Any] | None = None) -> LoadAnswer:
         """Start to load pipelines; returns at once, with the status "loading" or "loaded"."""
-        return self._send(endpoints.load(pipeline_ids, load_params))
+        return self._sender.send(endpoints.load(pipeline_ids, load_params))
 
     def load_status(self) -> LoadStatus:
         """How the last load of this client went, or goes."""
-        return self._send(endpoints.load_status())
+        return self._sender.send(endpoints.load_status())
 
     def status(self) -> LoadStatus:
         """Deprecated name of `load_status`."""
@@ -223,11 +293,16 @@ class Client:
 
     def health(self) -> Health:
         """The server's health; its status is "healthy" when a generation would be accepted, or one runs."""
-        return self._send(endpoints.health())
+        return self._sender.send(endpoints.health())
 
     def cancel(self) -> str:
-        """End the running generation after its current chunk; returns "cancelling", or "idle" when nothing runs."""
-        return self._send(endpoints.cancel()).status
+        """End what `run` and `generate` run, after its current chunk; returns "cancelling", or "idle" if nothing runs.
+
+        Other generations with an id have `generations.cancel`.
+        """
+        statuses = [run.cancel() for run in list(self._runs)]
+        statuses.append(self._sender.send(endpoints.cancel()).status)
+        return "idle" if set(statuses) == {"idle"} else "cancelling"
 
     def run(
         self,
@@ -239,6 +314,9 @@ class Client:
     ) -> Complete:
         """Generate a video and wait until it is complete; its `output_path` can then be downloaded.
 
+        It is a generation with an id: it waits for its turn, and a broken connection is made again. On a server without
+        generations with an id (it answers 404 or 405), it runs as in `generate`.
+
         Args:
             request: fields of a GenerateRequest.
             on_event: called for each event, the last one included. An exception that it raises ends the generation.
@@ -247,10 +325,21 @@ class Client:
         Raises:
             FilmstripError: the server refused the request, or the generation failed.
             GenerationCancelled: someone cancelled it; the exception names the frames generated so far.
-            ConnectionFailed: the connection broke, which also ends the generation.
+            StreamBroken: the connection broke for longer than reconnecting helps. The server cancels the generation
+                soon after, and `generations.get` of the exception's `id` tells what became of it.
+            ConnectionFailed: the server cannot be reached.
         """
         last: Event | None = None
-        with self.generate(request, **fields) as events:
+        stream = self.generations.start(request, on_disconnect="cancel", **fields)
+        with ExitStack() as stack:
+            events: Iterator[Event] = stream
+            self._runs.add(stream)
+            stack.callback(self._runs.discard, stream)
+            try:
+                stack.enter_context(stream)
+            except GenerationsUnsupported:
+                self._runs.discard(stream)
+                events = stack.enter_context(self.generate(request, **fields))
             for last in events:
                 if on_event is not None:
                     on_event(last)
@@ -260,7 +349,10 @@ class Client:
     def generate(
         self, request: Mapping[str, Any] | None = None, /, **fields: Unpack[GenerateFields]
     ) -> Iterator[Iterator[Event]]:
-        """Generate a video and follow its events: `with client.generate(...) as events`, then iterate over them.
+        """Generate a video the classic way: `with client.generate(...) as events`, then iterate over the events.
+
+        The generation lives as long as the connection, and is refused while another one runs. `generations.start` is
+        the same for a generation that waits for its turn and survives a broken connection.
 
         The stream ends after Complete, Cancelled or ErrorEvent. Leaving the block earlier closes the connection, which
         ends the generation and discards its frames; `cancel` keeps them.
@@ -271,15 +363,16 @@ class Client:
 
         Raises:
             FilmstripError: the server refused the request.
+            Busy: another generation runs.
             ConnectionFailed: also if the stream ends without a last event.
         """
-        with self._stream(endpoints.generate(request, fields)) as response:
+        with self._sender.stream(endpoints.generate(request, fields)) as response:
             yield _read_events(response)
 
     def output_shape(self, output_path: str) -> VideoShape:
         """The shape of an output; does not download its frames."""
         reader = FrameReader()
-        with self._stream(endpoints.download(output_path, header_only=True)) as response, mapped_errors():
+        with self._sender.stream(endpoints.download(output_path, header_only=True)) as response, mapped_errors():
             for data in response.iter_bytes():
                 next(reader.feed(data), None)
                 if reader.shape is not None:
@@ -289,7 +382,7 @@ class Client:
     def download(self, output_path: str) -> Video:
         """Download an output as one array, uint8 [F, H, W, C]."""
         reader = VideoReader()
-        with self._stream(endpoints.download(output_path)) as response, mapped_errors():
+        with self._sender.stream(endpoints.download(output_path)) as response, mapped_errors():
             for data in response.iter_bytes():
                 reader.feed(data)
         return reader.finish()
@@ -297,7 +390,7 @@ class Client:
     def download_frames(self, output_path: str) -> Generator[Frame, None, None]:
         """Download an output frame by frame, uint8 [H, W, C]; only one frame at a time is in memory."""
         reader = FrameReader()
-        with self._stream(endpoints.download(output_path)) as response, mapped_errors():
+        with self._sender.stream(endpoints.download(output_path)) as response, mapped_errors():
             for data in response.iter_bytes():
                 yield from reader.feed(data)
         reader.finish()
@@ -305,7 +398,7 @@ class Client:
     def download_to(self, output_path: str, file: BinaryIO) -> int:
         """Download an output, with its 20-byte header, into an open file; returns the number of bytes."""
         num_bytes = 0
-        with self._stream(endpoints.download(output_path)) as response, mapped_errors():
+        with self._sender.stream(endpoints.download(output_path)) as response, mapped_errors():
             for data in response.iter_bytes():
                 num_bytes += file.write(data)
         return num_bytes
@@ -314,26 +407,6 @@ class Client:
         """Download an output and write it as an MP4, frame by frame; returns the number of frames."""
         with open_mp4(path) as output, closing(self.download_frames(output_path)) as frames:
             return output.write(frames, fps).num_frames
-
-    def _send(self, call: AnswerCall[AnswerT], content: bytes | Iterator[bytes] | None = None) -> AnswerT:
-        with mapped_errors():
-            response = self._http.send(call.build(self._http, content))
-        return call.answer(response)
-
-    @contextmanager
-    def _stream(self, call: StreamCall) -> Iterator[httpx.Response]:
-        with mapped_errors():
-            response = self._http.send(call.build(self._http), stream=True)
-        with closing(response):
-            if not response.is_success:
-                with mapped_errors():
-                    response.read()
-                raise read_error(response)
-            if not call.is_answered_by(response):
-                with mapped_errors():
-                    raise unexpected(response, next(response.iter_bytes(), b""))
-            # Outside mapped_errors: an error in the caller's block is the caller's.
-            yield response
 
 
 class AsyncClient:
@@ -346,10 +419,15 @@ class AsyncClient:
         timeout_s: float = TIMEOUT_S,
         transport: httpx.AsyncBaseTransport | None = None,
         verify: Verify = True,
+        *,
+        max_reconnects: int = MAX_RECONNECTS,
     ) -> None:
         options = connection_options(base_url, token, timeout_s, verify)
         with mapped_proxy_errors():
             self._http = httpx.AsyncClient(transport=transport, **options)
+        self._sender = AsyncSender(self._http)
+        self.generations = AsyncGenerations(self._sender, max_reconnects)
+        self._runs: set[AsyncEventStream] = set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -370,16 +448,41 @@ class AsyncClient:
     ) -> UploadedVideo:
         """Upload an input video: an array [F, H, W, C], or an iterable of frames or bytes, and its shape."""
         shape = upload_shape(video, shape)
-        return await self._send(endpoints.upload(shape), _video_body(_pieces(video), shape))
+        return await self._sender.send(endpoints.upload(shape), _video_body(_pieces(video), shape))
+
+    async def upload_file(
+        self,
+        file: BinaryIO,
+        *,
+        start: float | None = None,
+        end: float | None = None,
+        fps: float | Fraction | None = None,
+        max_frames: int | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        fit: Fit | None = None,
+    ) -> UploadedVideo:
+        """Upload an MP4, MOV, WebM or MKV file, which the server decodes."""
+        part = {"start": start, "end": end, "fps": fps, "max_frames": max_frames}
+        call = endpoints.upload_file(_size(file), **part, width=width, height=height, fit=fit)
+        return await self._sender.send(call, _pieces(_read_pieces(file)))
+
+    async def decodes_video_files(self) -> bool:
+        """Whether the server has `upload_file`; asks it by an upload without a body, which every server refuses."""
+        try:
+            await self._sender.send(endpoints.upload_file(0), b"")
+        except (FilmstripError, UnexpectedAnswer) as error:
+            return isinstance(error, EmptyBody)
+        return False
 
     async def upload_data(self, data: bytes | BlobBuilder | Iterable[bytes] | AsyncIterable[bytes]) -> UploadedData:
         """Upload a blob of arrays that chunk_specs point into."""
-        return await self._send(endpoints.upload_data(data), data if isinstance(data, bytes) else _pieces(data))
+        return await self._sender.send(endpoints.upload_data(data), data if isinstance(data, bytes) else _pieces(data))
 
     async def upload_asset(self, image: bytes | Path) -> str:
         """Upload a PNG, JPEG or WebP image; returns the path for image fields of a request."""
         body = await asyncio.to_thread(image.read_bytes) if isinstance(image, Path) else image
-        return (await self._send(endpoints.upload_asset(), body)).path
+        return (await self._sender.send(endpoints.upload_asset(), body)).path
 
     async def delete(self, name: str) -> None:
         """Delete one of this client's uploads, assets or outputs, by its name on the server.
@@ -388,11 +491,11 @@ class AsyncClient:
             UnknownPath: the server has no such file of this client.
             InUse: a generation or a download uses it.
         """
-        await self._send(endpoints.delete(name))
+        await self._sender.send(endpoints.delete(name))
 
     async def pipelines(self) -> list[PipelineInfo]:
         """What each pipeline of the server is and can do."""
-        return (await self._send(endpoints.pipelines())).pipelines
+        return (await self._sender.send(endpoints.pipelines())).pipelines
 
     async def pipeline(self, id: str) -> PipelineInfo:
         """What one pipeline is and can do."""
@@ -400,11 +503,11 @@ class AsyncClient:
 
     async def load(self, pipeline_ids: str | Sequence[str], load_params: Mapping[str, Any] | None = None) -> LoadAnswer:
         """Start to load pipelines; returns at once, with the status "loading" or "loaded"."""
-        return await self._send(endpoints.load(pipeline_ids, load_params))
+        return await self._sender.send(endpoints.load(pipeline_ids, load_params))
 
     async def load_status(self) -> LoadStatus:
         """How the last load of this client went, or goes."""
-        return await self._send(endpoints.load_status())
+        return await self._sender.send(endpoints.load_status())
 
     async def status(self) -> LoadStatus:
         """Deprecated name of `load_status`."""
@@ -413,11 +516,13 @@ class AsyncClient:
 
     async def health(self) -> Health:
         """The server's health."""
-        return await self._send(endpoints.health())
+        return await self._sender.send(endpoints.health())
 
     async def cancel(self) -> str:
-        """End the running generation after its current chunk; returns "cancelling", or "idle" when nothing runs."""
-        return (await self._send(endpoints.cancel())).status
+        """End what `run` and `generate` run, after its current chunk; returns "cancelling", or "idle"."""
+        statuses = [await run.cancel() for run in list(self._runs)]
+        statuses.append((await self._sender.send(endpoints.cancel())).status)
+        return "idle" if set(statuses) == {"idle"} else "cancelling"
 
     async def run(
         self,
@@ -429,7 +534,16 @@ class AsyncClient:
     ) -> Complete:
         """Generate a video and wait until it is complete; its `output_path` can then be downloaded."""
         last: Event | None = None
-        async with self.generate(request, **fields) as events:
+        stream = self.generations.start(request, on_disconnect="cancel", **fields)
+        async with AsyncExitStack() as stack:
+            events: AsyncIterator[Event] = stream
+            self._runs.add(stream)
+            stack.callback(self._runs.discard, stream)
+            try:
+                await stack.enter_async_context(stream)
+            except GenerationsUnsupported:
+                self._runs.discard(stream)
+                events = await stack.enter_async_context(self.generate(request, **fields))
             async for last in events:
                 if on_event is not None:
                     on_event(last)
@@ -439,9 +553,9 @@ class AsyncClient:
     async def generate(
         self, request: Mapping[str, Any] | None = None, /, **fields: Unpack[GenerateFields]
     ) -> AsyncIterator[AsyncIterator[Event]]:
-        """Generate a video and follow its events: `async with client.generate(...) as events`, then `async for`."""
+        """Generate a video the classic way: `async with client.generate(...) as events`, then `async for`."""
         async with (
-            self._stream(endpoints.generate(request, fields)) as response,
+            self._sender.stream(endpoints.generate(request, fields)) as response,
             aclosing(_aread_events(response)) as events,
         ):
             yield events
@@ -449,7 +563,7 @@ class AsyncClient:
     async def output_shape(self, output_path: str) -> VideoShape:
         """The shape of an output; does not download its frames."""
         reader = FrameReader()
-        async with self._stream(endpoints.download(output_path, header_only=True)) as response:
+        async with self._sender.stream(endpoints.download(output_path, header_only=True)) as response:
             with mapped_errors():
                 async for data in response.aiter_bytes():
                     next(reader.feed(data), None)
@@ -460,7 +574,7 @@ class AsyncClient:
     async def download(self, output_path: str) -> Video:
         """Download an output as one array, uint8 [F, H, W, C]."""
         reader = VideoReader()
-        async with self._stream(endpoints.download(output_path)) as response:
+        async with self._sender.stream(endpoints.download(output_path)) as response:
             with mapped_errors():
                 async for data in response.aiter_bytes():
                     reader.feed(data)
@@ -469,7 +583,7 @@ class AsyncClient:
     async def download_frames(self, output_path: str) -> AsyncGenerator[Frame, None]:
         """Download an output frame by frame; wrap it in `contextlib.aclosing` if you may stop early."""
         reader = FrameReader()
-        async with self._stream(endpoints.download(output_path)) as response:
+        async with self._sender.stream(endpoints.download(output_path)) as response:
             with mapped_errors():
                 async for data in response.aiter_bytes():
                     for frame in reader.feed(data):
@@ -479,7 +593,7 @@ class AsyncClient:
     async def download_to(self, output_path: str, file: BinaryIO) -> int:
         """Download an output, with its 20-byte header, into an open file; returns the number of bytes."""
         num_bytes = 0
-        async with self._stream(endpoints.download(output_path)) as response:
+        async with self._sender.stream(endpoints.download(output_path)) as response:
             with mapped_errors():
                 async for data in response.aiter_bytes():
                     num_bytes += await asyncio.to_thread(file.write, data)
@@ -494,25 +608,6 @@ class AsyncClient:
                     await asyncio.to_thread(output.add, frame)
             return output.commit().num_frames
 
-    async def _send(self, call: AnswerCall[AnswerT], content: bytes | AsyncIterator[bytes] | None = None) -> AnswerT:
-        with mapped_errors():
-            response = await self._http.send(call.build(self._http, content))
-        return call.answer(response)
-
-    @asynccontextmanager
-    async def _stream(self, call: StreamCall) -> AsyncIterator[httpx.Response]:
-        with mapped_errors():
-            response = await self._http.send(call.build(self._http), stream=True)
-        async with aclosing(response):
-            if not response.is_success:
-                with mapped_errors():
-                    await response.aread()
-                raise read_error(response)
-            if not call.is_answered_by(response):
-                with mapped_errors():
-                    raise unexpected(response, await anext(response.aiter_bytes(), b""))
-            yield response
-
 
 # -- Streams -----------------------------------------------------------------------------------------------------
 
@@ -525,7 +620,7 @@ def _read_events(response: httpx.Response) -> Iterator[Event]:
                 yield event
             if isinstance(event, LAST_EVENTS):
                 return
-    raise ConnectionFailed(_STREAM_ENDED)
+    raise ConnectionFailed(STREAM_ENDED)
 
 
 async def _aread_events(response: httpx.Response) -> AsyncGenerator[Event, None]:
@@ -537,7 +632,20 @@ async def _aread_events(response: httpx.Response) -> AsyncGenerator[Event, None]
                     yield event
                 if isinstance(event, LAST_EVENTS):
                     return
-    raise ConnectionFailed(_STREAM_ENDED)
+    raise ConnectionFailed(STREAM_ENDED)
+
+
+def _size(file: BinaryIO) -> int:
+    """Bytes of a file from its current position on."""
+    here = file.tell()
+    end = file.seek(0, os.SEEK_END)
+    file.seek(here)
+    return end - here
+
+
+def _read_pieces(file: BinaryIO) -> Iterator[bytes]:
+    while piece := file.read(_PIECE_BYTES):
+        yield piece
 
 
 async def _pieces(source: Iterable[PieceT] | AsyncIterable[PieceT]) -> AsyncIterator[PieceT]:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, BinaryIO, Self, TypeVar
 
 import click
+import rich.progress
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
@@ -18,7 +19,7 @@ from filmstrip import connection_settings
 from filmstrip.client import Client
 from filmstrip.connection_settings import TIMEOUT_S
 from filmstrip.errors import ClientError, FilmstripError
-from filmstrip.models import Progress
+from filmstrip.models import Event, Progress, Queued
 
 ItemT = TypeVar("ItemT")
 
@@ -86,10 +87,19 @@ def _bar(console: Console, *last: Any) -> ProgressBar:
     )
 
 
-def track(items: Iterable[ItemT], total: int, description: str) -> Iterator[ItemT]:
-    """Yield the items, with a progress bar on a terminal."""
-    with _bar(Console(stderr=True), TimeRemainingColumn()) as bar:
+def track(items: Iterable[ItemT], total: int, description: str, *, quiet: bool = False) -> Iterator[ItemT]:
+    """Yield the items, with a progress bar on a terminal unless it should be quiet."""
+    with _bar(Console(stderr=True, quiet=quiet), TimeRemainingColumn()) as bar:
         yield from bar.track(items, total, description=description)
+
+
+@contextmanager
+def open_tracked(path: Path, description: str, *, quiet: bool = False) -> Iterator[BinaryIO]:
+    """Open a file for reading, with a progress bar on a terminal unless it should be quiet."""
+    console = Console(stderr=True, quiet=quiet)
+    is_hidden = quiet or not console.is_terminal
+    with rich.progress.open(path, "rb", description=description, console=console, disable=is_hidden) as file:
+        yield file
 
 
 class GenerationProgress:
@@ -109,11 +119,24 @@ class GenerationProgress:
     ) -> None:
         self._bar.stop()
 
+    def show(self, event: Event) -> None:
+        """Show an event that has something to show."""
+        if isinstance(event, Progress):
+            self.update(event)
+        elif isinstance(event, Queued):
+            self._wait(event)
+
     def update(self, event: Progress) -> None:
         """Show that a chunk is done."""
-        self._bar.update(self._task, completed=event.chunk, total=event.total_chunks, fps=event.fps)
+        chunks, total = event.chunk, event.total_chunks
+        self._bar.update(self._task, description="Generating", completed=chunks, total=total, fps=event.fps)
         if not self._console.is_terminal:
             self.note(f"chunk {event.chunk}/{event.total_chunks}: {event.frames} frames, {event.fps:.1f} fps")
+
+    def _wait(self, event: Queued) -> None:
+        self._bar.update(self._task, description=f"Waiting, place {event.position}")
+        if not self._console.is_terminal:
+            self.note(f"waiting: place {event.position} in the queue")
 
     def note(self, text: str) -> None:
         """Print a line, above the bar where there is one."""

@@ -51,7 +51,9 @@
     │   ├── ServerUnreachable         no connection could be made: refused, unknown host, no route
     │   │   ├── TlsUnsupported        the URL begins with https, and the server does not use TLS
     │   │   └── UntrustedCertificate  the server's TLS certificate is not trusted
-    │   └── TimedOut                  nothing came for longer than the timeout
+    │   ├── TimedOut                  nothing came for longer than the timeout
+    │   └── StreamBroken              the connection to a generation broke, and reconnecting failed
+    ├── GenerationsUnsupported        the server is too old for generations with an id
     ├── GenerationCancelled           there is no complete video: the generation was cancelled
     └── UnexpectedAnswer              the answer is not Filmstrip's: a proxy, another program, another version
 
@@ -413,6 +415,27 @@ class UntrustedCertificate(ServerUnreachable):
 
 class TimedOut(ConnectionFailed):
     """Nothing was received or sent for longer than the timeout."""
+
+
+class StreamBroken(ConnectionFailed):
+    """The connection to a generation broke, and reconnecting failed; the generation may go on without its client.
+
+    Attributes:
+        id: of the generation, to attach to it later.
+        after: number of the last event that was received.
+    """
+
+    def __init__(self, id: str, after: int, num_attempts: int, reason: str) -> None:
+        super().__init__(
+            f"lost the connection to generation {id} after event {after}; {counted(num_attempts, 'attempt')} to"
+            f" reconnect failed, the last one with: {reason}"
+        )
+        self.id = id
+        self.after = after
+
+
+class GenerationsUnsupported(ClientError):
+    """The server does not have /api/v1/generations: it is older, or a proxy in front of it does not forward them."""
 
 
 class GenerationCancelled(ClientError):

@@ -48,11 +48,21 @@ class _Answer(BaseModel):
 
 
 class UploadedVideo(_Answer):
-    """An input video that the server holds: `input_path` goes into the request."""
+    """An input video that the server holds: `input_path` goes into the request.
+
+    Attributes:
+        input_path: the server's name for it.
+        num_frames: its frames.
+        shape: [F, H, W, C].
+        fps: frames per second; None if it was uploaded as raw frames.
+        poster: its first frame as a data URL of at most 32 KiB; likewise.
+    """
 
     input_path: str
     num_frames: int
     shape: AnswerShape
+    fps: float | None = None
+    poster: str | None = None
 
 
 class UploadedData(_Answer):
@@ -187,8 +197,104 @@ class Health(_Answer):
     degraded: list[str] = []
 
 
+class GenerationFailure(_Answer):
+    """Why a generation failed."""
+
+    code: str
+    message: str
+
+
+class Generation(_Answer):
+    """A generation as a resource; docs/api.md says what each key means.
+
+    Attributes:
+        id: its name, unique among this client's.
+        state: "queued", "running", "complete", "cancelled" or "failed".
+        position: its place in the queue, 1 for the next one; None unless it waits.
+        chunk: chunks generated so far.
+        total_chunks: chunks of the whole generation.
+        frames: pixel frames generated so far.
+        num_frames: pixel frames in all.
+        fps: pixel frames generated per second.
+        eta_s: estimated seconds until its end; None unless it runs.
+        created_at: Unix time in seconds, like the other times.
+        started_at: None before it runs.
+        ended_at: None before it has ended.
+        expires_at: when the server forgets it and its output.
+        seed: the same request with this seed gives the same video.
+        unused: fields of the request that the pipeline does not use, sorted.
+        error: why it failed; None otherwise.
+        output_path: where its frames can be downloaded; None if there are none.
+        video_shape: [F, H, W, C] of the output; likewise.
+        links: paths on the server, without a proxy's prefix.
+        request: what was sent; None in lists.
+    """
+
+    id: str
+    state: str
+    position: int | None = None
+    chunk: int = 0
+    total_chunks: int = 0
+    frames: int = 0
+    num_frames: int = 0
+    fps: float | None = None
+    eta_s: float | None = None
+    created_at: float
+    started_at: float | None = None
+    ended_at: float | None = None
+    expires_at: float | None = None
+    seed: int | None = None
+    unused: list[str] = []
+    error: GenerationFailure | None = None
+    output_path: str | None = None
+    video_shape: AnswerShape | None = None
+    links: dict[str, str | None] = {}
+    request: dict[str, Any] | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """It neither waits nor runs."""
+        return self.state not in ("queued", "running")
+
+
+class GenerationPage(_Answer):
+    """Some of the client's generations, newest first; `next` is the `after` of the next page, None if there is none."""
+
+    generations: list[Generation]
+    next: str | None = None
+
+
+class PlannedChunk(_Answer):
+    """A chunk of a plan: its first frame, and how many frames it adds."""
+
+    start: int
+    frames: int
+
+
+class Plan(_Answer):
+    """What a request would generate.
+
+    Attributes:
+        height: of the video, in pixels.
+        width: likewise.
+        num_chunks: number of its chunks.
+        chunks: the chunks.
+        unused: fields of the request that the pipeline would not use, sorted.
+    """
+
+    height: int
+    width: int
+    num_chunks: int
+    chunks: list[PlannedChunk]
+    unused: list[str] = []
+
+
 class CancelAnswer(_Answer):
-    """The answer to a request to cancel: "cancelling", or "idle" when nothing runs."""
+    """The answer to a request to cancel.
+
+    Attributes:
+        status: "cancelling" after the current chunk, "cancelled" at once, or "idle" when nothing runs.
+    """
 
     status: str
 
@@ -208,6 +314,13 @@ class ErrorAnswer(_Answer):
 
 
 # -- Events ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Queued:
+    """The generation waits; 1 is the next one. It comes whenever the place changes, and has no number."""
+
+    position: int
 
 
 @dataclass(frozen=True)
@@ -310,11 +423,12 @@ class ErrorEvent:
         return ERRORS.get(self.code, ModelError)(self.error)
 
 
-Event = Progress | Preview | Complete | Cancelled | ErrorEvent
+Event = Queued | Progress | Preview | Complete | Cancelled | ErrorEvent
 LAST_EVENTS = (Complete, Cancelled, ErrorEvent)
 """Every stream ends with one of these, and nothing follows it."""
 
 EVENT_NAMES: dict[type[Event], str] = {
+    Queued: "queued",
     Progress: "progress",
     Preview: "preview",
     Complete: "complete",

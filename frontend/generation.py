@@ -19,7 +19,7 @@ from filmstrip import contract
 from filmstrip.contract import ChunkParameters, Mode
 from filmstrip.errors import ClientGone, FilmstripError, InternalError, Restarted
 from filmstrip.geometry import MAX_FPS_DENOMINATOR
-from filmstrip.models import Cancelled, Complete, ErrorEvent, Event, Preview, Progress
+from filmstrip.models import LAST_EVENTS, Cancelled, Complete, ErrorEvent, Event, Preview, Progress
 from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape
 
 from . import logs, metrics
@@ -394,7 +394,7 @@ class Job:
         elif isinstance(event, Preview):
             preview_bytes = self.record.preview_bytes + len(event.image or "")
             self.record = self.record.model_copy(update={"preview_bytes": preview_bytes})
-        else:
+        elif isinstance(event, LAST_EVENTS):
             now = time.time()
             changes = {"ended_at": now, "expires_at": now + self._ttl_s, **self._outcome(event)}
             self.record = self.record.model_copy(update=changes)

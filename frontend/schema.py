@@ -789,7 +789,9 @@ class VideoUploadQuery(BaseModel):
     max_frames: int | None = Field(None, ge=1, description="Most frames to decode.")
     height: DecodedSide | None = Field(None, description="Height to scale to.")
     width: DecodedSide | None = Field(None, description="Width to scale to.")
-    fit: Literal["cover", "contain"] = Field("cover", description="How to fill another shape: crop or add black bars.")
+    fit: Literal["cover", "contain", "fill"] = Field(
+        "cover", description="How to fill another shape: crop, add black bars or stretch."
+    )
 
 
 def parse_query(model: type[ModelT], query: Mapping[str, str]) -> ModelT:

@@ -268,6 +268,8 @@ class Fitting:
             width = max(1, round(own_width * height / own_height))
         if max(height, width) > MAX_DECODED_SIDE:
             raise _Refused(f"{width}x{height} is too large; at most {MAX_DECODED_SIDE} pixels per side are supported")
+        if fit == "fill":
+            return cls(height, width, (height, width))
         scales = Fraction(height, own_height), Fraction(width, own_width)
         scale = max(scales) if fit == "cover" else min(scales)
         inner = max(1, round(own_height * scale)), max(1, round(own_width * scale))

@@ -74,6 +74,11 @@ def mapped_errors(path: str | Path) -> Iterator[None]:
         raise VideoFileError(f"{display_path(path)}: {error.strerror or error}") from error
 
 
+def container_of(head: bytes) -> str:
+    """The container of a file that starts with these 8 bytes: "mov" (also MP4), "matroska" (also WebM) or ""."""
+    return "matroska" if head.startswith(_MATROSKA_START) else "mov" if head[4:8] in _MOV_BOXES else ""
+
+
 @dataclass(frozen=True)
 class Restrictions:
     """What a file from a stranger may be. Its format is told by its first bytes, and nothing else is tried.
@@ -90,7 +95,7 @@ class Restrictions:
 
     def format_of(self, head: bytes) -> str | None:
         """The format of a file that starts with these 8 bytes or more; None if it is not allowed."""
-        found = "matroska" if head.startswith(_MATROSKA_START) else "mov" if head[4:8] in _MOV_BOXES else ""
+        found = container_of(head)
         return found if found in self.formats else None
 
     @property

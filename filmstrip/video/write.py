@@ -6,13 +6,13 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Mapping, Sized
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import BinaryIO, Protocol, Self
 
 import av
 import av.filter
@@ -119,6 +119,11 @@ class Output:
         self._committed = False
         with mapped_errors(self.path):
             self._place = _SequencePlace(self.path, self._pattern) if self._pattern else _FilePlace(self.path)
+
+    @property
+    def is_sequence(self) -> bool:
+        """It is one image per frame."""
+        return self._pattern is not None
 
     def __enter__(self) -> Self:
         return self
@@ -308,6 +313,24 @@ def open_encoder(
         ),
         fps,
     )
+
+
+@contextmanager
+def open_replacement(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file for bytes that are complete already; it replaces `path` at the end of the block, as `Output` does.
+
+    Raises:
+        VideoFileError: nothing can be written there.
+    """
+    with mapped_errors(path):
+        place = _FilePlace(Path(path))
+    try:
+        with place.part.open("wb") as file:
+            yield file
+        with mapped_errors(path):
+            place.commit()
+    finally:
+        place.discard()
 
 
 def enlarged(frame: Frame, scale: int) -> Frame:

@@ -1,5 +1,6 @@
 """An HTTP server with scripted responses, such as those of a proxy whose server is down."""
 
+import json
 import socket
 import ssl
 import threading
@@ -10,10 +11,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
+from filmstrip.errors import NotFound
+
 NGINX_PAGE = (
     "<html>\r\n<head><title>{title}</title></head>\r\n<body>\r\n<center><h1>{title}</h1></center>\r\n"
     "<hr><center>nginx/1.22.1</center>\r\n</body>\r\n</html>\r\n"
 )
+
+
+NO_GENERATIONS = json.dumps(NotFound("there is nothing at this address").body()).encode()
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ def nginx_error(status: int, title: str, **headers: str) -> Reply:
 
 @contextmanager
 def fake_server(*replies: Reply, certificate: Path | None = None, **by_path: Reply) -> Iterator[tuple[str, list[str]]]:
-    """Run a server that sends each reply once, then repeats the last one; its URL and the requests it received.
+    """Run an older server that sends each reply once, then repeats the last one; its URL and the requests it received.
 
     Args:
         replies: the replies in order.
@@ -69,7 +75,16 @@ def fake_server(*replies: Reply, certificate: Path | None = None, **by_path: Rep
                 self.connection.shutdown(socket.SHUT_WR)
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
+        def refuse(self) -> None:
+            """As an older server, which has no generations with an id."""
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(404)
+            self.send_header("Content-Length", str(len(NO_GENERATIONS)))
+            self.end_headers()
+            self.wfile.write(NO_GENERATIONS)
+
         do_GET = do_POST = respond  # noqa: N815 - the standard library's names
+        do_PUT = refuse  # noqa: N815
 
         def log_message(self, *_: Any) -> None:
             pass

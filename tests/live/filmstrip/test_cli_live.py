@@ -229,11 +229,11 @@ def test_a_busy_server_is_an_exit_code_or_is_waited_for(server, run, clip, tmp_p
         assert refused.exit_code == 4
         assert "--wait" in refused.stderr
         with command(server.url, "generate", "-p", "gray", "-v", clip, "-o", tmp_path / "no.mp4", "--wait") as waiting:
-            line_with(waiting, "busy with another generation; waiting")
+            line_with(waiting, "waiting: place 1 in the queue")
             os.kill(waiting.pid, signal.SIGINT)
             assert waiting.wait(60) == 130
         with command(server.url, "generate", "-p", "gray", "-v", clip, "-o", tmp_path / "out.mp4", "--wait") as waiting:
-            line_with(waiting, "busy with another generation; waiting")
+            line_with(waiting, "waiting: place 1 in the queue")
             os.kill(first.pid, signal.SIGINT)
             first.communicate(timeout=60)
             _, stderr = waiting.communicate(timeout=60)

@@ -21,6 +21,7 @@ ALLOWED = {"filmstrip.client", "filmstrip.video", "httpx", "numpy", "PIL"}
 FRAMES = {
     "chain.mp4": 36,
     "control.mp4": 36,
+    "detach.mp4": 69,
     "inpainting.mp4": 36,
     "key_images.mp4": 33,
     "lora_ramp.mp4": 69,
@@ -38,12 +39,16 @@ FRAMES = {
 
 def run(path: Path, folder: Path, url: str) -> "subprocess.CompletedProcess[str]":
     """Run a copy of an example in a folder of its own."""
-    pasted = folder / path.name
-    pasted.write_text(path.read_text())
+    return run_code(path.read_text(), folder / path.name, url)
+
+
+def run_code(code: str, pasted: Path, url: str) -> "subprocess.CompletedProcess[str]":
+    """Run code in a file, whose folder is the current one."""
+    pasted.write_text(code)
     environment = os.environ | PROXIES | {"FILMSTRIP_SERVER": url}
     return subprocess.run(
         [sys.executable, pasted.name],
-        cwd=folder,
+        cwd=pasted.parent,
         env=environment,
         check=False,
         capture_output=True,
@@ -69,6 +74,14 @@ def test_an_example_runs_as_pasted(small_server: Frontend, tmp_path: Path, path:
             assert 33 <= count_frames(file) < 1200
         else:
             assert count_frames(file) == FRAMES[file.name]
+
+
+def test_the_code_of_the_clients_page_runs_as_pasted(small_server: Frontend, tmp_path: Path):
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "client.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    done = run_code("\n".join(blocks), tmp_path / "page.py", small_server.url)
+    assert done.returncode == 0, done.stderr
+    assert count_frames(tmp_path / "circle.mp4") == 64
 
 
 def test_examples_import_only_what_the_client_brings(subtests: pytest.Subtests):

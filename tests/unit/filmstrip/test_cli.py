@@ -16,14 +16,14 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from filmstrip import cli, console, waiting
+from filmstrip import cli, console, following, waiting
 from filmstrip.client import Client, ConnectionFailed, Progress
 from filmstrip.console import CancelOnInterrupt, GenerationProgress
-from filmstrip.errors import ERRORS
+from filmstrip.errors import ERRORS, BadHeader
 from filmstrip.video import count_frames, write_video
 from filmstrip.video.write import Output
 from filmstrip.wire import VideoShape, pack_video_header
-from tests.support.fake_server import Reply, fake_server
+from tests.support.fake_server import NO_GENERATIONS, Reply, fake_server
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -41,12 +41,17 @@ def clip(tmp_path):
 
 @pytest.fixture
 def answer(monkeypatch):
-    """Let the command meet a server that answers every request by its path."""
+    """Let the command meet an older server, without generations with an id, that answers every request by its path."""
     requests: list[httpx.Request] = []
 
     def install(**answers: httpx.Response) -> list[httpx.Request]:
         def handle(request: httpx.Request) -> httpx.Response:
             request.read()
+            if request.url.path.startswith("/api/v1/generations"):
+                return httpx.Response(404, content=NO_GENERATIONS)
+            if request.url.path.endswith("/upload") and "X-Video-Frames" not in request.headers:
+                error = BadHeader("X-Video-Frames: missing", "X-Video-Frames")
+                return httpx.Response(error.status, json=error.body())
             requests.append(request)
             return answers[request.url.path.rpartition("/")[2]]
 
@@ -63,7 +68,7 @@ def answer(monkeypatch):
 def test_help_teaches_with_examples():
     shown = run("--help").output
     assert "filmstrip generate --pipeline scribble" in shown
-    for command in ("generate", "pipelines", "status", "cancel"):
+    for command in ("generate", "attach", "list", "download", "cancel", "delete", "pipelines", "status"):
         assert command in shown
         assert "FILMSTRIP_SERVER" in run(command, "--help").output
 
@@ -119,6 +124,11 @@ def test_no_server_is_one_line_and_exit_code_3(tmp_path, monkeypatch, subtests: 
         ["pipelines"],
         ["status"],
         ["cancel"],
+        ["list"],
+        ["attach", "my-cat"],
+        ["delete", "my-cat"],
+        ["download", "my-cat", "-o", "out.mp4"],
+        ["generate", "-p", "gray", "--detach"],
         ["download", "output-1", "-o", "out.mp4"],
         ["generate", "-p", "gray", "-o", "out.mp4"],
     ]
@@ -503,6 +513,29 @@ def test_an_input_that_is_missing_names_the_option(tmp_path, answer):
     assert "use --video FILE" in run("generate", "-p", "gray", "-o", tmp_path / "out.mp4").stderr
 
 
+def test_a_generation_that_cannot_be_followed_any_more_can_be_attached_to_again(monkeypatch):
+    monkeypatch.setattr(following, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(following, "_LONGEST_PAUSE_S", 0.001)
+    progress = b'id: 7\nevent: progress\ndata: {"chunk": 7, "total_chunks": 9, "frames": 3, "latency": 1, "fps": 3}\n\n'
+    broken = Reply(200, progress, {"Content-Type": "text/event-stream"})
+    with fake_server(broken, refusing("shutting_down")) as (url, requests):
+        result = run("attach", "my-cat", "--after", 6, "--server", url)
+    assert result.exit_code == 3
+    assert result.stderr.startswith("chunk 7/9: 3 frames, 3.0 fps\nError: lost the connection to generation my-cat")
+    assert result.stderr.endswith("follow it again with: filmstrip attach my-cat --after 7\n")
+    assert requests == ["GET /api/v1/generations/my-cat/events"] * (1 + following.MAX_RECONNECTS)
+
+
+def test_what_an_older_server_does_not_have_is_named(tmp_path, answer):
+    answer(**made(VIDEO_BYTES), cancel=httpx.Response(200, json={"status": "idle"}))
+    for more in (["--detach"], ["--id", "my-cat", "-o", tmp_path / "x.mp4"]):
+        result = run("generate", "-p", "gray", *more)
+        assert result.exit_code == 1
+        assert "it may be older than this client" in result.stderr
+    assert run("cancel").stdout == "Nothing is running.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 @pytest.mark.parametrize("output", ["out.mp4", "out-%d.png"])
 def test_a_signal_leaves_no_part_file(tmp_path, name, output):
@@ -539,3 +572,23 @@ def test_waiting_includes_a_server_that_does_not_listen_yet(tmp_path, monkeypatc
     assert result.exit_code == 3
     assert "The server refuses connections; it may be starting; waiting." in result.stderr
     assert result.stderr.endswith("is the server running?\n")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_commands_options_and_values_complete(shell: str):
+    """Each shell's script calls the command, and the command knows what may follow."""
+
+    def complete(**variables: str) -> str:
+        return CliRunner().invoke(cli.main, env=variables, prog_name="filmstrip").stdout
+
+    assert f"_FILMSTRIP_COMPLETE={shell}_complete" in complete(_FILMSTRIP_COMPLETE=f"{shell}_source")
+    for words, word, expected in (
+        ("filmstrip ", "", "attach"),
+        ("filmstrip generate --det", "--det", "--detach"),
+        ("filmstrip list --state ", "", "cancelled"),
+    ):
+        index = str(len(words.split()) - bool(word))
+        shown = complete(
+            _FILMSTRIP_COMPLETE=f"{shell}_complete", COMP_WORDS=words, COMP_CWORD=word if shell == "fish" else index
+        )
+        assert expected in shown

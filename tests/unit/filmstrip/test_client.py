@@ -327,7 +327,7 @@ async def test_a_run_returns_the_complete_event_or_raises():
     with pytest.raises(DiskFull, match="the disk is full"):
         stream(failed).client().run()
     with pytest.raises(ConnectionFailed, match="ended before the generation"):
-        stream(event(1, "progress", PROGRESS)).client().run()
+        stream(event(1, "progress", PROGRESS)).client(max_reconnects=0).run()
     async with stream(cancelled).async_client() as client:
         with pytest.raises(GenerationCancelled):
             await client.run()

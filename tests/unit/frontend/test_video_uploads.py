@@ -202,6 +202,7 @@ async def test_frames_are_brought_to_a_size(upload: Uploads, tmp_path: Path, sub
         "width=240&height=40&fit=contain": (40, 240),
         "width=1&height=1": (1, 1),
         "width=7&height=5&fit=contain": (5, 7),
+        "width=30&height=80&fit=fill": (80, 30),
     }
     for query, size in cases.items():
         with subtests.test(query):
@@ -212,6 +213,10 @@ async def test_frames_are_brought_to_a_size(upload: Uploads, tmp_path: Path, sub
     assert not contained[:14].any()
     assert not contained[46:].any()
     assert (contained[16:44, 24:36] > 190).all()
+    filled = (await upload.frames(path, "width=60&height=60&fit=fill"))[0, :, :, 0]
+    assert (filled[:, 22:38] > 190).all()  # still a third
+    assert not filled[:, :16].any()
+    assert not filled[:, 44:].any()
 
 
 def test_a_frame_is_centred() -> None:
