@@ -124,6 +124,7 @@ class ChunkParameters:
         width: likewise.
         mode: what the frames are generated from.
         reset: the chunk starts with empty caches.
+        pad_first_frame: the first frame is encoded twice, and the frame that this adds is dropped again.
         prompts: the prompts in force before any transition.
         prompt_interpolation_method: how several prompts are blended.
         transition: set while a transition is under way.
@@ -147,6 +148,7 @@ class ChunkParameters:
     width: int
     mode: Mode = Mode.VIDEO
     reset: bool = False
+    pad_first_frame: bool = False
     prompts: tuple[Prompt, ...] = ()
     prompt_interpolation_method: Interpolation = Interpolation.LINEAR
     transition: Transition | None = None
@@ -283,22 +285,37 @@ class PipelineSpec:
         shown = asdict(self) | {"modes": list(self.modes), "features": self.features.to_dict()}
         return {name: value for name, value in shown.items() if name != "latent_frames"}
 
-    def chunk_frames(self, mode: Mode, *, reset: bool, has_vace_arrays: bool) -> int:
-        """Pixel frames of one chunk.
+    def chunk_length(self, mode: Mode, *, reset: bool, has_vace_arrays: bool) -> "ChunkLength":
+        """The frames of one chunk.
+
+        A chunk that starts with empty caches and with frames, those of a video or of VACE, has the usual number of
+        frames, and its first frame is encoded twice, which gives one latent frame more. One that starts with empty
+        caches alone is shorter.
 
         Args:
             mode: of the chunk.
             reset: the chunk starts with empty caches.
-            has_vace_arrays: it has VACE frames or masks, which follow the video rule.
+            has_vace_arrays: it has VACE frames or masks.
         """
-        short = reset and mode is Mode.TEXT and not has_vace_arrays
-        return self.first_chunk_size if short else self.chunk_size
-
-    def chunk_latents(self, mode: Mode, *, reset: bool, has_vace_arrays: bool) -> int:
-        """Latent frames of one chunk: one more if a video's first chunk is encoded with its first frame twice."""
+        starts_with_frames = reset and (mode is Mode.VIDEO or has_vace_arrays)
+        num_frames = self.first_chunk_size if reset and not starts_with_frames else self.chunk_size
         if self.latent_frames is None:
-            return 0
-        return self.latent_frames + int(reset and (mode is Mode.VIDEO or has_vace_arrays))
+            return ChunkLength(num_frames, 0, pad_first_frame=False)
+        return ChunkLength(num_frames, self.latent_frames + starts_with_frames, pad_first_frame=starts_with_frames)
+
+
+class ChunkLength(NamedTuple):
+    """How many frames a chunk has.
+
+    Attributes:
+        num_frames: pixel frames.
+        num_latent_frames: latent frames, 0 of a pipeline without latents.
+        pad_first_frame: see `ChunkParameters`.
+    """
+
+    num_frames: int
+    num_latent_frames: int
+    pad_first_frame: bool
 
 
 _PIPELINE_SPEC = TypeAdapter(PipelineSpec)

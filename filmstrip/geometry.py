@@ -9,6 +9,8 @@ MAX_FRAMES = 10_000
 MIN_SIDE = 64
 MAX_REQUEST_SIDE = 2048
 """Least and most height and width that a request may ask for, in pixels."""
+MAX_IMAGE_SIDE = 16_384
+"""Longest side of an image of a request."""
 MAX_DECODED_SIDE = 8192
 """Longest side of a frame of an uploaded video file, and of what it is scaled to."""
 DEFAULT_FPS = 16

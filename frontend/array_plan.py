@@ -16,8 +16,8 @@ from .schema import ChunkSpec, at_chunk
 MODEL_CHANNELS = 3
 
 
-class Source(StrEnum):
-    """Which upload bytes are read from, by the request's field."""
+class UploadField(StrEnum):
+    """An upload that arrays are read from, by the request's field."""
 
     INPUT = "input_path"
     BLOB = "data_blob_path"
@@ -27,7 +27,7 @@ class Source(StrEnum):
 class Extent:
     """Consecutive bytes of an upload's file."""
 
-    source: Source
+    upload: UploadField
     offset: int
     num_bytes: int
 
@@ -58,12 +58,12 @@ class ImagePlan:
 
     Attributes:
         spec: the tensor.
-        sources: the images as the request names them.
+        names: the images as the request names them.
         shape: of the tensor.
     """
 
     spec: TensorSpec
-    sources: tuple[str, ...]
+    names: tuple[str, ...]
     shape: tuple[int, ...]
 
     @property
@@ -73,8 +73,8 @@ class ImagePlan:
 
 
 @dataclass(frozen=True)
-class UploadInfo:
-    """What a plan needs to know about the uploads that its request names.
+class InputSizes:
+    """What a plan needs to know of the files and images that its request names.
 
     Attributes:
         input_shape: of the whole-video input.
@@ -122,20 +122,20 @@ class SpecRef:
         return tuple(shape), offset
 
 
-def whole_input(index: int, count: int, chunk_size: int, shape: VideoShape, num_frames: int) -> TensorPlan:
-    """The frames of the whole-video input that chunk `index` covers."""
-    runs = input_runs(index * chunk_size, count, shape.frames, num_frames)
-    return _video(Source.INPUT, VIDEO_HEADER_BYTES, runs, count, shape)
+def whole_input(index: int, num_frames: int, chunk_size: int, shape: VideoShape, num_output: int) -> TensorPlan:
+    """The frames of the whole-video input that chunk `index` covers, for an output of `num_output` frames."""
+    runs = input_runs(index * chunk_size, num_frames, shape.frames, num_output)
+    return _video(UploadField.INPUT, VIDEO_HEADER_BYTES, runs, num_frames, shape)
 
 
 def own_video(
-    spec_ref: SpecRef, count: int, size: tuple[int, int], *, any_size: bool, blob_bytes: int | None
+    spec_ref: SpecRef, num_frames: int, size: tuple[int, int], *, any_size: bool, blob_bytes: int | None
 ) -> TensorPlan | None:
-    """The chunk's own input video, trimmed or padded to `count` frames.
+    """The chunk's own input video, trimmed or padded to `num_frames`.
 
     Args:
         spec_ref: the chunk's spec.
-        count: pixel frames of the chunk.
+        num_frames: pixel frames of the chunk.
         size: height and width of the generation.
         any_size: the pipeline accepts any size and resizes it.
         blob_bytes: size of the blob.
@@ -151,10 +151,10 @@ def own_video(
         )
     if not any_size and (shape.height, shape.width) != size:
         raise spec_ref.refuse("input_video_shape", f"frames of {shape.width}x{shape.height}, {_wants(size)}")
-    return _video(Source.BLOB, offset, fit_runs(count, shape.frames), count, shape)
+    return _video(UploadField.BLOB, offset, fit_runs(num_frames, shape.frames), num_frames, shape)
 
 
-def vace_arrays(spec_ref: SpecRef, count: int, size: tuple[int, int], blob_bytes: int | None) -> list[TensorPlan]:
+def vace_arrays(spec_ref: SpecRef, num_frames: int, size: tuple[int, int], blob_bytes: int | None) -> list[TensorPlan]:
     """VACE frames and masks of a chunk; locked ones longer than the chunk are trimmed to it."""
     plans = []
     for name, spec, channels in (
@@ -164,7 +164,7 @@ def vace_arrays(spec_ref: SpecRef, count: int, size: tuple[int, int], blob_bytes
         found = spec_ref.blob_array(name, blob_bytes, spec.itemsize)
         if found is None:
             continue
-        (batch, depth, num_frames, height, width), offset = found
+        (batch, depth, num_given, height, width), offset = found
         if batch != 1:
             raise spec_ref.refuse(f"{name}_shape", f"a batch of {batch}, must be 1")
         if depth not in channels:
@@ -174,34 +174,36 @@ def vace_arrays(spec_ref: SpecRef, count: int, size: tuple[int, int], blob_bytes
         if (height, width) != size:
             raise spec_ref.refuse(f"{name}_shape", f"frames of {width}x{height}, {_wants(size)}")
         frame_bytes = height * width * spec.itemsize
-        kept = min(num_frames, count) if spec_ref.spec.vace_temporally_locked else num_frames
-        if kept == num_frames:
-            extents = [Extent(Source.BLOB, offset, depth * num_frames * frame_bytes)]
+        num_kept = min(num_given, num_frames) if spec_ref.spec.vace_temporally_locked else num_given
+        if num_kept == num_given:
+            extents = [Extent(UploadField.BLOB, offset, depth * num_given * frame_bytes)]
         else:  # channels come before frames, so each channel is trimmed by itself
-            starts = (offset + channel * num_frames * frame_bytes for channel in range(depth))
-            extents = [Extent(Source.BLOB, start, kept * frame_bytes) for start in starts]
-        plans.append(TensorPlan(spec, (1, depth, kept, height, width), tuple(extents)))
+            starts = (offset + channel * num_given * frame_bytes for channel in range(depth))
+            extents = [Extent(UploadField.BLOB, start, num_kept * frame_bytes) for start in starts]
+        plans.append(TensorPlan(spec, (1, depth, num_kept, height, width), tuple(extents)))
     return plans
 
 
 def image_plans(spec: ChunkSpec, shapes: Mapping[str, tuple[int, ...]]) -> list[ImagePlan]:
     """First and last frame image and references of a chunk."""
     plans = []
-    for tensor, source in (
+    for tensor, name in (
         (contract.FIRST_FRAME_IMAGE, spec.first_frame_image),
         (contract.LAST_FRAME_IMAGE, spec.last_frame_image),
     ):
-        if source is not None:
-            plans.append(ImagePlan(tensor, (source,), shapes[source]))
+        if name is not None:
+            plans.append(ImagePlan(tensor, (name,), shapes[name]))
     if spec.vace_ref_images:
-        joined = sum(math.prod(shapes[source]) for source in spec.vace_ref_images)
+        joined = sum(math.prod(shapes[name]) for name in spec.vace_ref_images)
         plans.append(ImagePlan(contract.VACE_REF_IMAGES, tuple(spec.vace_ref_images), (joined,)))
     return plans
 
 
-def _video(source: Source, offset: int, runs: Sequence[FrameRun], count: int, shape: VideoShape) -> TensorPlan:
-    extents = (Extent(source, offset + first * shape.frame_bytes, length * shape.frame_bytes) for first, length in runs)
-    return TensorPlan(contract.INPUT_VIDEO, (count, *shape[1:]), tuple(extents))
+def _video(
+    upload: UploadField, offset: int, runs: Sequence[FrameRun], num_frames: int, shape: VideoShape
+) -> TensorPlan:
+    extents = (Extent(upload, offset + first * shape.frame_bytes, length * shape.frame_bytes) for first, length in runs)
+    return TensorPlan(contract.INPUT_VIDEO, (num_frames, *shape[1:]), tuple(extents))
 
 
 def _wants(size: tuple[int, int]) -> str:

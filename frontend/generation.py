@@ -23,7 +23,7 @@ from filmstrip.models import LAST_EVENTS, Cancelled, Complete, ErrorEvent, Event
 from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape
 
 from . import logs, metrics
-from .array_plan import Source
+from .array_plan import UploadField
 from .events import EventLog, EventSink, NumberedEvent
 from .inference import FileSlice, TensorRef
 from .jobs import Record
@@ -32,7 +32,7 @@ from .previews import PreviewEncoder, Previews
 from .records import Records
 from .request_check import CheckedRequest
 from .schema import PreviewOptions, State
-from .staging import OpenUpload, StagingBuffer, StagingLayout, open_buffers, open_uploads, stage_inputs
+from .staging import OpenUpload, StagingBuffer, buffer_layout, open_buffers, open_uploads, stage_inputs
 from .store import Draft, Kind, Store
 from .triton import ModelSequence, TritonClient
 
@@ -102,8 +102,8 @@ class Generation:
         self._output = output, request.plan.output
         if self._video_fps is not None:
             output.fps = Fraction(self._video_fps).limit_denominator(MAX_FPS_DENOMINATOR)
-        elif Source.INPUT in request.uploads:
-            output.fps = request.uploads[Source.INPUT].fps
+        elif UploadField.INPUT in request.files:
+            output.fps = request.files[UploadField.INPUT].fps
         if self._preview_options is not None:
             self.events = self.previews = Previews(
                 self._preview_options,
@@ -160,14 +160,20 @@ class Generation:
         with output:
             async with contextlib.AsyncExitStack() as stack:
                 enter = stack.enter_async_context
-                layout = StagingLayout.of(plan)
+                frames_offsets, num_bytes = buffer_layout(plan)
                 num_buffers = min(_NUM_BUFFERS, len(plan.chunks))
-                uploads = await enter(open_uploads(request.uploads, triton))
-                buffers = await enter(open_buffers(layout.num_bytes, num_buffers, store, triton))
+                uploads = await enter(open_uploads(request.files, triton))
+                buffers = await enter(open_buffers(num_bytes, num_buffers, store, triton))
                 sequences = [await enter(triton.sequence(pipeline.id)) for pipeline in plan.chain.pipelines]
                 await output.append(bytes(VIDEO_HEADER_BYTES))
                 chunks = ChunkRunner(
-                    self, request, output, layout=layout, uploads=uploads, buffers=buffers, sequences=sequences
+                    self,
+                    request,
+                    output,
+                    frames_offsets=frames_offsets,
+                    uploads=uploads,
+                    buffers=buffers,
+                    sequences=sequences,
                 )
                 await chunks.run()
                 num_chunks, num_frames = chunks.num_chunks, chunks.num_frames
@@ -311,7 +317,7 @@ class Job:
         record: as of now.
         log: its events.
         generation: what runs; it exists before it is started.
-        uses: keeps its inputs; closed at its end.
+        held_files: keeps its inputs; closed at its end.
         retry_until: when it stops being tried again, by the event loop's clock; None before it had to be.
         stop_reason: why it has to end before it is started.
         num_followers: those who follow its events now.
@@ -332,7 +338,7 @@ class Job:
         self.record = record
         self.log = EventLog(self, num_events)
         self.generation = self._new_generation()
-        self.uses = contextlib.ExitStack()
+        self.held_files = contextlib.ExitStack()
         self.retry_until: float | None = None
         self.stop_reason: FilmstripError | None = None
         self.num_followers = 0
@@ -392,7 +398,7 @@ class Job:
             now = time.time()
             changes = {"ended_at": now, "expires_at": now + self._ttl_s, **self._outcome(event)}
             self.record = self.record.model_copy(update=changes)
-            self.uses.close()
+            self.held_files.close()
         self.log.append(event)
 
     def _outcome(self, event: Complete | Cancelled | ErrorEvent) -> dict[str, Any]:
@@ -459,8 +465,8 @@ class ChunkRunner:
         request: CheckedRequest,
         output: Draft,
         *,
-        layout: StagingLayout,
-        uploads: Mapping[Source, OpenUpload],
+        frames_offsets: Sequence[int],
+        uploads: Mapping[UploadField, OpenUpload],
         buffers: Sequence[StagingBuffer],
         sequences: Sequence[ModelSequence],
     ) -> None:
@@ -469,11 +475,11 @@ class ChunkRunner:
         self._plan = request.plan
         self._images = request.images
         self._output = output
-        self._layout = layout
+        self._frames_offsets = frames_offsets
         self._uploads = uploads
         self._sequences = sequences
         self._write_failed = asyncio.Event()
-        self._main = int(request.plan.chain.pre_processor is not None)  # the index of the pipeline in its chain
+        self._pipeline_index = int(request.plan.chain.pre_processor is not None)
         self._free: asyncio.Queue[StagingBuffer] = asyncio.Queue(len(buffers))
         self._staged: asyncio.Queue[tuple[ChunkPlan, StagingBuffer, Collection[TensorRef]]] = asyncio.Queue(1)
         self._generated: asyncio.Queue[tuple[StagingBuffer, FileSlice] | None] = asyncio.Queue(1)
@@ -520,7 +526,7 @@ class ChunkRunner:
         """Put a chunk's inputs in a buffer and run the pre-processor on them; the inputs of the pipeline."""
         inputs = await stage_inputs(chunk, buffer, self._uploads, self._images)
         name = contract.INPUT_VIDEO.name
-        for index in range(self._main):
+        for index in range(self._pipeline_index):
             inputs[name] = await self._call(index, chunk, buffer, [inputs[name]])
         return inputs.values()
 
@@ -531,10 +537,10 @@ class ChunkRunner:
             chunk, buffer, inputs = await self._staged.get()
             if self._write_failed.is_set():
                 break
-            frames = await self._generate(chunk, buffer, inputs)
-            await self._generated.put((buffer, frames))
+            kept = await self._generate(chunk, buffer, inputs)
+            await self._generated.put((buffer, kept))
             latency = time.perf_counter() - began
-            num_frames = chunk.keep
+            num_frames = chunk.num_kept
             self.num_chunks += 1
             self.num_frames += num_frames
             metrics.CHUNK_SECONDS.labels(self._plan.chain.pipeline.id).observe(latency)
@@ -547,20 +553,20 @@ class ChunkRunner:
         await self._generated.put(None)
 
     async def _generate(self, chunk: ChunkPlan, buffer: StagingBuffer, inputs: Collection[TensorRef]) -> FileSlice:
-        """Run the pipeline and the post-processor; the frames that go to the output."""
-        frames = await self._call(self._main, chunk, buffer, inputs)
-        for index in range(self._main + 1, len(self._sequences)):
-            frames = await self._call(index, chunk, buffer, [frames])
-        return buffer.slice(frames.place.offset, chunk.keep * chunk.frames.frame_bytes)
+        """Run the pipeline and the post-processor; the bytes that go to the output."""
+        video = await self._call(self._pipeline_index, chunk, buffer, inputs)
+        for index in range(self._pipeline_index + 1, len(self._sequences)):
+            video = await self._call(index, chunk, buffer, [video])
+        return buffer.slice(video.place.offset, chunk.num_kept * chunk.frames_shape.frame_bytes)
 
     async def _call(
         self, index: int, chunk: ChunkPlan, buffer: StagingBuffer, inputs: Collection[TensorRef]
     ) -> TensorRef:
         """Make one Triton call, for pipeline `index` of the chain; its frames, as an input video for the next one."""
-        params, shape = chunk.parameters, chunk.frames
-        if index != self._main:  # a pre- or post-processor only gets the size of the frames
+        params, shape = chunk.parameters, chunk.frames_shape
+        if index != self._pipeline_index:  # a pre- or post-processor only gets the size of the frames
             params = ChunkParameters(params.index, params.num_frames, params.height, params.width, Mode.VIDEO)
-        place = buffer.slice(self._layout.frames_offsets[index], shape.num_bytes)
+        place = buffer.slice(self._frames_offsets[index], shape.num_bytes)
         sequence = self._sequences[index]
         stage_seconds = await sequence.chunk(params, inputs, place, shape)
         for name, seconds in stage_seconds.items():
@@ -574,9 +580,9 @@ class ChunkRunner:
         """
         try:
             while (generated := await self._generated.get()) is not None:
-                buffer, frames = generated
+                buffer, kept = generated
                 try:
-                    await self._output.append(buffer.view(frames))
+                    await self._output.append(buffer.view(kept))
                 finally:
                     self._free.put_nowait(buffer)
                 self._generation.on_written()

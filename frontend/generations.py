@@ -28,8 +28,8 @@ from .schema import (
     GenerationsAnswer,
     State,
     SubmitRequest,
+    VideoFileQuery,
     VideoFormat,
-    VideoOptions,
     parse_query,
 )
 from .state import app_state
@@ -286,7 +286,7 @@ async def _dry_run() -> Response:
             "height": plan.output.height,
             "width": plan.output.width,
             "num_chunks": len(plan.chunks),
-            "chunks": [{"start": chunk.start, "frames": chunk.keep} for chunk in plan.chunks],
+            "chunks": [{"start": chunk.first_frame, "frames": chunk.num_kept} for chunk in plan.chunks],
             "unused": list(plan.unused),
         }
     )
@@ -362,12 +362,6 @@ def _json(value: dict[str, Any]) -> Response:
 
 # -- Video files ----------------------------------------------------------------------------------------------------
 
-_VIDEO_OPTIONS = {
-    "fps": "Frames per second.",
-    "crf": "Quality of mp4 and webm; 0 is best.",
-    "scale": "How many times to enlarge the frames.",
-    "frame": "With png: one frame, by its index.",
-}
 _VIDEO_FILES = {
     "video.mp4": (VideoFormat.MP4, "Download the video as MP4. While it is being generated, it grows."),
     "video.webm": (VideoFormat.WEBM, "Download the video as WebM."),
@@ -381,15 +375,15 @@ def _add_video_file(name: str, file_format: VideoFormat, summary: str) -> None:
     is_poster = name == "poster.png"
 
     async def view(id: str) -> Response:
-        options = parse_query(VideoOptions, request.args)
-        if is_poster and options.frame is None:
-            options.frame = 0
-        return await send_video(id, name, file_format, options)
+        query = parse_query(VideoFileQuery, {**request.args, "format": file_format})
+        if is_poster and query.frame is None:
+            query.frame = 0
+        return await send_video(id, name, query)
 
     view.__doc__ = summary
     view.__name__ = f"get_{name.replace('.', '_').replace('-', '_')}"
     described = describe(
-        parameters=(_ID_PARAMETER, *query_parameters(VideoOptions, _VIDEO_OPTIONS)),
+        parameters=(_ID_PARAMETER, *query_parameters(VideoFileQuery, without=("format",))),
         answers={
             200: content(CONTENT_TYPES[file_format], description="The file."),
             206: content(CONTENT_TYPES[file_format], description="The requested range of a finished video."),
@@ -405,13 +399,13 @@ for _name, (_format, _title) in _VIDEO_FILES.items():
     _add_video_file(_name, _format, _title)
 
 
-async def send_video(id: str, name: str, file_format: VideoFormat, options: VideoOptions) -> Response:
+async def send_video(id: str, name: str, query: VideoFileQuery) -> Response:
     """The response with a file of the current client's generation; `name` is what messages call it."""
     state = app_state()
     source = await state.jobs.frame_source(client_of_request(), id)
-    variant = Variant.of(file_format, options, source.shape, source.fps or DEFAULT_FPS)
+    variant = Variant.of(query, source.shape, source.fps or DEFAULT_FPS)
     if not isinstance(source, CompleteOutput):
-        if file_format is not VideoFormat.MP4:
+        if variant.format is not VideoFormat.MP4:
             raise NotReady(f"id: {name} is made when the generation has ended; video.mp4 can be watched now", "id")
         return _growing_video(source, variant)
     will_stream(request)
@@ -421,7 +415,7 @@ async def send_video(id: str, name: str, file_format: VideoFormat, options: Vide
         state.blobs,
         state.downloads,
         content_type=variant.content_type,
-        file_name=f"{id}.{file_format}",
+        file_name=f"{id}.{variant.format}",
     )
 
 

@@ -26,10 +26,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
 
+from filmstrip.geometry import MAX_IMAGE_SIDE
+
 from .workers import Limits, enter_worker, limit_cpu
 
 MAX_PIXELS = 4096 * 4096
-MAX_IMAGE_SIDE = 16_384
 MAX_SCANS = 64  # of a progressive JPEG; cameras and encoders write about 10
 MAX_MARKERS = 10_000  # of a JPEG, without restart markers
 MAX_CHUNKS = 65_536  # of a PNG or WebP

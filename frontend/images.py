@@ -34,7 +34,7 @@ _KEPT_CHARACTERS = 40  # of a data URL, in a record
 MAX_IMAGES = 256
 """Most images of a request."""
 
-ImageSource = Path | str
+ImageFile = Path | str
 """The file of an asset, or a data URL."""
 
 
@@ -66,13 +66,13 @@ class ImageDecoder:
         self._all: set[asyncio.subprocess.Process] = set()
         self._is_closed = False
 
-    async def shape(self, source: ImageSource, requester: Requester) -> tuple[int, ...]:
+    async def shape(self, image: ImageFile, requester: Requester) -> tuple[int, ...]:
         """Decode an image and return its shape, [H, W, 3].
 
         Raises:
             BadImage: it is not an image, is damaged, or exceeds a limit.
         """
-        return await self._decode({}, source, requester, urgent=False)
+        return await self._decode({}, image, requester, urgent=False)
 
     async def save(self, url: str, requester: Requester, path: Path) -> None:
         """Write the file that a data URL holds to an existing file; whether it is an image is not checked.
@@ -82,7 +82,7 @@ class ImageDecoder:
         """
         await self._decode({"save": str(path)}, url, requester, urgent=False)
 
-    async def write(self, source: ImageSource, requester: Requester, shape: tuple[int, ...], place: FileSlice) -> None:
+    async def write(self, image: ImageFile, requester: Requester, shape: tuple[int, ...], place: FileSlice) -> None:
         """Decode an image again and write its pixels, uint8 [H, W, 3], into a file.
 
         Raises:
@@ -90,7 +90,7 @@ class ImageDecoder:
         """
         job = {"into": str(place.path), "offset": place.offset, "shape": list(shape)}
         try:
-            await self._decode(job, source, requester, urgent=True)
+            await self._decode(job, image, requester, urgent=True)
         except BadImage as error:
             log.warning("an image that passed its check cannot be decoded any more: %s", error.message)
             raise InternalError(error.message) from error
@@ -101,13 +101,13 @@ class ImageDecoder:
         await asyncio.gather(*map(self._end, list(self._all)))
 
     async def _decode(
-        self, job: dict[str, object], source: ImageSource, requester: Requester, *, urgent: bool
+        self, job: dict[str, object], image: ImageFile, requester: Requester, *, urgent: bool
     ) -> tuple[int, ...]:
         data = b""
-        if isinstance(source, Path):
-            job["path"] = str(source)
+        if isinstance(image, Path):
+            job["path"] = str(image)
         else:
-            data = source.encode(errors="replace")
+            data = image.encode(errors="replace")
         async with self._turns.turn(requester.client, requester.request, urgent=urgent):
             # Not by pydantic, which refuses paths that are not UTF-8.
             answer = await self._ask(json.dumps(job | {"num_bytes": len(data)}).encode() + b"\n", data)
@@ -192,14 +192,14 @@ async def _exchange(process: asyncio.subprocess.Process, job: bytes, data: bytes
 def image_fields(request: GenerateRequest) -> Iterator[tuple[str, str]]:
     """Each image that a request names, after the field that names it."""
     for position, spec in enumerate(request.chunk_specs or ()):
-        for name, source in (
+        for field_name, name in (
             ("first_frame_image", spec.first_frame_image),
             ("last_frame_image", spec.last_frame_image),
         ):
-            if source is not None:
-                yield f"chunk_specs[{position}].{name}", source
-        for source in spec.vace_ref_images or ():
-            yield f"chunk_specs[{position}].vace_ref_images", source
+            if name is not None:
+                yield f"chunk_specs[{position}].{field_name}", name
+        for name in spec.vace_ref_images or ():
+            yield f"chunk_specs[{position}].vace_ref_images", name
 
 
 @dataclass(frozen=True)
@@ -216,45 +216,45 @@ class RequestImage:
 
 
 async def resolve_image(
-    source: str,
     name: str,
+    field_name: str,
     store: Store,
     decoder: ImageDecoder,
     requester: Requester,
     *,
-    uses: contextlib.ExitStack,
+    held_files: contextlib.ExitStack,
     allow_expired: bool = False,
 ) -> RequestImage:
     """The image that a field of a request names.
 
     Args:
-        source: the name of an asset of the requester's client, or a data URL.
-        name: the field, for messages.
+        name: that of an asset of the requester's client, or a data URL.
+        field_name: the field, for messages.
         store: the store that holds assets.
         decoder: decodes the image.
         requester: whom it is for.
-        uses: closing it allows the asset to be deleted again.
+        held_files: closing it allows the asset to be deleted again.
         allow_expired: the asset may have expired.
 
     Raises:
         UnknownPath: there is no such asset.
         InvalidField: it is not an image.
     """
-    image: ImageSource = source.lstrip(_WHITESPACE)
-    if not is_data_url(source):
-        file = store.find(source, Kind.ASSET, owner=requester.client, field=name, allow_expired=allow_expired)
-        uses.enter_context(store.holding(file))
+    image: ImageFile = name.lstrip(_WHITESPACE)
+    if not is_data_url(name):
+        file = store.find(name, Kind.ASSET, owner=requester.client, field=field_name, allow_expired=allow_expired)
+        held_files.enter_context(store.holding(file))
         image = file.path
     try:
         shape = await decoder.shape(image, requester)
     except BadImage as error:
-        raise InvalidField(f"{name}: {error.message}", name) from None
+        raise InvalidField(f"{field_name}: {error.message}", field_name) from None
     return RequestImage(shape, functools.partial(decoder.write, image, requester, shape))
 
 
-def is_data_url(source: str) -> bool:
+def is_data_url(name: str) -> bool:
     """Whether an image of a request is a data URL, and not the name of an asset."""
-    return source.lstrip(_WHITESPACE)[:5].lower() == "data:"
+    return name.lstrip(_WHITESPACE)[:5].lower() == "data:"
 
 
 async def data_urls_to_assets(
@@ -270,7 +270,7 @@ async def data_urls_to_assets(
     Raises:
         StorageFull: the stored files would exceed their limits.
     """
-    urls = list(dict.fromkeys(source for _, source in image_fields(request) if is_data_url(source)))
+    urls = list(dict.fromkeys(name for _, name in image_fields(request) if is_data_url(name)))
     if not urls or len(urls) > MAX_IMAGES:
         return request, ()
     requester = Requester(client)
@@ -287,21 +287,21 @@ async def data_urls_to_assets(
         for name in names.values():
             store.remove(name)
         raise
-    replaced = await asyncio.to_thread(_with_images, request, lambda source: names.get(source, source))
+    replaced = await asyncio.to_thread(_with_images, request, lambda name: names.get(name, name))
     return replaced, tuple(names.values())
 
 
 def without_data_urls(request: GenerateRequest) -> GenerateRequest:
     """The request with only the start of each data URL."""
 
-    def shortened(source: str) -> str:
-        return source.lstrip(_WHITESPACE)[:_KEPT_CHARACTERS] + "..." if is_data_url(source) else source
+    def shortened(name: str) -> str:
+        return name.lstrip(_WHITESPACE)[:_KEPT_CHARACTERS] + "..." if is_data_url(name) else name
 
     return _with_images(request, shortened)
 
 
 def _with_images(request: GenerateRequest, replace: Callable[[str], str]) -> GenerateRequest:
-    if not any(is_data_url(source) for _, source in image_fields(request)):
+    if not any(is_data_url(name) for _, name in image_fields(request)):
         return request
 
     def replaced(spec: ChunkSpec) -> ChunkSpec:

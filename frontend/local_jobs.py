@@ -30,7 +30,7 @@ from filmstrip.models import Cancelled, ErrorEvent
 from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape
 
 from . import logs, metrics
-from .array_plan import Source
+from .array_plan import UploadField
 from .blobs import read_pieces
 from .catalogue import Catalogue, Entry
 from .events import EventLog
@@ -156,12 +156,12 @@ class LocalJobs:
 
     def _hold_inputs(self, job: Job) -> None:
         record = job.record
-        job.uses.callback(self._drop_assets, record.assets)
+        job.held_files.callback(self._drop_assets, record.assets)
         for name in record.inputs:
             with contextlib.suppress(FilmstripError):  # the start refuses it then
                 kinds = (Kind.VIDEO, Kind.BLOB, Kind.ASSET)
                 file = self._store.find(name, *kinds, owner=record.client, allow_expired=True)
-                job.uses.enter_context(self._store.holding(file))
+                job.held_files.enter_context(self._store.holding(file))
 
     async def close(self, timeout_s: float) -> None:
         """Accept no more generations, and end what runs; what waits is for the next start."""
@@ -248,18 +248,18 @@ class LocalJobs:
         client, door = submission.client, submission.door
         self._check_room(door)
         logs.name_generation(id)
-        with contextlib.ExitStack() as uses:
+        with contextlib.ExitStack() as held_files:
             request = with_seed(submission.request)
-            uses.callback(self._drop_assets, submission.own_files)
+            held_files.callback(self._drop_assets, submission.own_files)
             assets: tuple[str, ...] = ()
             if door is Door.RESOURCE:
                 request, assets = await data_urls_to_assets(request, client, self._store, self._decoder)
-                uses.callback(self._drop_assets, assets)
+                held_files.callback(self._drop_assets, assets)
             if assets:
                 text = await in_thread(stored_request, submission.request, request)
             cancelled: CheckCancelled | None = None
             try:
-                checked = await self._check(request, id, client, uses, door)
+                checked = await self._check(request, id, client, held_files, door)
             except CheckCancelled as error:
                 cancelled = error
             # Nothing is awaited from here until the generation has its place.
@@ -287,7 +287,7 @@ class LocalJobs:
             if cancelled is not None:
                 return self._cancelled_in_check(record, text, cancelled)
             plan = checked.plan
-            own_fps = None if Source.INPUT not in checked.uploads else checked.uploads[Source.INPUT].fps
+            own_fps = None if UploadField.INPUT not in checked.files else checked.files[UploadField.INPUT].fps
             record = record.model_copy(
                 update={
                     "video_fps": submission.video_fps or (None if own_fps is None else float(own_fps)),
@@ -299,7 +299,7 @@ class LocalJobs:
                 }
             )
             self._store.check_fits(VIDEO_HEADER_BYTES + plan.output.num_bytes, owner=client)
-            job = self._place(record, checked, uses)
+            job = self._place(record, checked, held_files)
         writing = self._records.insert(job.record, text)  # before its events: nothing was awaited since it was placed
         if door is Door.RESOURCE:
             try:
@@ -313,13 +313,13 @@ class LocalJobs:
         return job.record
 
     async def _check(
-        self, request: GenerateRequest, id: str, client: str, uses: contextlib.ExitStack, door: Door
+        self, request: GenerateRequest, id: str, client: str, held_files: contextlib.ExitStack, door: Door
     ) -> CheckedRequest:
         if door is Door.RESOURCE:
-            return await self._checker.check(request, id, client, uses)
+            return await self._checker.check(request, id, client, held_files)
         self._checking_streams.add((client, id))
         try:
-            return await self._checker.check(request, id, client, uses)
+            return await self._checker.check(request, id, client, held_files)
         finally:
             self._checking_streams.discard((client, id))
 
@@ -335,7 +335,7 @@ class LocalJobs:
         self._end_unstarted(job, _cancelled_event(record))
         return record
 
-    def _place(self, record: Record, checked: CheckedRequest, uses: contextlib.ExitStack) -> Job:
+    def _place(self, record: Record, checked: CheckedRequest, held_files: contextlib.ExitStack) -> Job:
         """Start a generation or put it in the queue."""
         self._check_room(record.door)
         slot = None if len(self._queue) else self._free_slot()
@@ -348,7 +348,7 @@ class LocalJobs:
             self._queue.push(record.client, job, record.door)
             log.info("waits in the queue at position %s", self._queue.position(job))
             self._queue_changed()
-        job.uses = uses.pop_all()
+        job.held_files = held_files.pop_all()
         self._catalogue.add(record, job=job)
         return job
 
@@ -400,7 +400,7 @@ class LocalJobs:
         try:
             request = await in_thread(restored_request, record, await self._records.request(record.seq) or "")
             self._check_may_start(job)
-            checked = await self._checker.check(request, record.id, record.client, job.uses, allow_expired=True)
+            checked = await self._checker.check(request, record.id, record.client, job.held_files, allow_expired=True)
             self._check_may_start(job)
             slot.start(job.generation, checked)
         except CheckCancelled:

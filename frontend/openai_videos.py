@@ -46,7 +46,7 @@ from .openai_schema import (
 )
 from .openapi import content, describe, parameter
 from .requests import answer, body_receiver, json_body
-from .schema import OnDisconnect, State, VideoFormat, VideoOptions, VideoUploadQuery, parse_query
+from .schema import OnDisconnect, State, VideoFileQuery, VideoFormat, VideoUploadQuery, parse_query
 from .state import app_state
 from .store import Draft, Kind, is_name
 
@@ -125,7 +125,7 @@ async def create_video_sync() -> Response:
         raise ERRORS.get(record.error_code or "", InternalError)(record.error_message or "the generation failed")
     if record.state.is_live:
         raise ShuttingDown("the server is stopping")
-    response = await send_video(name, "video.mp4", VideoFormat.MP4, VideoOptions())
+    response = await send_video(name, "video.mp4", VideoFileQuery(format=VideoFormat.MP4))
     response.headers["X-Generation-Id"] = name
     return response
 
@@ -201,8 +201,8 @@ async def get_video_content(id: str) -> Response:
     if record.state.is_live:
         raise NotReady(f"id: the video is not complete; its status is {_STATUSES[record.state]}", "id")
     file_format, frame = _VARIANTS[variant]
-    options = parse_query(VideoOptions, request.args) if variant == "video" else VideoOptions(frame=frame)
-    return await send_video(id, variant, file_format, options)
+    options = request.args if variant == "video" else {} if frame is None else {"frame": str(frame)}
+    return await send_video(id, variant, parse_query(VideoFileQuery, {**options, "format": file_format}))
 
 
 @openai_videos.delete(f"{_ROOT}/<id>")

@@ -96,13 +96,14 @@ def parameter(
     return {"name": name, "in": location, "required": required, "schema": schema, "description": description}
 
 
-def query_parameters(model: type[BaseModel], texts: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The fields of a model as optional parameters of the query, with a text for each."""
+def query_parameters(model: type[BaseModel], *, without: Collection[str] = ()) -> list[dict[str, Any]]:
+    """The fields of a model as optional parameters of the query."""
     schema = model.model_json_schema(ref_template="{model}")
     fields, definitions = schema["properties"], schema.get("$defs", {})
     return [
-        parameter(name, "query", _plain(fields[name], definitions), texts[name], required=False)
+        parameter(name, "query", _plain(fields[name], definitions), fields[name]["description"], required=False)
         for name in model.model_fields
+        if name not in without
     ]
 
 

@@ -7,16 +7,25 @@ tensors consist of. It refuses every request that these properties show to be im
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from filmstrip.contract import NUM_SEEDS, ChunkParameters, Interpolation, Mode, PipelineSpec, Prompt, Transition
+from filmstrip.contract import (
+    NUM_SEEDS,
+    ChunkLength,
+    ChunkParameters,
+    Interpolation,
+    Mode,
+    PipelineSpec,
+    Prompt,
+    Transition,
+)
 from filmstrip.errors import InvalidField, counted
 from filmstrip.wire import VideoShape
 
 from .array_plan import (
     MODEL_CHANNELS,
     ImagePlan,
+    InputSizes,
     SpecRef,
     TensorPlan,
-    UploadInfo,
     image_plans,
     own_video,
     vace_arrays,
@@ -51,15 +60,15 @@ class ChunkPlan:
         parameters: for the model.
         tensors: arrays read from uploads.
         images: arrays decoded from assets and data URLs.
-        start: the chunk's first frame in the output.
-        keep: frames that go to the output; the last chunk is trimmed.
+        first_frame: the chunk's first frame in the output.
+        num_kept: frames that go to the output; the last chunk is trimmed.
     """
 
     parameters: ChunkParameters
     tensors: tuple[TensorPlan, ...]
     images: tuple[ImagePlan, ...]
-    start: int
-    keep: int
+    first_frame: int
+    num_kept: int
 
     @property
     def input_bytes(self) -> int:
@@ -67,7 +76,7 @@ class ChunkPlan:
         return sum(tensor.num_bytes for tensor in self.tensors) + sum(image.num_bytes for image in self.images)
 
     @property
-    def frames(self) -> VideoShape:
+    def frames_shape(self) -> VideoShape:
         """Shape of the frames that each pipeline returns."""
         params = self.parameters
         return VideoShape(params.num_frames, params.height, params.width, MODEL_CHANNELS)
@@ -224,21 +233,21 @@ def needs_reset(
 # -- Chunks -------------------------------------------------------------------------------------------------
 
 
-def make_plan(request: GenerateRequest, chain: Chain, uploads: UploadInfo, max_chunk_bytes: int) -> Plan:
+def make_plan(request: GenerateRequest, chain: Chain, inputs: InputSizes, max_chunk_bytes: int) -> Plan:
     """Plan a generation.
 
     Raises:
         InvalidField: the request cannot be served; the message names chunk and field.
     """
-    return _Planner(request, chain, uploads, max_chunk_bytes).plan()
+    return _RequestPlanner(request, chain, inputs, max_chunk_bytes).plan()
 
 
-class _Planner:
-    def __init__(self, request: GenerateRequest, chain: Chain, uploads: UploadInfo, max_chunk_bytes: int) -> None:
+class _RequestPlanner:
+    def __init__(self, request: GenerateRequest, chain: Chain, inputs: InputSizes, max_chunk_bytes: int) -> None:
         self.request = request
         self.chain = chain
         self.pipeline = chain.pipeline
-        self.uploads = uploads
+        self.inputs = inputs
         self.max_chunk_bytes = max_chunk_bytes
         self.specs = _by_chunk(request)
 
@@ -262,7 +271,7 @@ class _Planner:
                 raise InvalidField(f"{name}_id: {spec.id} is not a frame processor", f"{name}_id")
 
     def _check_input(self) -> None:
-        shape = self.uploads.input_shape
+        shape = self.inputs.input_shape
         if shape is not None and shape.channels != MODEL_CHANNELS:
             channels = counted(shape.channels, "channel")
             raise InvalidField(f"input_path: the video has {channels}, the models take {MODEL_CHANNELS}", "input_path")
@@ -276,8 +285,8 @@ class _Planner:
 
     def _input_size(self) -> tuple[int | None, int | None]:
         """Height and width of the whole-video input, else of the first video of a single chunk."""
-        if self.uploads.input_shape is not None:
-            return self.uploads.input_shape.height, self.uploads.input_shape.width
+        if self.inputs.input_shape is not None:
+            return self.inputs.input_shape.height, self.inputs.input_shape.width
         shapes = (spec_ref.spec.input_video_shape for _, spec_ref in sorted(self.specs.items()))
         first = next((shape for shape in shapes if shape), None)
         return (first[1], first[2]) if first else (None, None)
@@ -296,29 +305,28 @@ class _Planner:
     def _chunks(self) -> Iterator[ChunkPlan]:
         sticky = StickyPrompts(self.request)
         previous: ResetInputs | None = None
-        index = start = latents_since_reset = 0
-        while start < self.request.num_frames:
+        index = first_frame = latents_since_reset = 0
+        while first_frame < self.request.num_frames:
             spec_ref = self.specs.get(index)
-            chunk = _Chunk(self, index, spec_ref, sticky.next_chunk(spec_ref.spec if spec_ref else None))
+            chunk = _ChunkPlanner(self, index, spec_ref, sticky.next_chunk(spec_ref.spec if spec_ref else None))
             now = chunk.reset_inputs()
             if self.pipeline.features.cache and self.pipeline.latent_frames is not None:
                 reset = needs_reset(previous, now, latents_since_reset, self.pipeline.latent_frames)
             else:
                 reset = previous is None
-            count = self.pipeline.chunk_frames(chunk.mode, reset=reset, has_vace_arrays=chunk.has_vace_arrays)
-            latents = self.pipeline.chunk_latents(chunk.mode, reset=reset, has_vace_arrays=chunk.has_vace_arrays)
-            latents_since_reset = latents if reset else latents_since_reset + latents
-            plan = chunk.plan(count, start, reset=reset)
+            length = self.pipeline.chunk_length(chunk.mode, reset=reset, has_vace_arrays=chunk.has_vace_arrays)
+            latents_since_reset = length.num_latent_frames + (0 if reset else latents_since_reset)
+            plan = chunk.plan(length, first_frame, reset=reset)
             yield plan
-            start += plan.keep
+            first_frame += plan.num_kept
             index += 1
             previous = now
 
 
-class _Chunk:
+class _ChunkPlanner:
     """One chunk: its options are the spec's where it sets them, else the request's."""
 
-    def __init__(self, planner: _Planner, index: int, spec_ref: SpecRef | None, prompts: ChunkPrompts) -> None:
+    def __init__(self, planner: _RequestPlanner, index: int, spec_ref: SpecRef | None, prompts: ChunkPrompts) -> None:
         self.planner = planner
         self.request = planner.request
         self.pipeline = planner.pipeline
@@ -328,7 +336,7 @@ class _Chunk:
         self.options = options_for(self.request, self.spec)
         self.prompts = prompts
         self._check_spec()
-        has_input = planner.uploads.input_shape is not None or self.spec.input_video_shape is not None
+        has_input = planner.inputs.input_shape is not None or self.spec.input_video_shape is not None
         self.input_is_vace = bool(self.options.vace_use_input_video)
         self.mode = Mode.VIDEO if has_input and not self.input_is_vace else Mode.TEXT
         needs_input = self.input_is_vace or planner.chain.pre_processor is not None
@@ -361,17 +369,19 @@ class _Chunk:
             reset_cache=spec.reset_cache,
         )
 
-    def plan(self, count: int, start: int, *, reset: bool) -> ChunkPlan:
+    def plan(self, length: ChunkLength, first_frame: int, *, reset: bool) -> ChunkPlan:
         """The chunk's plan, once its number of frames is known."""
-        shapes = self.planner.uploads.image_shapes
+        num_frames = length.num_frames
+        shapes = self.planner.inputs.image_shapes
         steps = self.options.denoising_steps
         parameters = ChunkParameters(
             index=self.index,
-            num_frames=count,
+            num_frames=num_frames,
             height=self.planner.size[0],
             width=self.planner.size[1],
             mode=self.mode,
             reset=reset,
+            pad_first_frame=length.pad_first_frame,
             prompts=self.prompts.prompts,
             prompt_interpolation_method=self.options.prompt_interpolation_method,
             transition=self.prompts.transition,
@@ -384,14 +394,14 @@ class _Chunk:
             vace_context_scale=self.options.vace_context_scale,
             vace_use_input_video=self.input_is_vace,
             vace_temporally_locked=self.spec.vace_temporally_locked,
-            ref_image_shapes=tuple(shapes[source] for source in self.spec.vace_ref_images or ()),
+            ref_image_shapes=tuple(shapes[name] for name in self.spec.vace_ref_images or ()),
         )
         chunk = ChunkPlan(
             parameters=parameters,
-            tensors=tuple(self._tensors(count)),
+            tensors=tuple(self._tensors(num_frames)),
             images=tuple(image_plans(self.spec, shapes)),
-            start=start,
-            keep=min(count, self.request.num_frames - start),
+            first_frame=first_frame,
+            num_kept=min(num_frames, self.request.num_frames - first_frame),
         )
         self._check_bytes(chunk)
         return chunk
@@ -404,27 +414,27 @@ class _Chunk:
 
     def _check_bytes(self, chunk: ChunkPlan) -> None:
         """Refuse a chunk whose arrays are too large, and name the largest of them."""
-        frames = len(self.planner.chain.pipelines) * chunk.frames.num_bytes
+        frames_bytes = len(self.planner.chain.pipelines) * chunk.frames_shape.num_bytes
         limit = self.planner.max_chunk_bytes
-        needed = chunk.input_bytes + frames
+        needed = chunk.input_bytes + frames_bytes
         if needed > limit:
             why = f"the arrays of chunk {self.index} take {counted(needed, 'byte')}, over the limit of {limit}"
             largest = max(chunk.tensors, key=lambda tensor: tensor.num_bytes, default=None)
             shape = f"{largest.spec.name}_shape" if largest else ""
-            if largest and largest.num_bytes > frames and getattr(self.spec, shape) is not None:
+            if largest and largest.num_bytes > frames_bytes and getattr(self.spec, shape) is not None:
                 raise self.spec_ref.refuse(shape, why)
             raise InvalidField(f"height: {why}", "height")
 
-    def _tensors(self, count: int) -> Iterator[TensorPlan]:
-        uploads, size = self.planner.uploads, self.planner.size
+    def _tensors(self, num_frames: int) -> Iterator[TensorPlan]:
+        inputs, size = self.planner.inputs, self.planner.size
         any_size = self.pipeline.height is None or self.planner.chain.pre_processor is not None
-        own = own_video(self.spec_ref, count, size, any_size=any_size, blob_bytes=uploads.blob_bytes)
+        own = own_video(self.spec_ref, num_frames, size, any_size=any_size, blob_bytes=inputs.blob_bytes)
         if own is not None:
             yield own
-        elif uploads.input_shape is not None:
+        elif inputs.input_shape is not None:
             chunk_size = self.pipeline.chunk_size
-            yield whole_input(self.index, count, chunk_size, uploads.input_shape, self.request.num_frames)
-        yield from vace_arrays(self.spec_ref, count, size, uploads.blob_bytes)
+            yield whole_input(self.index, num_frames, chunk_size, inputs.input_shape, self.request.num_frames)
+        yield from vace_arrays(self.spec_ref, num_frames, size, inputs.blob_bytes)
 
     def _check_spec(self) -> None:
         spec = self.spec

@@ -13,7 +13,7 @@ from filmstrip.errors import InvalidField, ShuttingDown, TooManyRequests
 from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape
 
 from . import logs
-from .array_plan import Source, UploadInfo
+from .array_plan import InputSizes, UploadField
 from .images import MAX_IMAGES, ImageDecoder, Requester, RequestImage, image_fields, resolve_image
 from .model_registry import ModelRegistry
 from .plan import Chain, Plan, make_plan
@@ -38,36 +38,18 @@ class CheckedRequest:
 
     Attributes:
         plan: its chunks.
-        uploads: the stored files that the plan reads.
+        files: the uploads that the plan reads.
         images: the images that the plan names.
     """
 
     plan: Plan
-    uploads: Mapping[Source, StoredFile]
+    files: Mapping[UploadField, StoredFile]
     images: Mapping[str, RequestImage]
 
     @property
     def file_names(self) -> tuple[str, ...]:
         """The names of all stored files that it reads."""
-        return (*(file.name for file in self.uploads.values()), *filter(is_name, self.images))
-
-
-@dataclass(frozen=True)
-class StandIns:
-    """What stands for files that a request names or will name, but that are not uploaded yet.
-
-    Attributes:
-        input_shape: of the input video.
-        blob_bytes: size of the blob.
-        image_shapes: [H, W, 3] of images, by the name that the request gives them.
-    """
-
-    input_shape: VideoShape | None = None
-    blob_bytes: int | None = None
-    image_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-
-
-NO_STAND_INS = StandIns()
+        return (*(file.name for file in self.files.values()), *filter(is_name, self.images))
 
 
 class CheckCancelled(Exception):
@@ -84,9 +66,9 @@ class _Check:
 
     generation_id: str
     client: str
-    stand_ins: StandIns
+    stand_ins: InputSizes
     allow_expired: bool
-    uploads: dict[Source, StoredFile] = field(default_factory=dict)
+    files: dict[UploadField, StoredFile] = field(default_factory=dict)
     images: dict[str, RequestImage] = field(default_factory=dict)
     chain: Chain | None = None
     task: asyncio.Task[None] | None = None
@@ -118,9 +100,9 @@ class RequestChecker:
         request: GenerateRequest,
         generation_id: str,
         client: str,
-        uses: contextlib.ExitStack,
+        held_files: contextlib.ExitStack,
         *,
-        stand_ins: StandIns = NO_STAND_INS,
+        stand_ins: InputSizes | None = None,
         allow_expired: bool = False,
     ) -> CheckedRequest:
         """Check a request.
@@ -129,8 +111,8 @@ class RequestChecker:
             request: to check.
             generation_id: for logs.
             client: who sent it.
-            uses: keeps the files that the request names from being deleted until it is closed.
-            stand_ins: stand for files; only the plan of the result can be used then.
+            held_files: keeps the files that the request names from being deleted until it is closed.
+            stand_ins: sizes of files and images in place of these; only the plan of the result can be used then.
             allow_expired: the files may have expired; somebody has held them meanwhile.
 
         Raises:
@@ -138,25 +120,25 @@ class RequestChecker:
             ShuttingDown: `close` was called meanwhile.
             FilmstripError: the request cannot be served.
         """
-        check = _Check(generation_id, client, stand_ins, allow_expired)
+        check = _Check(generation_id, client, stand_ins or InputSizes(), allow_expired)
         self._checks.add(check)
         try:
-            await self._find_unless_cancelled(request, check, uses)
+            await self._find_unless_cancelled(request, check, held_files)
             if check.chain is None:
                 raise CheckCancelled(None)
-            uploads, images = check.uploads, check.images
+            files, images, stand_ins = check.files, check.images, check.stand_ins
             shapes = {name: _UNREAD_SHAPE for _, name in image_fields(request)} | dict(stand_ins.image_shapes)
             shapes |= {name: image.shape for name, image in images.items()}
-            facts = UploadInfo(
-                input_shape=uploads[Source.INPUT].shape if Source.INPUT in uploads else stand_ins.input_shape,
-                blob_bytes=uploads[Source.BLOB].size_bytes if Source.BLOB in uploads else stand_ins.blob_bytes,
+            inputs = InputSizes(
+                input_shape=files[UploadField.INPUT].shape if UploadField.INPUT in files else stand_ins.input_shape,
+                blob_bytes=files[UploadField.BLOB].size_bytes if UploadField.BLOB in files else stand_ins.blob_bytes,
                 image_shapes=shapes,
             )
             async with self._planning.turn(client, check):
-                plan = await in_thread(make_plan, request, check.chain, facts, self._max_chunk_bytes)
+                plan = await in_thread(make_plan, request, check.chain, inputs, self._max_chunk_bytes)
             if check.is_cancelled:
                 raise CheckCancelled(plan)
-            return CheckedRequest(plan, uploads, images)
+            return CheckedRequest(plan, files, images)
         finally:
             self._checks.discard(check)
 
@@ -175,13 +157,15 @@ class RequestChecker:
         for check in self._checks:
             check.stop()
 
-    async def _find_unless_cancelled(self, request: GenerateRequest, check: _Check, uses: contextlib.ExitStack) -> None:
+    async def _find_unless_cancelled(
+        self, request: GenerateRequest, check: _Check, held_files: contextlib.ExitStack
+    ) -> None:
         """Find everything that a plan needs, or as much as there was time for until the client cancelled.
 
         Raises:
             ShuttingDown: the checker was closed meanwhile.
         """
-        check.task = asyncio.create_task(self._find(request, check, uses), name="check a request")
+        check.task = asyncio.create_task(self._find(request, check, held_files), name="check a request")
         try:
             await check.task
         except asyncio.CancelledError:
@@ -193,48 +177,48 @@ class RequestChecker:
         finally:
             check.task = None
 
-    async def _find(self, request: GenerateRequest, check: _Check, uses: contextlib.ExitStack) -> None:
+    async def _find(self, request: GenerateRequest, check: _Check, held_files: contextlib.ExitStack) -> None:
         names = ("pipeline_id", "pre_processor_id", "post_processor_id")
         specs = await self._models.load_pipelines(**{name: getattr(request, name) for name in names})
         is_there = {
-            Source.INPUT: check.stand_ins.input_shape is None,
-            Source.BLOB: check.stand_ins.blob_bytes is None,
+            UploadField.INPUT: check.stand_ins.input_shape is None,
+            UploadField.BLOB: check.stand_ins.blob_bytes is None,
         }
-        for source, kind in ((Source.INPUT, Kind.VIDEO), (Source.BLOB, Kind.BLOB)):
-            name = getattr(request, source)
-            if name is not None and is_there[source]:
-                check.uploads[source] = self._store.find(
-                    name, kind, owner=check.client, field=source, allow_expired=check.allow_expired
+        for upload, kind in ((UploadField.INPUT, Kind.VIDEO), (UploadField.BLOB, Kind.BLOB)):
+            name = getattr(request, upload)
+            if name is not None and is_there[upload]:
+                check.files[upload] = self._store.find(
+                    name, kind, owner=check.client, field=upload, allow_expired=check.allow_expired
                 )
-                uses.enter_context(self._store.holding(check.uploads[source]))
+                held_files.enter_context(self._store.holding(check.files[upload]))
         check.chain = Chain(specs["pipeline_id"], specs.get("pre_processor_id"), specs.get("post_processor_id"))
         if not check.is_cancelled:
-            await self._find_images(request, check, uses)
+            await self._find_images(request, check, held_files)
 
-    async def _find_images(self, request: GenerateRequest, check: _Check, uses: contextlib.ExitStack) -> None:
+    async def _find_images(self, request: GenerateRequest, check: _Check, held_files: contextlib.ExitStack) -> None:
         requester = Requester(check.client, check)
         images = check.images
         shapes: dict[str, tuple[int, ...]] = {}
         num_bytes = 0
-        for field_name, source in image_fields(request):
-            if source in shapes:
+        for field_name, name in image_fields(request):
+            if name in shapes:
                 continue
             if len(shapes) == MAX_IMAGES:
                 raise InvalidField(f"{field_name}: more than {MAX_IMAGES} images", field_name)
-            if source in check.stand_ins.image_shapes:
-                shapes[source] = check.stand_ins.image_shapes[source]
+            if name in check.stand_ins.image_shapes:
+                shapes[name] = check.stand_ins.image_shapes[name]
             else:
-                images[source] = await resolve_image(
-                    source,
+                images[name] = await resolve_image(
+                    name,
                     field_name,
                     self._store,
                     self._decoder,
                     requester,
-                    uses=uses,
+                    held_files=held_files,
                     allow_expired=check.allow_expired,
                 )
-                shapes[source] = images[source].shape
-            num_bytes += math.prod(shapes[source])
+                shapes[name] = images[name].shape
+            num_bytes += math.prod(shapes[name])
             if num_bytes > MAX_IMAGE_BYTES:
                 message = f"{field_name}: the request's images have more than {MAX_IMAGE_BYTES} bytes"
                 raise InvalidField(message, field_name)
@@ -272,12 +256,12 @@ class DryRuns:
         """
         images = {name: size for _, name in image_fields(request) if (size := image_size(name)) is not None}
         uploads = body.uploads
-        stand_ins = StandIns(
+        stand_ins = InputSizes(
             input_shape=VideoShape(*uploads.input_shape) if uploads and uploads.input_shape else None,
             blob_bytes=uploads.blob_bytes if uploads else None,
             image_shapes={name: (*size, 3) for name, size in images.items()},
         )
-        with contextlib.ExitStack() as uses:
-            checked = await self._checker.check(request, "dry-run", client, uses, stand_ins=stand_ins)
+        with contextlib.ExitStack() as held_files:
+            checked = await self._checker.check(request, "dry-run", client, held_files, stand_ins=stand_ins)
         self._store.check_fits(VIDEO_HEADER_BYTES + checked.plan.output.num_bytes, owner=client)
         return checked.plan

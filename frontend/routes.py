@@ -46,23 +46,6 @@ _UNUSED_HEADER = {
     }
 }
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
-_FILE_OPTIONS = {
-    "format": "A video file; png is a contact sheet.",
-    "fps": "Frames per second.",
-    "crf": "Quality of mp4 and webm; 0 is best.",
-    "scale": "How many times to enlarge the frames.",
-    "frame": "With png: one frame, by its index.",
-}
-_PART_OPTIONS = {
-    "format": "The body is a video file, whatever its Content-Type.",
-    "start": "First second to decode.",
-    "end": "Second to stop at.",
-    "fps": "Frames per second.",
-    "max_frames": "Most frames to decode.",
-    "height": "Height to scale to.",
-    "width": "Width to scale to.",
-    "fit": "How to fill another shape: crop, add black bars or stretch.",
-}
 _EVENT_STREAM = """Server-sent events: `progress` after each chunk, finally one of `complete`, `cancelled` and `error`.
 
 Each event has the lines `id`, `event` and `data` (JSON) and ends with an empty line. Comments (`: keep-alive`) are sent
@@ -110,7 +93,7 @@ async def cancel() -> Response:
         parameter("X-Video-Height", "header", _COUNT, "H", required=False),
         parameter("X-Video-Width", "header", _COUNT, "W", required=False),
         parameter("X-Video-Channels", "header", {"enum": [1, 3, 4], "default": 3}, "C", required=False),
-        *query_parameters(VideoUploadQuery, _PART_OPTIONS),
+        *query_parameters(VideoUploadQuery),
     ),
     body={
         "content": dict.fromkeys((BINARY, *VIDEO_TYPES), _BYTES),
@@ -187,7 +170,7 @@ async def upload_asset() -> Response:
 @describe(
     parameters=(
         parameter("path", "query", {"type": "string"}, "An output_path.", required=True),
-        *query_parameters(VideoFileQuery, _FILE_OPTIONS),
+        *query_parameters(VideoFileQuery),
         parameter("Range", "header", {"type": "string"}, "A range of bytes.", required=False),
         parameter("If-Range", "header", {"type": "string"}, "The range applies only to this ETag.", required=False),
         parameter("If-Match", "header", {"type": "string"}, "The file must have one of these ETags.", required=False),
@@ -216,7 +199,7 @@ async def download() -> Response:
     file = state.store.find(name, Kind.OUTPUT, owner=client_of_request(), field="path")
     assert file.shape is not None
     query = parse_query(VideoFileQuery, request.args)
-    variant = Variant.of(query.format, query, file.shape, file.fps or DEFAULT_FPS)
+    variant = Variant.of(query, file.shape, file.fps or DEFAULT_FPS)
     will_stream(request)
     return await send_file(
         await state.video_files.file(file, variant),

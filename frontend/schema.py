@@ -9,7 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
@@ -28,9 +28,9 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from filmstrip.contract import Interpolation
+from filmstrip.contract import Features, Interpolation, PipelineSpec
 from filmstrip.errors import BadJson, InvalidField
-from filmstrip.geometry import MAX_DECODED_SIDE, MAX_FRAMES, MAX_REQUEST_SIDE, MIN_SIDE
+from filmstrip.geometry import MAX_DECODED_SIDE, MAX_FRAMES, MAX_IMAGE_SIDE, MAX_REQUEST_SIDE, MIN_SIDE
 from filmstrip.request_fields import MAX_SEED
 
 RANDOM_SEED = -1
@@ -503,36 +503,27 @@ class LiveAnswer(BaseModel):
     status: Literal["live"]
 
 
-class FeaturesAnswer(BaseModel):
-    """What a pipeline supports; see docs/api.md."""
+if TYPE_CHECKING:
 
-    frame_processor: bool
-    seed: bool
-    prompts: bool
-    noise: bool
-    cache: bool
-    denoising_steps: bool
-    vace: bool
-    loras: list[str]
+    class PipelineAnswer(BaseModel):
+        """A pipeline as its `PipelineSpec` declares it, and its state."""
 
-
-class PipelineAnswer(BaseModel):
-    """A pipeline and what it supports; until it is first loaded, only its id and state are known."""
-
-    id: str
-    modes: list[str] | None = None
-    chunk_size: int | None = None
-    first_chunk_size: int | None = None
-    granularity: int | None = None
-    height: int | None = None
-    width: int | None = None
-    sizes: list[tuple[int, int]] | None = None
-    max_references: int | None = None
-    features: FeaturesAnswer | None = None
-    defaults: dict[str, Any] | None = None
-    loaded: bool
-    state: Literal["ready", "loading", "unloaded", "failed"]
-    reason: str | None = None
+else:
+    FeaturesAnswer = create_model(
+        "FeaturesAnswer",
+        __doc__="What a pipeline supports; see docs/api.md.",
+        **{field.name: (field.type, ...) for field in fields(Features)},
+    )
+    _SHOWN = {field.name: field.type for field in fields(PipelineSpec) if field.name != "latent_frames"}
+    _SHOWN["features"] = FeaturesAnswer
+    PipelineAnswer = create_model(
+        "PipelineAnswer",
+        __doc__="A pipeline and what it supports; until it is first loaded, only its id and state are known.",
+        **{name: (kind | None, None) for name, kind in _SHOWN.items()} | {"id": (str, ...)},
+        loaded=(bool, ...),
+        state=(Literal["ready", "loading", "unloaded", "failed"], ...),
+        reason=(str | None, None),
+    )
 
 
 class PipelinesAnswer(BaseModel):
@@ -569,7 +560,6 @@ class PipelineStatusAnswer(BaseModel):
 
 ID_PATTERN = r"[A-Za-z0-9_-]{1,64}"
 MAX_PAGE = 100
-_MAX_IMAGE_SIDE = 16_384
 _SIZE = "\0"  # what the names of images that are only sizes start with; no asset and no data URL does
 
 
@@ -622,8 +612,8 @@ class ImageSize(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    width: Annotated[int, Field(ge=1, le=_MAX_IMAGE_SIDE), INTEGER]
-    height: Annotated[int, Field(ge=1, le=_MAX_IMAGE_SIDE), INTEGER]
+    width: Annotated[int, Field(ge=1, le=MAX_IMAGE_SIDE), INTEGER]
+    height: Annotated[int, Field(ge=1, le=MAX_IMAGE_SIDE), INTEGER]
 
 
 def _size_as_name(value: Any) -> Any:
@@ -633,7 +623,7 @@ def _size_as_name(value: Any) -> Any:
         size = ImageSize.model_validate(value)
     except ValueError:
         raise ValueError(
-            f"an image that stands for another one must be width and height, whole numbers from 1 to {_MAX_IMAGE_SIDE}"
+            f"an image that stands for another one must be width and height, whole numbers from 1 to {MAX_IMAGE_SIDE}"
         ) from None
     return f"{_SIZE}{size.width}x{size.height}"
 
@@ -761,10 +751,11 @@ def _a_rate(value: Any) -> Any:
 
 
 _RATE = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?(?:/[1-9][0-9]{0,8})?", re.ASCII)
-MIN_FPS, MAX_FPS = 0.1, 240
-MAX_SECONDS = 10**6
-Rate = Annotated[float, Field(ge=MIN_FPS, le=MAX_FPS, allow_inf_nan=False), BeforeValidator(_a_rate)]
+Rate = Annotated[float, Field(ge=0.1, le=240, allow_inf_nan=False), BeforeValidator(_a_rate)]
 """Frames per second in a query."""
+MAX_SECONDS = 10**6
+Seconds = Annotated[float, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
+DecodedSide = Annotated[int, Field(ge=1, le=MAX_DECODED_SIDE)]
 
 
 class VideoFormat(StrEnum):
@@ -776,32 +767,31 @@ class VideoFormat(StrEnum):
     PNG = "png"
 
 
-class VideoOptions(BaseModel):
-    """The query of a video file made of an output."""
-
-    fps: Rate | None = None
-    crf: int | None = Field(None, ge=0, le=51)
-    scale: int = Field(1, ge=1, le=8)
-    frame: int | None = Field(None, ge=0)
-
-
-class VideoFileQuery(VideoOptions):
+class VideoFileQuery(BaseModel):
     """The query of a download as a video file."""
 
-    format: VideoFormat
+    format: VideoFormat = Field(description="A video file; png is a contact sheet.")
+    fps: Rate | None = Field(None, description="Frames per second.")
+    crf: int | None = Field(None, ge=0, le=51, description="Quality of mp4 and webm; 0 is best.")
+    scale: int = Field(1, ge=1, le=8, description="How many times to enlarge the frames.")
+    frame: int | None = Field(None, ge=0, description="With png: one frame, by its index.")
 
 
 class VideoUploadQuery(BaseModel):
     """The query of an upload of a video file: which part of it, at what rate and size."""
 
-    format: Literal["mp4", "mov", "webm", "mkv"] | None = None
-    start: float = Field(0, ge=0, le=MAX_SECONDS, allow_inf_nan=False)
-    end: float | None = Field(None, ge=0, le=MAX_SECONDS, allow_inf_nan=False)
-    fps: Rate | None = None
-    max_frames: int | None = Field(None, ge=1)
-    height: int | None = Field(None, ge=1, le=MAX_DECODED_SIDE)
-    width: int | None = Field(None, ge=1, le=MAX_DECODED_SIDE)
-    fit: Literal["cover", "contain", "fill"] = "cover"
+    format: Literal["mp4", "mov", "webm", "mkv"] | None = Field(
+        None, description="The body is a video file, whatever its Content-Type."
+    )
+    start: Seconds = Field(0, description="First second to decode.")
+    end: Seconds | None = Field(None, description="Second to stop at.")
+    fps: Rate | None = Field(None, description="Frames per second.")
+    max_frames: int | None = Field(None, ge=1, description="Most frames to decode.")
+    height: DecodedSide | None = Field(None, description="Height to scale to.")
+    width: DecodedSide | None = Field(None, description="Width to scale to.")
+    fit: Literal["cover", "contain", "fill"] = Field(
+        "cover", description="How to fill another shape: crop, add black bars or stretch."
+    )
 
 
 def parse_query(model: type[ModelT], query: Mapping[str, str]) -> ModelT:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from filmstrip.errors import DiskFull, UnknownPath
 
-from .array_plan import Extent, Source, TensorPlan
+from .array_plan import Extent, TensorPlan, UploadField
 from .images import RequestImage
 from .inference import FileSlice, TensorRef
 from .plan import ChunkPlan, Plan
@@ -90,16 +90,16 @@ class OpenUpload:
 
 @contextlib.asynccontextmanager
 async def open_uploads(
-    files: Mapping[Source, StoredFile], triton: TritonClient
-) -> AsyncIterator[Mapping[Source, OpenUpload]]:
+    files: Mapping[UploadField, StoredFile], triton: TritonClient
+) -> AsyncIterator[Mapping[UploadField, OpenUpload]]:
     """Open the uploads of a generation; those that lie in shared memory are registered with Triton whole."""
     async with contextlib.AsyncExitStack() as stack:
-        opened: dict[Source, OpenUpload] = {}
-        for source, file in files.items():
+        opened: dict[UploadField, OpenUpload] = {}
+        for field, file in files.items():
             try:
                 fd = open_stored(file.path)
             except FileNotFoundError:
-                raise UnknownPath(f"{source}: {file.name} is gone", str(source)) from None
+                raise UnknownPath(f"{field}: {file.name} is gone", str(field)) from None
             stack.callback(os.close, fd)
             region = None
             if file.in_shm:
@@ -107,7 +107,7 @@ async def open_uploads(
                     (region,) = await stack.enter_async_context(triton.registered(file.size_bytes, file.path))
                 except SharedMemoryRefused as refusal:
                     log.warning("%s is copied chunk by chunk: %s", file.name, refusal)
-            opened[source] = OpenUpload(file, fd, region)
+            opened[field] = OpenUpload(file, fd, region)
         yield opened
 
 
@@ -168,29 +168,19 @@ async def _each(calls: Sequence[Callable[[], None]]) -> None:
             raise failure
 
 
-@dataclass(frozen=True)
-class StagingLayout:
-    """Where arrays lie within a buffer: all inputs of a chunk first, then the frames of each pipeline.
-
-    Attributes:
-        frames_offsets: where the frames of each pipeline begin, in the order of the chain.
-        num_bytes: of the buffer.
-    """
-
-    frames_offsets: tuple[int, ...]
-    num_bytes: int
-
-    @classmethod
-    def of(cls, plan: Plan) -> "StagingLayout":
-        """The layout that holds every chunk of a plan."""
-        inputs = max(_aligned(chunk.input_bytes) + 64 * _num_arrays(chunk) for chunk in plan.chunks)
-        frames = max(_aligned(chunk.frames.num_bytes) for chunk in plan.chunks)
-        num_pipelines = len(plan.chain.pipelines)
-        return cls(tuple(inputs + place * frames for place in range(num_pipelines)), inputs + num_pipelines * frames)
+def buffer_layout(plan: Plan) -> tuple[tuple[int, ...], int]:
+    """Where the frames of each pipeline begin in a buffer, after all inputs of a chunk, and the size of a buffer."""
+    inputs = max(_aligned(chunk.input_bytes) + 64 * _num_arrays(chunk) for chunk in plan.chunks)
+    frames = max(_aligned(chunk.frames_shape.num_bytes) for chunk in plan.chunks)
+    num_pipelines = len(plan.chain.pipelines)
+    return tuple(inputs + place * frames for place in range(num_pipelines)), inputs + num_pipelines * frames
 
 
 async def stage_inputs(
-    chunk: ChunkPlan, buffer: StagingBuffer, uploads: Mapping[Source, OpenUpload], images: Mapping[str, RequestImage]
+    chunk: ChunkPlan,
+    buffer: StagingBuffer,
+    uploads: Mapping[UploadField, OpenUpload],
+    images: Mapping[str, RequestImage],
 ) -> dict[str, TensorRef]:
     """A chunk's tensors by name; bytes that Triton cannot read in the upload are copied to the buffer.
 
@@ -201,8 +191,8 @@ async def stage_inputs(
     for plan in chunk.images:
         place = buffer.slice(position, plan.num_bytes)
         tensors[plan.spec.name] = TensorRef(plan.spec, plan.shape, place)
-        for source in plan.sources:
-            image = images[source]
+        for name in plan.names:
+            image = images[name]
             await image.write(buffer.slice(position, math.prod(image.shape)))
             position += math.prod(image.shape)
         position = _aligned(position)
@@ -210,7 +200,7 @@ async def stage_inputs(
 
 
 def _gather_arrays(
-    chunk: ChunkPlan, buffer: StagingBuffer, uploads: Mapping[Source, OpenUpload]
+    chunk: ChunkPlan, buffer: StagingBuffer, uploads: Mapping[UploadField, OpenUpload]
 ) -> tuple[dict[str, TensorRef], int]:
     """The tensors that come from uploads, and the offset in the buffer where those of images may follow."""
     tensors: dict[str, TensorRef] = {}
@@ -225,28 +215,28 @@ def _gather_arrays(
     return tensors, position
 
 
-def _in_place(array: TensorPlan, buffer: StagingBuffer, uploads: Mapping[Source, OpenUpload]) -> FileSlice | None:
+def _in_place(array: TensorPlan, buffer: StagingBuffer, uploads: Mapping[UploadField, OpenUpload]) -> FileSlice | None:
     """The array's bytes in the upload, if they are in one piece there and Triton can read them without a copy."""
     if len(array.extents) != 1:
         return None
     extent = array.extents[0]
-    upload = uploads[extent.source]
+    upload = uploads[extent.upload]
     if upload.region is None and buffer.region is not None:
         return None
     if os.fstat(upload.fd).st_size < upload.file.size_bytes:  # Triton maps it and would die of SIGBUS
-        raise UnknownPath(f"{extent.source}: {upload.file.name} was truncated", str(extent.source))
+        raise UnknownPath(f"{extent.upload}: {upload.file.name} was truncated", str(extent.upload))
     return FileSlice(upload.path, upload.region, extent.offset, extent.num_bytes)
 
 
-def _read(extents: tuple[Extent, ...], target: memoryview, uploads: Mapping[Source, OpenUpload]) -> None:
+def _read(extents: tuple[Extent, ...], target: memoryview, uploads: Mapping[UploadField, OpenUpload]) -> None:
     for extent in extents:
-        upload = uploads[extent.source]
+        upload = uploads[extent.upload]
         part, target = target[: extent.num_bytes], target[extent.num_bytes :]
         offset = extent.offset
         while part:
             count = os.preadv(upload.fd, [part], offset)
             if count == 0:
-                raise UnknownPath(f"{extent.source}: {upload.file.name} was truncated", str(extent.source))
+                raise UnknownPath(f"{extent.upload}: {upload.file.name} was truncated", str(extent.upload))
             part, offset = part[count:], offset + count
 
 

@@ -28,7 +28,7 @@ from filmstrip.errors import (
 from filmstrip.geometry import MAX_FPS_DENOMINATOR
 from filmstrip.wire import VideoShape
 
-from .schema import VideoFormat, VideoOptions
+from .schema import VideoFileQuery, VideoFormat
 from .store import MAX_VARIANTS, DerivedFile, Draft, Store, StoredFile, open_stored
 from .tasks import FairSemaphore, in_thread
 from .workers import VIDEO_WORKER, EncodeJob, Limits, running_worker
@@ -72,46 +72,44 @@ class Variant:
     frame: int | None = None
 
     @classmethod
-    def of(
-        cls, file_format: VideoFormat, options: VideoOptions, shape: VideoShape, default_fps: Fraction | float
-    ) -> "Variant":
-        """Check the options against the output's shape, and fill in the defaults.
+    def of(cls, query: VideoFileQuery, shape: VideoShape, default_fps: Fraction | float) -> "Variant":
+        """Check a query against the output's shape, and fill in the defaults.
 
         Args:
-            file_format: of the file.
-            options: of the request.
+            query: of the request.
             shape: of the output; its number of frames may still grow.
-            default_fps: for options without `fps`.
+            default_fps: for a query without `fps`.
 
         Raises:
             InvalidField: an option does not apply to the format, or the file would be too large.
         """
+        file_format = query.format
         is_image = file_format is VideoFormat.PNG
-        if options.crf is not None and file_format not in _DEFAULT_CRF:
+        if query.crf is not None and file_format not in _DEFAULT_CRF:
             raise InvalidField(f"crf: {file_format} has no such option; only mp4 and webm do", "crf")
-        if options.fps is not None and is_image:
+        if query.fps is not None and is_image:
             raise InvalidField("fps: a png has no frame rate", "fps")
-        if options.frame is not None and not is_image:
+        if query.frame is not None and not is_image:
             raise InvalidField("frame: only a png shows one frame", "frame")
-        if options.scale != 1 and is_image and options.frame is None:
+        if query.scale != 1 and is_image and query.frame is None:
             raise InvalidField("scale: a contact sheet has a fixed size; `frame` selects one frame", "scale")
-        if options.frame is not None and options.frame >= shape.frames:
-            raise InvalidField(f"frame: the video has frames 0 to {shape.frames - 1}, got {options.frame}", "frame")
+        if query.frame is not None and query.frame >= shape.frames:
+            raise InvalidField(f"frame: the video has frames 0 to {shape.frames - 1}, got {query.frame}", "frame")
         longest = max(shape.height, shape.width)
-        if longest * options.scale > MAX_VIDEO_FILE_SIDE and not (is_image and options.frame is None):
+        if longest * query.scale > MAX_VIDEO_FILE_SIDE and not (is_image and query.frame is None):
             fits = MAX_VIDEO_FILE_SIDE // longest
             remedy = f"at most scale={fits} fits" if fits else "download it without `format`"
             raise InvalidField(
-                f"scale: {shape.width * options.scale}x{shape.height * options.scale} exceeds {MAX_VIDEO_FILE_SIDE} "
+                f"scale: {shape.width * query.scale}x{shape.height * query.scale} exceeds {MAX_VIDEO_FILE_SIDE} "
                 f"pixels per side; {remedy}",
                 "scale",
             )
         return cls(
             file_format,
-            None if is_image else Fraction(options.fps or default_fps).limit_denominator(MAX_FPS_DENOMINATOR),
-            options.crf if options.crf is not None else _DEFAULT_CRF.get(file_format),
-            options.scale,
-            options.frame,
+            None if is_image else Fraction(query.fps or default_fps).limit_denominator(MAX_FPS_DENOMINATOR),
+            query.crf if query.crf is not None else _DEFAULT_CRF.get(file_format),
+            query.scale,
+            query.frame,
         )
 
     @property
@@ -408,21 +406,21 @@ class _Encoding:
 
     async def _run(self) -> DerivedFile:
         async with self._turns.turn(self._source.owner, self._source.name):
-            with contextlib.ExitStack() as uses:
-                whole = uses.enter_context(self._store.derive(self._source.owner))
+            with contextlib.ExitStack() as stack:
+                whole = stack.enter_context(self._store.derive(self._source.owner))
                 if self.grows:
-                    self._grown = uses.enter_context(self._store.derive(self._source.owner))
+                    self._grown = stack.enter_context(self._store.derive(self._source.owner))
                     self._grown_fd = os.dup(self._grown.fd)
-                digest = await self._encode(whole, uses)
+                digest = await self._encode(whole, stack)
                 assert self._output is not None
                 return self._store.commit_derived(whole, self._output, self.variant.key, digest)
 
-    async def _encode(self, whole: Draft, uses: contextlib.ExitStack) -> str:
+    async def _encode(self, whole: Draft, stack: contextlib.ExitStack) -> str:
         """Encode into the drafts; returns the digest of the file."""
         fd = self._source.open()
-        uses.callback(os.close, fd)
+        stack.callback(os.close, fd)
         async with running_worker(VIDEO_WORKER, _LIMITS, "encode", pass_fds=(fd,)) as process:
-            feeding = asyncio.create_task(self._feed(process, self._job(fd, whole), uses))
+            feeding = asyncio.create_task(self._feed(process, self._job(fd, whole), stack))
             try:
                 async for line in cast("asyncio.StreamReader", process.stdout):
                     answer = _Answer.model_validate_json(line)
@@ -454,7 +452,7 @@ class _Encoding:
             frame=variant.frame,
         )
 
-    async def _feed(self, process: asyncio.subprocess.Process, job: EncodeJob, uses: contextlib.ExitStack) -> None:
+    async def _feed(self, process: asyncio.subprocess.Process, job: EncodeJob, stack: contextlib.ExitStack) -> None:
         """Tell the encoder what to do, and how many frames there are."""
         lines = cast("asyncio.StreamWriter", process.stdin)
         try:
@@ -462,7 +460,7 @@ class _Encoding:
             async for growth in self._source.growth():
                 if growth.output is not None:
                     self._output = growth.output
-                    uses.enter_context(self._store.holding(growth.output))
+                    stack.enter_context(self._store.holding(growth.output))
                     self.names.add(growth.output.name)
                 await _send(lines, {"num_frames": growth.num_frames, "is_finished": growth.output is not None})
         except FilmstripError:

@@ -66,6 +66,7 @@ class LocalSampler:
                 width=SIDE,
                 mode=Mode.TEXT if source is None or case.control else Mode.VIDEO,
                 reset=index == 0,
+                pad_first_frame=index == 0 and source is not None,
                 prompts=(Prompt(case.prompt),),
                 seed=case.seed,
                 noise_scale=case.noise_scale,

@@ -17,7 +17,6 @@ from filmstrip.contract import (
     VACE_FRAMES,
     VACE_MASKS,
     VACE_REF_IMAGES,
-    Mode,
     TensorSpec,
 )
 from filmstrip.runtime.engines.engine import Engine
@@ -95,13 +94,6 @@ def _cut_or_extend(array: Tensor, num_frames: int) -> Tensor:
     return array[..., [min(index, last) for index in range(num_frames)], :, :]
 
 
-def has_pad_frame(chunk: Chunk) -> bool:
-    """Whether the chunk follows the video rule for first chunks: it is encoded with its first frame repeated."""
-    params = chunk.parameters
-    arrays = VACE_FRAMES.name in chunk.tensors or VACE_MASKS.name in chunk.tensors or params.vace_use_input_video
-    return params.reset and (params.mode is Mode.VIDEO or arrays)
-
-
 def read_conditioning(chunk: Chunk, device: torch.device | str = "cpu") -> Conditioning | None:
     """The chunk's conditioning without references, as the encoders take it; None if there is none.
 
@@ -122,7 +114,7 @@ def read_conditioning(chunk: Chunk, device: torch.device | str = "cpu") -> Condi
     }
     present = {name: array.to(device) for name, array in arrays.items() if array is not None}
     conditioning = Conditioning.combine(params.num_frames, locked=params.vace_temporally_locked, **present)
-    return conditioning.padded() if conditioning is not None and has_pad_frame(chunk) else conditioning
+    return conditioning.padded() if conditioning is not None and params.pad_first_frame else conditioning
 
 
 def read_references(chunk: Chunk, device: torch.device | str = "cpu") -> list[Tensor]:

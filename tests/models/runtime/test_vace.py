@@ -12,14 +12,13 @@ torch = pytest.importorskip("torch", reason="torch is not installed: see docs/ex
 
 from torch import Tensor
 
-from filmstrip.contract import ChunkParameters, Mode, PipelineSpec
+from filmstrip.contract import ChunkParameters, Mode
 from filmstrip.errors import InvalidField, ModelError
 from filmstrip.runtime.sequences import Chunk
 from filmstrip.runtime.vace import (
     Conditioning,
     VaceEncoders,
     fold_mask,
-    has_pad_frame,
     read_conditioning,
     read_references,
     vace_context,
@@ -70,7 +69,7 @@ CASES = {
         *([0.25] * 6 + [0.5] * 6, [1] * 12),
     ),
     "a first chunk with frames": (
-        chunk({"vace_frames": floats(*range(12))}, reset=True),
+        chunk({"vace_frames": floats(*range(12))}, reset=True, pad_first_frame=True),
         *([0, *range(12)], [1] * 13),
     ),
     "the input video as frames": (
@@ -78,7 +77,7 @@ CASES = {
         *([WHITE] * 11 + [BLACK], [1] * 12),
     ),
     "the input video as a first chunk's frames": (
-        chunk({"input_video": video(0, *[255] * 11)}, vace_use_input_video=True, reset=True),
+        chunk({"input_video": video(0, *[255] * 11)}, vace_use_input_video=True, reset=True, pad_first_frame=True),
         *([BLACK] * 2 + [WHITE] * 11, [1] * 13),
     ),
     "own frames before the input video": (
@@ -91,7 +90,12 @@ CASES = {
         *([WHITE] * 4 + [0] + [BLACK] * 4, [0] * 4 + [1] + [0] * 4),
     ),
     "a key image in a first chunk of video": (
-        chunk({"first_frame_image": image(255, 5, 5), "input_video": video(*[0] * 12)}, mode=Mode.VIDEO, reset=True),
+        chunk(
+            {"first_frame_image": image(255, 5, 5), "input_video": video(*[0] * 12)},
+            mode=Mode.VIDEO,
+            reset=True,
+            pad_first_frame=True,
+        ),
         *([WHITE] * 5 + [0] * 8, [0] * 5 + [1] * 8),
     ),
     "references alone": (chunk({"vace_ref_images": image(0, 2, 2).ravel()}, ref_image_shapes=((2, 2, 3),)), None, None),
@@ -132,25 +136,6 @@ def test_no_references():
 def test_references_that_do_not_fit_their_shapes_are_refused():
     with pytest.raises(ModelError, match="vace_ref_images has 12"):
         read_references(chunk({"vace_ref_images": image(0, 2, 2).ravel()}, ref_image_shapes=((2, 3, 3),)))
-
-
-PAD_FRAME_CASES: list[tuple[dict[str, np.ndarray], bool]] = [
-    ({}, False),
-    ({"vace_frames": floats(0)}, False),
-    ({"vace_masks": floats(0, channels=1)}, False),
-    ({}, True),
-]
-
-
-def test_a_pad_frame_is_the_latent_frame_that_the_plan_counts(subtests: pytest.Subtests):
-    for mode in list(Mode):
-        for reset in (False, True):
-            for tensors, from_input in PAD_FRAME_CASES:
-                with subtests.test(mode=mode, reset=reset, tensors=sorted(tensors), from_input=from_input):
-                    facts = PipelineSpec("p", tuple(Mode), chunk_size=12, first_chunk_size=9, latent_frames=3)
-                    latents = facts.chunk_latents(mode, reset=reset, has_vace_arrays=bool(tensors) or from_input)
-                    given = chunk(tensors, mode=mode, reset=reset, vace_use_input_video=from_input)
-                    assert has_pad_frame(given) == (latents == 4)
 
 
 def test_arrays_are_moved_to_the_device():

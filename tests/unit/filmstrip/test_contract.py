@@ -44,6 +44,7 @@ CHUNKS = st.builds(
     kv_cache_attention_bias=st.none() | NUMBERS,
     denoising_steps=st.none() | st.lists(st.integers(1, 1000)).map(tuple),
     lora_scales=st.dictionaries(st.text(), NUMBERS),
+    pad_first_frame=st.booleans(),
     vace_context_scale=NUMBERS,
     vace_use_input_video=st.booleans(),
     vace_temporally_locked=st.booleans(),
@@ -202,23 +203,22 @@ def test_what_the_pipeline_list_shows_is_json_without_latents():
 
 
 @pytest.mark.parametrize(
-    ("mode", "reset", "has_vace_arrays", "frames", "latents"),
+    ("mode", "reset", "has_vace_arrays", "length"),
     [
-        (Mode.TEXT, True, False, 9, 3),
-        (Mode.TEXT, False, False, 12, 3),
-        (Mode.TEXT, True, True, 12, 4),
-        (Mode.TEXT, False, True, 12, 3),
-        (Mode.VIDEO, True, False, 12, 4),
-        (Mode.VIDEO, False, False, 12, 3),
+        (Mode.TEXT, True, False, (9, 3, False)),
+        (Mode.TEXT, False, False, (12, 3, False)),
+        (Mode.TEXT, True, True, (12, 4, True)),
+        (Mode.TEXT, False, True, (12, 3, False)),
+        (Mode.VIDEO, True, False, (12, 4, True)),
+        (Mode.VIDEO, False, False, (12, 3, False)),
     ],
 )
-def test_frames_and_latents_of_a_chunk(mode, reset, has_vace_arrays, frames, latents):
+def test_frames_and_latents_of_a_chunk(mode, reset, has_vace_arrays, length):
     spec = PipelineSpec.from_parameters("longlive", LONGLIVE)
     assert spec is not None
-    assert spec.chunk_frames(mode, reset=reset, has_vace_arrays=has_vace_arrays) == frames
-    assert spec.chunk_latents(mode, reset=reset, has_vace_arrays=has_vace_arrays) == latents
+    assert spec.chunk_length(mode, reset=reset, has_vace_arrays=has_vace_arrays) == length
 
 
 def test_a_frame_processor_has_no_latents():
     spec = PipelineSpec("gray", (Mode.VIDEO,), 12, 12)
-    assert spec.chunk_latents(Mode.VIDEO, reset=True, has_vace_arrays=False) == 0
+    assert spec.chunk_length(Mode.VIDEO, reset=True, has_vace_arrays=False) == (12, 0, False)

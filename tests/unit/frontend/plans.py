@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from filmstrip.contract import Features, Mode, PipelineSpec
-from frontend.array_plan import UploadInfo
+from frontend.array_plan import InputSizes
 from frontend.plan import Chain, Plan, make_plan
 from frontend.schema import GenerateRequest
 
@@ -22,12 +22,12 @@ LONGLIVE = PipelineSpec(
     ),
 )
 PROCESSOR = PipelineSpec("gray", (Mode.VIDEO,), 12, 12, features=Features(frame_processor=True))
-NOTHING = UploadInfo()
+NOTHING = InputSizes()
 
 
 def plan_request(
     chunk_specs: Sequence[Mapping[str, Any]] = (),
-    uploads: UploadInfo = NOTHING,
+    uploads: InputSizes = NOTHING,
     chain: Chain = Chain(LONGLIVE),  # noqa: B008  frozen
     max_chunk_bytes: int = 2**30,
     **fields: Any,

@@ -12,7 +12,7 @@ import pytest
 from filmstrip.contract import Mode, PipelineSpec
 from filmstrip.errors import ClientGone, DiskFull, ModelError, ShuttingDown
 from filmstrip.models import ErrorEvent, Event
-from frontend.array_plan import UploadInfo
+from frontend.array_plan import InputSizes
 from frontend.generation import Generation
 from frontend.inference import ChunkResult
 from frontend.plan import Chain, make_plan
@@ -72,7 +72,7 @@ class Running:
 
     def __init__(self, model: Model, store: Store) -> None:
         request = GenerateRequest(pipeline_id="model", prompt="a cat", num_frames=16)
-        plan = make_plan(request, CHAIN, UploadInfo(), 2**30)
+        plan = make_plan(request, CHAIN, InputSizes(), 2**30)
         self.plan = weakref.ref(plan)
         self.events: list[Event] = []
         self.generation = Generation("id", "", self.events)

@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
 from filmstrip.errors import BadImage, InternalError, InvalidField, UnknownPath
+from filmstrip.geometry import MAX_IMAGE_SIDE
 from frontend import images
-from frontend.image_worker import MAX_IMAGE_SIDE, MAX_PIXELS, MAX_SCANS, Refused, decode, read_data_url
+from frontend.image_worker import MAX_PIXELS, MAX_SCANS, Refused, decode, read_data_url
 from frontend.images import ImageDecoder, Requester, RequestImage, resolve_image
 from frontend.inference import FileSlice
 from frontend.settings import Settings
@@ -389,8 +390,8 @@ class Resolver:
         self._folder = folder
 
     async def __call__(self, source: str) -> RequestImage:
-        with contextlib.ExitStack() as uses:
-            return await resolve_image(source, FIELD, self._store, self._decoder, Requester(), uses=uses)
+        with contextlib.ExitStack() as held_files:
+            return await resolve_image(source, FIELD, self._store, self._decoder, Requester(), held_files=held_files)
 
     async def is_photo(self, image: RequestImage) -> bool:
         """Whether what it writes into a file, behind other bytes, is the photo."""

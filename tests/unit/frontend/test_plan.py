@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from filmstrip.contract import Interpolation, Mode, PipelineSpec
 from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape
-from frontend.array_plan import Source, TensorPlan, UploadInfo
+from frontend.array_plan import InputSizes, TensorPlan, UploadField
 from frontend.plan import Chain, ChunkPlan, Plan
 from tests.unit.frontend.plans import LONGLIVE, NOTHING, PROCESSOR, plan_request
 
 TINY = replace(LONGLIVE, granularity=1, height=2, width=2)  # so small that arrays can be compared byte by byte
 
-INPUT = UploadInfo(input_shape=VideoShape(48, 320, 576, 3))
+INPUT = InputSizes(input_shape=VideoShape(48, 320, 576, 3))
 BLOB = np.random.default_rng(0).integers(0, 256, 8192, np.uint8)
 VIDEO = np.random.default_rng(1).integers(0, 256, (40, 2, 2, 3), np.uint8)
 
@@ -29,7 +29,7 @@ def make(
     num_frames: int = 48,
     chunk_specs: Sequence[dict[str, Any]] = (),
     pipeline: PipelineSpec = LONGLIVE,
-    uploads: UploadInfo = NOTHING,
+    uploads: InputSizes = NOTHING,
     pre_processor: PipelineSpec | None = None,
     **fields: Any,
 ) -> Plan:
@@ -103,21 +103,21 @@ def cases(draw: st.DrawFn) -> tuple[PipelineSpec, int, int, dict[str, Any]]:
     return PROCESSOR if processor else TINY, num_input, num_frames, fields
 
 
-def uploads_of(num_input: int) -> UploadInfo:
-    return UploadInfo(VideoShape(num_input, 2, 2, 3) if num_input else None, BLOB.size, {"ref": (5, 7, 3)})
+def uploads_of(num_input: int) -> InputSizes:
+    return InputSizes(VideoShape(num_input, 2, 2, 3) if num_input else None, BLOB.size, {"ref": (5, 7, 3)})
 
 
 def read(tensor: TensorPlan, num_input: int) -> bytes:
     files = {
-        Source.INPUT: b"h" * VIDEO_HEADER_BYTES + VIDEO[:num_input].tobytes(),
-        Source.BLOB: BLOB.tobytes(),
+        UploadField.INPUT: b"h" * VIDEO_HEADER_BYTES + VIDEO[:num_input].tobytes(),
+        UploadField.BLOB: BLOB.tobytes(),
     }
     parts = []
     for extent in tensor.extents:
-        file = files[extent.source]
+        file = files[extent.upload]
         assert extent.num_bytes > 0
         assert 0 <= extent.offset <= extent.offset + extent.num_bytes <= len(file)
-        assert extent.source is Source.BLOB or extent.offset >= VIDEO_HEADER_BYTES
+        assert extent.upload is UploadField.BLOB or extent.offset >= VIDEO_HEADER_BYTES
         parts.append(file[extent.offset : extent.offset + extent.num_bytes])
     return b"".join(parts)
 
@@ -157,10 +157,11 @@ def test_chunks_tile_the_video_and_cover_the_frames_that_they_need(
     plan = make(num_frames, pipeline=pipeline, uploads=uploads_of(num_input), **fields)
     by_chunk = {spec["chunk"]: spec for spec in fields["chunk_specs"]}
 
-    assert plan.output.frames == sum(chunk.keep for chunk in plan.chunks) == num_frames
-    assert [chunk.start for chunk in plan.chunks] == [0, *accumulate(chunk.keep for chunk in plan.chunks)][:-1]
-    assert [chunk.keep for chunk in plan.chunks[:-1]] == lengths(plan)[:-1]
-    assert 1 <= plan.chunks[-1].keep <= lengths(plan)[-1]
+    assert plan.output.frames == sum(chunk.num_kept for chunk in plan.chunks) == num_frames
+    kept = accumulate(chunk.num_kept for chunk in plan.chunks)
+    assert [chunk.first_frame for chunk in plan.chunks] == [0, *kept][:-1]
+    assert [chunk.num_kept for chunk in plan.chunks[:-1]] == lengths(plan)[:-1]
+    assert 1 <= plan.chunks[-1].num_kept <= lengths(plan)[-1]
     for index, chunk in enumerate(plan.chunks):
         parameters, spec = chunk.parameters, by_chunk.get(index, {})
         arrays = expected_arrays(chunk, spec, num_input, num_frames)
@@ -254,7 +255,7 @@ def test_chunks_that_start_afresh(
     source: str, fields: dict[str, Any], spec: dict[str, Any], starts: list[int], frames: list[int]
 ) -> None:
     shape = INPUT.input_shape if source == "video" else None
-    uploads = UploadInfo(shape, blob_bytes=10**8, image_shapes={"ref": (8, 8, 3)})
+    uploads = InputSizes(shape, blob_bytes=10**8, image_shapes={"ref": (8, 8, 3)})
     plan = make(48, [{"chunk": 2} | spec], uploads=uploads, **fields)
     assert resets(plan) == starts
     assert lengths(plan) == frames
@@ -278,19 +279,19 @@ def test_resets_count_in_the_number_of_chunks() -> None:
     ],
 )
 def test_a_video_of_ten_thousand_frames_starts_afresh_before_the_frame_index_ends(
-    uploads: UploadInfo, fields: dict[str, Any], num_chunks: int, starts: list[int]
+    uploads: InputSizes, fields: dict[str, Any], num_chunks: int, starts: list[int]
 ) -> None:
     plan = make(10_000, uploads=uploads, **fields)
     assert len(plan.chunks) == num_chunks
     assert resets(plan) == starts
-    assert sum(chunk.keep for chunk in plan.chunks) == 10_000
+    assert sum(chunk.num_kept for chunk in plan.chunks) == 10_000
 
 
 def test_a_frame_processor_starts_once_however_long_the_video() -> None:
-    plan = make(10_000, pipeline=PROCESSOR, uploads=UploadInfo(VideoShape(1, 4, 6, 3)))
+    plan = make(10_000, pipeline=PROCESSOR, uploads=InputSizes(VideoShape(1, 4, 6, 3)))
     assert len(plan.chunks) == 834
     assert resets(plan) == [0]
-    assert plan.chunks[-1].keep == 10_000 - 833 * 12
+    assert plan.chunks[-1].num_kept == 10_000 - 833 * 12
 
 
 # -- Parameters of a chunk ----------------------------------------------------------------------------------
@@ -347,8 +348,8 @@ def test_arrays_are_locked_in_time_unless_the_chunk_says_otherwise() -> None:
 def test_images_go_with_their_chunk() -> None:
     shapes = {"a": (8, 6, 3), "b": (5, 7, 3)}
     spec = {"chunk": 1, "first_frame_image": "a", "last_frame_image": "b", "vace_ref_images": ["b", "a", "b"]}
-    plan = make(36, [spec, {"chunk": 2, "vace_ref_images": []}], uploads=UploadInfo(image_shapes=shapes))
-    images = [(image.spec.name, image.sources, image.shape, image.num_bytes) for image in plan.chunks[1].images]
+    plan = make(36, [spec, {"chunk": 2, "vace_ref_images": []}], uploads=InputSizes(image_shapes=shapes))
+    images = [(image.spec.name, image.names, image.shape, image.num_bytes) for image in plan.chunks[1].images]
     assert images == [
         ("first_frame_image", ("a",), (8, 6, 3), 144),
         ("last_frame_image", ("b",), (5, 7, 3), 105),
@@ -361,33 +362,32 @@ def test_images_go_with_their_chunk() -> None:
 @pytest.mark.parametrize(
     ("pipeline", "uploads", "fields", "size"),
     [
-        (LONGLIVE, UploadInfo(), {}, (320, 576)),
-        (LONGLIVE, UploadInfo(VideoShape(1, 33, 77, 3)), {}, (320, 576)),
+        (LONGLIVE, InputSizes(), {}, (320, 576)),
+        (LONGLIVE, InputSizes(VideoShape(1, 33, 77, 3)), {}, (320, 576)),
         (LONGLIVE, INPUT, {"width": 64}, (320, 64)),
-        (PROCESSOR, UploadInfo(VideoShape(1, 33, 77, 3)), {}, (33, 77)),
-        (PROCESSOR, UploadInfo(VideoShape(1, 33, 77, 3)), {"height": 65}, (65, 77)),
-        (PROCESSOR, UploadInfo(VideoShape(1, 33, 77, 3)), {"height": 64, "width": 96}, (64, 96)),
+        (PROCESSOR, InputSizes(VideoShape(1, 33, 77, 3)), {}, (33, 77)),
+        (PROCESSOR, InputSizes(VideoShape(1, 33, 77, 3)), {"height": 65}, (65, 77)),
+        (PROCESSOR, InputSizes(VideoShape(1, 33, 77, 3)), {"height": 64, "width": 96}, (64, 96)),
     ],
 )
 def test_the_size_is_the_one_asked_for_or_the_pipelines_or_the_inputs(
-    pipeline: PipelineSpec, uploads: UploadInfo, fields: dict[str, Any], size: tuple[int, int]
+    pipeline: PipelineSpec, uploads: InputSizes, fields: dict[str, Any], size: tuple[int, int]
 ) -> None:
     plan = make(13, pipeline=pipeline, uploads=uploads, **fields)
     assert plan.output == (13, *size, 3)
-    assert all(
-        chunk.frames == (12 if index or uploads.input_shape else 9, *size, 3) for index, chunk in enumerate(plan.chunks)
-    )
+    shapes = [chunk.frames_shape for chunk in plan.chunks]
+    assert shapes == [(12 if index or uploads.input_shape else 9, *size, 3) for index in range(len(shapes))]
 
 
 def test_the_first_chunk_with_a_video_of_its_own_gives_a_frame_processor_its_size() -> None:
     specs = [{"chunk": 1, **own_video(3, 20, 30)}, {"chunk": 0, **own_video(3, 10, 40)}]
-    plan = make(24, specs, PROCESSOR, UploadInfo(blob_bytes=10_000))
+    plan = make(24, specs, PROCESSOR, InputSizes(blob_bytes=10_000))
     assert plan.output == (24, 10, 40, 3)
     assert [chunk.tensors[0].shape for chunk in plan.chunks] == [(12, 10, 40, 3), (12, 20, 30, 3)]
 
 
 def test_what_a_preprocessor_takes_may_have_any_size() -> None:
-    uploads = UploadInfo(VideoShape(5, 33, 77, 3), blob_bytes=10_000)
+    uploads = InputSizes(VideoShape(5, 33, 77, 3), blob_bytes=10_000)
     plan = make(24, [{"chunk": 1, **own_video(2, 20, 30)}], uploads=uploads, pre_processor=PROCESSOR)
     assert plan.output == (24, 320, 576, 3)
     assert [chunk.tensors[0].shape for chunk in plan.chunks] == [(12, 33, 77, 3), (12, 20, 30, 3)]

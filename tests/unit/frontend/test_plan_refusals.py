@@ -10,7 +10,7 @@ import pytest
 from filmstrip.contract import Mode
 from filmstrip.errors import InvalidField
 from filmstrip.wire import VideoShape
-from frontend.array_plan import UploadInfo
+from frontend.array_plan import InputSizes
 from frontend.plan import Chain, Plan
 from tests.unit.frontend.plans import LONGLIVE, NOTHING, PROCESSOR, plan_request
 
@@ -22,10 +22,10 @@ MASKS = [1, 1, 12, 320, 576]
 FRAMES_BYTES = 3 * 12 * 320 * 576 * 4
 SIZE_OF = {"input_video": 12 * 320 * 576 * 3, "vace_frames": FRAMES_BYTES, "vace_masks": FRAMES_BYTES // 3}
 SHAPE_OF = {"input_video": VIDEO, "vace_frames": FRAMES, "vace_masks": MASKS}
-BLOB = UploadInfo(blob_bytes=FRAMES_BYTES)
+BLOB = InputSizes(blob_bytes=FRAMES_BYTES)
 
 
-def make(chunk_specs: Sequence[Mapping[str, Any]] = (), uploads: UploadInfo = BLOB, *args: Any, **fields: Any) -> Plan:
+def make(chunk_specs: Sequence[Mapping[str, Any]] = (), uploads: InputSizes = BLOB, *args: Any, **fields: Any) -> Plan:
     return plan_request(chunk_specs, uploads, *args, **fields)
 
 
@@ -83,12 +83,12 @@ def test_an_array_may_end_at_the_end_of_the_blob_but_not_one_byte_later(subtests
         for offset in (0, 1, 17):
             with subtests.test(name=name, offset=offset):
                 end = offset + SIZE_OF[name]
-                plan = make([{"chunk": 2, **array(name, offset)}], UploadInfo(blob_bytes=end))
+                plan = make([{"chunk": 2, **array(name, offset)}], InputSizes(blob_bytes=end))
                 assert (
                     plan.chunks[2].tensors[0].extents[-1].offset + plan.chunks[2].tensors[0].extents[-1].num_bytes
                     == end
                 )
-                error = refusal([{"chunk": 2, **array(name, offset)}], UploadInfo(blob_bytes=end - 1))
+                error = refusal([{"chunk": 2, **array(name, offset)}], InputSizes(blob_bytes=end - 1))
                 assert error.field == f"chunk_specs[0].{name}_offset"
                 for word in ("chunk 2", f"at {offset} ends at {end}", f"{end - 1} bytes"):
                     assert word in error.message
@@ -97,7 +97,7 @@ def test_an_array_may_end_at_the_end_of_the_blob_but_not_one_byte_later(subtests
 @pytest.mark.parametrize("name", list(SIZE_OF))
 def test_bytes_that_the_chunk_does_not_use_must_lie_in_the_blob_too(name: str) -> None:
     shape = [13 if side == 12 else side for side in SHAPE_OF[name]]
-    error = refusal([{"chunk": 2, **array(name, 0, shape)}], UploadInfo(blob_bytes=SIZE_OF[name]))
+    error = refusal([{"chunk": 2, **array(name, 0, shape)}], InputSizes(blob_bytes=SIZE_OF[name]))
     assert error.field == f"chunk_specs[0].{name}_offset"
 
 
@@ -235,7 +235,7 @@ def test_a_size_that_a_pipeline_was_not_exported_for_is_refused(given: dict[str,
 
 def test_more_references_than_a_pipeline_takes_are_refused() -> None:
     chain = Chain(replace(LONGLIVE, max_references=1))
-    uploads = UploadInfo(image_shapes={"a": (8, 6, 3)})
+    uploads = InputSizes(image_shapes={"a": (8, 6, 3)})
     error = refusal([{"chunk": 1, "vace_ref_images": ["a", "a"]}], uploads, chain)
     assert error.field == "chunk_specs[0].vace_ref_images"
     assert "chunk 1" in error.message
@@ -244,7 +244,7 @@ def test_more_references_than_a_pipeline_takes_are_refused() -> None:
 
 def test_the_inputs_size_must_fit_a_pipeline_without_a_size_of_its_own() -> None:
     sizeless = replace(LONGLIVE, height=None, width=None)
-    uploads = UploadInfo(VideoShape(3, 320, 100, 3))
+    uploads = InputSizes(VideoShape(3, 320, 100, 3))
     error = refusal(uploads=uploads, chain=Chain(sizeless))
     assert error.field == "input_path"
     assert "96 or 112" in error.message
@@ -253,7 +253,7 @@ def test_the_inputs_size_must_fit_a_pipeline_without_a_size_of_its_own() -> None
 
 def test_a_chunk_takes_no_more_bytes_than_allowed() -> None:
     spec = {"chunk": 2, **array("vace_frames"), "first_frame_image": "a"}
-    uploads = UploadInfo(VideoShape(1, 10, 10, 3), FRAMES_BYTES, {"a": (8, 6, 3)})
+    uploads = InputSizes(VideoShape(1, 10, 10, 3), FRAMES_BYTES, {"a": (8, 6, 3)})
     chain = Chain(LONGLIVE, PROCESSOR, PROCESSOR)
     needed = 12 * 300 + FRAMES_BYTES + 144 + 3 * (12 * 320 * 576 * 3)
     assert len(make([spec], uploads, chain, needed).chunks) == 4
@@ -265,7 +265,7 @@ def test_a_chunk_takes_no_more_bytes_than_allowed() -> None:
 def test_an_array_too_large_for_a_chunk_is_named() -> None:
     shape = [1, 3, 120, 320, 576]
     spec = {"chunk": 2, **array("vace_frames", shape=shape), "vace_temporally_locked": False}
-    error = refusal([spec], UploadInfo(blob_bytes=10 * FRAMES_BYTES), max_chunk_bytes=10 * FRAMES_BYTES)
+    error = refusal([spec], InputSizes(blob_bytes=10 * FRAMES_BYTES), max_chunk_bytes=10 * FRAMES_BYTES)
     assert error.field == "chunk_specs[0].vace_frames_shape"
     assert str(10 * FRAMES_BYTES) in error.message
     assert refusal(max_chunk_bytes=1).field == "height"
@@ -276,7 +276,7 @@ def test_an_array_too_large_for_a_chunk_is_named() -> None:
 
 @pytest.mark.parametrize("name", ["pre_processor", "post_processor"])
 def test_only_frame_processors_stand_before_and_after_a_pipeline(name: str) -> None:
-    uploads = UploadInfo(VideoShape(1, 320, 576, 3))
+    uploads = InputSizes(VideoShape(1, 320, 576, 3))
     error = refusal(uploads=uploads, chain=replace(Chain(LONGLIVE), **{name: LONGLIVE}))
     assert error.field == f"{name}_id"
     assert "longlive" in error.message
@@ -287,7 +287,7 @@ def test_models_take_three_channels(subtests: pytest.Subtests) -> None:
     for channels in (1, 4):
         for chain in (Chain(LONGLIVE), Chain(PROCESSOR), Chain(LONGLIVE, PROCESSOR)):
             with subtests.test(channels=channels, chain=chain):
-                error = refusal(uploads=UploadInfo(VideoShape(1, 64, 64, channels)), chain=chain)
+                error = refusal(uploads=InputSizes(VideoShape(1, 64, 64, channels)), chain=chain)
                 assert error.field == "input_path"
                 assert re.search(rf"\b{channels} channels?\b", error.message)
 
@@ -317,7 +317,7 @@ def test_a_missing_input_video_is_refused_where_it_is_needed(subtests: pytest.Su
 
 
 def test_an_input_video_that_the_pipeline_cannot_use_is_refused() -> None:
-    error = refusal(uploads=UploadInfo(VideoShape(1, 320, 576, 3)), chain=Chain(TEXT_ONLY))
+    error = refusal(uploads=InputSizes(VideoShape(1, 320, 576, 3)), chain=Chain(TEXT_ONLY))
     assert error.field == "input_path"
     assert "longlive takes no input video" in error.message
 

@@ -10,7 +10,7 @@ import pytest
 from filmstrip.contract import Features, Mode, PipelineSpec
 from filmstrip.errors import FilmstripError
 from filmstrip.wire import VideoShape
-from frontend.array_plan import UploadInfo
+from frontend.array_plan import InputSizes
 from frontend.pipeline_loads import check_defaults, request_defaults
 from frontend.plan import Chain, make_plan
 from frontend.schema import ChunkSpec, GenerateRequest, LoadRequest, parse
@@ -45,8 +45,8 @@ WITH_TEXT = [
     {"text": "a", "wieght": 1},
     {"text": "a", "weight": 101},
 ]
-BLOB = UploadInfo(blob_bytes=1, image_shapes={"a": (8, 8, 3)})
-PLANS: list[tuple[PipelineSpec, UploadInfo, dict[str, Any], dict[str, Any] | None]] = [
+BLOB = InputSizes(blob_bytes=1, image_shapes={"a": (8, 8, 3)})
+PLANS: list[tuple[PipelineSpec, InputSizes, dict[str, Any], dict[str, Any] | None]] = [
     # pipeline, uploads, fields of the request, the spec of chunk 0
     (PROBE, BLOB, {"height": 65}, None),
     (PROBE, BLOB, {"width": 65}, None),
@@ -54,31 +54,31 @@ PLANS: list[tuple[PipelineSpec, UploadInfo, dict[str, Any], dict[str, Any] | Non
     (PROBE, BLOB, {"lora_scales": {"it's": 1}}, None),
     (PROBE, BLOB, {"lora_scales": {"": 1}}, None),
     (PROBE, BLOB, {"vace_use_input_video": True}, None),
-    (PROBE, UploadInfo(VideoShape(1, 64, 96, 1)), {}, None),
+    (PROBE, InputSizes(VideoShape(1, 64, 96, 1)), {}, None),
     (PROBE, BLOB, {}, {"lora_scales": {"ink": 1, "x/ink.pt": 1}}),
     (PROBE, BLOB, {}, {"text": "a", "prompts": [{"text": "b"}]}),
     (PROBE, BLOB, {}, {"vace_ref_images": ["a", "a"]}),
     (PROBE, BLOB, {}, {"vace_frames_offset": 0}),
     (PROBE, BLOB, {}, {"vace_frames_shape": [1, 1, 1, 64, 96]}),
     (PROBE, BLOB, {}, {"vace_frames_shape": [1, 1, 1, 64, 96], "vace_frames_offset": 0}),
-    (PROBE, UploadInfo(), {}, {"vace_frames_shape": [1, 1, 1, 64, 96], "vace_frames_offset": 0}),
-    (PROBE, UploadInfo(blob_bytes=10**9), {}, {"vace_frames_shape": [2, 1, 1, 64, 96], "vace_frames_offset": 0}),
-    (PROBE, UploadInfo(blob_bytes=10**9), {}, {"vace_frames_shape": [1, 2, 1, 64, 96], "vace_frames_offset": 0}),
-    (PROBE, UploadInfo(blob_bytes=10**9), {}, {"vace_masks_shape": [1, 2, 1, 64, 96], "vace_masks_offset": 0}),
-    (PROBE, UploadInfo(blob_bytes=10**9), {}, {"vace_frames_shape": [1, 1, 1, 64, 64], "vace_frames_offset": 0}),
-    (PROBE, UploadInfo(blob_bytes=10**9), {}, {"input_video_shape": [1, 64, 96, 1], "input_video_offset": 0}),
-    (PROBE, UploadInfo(blob_bytes=10**9), {}, {"input_video_shape": [1, 64, 64, 3], "input_video_offset": 0}),
+    (PROBE, InputSizes(), {}, {"vace_frames_shape": [1, 1, 1, 64, 96], "vace_frames_offset": 0}),
+    (PROBE, InputSizes(blob_bytes=10**9), {}, {"vace_frames_shape": [2, 1, 1, 64, 96], "vace_frames_offset": 0}),
+    (PROBE, InputSizes(blob_bytes=10**9), {}, {"vace_frames_shape": [1, 2, 1, 64, 96], "vace_frames_offset": 0}),
+    (PROBE, InputSizes(blob_bytes=10**9), {}, {"vace_masks_shape": [1, 2, 1, 64, 96], "vace_masks_offset": 0}),
+    (PROBE, InputSizes(blob_bytes=10**9), {}, {"vace_frames_shape": [1, 1, 1, 64, 64], "vace_frames_offset": 0}),
+    (PROBE, InputSizes(blob_bytes=10**9), {}, {"input_video_shape": [1, 64, 96, 1], "input_video_offset": 0}),
+    (PROBE, InputSizes(blob_bytes=10**9), {}, {"input_video_shape": [1, 64, 64, 3], "input_video_offset": 0}),
     (PROBE, BLOB, {"num_frames": 1}, {"chunk": 1}),
     (PROBE, BLOB, {"num_frames": 10}, {"chunk": 2}),
     (PROBE, BLOB, {"chunk_specs": [{"chunk": 0}, {"chunk": 0}]}, None),
     (TEXT_ONLY, BLOB, {"num_frames": 1}, {"chunk": 1}),
-    (TEXT_ONLY, UploadInfo(VideoShape(1, 64, 96, 3)), {}, None),
-    (TEXT_ONLY, UploadInfo(blob_bytes=10**9), {}, {"input_video_shape": [1, 64, 96, 3], "input_video_offset": 0}),
-    (GRAY, UploadInfo(), {}, None),
-    (GRAY, UploadInfo(), {"height": 64, "width": 64}, None),
-    (GRAY, UploadInfo(VideoShape(1, 8, 8, 3)), {"lora_scales": {"ink": 1}}, None),
-    (GRAY, UploadInfo(VideoShape(1, 8, 8, 3)), {}, {"reset_cache": True}),
-    (GRAY, UploadInfo(VideoShape(1, 8, 8, 3)), {}, {"transition_target_prompts": [{"text": "a"}]}),
+    (TEXT_ONLY, InputSizes(VideoShape(1, 64, 96, 3)), {}, None),
+    (TEXT_ONLY, InputSizes(blob_bytes=10**9), {}, {"input_video_shape": [1, 64, 96, 3], "input_video_offset": 0}),
+    (GRAY, InputSizes(), {}, None),
+    (GRAY, InputSizes(), {"height": 64, "width": 64}, None),
+    (GRAY, InputSizes(VideoShape(1, 8, 8, 3)), {"lora_scales": {"ink": 1}}, None),
+    (GRAY, InputSizes(VideoShape(1, 8, 8, 3)), {}, {"reset_cache": True}),
+    (GRAY, InputSizes(VideoShape(1, 8, 8, 3)), {}, {"transition_target_prompts": [{"text": "a"}]}),
 ]
 LOADS: list[tuple[PipelineSpec, dict[str, Any]]] = [
     (PROBE, {"height": 65}),
@@ -121,7 +121,7 @@ def refusal_of(model: type[GenerateRequest | LoadRequest], body: Any) -> Iterato
 
 
 def refused_plan(
-    pipeline: PipelineSpec, uploads: UploadInfo, fields: dict[str, Any], spec: dict[str, Any] | None
+    pipeline: PipelineSpec, uploads: InputSizes, fields: dict[str, Any], spec: dict[str, Any] | None
 ) -> FilmstripError:
     body = {"pipeline_id": pipeline.id, "prompt": "x", "num_frames": 9, **fields}
     if spec is not None:
@@ -163,7 +163,7 @@ def test_every_message_of_the_schema_reads_well() -> None:
 
 @pytest.mark.parametrize(("pipeline", "uploads", "fields", "spec"), PLANS)
 def test_every_message_of_a_plan_reads_well(
-    pipeline: PipelineSpec, uploads: UploadInfo, fields: dict[str, Any], spec: dict[str, Any] | None
+    pipeline: PipelineSpec, uploads: InputSizes, fields: dict[str, Any], spec: dict[str, Any] | None
 ) -> None:
     assert_reads_well(refused_plan(pipeline, uploads, fields, spec))
 

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from filmstrip.contract import Features, Mode, PipelineSpec
 from filmstrip.errors import DiskFull, UnknownPath
 from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape, pack_video_header
-from frontend.array_plan import Source, UploadInfo
+from frontend.array_plan import InputSizes, UploadField
 from frontend.images import RequestImage
 from frontend.inference import FileSlice, TensorRef
 from frontend.plan import Chain, Plan, make_plan
 from frontend.schema import GenerateRequest
 from frontend.settings import Settings
-from frontend.staging import OpenUpload, StagingBuffer, StagingLayout, open_buffers, open_uploads, stage_inputs
+from frontend.staging import OpenUpload, StagingBuffer, buffer_layout, open_buffers, open_uploads, stage_inputs
 from frontend.store import SHM_DIR, Kind, Store, StoredFile
 from frontend.triton import SharedMemoryRefused, TritonClient
 
@@ -56,7 +56,7 @@ def image(pixels: npt.NDArray[np.uint8]) -> RequestImage:
 
 
 IMAGES = {name: image(pixels) for name, pixels in PIXELS.items()}
-Open = Callable[..., dict[Source, OpenUpload]]
+Open = Callable[..., dict[UploadField, OpenUpload]]
 
 
 def make(
@@ -64,7 +64,7 @@ def make(
 ) -> Plan:
     body = {"pipeline_id": "tiny", "prompt": "x", "num_frames": num_frames, "chunk_specs": list(specs)}
     shape = VideoShape(*VIDEO[:num_input].shape) if num_input else None
-    uploads = UploadInfo(shape, BLOB.size, {name: image.shape for name, image in IMAGES.items()})
+    uploads = InputSizes(shape, BLOB.size, {name: image.shape for name, image in IMAGES.items()})
     return make_plan(GenerateRequest.model_validate(body), chain or Chain(FACTS), uploads, 2**30)
 
 
@@ -79,13 +79,13 @@ def floats(offset: int, *shape: int) -> npt.NDArray[np.float32]:
 @pytest.fixture
 def uploads(tmp_path: Path) -> Iterator[Open]:
     """Open the input, cut to some frames, and the blob; their regions in Triton are given."""
-    opened: dict[Source, OpenUpload] = {}
+    opened: dict[UploadField, OpenUpload] = {}
 
-    def open_(num_input: int, region: str | None = None) -> dict[Source, OpenUpload]:
+    def open_(num_input: int, region: str | None = None) -> dict[UploadField, OpenUpload]:
         shape = VideoShape(*VIDEO[:num_input].shape)
         for source, kind, data in (
-            (Source.INPUT, Kind.VIDEO, pack_video_header(shape) + VIDEO[:num_input].tobytes()),
-            (Source.BLOB, Kind.BLOB, BLOB.tobytes()),
+            (UploadField.INPUT, Kind.VIDEO, pack_video_header(shape) + VIDEO[:num_input].tobytes()),
+            (UploadField.BLOB, Kind.BLOB, BLOB.tobytes()),
         ):
             if source in opened:
                 os.close(opened[source].fd)
@@ -172,7 +172,7 @@ async def test_a_chunk_of_text_has_no_arrays(buffer: StagingBuffer, uploads: Ope
 async def test_an_upload_that_was_truncated_is_found_out(buffer: StagingBuffer, uploads: Open) -> None:
     plan = make(12, num_input=12)
     files = uploads(12)
-    os.truncate(files[Source.INPUT].file.path, VIDEO_HEADER_BYTES + 12 * 12 - 1)
+    os.truncate(files[UploadField.INPUT].file.path, VIDEO_HEADER_BYTES + 12 * 12 - 1)
     with pytest.raises(UnknownPath) as caught:
         await stage_inputs(plan.chunks[0], buffer, files, {})
     assert caught.value.field == "input_path"
@@ -185,9 +185,9 @@ async def test_an_array_in_one_piece_stays_where_triton_has_the_upload(buffer: S
     plan = make(24, [{"chunk": 1, **array("vace_frames", 5, 1, 3, 12, 2, 2)}], num_input=40)
     files = uploads(40, "shm")
     found = await stage_inputs(plan.chunks[1], buffer, files, {})
-    video = files[Source.INPUT].path
+    video = files[UploadField.INPUT].path
     assert found["input_video"].place == FileSlice(video, "shm video", VIDEO_HEADER_BYTES + 12 * 12, 12 * 12)
-    assert found["vace_frames"].place == FileSlice(files[Source.BLOB].path, "shm blob", 5, 12 * 48)
+    assert found["vace_frames"].place == FileSlice(files[UploadField.BLOB].path, "shm blob", 5, 12 * 48)
     assert same(found["input_video"], VIDEO[12:24])
     assert same(found["vace_frames"], floats(5, 1, 3, 12, 2, 2))
 
@@ -210,8 +210,8 @@ async def test_nothing_in_one_piece_is_copied_into_a_buffer_on_disk(buffer: Stag
     files = uploads(40)
     plan = make(24, [{"chunk": 1, **array("vace_masks", 1, 1, 1, 13, 2, 2)}], num_input=40)
     found = await stage_inputs(plan.chunks[1], buffer, files, {})
-    assert found["input_video"].place == FileSlice(files[Source.INPUT].path, None, VIDEO_HEADER_BYTES + 144, 144)
-    assert found["vace_masks"].place.path == files[Source.BLOB].path
+    assert found["input_video"].place == FileSlice(files[UploadField.INPUT].path, None, VIDEO_HEADER_BYTES + 144, 144)
+    assert found["vace_masks"].place.path == files[UploadField.BLOB].path
     looped = await stage_inputs(make(12, num_input=5).chunks[0], buffer, uploads(5), {})
     assert looped["input_video"].place == FileSlice(buffer.path, None, 0, 144)
 
@@ -249,18 +249,18 @@ def test_a_layout_holds_every_chunk_without_overlap(
         specs.append(spec)
     before = PROCESSOR if processors and num_input else None
     plan = make(12 * len(arrays), specs, num_input, Chain(FACTS, before, PROCESSOR if processors > 1 else None))
-    layout = StagingLayout.of(plan)
+    frames_offsets, num_bytes = buffer_layout(plan)
     files = uploads(max(num_input, 1))
-    assert len(layout.frames_offsets) == len(plan.chain.pipelines)
+    assert len(frames_offsets) == len(plan.chain.pipelines)
     for chunk in plan.chunks:
         found = asyncio.run(stage_inputs(chunk, buffer, files, IMAGES))
         taken = [*spans(found, buffer)]
         assert len(taken) == len(chunk.tensors) + len(chunk.images) == len(found)
-        taken += [(offset, offset + chunk.frames.num_bytes) for offset in layout.frames_offsets]
+        taken += [(offset, offset + chunk.frames_shape.num_bytes) for offset in frames_offsets]
         taken.sort()
         assert all(start % 64 == 0 for start, _ in taken)
         assert all(end <= start for (_, end), (start, _) in pairwise(taken))
-        assert taken[-1][1] <= layout.num_bytes
+        assert taken[-1][1] <= num_bytes
 
 
 # -- Staging buffers and uploads as a generation opens them -------------------------------------------------
@@ -361,8 +361,8 @@ async def test_uploads_stay_open_and_are_registered_where_they_lie_in_shared_mem
         await draft.append(b"data")
         file = draft.commit()
     registry = Registry(takes)
-    async with open_uploads({Source.BLOB: file}, cast("TritonClient", registry)) as opened:
-        upload = opened[Source.BLOB]
+    async with open_uploads({UploadField.BLOB: file}, cast("TritonClient", registry)) as opened:
+        upload = opened[UploadField.BLOB]
         assert upload.region == (file.path.name if takes and in_shm else None)
         file.path.unlink()
         assert os.pread(upload.fd, 10, 0) == b"data"
@@ -377,6 +377,6 @@ async def test_an_upload_that_is_gone_is_named(store: Store) -> None:
         file = draft.commit()
     file.path.unlink()
     with pytest.raises(UnknownPath, match="data_blob_path") as caught:
-        async with open_uploads({Source.BLOB: file}, cast("TritonClient", Registry(0))):
+        async with open_uploads({UploadField.BLOB: file}, cast("TritonClient", Registry(0))):
             pass
     assert caught.value.field == "data_blob_path"

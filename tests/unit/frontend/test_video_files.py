@@ -70,7 +70,7 @@ async def put(store: Store, video: Frames, owner: str = "") -> StoredFile:
 def variant(query: str, shape: VideoShape = SHAPE) -> Variant:
     values = dict(part.split("=") for part in query.split("&"))
     options = parse_query(VideoFileQuery, values)
-    return Variant.of(options.format, options, shape, 16)
+    return Variant.of(options, shape, 16)
 
 
 async def encoded(files: VideoFiles, output: StoredFile, query: str) -> Path:

@@ -161,7 +161,8 @@ def chunk(
     follows_video_rule = told["mode"] is Mode.VIDEO or bool(tensors.keys() & {"vace_frames", "vace_masks"})
     follows_video_rule |= told.get("vace_use_input_video", False)
     count = 9 if told["reset"] and not follows_video_rule else 12
-    told = {"num_frames": count, "height": HEIGHT, "width": WIDTH, **told}
+    pads = told["reset"] and follows_video_rule
+    told = {"num_frames": count, "height": HEIGHT, "width": WIDTH, "pad_first_frame": pads, **told}
     return Chunk(ChunkParameters(index=index, **told), tensors, cancelled)
 
 

@@ -209,7 +209,7 @@ def test_a_chunk_that_starts_afresh_knows_nothing_of_those_before(tiny: Tiny, mo
     history = [one(0), one(1, **moves(0)), one(2, **moves(1))]
     there = [Transition(green, 3, step, Interpolation.LINEAR) for step in range(2)]
     history.append(again(one(2), index=3, transition=there[0]))
-    afresh = again(one(1), index=4, transition=there[1], reset=True)
+    afresh = again(one(1), index=4, transition=there[1], reset=True, pad_first_frame=True)
     *_, ours = tiny.frames([*history, afresh])
     (alone,) = tiny.frames([again(afresh, seed=42 + 4 + 3 * 3)])
     np.testing.assert_array_equal(ours, alone)
