@@ -560,8 +560,8 @@ class ChunkRunner:
             chunk, buffer, inputs = await self._staged.get()
             if self._write_failed.is_set():
                 break
-            frames = await self._generate(chunk, buffer, inputs)
-            await self._generated.put((buffer, frames))
+            kept = await self._generate(chunk, buffer, inputs)
+            await self._generated.put((buffer, kept))
             latency = time.perf_counter() - began
             num_frames = chunk.num_kept
             self.num_chunks += 1
@@ -584,11 +584,11 @@ class ChunkRunner:
         await self._generated.put(None)
 
     async def _generate(self, chunk: ChunkPlan, buffer: StagingBuffer, inputs: Collection[TensorRef]) -> FileSlice:
-        """Run the pipeline and the post-processor; the frames that go to the output."""
-        frames = await self._call(self._pipeline_index, chunk, buffer, inputs)
+        """Run the pipeline and the post-processor; the bytes that go to the output."""
+        video = await self._call(self._pipeline_index, chunk, buffer, inputs)
         for index in range(self._pipeline_index + 1, len(self._sequences)):
-            frames = await self._call(index, chunk, buffer, [frames])
-        return buffer.slice(frames.place.offset, chunk.num_kept * chunk.frames_shape.frame_bytes)
+            video = await self._call(index, chunk, buffer, [video])
+        return buffer.slice(video.place.offset, chunk.num_kept * chunk.frames_shape.frame_bytes)
 
     async def _call(
         self, index: int, chunk: ChunkPlan, buffer: StagingBuffer, inputs: Collection[TensorRef]
@@ -611,9 +611,9 @@ class ChunkRunner:
         """
         try:
             while (generated := await self._generated.get()) is not None:
-                buffer, frames = generated
+                buffer, kept = generated
                 try:
-                    await self._output.append(buffer.view(frames))
+                    await self._output.append(buffer.view(kept))
                 finally:
                     self._free.put_nowait(buffer)
                 self._generation.on_written()

@@ -193,8 +193,7 @@ class LongLiveSequence:
 
     def _generate(self, chunk: Chunk) -> Frames:
         params, measure, config = chunk.parameters, chunk.timings.measure, self._config
-        has_pad = params.pad_first_frame
-        num_latent_frames = config.latent_frames_per_chunk + has_pad  # T
+        num_latent_frames = config.latent_frames_per_chunk + params.pad_first_frame  # T
         # 1. A reset clears all caches and the text in force.
         self._check_vace(chunk)
         caches = self._caches_for(params)
@@ -204,7 +203,7 @@ class LongLiveSequence:
         # 3. The input video as latents; the noise scale may follow its motion.
         # 4. The context of the VACE branch.
         with measure("encode"):
-            source, noise_scale = self._source(chunk, caches, has_pad)  # [1, C, T, h, w]
+            source, noise_scale = self._source(chunk, caches)  # [1, C, T, h, w]
             context = caches.vace.context(chunk, num_latent_frames) if caches.vace is not None else None
         # 5. A new text needs a new cache; after a reset the cache is empty, and nothing happens here.
         if text.is_new and params.mode is Mode.TEXT:
@@ -236,7 +235,7 @@ class LongLiveSequence:
         # 10. Decode.
         with measure("decode"):
             pixels = caches.decode(latents)  # [1, 3, F, H, W], one frame more if the first was padded
-            return to_frames(strip_pad(pixels) if has_pad else pixels)
+            return to_frames(strip_pad(pixels) if params.pad_first_frame else pixels)
 
     # -- The steps ------------------------------------------------------------------------------------------
 
@@ -271,7 +270,7 @@ class LongLiveSequence:
             self._caches = _Caches(self._pipeline, size)
         return self._caches
 
-    def _source(self, chunk: Chunk, caches: _Caches, has_pad: bool) -> tuple[Tensor | None, float]:
+    def _source(self, chunk: Chunk, caches: _Caches) -> tuple[Tensor | None, float]:
         """The input video's latents [1, C, T, h, w] in video mode, None in text mode; the noise scale."""
         params = chunk.parameters
         if params.mode is Mode.TEXT:
@@ -287,7 +286,7 @@ class LongLiveSequence:
             noise_scale = controlled_noise_scale(moved, noise_scale)
         caches.last_input = pixels[:, :, -1:].clone()
         pixels = to_device(pixels, self._pipeline.device)
-        return caches.encode(pad_first_frame(pixels) if has_pad else pixels), noise_scale
+        return caches.encode(pad_first_frame(pixels) if params.pad_first_frame else pixels), noise_scale
 
     def _noise(self, params: ChunkParameters, num_latent_frames: int) -> "ChunkNoise":
         sides = (side // self._config.spatial_factor for side in (params.height, params.width))
