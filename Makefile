@@ -9,6 +9,7 @@ READY := $(VENV)/.ready
 TORCH_READY := $(VENV)/.ready-torch
 TESTS_READY := $(VENV)/.ready-tests
 PYTEST = -m pytest -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder
+# The folders are named, too, because each worker spends seconds on collecting all tests.
 QUICK := unit or smoke
 CLIENT_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-compile
 # The pipeline whose weights are in the repository. The export writes this file last.
@@ -66,10 +67,10 @@ serve: model ## Serve on http://127.0.0.1:8000 with an embedded Triton
 test-setup: $(TESTS_READY) ## Install everything that tests need
 
 test: test-setup ## Run the unit tests and a smoke test of the live server
-	$(BIN)/python $(PYTEST) -m "$(QUICK)"
+	$(BIN)/python $(PYTEST) -m "$(QUICK)" tests/unit tests/live
 
 test-all: test ## Run every test: those of `make test`, then the others
-	$(BIN)/python $(PYTEST) -m "not ($(QUICK))"
+	$(BIN)/python $(PYTEST) -m "not ($(QUICK))" --ignore tests/unit
 
 coverage: test-setup ## Run every test and show the lines they do not reach
 	$(BIN)/coverage erase

@@ -36,6 +36,7 @@ SMOKE = (
 SHARED = ("small_server", "longlive")
 """Servers whose tests all run in one worker, because they need long to start."""
 LONG_FILES = (
+    "faults/test_several_tritons.py",
     "faults/test_model_gone.py",
     "faults/test_triton_start.py",
     "faults/test_triton_gone.py",
@@ -43,13 +44,21 @@ LONG_FILES = (
     "faults/test_random_requests.py",
     "faults/test_clients_gone.py",
     "faults/test_triton_elsewhere.py",
+    "faults/test_restarts.py",
+    "live/frontend/test_memory.py",
+    "live/frontend/test_stalled_downloads.py",
+    "live/frontend/test_generation_memory.py",
+    "live/frontend/test_connection_limit.py",
+    "live/frontend/test_models_seen.py",
 )
-"""Files that start first, so that no worker is left with a long one at the end."""
+"""Files that start first in their tier, so that no worker is left with a long one at the end."""
 EXPORT_S = 600
 """For tests that may have to export a pipeline first, which takes a minute or more."""
 
 # The tests' networks are tiny: a second PyTorch thread would only wait, and take a core from the servers.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where Python may not keep bytecode, each process that tests start would compile our modules for half a second.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Under nohup, the processes that tests start would ignore SIGHUP, too.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 

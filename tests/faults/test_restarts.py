@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support import http
 from tests.support.generations import Generations
-from tests.support.recovery import PROBE, assert_serves, eventually, noise
-from tests.support.server import MODELS, Frontend
+from tests.support.recovery import PROBE, assert_recovers, assert_serves, noise
+from tests.support.server import Frontend
 
 SHORT = PROBE | {"num_frames": 9, "seed": 5}
 CHUNKS = [{"chunk": number, "reset_cache": True} for number in range(6)]
@@ -24,8 +23,8 @@ class Restarting:
     A Triton that outlived a killed frontend would keep the sequence of its generation.
     """
 
-    def __init__(self, folder: Path, **settings: object) -> None:
-        self._folder, self._settings = folder, settings
+    def __init__(self, folder: Path, models: Path, **settings: object) -> None:
+        self._folder, self._models, self._settings = folder, models, settings
         self._starts = 0
         self.start()
 
@@ -33,7 +32,7 @@ class Restarting:
         self._starts += 1
         self.frontend = Frontend(
             self._folder / str(self._starts),
-            *("--embedded", "--model-repository", MODELS, "--data-dir", str(self._folder / "data")),
+            *("--embedded", "--model-repository", str(self._models), "--data-dir", str(self._folder / "data")),
             settings=self._settings,
         )
         self.frontend.data_dir = self._folder / "data"
@@ -47,8 +46,8 @@ class Restarting:
 
 
 @pytest.fixture
-def restarting(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Restarting]:
-    restarting = Restarting(tmp_path, **getattr(request, "param", {}))
+def restarting(two_models: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Restarting]:
+    restarting = Restarting(tmp_path, two_models, **getattr(request, "param", {}))
     yield restarting
     restarting.frontend.stop()
 
@@ -142,15 +141,10 @@ def test_records_that_cannot_be_read_are_put_aside(restarting: Restarting) -> No
     assert restarting.own.wait_ended("new")["state"] == "complete"
 
 
-def test_a_generation_waits_while_triton_is_away(tmp_path: Path) -> None:
-    with_triton = Frontend(tmp_path / "a", "--embedded", "--model-repository", MODELS)
-    try:
-        with_triton.wait_healthy()
-        own = Generations(with_triton)
+def test_a_generation_waits_while_triton_is_away(victim: Frontend) -> None:
+    own = Generations(victim)
+    with assert_recovers(victim, outputs=1):
         own.start("dies", PROBE | {"prompt": "!die"})
         own.start("waits", SHORT)
         assert own.wait_ended("dies")["error"]["code"] == "model_died"
         assert own.wait_ended("waits")["state"] == "complete"
-        eventually(lambda: http.get(f"{with_triton.url}/health").status_code == 200)
-    finally:
-        with_triton.stop()

@@ -6,6 +6,8 @@ from pathlib import Path
 from research.generator import CLIPS_FOLDER
 from research.settings import Settings, read_settings
 
+_LORA_CLIPS = ("lora-clips", "lora-clips-filled")
+
 
 def small() -> Settings:
     """The shipped settings with a network of few parameters and few clips."""
@@ -39,8 +41,10 @@ def small() -> Settings:
 
 
 def linked(folder: Path, clips: Path) -> Path:
-    """A folder with the autoencoder and the clips of another."""
+    """A folder with the autoencoder and the clips of another; those of the LoRA are encoded once for all."""
     folder.mkdir()
-    for name in (CLIPS_FOLDER, "autoencoder.pt", "latents.json"):
+    for name in _LORA_CLIPS:
+        (clips / name).mkdir(exist_ok=True)
+    for name in (CLIPS_FOLDER, *_LORA_CLIPS, "autoencoder.pt", "latents.json"):
         (folder / name).symlink_to(clips / name)
     return folder

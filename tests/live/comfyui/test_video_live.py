@@ -43,7 +43,7 @@ def test_the_file_is_the_video(server: Frontend, comfy: Comfy):
 
 
 def test_long_videos_lie_in_no_memory(server: Frontend, comfy: Comfy):
-    """4000 frames of 192 x 128 are 295 MB as bytes, and 1.2 GB as float32."""
+    """2000 frames of 192 x 128 are 147 MB as bytes, and 590 MB as float32."""
     probe_pipeline = pipeline(server)
     generate_video(probe_pipeline, num_frames=12)  # what PyAV takes once
     process, stop, most = psutil.Process(), threading.Event(), [0]
@@ -56,13 +56,13 @@ def test_long_videos_lie_in_no_memory(server: Frontend, comfy: Comfy):
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        answer = generate_video(probe_pipeline, num_frames=4000, width=192, height=128)
+        answer = generate_video(probe_pipeline, num_frames=2000, width=192, height=128)
     finally:
         stop.set()
         thread.join()
-    assert answer["result"][2] == 4000
-    assert count_frames(answer["result"][1]) == 4000
-    assert most[0] - before < 120e6
+    assert answer["result"][2] == 2000
+    assert count_frames(answer["result"][1]) == 2000
+    assert most[0] - before < 100e6
 
 
 @pytest.mark.parametrize("size", [(65, 97), (64, 97), (65, 96)])

@@ -39,7 +39,7 @@ def write_checkpoint(folder: Path, **changed: Any) -> CheckpointConfig:
     torch.save({"generator": random_weights(*parts)}, folder / "base.pt")
     torch.save(random_weights(*_autoencoder(config.vae), seed=1), folder / "vae" / "vae.pth")
 
-    encoder = {**TINY_TEXT_ENCODER, "vocab_size": len(WORDS)}
+    encoder = {**TINY_TEXT_ENCODER, "vocab_size": len(WORDS), "num_layers": 1}
     (folder / "text_encoder" / "config.json").write_text(json.dumps(encoder))
     weights = random_weights(TextEncoder(parse_text_encoder_config(encoder), config.text_len), seed=2)
     torch.save(weights, folder / "text_encoder" / "encoder.pth")

@@ -73,7 +73,7 @@ def test_every_network_becomes_an_engine_that_the_runtime_loads_with_its_pipelin
     version = tiny_repository / "tiny" / "1"
     config = LongLiveConfig.read(version)
     assert config.loras == LORAS
-    assert config.sizes == ((64, 64), (64, 96))
+    assert config.sizes == SIDES
     loaded = load_engines(
         version / "engines",
         device=torch.device("cpu"),
@@ -97,7 +97,7 @@ def test_manifests_say_what_each_engine_is_made_of(tiny_repository: Path):
     manifest = read_manifest(engines / "transformer.onnx")
     assert manifest.loras == LORAS
     assert (manifest.precision, manifest.target, manifest.builder) == ("fp32", "cpu", "onnxruntime")
-    assert manifest.profiles["64x64"]["past_k"].max == (3, 1, 2, 12 * 16, 24)
+    assert manifest.profiles["64x64"]["past_k"].max == (2, 1, 2, 12 * 16, 24)
     assert read_manifest(engines / "text_kv.onnx").profiles == {}
 
 

@@ -1,6 +1,5 @@
-"""Graphs on the disk for the tests: made by hand, or exported."""
+"""Graphs on the disk for the tests, made by hand."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +47,6 @@ def sums(path: Path, dtype: int = TensorProto.FLOAT) -> Manifest:
     inputs, outputs = [values[name] for name in ("past", "x", "y")], [values[name] for name in ("joined", "sum")]
     graph = helper.make_graph(nodes, "sums", inputs, outputs)
     onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)]), path)
-    return describe(path)
-
-
-def exported(spec: Any, path: Path) -> Manifest:
-    """A graph of a spec, in float32."""
-    from export.onnx_files import to_program  # noqa: PLC0415 - needs torch
-    from export.spec import Precision  # noqa: PLC0415
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, of its exporter's parts
-        to_program(spec, Precision.FP32).save(path, external_data=True)
     return describe(path)
 
 
