@@ -426,10 +426,8 @@ class StreamBroken(ConnectionFailed):
     """
 
     def __init__(self, id: str, after: int, num_attempts: int, reason: str) -> None:
-        super().__init__(
-            f"lost the connection to generation {id} after event {after}; {counted(num_attempts, 'attempt')} to"
-            f" reconnect failed, the last one with: {reason}"
-        )
+        tried = f", and {counted(num_attempts, 'attempt')} to reconnect failed" if num_attempts else ""
+        super().__init__(f"lost the connection to generation {id} after event {after}{tried}: {reason}")
         self.id = id
         self.after = after
 

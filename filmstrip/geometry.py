@@ -36,26 +36,26 @@ def _runs(indices: Iterator[int]) -> list[FrameRun]:
     return runs
 
 
-def input_runs(start: int, count: int, num_input: int, num_output: int) -> list[FrameRun]:
+def input_runs(first_frame: int, num_frames: int, num_input: int, num_output: int) -> list[FrameRun]:
     """Which frames of the whole input a chunk covers, as runs to be read one after the other.
 
     A shorter input loops up to the end of the generation; what a last chunk lacks beyond that, or beyond the
     end of a longer input, repeats the last frame in use.
 
     Args:
-        start: the chunk's first frame, counted from the start of the generation.
-        count: frames in the chunk.
+        first_frame: the chunk's first frame, counted from the start of the generation.
+        num_frames: frames in the chunk.
         num_input: frames of the input.
         num_output: frames of the generation.
     """
     loops = num_input < num_output
     last = num_output - 1 if loops else num_input - 1
-    return _runs(min(index, last) % num_input for index in range(start, start + count))
+    return _runs(min(index, last) % num_input for index in range(first_frame, first_frame + num_frames))
 
 
-def fit_runs(count: int, num_frames: int) -> list[FrameRun]:
-    """The first `count` frames of an array of `num_frames`; a shorter one repeats its last frame."""
-    return _runs(min(index, num_frames - 1) for index in range(count))
+def fit_runs(num_frames: int, num_given: int) -> list[FrameRun]:
+    """The first `num_frames` frames of an array of `num_given`; a shorter one repeats its last frame."""
+    return _runs(min(index, num_given - 1) for index in range(num_frames))
 
 
 def nearest_multiples(value: int, granularity: int, low: int, high: int) -> tuple[int, ...]:

@@ -183,6 +183,13 @@ class LoadStatus(_Answer):
     error: str | None = None
 
 
+class SlotHealth(_Answer):
+    """One of the server's slots: "ready", "generating", "starting" or "unavailable"."""
+
+    name: str
+    state: str
+
+
 class Health(_Answer):
     """The health of a server.
 
@@ -190,11 +197,13 @@ class Health(_Answer):
         status: "healthy" when a generation would be accepted, or one runs; "starting"; "unavailable".
         generating: whether a generation runs.
         degraded: ids of the pipelines that cannot run.
+        slots: its slots, each of which runs one generation at a time.
     """
 
     status: str
     generating: bool = False
     degraded: list[str] = []
+    slots: list[SlotHealth] = []
 
 
 class GenerationFailure(_Answer):
@@ -333,6 +342,7 @@ class Progress:
         frames: pixel frames that this chunk added to the output.
         latency: seconds it took.
         fps: frames / latency.
+        slot: which of the server's slots made it; None if the server has only one.
     """
 
     chunk: int
@@ -340,6 +350,7 @@ class Progress:
     frames: int
     latency: float
     fps: float
+    slot: str | None = None
 
 
 @dataclass(frozen=True)

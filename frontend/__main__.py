@@ -39,7 +39,13 @@ Examples:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EXAMPLES)
-@click.option("--embedded", is_flag=True, default=None, help="Start our own Triton, on a Unix socket.")
+@click.option(
+    "--embedded",
+    is_flag=False,
+    flag_value="1",
+    metavar="[N]",
+    help="Start our own Triton, on a Unix socket; --embedded=N starts N, one for each GPU.",
+)
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port to listen on; 0 picks a free one.  [default: 8000]")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder for uploads and outputs.  [default: data]")
@@ -49,7 +55,10 @@ Examples:
     type=click.Path(path_type=Path),
     help="Model repository of the embedded Triton; can be repeated.  [default: model_repository and models]",
 )
-@click.option("--triton-url", help="gRPC address of Triton, without --embedded.  [default: 127.0.0.1:8001]")
+@click.option(
+    "--triton-url",
+    help="gRPC address of Triton, without --embedded; several are separated by commas.  [default: 127.0.0.1:8001]",
+)
 def main(**flags: Any) -> None:
     """Serve the Filmstrip API: one request, a whole video, generated chunk by chunk on NVIDIA Triton.
 
@@ -116,9 +125,9 @@ async def _serve(settings: Settings, listener: socket.socket, descriptors: int) 
         """Return when the server has to stop, after ending its generation."""
         nonlocal status
         state: AppState = app.extensions["filmstrip"]
-        waits = [asyncio.create_task(signalled.wait())]
-        if state.embedded is not None:
-            waits.append(asyncio.create_task(state.embedded.failed.wait()))
+        waits: list[asyncio.Task[Any]] = [asyncio.create_task(signalled.wait())]
+        if state.embedded:
+            waits.append(asyncio.create_task(state.embedded_failed()))
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if not signalled.is_set():
             status = 1
@@ -153,8 +162,8 @@ async def _serve(settings: Settings, listener: socket.socket, descriptors: int) 
 def _give_up(state: AppState) -> None:
     """Exit although the shutdown is not finished."""
     log.error("shutdown took too long; exiting")
-    if state.embedded is not None:
-        state.embedded.kill()
+    for embedded in state.embedded:
+        embedded.kill()
     with contextlib.suppress(OSError):  # the terminal is closed
         sys.stderr.flush()
     os._exit(1)

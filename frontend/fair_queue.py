@@ -1,7 +1,7 @@
 """The queue of generations that wait: bounded, and fair between clients."""
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -63,20 +63,20 @@ class FairQueue(Generic[K, T]):
         self._clients.move_to_end(client, last=False)
         self._count(item, kind)
 
-    def pop(self) -> T:
-        """Take the next item.
+    def pop(self, can_be_taken: Callable[[T], bool] = lambda _: True) -> T:
+        """Take the next item that can be taken.
 
         Raises:
             IndexError: there is none.
         """
-        if not self._clients:
-            raise IndexError("the queue is empty")
-        client, own = self._clients.popitem(last=False)
-        item = own.popleft()
-        if own:
-            self._clients[client] = own
-        self._num[self._kinds.pop(item)] -= 1
-        return item
+        for item in self:
+            if can_be_taken(item):
+                client = next(client for client, own in self._clients.items() if item in own)
+                self.remove(client, item)
+                if client in self._clients:
+                    self._clients.move_to_end(client)
+                return item
+        raise IndexError("no item can be taken")
 
     def remove(self, client: str, item: T) -> bool:
         """Remove a client's item; False if it is not in the queue."""

@@ -27,6 +27,7 @@ from .array_plan import UploadField
 from .events import EventLog, EventSink, NumberedEvent
 from .inference import FileSlice, TensorRef
 from .jobs import Record
+from .model_registry import ModelRegistry
 from .plan import ChunkPlan
 from .previews import PreviewEncoder, Previews
 from .records import Records
@@ -53,6 +54,7 @@ class Generation:
         events: takes what happens.
         previews: makes the previews; None if there are none, and before the start.
         cancel_requested: no other chunk is to be started.
+        slot: where it runs; None before the start.
 
     Args:
         video_fps: frames per second of the output's video files; None for those of the input video, if there is one.
@@ -73,6 +75,7 @@ class Generation:
         self.events = events
         self.previews: Previews | None = None
         self.cancel_requested = False
+        self.slot: Slot | None = None
         self._video_fps = video_fps
         self._preview_options = previews
         self._output: tuple[Draft, VideoShape] | None = None
@@ -260,19 +263,35 @@ def _clear_frames(task: asyncio.Task[Complete | Cancelled]) -> None:
 
 
 class Slot:
-    """Holds at most one generation.
+    """One Triton: holds at most one generation.
 
     Attributes:
+        name: in metrics and in the health of the server.
+        shown_name: in events and log lines; None if there is only one slot.
+        models: of the Triton.
         current: the generation that has the slot; it may not have been started yet.
+        waits: nothing that waits is started here before Triton is ready.
         on_free: called when the slot has become free.
     """
 
-    def __init__(self, triton: TritonClient, store: Store, encoder: PreviewEncoder) -> None:
-        self._triton = triton
+    def __init__(
+        self,
+        models: ModelRegistry,
+        store: Store,
+        encoder: PreviewEncoder,
+        *,
+        name: str = "0",
+        shown_name: str | None = None,
+    ) -> None:
+        self.name = name
+        self.shown_name = shown_name
+        self.models = models
         self._store = store
         self._encoder = encoder
         self.current: Generation | None = None
+        self.waits = False
         self.on_free: Callable[[], None] = lambda: None
+        metrics.SLOTS_IN_USE.labels(name).set(0)
 
     @property
     def is_free(self) -> bool:
@@ -284,7 +303,7 @@ class Slot:
         if self.current is not None:
             raise RuntimeError("another generation has the slot")
         self.current = generation
-        metrics.SLOTS_IN_USE.inc()
+        metrics.SLOTS_IN_USE.labels(self.name).inc()
 
     def start(self, generation: Generation, request: CheckedRequest) -> None:
         """Start a generation, which takes the slot unless it has it already and releases it at its end.
@@ -300,13 +319,15 @@ class Slot:
         output = self._store.draft(Kind.OUTPUT, VIDEO_HEADER_BYTES + plan.output.num_bytes, owner=generation.client)
         if self.current is not generation:
             self.take(generation)
+        generation.slot = self
+        logs.name_slot(self.shown_name)
         log.info("%d frames of %s in %d chunks", plan.output.frames, plan.chain.pipeline.id, len(plan.chunks))
-        generation.start(request, output, self._triton, self._store, self._encoder, on_end=self.release)
+        generation.start(request, output, self.models.triton, self._store, self._encoder, on_end=self.release)
 
     def release(self) -> None:
         """Free the slot."""
         self.current = None
-        metrics.SLOTS_IN_USE.dec()
+        metrics.SLOTS_IN_USE.labels(self.name).dec()
         self.on_free()
 
 
@@ -318,6 +339,7 @@ class Job:
         log: its events.
         generation: what runs; it exists before it is started.
         held_files: keeps its inputs; closed at its end.
+        slot: where it runs, or ran last; None before.
         retry_until: when it stops being tried again, by the event loop's clock; None before it had to be.
         stop_reason: why it has to end before it is started.
         num_followers: those who follow its events now.
@@ -339,6 +361,7 @@ class Job:
         self.log = EventLog(self, num_events)
         self.generation = self._new_generation()
         self.held_files = contextlib.ExitStack()
+        self.slot: Slot | None = None
         self.retry_until: float | None = None
         self.stop_reason: FilmstripError | None = None
         self.num_followers = 0
@@ -543,10 +566,18 @@ class ChunkRunner:
             num_frames = chunk.num_kept
             self.num_chunks += 1
             self.num_frames += num_frames
-            metrics.CHUNK_SECONDS.labels(self._plan.chain.pipeline.id).observe(latency)
+            slot = self._generation.slot
+            metrics.CHUNK_SECONDS.labels(self._plan.chain.pipeline.id, slot.name if slot else "").observe(latency)
             metrics.FRAMES.inc(num_frames)
             self._generation.events.append(
-                Progress(self.num_chunks, num_chunks, num_frames, round(latency, 6), round(num_frames / latency, 3))
+                Progress(
+                    self.num_chunks,
+                    num_chunks,
+                    num_frames,
+                    round(latency, 6),
+                    round(num_frames / latency, 3),
+                    slot.shown_name if slot else None,
+                )
             )
             self._staged.task_done()
         staging.cancel()  # after a cancel or a failed write, the next chunk is not needed

@@ -73,6 +73,7 @@ class Record(BaseModel):
         seed: the number used.
         defaulted: fields of the stored request that come from the client's defaults.
         unused: fields of the request that the pipeline has no use for, sorted.
+        pipelines: the pipelines of its chain.
         inputs: stored files that it reads.
         assets: those of the inputs that are for it alone, as what was made from data URLs.
         previews: which previews to make; None for none.
@@ -103,6 +104,7 @@ class Record(BaseModel):
     seed: int
     defaulted: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    pipelines: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     assets: tuple[str, ...] = ()
     request_bytes: int = 0

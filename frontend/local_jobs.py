@@ -8,7 +8,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,6 @@ class LocalJobs:
         checker: checks requests.
         slots: where generations run, one in each.
         records: where generations are remembered; opened by `open`.
-        models: what Triton can run.
     """
 
     def __init__(
@@ -92,7 +91,6 @@ class LocalJobs:
         slots: Sequence[Slot],
         *,
         records: Records,
-        models: ModelRegistry,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -100,7 +98,6 @@ class LocalJobs:
         self._checker = checker
         self._slots = tuple(slots)
         self._records = records
-        self._models = models
         self._catalogue = Catalogue(records, store)
         self._pending: dict[tuple[str, str], _Pending] = {}
         self._num_seqs = 0
@@ -111,7 +108,6 @@ class LocalJobs:
         self._checking_streams: set[tuple[str, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._starting: set[asyncio.Task[None]] = set()
-        self._waits_for_triton = False
         self.is_closed = False
         for slot in self._slots:
             slot.on_free = self._dispatch
@@ -132,8 +128,11 @@ class LocalJobs:
                 self._restore(entry, record, num_events)
         self._catalogue.expire()
         self._keep(self._sweep(), "sweep of generations")
-        if len(self._queue):
-            self._wait_for_triton()
+        for slot in self._slots:
+            if len(self._queue):
+                self._wait_for_triton(slot)
+            elif self._has_several:
+                self._keep(self._dispatch_when_ready(slot), "wait for Triton")
 
     def _restore(self, entry: Entry, record: Record, num_events: int) -> None:
         job = entry.job = self._new_job(record, num_events)
@@ -293,6 +292,7 @@ class LocalJobs:
                     "video_fps": submission.video_fps or (None if own_fps is None else float(own_fps)),
                     "unused": plan.unused,
                     "total_chunks": len(plan.chunks),
+                    "pipelines": tuple(pipeline.id for pipeline in plan.chain.pipelines),
                     "inputs": checked.file_names,
                     "height": plan.output.height,
                     "width": plan.output.width,
@@ -316,10 +316,10 @@ class LocalJobs:
         self, request: GenerateRequest, id: str, client: str, held_files: contextlib.ExitStack, door: Door
     ) -> CheckedRequest:
         if door is Door.RESOURCE:
-            return await self._checker.check(request, id, client, held_files)
+            return await self._checker.check(request, id, client, held_files, among=self._best_first())
         self._checking_streams.add((client, id))
         try:
-            return await self._checker.check(request, id, client, held_files)
+            return await self._checker.check(request, id, client, held_files, among=self._best_first())
         finally:
             self._checking_streams.discard((client, id))
 
@@ -337,32 +337,37 @@ class LocalJobs:
 
     def _place(self, record: Record, checked: CheckedRequest, held_files: contextlib.ExitStack) -> Job:
         """Start a generation or put it in the queue."""
-        self._check_room(record.door)
-        slot = None if len(self._queue) else self._free_slot()
-        if slot is not None:
+        self._check_room(record.door, record.pipelines)
+        slot = self._free_slot(record.pipelines, checked.models)
+        starts_now = slot is not None and slot.models is checked.models
+        if starts_now:
             record = record.model_copy(update={"state": State.RUNNING, "started_at": record.created_at})
         job = self._new_job(record, 0)
-        if slot is not None:
+        if slot is not None and starts_now:
+            job.slot = slot
             slot.start(job.generation, checked)
+        elif slot is not None:  # during the check, the other Triton was taken; in this one it is checked once more
+            self._queue.append(record.client, job, record.door)
         else:
             self._queue.push(record.client, job, record.door)
             log.info("waits in the queue at position %s", self._queue.position(job))
             self._queue_changed()
         job.held_files = held_files.pop_all()
         self._catalogue.add(record, job=job)
+        self._dispatch()
         return job
 
     def _check_is_open(self) -> None:
         if self.is_closed:
             raise ShuttingDown("the server is stopping")
 
-    def _check_room(self, door: Door) -> None:
+    def _check_room(self, door: Door, pipelines: Collection[str] = ()) -> None:
         """Refuse a generation that could neither start now nor wait."""
         self._check_is_open()
-        if (not len(self._queue) and self._free_slot() is not None) or self._queue.has_room(door):
+        if self._free_slot(pipelines) is not None or self._queue.has_room(door):
             return
         if door is Door.GENERATE:
-            raise Busy("another generation runs")
+            raise Busy("all slots are taken" if self._has_several else "another generation runs")
         error = QueueFull(f"{self._settings.queue_length} generations are waiting, which is the limit; try again later")
         error.headers = {"Retry-After": str(self._retry_after_s())}
         raise error
@@ -374,16 +379,38 @@ class LocalJobs:
 
     # -- Running ------------------------------------------------------------------------------------------------
 
-    def _free_slot(self) -> Slot | None:
-        return next((slot for slot in self._slots if slot.is_free), None)
+    @property
+    def _has_several(self) -> bool:
+        return len(self._slots) > 1
+
+    def _free_slot(self, pipelines: Collection[str] = (), preferred: ModelRegistry | None = None) -> Slot | None:
+        """A slot that can start a generation with these pipelines now; nothing that waits could start there."""
+        slots = [slot for slot in self._slots if slot.is_free and self._suits(slot, pipelines)]
+        return min(slots, key=lambda slot: slot.models is not preferred, default=None)
+
+    def _suits(self, slot: Slot, pipelines: Collection[str]) -> bool:
+        """Whether the slot's Triton is up and has the pipelines, as far as is known."""
+        if not self._has_several:  # the check of a request has just asked it
+            return not (slot.waits and len(self._queue))
+        return not (slot.waits or slot.models.is_interrupted) and set(pipelines) <= (slot.models.names or set())
+
+    def _best_first(self) -> Sequence[ModelRegistry]:
+        """The Tritons in the order in which a request should try them."""
+        return [slot.models for slot in sorted(self._slots, key=lambda slot: (slot.waits, not slot.is_free))]
 
     def _dispatch(self) -> None:
         """Start what waits, as far as slots are free."""
-        while len(self._queue) and not self.is_closed and not self._waits_for_triton:
-            slot = self._free_slot()
-            if slot is None:
+        while len(self._queue) and not self.is_closed:
+            try:
+                job = self._queue.pop(lambda job: self._free_slot(job.record.pipelines) is not None)
+            except IndexError:
+                for interrupted in self._slots:
+                    if self._has_several and interrupted.models.is_interrupted:
+                        self._wait_for_triton(interrupted)
                 return
-            job = self._queue.pop()
+            slot = self._free_slot(job.record.pipelines)
+            assert slot is not None
+            job.slot = slot
             slot.take(job.generation)
             job.change(state=State.RUNNING, started_at=time.time())
             self._queue_changed()
@@ -395,12 +422,15 @@ class LocalJobs:
         """Check a request that has waited once more, as its plan and its images were dropped, and start it."""
         record = job.record
         logs.name_generation(record.id)
+        logs.name_slot(slot.shown_name)
         waited_s = time.time() - record.created_at
         log.info("starts after %.3f s in the queue", waited_s)
         try:
             request = await in_thread(restored_request, record, await self._records.request(record.seq) or "")
             self._check_may_start(job)
-            checked = await self._checker.check(request, record.id, record.client, job.held_files, allow_expired=True)
+            checked = await self._checker.check(
+                request, record.id, record.client, job.held_files, allow_expired=True, among=[slot.models]
+            )
             self._check_may_start(job)
             slot.start(job.generation, checked)
         except CheckCancelled:
@@ -461,23 +491,23 @@ class LocalJobs:
         job.change(state=State.QUEUED, started_at=None)
         self._queue.put_first(job.record.client, job, job.record.door)
         self._queue_changed()
-        self._wait_for_triton()
+        if job.slot is not None:
+            self._wait_for_triton(job.slot)
+        self._dispatch()  # perhaps on another Triton
 
-    def _wait_for_triton(self) -> None:
-        """Start nothing that waits until Triton is ready."""
-        if self._waits_for_triton:
-            return
-        self._waits_for_triton = True
+    def _wait_for_triton(self, slot: Slot) -> None:
+        """Start nothing that waits in a slot until its Triton is ready."""
+        if not slot.waits:
+            slot.waits = True
+            self._keep(self._dispatch_when_ready(slot), "wait for Triton")
 
-        async def wait() -> None:
+    async def _dispatch_when_ready(self, slot: Slot) -> None:
+        await asyncio.sleep(_TRITON_POLL_S)
+        # Triton sends no events.
+        while (readiness := await slot.models.readiness()) is None or not readiness.can_generate:  # noqa: ASYNC110
             await asyncio.sleep(_TRITON_POLL_S)
-            # Triton sends no events.
-            while (readiness := await self._models.readiness()) is None or not readiness.can_generate:  # noqa: ASYNC110
-                await asyncio.sleep(_TRITON_POLL_S)
-            self._waits_for_triton = False
-            self._dispatch()
-
-        self._keep(wait(), "wait for Triton")
+        slot.waits = False
+        self._dispatch()
 
     def _queue_changed(self) -> None:
         metrics.QUEUE_DEPTH.set(len(self._queue))

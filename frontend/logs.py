@@ -57,6 +57,12 @@ def name_generation(id: str) -> None:
     structlog.contextvars.bind_contextvars(generation=id)
 
 
+def name_slot(name: str | None) -> None:
+    """Likewise the name of a slot, if there are several."""
+    if name is not None:
+        structlog.contextvars.bind_contextvars(slot=name)
+
+
 def named(id: str) -> AbstractContextManager[None]:
     """Add a generation's id to the log lines of a block, in place of any other."""
     return structlog.contextvars.bound_contextvars(generation=id)

@@ -11,7 +11,7 @@ GENERATIONS = Counter(
 CHUNK_SECONDS = Histogram(
     "filmstrip_chunk_seconds",
     "Seconds from the start of a chunk until its frames are known.",
-    ["pipeline"],
+    ["pipeline", "slot"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
     registry=REGISTRY,
 )
@@ -25,7 +25,7 @@ STAGE_SECONDS = Histogram(
 FRAMES = Counter("filmstrip_frames", "Pixel frames generated.", registry=REGISTRY)
 UPLOADED_BYTES = Counter("filmstrip_uploaded_bytes", "Bytes of uploads that were stored.", ["kind"], registry=REGISTRY)
 DOWNLOADED_BYTES = Counter("filmstrip_downloaded_bytes", "Bytes of outputs that were sent.", registry=REGISTRY)
-SLOTS_IN_USE = Gauge("filmstrip_slot_in_use", "Generations that run.", registry=REGISTRY)
+SLOTS_IN_USE = Gauge("filmstrip_slot_in_use", "Generations that run.", ["slot"], registry=REGISTRY)
 QUEUE_DEPTH = Gauge("filmstrip_queue_depth", "Generations that wait for their turn.", registry=REGISTRY)
 QUEUE_WAIT_SECONDS = Histogram(
     "filmstrip_queue_wait_seconds",

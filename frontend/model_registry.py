@@ -161,6 +161,7 @@ class ModelRegistry:
         triton: the connection to Triton.
         is_starting: Triton is embedded, and does not answer yet or has not tried to load every model.
         to_load: models that Triton has yet to load after its start.
+        names: the models of the repository when Triton last answered; None before its first answer.
         own_triton: starts and restarts Triton, if it is embedded.
     """
 
@@ -178,6 +179,7 @@ class ModelRegistry:
         self._background: set[asyncio.Task[None]] = set()
         self.is_starting = False
         self.to_load: set[str] = set()
+        self.names: frozenset[str] | None = None
         self.own_triton: OwnTriton | None = None
 
     async def close(self) -> None:
@@ -216,6 +218,11 @@ class ModelRegistry:
                 del found[name]
         self._report(found)
         return found
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Triton starts, or is about to be restarted: its models have to be waited for."""
+        return self.is_starting or (self.own_triton is not None and self.own_triton.is_restarting)
 
     async def readiness(self) -> Readiness | None:
         """Whether generations can run, None where Triton does not answer; calls at the same time share its answer."""
@@ -260,6 +267,7 @@ class ModelRegistry:
             doubtful = (await in_thread(self.own_triton.model_names) - ready) | self.failed()
             folders = await self._read_folders(doubtful)
         names = sorted(versions.keys() | folders.keys())
+        self.names = frozenset(names)
         return {name: self._status(name, versions.get(name, []), folders.get(name)) for name in names}
 
     async def _index(self) -> list[ModelVersion]:

@@ -9,7 +9,8 @@ from filmstrip.contract import PipelineSpec
 from filmstrip.errors import FilmstripError, InvalidField, UnknownPipeline
 
 from .features import GENERIC_FIELDS, check_features, frame_size, lora_name, lora_scales
-from .model_registry import ModelRegistry, ModelState, ModelStatus
+from .model_registry import ModelState, ModelStatus
+from .registries import Registries
 from .schema import GenerateRequest, LoadEntry, LoadParams, LoadRequest
 
 
@@ -40,8 +41,8 @@ class LoadedDefaults:
 class PipelineLoads:
     """Each client's last load of pipelines, and the defaults that it set for the client's later requests."""
 
-    def __init__(self, models: ModelRegistry) -> None:
-        self._models = models
+    def __init__(self, registries: Registries) -> None:
+        self._registries = registries
         self._loads: dict[str, PipelineLoad] = {}
         self._defaults: dict[tuple[str, str], LoadedDefaults] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -56,7 +57,7 @@ class PipelineLoads:
         Raises:
             TritonUnavailable: Triton does not answer.
         """
-        known = await self._models.pipelines()
+        known = await self._registries.pipelines()
         for key, defaults in list(self._defaults.items()):
             state = known[key[1]].state if key[1] in known else ModelState.UNLOADED
             if defaults.were_loaded and state is ModelState.UNLOADED:
@@ -77,7 +78,7 @@ class PipelineLoads:
 
     def default_lora_scales(self, client: str, pipeline_id: str) -> dict[str, float]:
         """The default scale of each LoRA of a pipeline, by the path that the client loaded it with, else its name."""
-        names = self._models.loras(pipeline_id)
+        names = self._registries.loras(pipeline_id)
         defaults = self._defaults.get((client, pipeline_id))
         loaded = {} if defaults is None else defaults.fields.get("lora_scales", {})
         paths = {lora_name(path, names): path for path in loaded}
@@ -111,7 +112,7 @@ class PipelineLoads:
         load = self._loads[client] = PipelineLoad(
             "loading", entries[0].pipeline_id, entries[0].load_params, tuple(sorted(ignored))
         )
-        if all(known[entry.pipeline_id].loaded for entry in entries):
+        if all(self._registries.is_loaded_everywhere(entry.pipeline_id) for entry in entries):
             load.status = "loaded"
             return load
         task = asyncio.create_task(self._load(load, entries), name="load pipelines")
@@ -127,8 +128,8 @@ class PipelineLoads:
     async def _load(self, load: PipelineLoad, entries: list[LoadEntry]) -> None:
         try:
             for entry in entries:
-                await self._models.load(entry.pipeline_id)
-                specs = await self._models.load_pipelines(pipeline_id=entry.pipeline_id)
+                await self._registries.load(entry.pipeline_id)
+                _, specs = await self._registries.load_pipelines(pipeline_id=entry.pipeline_id)
                 check_defaults(request_defaults(entry.load_params), specs["pipeline_id"], entry.params_field)
             load.status = "loaded"
         except FilmstripError as error:

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from filmstrip.errors import InvalidField, ShuttingDown, TooManyRequests
@@ -17,6 +17,7 @@ from .array_plan import InputSizes, UploadField
 from .images import MAX_IMAGES, ImageDecoder, Requester, RequestImage, image_fields, resolve_image
 from .model_registry import ModelRegistry
 from .plan import Chain, Plan, make_plan
+from .registries import Registries
 from .schema import DryRunRequest, GenerateRequest, image_size
 from .settings import Settings
 from .store import Kind, Store, StoredFile, is_name
@@ -40,11 +41,13 @@ class CheckedRequest:
         plan: its chunks.
         files: the uploads that the plan reads.
         images: the images that the plan names.
+        models: of the Triton that has its pipelines.
     """
 
     plan: Plan
     files: Mapping[UploadField, StoredFile]
     images: Mapping[str, RequestImage]
+    models: ModelRegistry
 
     @property
     def file_names(self) -> tuple[str, ...]:
@@ -68,6 +71,8 @@ class _Check:
     client: str
     stand_ins: InputSizes
     allow_expired: bool
+    among: Sequence[ModelRegistry]
+    models: ModelRegistry | None = None
     files: dict[UploadField, StoredFile] = field(default_factory=dict)
     images: dict[str, RequestImage] = field(default_factory=dict)
     chain: Chain | None = None
@@ -87,9 +92,9 @@ class _Check:
 class RequestChecker:
     """Checks requests, any number at a time."""
 
-    def __init__(self, settings: Settings, models: ModelRegistry, store: Store, decoder: ImageDecoder) -> None:
+    def __init__(self, settings: Settings, registries: Registries, store: Store, decoder: ImageDecoder) -> None:
         self._max_chunk_bytes = settings.chunk_bytes
-        self._models = models
+        self._registries = registries
         self._store = store
         self._decoder = decoder
         self._planning = FairSemaphore(_PLANS_AT_ONCE)
@@ -104,6 +109,7 @@ class RequestChecker:
         *,
         stand_ins: InputSizes | None = None,
         allow_expired: bool = False,
+        among: Sequence[ModelRegistry] = (),
     ) -> CheckedRequest:
         """Check a request.
 
@@ -114,17 +120,18 @@ class RequestChecker:
             held_files: keeps the files that the request names from being deleted until it is closed.
             stand_ins: sizes of files and images in place of these; only the plan of the result can be used then.
             allow_expired: the files may have expired; somebody has held them meanwhile.
+            among: the Tritons to choose from, the best one first; empty means all.
 
         Raises:
             CheckCancelled: `cancel` was called for this generation meanwhile.
             ShuttingDown: `close` was called meanwhile.
             FilmstripError: the request cannot be served.
         """
-        check = _Check(generation_id, client, stand_ins or InputSizes(), allow_expired)
+        check = _Check(generation_id, client, stand_ins or InputSizes(), allow_expired, among)
         self._checks.add(check)
         try:
             await self._find_unless_cancelled(request, check, held_files)
-            if check.chain is None:
+            if check.chain is None or check.models is None:
                 raise CheckCancelled(None)
             files, images, stand_ins = check.files, check.images, check.stand_ins
             shapes = {name: _UNREAD_SHAPE for _, name in image_fields(request)} | dict(stand_ins.image_shapes)
@@ -138,7 +145,7 @@ class RequestChecker:
                 plan = await in_thread(make_plan, request, check.chain, inputs, self._max_chunk_bytes)
             if check.is_cancelled:
                 raise CheckCancelled(plan)
-            return CheckedRequest(plan, files, images)
+            return CheckedRequest(plan, files, images, check.models)
         finally:
             self._checks.discard(check)
 
@@ -179,7 +186,9 @@ class RequestChecker:
 
     async def _find(self, request: GenerateRequest, check: _Check, held_files: contextlib.ExitStack) -> None:
         names = ("pipeline_id", "pre_processor_id", "post_processor_id")
-        specs = await self._models.load_pipelines(**{name: getattr(request, name) for name in names})
+        check.models, specs = await self._registries.load_pipelines(
+            check.among, **{name: getattr(request, name) for name in names}
+        )
         is_there = {
             UploadField.INPUT: check.stand_ins.input_shape is None,
             UploadField.BLOB: check.stand_ins.blob_bytes is None,

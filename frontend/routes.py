@@ -26,6 +26,7 @@ from .schema import (
     LoraAnswer,
     PipelinesAnswer,
     PipelineStatusAnswer,
+    SlotAnswer,
     UploadAnswer,
     VideoFileQuery,
     VideoUploadAnswer,
@@ -279,12 +280,14 @@ async def pipeline_status() -> Response:
 async def health() -> tuple[Response, int]:
     """Report whether a generation is running or would be accepted, and which pipelines have failed."""
     state = app_state()
-    generating = state.jobs.is_generating
-    readiness = await state.readiness()
-    is_ready = not state.jobs.is_closed and (generating or (readiness is not None and readiness.can_generate))
-    status = "healthy" if is_ready else "starting" if readiness is None and state.is_starting else "unavailable"
-    degraded = list(readiness.degraded) if readiness is not None else []
-    return answer(HealthAnswer(status=status, generating=generating, degraded=degraded)), 200 if is_ready else 503
+    found = await state.health()
+    health_answer = HealthAnswer(
+        status=found.status,
+        generating=state.jobs.is_generating,
+        degraded=list(found.degraded),
+        slots=[SlotAnswer(name=name, state=slot) for name, slot in found.slots.items()],
+    )
+    return answer(health_answer), 200 if found.status == "healthy" else 503
 
 
 @api.get("/health/ready")

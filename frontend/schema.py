@@ -489,12 +489,24 @@ class CancelAnswer(BaseModel):
     status: Literal["cancelling", "idle"]
 
 
+HealthStatus = Literal["healthy", "starting", "unavailable"]
+SlotState = Literal["ready", "generating", "starting", "unavailable"]
+
+
+class SlotAnswer(BaseModel):
+    """A slot, which is one Triton and at most one generation."""
+
+    name: str
+    state: SlotState
+
+
 class HealthAnswer(BaseModel):
     """Whether a generation would be accepted, or one runs."""
 
-    status: Literal["healthy", "starting", "unavailable"]
+    status: HealthStatus
     generating: bool
-    degraded: list[str]
+    degraded: list[str] = Field(description="Pipelines that failed on any Triton.")
+    slots: list[SlotAnswer]
 
 
 class LiveAnswer(BaseModel):

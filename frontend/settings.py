@@ -38,6 +38,8 @@ _AUTHORITY = re.compile(r"(\[[0-9a-f:.]+(?:%[0-9a-z._~%-]+)?\]|[a-z0-9._~-]+)(?:
 _LOOPBACK_NAME = re.compile(r"(?:[a-z0-9_-]+\.)*localhost")
 _CLIENT = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
+_TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off", "")
+
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
@@ -121,9 +123,17 @@ class Settings(BaseSettings):
         4096, gt=0, description="Maximum number of open connections; lower if the process may not open enough files."
     )
 
-    embedded: bool = Field(False, description="Start our own Triton, on a Unix socket.")
-    triton_url: str = Field(
-        "127.0.0.1:8001", description="gRPC address of Triton if it is not embedded: `host:port` or `unix:PATH`."
+    embedded: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="How many Tritons of our own to start, on Unix sockets; `true` is 1. Of several, each has one GPU.",
+    )
+    triton_url: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("127.0.0.1:8001",),
+        min_length=1,
+        description="gRPC address of Triton if it is not embedded, `host:port` or `unix:PATH`; several are separated "
+        "by commas.",
     )
     triton_secret: str = Field(
         "", repr=False, description="Secret of Triton's restricted protocols; the embedded Triton needs none."
@@ -233,7 +243,20 @@ class Settings(BaseSettings):
             once.setdefault(path.resolve(), path)
         return tuple(once.values())
 
-    @field_validator("cors_origins", "allowed_hosts", mode="before")
+    @field_validator("embedded", mode="before")
+    @classmethod
+    def _number_of_tritons(cls, value: object) -> object:
+        text = str(value).strip().lower()
+        return 1 if text in _TRUE else 0 if text in _FALSE else value
+
+    @field_validator("triton_url")
+    @classmethod
+    def _differ(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("each Triton can be listed only once")
+        return value
+
+    @field_validator("cors_origins", "allowed_hosts", "triton_url", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
         return tuple(_parts(value)) if isinstance(value, str) else value

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from quart import Quart, current_app
@@ -19,7 +19,9 @@ from .model_registry import ModelRegistry, Readiness
 from .pipeline_loads import PipelineLoads
 from .previews import PreviewEncoder
 from .records import Records
+from .registries import Registries
 from .request_check import DryRuns, RequestChecker
+from .schema import HealthStatus, SlotState
 from .settings import Settings
 from .store import Store
 from .triton import TritonClient
@@ -29,13 +31,29 @@ from .video_uploads import VideoDecoder
 _EXTENSION = "filmstrip"
 
 
+@dataclass(frozen=True)
+class Health:
+    """Whether generations can run.
+
+    Attributes:
+        status: of the server.
+        slots: the state of each slot, by its name.
+        degraded: ids of the models that failed on any Triton.
+    """
+
+    status: HealthStatus
+    slots: Mapping[str, SlotState]
+    degraded: Sequence[str]
+
+
 @dataclass
 class AppState:
     """What the routes use."""
 
     settings: Settings
     store: Store
-    models: ModelRegistry
+    slots: Sequence[Slot]
+    registries: Registries
     blobs: Blobs
     jobs: LocalJobs
     dry_runs: DryRuns
@@ -45,18 +63,44 @@ class AppState:
     downloads: Downloads
     video_files: VideoFiles
     video_decoder: VideoDecoder
-    embedded: EmbeddedTriton | None
+    embedded: Sequence[EmbeddedTriton]
 
     @property
     def is_starting(self) -> bool:
-        """Whether an embedded Triton exists and has not failed; while it does not answer, it is starting."""
-        return not self.jobs.is_closed and self.embedded is not None and not self.embedded.failed.is_set()
+        """Whether there is an embedded Triton that has not failed; while it does not answer, it is starting."""
+        return not self.jobs.is_closed and any(not embedded.failed.is_set() for embedded in self.embedded)
 
-    async def readiness(self) -> Readiness | None:
-        """Whether generations can run, and which models failed; None while Triton does not answer."""
-        if self.jobs.is_closed or self.models.is_starting:
-            return None
-        return await self.models.readiness()
+    async def embedded_failed(self) -> None:
+        """Wait until the first start of every embedded Triton has failed."""
+        for embedded in self.embedded:
+            await embedded.failed.wait()
+
+    async def health(self) -> Health:
+        """Whether generations can run, on which Tritons, and which models failed."""
+        each = [None] * len(self.slots) if self.jobs.is_closed else await self.registries.each_readiness()
+        slots = {
+            slot.name: self._slot_state(number, readiness)
+            for number, (slot, readiness) in enumerate(zip(self.slots, each, strict=True))
+        }
+        known = [readiness for readiness in each if readiness is not None]
+        is_first_start = any(not (embedded.has_started or embedded.failed.is_set()) for embedded in self.embedded)
+        is_ready = not self.jobs.is_closed and not (is_first_start and len(self.slots) > 1)
+        is_ready = is_ready and any(state in ("ready", "generating") for state in slots.values())
+        status: HealthStatus = "unavailable"
+        if is_ready:
+            status = "healthy"
+        elif (not known or is_first_start) and self.is_starting:
+            status = "starting"
+        degraded = sorted({name for readiness in known for name in readiness.degraded})
+        return Health(status, slots, degraded)
+
+    def _slot_state(self, number: int, readiness: Readiness | None) -> SlotState:
+        if not self.slots[number].is_free:
+            return "generating"
+        if readiness is not None:
+            return "ready" if readiness.can_generate else "unavailable"
+        is_starting = bool(self.embedded) and not self.embedded[number].failed.is_set() and not self.jobs.is_closed
+        return "starting" if is_starting else "unavailable"
 
     @property
     def pace(self) -> Pace:
@@ -70,25 +114,29 @@ async def lifespan(app: Quart, settings: Settings) -> AsyncIterator[None]:
     store = Store(settings)
     store.open()
     try:
-        embedded = EmbeddedTriton(settings, store) if settings.embedded else None
-        url, secret = (embedded.url, "") if embedded else (settings.triton_url, settings.triton_secret)
-        triton = TritonClient(url, settings, secret)
-        models = ModelRegistry(triton)
+        embedded = _embedded_tritons(settings, store)
+        urls = [triton.url for triton in embedded] or settings.triton_url
+        tritons = [TritonClient(url, settings, "" if embedded else settings.triton_secret) for url in urls]
+        registries = Registries([ModelRegistry(triton) for triton in tritons])
         decoder = ImageDecoder()
-        checker = RequestChecker(settings, models, store, decoder)
+        checker = RequestChecker(settings, registries, store, decoder)
         records = Records(settings.data_dir)
         encoder = PreviewEncoder()
-        slots = [Slot(triton, store, encoder)]
-        jobs = LocalJobs(settings, store, decoder, checker, slots, records=records, models=models)
+        slots = [
+            Slot(models, store, encoder, name=str(number), shown_name=str(number) if len(tritons) > 1 else None)
+            for number, models in enumerate(registries.all)
+        ]
+        jobs = LocalJobs(settings, store, decoder, checker, slots, records=records)
         video_files = VideoFiles(store)
         state = app.extensions[_EXTENSION] = AppState(
             settings,
             store,
-            models,
+            slots,
+            registries,
             LocalBlobs(store),
             jobs,
             DryRuns(checker, store),
-            PipelineLoads(models),
+            PipelineLoads(registries),
             decoder,
             JsonBodies(settings.json_bytes, settings.json_total_bytes),
             Downloads(settings.downloads),
@@ -98,9 +146,11 @@ async def lifespan(app: Quart, settings: Settings) -> AsyncIterator[None]:
         )
         jobs.open()
         async with store.expiring():
-            if embedded is not None:
-                embedded.start(models)
-            report = asyncio.create_task(models.report_failed(), name="report failed models")
+            for own_triton, models in zip(embedded, registries.all, strict=False):
+                own_triton.start(models)
+            reports = [
+                asyncio.create_task(models.report_failed(), name="report failed models") for models in registries.all
+            ]
             try:
                 yield
             finally:
@@ -108,15 +158,21 @@ async def lifespan(app: Quart, settings: Settings) -> AsyncIterator[None]:
                 await decoder.close()
                 await encoder.close()
                 await video_files.close()
-                report.cancel()
+                for report in reports:
+                    report.cancel()
                 state.loads.close()
-                if embedded is not None:
-                    await embedded.stop()
-                await models.close()
+                await asyncio.gather(*(own_triton.stop() for own_triton in embedded))
+                await asyncio.gather(*(models.close() for models in registries.all))
                 await jobs.stop()
-                await triton.close()
+                await asyncio.gather(*(triton.close() for triton in tritons))
     finally:
         store.close()
+
+
+def _embedded_tritons(settings: Settings, store: Store) -> list[EmbeddedTriton]:
+    if settings.embedded == 1:
+        return [EmbeddedTriton(settings, store)]
+    return [EmbeddedTriton(settings, store, number) for number in range(settings.embedded)]
 
 
 def app_state() -> AppState:

@@ -36,6 +36,7 @@ SMOKE = (
 SHARED = ("small_server", "longlive")
 """Servers whose tests all run in one worker, because they need long to start."""
 LONG_FILES = (
+    "faults/test_several_tritons.py",
     "faults/test_model_gone.py",
     "faults/test_triton_start.py",
     "faults/test_triton_gone.py",

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,6 +16,7 @@ from filmstrip import triton_server
 from filmstrip.errors import LoadFailed, TritonUnavailable
 from filmstrip.triton_server import TritonFolder
 
+from .. import logs
 from ..model_registry import ModelFolder, ModelRegistry
 from ..settings import ENV_PREFIX, Settings
 from ..store import SHM_DIR, Store
@@ -40,16 +41,24 @@ class _RestartNeeded(Exception):
 
 
 class EmbeddedTriton:
-    """Starts tritonserver, restarts it when it or one of its models dies, and stops it."""
+    """Starts tritonserver, restarts it when it or one of its models dies, and stops it.
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    Args:
+        settings: of the server.
+        store: knows the names for shared memory.
+        number: which of several it is; it gets the GPU of this number. None if it is the only one, with all GPUs.
+    """
+
+    def __init__(self, settings: Settings, store: Store, number: int | None = None) -> None:
         self._settings = settings
+        self._number = number
         self._server = find_server()
         # The models' processes use the packages of the first python3 in PATH.
         self._path = f"{bin_folder()}:{os.environ.get('PATH', '')}"
         self._folder = TritonFolder.create()
-        self._shm_prefix = store.shm_prefix("triton")
-        self.log_path = settings.data_dir.resolve() / "triton" / "triton.log"
+        name = "triton" if number is None else f"triton-{number}"
+        self._shm_prefix = store.shm_prefix(name)
+        self.log_path = settings.data_dir.resolve() / "triton" / f"{name}.log"
         self.url = self._folder.url
         self.failed = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
@@ -62,6 +71,11 @@ class EmbeddedTriton:
         self._restart_over = asyncio.Event()
         self._restart_over.set()
         self.is_up = False
+
+    @property
+    def has_started(self) -> bool:
+        """It has once tried to load all its models."""
+        return self._was_ready
 
     def start(self, models: ModelRegistry) -> None:
         """Start in the background; `failed` is set if the first start fails."""
@@ -144,6 +158,8 @@ class EmbeddedTriton:
         return folders.read_folders(self._settings.model_repository, names)
 
     async def _supervise(self, models: ModelRegistry) -> None:
+        if self._number is not None:
+            logs.name_slot(str(self._number))
         pause_s = _FIRST_PAUSE_S
         while True:
             self.is_up = False
@@ -294,7 +310,7 @@ class EmbeddedTriton:
                     models=(),  # we load them, so that Triton answers at once and each can fail on its own
                     backends=backends,
                 ),
-                env=_environment() | {"PATH": self._path},
+                env=_environment() | {"PATH": self._path} | visible_gpu(self._number, os.environ),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=log_file,
@@ -321,6 +337,16 @@ class EmbeddedTriton:
     def _remove_shm(self) -> None:
         for leftover in SHM_DIR.glob(f"{self._shm_prefix}*"):
             leftover.unlink(missing_ok=True)
+
+
+def visible_gpu(number: int | None, environment: Mapping[str, str]) -> dict[str, str]:
+    """The variable that shows a process one GPU alone, of those that the environment shows to us."""
+    if number is None:
+        return {}
+    shown = environment.get("CUDA_VISIBLE_DEVICES")
+    if shown is None:
+        return {"CUDA_VISIBLE_DEVICES": str(number)}
+    return {"CUDA_VISIBLE_DEVICES": dict(enumerate(shown.split(","))).get(number, "").strip()}
 
 
 def _environment() -> dict[str, str]:

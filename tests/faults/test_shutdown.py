@@ -120,7 +120,12 @@ def test_it_is_unhealthy_while_it_stops(tmp_path: Path) -> None:
             for path in ("/health", "/health/ready"):
                 eventually(lambda path=path: http.get(frontend.url + path).status_code == 503, 5)
                 answer = http.get(frontend.url + path).json()
-                assert answer == {"status": "unavailable", "generating": True, "degraded": []}
+                assert answer == {
+                    "status": "unavailable",
+                    "generating": True,
+                    "degraded": [],
+                    "slots": [{"name": "0", "state": "generating"}],
+                }
     finally:
         frontend.process.kill()  # the hung model would delay its end
         frontend.process.wait()

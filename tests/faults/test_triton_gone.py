@@ -122,7 +122,12 @@ def test_while_it_comes_back_requests_are_refused_at_once(victim: Frontend) -> N
     with assert_recovers(victim, inputs=1):
         kill(victim)
         eventually(lambda: http.get(f"{victim.url}/health").status_code == 503)
-        assert http.get(f"{victim.url}/health").json() == {"status": "starting", "generating": False, "degraded": []}
+        assert http.get(f"{victim.url}/health").json() == {
+            "status": "starting",
+            "generating": False,
+            "degraded": [],
+            "slots": [{"name": "0", "state": "starting"}],
+        }
         began = time.monotonic()
         refused = victim.post(**PROBE)
         assert time.monotonic() - began < MAX_ERROR_DELAY_S

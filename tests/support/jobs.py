@@ -10,6 +10,7 @@ from frontend.local_jobs import LocalJobs
 from frontend.model_registry import ModelRegistry
 from frontend.previews import PreviewEncoder
 from frontend.records import Records
+from frontend.registries import Registries
 from frontend.request_check import RequestChecker
 from frontend.settings import Settings
 from frontend.store import Store
@@ -24,13 +25,13 @@ async def local_jobs(
     configured = Settings.model_validate({"data_dir": data_dir, **settings})
     store = Store(configured)
     store.open()
-    triton = TritonClient(triton_url, configured)
-    models = ModelRegistry(triton)
+    tritons = [TritonClient(triton_url, configured) for _ in range(num_slots)]
+    registries = Registries([ModelRegistry(triton) for triton in tritons])
     decoder = ImageDecoder()
-    checker = RequestChecker(configured, models, store, decoder)
+    checker = RequestChecker(configured, registries, store, decoder)
     encoder = PreviewEncoder()
-    slots = [Slot(triton, store, encoder) for _ in range(num_slots)]
-    jobs = LocalJobs(configured, store, decoder, checker, slots, records=Records(data_dir), models=models)
+    slots = [Slot(models, store, encoder, name=str(number)) for number, models in enumerate(registries.all)]
+    jobs = LocalJobs(configured, store, decoder, checker, slots, records=Records(data_dir))
     jobs.open()
     try:
         yield jobs
@@ -38,7 +39,9 @@ async def local_jobs(
         await jobs.close(10)
         await decoder.close()
         await encoder.close()
-        await models.close()
+        for models in registries.all:
+            await models.close()
         await jobs.stop()
-        await triton.close()
+        for triton in tritons:
+            await triton.close()
         store.close()

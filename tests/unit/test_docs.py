@@ -100,6 +100,8 @@ def shown(name: str, default: object) -> str:
         return ""
     if name == "model_repository":
         return "`model_repository`, `models`"  # in the checkout, wherever that is
+    if isinstance(default, tuple):
+        return f"`{','.join(default)}`"
     if name.endswith("_bytes"):
         assert isinstance(default, int)
         size = f"{default // GIB} GiB" if default % GIB == 0 else f"{default // MIB} MiB"
@@ -304,4 +306,4 @@ def test_every_command_exists_with_its_flags(subtests: pytest.Subtests):
 
 def _check_flags(command: click.Command, words: list[str]) -> None:
     known = {flag for parameter in command.params for flag in parameter.opts}
-    assert {word for word in words if word.startswith("--")} <= known
+    assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known

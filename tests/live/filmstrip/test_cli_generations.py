@@ -23,7 +23,6 @@ from filmstrip.video import count_frames, probe, read_frames, write_video
 from filmstrip.wire import VIDEO_HEADER_BYTES, Frame
 from tests.support import http
 from tests.support.cutting_proxy import cutting_proxy
-from tests.support.recovery import eventually
 from tests.support.server import PROXIES, ROOT, Frontend
 from tests.unit.filmstrip.video_samples import encode
 
@@ -179,8 +178,8 @@ def test_ctrl_c_on_attach_leaves_the_generation_running(run: Run, client: Client
 
 
 def test_ctrl_c_on_generate_cancels_and_a_second_one_deletes(client: Client, server: Frontend, tmp_path: Path):
-    arguments = ["generate", "-p", "probe", "--frames", 3000, "--id", "mine", "-o", tmp_path / "x.mp4"]
-    with process(server.url, *arguments, "!sleep 0.5") as generating:
+    arguments = ["generate", "x", "-p", "probe", "--frames", 3000, "--id", "mine", "-o", tmp_path / "x.mp4"]
+    with process(server.url, *arguments, "--chunk-prompt", "1: !sleep 0.5") as generating:
         assert generating.stderr is not None
         assert "chunk 1/" in generating.stderr.readline()
         os.kill(generating.pid, signal.SIGINT)
@@ -192,11 +191,10 @@ def test_ctrl_c_on_generate_cancels_and_a_second_one_deletes(client: Client, ser
     assert count_frames(tmp_path / "x.mp4") == found.frames
     client.generations.delete("mine")
 
-    with process(server.url, *arguments, "!sleep 30") as generating:
-        eventually(lambda: [found.state for found in client.generations.list()] == ["running"])
-        eventually(lambda: server.probe_entries()[-1]["event"] == "chunk")
-        os.kill(generating.pid, signal.SIGINT)
+    with process(server.url, *arguments, "--chunk-prompt", "1: !sleep 30") as generating:
         assert generating.stderr is not None
+        assert "chunk 1/" in generating.stderr.readline()
+        os.kill(generating.pid, signal.SIGINT)
         while "Ctrl-C again" not in (line := generating.stderr.readline()):
             assert line, "the command ended after the first interrupt"
         os.kill(generating.pid, signal.SIGINT)
@@ -215,16 +213,21 @@ def test_a_command_whose_stream_breaks_goes_on(run: Run, server: Frontend, tmp_p
     assert count_frames(tmp_path / "x.mp4") == 288
 
 
-def test_a_busy_server_is_an_exit_code_unless_the_command_may_wait(run: Run, client: Client, tmp_path: Path):
-    client.generations.submit(pipeline_id="probe", prompt="!sleep 3", num_frames=9, id="first")
+def test_a_busy_server_is_an_exit_code_unless_the_command_may_wait(
+    run: Run, client: Client, server: Frontend, tmp_path: Path
+):
+    client.generations.submit(pipeline_id="probe", prompt="!sleep 60", num_frames=9, id="first")
     command = ["generate", "x", "-p", "probe", "--frames", 9, "-o", tmp_path / "x.mp4"]
     refused = run(*command, "--json")
     assert refused.exit_code == 4
     assert json.loads(refused.stderr)["error"]["code"] == "busy"
     assert [found.id for found in client.generations.list()] == ["first"]
-    waited = run(*command, "--wait")
-    assert waited.exit_code == 0, waited.output
-    assert "waiting: place 1 in the queue\n" in waited.stderr
+    with process(server.url, *command, "--wait") as waiting:
+        assert waiting.stderr is not None
+        assert waiting.stderr.readline() == "waiting: place 1 in the queue\n"
+        client.generations.delete("first")
+        _, stderr = waiting.communicate(timeout=60)
+    assert waiting.returncode == 0, stderr
 
 
 def test_the_result_as_json(run: Run, tmp_path: Path):

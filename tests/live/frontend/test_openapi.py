@@ -80,7 +80,7 @@ def test_streams_and_binary_bodies_are_described(document: dict[str, Any]) -> No
         "max_frames": {"minimum": 1, "type": "integer"},
         "height": {"maximum": 8192, "minimum": 1, "type": "integer"},
         "width": {"maximum": 8192, "minimum": 1, "type": "integer"},
-        "fit": {"default": "cover", "enum": ["cover", "contain"], "type": "string"},
+        "fit": {"default": "cover", "enum": ["cover", "contain", "fill"], "type": "string"},
     }
     download = paths["/api/v1/generate/download"]["get"]
     assert set(download["responses"]["206"]["headers"]) == {

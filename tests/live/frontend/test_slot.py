@@ -17,6 +17,7 @@ from frontend.events import NumberedEvent
 from frontend.generation import Generation, Slot
 from frontend.jobs import Door, Submission
 from frontend.local_jobs import LocalJobs
+from frontend.model_registry import ModelRegistry
 from frontend.plan import Plan
 from frontend.previews import PreviewEncoder
 from frontend.request_check import CheckedRequest
@@ -47,12 +48,12 @@ async def test_an_error_while_cleaning_up_does_not_keep_the_slot(
     store.open()
     triton = TritonClient("127.0.0.1:1", settings)
     encoder = PreviewEncoder()
-    slot = Slot(triton, store, encoder)
+    slot = Slot(ModelRegistry(triton), store, encoder)
     events: list[Event] = []
     generation = Generation("id", "", events)
     slot.take(generation)
     plan = cast("Plan", SimpleNamespace(output=VideoShape(1, 2, 2)))
-    request = CheckedRequest(plan, {}, {})
+    request = CheckedRequest(plan, {}, {}, slot.models)
     generation.start(request, store.draft(Kind.OUTPUT), triton, store, encoder, on_end=slot.release)
     generation.abort(ClientGone("the client is gone"))  # before its task began: only the end removes the file
     await generation.wait(10)

@@ -10,6 +10,8 @@ import pytest
 from tests.support import http
 from tests.support.server import MODEL_NAMES, Frames, Frontend
 
+HEALTHY = {"status": "healthy", "degraded": []}
+
 
 def metric(server: Frontend, name: str) -> float:
     """The sum of a metric over its labels."""
@@ -18,9 +20,14 @@ def metric(server: Frontend, name: str) -> float:
 
 
 def test_health(server: Frontend) -> None:
-    assert http.get(f"{server.url}/health").json() == {"status": "healthy", "generating": False, "degraded": []}
+    slot = {"name": "0"}
+    assert http.get(f"{server.url}/health").json() == HEALTHY | {
+        "generating": False,
+        "slots": [slot | {"state": "ready"}],
+    }
     with server.stream(pipeline_id="probe", prompt="!sleep 0.5", num_frames=9) as events:
-        assert http.get(f"{server.url}/health").json() == {"status": "healthy", "generating": True, "degraded": []}
+        busy = {"generating": True, "slots": [slot | {"state": "generating"}]}
+        assert http.get(f"{server.url}/health").json() == HEALTHY | busy
         list(events)
 
 

@@ -61,7 +61,7 @@ def test_every_variable_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     settings = Settings()
-    assert (settings.triton_url, settings.host, str(settings.data_dir)) == ("triton:8001", "0.0.0.0", "/data")
+    assert (settings.triton_url, settings.host, str(settings.data_dir)) == (("triton:8001",), "0.0.0.0", "/data")
 
 
 def test_secrets_are_files_that_the_settings_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from filmstrip import models
 from frontend import schema
 
 ANSWERS = {
-    schema.UploadAnswer: models.UploadedVideo,
+    schema.VideoUploadAnswer: models.UploadedVideo,
     schema.BlobAnswer: models.UploadedData,
     schema.AssetAnswer: models.UploadedAsset,
     schema.CancelAnswer: models.CancelAnswer,
@@ -19,6 +19,11 @@ ANSWERS = {
     schema.PipelineStatusAnswer: models.LoadStatus,
     schema.ErrorDetail: models.ErrorDetail,
     schema.ErrorAnswer: models.ErrorAnswer,
+    schema.GenerationAnswer: models.Generation,
+    schema.GenerationsAnswer: models.GenerationPage,
+    schema.CancelGenerationAnswer: models.CancelAnswer,
+    schema.DryRunAnswer: models.Plan,
+    schema.ChunkAnswer: models.PlannedChunk,
 }
 NOT_FOR_CLIENTS = {schema.ErrorAnswer: {"detail"}}  # repeats the message for clients of other servers
 

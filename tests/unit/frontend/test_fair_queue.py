@@ -57,6 +57,18 @@ class Queueing(RuleBasedStateMachine):
         assert item == promised == next(waiting for waiting in self.waiting if waiting[0] == item[0])
         self.waiting.remove(item)
 
+    @rule(rest=st.integers(0, 2))
+    def pop_one_that_can_be_taken(self, rest: int) -> None:
+        expected = next((item for item in self.queue if item[1] % 3 == rest), None)
+        if expected is None:
+            with pytest.raises(IndexError):
+                self.queue.pop(lambda item: item[1] % 3 == rest)
+            return
+        assert self.queue.pop(lambda item: item[1] % 3 == rest) == expected
+        clients = list(dict.fromkeys(item[0] for item in self.queue))
+        assert expected[0] not in clients[:-1]  # its turn comes last now
+        self.waiting.remove(expected)
+
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
     def remove(self, data: st.DataObject) -> None:

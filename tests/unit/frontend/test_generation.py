@@ -79,7 +79,7 @@ class Running:
         self.ended = asyncio.Event()
         self._buffers = store.shm_prefix("x").removesuffix("-x-")
         self.generation.start(
-            CheckedRequest(plan, {}, {}),
+            CheckedRequest(plan, {}, {}, None),  # the registry is for the jobs
             store.draft(Kind.OUTPUT),
             model,
             store,
