@@ -13,7 +13,7 @@ LONG_PROMPT = "x" * 100_000
 
 
 @pytest.mark.timeout(300)
-def test_hundreds_of_ended_generations_take_little_memory(server: Frontend, tmp_path: Path) -> None:
+def test_a_thousand_ended_generations_take_little_memory(server: Frontend, tmp_path: Path) -> None:
     with frontend_on(server, tmp_path) as frontend:
         own = Generations(frontend)
 
@@ -29,7 +29,7 @@ def test_hundreds_of_ended_generations_take_little_memory(server: Frontend, tmp_
 
         add(range(100))
         before = frontend.rss_bytes()
-        add(range(100, 700))  # 54 MB of requests
+        add(range(100, 1100))  # 90 MB of requests
         growth = frontend.rss_bytes() - before
         assert growth < 24 * MIB
         pages, after = 0, None
@@ -37,6 +37,6 @@ def test_hundreds_of_ended_generations_take_little_memory(server: Frontend, tmp_
             page = own.page(limit=100, **({"after": after} if after else {}))
             after = page["next"]
             pages += 1
-        assert pages == 7
+        assert pages == 11
         assert len(own.get("g101")["request"]["prompt"]) == 100_000
         assert own.events("g100")[-1].name == "complete"
