@@ -620,13 +620,13 @@ def generate(
             raise click.BadParameter(
                 f"{width}x{height} enlarged {scale} times exceeds {MAX_SCALED_SIDE} pixels", param_hint="--scale"
             )
-        job = _Job(client, retry, request, source, id)
+        command = _GenerateCommand(client, retry, request, source, id)
         try:
             if file is None:
-                job.submit(as_json=as_json)
+                command.submit(as_json=as_json)
             else:
                 rate = fps or (source.fps if source else DEFAULT_FPS)
-                job.run(_ResultWriter(server, file, rate, scale, video), waits=wait, as_json=as_json)
+                command.run(_ResultWriter(server, file, rate, scale, video), waits=wait, as_json=as_json)
         except InvalidField as error:
             if source is None and error.field == "input_path":
                 raise _Failure.of(error, "; use --video FILE") from error
@@ -708,7 +708,7 @@ class _WrittenFile:
         return asdict(self) | {"path": display_path(self.path)}
 
 
-class _Job:
+class _GenerateCommand:
     """What `generate` asks the server for.
 
     Args:
