@@ -1,4 +1,4 @@
-# make demo: set everything up and generate a video. make test: set everything up and run the quick tests.
+# make demo: set everything up and generate three videos. make test: set everything up and run the quick tests.
 PYTHON ?= python3
 PIP_TORCH ?= torch==2.13.0
 # Number of processes that run the tests. More than cores, because many tests wait.

@@ -784,7 +784,7 @@ class _GenerateCommand:
     def _start(self, stack: ExitStack) -> tuple[Iterator[Event], Callable[[], str]]:
         """Start the generation; its events, and what cancels it.
 
-        It is a generation with an id, if the server has them: only those survive a broken connection.
+        Uses a generation with an id if the server has them: only those survive a broken connection.
         """
         stream = self._client.generations.start(id=self._id, on_disconnect="cancel", **self._request)
         try:
@@ -964,8 +964,10 @@ def _download(
     """Download a generation, encoded by the server if it makes such a file: that is a small part of the frames."""
     found = client.generations.get(id)
     if not found.has_ended:
-        doing = f"waits at place {found.position}" if found.position else f"is at chunk {found.chunk}"
-        raise _Failure(f"{id} has not ended: it {doing} of {found.total_chunks}; wait with: filmstrip attach {id}")
+        doing = f"is at chunk {found.chunk} of {found.total_chunks}"
+        if found.position:
+            doing = f"waits at place {found.position}"
+        raise _Failure(f"{id} has not ended: it {doing}; wait with: filmstrip attach {id}")
     if found.output_path is None or found.video_shape is None:
         reason = f": {found.error.message}" if found.error else ""
         raise _Failure(f"{id} has no frames; its state is {found.state}{reason}")

@@ -315,7 +315,7 @@ class Client:
         """Generate a video and wait until it is complete; its `output_path` can then be downloaded.
 
         It is a generation with an id: it waits for its turn, and a broken connection is made again. On a server without
-        generations with an id (it answers 404 or 405), it runs as in `generate`.
+        generations with an id (it answers 404, 405 or 501), it runs as in `generate`.
 
         Args:
             request: fields of a GenerateRequest.

@@ -49,7 +49,7 @@ class GenerationRun:
     """One attempt to make a generation, from its plan to its last event.
 
     Attributes:
-        id: random; names it in logs and in a header.
+        id: the client's or a random one; names it in logs and in `X-Generation-Id`.
         client: who asked for it.
         events: takes what happens.
         previews: makes the previews; None if there are none, and before the start.
@@ -251,7 +251,7 @@ def _internal_error() -> ErrorEvent:
 
 
 def _clear_frames(task: asyncio.Task[Complete | Cancelled]) -> None:
-    """Let go of what the frames of a task that failed hold: `TaskGroup` leaves cycles, which would keep it for long."""
+    """Let go of what the frames of a task that failed hold: `TaskGroup` leaves reference cycles."""
     error: BaseException | None
     try:
         error = task.exception()
@@ -473,7 +473,7 @@ class EndedArchive:
 
 
 class ChunkRunner:
-    """Runs the chunks of one generation: a task each stages, generates and writes them, in the buffers in turn.
+    """Runs the chunks of one generation: three tasks, which stage, generate and write them, share the buffers.
 
     Attributes:
         num_chunks: chunks generated so far.

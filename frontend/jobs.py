@@ -26,7 +26,7 @@ class EntryPoint(StrEnum):
     """POST /api/v1/generate: the generation ends with its client's stream."""
 
     RESOURCE = "generations"
-    """/api/v1/generations: the generation goes on without its client."""
+    """/api/v1/generations and /v1/videos: the generation goes on without its client."""
 
 
 MAX_SHOWN_PROMPT = 1000
@@ -75,7 +75,7 @@ class Record(BaseModel):
         unused: fields of the request that the pipeline has no use for, sorted.
         pipelines: the pipelines of its chain.
         inputs: stored files that it reads.
-        assets: those of the inputs that are for it alone, as what was made from data URLs.
+        assets: inputs that only this generation uses, such as images from data URLs; removed at its end.
         previews: which previews to make; None for none.
         request_bytes: size of its request.
         preview_bytes: size of its previews so far.

@@ -246,7 +246,7 @@ def with_seed(request: GenerateRequest) -> GenerateRequest:
 
 
 def defaulted_fields(request: GenerateRequest) -> frozenset[str]:
-    """The fields that have a value which the client did not send: its load parameters."""
+    """Fields whose value comes from the client's load parameters, not from the request."""
     fields = GenerateRequest.model_fields
     return frozenset(
         name for name, value in request if name not in request.model_fields_set and value != fields[name].default

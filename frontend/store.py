@@ -455,6 +455,7 @@ class Store:
 
         Raises:
             StorageFull: the stored files would exceed their limits, or those of the client its share.
+            DiskFull: the disk is full.
         """
         self._make_folders()
         try:
@@ -518,6 +519,7 @@ class Store:
 
         Raises:
             StorageFull: the stored files would exceed their limits, or those of the client its share.
+            DiskFull: the disk is full.
         """
         self._make_folders()
         self._make_room(lambda: self._check_files(owner))

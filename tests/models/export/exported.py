@@ -4,14 +4,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.models.export.checkpoints import write_checkpoint, write_lora
+from tests.models.export.checkpoints import WHOLE, write_checkpoint, write_lora
 from tests.support.server import ROOT
 
 SIZES = ("64x64", "96x64")
 SIDES = ((64, 64), (64, 96))
 """Heights and widths of these sizes."""
 LORAS = ("ink", "neon")
-FEW_LAYERS = {"num_layers": 2, "vace_layers": [0]}
+FEW_LAYERS = {
+    "num_layers": 2,
+    "vace_layers": [0],
+    "vae": {**WHOLE["vae"], "dim_mult": [1, 2, 2], "temporal_downsample": [True, True]},
+    "patch_size": [1, 4, 4],  # a token has 16 x 16 pixels, as with Wan's own
+    "vace_in_dim": 24,  # 4 + 4 latent channels and 4 x 4 of the mask
+}
 """Each layer takes seconds to translate; one of the two gets hints and the other LoRAs."""
 
 

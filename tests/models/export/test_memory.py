@@ -7,12 +7,10 @@ from pathlib import Path
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
-pytest.importorskip("diffusers", reason="diffusers is not installed: see docs/export.md")
-pytest.importorskip("transformers", reason="transformers is not installed: see docs/export.md")
+diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: see docs/export.md")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed: see docs/export.md")
 
 from click.testing import CliRunner
-from diffusers import AutoencoderKLWan, WanTransformer3DModel, WanVACETransformer3DModel
-from transformers import UMT5Config, UMT5EncoderModel
 
 from export.config import UMT5_XXL, parse_config, parse_text_encoder_config
 from export.lora import Adapter, LowRank, attach
@@ -37,13 +35,13 @@ def num_parameters(module: torch.nn.Module) -> int:
 def test_weights_are_those_of_independent_networks() -> None:
     with torch.device("meta"):
         wan = num_parameters(
-            WanTransformer3DModel(num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=30)
+            diffusers.WanTransformer3DModel(num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=30)
         )
-        vace = WanVACETransformer3DModel(
+        vace = diffusers.WanVACETransformer3DModel(
             num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=30, vace_layers=VACE_LAYERS
         )
-        vae = AutoencoderKLWan()
-        encoder = UMT5EncoderModel(UMT5Config(**UMT5_XXL, feed_forward_proj="gated-gelu"))
+        vae = diffusers.AutoencoderKLWan()
+        encoder = transformers.UMT5EncoderModel(transformers.UMT5Config(**UMT5_XXL, feed_forward_proj="gated-gelu"))
     parts = estimate_memory(WITH_VACE, SMALL, Precision.BF16, text_encoder=UMT5)
     assert parts["transformer: weights"] == 2 * wan
     assert parts["text encoder: weights"] == 2 * num_parameters(encoder)
