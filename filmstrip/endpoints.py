@@ -40,7 +40,7 @@ FILE_FORMATS = {
 """The files that the server makes of a generation: their names in its URL and their media types, by format."""
 MAX_PAGE = 100
 _GENERATIONS = "/api/v1/generations"
-_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+GENERATION_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}")
 _FOLLOW = {"Accept": EVENT_STREAM, "Cache-Control": "no-store"}
 _NOT_THERE = (404, 405, 501)
@@ -346,7 +346,7 @@ def is_unsupported(error: Exception) -> bool:
 
 
 def _generation(id: str) -> str:
-    if not _ID.fullmatch(id):
+    if not GENERATION_ID.fullmatch(id):
         raise ValueError(f"{id!r} is not the id of a generation: 1 to 64 letters, digits, - and _")
     return f"{_GENERATIONS}/{id}"
 

@@ -325,9 +325,8 @@ class LocalJobs:
     async def _check(
         self, request: GenerateRequest, id: str, client: str, held_files: contextlib.ExitStack, entry_point: EntryPoint
     ) -> CheckedRequest:
-        if entry_point is EntryPoint.RESOURCE:
-            return await self._checker.check(request, id, client, held_files, candidates=self._best_first())
-        self._checking_streams.add((client, id))
+        if entry_point is EntryPoint.GENERATE:
+            self._checking_streams.add((client, id))
         try:
             return await self._checker.check(request, id, client, held_files, candidates=self._best_first())
         finally:
@@ -541,7 +540,7 @@ class LocalJobs:
         live = entry.live
         if live is None:
             archive = EndedArchive(self._records, entry.seq)
-            yield EventLog(archive, entry.num_events, is_complete=True).follow(silence_s, after)
+            yield EventLog(archive, entry.num_events, is_complete=True).follow(after=after, silence_s=silence_s)
             return
         live.num_followers += 1
         if live.grace is not None:
@@ -570,7 +569,7 @@ class LocalJobs:
                     await moved.wait()
             except TimeoutError:
                 yield None
-        async for event in live.events.follow(silence_s, after):
+        async for event in live.events.follow(after=after, silence_s=silence_s):
             yield event
 
     def _start_grace(self, live: LiveGeneration) -> None:
@@ -795,15 +794,15 @@ class _GrowingOutput:
 
     async def growth(self) -> AsyncIterator[Growth]:
         """How many frames there are; see `FrameSource.growth`."""
-        log = self._live.events
-        after = log.num_events
+        events = self._live.events
+        after = events.num_events
         while True:
             frames = self._live.run.frames_so_far()
             if frames is not None:
                 yield Growth(frames[1].frames)
-            if self._live.ended.is_set() or log.is_complete:
+            if self._live.ended.is_set() or events.is_complete:
                 break
-            async for event in log.follow(_GROWTH_SILENCE_S, after):
+            async for event in events.follow(after=after, silence_s=_GROWTH_SILENCE_S):
                 if event is not None:
                     after = event.number
                     break
