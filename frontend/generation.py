@@ -58,7 +58,7 @@ class GenerationRun:
 
     Args:
         video_fps: frames per second of the output's video files; None for those of the input video, if there is one.
-        previews: which previews to make; None for none.
+        preview_options: which previews to make; None for none.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class GenerationRun:
         events: EventSink,
         *,
         video_fps: float | None = None,
-        previews: PreviewOptions | None = None,
+        preview_options: PreviewOptions | None = None,
     ) -> None:
         self.id = id
         self.client = client
@@ -77,7 +77,7 @@ class GenerationRun:
         self.cancel_requested = False
         self.slot: Slot | None = None
         self._video_fps = video_fps
-        self._preview_options = previews
+        self._preview_options = preview_options
         self._output: tuple[Draft, VideoShape] | None = None
         self._task: asyncio.Task[Complete | Cancelled] | None = None
         self._abort_reason: FilmstripError | None = None
@@ -387,7 +387,9 @@ class LiveGeneration:
 
     def _new_run(self) -> GenerationRun:
         record = self.record
-        return GenerationRun(record.id, record.client, self, video_fps=record.video_fps, previews=record.previews)
+        return GenerationRun(
+            record.id, record.client, self, video_fps=record.video_fps, preview_options=record.previews
+        )
 
     def change(self, **changes: Any) -> None:
         """Change the record, also on disk."""
