@@ -25,7 +25,7 @@ from rich.text import Text
 from filmstrip import __version__, connection_settings
 from filmstrip.client import Client
 from filmstrip.console import CancelOnInterrupt, GenerationProgress, exit_on_signals, make_client, open_tracked, track
-from filmstrip.endpoints import is_unsupported, new_id
+from filmstrip.endpoints import GENERATION_ID, is_unsupported, new_id
 from filmstrip.errors import (
     BadVideo,
     Busy,
@@ -238,7 +238,7 @@ def _lora(text: str) -> tuple[str, float]:
 
 
 def _generation_id(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", text):
+    if not GENERATION_ID.fullmatch(text):
         raise click.BadParameter(f"{text!r} is not an id: 1 to 64 letters, digits, - and _")
     return text
 
@@ -620,13 +620,13 @@ def generate(
             raise click.BadParameter(
                 f"{width}x{height} enlarged {scale} times exceeds {MAX_SCALED_SIDE} pixels", param_hint="--scale"
             )
-        job = _Job(client, retry, request, source, id)
+        command = _GenerateCommand(client, retry, request, source, id)
         try:
             if file is None:
-                job.submit(as_json=as_json)
+                command.submit(as_json=as_json)
             else:
                 rate = fps or (source.fps if source else DEFAULT_FPS)
-                job.run(_ResultWriter(server, file, rate, scale, video), waits=wait, as_json=as_json)
+                command.run(_ResultWriter(server, file, rate, scale, video), waits=wait, as_json=as_json)
         except InvalidField as error:
             if source is None and error.field == "input_path":
                 raise _Failure.of(error, "; use --video FILE") from error
@@ -708,7 +708,7 @@ class _WrittenFile:
         return asdict(self) | {"path": display_path(self.path)}
 
 
-class _Job:
+class _GenerateCommand:
     """What `generate` asks the server for.
 
     Args:
@@ -732,7 +732,7 @@ class _Job:
     def submit(self, *, as_json: bool) -> None:
         """Start the generation and print its id."""
         submit = functools.partial(self._client.generations.submit, id=self._id)
-        found = self._retry.call(lambda: self._with_input(lambda: submit(**self._request)))
+        found = self._try(lambda: submit(**self._request))
         if as_json:
             _echo_json(_dumped(found))
             return
@@ -766,7 +766,7 @@ class _Job:
         """Show the progress up to the last event."""
         last: Complete | Cancelled | None = None
         with ExitStack() as stack:
-            events, cancel = self._retry.call(lambda: self._with_input(lambda: self._start(stack)))
+            events, cancel = self._try(lambda: self._start(stack))
             shown = stack.enter_context(GenerationProgress(Console(stderr=True, quiet=_is_json())))
             stack.enter_context(CancelOnInterrupt(cancel, shown.note))
             for event in events:
@@ -794,6 +794,10 @@ class _Job:
                 raise
             self._id = None
             return stack.enter_context(self._client.generate(**self._request)), self._client.cancel
+
+    def _try(self, attempt: Callable[[], ResultT]) -> ResultT:
+        """Make an attempt with the input video; if the user asked to wait, repeat it until the server accepts it."""
+        return self._retry.call(lambda: self._with_input(attempt))
 
     def _with_input(self, attempt: Callable[[], ResultT]) -> ResultT:
         """Make an attempt with the input video uploaded; upload it again if it has expired in the meantime."""

@@ -14,6 +14,7 @@ from filmstrip.errors import FilmstripError, MethodNotAllowed, NotFound, Unexpec
 from filmstrip.http_errors import read_error, unexpected
 from filmstrip.models import (
     CancelAnswer,
+    DryRunPlan,
     Generation,
     GenerationPage,
     Health,
@@ -21,7 +22,6 @@ from filmstrip.models import (
     LoadStatus,
     PipelineInfo,
     PipelineList,
-    Plan,
     UploadedAsset,
     UploadedData,
     UploadedVideo,
@@ -40,7 +40,7 @@ FILE_FORMATS = {
 """The files that the server makes of a generation: their names in its URL and their media types, by format."""
 MAX_PAGE = 100
 _GENERATIONS = "/api/v1/generations"
-_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+GENERATION_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}")
 _FOLLOW = {"Accept": EVENT_STREAM, "Cache-Control": "no-store"}
 _NOT_THERE = (404, 405, 501)
@@ -250,12 +250,12 @@ def submit(body: Mapping[str, Any], id: str | None, idempotency_key: str | None)
     return AnswerCall("POST", _GENERATIONS, headers={"Idempotency-Key": idempotency_key}, json=body, read=read)
 
 
-def start(body: Mapping[str, Any], id: str) -> StreamCall:
+def submit_and_follow(body: Mapping[str, Any], id: str) -> StreamCall:
     """Start a generation; the answer is its stream of events."""
     return StreamCall("PUT", _generation(id), headers=_FOLLOW, json=body, media_type=EVENT_STREAM)
 
 
-def submission(
+def submission_body(
     body: Mapping[str, Any], on_disconnect: str | None, previews: Mapping[str, int] | None
 ) -> dict[str, Any]:
     """The body that starts a generation with an id."""
@@ -327,11 +327,11 @@ def file_format(path: str | PurePath) -> str:
     raise ValueError(f"{str(path)!r} must end in .mp4, .webm, .gif or .png, or name the format")
 
 
-def dry_run(body: Mapping[str, Any], uploads: Mapping[str, Any] | None) -> AnswerCall[Plan]:
+def dry_run(body: Mapping[str, Any], uploads: Mapping[str, Any] | None) -> AnswerCall[DryRunPlan]:
     """Plan a request without running it; `uploads` stands for files that are not uploaded yet."""
     if uploads is not None:
         body = {**body, "uploads": uploads}
-    return AnswerCall("POST", _GENERATIONS, params={"dry_run": "1"}, json=body, read=Plan.model_validate_json)
+    return AnswerCall("POST", _GENERATIONS, params={"dry_run": "1"}, json=body, read=DryRunPlan.model_validate_json)
 
 
 def is_unsupported(error: Exception) -> bool:
@@ -346,7 +346,7 @@ def is_unsupported(error: Exception) -> bool:
 
 
 def _generation(id: str) -> str:
-    if not _ID.fullmatch(id):
+    if not GENERATION_ID.fullmatch(id):
         raise ValueError(f"{id!r} is not the id of a generation: 1 to 64 letters, digits, - and _")
     return f"{_GENERATIONS}/{id}"
 

@@ -23,7 +23,7 @@ from filmstrip.errors import (
 )
 from filmstrip.following import MAX_RECONNECTS, STREAM_ENDED, Following, check_supported
 from filmstrip.http_errors import mapped_errors
-from filmstrip.models import Complete, Event, Generation, Plan, completed
+from filmstrip.models import Complete, DryRunPlan, Event, Generation, completed
 from filmstrip.request_fields import GenerateFields
 from filmstrip.sender import AsyncSender, Sender
 from filmstrip.video.write import open_replacement
@@ -277,7 +277,7 @@ class Generations:
             FilmstripError: the server refused the request.
             ValueError: the id or the key cannot be sent.
         """
-        body = endpoints.submission(endpoints.request_body(request, fields), on_disconnect, previews)
+        body = endpoints.submission_body(endpoints.request_body(request, fields), on_disconnect, previews)
         call = endpoints.submit(body, id, idempotency_key)
         following = Following(call.path.rpartition("/")[2], max_reconnects=self._max_reconnects, start=call)
         while True:
@@ -301,9 +301,9 @@ class Generations:
         With `on_disconnect="cancel"`, leaving the block before the last event deletes the generation. See `submit` for
         the other arguments and the errors, which are raised at the start of the block.
         """
-        body = endpoints.submission(endpoints.request_body(request, fields), on_disconnect, previews)
+        body = endpoints.submission_body(endpoints.request_body(request, fields), on_disconnect, previews)
         name = id or endpoints.new_id()
-        following = Following(name, max_reconnects=self._max_reconnects, start=endpoints.start(body, name))
+        following = Following(name, max_reconnects=self._max_reconnects, start=endpoints.submit_and_follow(body, name))
         return EventStream(self._sender, following, is_owned=on_disconnect == "cancel")
 
     def attach(self, id: str, *, after: int = 0) -> EventStream:
@@ -415,7 +415,7 @@ class Generations:
         *,
         uploads: Mapping[str, Any] | None = None,
         **fields: Unpack[GenerateFields],
-    ) -> Plan:
+    ) -> DryRunPlan:
         """Check a request and plan its chunks, without running it.
 
         Args:
@@ -454,7 +454,7 @@ class AsyncGenerations:
         **fields: Unpack[GenerateFields],
     ) -> Generation:
         """Start a generation and return at once; it waits for its turn."""
-        body = endpoints.submission(endpoints.request_body(request, fields), on_disconnect, previews)
+        body = endpoints.submission_body(endpoints.request_body(request, fields), on_disconnect, previews)
         call = endpoints.submit(body, id, idempotency_key)
         following = Following(call.path.rpartition("/")[2], max_reconnects=self._max_reconnects, start=call)
         while True:
@@ -474,9 +474,9 @@ class AsyncGenerations:
         **fields: Unpack[GenerateFields],
     ) -> AsyncEventStream:
         """Start a generation and follow its events: `async with client.generations.start(...) as events`."""
-        body = endpoints.submission(endpoints.request_body(request, fields), on_disconnect, previews)
+        body = endpoints.submission_body(endpoints.request_body(request, fields), on_disconnect, previews)
         name = id or endpoints.new_id()
-        following = Following(name, max_reconnects=self._max_reconnects, start=endpoints.start(body, name))
+        following = Following(name, max_reconnects=self._max_reconnects, start=endpoints.submit_and_follow(body, name))
         return AsyncEventStream(self._sender, following, is_owned=on_disconnect == "cancel")
 
     def attach(self, id: str, *, after: int = 0) -> AsyncEventStream:
@@ -554,7 +554,7 @@ class AsyncGenerations:
         *,
         uploads: Mapping[str, Any] | None = None,
         **fields: Unpack[GenerateFields],
-    ) -> Plan:
+    ) -> DryRunPlan:
         """Check a request and plan its chunks, without running it."""
         call = endpoints.dry_run(endpoints.request_body(request, fields), uploads)
         try:

@@ -280,7 +280,7 @@ class PlannedChunk(_Answer):
     frames: int
 
 
-class Plan(_Answer):
+class DryRunPlan(_Answer):
     """What a request would generate.
 
     Attributes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from filmstrip.errors import NotFound
 
-from .generation import Job
+from .generation import LiveGeneration
 from .jobs import Record
 from .records import Records
 from .schema import State
@@ -22,7 +22,7 @@ class Entry:
 
     Attributes:
         num_events: events in the log when it ended.
-        job: the rest, while it is live.
+        live: the rest, while it is live.
     """
 
     seq: int
@@ -36,12 +36,12 @@ class Entry:
     output_path: str | None = None
     preview_bytes: int = 0
     num_events: int = 0
-    job: "Job | None" = None
+    live: "LiveGeneration | None" = None
 
     @property
     def current_state(self) -> State:
         """Its state, also while it is live."""
-        return self.state if self.job is None else self.job.record.state
+        return self.state if self.live is None else self.live.record.state
 
     @classmethod
     def of(cls, record: Record, num_events: int = 0) -> "Entry":
@@ -103,9 +103,9 @@ class Catalogue:
         entries = list(self._clients.get(client, {}).values())
         return (entry for entry in (entries if oldest_first else reversed(entries)) if not self._is_gone(entry))
 
-    def jobs(self, client: str) -> list[Job]:
+    def live(self, client: str) -> list[LiveGeneration]:
         """A client's generations that wait or run."""
-        return [entry.job for entry in self._clients.get(client, {}).values() if entry.job is not None]
+        return [entry.live for entry in self._clients.get(client, {}).values() if entry.live is not None]
 
     def keep_key(self, client: str, key: str, id: str) -> None:
         """Reserve an idempotency key for a generation that is not accepted yet."""
@@ -115,10 +115,10 @@ class Catalogue:
         """Forget an idempotency key."""
         self._keys.pop((client, key), None)
 
-    def add(self, record: Record, num_events: int = 0, job: Job | None = None) -> Entry:
+    def add(self, record: Record, num_events: int = 0, live: LiveGeneration | None = None) -> Entry:
         """Add a generation."""
         entry = Entry.of(record, num_events)
-        entry.job = job
+        entry.live = live
         self._store.count(record.preview_bytes, record.client, is_new=False)
         self._clients.setdefault(entry.client, {})[entry.id] = entry
         if entry.idempotency_key is not None:
@@ -127,12 +127,12 @@ class Catalogue:
             self._limit_without_output(entry)
         return entry
 
-    def note_end(self, job: Job) -> None:
+    def note_end(self, live: LiveGeneration) -> None:
         """Note that a generation has ended and its last event is written."""
-        record = job.record
+        record = live.record
         entry = self._clients[record.client][record.id]
         entry.state, entry.output_path, entry.expires_at = record.state, record.output_path, record.expires_at
-        entry.num_events, entry.preview_bytes, entry.job = job.log.num_events, record.preview_bytes, None
+        entry.num_events, entry.preview_bytes, entry.live = live.events.num_events, record.preview_bytes, None
         self._limit_without_output(entry)
 
     def remove(self, entry: Entry) -> None:
@@ -169,7 +169,7 @@ class Catalogue:
 
     def _is_gone(self, entry: Entry) -> bool:
         """Whether it has expired, or its output has been removed: both go together. It is removed then."""
-        if entry.job is not None or entry.expires_at is None:
+        if entry.live is not None or entry.expires_at is None:
             return False
         is_gone = entry.expires_at <= time.time()
         is_gone = is_gone or (entry.output_path is not None and not self._store.has(entry.output_path))

@@ -100,12 +100,12 @@ class EventLog:
         self._is_closed = True
         self._wake()
 
-    async def follow(self, silence_s: float, after: int = 0) -> AsyncIterator[NumberedEvent | None]:
+    async def follow(self, *, after: int = 0, silence_s: float) -> AsyncIterator[NumberedEvent | None]:
         """The events up to the last one, and None after each long silence.
 
         Args:
-            silence_s: longest silence.
             after: number of the last event that the reader already has.
+            silence_s: longest silence.
         """
         position = after
         while True:

@@ -45,8 +45,8 @@ _NUM_BUFFERS = 2  # double buffering
 _WRITE_RECORD_S = 1.0
 
 
-class Generation:
-    """One generation.
+class GenerationRun:
+    """One attempt to make a generation, from its plan to its last event.
 
     Attributes:
         id: the client's or a random one; names it in logs and in `X-Generation-Id`.
@@ -58,7 +58,7 @@ class Generation:
 
     Args:
         video_fps: frames per second of the output's video files; None for those of the input video, if there is one.
-        previews: which previews to make; None for none.
+        preview_options: which previews to make; None for none.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Generation:
         events: EventSink,
         *,
         video_fps: float | None = None,
-        previews: PreviewOptions | None = None,
+        preview_options: PreviewOptions | None = None,
     ) -> None:
         self.id = id
         self.client = client
@@ -77,7 +77,7 @@ class Generation:
         self.cancel_requested = False
         self.slot: Slot | None = None
         self._video_fps = video_fps
-        self._preview_options = previews
+        self._preview_options = preview_options
         self._output: tuple[Draft, VideoShape] | None = None
         self._task: asyncio.Task[Complete | Cancelled] | None = None
         self._abort_reason: FilmstripError | None = None
@@ -268,15 +268,15 @@ class Slot:
     Attributes:
         name: in metrics and in the health of the server.
         shown_name: in events and log lines; None if there is only one slot.
-        models: of the Triton.
-        current: the generation that has the slot; it may not have been started yet.
-        waits: nothing that waits is started here before Triton is ready.
+        registry: of the Triton's models.
+        current: the run that has the slot; it may not have been started yet.
+        awaits_triton: nothing that waits is started here before Triton is ready.
         on_free: called when the slot has become free.
     """
 
     def __init__(
         self,
-        models: ModelRegistry,
+        registry: ModelRegistry,
         store: Store,
         encoder: PreviewEncoder,
         *,
@@ -285,11 +285,11 @@ class Slot:
     ) -> None:
         self.name = name
         self.shown_name = shown_name
-        self.models = models
+        self.registry = registry
         self._store = store
         self._encoder = encoder
-        self.current: Generation | None = None
-        self.waits = False
+        self.current: GenerationRun | None = None
+        self.awaits_triton = False
         self.on_free: Callable[[], None] = lambda: None
         metrics.SLOTS_IN_USE.labels(name).set(0)
 
@@ -298,31 +298,31 @@ class Slot:
         """No generation has the slot."""
         return self.current is None
 
-    def take(self, generation: Generation) -> None:
-        """Give the slot to a generation."""
+    def take(self, run: GenerationRun) -> None:
+        """Give the slot to a run."""
         if self.current is not None:
             raise RuntimeError("another generation has the slot")
-        self.current = generation
+        self.current = run
         metrics.SLOTS_IN_USE.labels(self.name).inc()
 
-    def start(self, generation: Generation, request: CheckedRequest) -> None:
-        """Start a generation, which takes the slot unless it has it already and releases it at its end.
+    def start(self, run: GenerationRun, request: CheckedRequest) -> None:
+        """Start a run, which takes the slot unless it has it already and releases it at its end.
 
         Args:
-            generation: to start.
+            run: to start.
             request: to serve.
 
         Raises:
             StorageFull: the output does not fit; nothing has changed then.
         """
         plan = request.plan
-        output = self._store.draft(Kind.OUTPUT, VIDEO_HEADER_BYTES + plan.output.num_bytes, owner=generation.client)
-        if self.current is not generation:
-            self.take(generation)
-        generation.slot = self
+        output = self._store.draft(Kind.OUTPUT, VIDEO_HEADER_BYTES + plan.output.num_bytes, owner=run.client)
+        if self.current is not run:
+            self.take(run)
+        run.slot = self
         logs.name_slot(self.shown_name)
         log.info("%d frames of %s in %d chunks", plan.output.frames, plan.chain.pipeline.id, len(plan.chunks))
-        generation.start(request, output, self.models.triton, self._store, self._encoder, on_end=self.release)
+        run.start(request, output, self.registry.triton, self._store, self._encoder, on_end=self.release)
 
     def release(self) -> None:
         """Free the slot."""
@@ -331,15 +331,14 @@ class Slot:
         self.on_free()
 
 
-class Job:
+class LiveGeneration:
     """A generation that waits or runs: it takes its events, and keeps its record.
 
     Attributes:
         record: as of now.
-        log: its events.
-        generation: what runs; it exists before it is started.
+        events: what has happened, for its followers.
+        run: what the slot runs; it exists before it is started.
         held_files: keeps its inputs; closed at its end.
-        slot: where it runs, or ran last; None before.
         retry_until: when it stops being tried again, by the event loop's clock; None before it had to be.
         stop_reason: why it has to end before it is started.
         num_followers: those who follow its events now.
@@ -354,14 +353,13 @@ class Job:
         num_events: int,
         *,
         ttl_s: float,
-        may_retry: Callable[["Job", ErrorEvent], bool],
-        on_end: Callable[["Job"], None],
+        may_retry: Callable[["LiveGeneration", ErrorEvent], bool],
+        on_end: Callable[["LiveGeneration"], None],
     ) -> None:
         self.record = record
-        self.log = EventLog(self, num_events)
-        self.generation = self._new_generation()
+        self.events = EventLog(self, num_events)
+        self.run = self._new_run()
         self.held_files = contextlib.ExitStack()
-        self.slot: Slot | None = None
         self.retry_until: float | None = None
         self.stop_reason: FilmstripError | None = None
         self.num_followers = 0
@@ -383,13 +381,15 @@ class Job:
             return None
         return (self.record.num_frames - self.record.frames) / self.record.fps
 
-    def renew_generation(self) -> None:
-        """Replace the generation by one that has not been started."""
-        self.generation = self._new_generation()
+    def renew_run(self) -> None:
+        """Replace the run by one that has not been started."""
+        self.run = self._new_run()
 
-    def _new_generation(self) -> Generation:
+    def _new_run(self) -> GenerationRun:
         record = self.record
-        return Generation(record.id, record.client, self, video_fps=record.video_fps, previews=record.previews)
+        return GenerationRun(
+            record.id, record.client, self, video_fps=record.video_fps, preview_options=record.previews
+        )
 
     def change(self, **changes: Any) -> None:
         """Change the record, also on disk."""
@@ -399,7 +399,7 @@ class Job:
     def suspend(self) -> None:
         """Take no more events and end all followers: the next start of the server goes on with it."""
         self._is_suspended = True
-        self.log.close()
+        self.events.close()
 
     def restart(self) -> None:
         """Let the record say that it was interrupted, whatever its last event is."""
@@ -422,7 +422,7 @@ class Job:
             changes = {"ended_at": now, "expires_at": now + self._ttl_s, **self._outcome(event)}
             self.record = self.record.model_copy(update=changes)
             self.held_files.close()
-        self.log.append(event)
+        self.events.append(event)
 
     def _outcome(self, event: Complete | Cancelled | ErrorEvent) -> dict[str, Any]:
         """What the last event changes in the record."""
@@ -433,7 +433,7 @@ class Job:
         state = State.COMPLETE if isinstance(event, Complete) else State.CANCELLED
         return {"state": state, "output_path": event.output_path, "video_shape": event.video_shape}
 
-    # -- The archive of its log ---------------------------------------------------------------------------------
+    # -- The archive of its events --------------------------------------------------------------------------------
 
     def add(self, event: NumberedEvent, done: Callable[[bool], None]) -> None:
         """Write an event; the record is written along with the last one, and from time to time."""
@@ -484,7 +484,7 @@ class ChunkRunner:
 
     def __init__(
         self,
-        generation: Generation,
+        generation: GenerationRun,
         request: CheckedRequest,
         output: Draft,
         *,

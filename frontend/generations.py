@@ -15,9 +15,9 @@ from .auth import client_of_request
 from .bodies import BINARY, JSON
 from .connection import on_close, will_stream
 from .download import VIDEO_HEADERS, counted, send_file, video_headers
-from .jobs import Door, Known, Submission
+from .endpoint_helpers import answer, event_stream, json_body
+from .jobs import EntryPoint, GenerationView, Submission
 from .openapi import EVENTS, content, describe, parameter, query_parameters
-from .requests import answer, event_stream, json_body
 from .schema import (
     ID_PATTERN,
     MAX_PAGE,
@@ -115,19 +115,19 @@ async def _submit(id: str | None, key: str | None) -> Response:
             client,
             id,
             await state.loads.apply_defaults(client, body.generate_request()),
-            Door.RESOURCE,
+            EntryPoint.RESOURCE,
             key,
             body.on_disconnect,
             body.previews,
         )
         del body
         submitted = await state.jobs.submit(submission)
-    name = submitted.record.id
+    generation_id = submitted.record.id
     if streams:
-        return await _stream(name, after=0)
-    response = _resource(await state.jobs.known(client, name))
+        return await _stream(generation_id, after=0)
+    response = _resource(await state.jobs.get(client, generation_id))
     response.status_code = 202 if submitted.is_new else 200
-    response.headers["X-Generation-Id"] = name
+    response.headers["X-Generation-Id"] = generation_id
     return response
 
 
@@ -162,7 +162,7 @@ async def list_generations() -> Response:
         limit=limit,
         after=request.args.get("after") or None,
     )
-    return _json({"generations": [_summary(known) for known in page.generations], "next": page.next})
+    return _json({"generations": [_summary(view) for view in page.generations], "next": page.next})
 
 
 @generations.get(f"{_ROOT}/<id>")
@@ -174,7 +174,7 @@ async def list_generations() -> Response:
 )
 async def get_generation(id: str) -> Response:
     """Get the state of a generation."""
-    return _resource(await app_state().jobs.known(client_of_request(), id))
+    return _resource(await app_state().jobs.get(client_of_request(), id))
 
 
 @generations.post(f"{_ROOT}/<id>/cancel")
@@ -313,21 +313,21 @@ def _query_number(name: str, default: int) -> int:
     return int(text)
 
 
-def _summary(known: Known) -> dict[str, Any]:
-    record = known.record
+def _summary(view: GenerationView) -> dict[str, Any]:
+    record = view.record
     error = None
     if record.error_code is not None:
         error = {"code": record.error_code, "message": record.error_message}
     return {
         "id": record.id,
         "state": record.state,
-        "position": known.position,
+        "position": view.position,
         "chunk": record.chunk,
         "total_chunks": record.total_chunks,
         "frames": record.frames,
         "num_frames": record.num_frames,
         "fps": record.fps,
-        "eta_s": None if known.eta_s is None else round(known.eta_s, 3),
+        "eta_s": None if view.eta_s is None else round(view.eta_s, 3),
         "created_at": record.created_at,
         "started_at": record.started_at,
         "ended_at": record.ended_at,
@@ -350,10 +350,10 @@ def _links(id: str, output_path: str | None) -> dict[str, str]:
     return links
 
 
-def _resource(known: Known) -> Response:
+def _resource(view: GenerationView) -> Response:
     """The answer for one generation; its request may be large, and is passed on as it is stored."""
-    summary = json.dumps(_summary(known))
-    return Response(f'{summary[:-1]}, "request": {known.request or "null"}}}', content_type=JSON)
+    summary = json.dumps(_summary(view))
+    return Response(f'{summary[:-1]}, "request": {view.request or "null"}}}', content_type=JSON)
 
 
 def _json(value: dict[str, Any]) -> Response:

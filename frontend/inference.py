@@ -99,7 +99,7 @@ class ChunkCall:
         model: the Triton model.
         sequence_id: Triton's correlation id.
         starts: the call starts the sequence.
-        start_timeout_s: how long a starting sequence may wait for a free slot.
+        start_timeout_s: how long a starting sequence may wait for a free place.
         timeout_s: how long the call may take in all.
         parameters: of the chunk, as JSON.
         tensors: the arrays.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from filmstrip.wire import VideoShape
 
@@ -19,8 +19,8 @@ from .schema import CancelStatus, GenerateRequest, OnDisconnect, PreviewOptions,
 from .video_files import FrameSource
 
 
-class Door(StrEnum):
-    """The endpoints that a generation can come by."""
+class EntryPoint(StrEnum):
+    """The endpoints that take generations."""
 
     GENERATE = "generate"
     """POST /api/v1/generate: the generation ends with its client's stream."""
@@ -40,7 +40,7 @@ class Submission:
         client: who asks for it.
         id: its id, unique within the client; None lets `submit` make one.
         request: with the client's defaults filled in; `submit` draws a random seed.
-        door: the endpoint that it comes by.
+        entry_point: the endpoint that takes it.
         idempotency_key: the client's other name for it.
         on_disconnect: what to do when nobody follows it any more.
         previews: which previews to make; None for none.
@@ -51,7 +51,7 @@ class Submission:
     client: str
     id: str | None
     request: GenerateRequest
-    door: Door = Door.RESOURCE
+    entry_point: EntryPoint = EntryPoint.RESOURCE
     idempotency_key: str | None = None
     on_disconnect: OnDisconnect = "continue"
     previews: PreviewOptions | None = None
@@ -65,7 +65,7 @@ class Record(BaseModel):
     Attributes:
         seq: its place in the order in which generations were accepted, from 1.
         client, id: its name; an id is unique within its client.
-        door: the endpoint that it came by.
+        entry_point: the endpoint that took it.
         pipeline_id: the pipeline.
         prompt: the start of its prompt, at most `MAX_SHOWN_PROMPT` characters.
         digest: hash of the request as it was sent, by which a repeated request is recognised.
@@ -93,7 +93,7 @@ class Record(BaseModel):
     seq: int
     client: str
     id: str
-    door: Door
+    entry_point: EntryPoint = Field(validation_alias=AliasChoices("entry_point", "door"))  # `door` in older records
     state: State
     pipeline_id: str = ""
     prompt: str = ""
@@ -127,7 +127,7 @@ class Record(BaseModel):
     video_shape: VideoShape | None = None
 
 
-class Known(NamedTuple):
+class GenerationView(NamedTuple):
     """A generation as its client sees it.
 
     Attributes:
@@ -163,7 +163,7 @@ Followed = NumberedEvent | QueuedEvent | None
 class Page(NamedTuple):
     """Some of a client's generations, in order, and the `after` of the next page, or None if there is none."""
 
-    generations: list[Known]
+    generations: list[GenerationView]
     next: str | None
 
 
@@ -191,8 +191,8 @@ class Jobs(Protocol):
             FilmstripError: the request cannot be served.
         """
 
-    async def known(self, client: str, id: str, *, with_request: bool = True) -> Known:
-        """What is known of a generation, with its request unless that is not needed.
+    async def get(self, client: str, id: str, *, with_request: bool = True) -> GenerationView:
+        """A generation, with its request unless that is not needed.
 
         Raises:
             NotFound: the client has no such generation, or it has expired.
@@ -234,14 +234,14 @@ class Jobs(Protocol):
             silence_s: longest silence before a None.
 
         Raises:
-            NotFound: see `known`; on entering the context.
+            NotFound: see `get`; on entering the context.
         """
 
     async def cancel(self, client: str, id: str) -> CancelStatus:
         """Cancel a generation: at once if it waits, otherwise after its current chunk.
 
         Raises:
-            NotFound: see `known`.
+            NotFound: see `get`.
         """
 
     async def cancel_streams(self, client: str) -> bool:
@@ -251,14 +251,14 @@ class Jobs(Protocol):
         """End a generation as soon as the model stops and remove it with its files; returns when its slot is free.
 
         Raises:
-            NotFound: see `known`.
+            NotFound: see `get`.
         """
 
     def frames(self, client: str, id: str) -> AbstractAsyncContextManager[FramesSoFar]:
         """The frames that a generation has made so far, readable while the context lasts.
 
         Raises:
-            NotFound: see `known`.
+            NotFound: see `get`.
             NotReady: there are none.
         """
 
@@ -266,6 +266,6 @@ class Jobs(Protocol):
         """The frames of a generation for an encoder: of its output, or of a video that still grows.
 
         Raises:
-            NotFound: see `known`.
+            NotFound: see `get`.
             NotReady: it has not started, or ended without frames.
         """

@@ -35,9 +35,19 @@ from .blobs import read_pieces
 from .catalogue import Catalogue, Entry
 from .events import EventLog
 from .fair_queue import FairQueue
-from .generation import RESTARTED, EndedArchive, Job, Slot
+from .generation import RESTARTED, EndedArchive, LiveGeneration, Slot
 from .images import ImageDecoder, data_urls_to_assets
-from .jobs import MAX_SHOWN_PROMPT, Door, Followed, Known, Page, QueuedEvent, Record, Submission, Submitted
+from .jobs import (
+    MAX_SHOWN_PROMPT,
+    EntryPoint,
+    Followed,
+    GenerationView,
+    Page,
+    QueuedEvent,
+    Record,
+    Submission,
+    Submitted,
+)
 from .model_registry import ModelRegistry
 from .records import Records, defaulted_fields, digest_and_text, restored_request, stored_request, with_seed
 from .request_check import CheckCancelled, CheckedRequest, RequestChecker
@@ -101,8 +111,8 @@ class LocalJobs:
         self._catalogue = Catalogue(records, store)
         self._pending: dict[tuple[str, str], _Pending] = {}
         self._num_seqs = 0
-        self._queue: FairQueue[Door, Job] = FairQueue(
-            {Door.RESOURCE: settings.queue_length, Door.GENERATE: settings.generate_queue_length}
+        self._queue: FairQueue[EntryPoint, LiveGeneration] = FairQueue(
+            {EntryPoint.RESOURCE: settings.queue_length, EntryPoint.GENERATE: settings.generate_queue_length}
         )
         self._moved = asyncio.Event()
         self._checking_streams: set[tuple[str, str]] = set()
@@ -135,51 +145,51 @@ class LocalJobs:
                 self._keep(self._dispatch_when_ready(slot), "wait for Triton")
 
     def _restore(self, entry: Entry, record: Record, num_events: int) -> None:
-        job = entry.job = self._new_job(record, num_events)
-        is_stream = record.door is Door.GENERATE
+        live = entry.live = self._new_live(record, num_events)
+        is_stream = record.entry_point is EntryPoint.GENERATE
         if is_stream or (record.state is State.RUNNING and not self._settings.resume):
             with logs.named(record.id):
                 log.warning("%s", RESTARTED)
             metrics.GENERATIONS.labels(Restarted.code).inc()
             self._drop_assets(record.assets)
-            job.append(ErrorEvent(RESTARTED, Restarted.code))
+            live.append(ErrorEvent(RESTARTED, Restarted.code))
             return
-        self._hold_inputs(job)
+        self._hold_inputs(live)
         if record.state is State.RUNNING:
-            job.change(state=State.QUEUED, started_at=None, chunk=0, frames=0, fps=None)
-            self._queue.put_first(record.client, job, record.door)
+            live.change(state=State.QUEUED, started_at=None, chunk=0, frames=0, fps=None)
+            self._queue.put_first(record.client, live, record.entry_point)
         else:
-            self._queue.append(record.client, job, record.door)
+            self._queue.append(record.client, live, record.entry_point)
         self._queue_changed()
-        self._start_grace(job)
+        self._start_grace(live)
 
-    def _hold_inputs(self, job: Job) -> None:
-        record = job.record
-        job.held_files.callback(self._drop_assets, record.assets)
+    def _hold_inputs(self, live: LiveGeneration) -> None:
+        record = live.record
+        live.held_files.callback(self._drop_assets, record.assets)
         for name in record.inputs:
             with contextlib.suppress(FilmstripError):  # the start refuses it then
                 kinds = (Kind.VIDEO, Kind.BLOB, Kind.ASSET)
                 file = self._store.find(name, *kinds, owner=record.client, allow_expired=True)
-                job.held_files.enter_context(self._store.holding(file))
+                live.held_files.enter_context(self._store.holding(file))
 
     async def close(self, timeout_s: float) -> None:
         """Accept no more generations, and end what runs; what waits is for the next start."""
         self.is_closed = True
         self._checker.close()
-        for job in list(self._queue):
-            if job.record.door is Door.GENERATE:
-                self._queue.remove(job.record.client, job)
-                job.restart()
-                self._end_unstarted(job, _error_event(ShuttingDown("the server is stopping")))
+        for live in list(self._queue):
+            if live.record.entry_point is EntryPoint.GENERATE:
+                self._queue.remove(live.record.client, live)
+                live.restart()
+                self._end_unstarted(live, _error_event(ShuttingDown("the server is stopping")))
             else:
-                job.suspend()
-        for job in self._running():
-            if self._settings.resume and job.record.door is Door.RESOURCE:
-                job.suspend()
-            job.restart()
-            job.generation.abort(ShuttingDown("the server is stopping"))
+                live.suspend()
+        for live in self._running():
+            if self._settings.resume and live.record.entry_point is EntryPoint.RESOURCE:
+                live.suspend()
+            live.restart()
+            live.run.abort(ShuttingDown("the server is stopping"))
         self._queue_changed()
-        await asyncio.gather(*(job.generation.wait(timeout_s) for job in self._running()))
+        await asyncio.gather(*(live.run.wait(timeout_s) for live in self._running()))
         if self._starting:
             await asyncio.wait(self._starting, timeout=timeout_s)
 
@@ -195,20 +205,20 @@ class LocalJobs:
     async def submit(self, submission: Submission) -> Submitted:
         """Accept a generation; see `Jobs.submit`."""
         self._check_is_open()
-        if submission.door is Door.GENERATE:  # its id is new
+        if submission.entry_point is EntryPoint.GENERATE:  # its id is new
             text = await in_thread(stored_request, submission.request, submission.request)
             return Submitted(await self._accept(submission, secrets.token_hex(8), "", text), is_new=True)
         digest, text = await in_thread(digest_and_text, submission.request)
         while True:
-            name = self._id_of(submission)
-            entry = self._catalogue.get(submission.client, name)
+            generation_id = self._id_of(submission)
+            entry = self._catalogue.get(submission.client, generation_id)
             if entry is not None:
-                _check_same(entry.digest, digest, name)
-                return Submitted((await self._known(entry)).record, is_new=False)
-            pending = self._pending.get((submission.client, name))
+                _check_same(entry.digest, digest, generation_id)
+                return Submitted((await self._view_of(entry)).record, is_new=False)
+            pending = self._pending.get((submission.client, generation_id))
             if pending is None:
-                return Submitted(await self._accept_once(submission, name, digest, text), is_new=True)
-            _check_same(pending.digest, digest, name)
+                return Submitted(await self._accept_once(submission, generation_id, digest, text), is_new=True)
+            _check_same(pending.digest, digest, generation_id)
             await pending.done.wait()
             if pending.error is not None:
                 raise pending.error
@@ -244,21 +254,21 @@ class LocalJobs:
         The slot is not held during the check: of several requests that are checked at once, the first to pass takes
         it. A request of /generate that its client cancels meanwhile gives a generation whose only event is `cancelled`.
         """
-        client, door = submission.client, submission.door
-        self._check_room(door)
+        client, entry_point = submission.client, submission.entry_point
+        self._check_room(entry_point)
         logs.name_generation(id)
         with contextlib.ExitStack() as held_files:
             request = with_seed(submission.request)
             held_files.callback(self._drop_assets, submission.own_files)
             assets: tuple[str, ...] = ()
-            if door is Door.RESOURCE:
+            if entry_point is EntryPoint.RESOURCE:
                 request, assets = await data_urls_to_assets(request, client, self._store, self._decoder)
                 held_files.callback(self._drop_assets, assets)
             if assets:
                 text = await in_thread(stored_request, submission.request, request)
             cancelled: CheckCancelled | None = None
             try:
-                checked = await self._check(request, id, client, held_files, door)
+                checked = await self._check(request, id, client, held_files, entry_point)
             except CheckCancelled as error:
                 cancelled = error
             # Nothing is awaited from here until the generation has its place.
@@ -267,7 +277,7 @@ class LocalJobs:
                 seq=self._num_seqs,
                 client=client,
                 id=id,
-                door=door,
+                entry_point=entry_point,
                 state=State.QUEUED,
                 pipeline_id=request.pipeline_id,
                 prompt=_shown_prompt(request),
@@ -299,27 +309,26 @@ class LocalJobs:
                 }
             )
             self._store.check_fits(VIDEO_HEADER_BYTES + plan.output.num_bytes, owner=client)
-            job = self._place(record, checked, held_files)
-        writing = self._records.insert(job.record, text)  # before its events: nothing was awaited since it was placed
-        if door is Door.RESOURCE:
+            live = self._place(record, checked, held_files)
+        writing = self._records.insert(live.record, text)  # before its events: nothing was awaited since it was placed
+        if entry_point is EntryPoint.RESOURCE:
             try:
                 await self._records.written(writing)
             except FilmstripError as error:
-                self._abort(job, error)
+                self._abort(live, error)
                 await run_to_end(self._remove_at_end(self._catalogue.find(client, id)))
                 raise
             finally:  # not before: the client can follow it only now
-                self._start_grace(job)
-        return job.record
+                self._start_grace(live)
+        return live.record
 
     async def _check(
-        self, request: GenerateRequest, id: str, client: str, held_files: contextlib.ExitStack, door: Door
+        self, request: GenerateRequest, id: str, client: str, held_files: contextlib.ExitStack, entry_point: EntryPoint
     ) -> CheckedRequest:
-        if door is Door.RESOURCE:
-            return await self._checker.check(request, id, client, held_files, among=self._best_first())
-        self._checking_streams.add((client, id))
+        if entry_point is EntryPoint.GENERATE:
+            self._checking_streams.add((client, id))
         try:
-            return await self._checker.check(request, id, client, held_files, among=self._best_first())
+            return await self._checker.check(request, id, client, held_files, candidates=self._best_first())
         finally:
             self._checking_streams.discard((client, id))
 
@@ -328,45 +337,44 @@ class LocalJobs:
         plan = cancelled.plan
         if plan is not None:
             record = record.model_copy(update={"unused": plan.unused, "total_chunks": len(plan.chunks)})
-        job = self._new_job(record, 0)
-        self._catalogue.add(record, job=job)
+        live = self._new_live(record, 0)
+        self._catalogue.add(record, live=live)
         self._records.insert(record, text)
         log.info("cancelled before it started")
-        self._end_unstarted(job, _cancelled_event(record))
+        self._end_unstarted(live, _cancelled_event(record))
         return record
 
-    def _place(self, record: Record, checked: CheckedRequest, held_files: contextlib.ExitStack) -> Job:
+    def _place(self, record: Record, checked: CheckedRequest, held_files: contextlib.ExitStack) -> LiveGeneration:
         """Start a generation or put it in the queue."""
-        self._check_room(record.door, record.pipelines)
-        slot = self._free_slot(record.pipelines, checked.models)
-        starts_now = slot is not None and slot.models is checked.models
+        self._check_room(record.entry_point, record.pipelines)
+        slot = self._free_slot(record.pipelines, checked.registry)
+        starts_now = slot is not None and slot.registry is checked.registry
         if starts_now:
             record = record.model_copy(update={"state": State.RUNNING, "started_at": record.created_at})
-        job = self._new_job(record, 0)
+        live = self._new_live(record, 0)
         if slot is not None and starts_now:
-            job.slot = slot
-            slot.start(job.generation, checked)
+            slot.start(live.run, checked)
         elif slot is not None:  # during the check, the other Triton was taken; in this one it is checked once more
-            self._queue.append(record.client, job, record.door)
+            self._queue.append(record.client, live, record.entry_point)
         else:
-            self._queue.push(record.client, job, record.door)
-            log.info("waits in the queue at position %s", self._queue.position(job))
+            self._queue.push(record.client, live, record.entry_point)
+            log.info("waits in the queue at position %s", self._queue.position(live))
             self._queue_changed()
-        job.held_files = held_files.pop_all()
-        self._catalogue.add(record, job=job)
+        live.held_files = held_files.pop_all()
+        self._catalogue.add(record, live=live)
         self._dispatch()
-        return job
+        return live
 
     def _check_is_open(self) -> None:
         if self.is_closed:
             raise ShuttingDown("the server is stopping")
 
-    def _check_room(self, door: Door, pipelines: Collection[str] = ()) -> None:
+    def _check_room(self, entry_point: EntryPoint, pipelines: Collection[str] = ()) -> None:
         """Refuse a generation that could neither start now nor wait."""
         self._check_is_open()
-        if self._free_slot(pipelines) is not None or self._queue.has_room(door):
+        if self._free_slot(pipelines) is not None or self._queue.has_room(entry_point):
             return
-        if door is Door.GENERATE:
+        if entry_point is EntryPoint.GENERATE:
             raise Busy("all slots are taken" if self._has_several else "another generation runs")
         error = QueueFull(f"{self._settings.queue_length} generations are waiting, which is the limit; try again later")
         error.headers = {"Retry-After": str(self._retry_after_s())}
@@ -374,7 +382,7 @@ class LocalJobs:
 
     def _retry_after_s(self) -> int:
         """When the queue may have moved."""
-        etas = [job.eta_s or 1.0 for job in self._running()]
+        etas = [live.eta_s or 1.0 for live in self._running()]
         return max(1, min(_MAX_RETRY_AFTER_S, math.ceil(min(etas, default=1.0))))
 
     # -- Running ------------------------------------------------------------------------------------------------
@@ -386,67 +394,68 @@ class LocalJobs:
     def _free_slot(self, pipelines: Collection[str] = (), preferred: ModelRegistry | None = None) -> Slot | None:
         """A slot that can start a generation with these pipelines now; nothing that waits could start there."""
         slots = [slot for slot in self._slots if slot.is_free and self._suits(slot, pipelines)]
-        return min(slots, key=lambda slot: slot.models is not preferred, default=None)
+        return min(slots, key=lambda slot: slot.registry is not preferred, default=None)
 
     def _suits(self, slot: Slot, pipelines: Collection[str]) -> bool:
         """Whether the slot's Triton is up and has the pipelines, as far as is known."""
         if not self._has_several:  # the check of a request has just asked it
-            return not (slot.waits and len(self._queue))
-        return not (slot.waits or slot.models.is_interrupted) and set(pipelines) <= (slot.models.names or set())
+            return not (slot.awaits_triton and len(self._queue))
+        return not (slot.awaits_triton or slot.registry.is_interrupted) and set(pipelines) <= (
+            slot.registry.names or set()
+        )
 
     def _best_first(self) -> Sequence[ModelRegistry]:
         """The Tritons in the order in which a request should try them."""
-        return [slot.models for slot in sorted(self._slots, key=lambda slot: (slot.waits, not slot.is_free))]
+        return [slot.registry for slot in sorted(self._slots, key=lambda slot: (slot.awaits_triton, not slot.is_free))]
 
     def _dispatch(self) -> None:
         """Start what waits, as far as slots are free."""
         while len(self._queue) and not self.is_closed:
             try:
-                job = self._queue.pop(lambda job: self._free_slot(job.record.pipelines) is not None)
+                live = self._queue.pop(lambda live: self._free_slot(live.record.pipelines) is not None)
             except IndexError:
                 for interrupted in self._slots:
-                    if self._has_several and interrupted.models.is_interrupted:
+                    if self._has_several and interrupted.registry.is_interrupted:
                         self._wait_for_triton(interrupted)
                 return
-            slot = self._free_slot(job.record.pipelines)
+            slot = self._free_slot(live.record.pipelines)
             assert slot is not None
-            job.slot = slot
-            slot.take(job.generation)
-            job.change(state=State.RUNNING, started_at=time.time())
+            slot.take(live.run)
+            live.change(state=State.RUNNING, started_at=time.time())
             self._queue_changed()
-            starting = self._keep(self._start_waiting(job, slot), "start a generation")
+            starting = self._keep(self._start_waiting(live, slot), "start a generation")
             self._starting.add(starting)
             starting.add_done_callback(self._starting.discard)
 
-    async def _start_waiting(self, job: Job, slot: Slot) -> None:
+    async def _start_waiting(self, live: LiveGeneration, slot: Slot) -> None:
         """Check a request that has waited once more, as its plan and its images were dropped, and start it."""
-        record = job.record
+        record = live.record
         logs.name_generation(record.id)
         logs.name_slot(slot.shown_name)
         waited_s = time.time() - record.created_at
         log.info("starts after %.3f s in the queue", waited_s)
         try:
             request = await in_thread(restored_request, record, await self._records.request(record.seq) or "")
-            self._check_may_start(job)
+            self._check_may_start(live)
             checked = await self._checker.check(
-                request, record.id, record.client, job.held_files, allow_expired=True, among=[slot.models]
+                request, record.id, record.client, live.held_files, allow_expired=True, candidates=[slot.registry]
             )
-            self._check_may_start(job)
-            slot.start(job.generation, checked)
+            self._check_may_start(live)
+            slot.start(live.run, checked)
         except CheckCancelled:
-            stop = job.stop_reason
+            stop = live.stop_reason
             last = _cancelled_event(record) if stop is None else _error_event(stop)
         except TritonUnavailable as error:
-            self._start_again(job, error.message)
+            self._start_again(live, slot, error.message)
             slot.release()
             return
         except ShuttingDown as error:
-            if record.door is Door.RESOURCE:
-                job.change(state=State.QUEUED, started_at=None)
-                job.suspend()
+            if record.entry_point is EntryPoint.RESOURCE:
+                live.change(state=State.QUEUED, started_at=None)
+                live.suspend()
                 slot.release()
                 return
-            job.restart()
+            live.restart()
             last = _error_event(error)
         except FilmstripError as error:
             log.warning("%s: %s", error.code, error.message)
@@ -458,55 +467,61 @@ class LocalJobs:
             metrics.QUEUE_WAIT_SECONDS.observe(waited_s)
             return
         slot.release()
-        self._end_unstarted(job, last)
+        self._end_unstarted(live, last)
 
-    def _check_may_start(self, job: Job) -> None:
+    def _check_may_start(self, live: LiveGeneration) -> None:
         self._check_is_open()
-        if job.stop_reason is not None or job.generation.cancel_requested:
+        if live.stop_reason is not None or live.run.cancel_requested:
             raise CheckCancelled(None)
 
-    def _end_unstarted(self, job: Job, last: Cancelled | ErrorEvent) -> None:
+    def _end_unstarted(self, live: LiveGeneration, last: Cancelled | ErrorEvent) -> None:
         """End a generation that has not been started, or could not be."""
         outcome = last.code if isinstance(last, ErrorEvent) else State.CANCELLED
         metrics.GENERATIONS.labels(outcome).inc()
         log.info("ended: %s", outcome)
-        job.append(last)
+        live.append(last)
 
-    def _may_retry(self, job: Job, event: ErrorEvent) -> bool:
+    def _may_retry(self, live: LiveGeneration, event: ErrorEvent) -> bool:
         """Let a generation that Triton did not even begin wait for its turn once more."""
-        is_early = event.code == TritonUnavailable.code and not job.record.chunk
-        if not is_early or job.record.door is Door.GENERATE or self.is_closed or job.stop_reason is not None:
+        is_early = event.code == TritonUnavailable.code and not live.record.chunk
+        if (
+            not is_early
+            or live.record.entry_point is EntryPoint.GENERATE
+            or self.is_closed
+            or live.stop_reason is not None
+        ):
             return False
         now = asyncio.get_running_loop().time()
-        job.retry_until = job.retry_until or now + _RETRY_S
-        if now > job.retry_until or job.generation.cancel_requested:
+        live.retry_until = live.retry_until or now + _RETRY_S
+        if now > live.retry_until or live.run.cancel_requested:
             return False
-        job.renew_generation()
-        self._start_again(job, event.error)
+        slot = live.run.slot
+        live.renew_run()
+        self._start_again(live, slot, event.error)
         return True
 
-    def _start_again(self, job: Job, reason: str) -> None:
+    def _start_again(self, live: LiveGeneration, slot: Slot | None, reason: str) -> None:
         """Put a generation back at the head of the queue until Triton is ready."""
         log.warning("waits for Triton: %s", reason)
-        job.change(state=State.QUEUED, started_at=None)
-        self._queue.put_first(job.record.client, job, job.record.door)
+        live.change(state=State.QUEUED, started_at=None)
+        self._queue.put_first(live.record.client, live, live.record.entry_point)
         self._queue_changed()
-        if job.slot is not None:
-            self._wait_for_triton(job.slot)
+        if slot is not None:
+            self._wait_for_triton(slot)
         self._dispatch()  # perhaps on another Triton
 
     def _wait_for_triton(self, slot: Slot) -> None:
         """Start nothing that waits in a slot until its Triton is ready."""
-        if not slot.waits:
-            slot.waits = True
+        if not slot.awaits_triton:
+            slot.awaits_triton = True
             self._keep(self._dispatch_when_ready(slot), "wait for Triton")
 
     async def _dispatch_when_ready(self, slot: Slot) -> None:
         await asyncio.sleep(_TRITON_POLL_S)
         # Triton sends no events.
-        while (readiness := await slot.models.readiness()) is None or not readiness.can_generate:  # noqa: ASYNC110
+        while (readiness := await slot.registry.readiness()) is None or not readiness.can_generate:  # noqa: ASYNC110
             await asyncio.sleep(_TRITON_POLL_S)
-        slot.waits = False
+        slot.awaits_triton = False
         self._dispatch()
 
     def _queue_changed(self) -> None:
@@ -522,29 +537,29 @@ class LocalJobs:
     ) -> AsyncIterator[AsyncIterator[Followed]]:
         """Follow a generation's events; see `Jobs.follow`."""
         entry = self._catalogue.find(client, id)
-        job = entry.job
-        if job is None:
+        live = entry.live
+        if live is None:
             archive = EndedArchive(self._records, entry.seq)
-            yield EventLog(archive, entry.num_events, is_complete=True).follow(silence_s, after)
+            yield EventLog(archive, entry.num_events, is_complete=True).follow(after=after, silence_s=silence_s)
             return
-        job.num_followers += 1
-        if job.grace is not None:
-            job.grace.cancel()
-            job.grace = None
+        live.num_followers += 1
+        if live.grace is not None:
+            live.grace.cancel()
+            live.grace = None
         try:
-            yield self._events(job, after, silence_s)
+            yield self._events(live, after, silence_s)
         finally:
-            job.num_followers -= 1
-            if not job.num_followers and job.record.door is Door.GENERATE:
-                self._abandon(job)
-            elif not job.num_followers:
-                self._start_grace(job)
+            live.num_followers -= 1
+            if not live.num_followers and live.record.entry_point is EntryPoint.GENERATE:
+                self._abandon(live)
+            elif not live.num_followers:
+                self._start_grace(live)
 
-    async def _events(self, job: Job, after: int, silence_s: float) -> AsyncIterator[Followed]:
+    async def _events(self, live: LiveGeneration, after: int, silence_s: float) -> AsyncIterator[Followed]:
         shown = None
-        while job.record.state is State.QUEUED and not self.is_closed:
+        while live.record.state is State.QUEUED and not self.is_closed:
             moved = self._moved
-            position = self._queue.position(job)
+            position = self._queue.position(live)
             if position is not None and position != shown:
                 shown = position
                 yield QueuedEvent(position)
@@ -554,83 +569,83 @@ class LocalJobs:
                     await moved.wait()
             except TimeoutError:
                 yield None
-        async for event in job.log.follow(silence_s, after):
+        async for event in live.events.follow(after=after, silence_s=silence_s):
             yield event
 
-    def _start_grace(self, job: Job) -> None:
+    def _start_grace(self, live: LiveGeneration) -> None:
         """Give followers time to come, if the generation is not to go on without any."""
-        is_alone = not job.num_followers and job.record.state.is_live
-        if is_alone and job.record.on_disconnect == "cancel" and not self.is_closed:
-            job.grace = asyncio.get_running_loop().call_later(self._settings.reattach_s, self._abandon, job)
+        is_alone = not live.num_followers and live.record.state.is_live
+        if is_alone and live.record.on_disconnect == "cancel" and not self.is_closed:
+            live.grace = asyncio.get_running_loop().call_later(self._settings.reattach_s, self._abandon, live)
 
-    def _abandon(self, job: Job) -> None:
+    def _abandon(self, live: LiveGeneration) -> None:
         """End a generation that nobody follows."""
-        if not job.record.state.is_live or self.is_closed:
+        if not live.record.state.is_live or self.is_closed:
             return
-        with logs.named(job.record.id):  # called by a connection, which serves other requests too
+        with logs.named(live.record.id):  # called by a connection, which serves other requests too
             log.info("the client is gone")
-        if job.record.door is Door.GENERATE:
-            self._abort(job, ClientGone("the client is gone"))
+        if live.record.entry_point is EntryPoint.GENERATE:
+            self._abort(live, ClientGone("the client is gone"))
         else:
-            self._cancel(job)
+            self._cancel(live)
 
     async def cancel(self, client: str, id: str) -> CancelStatus:
         """Cancel a generation; see `Jobs.cancel`."""
-        job = self._catalogue.find(client, id).job
-        return "idle" if job is None else self._cancel(job)
+        live = self._catalogue.find(client, id).live
+        return "idle" if live is None else self._cancel(live)
 
-    def _cancel(self, job: Job) -> CancelStatus:
-        if not job.record.state.is_live:
+    def _cancel(self, live: LiveGeneration) -> CancelStatus:
+        if not live.record.state.is_live:
             return "idle"
-        if self._queue.remove(job.record.client, job):
-            with logs.named(job.record.id):  # called by another request
+        if self._queue.remove(live.record.client, live):
+            with logs.named(live.record.id):  # called by another request
                 log.info("cancel requested")
-                self._end_unstarted(job, _cancelled_event(job.record))
+                self._end_unstarted(live, _cancelled_event(live.record))
             self._queue_changed()
             return "cancelled"
-        job.generation.cancel()
-        self._checker.cancel(job.record.client, job.record.id)
+        live.run.cancel()
+        self._checker.cancel(live.record.client, live.record.id)
         return "cancelling"
 
     async def cancel_streams(self, client: str) -> bool:
         """Cancel the client's generations that came by /generate; see `Jobs.cancel_streams`."""
         found = False
-        for job in self._catalogue.jobs(client):
-            if job.record.door is Door.GENERATE:
-                found |= self._cancel(job) != "idle"
-        for owner, name in list(self._checking_streams):
+        for live in self._catalogue.live(client):
+            if live.record.entry_point is EntryPoint.GENERATE:
+                found |= self._cancel(live) != "idle"
+        for owner, generation_id in list(self._checking_streams):
             if owner == client:
-                found |= self._checker.cancel(client, name)
+                found |= self._checker.cancel(client, generation_id)
         return found
 
-    def _abort(self, job: Job, reason: FilmstripError) -> None:
+    def _abort(self, live: LiveGeneration, reason: FilmstripError) -> None:
         """End a generation as soon as the model stops, with an error as its last event."""
-        if self._queue.remove(job.record.client, job):
-            with logs.named(job.record.id):
-                self._end_unstarted(job, _error_event(reason))
+        if self._queue.remove(live.record.client, live):
+            with logs.named(live.record.id):
+                self._end_unstarted(live, _error_event(reason))
             self._queue_changed()
             return
-        job.stop_reason = job.stop_reason or reason
-        job.generation.abort(reason)
-        self._checker.cancel(job.record.client, job.record.id)
+        live.stop_reason = live.stop_reason or reason
+        live.run.abort(reason)
+        self._checker.cancel(live.record.client, live.record.id)
 
     async def delete(self, client: str, id: str) -> None:
         """End a generation and remove it; see `Jobs.delete`."""
         entry = self._catalogue.find(client, id)
-        if entry.job is not None:
-            self._abort(entry.job, ClientGone("the generation was deleted"))
+        if entry.live is not None:
+            self._abort(entry.live, ClientGone("the generation was deleted"))
         await run_to_end(self._remove_at_end(entry))
 
     async def _remove_at_end(self, entry: Entry) -> None:
-        if entry.job is not None:
-            await entry.job.ended.wait()
+        if entry.live is not None:
+            await entry.live.ended.wait()
         self._catalogue.remove(entry)
 
-    def _job_ended(self, job: Job) -> None:
+    def _generation_ended(self, live: LiveGeneration) -> None:
         """Note the end of a generation; its last event is written."""
-        if job.grace is not None:
-            job.grace.cancel()
-        self._catalogue.note_end(job)
+        if live.grace is not None:
+            live.grace.cancel()
+        self._catalogue.note_end(live)
 
     def _drop_assets(self, names: Iterable[str]) -> None:
         """Remove what was made from data URLs, unless the next start of the server needs it."""
@@ -638,31 +653,31 @@ class LocalJobs:
             for name in names:
                 self._store.remove(name)
 
-    def _new_job(self, record: Record, num_events: int) -> Job:
-        return Job(
+    def _new_live(self, record: Record, num_events: int) -> LiveGeneration:
+        return LiveGeneration(
             record,
             self._records,
             num_events,
             ttl_s=self._settings.store_ttl_s,
             may_retry=self._may_retry,
-            on_end=self._job_ended,
+            on_end=self._generation_ended,
         )
 
-    def _running(self) -> Sequence[Job]:
+    def _running(self) -> Sequence[LiveGeneration]:
         """What has a slot."""
         running = [slot.current for slot in self._slots if slot.current is not None]
         entries = [self._catalogue.get(generation.client, generation.id) for generation in running]
-        return [entry.job for entry in entries if entry is not None and entry.job is not None]
+        return [entry.live for entry in entries if entry is not None and entry.live is not None]
 
-    # -- What is known ------------------------------------------------------------------------------------------
+    # -- What clients see ---------------------------------------------------------------------------------------------
 
-    async def known(self, client: str, id: str, *, with_request: bool = True) -> Known:
-        """What is known of a generation; see `Jobs.known`."""
+    async def get(self, client: str, id: str, *, with_request: bool = True) -> GenerationView:
+        """A generation; see `Jobs.get`."""
         entry = self._catalogue.find(client, id)
-        known = await self._known(entry)
+        view = await self._view_of(entry)
         if not with_request:
-            return known
-        return known._replace(request=await self._records.request(entry.seq))
+            return view
+        return view._replace(request=await self._records.request(entry.seq))
 
     async def list(
         self,
@@ -683,24 +698,24 @@ class LocalJobs:
         )
         found = list(itertools.islice(matching, limit + 1))
         shown = found[:limit]
-        records = await self._records.get([entry.seq for entry in shown if entry.job is None])
+        records = await self._records.get([entry.seq for entry in shown if entry.live is None])
         generations = [
-            self._live(entry.job) if entry.job is not None else Known(records[entry.seq])
+            self._view(entry.live) if entry.live is not None else GenerationView(records[entry.seq])
             for entry in shown
-            if entry.job is not None or entry.seq in records
+            if entry.live is not None or entry.seq in records
         ]
         return Page(generations, shown[-1].id if len(found) > limit else None)
 
-    async def _known(self, entry: Entry) -> Known:
-        if entry.job is not None:
-            return self._live(entry.job)
+    async def _view_of(self, entry: Entry) -> GenerationView:
+        if entry.live is not None:
+            return self._view(entry.live)
         records = await self._records.get([entry.seq])
         if entry.seq not in records:
             raise NotFound("the generation has just been removed")
-        return Known(records[entry.seq])
+        return GenerationView(records[entry.seq])
 
-    def _live(self, job: Job) -> Known:
-        return Known(job.record, self._queue.position(job), job.eta_s)
+    def _view(self, live: LiveGeneration) -> GenerationView:
+        return GenerationView(live.record, self._queue.position(live), live.eta_s)
 
     @contextlib.asynccontextmanager
     async def frames(self, client: str, id: str) -> AsyncIterator[StoredFrames]:
@@ -710,9 +725,9 @@ class LocalJobs:
         try:
             fd = open_stored(path)
         except FileNotFoundError:
-            if entry.job is None:
+            if entry.live is None:
                 raise NotFound("the generation has just been removed") from None
-            await entry.job.ended.wait()  # the output has just been given its name
+            await entry.live.ended.wait()  # the output has just been given its name
             path, shape = self._frames_of(self._catalogue.find(client, id), client)
             fd = open_stored(path)
         try:
@@ -721,8 +736,8 @@ class LocalJobs:
             os.close(fd)
 
     def _frames_of(self, entry: Entry, client: str) -> tuple[Path, VideoShape]:
-        if entry.job is not None:
-            frames = entry.job.generation.frames_so_far()
+        if entry.live is not None:
+            frames = entry.live.run.frames_so_far()
             if frames is not None:
                 return frames
         elif entry.output_path is not None:
@@ -734,13 +749,13 @@ class LocalJobs:
     async def frame_source(self, client: str, id: str) -> FrameSource:
         """The frames of a generation for an encoder; see `Jobs.frame_source`."""
         entry = self._catalogue.find(client, id)
-        if entry.job is not None and entry.job.record.state is State.RUNNING:
-            output = entry.job.generation.output
+        if entry.live is not None and entry.live.record.state is State.RUNNING:
+            output = entry.live.run.output
             if output is not None:
-                return _GrowingOutput(entry.job, *output, self._store)
-        elif entry.job is not None and entry.job.record.state is not State.QUEUED:
-            await entry.job.ended.wait()
-        name = entry.output_path or (entry.job.record.output_path if entry.job is not None else None)
+                return _GrowingOutput(entry.live, *output, self._store)
+        elif entry.live is not None and entry.live.record.state is not State.QUEUED:
+            await entry.live.ended.wait()
+        name = entry.output_path or (entry.live.record.output_path if entry.live is not None else None)
         if name is None:
             raise NotReady(f"id: the generation is {entry.current_state} and has no frames", "id")
         return CompleteOutput(self._store.find(name, Kind.OUTPUT, owner=client))
@@ -761,12 +776,12 @@ class LocalJobs:
 class _GrowingOutput:
     """The frames of a generation that runs; see `FrameSource`."""
 
-    def __init__(self, job: Job, draft: Draft, shape: VideoShape, store: Store) -> None:
-        self._job = job
+    def __init__(self, live: LiveGeneration, draft: Draft, shape: VideoShape, store: Store) -> None:
+        self._live = live
         self._draft = draft
         self._store = store
-        self.name = f"generation-{job.record.seq}"
-        self.owner = job.record.client
+        self.name = f"generation-{live.record.seq}"
+        self.owner = live.record.client
         self.shape = shape
         self.fps = draft.fps
 
@@ -779,22 +794,22 @@ class _GrowingOutput:
 
     async def growth(self) -> AsyncIterator[Growth]:
         """How many frames there are; see `FrameSource.growth`."""
-        log = self._job.log
-        after = log.num_events
+        events = self._live.events
+        after = events.num_events
         while True:
-            frames = self._job.generation.frames_so_far()
+            frames = self._live.run.frames_so_far()
             if frames is not None:
                 yield Growth(frames[1].frames)
-            if self._job.ended.is_set() or log.is_complete:
+            if self._live.ended.is_set() or events.is_complete:
                 break
-            async for event in log.follow(_GROWTH_SILENCE_S, after):
+            async for event in events.follow(after=after, silence_s=_GROWTH_SILENCE_S):
                 if event is not None:
                     after = event.number
                     break
             else:
                 break
-        await self._job.ended.wait()
-        name = self._job.record.output_path
+        await self._live.ended.wait()
+        name = self._live.record.output_path
         if name is None:
             raise NotFound("the generation has ended without a video")
         output = self._store.find(name, Kind.OUTPUT, owner=self.owner)
@@ -817,8 +832,8 @@ def _shown_prompt(request: GenerateRequest) -> str:
     return text[:MAX_SHOWN_PROMPT]
 
 
-def _check_same(known: str, digest: str, id: str) -> None:
-    if known != digest:
+def _check_same(stored_digest: str, digest: str, id: str) -> None:
+    if stored_digest != digest:
         raise IdTaken(f"id: there is a generation {id!r} with another request", "id")
 
 

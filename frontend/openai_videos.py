@@ -28,10 +28,11 @@ from filmstrip.geometry import DEFAULT_FPS
 from .auth import client_of_request
 from .bodies import JSON
 from .connection import will_stream
+from .endpoint_helpers import answer, body_receiver, json_body
 from .forms import FORM, FormFile, boundary_of
 from .generations import send_video
 from .images import Requester
-from .jobs import Known, Submission, Submitted
+from .jobs import GenerationView, Submission, Submitted
 from .openai_schema import (
     MAX_LISTED,
     DeletedVideoAnswer,
@@ -45,7 +46,6 @@ from .openai_schema import (
     VideosAnswer,
 )
 from .openapi import content, describe, parameter
-from .requests import answer, body_receiver, json_body
 from .schema import OnDisconnect, State, VideoFileQuery, VideoFormat, VideoUploadQuery, parse_query
 from .state import app_state
 from .store import Draft, Kind, is_name
@@ -112,21 +112,21 @@ async def create_video_sync() -> Response:
     """Generate a video and answer with it, as MP4; the generation ends with the connection."""
     state, client = app_state(), client_of_request()
     submitted = await _submit("cancel")
-    name = submitted.record.id
-    async with state.jobs.follow(client, name, silence_s=state.settings.keep_alive_s) as events:
+    generation_id = submitted.record.id
+    async with state.jobs.follow(client, generation_id, silence_s=state.settings.keep_alive_s) as events:
         async for _ in events:
             pass
-    record = (await state.jobs.known(client, name, with_request=False)).record
+    record = (await state.jobs.get(client, generation_id, with_request=False)).record
     if record.state is State.CANCELLED:
-        raise NotReady(f"the video {name} was cancelled", "id")
+        raise NotReady(f"the video {generation_id} was cancelled", "id")
     if record.error_code == ClientGone.code:
-        raise NotFound(f"the video {name} was deleted")
+        raise NotFound(f"the video {generation_id} was deleted")
     if record.state is State.FAILED:
         raise ERRORS.get(record.error_code or "", InternalError)(record.error_message or "the generation failed")
     if record.state.is_live:
         raise ShuttingDown("the server is stopping")
-    response = await send_video(name, "video.mp4", VideoFileQuery(format=VideoFormat.MP4))
-    response.headers["X-Generation-Id"] = name
+    response = await send_video(generation_id, "video.mp4", VideoFileQuery(format=VideoFormat.MP4))
+    response.headers["X-Generation-Id"] = generation_id
     return response
 
 
@@ -156,7 +156,7 @@ async def list_videos() -> Response:
     page = await state.jobs.list(
         client, limit=int(limit), after=request.args.get("after") or None, oldest_first=order == "asc"
     )
-    videos = [_video(known) for known in page.generations]
+    videos = [_video(view) for view in page.generations]
     return answer(
         VideosAnswer(
             data=videos,
@@ -197,7 +197,7 @@ async def get_video_content(id: str) -> Response:
     variant = request.args.get("variant") or "video"
     if variant not in _VARIANTS:
         raise InvalidField(f"variant: must be one of {', '.join(_VARIANTS)}, got {variant[:80]!r}", "variant")
-    record = (await app_state().jobs.known(client_of_request(), id, with_request=False)).record
+    record = (await app_state().jobs.get(client_of_request(), id, with_request=False)).record
     if record.state.is_live:
         raise NotReady(f"id: the video is not complete; its status is {_STATUSES[record.state]}", "id")
     file_format, frame = _VARIANTS[variant]
@@ -346,23 +346,23 @@ async def _stored_reference(file: FormFile, spool: Draft, parsed: VideoRequest) 
 
 
 async def _video_response(id: str) -> Response:
-    known = await app_state().jobs.known(client_of_request(), id, with_request=False)
-    response = answer(_video(known))
+    view = await app_state().jobs.get(client_of_request(), id, with_request=False)
+    response = answer(_video(view))
     response.headers["X-Generation-Id"] = id
-    if known.record.state.is_live:
-        response.headers[_POLL_HEADER] = str(round(1000 * _poll_s(known)))
+    if view.record.state.is_live:
+        response.headers[_POLL_HEADER] = str(round(1000 * _poll_s(view)))
     return response
 
 
-def _poll_s(known: Known) -> float:
+def _poll_s(view: GenerationView) -> float:
     """When to ask again: a few times until the end, as far as that is known."""
-    if known.record.state is State.QUEUED:
+    if view.record.state is State.QUEUED:
         return _QUEUED_POLL_S
-    return min(max((known.eta_s or 0.0) / 4, _MIN_POLL_S), _MAX_POLL_S)
+    return min(max((view.eta_s or 0.0) / 4, _MIN_POLL_S), _MAX_POLL_S)
 
 
-def _video(known: Known) -> VideoAnswer:
-    record = known.record
+def _video(view: GenerationView) -> VideoAnswer:
+    record = view.record
     error = None
     if record.state is State.CANCELLED:
         error = VideoErrorAnswer(code="cancelled", message="the video was cancelled")

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _LIMITS = Limits(cpu_s=10, memory_bytes=2**29, niceness=10)
 _START_S = 60.0
-_JOB_S = 20.0
+_ENCODE_S = 20.0
 _LAST_S = 30.0
 """How long the last event waits for the last preview."""
 
@@ -52,7 +52,6 @@ class PreviewEncoder:
     def __init__(self) -> None:
         self._turns = FairSemaphore(1)
         self._process: asyncio.subprocess.Process | None = None
-        self._is_ready = False
         self._is_closed = False
 
     async def start(self) -> None:
@@ -70,8 +69,8 @@ class PreviewEncoder:
             max_width: of the image.
             client: who asked for it.
         """
-        job = {"path": str(path), "offset": offset, "height": shape.height, "width": shape.width}
-        line = json.dumps(job | {"max_width": max_width}).encode() + b"\n"
+        frame = {"path": str(path), "offset": offset, "height": shape.height, "width": shape.width}
+        line = json.dumps(frame | {"max_width": max_width}).encode() + b"\n"
         async with self._turns.turn(client, object()):
             # The answer is read even if nobody needs it any more: the next one follows it.
             answer = await run_to_end(self._ask(line))
@@ -87,20 +86,20 @@ class PreviewEncoder:
         async with self._turns.turn("", self, urgent=True):  # a process that was being started has ended, too
             pass
 
-    async def _ask(self, job: bytes) -> _Answer | None:
+    async def _ask(self, line: bytes) -> _Answer | None:
         await self._start()
         process = self._process
         if process is None:
             return None
-        line = b""
+        answer = b""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_JOB_S):
+            async with asyncio.timeout(_ENCODE_S):
                 with contextlib.suppress(ConnectionError, RuntimeError):  # what uvloop raises if the process has ended
-                    cast("asyncio.StreamWriter", process.stdin).write(job)
+                    cast("asyncio.StreamWriter", process.stdin).write(line)
                     await cast("asyncio.StreamWriter", process.stdin).drain()
-                line = await cast("asyncio.StreamReader", process.stdout).readline()
-        if line.endswith(b"\n"):
-            return _Answer.model_validate_json(line)
+                answer = await cast("asyncio.StreamReader", process.stdout).readline()
+        if answer.endswith(b"\n"):
+            return _Answer.model_validate_json(answer)
         await self._end()
         if not self._is_closed:
             log.warning("the process that makes previews exited with status %s", process.returncode)

@@ -68,12 +68,12 @@ class Registries:
         await self._answers(having or self.all[:1], lambda registry: registry.load(name))
 
     async def load_pipelines(
-        self, among: Sequence[ModelRegistry] = (), **names: str | None
+        self, candidates: Sequence[ModelRegistry] = (), **names: str | None
     ) -> tuple[ModelRegistry, dict[str, PipelineSpec]]:
         """Choose the Triton for a request, and load the pipelines there; see `ModelRegistry.load_pipelines`.
 
         Args:
-            among: the Tritons to choose from, the best one first; empty means all.
+            candidates: the Tritons to choose from, the best one first; empty means all.
             names: of the pipelines, by the request's fields.
 
         Returns:
@@ -85,11 +85,11 @@ class Registries:
             LoadFailed: one could not be loaded.
             TritonUnavailable: no Triton that has them answers.
         """
-        among = among or self.all
-        if len(among) == 1:
-            return among[0], await among[0].load_pipelines(**names)
+        candidates = candidates or self.all
+        if len(candidates) == 1:
+            return candidates[0], await candidates[0].load_pipelines(**names)
         requested = {field: name for field, name in names.items() if name is not None}
-        answers = await self._answers(among, lambda registry: registry.model_names())
+        answers = await self._answers(candidates, lambda registry: registry.model_names())
         having = [registry for registry, there in answers if set(requested.values()) <= set(there)]
         if not having:
             raise self._refusal(requested)

@@ -41,13 +41,13 @@ class CheckedRequest:
         plan: its chunks.
         files: the uploads that the plan reads.
         images: the images that the plan names.
-        models: of the Triton that has its pipelines.
+        registry: of the models of the Triton that has its pipelines.
     """
 
     plan: Plan
     files: Mapping[UploadField, StoredFile]
     images: Mapping[str, RequestImage]
-    models: ModelRegistry
+    registry: ModelRegistry
 
     @property
     def file_names(self) -> tuple[str, ...]:
@@ -71,8 +71,8 @@ class _Check:
     client: str
     stand_ins: InputSizes
     allow_expired: bool
-    among: Sequence[ModelRegistry]
-    models: ModelRegistry | None = None
+    candidates: Sequence[ModelRegistry]
+    registry: ModelRegistry | None = None
     files: dict[UploadField, StoredFile] = field(default_factory=dict)
     images: dict[str, RequestImage] = field(default_factory=dict)
     chain: Chain | None = None
@@ -109,7 +109,7 @@ class RequestChecker:
         *,
         stand_ins: InputSizes | None = None,
         allow_expired: bool = False,
-        among: Sequence[ModelRegistry] = (),
+        candidates: Sequence[ModelRegistry] = (),
     ) -> CheckedRequest:
         """Check a request.
 
@@ -120,18 +120,18 @@ class RequestChecker:
             held_files: keeps the files that the request names from being deleted until it is closed.
             stand_ins: sizes of files and images in place of these; only the plan of the result can be used then.
             allow_expired: the files may have expired; somebody has held them meanwhile.
-            among: the Tritons to choose from, the best one first; empty means all.
+            candidates: the Tritons to choose from, the best one first; empty means all.
 
         Raises:
             CheckCancelled: `cancel` was called for this generation meanwhile.
             ShuttingDown: `close` was called meanwhile.
             FilmstripError: the request cannot be served.
         """
-        check = _Check(generation_id, client, stand_ins or InputSizes(), allow_expired, among)
+        check = _Check(generation_id, client, stand_ins or InputSizes(), allow_expired, candidates)
         self._checks.add(check)
         try:
             await self._find_unless_cancelled(request, check, held_files)
-            if check.chain is None or check.models is None:
+            if check.chain is None or check.registry is None:
                 raise CheckCancelled(None)
             files, images, stand_ins = check.files, check.images, check.stand_ins
             shapes = {name: _UNREAD_SHAPE for _, name in image_fields(request)} | dict(stand_ins.image_shapes)
@@ -145,7 +145,7 @@ class RequestChecker:
                 plan = await in_thread(make_plan, request, check.chain, inputs, self._max_chunk_bytes)
             if check.is_cancelled:
                 raise CheckCancelled(plan)
-            return CheckedRequest(plan, files, images, check.models)
+            return CheckedRequest(plan, files, images, check.registry)
         finally:
             self._checks.discard(check)
 
@@ -186,8 +186,8 @@ class RequestChecker:
 
     async def _find(self, request: GenerateRequest, check: _Check, held_files: contextlib.ExitStack) -> None:
         names = ("pipeline_id", "pre_processor_id", "post_processor_id")
-        check.models, specs = await self._registries.load_pipelines(
-            check.among, **{name: getattr(request, name) for name in names}
+        check.registry, specs = await self._registries.load_pipelines(
+            check.candidates, **{name: getattr(request, name) for name in names}
         )
         is_there = {
             UploadField.INPUT: check.stand_ins.input_shape is None,

@@ -10,10 +10,10 @@ from .auth import client_of_request
 from .bodies import BINARY, JSON, VIDEO_TYPES, is_video_file, video_shape
 from .connection import will_stream
 from .download import VIDEO_HEADERS, send_file
+from .endpoint_helpers import answer, body_receiver, event_stream, json_body
 from .images import Requester
-from .jobs import Door, Submission
+from .jobs import EntryPoint, Submission
 from .openapi import EVENTS, content, describe, one_of, parameter, query_parameters
-from .requests import answer, body_receiver, event_stream, json_body
 from .schema import (
     AssetAnswer,
     BlobAnswer,
@@ -68,7 +68,7 @@ async def generate() -> Response:
     async with json_body(GenerateRequest) as body:
         will_stream(request)
         generation_request = await state.loads.apply_defaults(client, body)
-        submitted = await state.jobs.submit(Submission(client, None, generation_request, Door.GENERATE))
+        submitted = await state.jobs.submit(Submission(client, None, generation_request, EntryPoint.GENERATE))
     record = submitted.record
     silence_s = state.settings.keep_alive_s
     response = await event_stream(request, state.jobs, client, record.id, silence_s=silence_s, shows_queue=False)

@@ -123,8 +123,8 @@ async def lifespan(app: Quart, settings: Settings) -> AsyncIterator[None]:
         records = Records(settings.data_dir)
         encoder = PreviewEncoder()
         slots = [
-            Slot(models, store, encoder, name=str(number), shown_name=str(number) if len(tritons) > 1 else None)
-            for number, models in enumerate(registries.all)
+            Slot(registry, store, encoder, name=str(number), shown_name=str(number) if len(tritons) > 1 else None)
+            for number, registry in enumerate(registries.all)
         ]
         jobs = LocalJobs(settings, store, decoder, checker, slots, records=records)
         video_files = VideoFiles(store)

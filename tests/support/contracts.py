@@ -48,7 +48,7 @@ async def numbered(jobs: Jobs, id: str = "a", *, after: int = 0) -> list[Numbere
 
 
 async def state_of(jobs: Jobs, id: str, client: str = CLIENT) -> State:
-    return (await jobs.known(client, id)).record.state
+    return (await jobs.get(client, id)).record.state
 
 
 class JobsContract:
@@ -59,12 +59,12 @@ class JobsContract:
         assert submitted.is_new
         assert [event.name for event in await numbered(jobs)] == ["progress"] * 3 + ["complete"]
         assert [event.number for event in await numbered(jobs, after=2)] == [3, 4]
-        known = await jobs.known(CLIENT, "a")
-        record = known.record
+        view = await jobs.get(CLIENT, "a")
+        record = view.record
         assert (record.state, record.chunk, record.frames, record.seed) == (State.COMPLETE, 3, 33, 5)
         assert record.video_shape == VideoShape(33, 64, 96, 3)
-        assert known.request is not None
-        assert GenerateRequest.model_validate_json(known.request).seed == 5
+        assert view.request is not None
+        assert GenerateRequest.model_validate_json(view.request).seed == 5
 
     async def test_the_same_submission_is_the_same_generation(self, jobs: Jobs) -> None:
         submissions = [jobs.submit(sleeper()) for _ in range(5)]
@@ -97,7 +97,7 @@ class JobsContract:
         assert QUEUE_LENGTH == 2
         with pytest.raises(QueueFull):
             await jobs.submit(sleeper("w3"))
-        places = [(await jobs.known(CLIENT, name)).position for name in ("runs", "w1", "w2")]
+        places = [(await jobs.get(CLIENT, name)).position for name in ("runs", "w1", "w2")]
         assert places in ([None, 1, 2], [None] * 3)
         async with jobs.follow(CLIENT, "w2", silence_s=SILENCE_S) as events:
             first = await anext(events)
@@ -123,7 +123,7 @@ class JobsContract:
             *_, last = [event async for event in events]
         assert isinstance(last, NumberedEvent)
         assert last.name == "cancelled"
-        record = (await jobs.known(CLIENT, "a")).record
+        record = (await jobs.get(CLIENT, "a")).record
         assert (record.state, record.output_path is not None) == (State.CANCELLED, True)
         assert await jobs.cancel(CLIENT, "a") == "idle"
 
@@ -154,13 +154,13 @@ class JobsContract:
         await jobs.submit(sleeper())
         await jobs.delete(CLIENT, "a")
         with pytest.raises(NotFound):
-            await jobs.known(CLIENT, "a")
+            await jobs.get(CLIENT, "a")
         assert (await jobs.submit(submission())).is_new
         assert (await numbered(jobs))[-1].name == "complete"
 
     async def test_others_do_not_know_it(self, jobs: Jobs) -> None:
         await jobs.submit(sleeper())
-        for asked in (jobs.known(OTHER, "a"), jobs.cancel(OTHER, "a"), jobs.delete(OTHER, "a")):
+        for asked in (jobs.get(OTHER, "a"), jobs.cancel(OTHER, "a"), jobs.delete(OTHER, "a")):
             with pytest.raises(NotFound):
                 await asked
         with pytest.raises(NotFound):
@@ -177,7 +177,7 @@ class JobsContract:
             await numbered(jobs, name)
         first = await jobs.list(CLIENT, limit=2)
         second = await jobs.list(CLIENT, limit=2, after=first.next)
-        names = [known.record.id for page in (first, second) for known in page.generations]
+        names = [view.record.id for page in (first, second) for view in page.generations]
         assert (names, second.next) == (["c", "b", "a"], None)
         assert (await jobs.list(CLIENT, state=State.QUEUED)).generations == []
         with pytest.raises(NotFound):

@@ -14,8 +14,8 @@ from filmstrip.errors import ClientGone, ShuttingDown
 from filmstrip.models import ErrorEvent, Event
 from filmstrip.wire import VideoShape
 from frontend.events import NumberedEvent
-from frontend.generation import Generation, Slot
-from frontend.jobs import Door, Submission
+from frontend.generation import GenerationRun, Slot
+from frontend.jobs import EntryPoint, Submission
 from frontend.local_jobs import LocalJobs
 from frontend.model_registry import ModelRegistry
 from frontend.plan import Plan
@@ -50,10 +50,10 @@ async def test_an_error_while_cleaning_up_does_not_keep_the_slot(
     encoder = PreviewEncoder()
     slot = Slot(ModelRegistry(triton), store, encoder)
     events: list[Event] = []
-    generation = Generation("id", "", events)
+    generation = GenerationRun("id", "", events)
     slot.take(generation)
     plan = cast("Plan", SimpleNamespace(output=VideoShape(1, 2, 2)))
-    request = CheckedRequest(plan, {}, {}, slot.models)
+    request = CheckedRequest(plan, {}, {}, slot.registry)
     generation.start(request, store.draft(Kind.OUTPUT), triton, store, encoder, on_end=slot.release)
     generation.abort(ClientGone("the client is gone"))  # before its task began: only the end removes the file
     await generation.wait(10)
@@ -77,7 +77,7 @@ async def jobs(tmp_path: Path) -> AsyncIterator[LocalJobs]:
 
 
 REQUEST = GenerateRequest(pipeline_id="probe", prompt="a cat", num_frames=9, seed=7)
-SUBMISSION = Submission("alice", None, REQUEST, Door.GENERATE)
+SUBMISSION = Submission("alice", None, REQUEST, EntryPoint.GENERATE)
 
 
 async def test_a_cancel_ends_a_check_that_waits_for_triton(jobs: LocalJobs) -> None:

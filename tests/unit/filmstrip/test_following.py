@@ -128,7 +128,7 @@ def test_a_server_without_generations_is_recognised(subtests: pytest.Subtests):
         (QueueFull("full"), False),
         (UnexpectedAnswer("a proxy's page", 502), False),
     ]
-    call = endpoints.start({}, "my-cat")
+    call = endpoints.submit_and_follow({}, "my-cat")
     for error, is_unsupported in cases:
         with subtests.test(repr(error)):
             expected = GenerationsUnsupported if is_unsupported else type(error)

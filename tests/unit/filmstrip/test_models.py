@@ -22,7 +22,7 @@ ANSWERS = {
     schema.GenerationAnswer: models.Generation,
     schema.GenerationsAnswer: models.GenerationPage,
     schema.CancelGenerationAnswer: models.CancelAnswer,
-    schema.DryRunAnswer: models.Plan,
+    schema.DryRunAnswer: models.DryRunPlan,
     schema.ChunkAnswer: models.PlannedChunk,
 }
 NOT_FOR_CLIENTS = {schema.ErrorAnswer: {"detail"}}  # repeats the message for clients of other servers

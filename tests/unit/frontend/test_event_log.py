@@ -82,7 +82,7 @@ def on_wire(event: NumberedEvent | None) -> bytes:
 
 
 async def follow(log: EventLog, silence_s: float, after: int = 0) -> AsyncIterator[bytes]:
-    async for event in log.follow(silence_s, after):
+    async for event in log.follow(after=after, silence_s=silence_s):
         yield on_wire(event)
 
 

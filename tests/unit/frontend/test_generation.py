@@ -13,7 +13,7 @@ from filmstrip.contract import Mode, PipelineSpec
 from filmstrip.errors import ClientGone, DiskFull, ModelError, ShuttingDown
 from filmstrip.models import ErrorEvent, Event
 from frontend.array_plan import InputSizes
-from frontend.generation import Generation
+from frontend.generation import GenerationRun
 from frontend.inference import ChunkResult
 from frontend.plan import Chain, make_plan
 from frontend.previews import PreviewEncoder
@@ -75,7 +75,7 @@ class Running:
         plan = make_plan(request, CHAIN, InputSizes(), 2**30)
         self.plan = weakref.ref(plan)
         self.events: list[Event] = []
-        self.generation = Generation("id", "", self.events)
+        self.generation = GenerationRun("id", "", self.events)
         self.ended = asyncio.Event()
         self._buffers = store.shm_prefix("x").removesuffix("-x-")
         self.generation.start(

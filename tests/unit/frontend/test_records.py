@@ -1,6 +1,7 @@
 """The records of generations: written in order, read back after any end of the process, off the event loop."""
 
 import asyncio
+import json
 import os
 import signal
 import sqlite3
@@ -15,7 +16,7 @@ import pytest
 from filmstrip.errors import DiskFull
 from filmstrip.wire import VideoShape
 from frontend.events import NumberedEvent
-from frontend.jobs import Door, Record
+from frontend.jobs import EntryPoint, Record
 from frontend.records import FILE_NAME, Records
 from frontend.schema import State
 
@@ -25,7 +26,7 @@ def record(seq: int = 1, **fields: object) -> Record:
         "seq": seq,
         "client": "alice",
         "id": f"g{seq}",
-        "door": Door.RESOURCE,
+        "entry_point": EntryPoint.RESOURCE,
         "state": State.RUNNING,
         "digest": "d",
         "seed": 2**64 - 1,
@@ -77,6 +78,12 @@ async def test_what_was_written_is_read_back_in_order(records: Records, tmp_path
     assert again.open() == [(ended, 4), (second, 0)]
     assert await again.events(1, 0, 10) == [event(number) for number in range(1, 5)]
     await again.close()
+
+
+def test_a_record_of_an_earlier_version_can_be_read() -> None:
+    values = record(video_fps=16.0).model_dump(mode="json")
+    values["door"] = values.pop("entry_point")
+    assert Record.model_validate_json(json.dumps(values)) == record(video_fps=16.0)
 
 
 async def test_deleted_records_take_their_events_along(records: Records, tmp_path: Path) -> None:
