@@ -57,6 +57,7 @@ class LocalSampler:
         source = case.source
         if source is not None and case.control is not None:
             source = CONTROLS[case.control].process(source)
+        has_frames = any(array is not None for array in (source, case.frames, case.masks))
         made = []
         for index, num_frames in enumerate(case.chunk_lengths):
             parameters = ChunkParameters(
@@ -66,7 +67,7 @@ class LocalSampler:
                 width=SIDE,
                 mode=Mode.TEXT if source is None or case.control else Mode.VIDEO,
                 reset=index == 0,
-                pad_first_frame=index == 0 and source is not None,
+                pad_first_frame=index == 0 and has_frames,
                 prompts=(Prompt(case.prompt),),
                 seed=case.seed,
                 noise_scale=case.noise_scale,
