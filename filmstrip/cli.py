@@ -985,7 +985,7 @@ def _download(
         path.suffix.lower() in _SERVER_FORMATS
         and not writer.file.is_sequence
         and writer.audio is None
-        and scale <= _MAX_SERVER_SCALE
+        and scale <= (1 if is_image else _MAX_SERVER_SCALE)  # the server does not enlarge contact sheets
         and max(size) <= _MAX_SERVER_SIDE
         and (fps is None or _SERVER_FPS[0] <= fps <= _SERVER_FPS[1])
     ):

@@ -684,7 +684,9 @@ class LinksAnswer(BaseModel):
     events: str
     cancel: str
     frames: str
-    output: str | None = Field(None, description="Once there is an output.")
+    output: str | None = Field(None, description="Once there is an output, like the next ones.")
+    video: str | None = None
+    poster: str | None = None
 
 
 class SummaryAnswer(BaseModel):
