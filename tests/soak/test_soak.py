@@ -8,11 +8,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
 from filmstrip.errors import InternalError, UnknownPath
 from filmstrip.wire import VideoShape, pack_video_header
+from tests.soak.client import SentRequest, SoakClient, StoredFile
 from tests.soak.judge import (
     ExpectedOutcome,
     Judge,
@@ -27,6 +29,7 @@ from tests.soak.judge import (
 )
 from tests.soak.report import LIMITS, Figures, Verdict, leaks, markdown
 from tests.soak.traffic import ACTIONS
+from tests.support.http import GENERATE
 from tests.support.server import ROOT
 
 QUICK = (
@@ -251,6 +254,27 @@ def test_a_failure_is_shown_with_what_was_sent() -> None:
     found = Verdict(judge, {}, FIGURES, FIGURES)
     assert found.status == 1
     assert re.search(r"1\. \d\.\d s, video: status 500\n    sent: POST /upload", markdown("soak", 1, found))
+
+
+@pytest.mark.parametrize(
+    ("events", "is_right"),
+    [
+        ('id: 1\nevent: cancelled\ndata: {"chunk": 0}\n\n', True),
+        ('id: 1\nevent: cancelled\ndata: {"chunk": 1}\n\n', False),
+        ('id: 1\nevent: progress\ndata: {"chunk": 0}\n\nid: 2\nevent: cancelled\ndata: {"chunk": 0}\n\n', False),
+        ('id: 1\nevent: error\ndata: {"chunk": 0}\n\n', False),
+    ],
+)
+def test_a_wrong_request_may_be_cancelled_before_it_is_checked(events: str, is_right: bool) -> None:
+    judge = Judge()
+    with httpx.Client() as http:
+        client = SoakClient(http, judge, "seed", ttl_s=1, body_timeout_s=1)
+        answer = httpx.Response(200, text=events, request=httpx.Request("POST", f"http://localhost{GENERATE}"))
+        refused = SentRequest("bad_data_url", "POST", [], [], 0.0)
+        expired = SentRequest("other_chain", "POST", [StoredFile("video-1", None, 0, 0)], ["video-1"], 0.0)
+        for sent, expected in ((refused, {422}), (expired, {200})):
+            assert client.is_right(sent, answer, expected) is is_right
+    assert len(judge.failures) == (0 if is_right else 2)
 
 
 def test_a_traceback_in_the_log_is_a_failure(tmp_path: Path) -> None:
