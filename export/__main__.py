@@ -1,5 +1,6 @@
 """The command `python -m export`: from a checkpoint to a model folder in Triton's model repository."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -7,12 +8,16 @@ from typing import Self
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from export.errors import BadOptions, ExportError
+from export.inspection import describe, inspect_file
 from export.longlive import ExportConfig, ExportResult, export_longlive
 from export.option_types import LoraType, SizeType
+from export.record import network_of
 from export.spec import Precision, Size
+from export.tensor_files import WeightChoice, WeightSet, is_weight_file
 from export.tensorrt import RTX_TARGETS, BuildOptions
 from export.verify import Comparison, comparison_table
 from filmstrip.runtime.engines.manifest import BadEngine, Builder
@@ -91,6 +96,12 @@ def main() -> None:
     "changed since the last export, only the graphs that they affect are built again.",
 )
 @click.option(
+    "--weights",
+    type=click.Choice([one.value for one in WeightSet]),
+    help="If a training checkpoint has both: the moving average of the weights (ema), or the weights as trained "
+    "(online).",
+)
+@click.option(
     "--text-encoder-on-cpu",
     is_flag=True,
     help="With a GPU's engines, encode prompts on the CPU: UMT5-XXL takes 11 GiB of GPU memory, or tens of seconds of "
@@ -122,6 +133,7 @@ def longlive(
     target: str | None,
     precision: str | None,
     loras: Sequence[tuple[str, Path]],
+    weights: str | None,
     text_encoder_on_cpu: bool,
     workspace: float | None,
     optimization_level: int | None,
@@ -174,6 +186,7 @@ def longlive(
         verify=not no_verify,
         fresh=fresh,
         num_threads=threads,
+        weights=WeightChoice(None if weights is None else WeightSet(weights)),
     )
     console = Console(stderr=True)
     with _ConsoleReporter(console) as reporter:
@@ -185,8 +198,58 @@ def longlive(
     _print_result(console, config, result)
 
 
+_INSPECT_EPILOG = """
+\b
+Examples:
+  python -m export inspect longlive_base.pt
+  python -m export inspect style.safetensors --for checkpoints/longlive-small
+
+The exit code is 0 if the export can use every file, 1 if not, 2 for a wrong option.
+"""
+
+
+@main.command(epilog=_INSPECT_EPILOG, short_help="Say what a file of weights is.")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.Path(path_type=Path))
+@click.option(
+    "--for",
+    "target",
+    metavar="DIR",
+    help="Compare a LoRA with a network: the folder of a checkpoint, or of an exported pipeline.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object, or a list for several files.")
+def inspect(*, paths: Sequence[Path], target: str | None, as_json: bool) -> None:
+    """Say what files are: the network that they belong to, layout, number format, rank and targets of a LoRA.
+
+    A file is usable if its names are those of a known network, whatever its dimensions. A folder stands for the files
+    of weights in it.
+    """
+    try:
+        network = None if target is None else network_of(target)
+    except ExportError as error:
+        raise click.UsageError(f"--for: {error}") from error
+    reports = [inspect_file(path, network) for path in _files_in(paths)]
+    if as_json:
+        values = [report.to_dict() for report in reports]
+        click.echo(json.dumps(values[0] if len(values) == 1 else values, indent=2))
+    else:
+        click.echo("\n".join(describe(report) for report in reports))
+    if not all(report.usable for report in reports):
+        raise SystemExit(1)
+
+
+def _files_in(paths: Sequence[Path]) -> list[Path]:
+    """The files of paths, those of a folder included; a folder without any stands for itself."""
+    files = []
+    for path in paths:
+        inside = sorted(file for file in path.rglob("*") if is_weight_file(file)) if path.is_dir() else []
+        files += inside or [path]
+    return files
+
+
 def _print_result(console: Console, config: ExportConfig, result: ExportResult) -> None:
     engines = f"engines built: {len(result.built)}, kept: {len(result.kept)}"
+    for note in result.notes:
+        console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
     console.print(f"[green]{config.id}[/] is in {result.folder}; {engines}.", soft_wrap=True)
     if not result.ran_engines:
         console.print("The engines were not run: this machine has no GPU. Their graphs were, in float32 on the CPU.")

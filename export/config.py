@@ -180,6 +180,7 @@ class CheckpointConfig(_FileConfig):
     position_embedding: Flag = False
     video_step_offset: Count = 0
     lora_alpha: PositiveNumber | None = None
+    weights: Literal["ema", "online"] | None = None
     vace_layers: tuple[Count, ...] = ()
     vace_in_channels: Annotated[Positive, _keys("vace_in_dim")] = 96
     vae: AnyVaeConfig = VaeConfig()
@@ -324,6 +325,10 @@ def _parse(model: type[Config], values: Mapping[str, Any]) -> Config:
         raise BadConfig(f"config.json: {_problems(error)}") from None
 
 
+# Values of released configurations that need another one here.
+_HINTS = {"local_attn_size -1": " (the whole video; these models are trained for 21 latent frames: write 21)"}
+
+
 def _problems(error: ValidationError) -> str:
     """What is wrong, key by key."""
     problems, missing, unknown = [], [], []
@@ -342,7 +347,8 @@ def _problems(error: ValidationError) -> str:
             case "json_invalid":
                 problems.append(message)
             case _:
-                problems.append(f"{key or 'the file'} {message}, got {one['input']!r}")
+                hint = _HINTS.get(f"{key} {one['input']}", "")
+                problems.append(f"{key or 'the file'} {message}, got {one['input']!r}{hint}")
     for what, keys in (("missing", missing), ("unknown", unknown)):
         if keys:
             problems.append(f"{what} key{'s' if len(keys) > 1 else ''} {', '.join(keys)}")

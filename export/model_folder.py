@@ -3,6 +3,7 @@
 NAME/config.pbtxt         what Triton and the frontend read: tensors, sequence batching, the pipeline's spec
 NAME/1/model.py           names a class of filmstrip.runtime
 NAME/1/pipeline.json      what the runtime reads: filmstrip.runtime.longlive_config
+NAME/1/export.json        what it was exported from: export.record
 NAME/1/tokenizer.json     if the checkpoint has a text encoder
 NAME/1/engines/           the engines, and a manifest for each
 """
