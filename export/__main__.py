@@ -15,6 +15,8 @@ from export.errors import BadOptions, ExportError
 from export.inspection import describe, inspect_file
 from export.longlive import ExportConfig, ExportResult, export_longlive
 from export.option_types import LoraType, SizeType
+from export.plan import describe_plan, plan_export
+from export.presets import PRESETS, Preset, find_preset
 from export.record import network_of
 from export.spec import Precision, Size
 from export.tensor_files import WeightChoice, WeightSet, is_weight_file
@@ -23,6 +25,10 @@ from export.verify import Comparison, comparison_table
 from filmstrip.runtime.engines.manifest import BadEngine, Builder
 
 _EPILOG = """
+\b
+LongLive as it is on the Hugging Face hub: first look what would be downloaded, then export it:
+  python -m export longlive --preset longlive-1.3b --plan
+  python -m export longlive --preset longlive-1.3b --id longlive --size 832x480 --builder tensorrt
 \b
 On a laptop, for the CPU:
   python -m export longlive --checkpoint checkpoints/longlive-small --id longlive-small --size 64x64
@@ -45,21 +51,44 @@ def main() -> None:
 @main.command(epilog=_EPILOG, short_help="Export a LongLive-family checkpoint.")
 @click.option(
     "--checkpoint",
-    required=True,
     metavar="DIR",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="The checkpoint: config.json, weights, vae/ and, optionally, vace/, text_encoder/ and lora/.",
 )
-@click.option("--id", "id_", required=True, metavar="NAME", help="The pipeline's name in requests (pipeline_id).")
+@click.option(
+    "--preset",
+    metavar="NAME",
+    help=f"In place of --checkpoint, a released model, whose files are as their authors published them: "
+    f"{', '.join(PRESETS)}.",
+)
+@click.option(
+    "--from",
+    "sources",
+    multiple=True,
+    metavar="PATH|HUB-ID",
+    help="With --preset, a folder or file, or a repository of the Hugging Face hub (needs huggingface_hub); "
+    "repeatable, searched in this order.  [default: the authors' own repositories]",
+)
+@click.option(
+    "--vace/--no-vace",
+    default=None,
+    help="With --preset, export the VACE branch, or leave it out.  [default: if a folder of --from has it]",
+)
+@click.option(
+    "--plan",
+    "only_plan",
+    is_flag=True,
+    help="Only print what would be read, from where, its size, the memory it takes.",
+)
+@click.option("--id", "id_", metavar="NAME", help="The pipeline's name in requests (pipeline_id).  [required]")
 @click.option(
     "--size",
     "sizes",
-    required=True,
     multiple=True,
     type=SizeType(),
     metavar="WxH",
     help="Video size, WIDTHxHEIGHT in pixels; repeatable. Each size is a profile of the same engines, so further sizes "
-    "take no memory for weights. The first is the pipeline's own.",
+    "take no memory for weights. The first is the pipeline's own.  [required]",
 )
 @click.option(
     "--repository",
@@ -125,8 +154,12 @@ def main() -> None:
 @click.option("--fresh", is_flag=True, help="Build every engine again, even those that are up to date.")
 def longlive(
     *,
-    checkpoint: Path,
-    id_: str,
+    checkpoint: Path | None,
+    preset: str | None,
+    sources: Sequence[str],
+    vace: bool | None,
+    only_plan: bool,
+    id_: str | None,
     sizes: Sequence[Size],
     repository: Path,
     builder: str,
@@ -177,8 +210,11 @@ def longlive(
             raise click.UsageError(str(error)) from error
     config = ExportConfig(
         checkpoint=checkpoint,
-        id=id_,
-        sizes=tuple(dict.fromkeys(sizes)),
+        preset=_preset(checkpoint, preset, sources, vace),
+        sources=tuple(sources),
+        vace=vace,
+        id=id_ or "",
+        sizes=tuple(dict.fromkeys(sizes or ([Size(height=320, width=576)] if only_plan else []))),
         repository=repository,
         loras=dict(loras),
         tensorrt=tensorrt,
@@ -188,6 +224,12 @@ def longlive(
         num_threads=threads,
         weights=WeightChoice(None if weights is None else WeightSet(weights)),
     )
+    if only_plan:
+        _plan(config, Precision(precision or (Precision.FP32 if tensorrt is None else Precision.BF16)))
+        return
+    for option, value in (("--id", id_), ("--size", sizes)):
+        if not value:
+            raise click.UsageError(f"missing option {option}")
     console = Console(stderr=True)
     with _ConsoleReporter(console) as reporter:
         try:
@@ -196,6 +238,31 @@ def longlive(
             reporter.stop()
             raise click.ClickException(str(error)) from error
     _print_result(console, config, result)
+
+
+def _preset(checkpoint: Path | None, name: str | None, sources: Sequence[str], vace: bool | None) -> Preset | None:
+    """The preset that was named, None for a checkpoint's folder."""
+    if (checkpoint is None) == (name is None):
+        raise click.UsageError("give either --checkpoint DIR or --preset NAME")
+    if name is None:
+        if sources or vace is not None:
+            raise click.UsageError("--from and --vace are only for --preset")
+        return None
+    try:
+        return find_preset(name)
+    except ExportError as error:
+        raise click.UsageError(f"--preset: {error}") from error
+
+
+def _plan(config: ExportConfig, precision: Precision) -> None:
+    """Print the plan of an export; status 1 if something is missing."""
+    try:
+        plan = plan_export(config, precision)
+    except ExportError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(describe_plan(plan))
+    if plan.missing:
+        raise SystemExit(1)
 
 
 _INSPECT_EPILOG = """

@@ -1,5 +1,6 @@
 """From a checkpoint's folder to a model's: each graph is translated, built and verified, then moved into place."""
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from export.errors import BadConfig
 from export.graph_specs import graph_specs, grid_of
 from export.model_folder import check_pipeline_id, runtime_config, write_model_folder
 from export.onnx_files import write_onnx
+from export.preset_checkpoint import download_parts, find_parts, open_preset, sources_of
+from export.presets import Preset
 from export.record import ExportRecord
 from export.spec import Component, GraphSpec, Grid, Precision, Size, did_you_mean, dynamic_shape
 from export.tensor_files import Notes, WeightChoice
@@ -45,7 +48,7 @@ class ExportConfig:
     """What to export.
 
     Attributes:
-        checkpoint: its folder.
+        checkpoint: its folder; None with a preset.
         id: of the pipeline.
         sizes: of the video; the first is the pipeline's own.
         repository: Triton's model repository, in which the folder `id` is written.
@@ -56,9 +59,12 @@ class ExportConfig:
         fresh: build engines again even if they are up to date.
         num_threads: of ONNX Runtime, while engines are compared.
         weights: which weights to use where a file has both trained ones and their average.
+        preset: a released model; None with a checkpoint's folder.
+        sources: folders, files and hub ids that a preset's files come from; empty for its own repositories.
+        vace: whether a preset has a VACE branch; None if a folder among the sources has its weights.
     """
 
-    checkpoint: Path
+    checkpoint: Path | None
     id: str
     sizes: tuple[Size, ...]
     repository: Path
@@ -69,6 +75,31 @@ class ExportConfig:
     fresh: bool = False
     num_threads: int = 1
     weights: WeightChoice = field(default_factory=WeightChoice)
+    preset: Preset | None = None
+    sources: tuple[str, ...] = ()
+    vace: bool | None = None
+
+    @property
+    def origin(self) -> tuple[str, ...]:
+        """Where the checkpoint's files come from, for the record."""
+        if self.checkpoint is not None:
+            return (str(self.checkpoint.absolute()),)
+        return tuple(str(Path(name).absolute()) if Path(name).exists() else name for name in self.sources)
+
+
+def open_config(config: "ExportConfig", notes: Notes) -> Checkpoint:
+    """Open the checkpoint that a configuration names, its preset's files downloaded where necessary.
+
+    Raises:
+        BadConfig: a config.json is missing or wrong.
+        BadCheckpoint: a file is missing or can't be read or downloaded.
+    """
+    if config.checkpoint is not None:
+        return open_checkpoint(config.checkpoint, config.weights, notes)
+    assert config.preset is not None
+    sources = sources_of(config.preset, config.sources, vace=bool(config.vace))
+    files = download_parts(find_parts(config.preset, sources, vace=config.vace))
+    return open_preset(config.preset, files, config.weights, notes)
 
 
 class ExportObserver(Protocol):
@@ -125,6 +156,9 @@ class Provenance:
             }
             for component in Component
         }
+        if not checkpoint.files.configs:  # a preset's configuration is in no file
+            for of_component in files.values():
+                of_component["--preset"] = hashlib.sha256(checkpoint.config.model_dump_json().encode()).hexdigest()
         if checkpoint.choice.weights is not None:
             files[Component.TRANSFORMER]["--weights"] = checkpoint.choice.weights.value
         return cls(files, {name: file_sha256(path) for name, path in loras.items()})
@@ -162,7 +196,7 @@ def export_longlive(config: ExportConfig, observer: ExportObserver) -> ExportRes
     _refuse_turned_sizes(config, folder / "1")
 
     notes = Notes()
-    checkpoint = open_checkpoint(config.checkpoint, config.weights, notes)
+    checkpoint = open_config(config, notes)
     networks = load_checkpoint(checkpoint, notes)
     attach_loras(networks, config.loras, notes)
     grids = {size: grid_of(networks.config, size) for size in config.sizes}
@@ -179,7 +213,8 @@ def export_longlive(config: ExportConfig, observer: ExportObserver) -> ExportRes
         shutil.copyfile(tokenizer, version / "tokenizer.json")
     pipeline = runtime_config(networks.config, config.sizes, tuple(config.loras))
     loras = {name: str(path.absolute()) for name, path in config.loras.items()}
-    ExportRecord(config=networks.config, checkpoint=(str(config.checkpoint.absolute()),), loras=loras).write(version)
+    preset = None if config.preset is None else config.preset.name
+    ExportRecord(config=networks.config, checkpoint=config.origin, preset=preset, loras=loras).write(version)
     write_model_folder(folder, pipeline, on_gpu=config.tensorrt is not None)
     return ExportResult(folder, built, kept, exporter.can_run_engines, tuple(notes.lines))
 

@@ -75,6 +75,11 @@ def runtime_config(config: CheckpointConfig, sizes: tuple[Size, ...], loras: tup
         temporal_factor=config.vae.temporal_factor,
         sizes=tuple((size.height, size.width) for size in sizes),
         loras=loras,
+        sink_decay=config.sink_decay,
+        first_text_steps=config.first_text_steps,
+        lone_references=config.lone_references,
+        global_sink=config.global_sink,
+        context_noise=config.context_noise,
     )
 
 
