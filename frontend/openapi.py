@@ -96,15 +96,15 @@ def parameter(
     return {"name": name, "in": location, "required": required, "schema": schema, "description": description}
 
 
-def query_parameters(model: type[BaseModel], *, without: Collection[str] = ()) -> list[dict[str, Any]]:
+def query_parameters(model: type[BaseModel], *, without: Collection[str] = ()) -> tuple[dict[str, Any], ...]:
     """The fields of a model as optional parameters of the query."""
     schema = model.model_json_schema(ref_template="{model}")
     fields, definitions = schema["properties"], schema.get("$defs", {})
-    return [
-        parameter(name, "query", _plain(fields[name], definitions), fields[name]["description"], required=False)
-        for name in model.model_fields
+    return tuple(
+        parameter(name, "query", _plain(field, definitions), field["description"], required=False)
+        for name, field in fields.items()
         if name not in without
-    ]
+    )
 
 
 def _plain(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:

@@ -69,7 +69,7 @@ async def generate() -> Response:
         will_stream(request)
         generation_request = await state.loads.apply_defaults(client, body)
         submitted = await state.jobs.submit(Submission(client, None, generation_request, EntryPoint.GENERATE))
-    record = submitted.record
+    record = submitted.generation.record
     silence_s = state.settings.keep_alive_s
     response = await event_stream(request, state.jobs, client, record.id, silence_s=silence_s, shows_queue=False)
     if record.unused:
@@ -90,7 +90,7 @@ async def cancel() -> Response:
 @api.post("/api/v1/batch/upload")
 @describe(
     parameters=(
-        parameter("X-Video-Frames", "header", _COUNT, "T; with H and W, the body is raw.", required=False),
+        parameter("X-Video-Frames", "header", _COUNT, "F; with H and W, the body is raw.", required=False),
         parameter("X-Video-Height", "header", _COUNT, "H", required=False),
         parameter("X-Video-Width", "header", _COUNT, "W", required=False),
         parameter("X-Video-Channels", "header", {"enum": [1, 3, 4], "default": 3}, "C", required=False),
@@ -98,7 +98,7 @@ async def cancel() -> Response:
     ),
     body={
         "content": dict.fromkeys((BINARY, *VIDEO_TYPES), _BYTES),
-        "description": "Raw uint8 bytes in THWC order with X-Video-* headers, or a video file with its Content-Type.",
+        "description": "Raw uint8 bytes in FHWC order with X-Video-* headers, or a video file with its Content-Type.",
     },
     answers={
         200: {
@@ -180,7 +180,7 @@ async def upload_asset() -> Response:
     answers={
         200: {
             "content": dict.fromkeys((BINARY, *CONTENT_TYPES.values()), _BYTES),
-            "description": "20-byte header and raw uint8 THWC, or the requested format.",
+            "description": "20-byte header and raw uint8 FHWC, or the requested format.",
             "headers": VIDEO_HEADERS,
         },
         206: content(BINARY, description="The requested range.") | {"headers": VIDEO_HEADERS},
