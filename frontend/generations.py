@@ -231,6 +231,7 @@ async def follow_generation(id: str) -> Response:
     ),
     answers={200: content(BINARY, description="20-byte header and raw uint8 THWC.") | {"headers": VIDEO_HEADERS}},
     errors=(404, 409, 416, 422, 503),
+    is_media=True,
 )
 async def get_frames(id: str) -> Response:
     """Download frames that a generation has made so far."""
@@ -390,6 +391,7 @@ def _add_video_file(name: str, file_format: VideoFormat, summary: str) -> None:
             304: {"description": "The client already has the file."},
         },
         errors=(404, 409, 412, 416, 422, 503, 507),
+        is_media=True,
     )
     marked: Callable[[str], Awaitable[Response]] = described(view)
     generations.get(f"{_ROOT}/<id>/{name}")(marked)

@@ -515,6 +515,18 @@ class LiveAnswer(BaseModel):
     status: Literal["live"]
 
 
+class AccessAnswer(BaseModel):
+    """What a page has to send."""
+
+    key_required: bool
+
+
+class SessionAnswer(BaseModel):
+    """A session; it never expires if the server needs no key."""
+
+    expires_at: float | None
+
+
 if TYPE_CHECKING:
 
     class PipelineAnswer(BaseModel):
