@@ -28,6 +28,7 @@ from .logs import note
 from .openai_schema import openai_error
 from .openai_videos import openai_videos
 from .openapi import DocumentProvider, accepted_types, add_docs
+from .page_files import add_page
 from .routes import api
 from .settings import Settings
 from .state import lifespan
@@ -69,6 +70,7 @@ def create_app(settings: Settings | None = None) -> Quart:
     _add_access(app, settings)
     _add_errors(app)
     _add_docs(app, settings)
+    add_page(app, settings)
     app.json.sort_keys = False  # type: ignore[attr-defined]
     _add_lifespan(app, settings)
 

@@ -18,7 +18,8 @@ from .logs import note
 from .settings import Authority, Settings
 
 _ANY_HOST = ("/health", "/health/live", "/health/ready")  # monitors use an address, and learn nothing
-_OPEN = ("/", *_ANY_HOST, "/docs", "/openapi.json")  # what monitors and browsers need before they have a key
+_OPEN = ("/", *_ANY_HOST, "/docs", "/openapi.json", "/favicon.ico")
+_OPEN_FOLDERS = ("/docs/", "/page/")  # what monitors and browsers need before they have a key, like _OPEN
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 """HTTP methods that change nothing."""
 _SCHEME = "bearer"
@@ -28,7 +29,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 def needs_key(path: str) -> bool:
     """Whether requests to this path need a key, if keys are configured."""
-    return path not in _OPEN and not path.startswith("/docs/")
+    return path not in _OPEN and not path.startswith(_OPEN_FOLDERS)
 
 
 def needs_known_host(path: str) -> bool:
