@@ -29,6 +29,7 @@ from .logs import note
 from .openai_schema import openai_error
 from .openai_videos import openai_videos
 from .openapi import SESSION_SCHEME, DocumentProvider, accepted_types, add_docs, is_media
+from .page_files import add_page
 from .routes import api
 from .sessions import COOKIE, Sessions
 from .settings import Settings
@@ -72,6 +73,7 @@ def create_app(settings: Settings | None = None) -> Quart:
     _add_access(app, settings, sessions)
     _add_errors(app)
     _add_docs(app, settings)
+    add_page(app, settings)
     app.json.sort_keys = False  # type: ignore[attr-defined]
     _add_lifespan(app, settings, sessions)
 

@@ -19,8 +19,8 @@ from .sessions import COOKIE, Sessions
 from .settings import ApiKey, Authority, Settings
 
 _ANY_HOST = ("/health", "/health/live", "/health/ready")  # monitors use an address, and learn nothing
-_OPEN = ("/", *_ANY_HOST, "/docs", "/openapi.json", "/api/v1/session")
-"""What monitors and browsers read before they have a key."""
+_OPEN = ("/", *_ANY_HOST, "/docs", "/openapi.json", "/favicon.ico")
+_OPEN_FOLDERS = ("/docs/", "/page/")  # what monitors and browsers need before they have a key, like _OPEN
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 """HTTP methods that change nothing."""
 _SCHEME = "bearer"
@@ -30,7 +30,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 def needs_key(path: str) -> bool:
     """Whether requests to this path need a key, if keys are configured."""
-    return path not in _OPEN and not path.startswith("/docs/")
+    return path not in _OPEN and not path.startswith(_OPEN_FOLDERS)
 
 
 def needs_known_host(path: str) -> bool:

@@ -252,7 +252,7 @@ class Rendered:
 
 
 def add_docs(app: Quart, schema: QuartSchema, title: str) -> None:
-    """Add the document at /openapi.json and the page at /docs with its assets; / redirects to the page."""
+    """Add the document at /openapi.json, and the page at /docs with its assets."""
     rendered: dict[str, Rendered] = {}
     assets = cast("Path", files("flask_swagger_ui")) / "dist"
 
@@ -282,13 +282,4 @@ def add_docs(app: Quart, schema: QuartSchema, title: str) -> None:
     @app.get("/docs/")
     @hide
     async def docs_folder() -> Response:
-        return _redirect("../docs")
-
-    @app.get("/")
-    @hide
-    async def home() -> Response:
-        return _redirect("docs")
-
-
-def _redirect(location: str) -> Response:
-    return Response(b"", 302, {"Location": location})
+        return Response(b"", 302, {"Location": "../docs"})

@@ -15,7 +15,6 @@ from .images import Requester
 from .jobs import EntryPoint, Submission
 from .openapi import EVENTS, content, describe, one_of, parameter, query_parameters
 from .schema import (
-    AccessAnswer,
     AssetAnswer,
     BlobAnswer,
     CancelAnswer,
@@ -216,15 +215,8 @@ async def download() -> Response:
     )
 
 
-@api.get("/api/v1/session")
-@describe(answers={200: content(JSON, AccessAnswer)}, models=(AccessAnswer,))
-async def access() -> Response:
-    """Find out whether the server needs a key; this request needs none."""
-    return answer(AccessAnswer(key_required=bool(app_state().settings.api_keys)))
-
-
 @api.post("/api/v1/session")
-@describe(answers={200: content(JSON, SessionAnswer)}, errors=(401,), models=(SessionAnswer,))
+@describe(answers={200: content(JSON, SessionAnswer)}, models=(SessionAnswer,))
 async def start_session() -> Response:
     """Set a cookie with which a browser can read media, as `<video>` and `<img>` send no key."""
     key = key_of_request()
@@ -238,7 +230,7 @@ async def start_session() -> Response:
 
 
 @api.delete("/api/v1/session")
-@describe(answers={204: {"description": "The session has ended, and the cookie is removed."}}, errors=(401,))
+@describe(answers={204: {"description": "The session has ended, and the cookie is removed."}})
 async def end_session() -> Response:
     """End the session whose cookie the request has."""
     for token in request.cookies.getlist(COOKIE):

@@ -515,12 +515,6 @@ class LiveAnswer(BaseModel):
     status: Literal["live"]
 
 
-class AccessAnswer(BaseModel):
-    """What a page has to send."""
-
-    key_required: bool
-
-
 class SessionAnswer(BaseModel):
     """A session; it never expires if the server needs no key."""
 
