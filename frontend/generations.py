@@ -213,6 +213,7 @@ async def follow_generation(id: str) -> Response:
     parameters=(_ID_PARAMETER, *query_parameters(FramesQuery)),
     answers={200: content(BINARY, description="20-byte header and raw uint8 FHWC.") | {"headers": VIDEO_HEADERS}},
     errors=(404, 409, 416, 422, 503),
+    is_media=True,
 )
 async def get_frames(id: str) -> Response:
     """Download frames that a generation has made so far."""
@@ -352,6 +353,7 @@ def _add_video_file(name: str, file_format: VideoFormat, summary: str) -> None:
             304: {"description": "The client already has the file."},
         },
         errors=(404, 409, 412, 416, 422, 503, 507),
+        is_media=True,
     )
     marked: Callable[[str], Awaitable[Response]] = described(view)
     generations.get(f"{_ROOT}/<id>/{name}")(marked)

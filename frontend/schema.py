@@ -518,6 +518,12 @@ class LiveAnswer(BaseModel):
     status: Literal["live"]
 
 
+class SessionAnswer(BaseModel):
+    """A session; it never expires if the server needs no key."""
+
+    expires_at: float | None
+
+
 if TYPE_CHECKING:
 
     class PipelineAnswer(BaseModel):
