@@ -28,7 +28,7 @@ from .frames import Pixels
 
 CANCEL_TIMEOUT_S = 2.0
 LOAD_POLL_S = 0.5
-_HEADER = struct.Struct("<5I")  # ndim, then T, H, W, C
+_HEADER = struct.Struct("<5I")  # ndim, then F, H, W, C
 _READ_BYTES = 2**16
 CONNECT_TIMEOUT_S = 10.0
 _PIECE_BYTES = 2**20

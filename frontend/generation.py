@@ -19,7 +19,7 @@ from filmstrip import contract
 from filmstrip.contract import ChunkParameters, Mode
 from filmstrip.errors import ClientGone, FilmstripError, InternalError, Restarted
 from filmstrip.geometry import MAX_FPS_DENOMINATOR
-from filmstrip.models import LAST_EVENTS, Cancelled, Complete, ErrorEvent, Event, Preview, Progress
+from filmstrip.models import LAST_EVENTS, Cancelled, Complete, ErrorEvent, Event, Preview, Progress, State
 from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape
 
 from . import logs, metrics
@@ -32,7 +32,7 @@ from .plan import ChunkPlan
 from .previews import PreviewEncoder, Previews
 from .records import Records
 from .request_check import CheckedRequest
-from .schema import PreviewOptions, State
+from .schema import PreviewOptions
 from .staging import OpenUpload, StagingBuffer, buffer_layout, open_buffers, open_uploads, stage_inputs
 from .store import Draft, Kind, Store
 from .triton import ModelSequence, TritonClient

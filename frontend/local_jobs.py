@@ -26,7 +26,7 @@ from filmstrip.errors import (
     ShuttingDown,
     TritonUnavailable,
 )
-from filmstrip.models import Cancelled, ErrorEvent
+from filmstrip.models import Cancelled, ErrorEvent, State
 from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape
 
 from . import logs, metrics
@@ -51,7 +51,7 @@ from .jobs import (
 from .model_registry import ModelRegistry
 from .records import Records, defaulted_fields, digest_and_text, restored_request, stored_request, with_seed
 from .request_check import CheckCancelled, CheckedRequest, RequestChecker
-from .schema import CancelStatus, GenerateRequest, State
+from .schema import CancelStatus, GenerateRequest
 from .settings import Settings
 from .store import Draft, Kind, Store, open_stored
 from .tasks import in_thread, run_to_end
@@ -207,17 +207,17 @@ class LocalJobs:
         self._check_is_open()
         if submission.entry_point is EntryPoint.GENERATE:  # its id is new
             text = await in_thread(stored_request, submission.request, submission.request)
-            return Submitted(await self._accept(submission, secrets.token_hex(8), "", text), is_new=True)
+            return await self._accept(submission, secrets.token_hex(8), "", text)
         digest, text = await in_thread(digest_and_text, submission.request)
         while True:
             generation_id = self._id_of(submission)
             entry = self._catalogue.get(submission.client, generation_id)
             if entry is not None:
                 _check_same(entry.digest, digest, generation_id)
-                return Submitted((await self._view_of(entry)).record, is_new=False)
+                return Submitted(await self.get(submission.client, generation_id), is_new=False)
             pending = self._pending.get((submission.client, generation_id))
             if pending is None:
-                return Submitted(await self._accept_once(submission, generation_id, digest, text), is_new=True)
+                return await self._accept_once(submission, generation_id, digest, text)
             _check_same(pending.digest, digest, generation_id)
             await pending.done.wait()
             if pending.error is not None:
@@ -230,7 +230,7 @@ class LocalJobs:
         known = self._catalogue.id_of_key(submission.client, key) if key is not None else None
         return known or secrets.token_hex(_ID_BYTES)
 
-    async def _accept_once(self, submission: Submission, id: str, digest: str, text: str) -> Record:
+    async def _accept_once(self, submission: Submission, id: str, digest: str, text: str) -> Submitted:
         """Accept a generation whose id is not known; the same submission waits meanwhile, and has the same outcome."""
         name, key = (submission.client, id), submission.idempotency_key
         pending = self._pending[name] = _Pending(digest)
@@ -248,7 +248,7 @@ class LocalJobs:
             del self._pending[name]
             pending.done.set()
 
-    async def _accept(self, submission: Submission, id: str, digest: str, text: str) -> Record:
+    async def _accept(self, submission: Submission, id: str, digest: str, text: str) -> Submitted:
         """Check a request, then start its generation or let it wait.
 
         The slot is not held during the check: of several requests that are checked at once, the first to pass takes
@@ -294,7 +294,7 @@ class LocalJobs:
                 num_frames=request.num_frames,
             )
             if cancelled is not None:
-                return self._cancelled_in_check(record, text, cancelled)
+                return self._submitted(self._cancelled_in_check(record, text, cancelled), text)
             plan = checked.plan
             own_fps = None if UploadField.INPUT not in checked.files else checked.files[UploadField.INPUT].fps
             record = record.model_copy(
@@ -320,7 +320,11 @@ class LocalJobs:
                 raise
             finally:  # not before: the client can follow it only now
                 self._start_grace(live)
-        return live.record
+        return self._submitted(live, text)
+
+    def _submitted(self, live: LiveGeneration, text: str) -> Submitted:
+        """A new generation, from memory: its client may have deleted it already."""
+        return Submitted(self._view(live)._replace(request=text), is_new=True)
 
     async def _check(
         self, request: GenerateRequest, id: str, client: str, held_files: contextlib.ExitStack, entry_point: EntryPoint
@@ -332,7 +336,7 @@ class LocalJobs:
         finally:
             self._checking_streams.discard((client, id))
 
-    def _cancelled_in_check(self, record: Record, text: str, cancelled: CheckCancelled) -> Record:
+    def _cancelled_in_check(self, record: Record, text: str, cancelled: CheckCancelled) -> LiveGeneration:
         """A generation of /generate whose only event is `cancelled`."""
         plan = cancelled.plan
         if plan is not None:
@@ -342,7 +346,7 @@ class LocalJobs:
         self._records.insert(record, text)
         log.info("cancelled before it started")
         self._end_unstarted(live, _cancelled_event(record))
-        return record
+        return live
 
     def _place(self, record: Record, checked: CheckedRequest, held_files: contextlib.ExitStack) -> LiveGeneration:
         """Start a generation or put it in the queue."""

@@ -9,9 +9,18 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from filmstrip.errors import FilmstripError, InvalidField
 from filmstrip.geometry import DEFAULT_FPS, MAX_FRAMES, MAX_REQUEST_SIDE, MIN_SIDE
 
-from .schema import MAX_SECONDS, NUMBER, ChunkSpec, GenerateRequest, PipelineId, Rate, SubmitRequest, validated
+from .schema import (
+    MAX_SECONDS,
+    NUMBER,
+    ChunkSpec,
+    GenerateRequest,
+    PageLength,
+    PipelineId,
+    Rate,
+    SubmitRequest,
+    validated,
+)
 
-MAX_LISTED = 100
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})", re.ASCII)
 _NUMBER = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?", re.ASCII)
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -33,6 +42,14 @@ def _size(text: str) -> str:
     if not all(MIN_SIDE <= int(side) <= MAX_REQUEST_SIDE for side in match.groups()):
         raise ValueError(f"sides must be from {MIN_SIDE} to {MAX_REQUEST_SIDE}")
     return text
+
+
+class ListVideosQuery(BaseModel):
+    """The query of GET /v1/videos."""
+
+    limit: PageLength = Field(20, description="Most videos.")
+    after: str | None = Field(None, description="Only those that follow this one.")
+    order: Literal["desc", "asc"] = Field("desc", description="By age.")
 
 
 class ImageReference(BaseModel):

@@ -24,6 +24,7 @@ from filmstrip.errors import (
     UnknownPipeline,
 )
 from filmstrip.geometry import DEFAULT_FPS
+from filmstrip.models import State
 
 from .auth import client_of_request
 from .bodies import JSON
@@ -34,9 +35,9 @@ from .generations import send_video
 from .images import Requester
 from .jobs import GenerationView, Submission, Submitted
 from .openai_schema import (
-    MAX_LISTED,
     DeletedVideoAnswer,
     InputReference,
+    ListVideosQuery,
     ModelAnswer,
     ModelsAnswer,
     OpenAIErrorAnswer,
@@ -45,8 +46,8 @@ from .openai_schema import (
     VideoRequest,
     VideosAnswer,
 )
-from .openapi import content, describe, parameter
-from .schema import OnDisconnect, State, VideoFileQuery, VideoFormat, VideoUploadQuery, parse_query
+from .openapi import content, describe, parameter, query_parameters
+from .schema import OnDisconnect, VideoFileQuery, VideoFormat, VideoUploadQuery, parse_query
 from .state import app_state
 from .store import Draft, Kind, is_name
 
@@ -97,8 +98,7 @@ _CREATE_ERRORS = (400, 404, 408, 409, 413, 422, 429, 503, 507)
 )
 async def create_video() -> Response:
     """Generate a video; poll it until it is completed or failed."""
-    submitted = await _submit(None)
-    return await _video_response(submitted.record.id)
+    return _video_response((await _submit(None)).generation)
 
 
 @openai_videos.post(f"{_ROOT}/sync")
@@ -112,7 +112,7 @@ async def create_video_sync() -> Response:
     """Generate a video and answer with it, as MP4; the generation ends with the connection."""
     state, client = app_state(), client_of_request()
     submitted = await _submit("cancel")
-    generation_id = submitted.record.id
+    generation_id = submitted.generation.record.id
     async with state.jobs.follow(client, generation_id, silence_s=state.settings.keep_alive_s) as events:
         async for _ in events:
             pass
@@ -132,30 +132,16 @@ async def create_video_sync() -> Response:
 
 @openai_videos.get(_ROOT)
 @_describe(
-    parameters=(
-        parameter(
-            "limit", "query", {"type": "integer", "minimum": 1, "maximum": MAX_LISTED, "default": 20}, "Most videos.",
-            required=False,
-        ),
-        parameter("after", "query", {"type": "string"}, "Only those that follow this one.", required=False),
-        parameter("order", "query", {"enum": ["desc", "asc"], "default": "desc"}, "By age.", required=False),
-    ),
+    parameters=query_parameters(ListVideosQuery),
     answers={200: content(JSON, VideosAnswer)},
     errors=(404, 422),
     models=(VideosAnswer,),
-)  # fmt: skip
+)
 async def list_videos() -> Response:
     """List the client's videos."""
     state, client = app_state(), client_of_request()
-    limit = request.args.get("limit") or "20"
-    if not limit.isascii() or not limit.isdigit() or len(limit) > 9 or not 1 <= int(limit) <= MAX_LISTED:
-        raise InvalidField(f"limit: must be from 1 to {MAX_LISTED}, got {limit[:80]!r}", "limit")
-    order = request.args.get("order") or "desc"
-    if order not in ("asc", "desc"):
-        raise InvalidField(f"order: must be asc or desc, got {order[:80]!r}", "order")
-    page = await state.jobs.list(
-        client, limit=int(limit), after=request.args.get("after") or None, oldest_first=order == "asc"
-    )
+    query = parse_query(ListVideosQuery, request.args)
+    page = await state.jobs.list(client, limit=query.limit, after=query.after, oldest_first=query.order == "asc")
     videos = [_video(view) for view in page.generations]
     return answer(
         VideosAnswer(
@@ -176,7 +162,7 @@ async def list_videos() -> Response:
 )
 async def get_video(id: str) -> Response:
     """Get the state of a video."""
-    return await _video_response(id)
+    return _video_response(await app_state().jobs.get(client_of_request(), id, with_request=False))
 
 
 @openai_videos.get(f"{_ROOT}/<id>/content")
@@ -345,10 +331,9 @@ async def _stored_reference(file: FormFile, spool: Draft, parsed: VideoRequest) 
     return InputReference(video=video, num_frames=decoded.shape.frames, fps=decoded.fps, own_files=(video,))
 
 
-async def _video_response(id: str) -> Response:
-    view = await app_state().jobs.get(client_of_request(), id, with_request=False)
+def _video_response(view: GenerationView) -> Response:
     response = answer(_video(view))
-    response.headers["X-Generation-Id"] = id
+    response.headers["X-Generation-Id"] = view.record.id
     if view.record.state.is_live:
         response.headers[_POLL_HEADER] = str(round(1000 * _poll_s(view)))
     return response

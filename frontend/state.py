@@ -22,6 +22,7 @@ from .records import Records
 from .registries import Registries
 from .request_check import DryRuns, RequestChecker
 from .schema import HealthStatus, SlotState
+from .sessions import Sessions
 from .settings import Settings
 from .store import Store
 from .triton import TritonClient
@@ -51,6 +52,7 @@ class AppState:
     """What the routes use."""
 
     settings: Settings
+    sessions: Sessions
     store: Store
     slots: Sequence[Slot]
     registries: Registries
@@ -109,7 +111,7 @@ class AppState:
 
 
 @contextlib.asynccontextmanager
-async def lifespan(app: Quart, settings: Settings) -> AsyncIterator[None]:
+async def lifespan(app: Quart, settings: Settings, sessions: Sessions) -> AsyncIterator[None]:
     """Start everything that serves the app's requests; close it all when the context ends."""
     store = Store(settings)
     store.open()
@@ -130,6 +132,7 @@ async def lifespan(app: Quart, settings: Settings) -> AsyncIterator[None]:
         video_files = VideoFiles(store)
         state = app.extensions[_EXTENSION] = AppState(
             settings,
+            sessions,
             store,
             slots,
             registries,

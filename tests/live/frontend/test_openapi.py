@@ -50,6 +50,7 @@ def test_every_endpoint_is_there(document: dict[str, Any]) -> None:
         "/health": ["get"],
         "/health/live": ["get"],
         "/health/ready": ["get"],
+        "/api/v1/session": ["delete", "post"],
         "/metrics": ["get"],
         "/v1/models": ["get"],
         "/v1/models/{id}": ["get"],
