@@ -85,7 +85,7 @@ async def test_a_cancel_ends_a_check_that_waits_for_triton(jobs: LocalJobs) -> N
     await asyncio.sleep(0.1)  # whichever step it is at by then, it gets no answer
     assert not await jobs.cancel_streams("bob")
     assert await jobs.cancel_streams("alice")
-    name = (await starting).record.id
+    name = (await starting).generation.record.id
     async with jobs.follow("alice", name, silence_s=60) as events:
         expected = '{"chunk": 0, "total_chunks": 0, "frames_completed": 0, "seed": 7, "unused": []}'
         assert [event async for event in events] == [NumberedEvent(1, "cancelled", expected)]
