@@ -18,6 +18,7 @@ TIERS = {
     "live": "through a real server on a real Triton",
     "faults": "a real server with broken input, clients, processes and disks",
     "models": "networks, graphs, their export, and servers with exported pipelines; needs torch and ONNX Runtime",
+    "page": "the web page in a real Chromium; needs playwright and chromium",
     "research": "the trainer of the small pipeline; needs torch",
     "soak": "a short soak, and its judge",
 }
@@ -33,7 +34,7 @@ SMOKE = (
     "live/runtime/test_triton_models.py",
 )
 """The live tests in `make test`: each way to use the server, once."""
-SHARED = ("small_server", "longlive")
+SHARED = ("small_server", "longlive", "page_server")
 """Servers whose tests all run in one worker, because they need long to start."""
 LONG_FILES = (
     "faults/test_several_tritons.py",
@@ -93,7 +94,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if any(name.endswith("_repository") for name in fixtures) and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(EXPORT_S))
     # The workers take the groups in this order (with --no-loadscope-reorder; else by the number of tests).
-    order = ("models", "research", "faults", "soak", "live", "unit")
+    order = ("models", "page", "research", "faults", "soak", "live", "unit")
 
     def rank(item: pytest.Item) -> tuple[int, int]:
         path = item.path.relative_to(tests)
