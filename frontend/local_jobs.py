@@ -35,7 +35,7 @@ from .blobs import read_pieces
 from .catalogue import Catalogue, Entry
 from .events import EventLog
 from .fair_queue import FairQueue
-from .generation import RESTARTED, EndedArchive, LiveGeneration, Slot
+from .generation import RESTARTED, LiveGeneration, Slot
 from .images import ImageDecoder, data_urls_to_assets
 from .jobs import (
     MAX_SHOWN_PROMPT,
@@ -49,7 +49,15 @@ from .jobs import (
     Submitted,
 )
 from .model_registry import ModelRegistry
-from .records import Records, defaulted_fields, digest_and_text, restored_request, stored_request, with_seed
+from .records import (
+    EndedArchive,
+    Records,
+    defaulted_fields,
+    digest_and_text,
+    restored_request,
+    stored_request,
+    with_seed,
+)
 from .request_check import CheckCancelled, CheckedRequest, RequestChecker
 from .schema import CancelStatus, GenerateRequest
 from .settings import Settings
