@@ -4,6 +4,7 @@ import { ApiError, key, needsKey } from "./api.js";
 import { Gallery } from "./gallery.js";
 import { Make } from "./make.js";
 import { loadPipelines } from "./pipelines.js";
+import { openSession } from "./session.js";
 import { set, useStore } from "./store.js";
 import { Timeline } from "./timeline.js";
 import { html, render } from "./ui.js";
@@ -27,6 +28,7 @@ function App() {
 export async function start() {
   if (needsKey && !key()) return;
   try {
+    await openSession();
     await loadPipelines();
     await watchLatest();
   } catch (error) {

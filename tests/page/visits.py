@@ -1,5 +1,6 @@
 """What a test sees of the page: a browser's tab in which nothing may go wrong unnoticed."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,13 @@ class Visit:
     def expect(self, is_expected: Callable[[str], bool]) -> None:
         """Ignore those problems that a test provokes: refused and failed requests, by their text."""
         self._is_expected = is_expected
+
+    def eventually(self, script: str, timeout_s: float = 30) -> None:
+        """Wait until a script finds something; Playwright's own `wait_for_function` would violate the policy."""
+        deadline = time.monotonic() + timeout_s
+        while not self.page.evaluate(script):
+            assert time.monotonic() < deadline, script
+            self.page.wait_for_timeout(50)
 
     def shot(self, name: str, **options: Any) -> Path:
         """Write a screenshot of a state, for people to look at."""
