@@ -137,7 +137,7 @@ export function Gallery() {
   const [chosen, choose] = useState(/** @type {string[]} */ ([]));
   const [doomed, setDoomed] = useState(/** @type {Generation | null} */ (null));
   const compared = chosen.map((id) => entries.find((entry) => entry.id === id)).filter((entry) => entry !== undefined);
-  const toggle = (/** @type {string} */ id) => choose(chosen.includes(id) ? chosen.filter((other) => other !== id) : [...chosen, id].slice(-2));
+  const toggle = (/** @type {string} */ id) => choose((before) => (before.includes(id) ? before.filter((other) => other !== id) : [...before, id].slice(-2)));
   return html`<section class="gallery panel" aria-label="Gallery" aria-busy=${status === "loading"}>
     <header class="bar"><h2>Gallery</h2>
       ${compared.length === 1 && html`<p class="choosing" role="status">Choose another video to compare with. <button type="button" class="link" onClick=${() => choose([])}>Stop comparing</button></p>`}

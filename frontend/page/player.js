@@ -52,6 +52,9 @@ function GrowingVideo({ generation, preview }) {
 function Clip({ generation }) {
   const video = useRef(/** @type {HTMLVideoElement | null} */ (null));
   const clip = useClip([video], generation.frames);
+  useEffect(() => {
+    if (matchMedia("(prefers-reduced-motion: no-preference)").matches) clip.toggle();
+  }, []);
   return html`<div class="clip-player">
     <${Picture} generation=${generation} video=${video} clip=${clip} />
     <${Controls} clip=${clip} />

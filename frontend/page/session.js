@@ -19,7 +19,10 @@ export function openSession() {
   const opened = { key: key(), expiresAt: Infinity, started: Promise.resolve() };
   opened.started = call("api/v1/session", { method: "POST" }).then(
     ({ expires_at: expiresAt }) => {
-      opened.expiresAt = expiresAt ?? Infinity;
+      if (expiresAt === null) return;
+      opened.expiresAt = expiresAt;
+      const renew = () => void (session === opened && openSession().catch(() => {})); // else the next load tries again
+      setTimeout(renew, Math.max(expiresAt * 1000 - Date.now() - EARLY_S * 1000, 0) + 1000);
     },
     (error) => {
       if (session === opened) session = null;

@@ -79,7 +79,7 @@ class Visit:
             self.page.emulate_media(color_scheme=scheme)
             if self.page.viewport_size != size:
                 self.page.set_viewport_size(size)
-            self.shot(f"{name}-{scheme}{'-phone' if size is PHONE else ''}", full_page=size is PHONE)
+            self.shot(f"{name}-{scheme}{'-phone' if size is PHONE else ''}", full_page=True)
             result = Axe().run(self.page)
             assert result.violations_count == 0, f"{name}, {scheme}, {size}:\n{result.generate_report()}"
             width = self.page.evaluate("document.documentElement.scrollWidth")
