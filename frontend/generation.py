@@ -4,15 +4,16 @@ import asyncio
 import contextlib
 import functools
 import logging
+import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from filmstrip.errors import ClientGone, FilmstripError, InternalError, Restarted
+from filmstrip.errors import ClientGone, FilmstripError, InternalError, NotFound, NotReady, Restarted
 from filmstrip.geometry import MAX_FPS_DENOMINATOR
 from filmstrip.models import LAST_EVENTS, Cancelled, Complete, ErrorEvent, Event, Preview, Progress, State
 from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape
@@ -28,10 +29,13 @@ from .records import LiveArchive, Records
 from .request_check import CheckedRequest
 from .schema import PreviewOptions
 from .store import Draft, Kind, Store
+from .video_files import Growth
 
 log = logging.getLogger(__name__)
 
 RESTARTED = "the server was restarted while the generation ran"
+
+_GROWTH_SILENCE_S = 60.0
 
 
 class GenerationRun:
@@ -409,3 +413,47 @@ class LiveGeneration:
     def _note_end(self) -> None:
         self._on_end(self)
         self.ended.set()
+
+
+class GrowingOutput:
+    """The frames of a generation that runs; see `FrameSource`."""
+
+    def __init__(self, live: LiveGeneration, draft: Draft, shape: VideoShape, store: Store) -> None:
+        self._live = live
+        self._draft = draft
+        self._store = store
+        self.name = f"generation-{live.record.seq}"
+        self.owner = live.record.client
+        self.shape = shape
+        self.fps = draft.fps
+
+    def open(self) -> int:
+        """Open the output's file, which may be about to get its name, for reading alone."""
+        try:
+            return os.open(f"/proc/self/fd/{self._draft.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            raise NotReady("id: the generation has just ended; try again", "id") from None
+
+    async def growth(self) -> AsyncIterator[Growth]:
+        """How many frames there are; see `FrameSource.growth`."""
+        events = self._live.events
+        after = events.num_events
+        while True:
+            frames = self._live.run.frames_so_far()
+            if frames is not None:
+                yield Growth(frames[1].frames)
+            if self._live.ended.is_set() or events.is_complete:
+                break
+            async for event in events.follow(after=after, silence_s=_GROWTH_SILENCE_S):
+                if event is not None:
+                    after = event.number
+                    break
+            else:
+                break
+        await self._live.ended.wait()
+        name = self._live.record.output_path
+        if name is None:
+            raise NotFound("the generation has ended without a video")
+        output = self._store.find(name, Kind.OUTPUT, owner=self.owner)
+        assert output.shape is not None
+        yield Growth(output.shape.frames, output)
