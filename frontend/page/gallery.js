@@ -3,9 +3,9 @@
 import { ApiError, address, call, enlargement, fileAddress, generationPath, key, needsKey, send } from "./api.js";
 import { InStep, videoAddress } from "./player.js";
 import { openSession } from "./session.js";
-import { getState, listChanged, reuse, say, set, useAsInput, useStore } from "./store.js";
+import { listChanged, reuse, say, set, useAsInput, useStore } from "./store.js";
 import { Dialog, Icon, classes, html, useEffect, useRef, useState } from "./ui.js";
-import { watch } from "./watch.js";
+import { isLive, unwatch, watch } from "./watch.js";
 
 /** @typedef {import("./api.js").Generation} Generation */
 
@@ -65,9 +65,6 @@ function useTurn(source) {
   }, [source]);
   return [granted, () => release.current()];
 }
-
-/** @param {Generation} generation */
-const isLive = ({ state }) => state === "queued" || state === "running";
 
 /** @param {Generation} generation */
 const isExpired = ({ expires_at: expires }) => expires !== null && expires * 1000 <= Date.now();
@@ -351,7 +348,7 @@ function Deletion({ generation, onClose }) {
         return;
       }
     }
-    if (getState().generation?.id === generation.id) unwatch();
+    unwatch(generation.id);
     listChanged();
     onClose();
   };
@@ -363,8 +360,4 @@ function Deletion({ generation, onClose }) {
       <button type="button" class="danger" disabled=${isSent} onClick=${remove}>Delete</button>
     </footer>
   <//>`;
-}
-
-function unwatch() {
-  set({ generation: null, previews: {} });
 }

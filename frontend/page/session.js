@@ -33,9 +33,8 @@ export function openSession() {
   return opened.started;
 }
 
-/** Ends the session, when the key is forgotten. */
+/** Ends the session; to be called while the key is still known. */
 export async function closeSession() {
-  if (!session) return;
   session = null;
   await call("api/v1/session", { method: "DELETE" }).catch(() => {});
 }
