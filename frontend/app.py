@@ -26,8 +26,7 @@ from .bodies import refuse_wrapped
 from .connection import BoundedBody, BoundedRequest, Connection
 from .generations import generations
 from .logs import note
-from .openai_schema import openai_error
-from .openai_videos import openai_videos
+from .openai_videos import openai_error, openai_videos
 from .openapi import SESSION_SCHEME, DocumentProvider, accepted_types, add_docs, is_media
 from .page_files import add_page
 from .routes import api

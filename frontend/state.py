@@ -15,11 +15,10 @@ from .embedded.supervisor import EmbeddedTriton
 from .generation import Slot
 from .images import ImageDecoder
 from .local_jobs import LocalJobs
-from .model_registry import ModelRegistry, Readiness
+from .model_registry import ModelRegistry, Readiness, Registries
 from .pipeline_loads import PipelineLoads
 from .previews import PreviewEncoder
 from .records import Records
-from .registries import Registries
 from .request_check import DryRuns, RequestChecker
 from .schema import HealthStatus, SlotState
 from .sessions import Sessions

@@ -18,6 +18,8 @@ import { keep, kept } from "./ui.js";
  * @property {number} [frames]
  * @property {number} [width]
  * @property {number} [height]
+ * @property {Record<string, string>} [masks]  of a blob: images of the masks, by their offset
+ * @property {number} [at]  when it was stored, in milliseconds
  *
  * @typedef {object} State
  * @property {GenerateRequest} request
@@ -33,15 +35,33 @@ import { keep, kept } from "./ui.js";
  * @property {boolean} isOnline
  * @property {number} listVersion  grows when the list of generations has changed
  * @property {string} notice  one sentence for the user
+ * @property {boolean} isSending  whether a request is on its way to the server
+ * @property {import("./inputs.js").Clip | null} clip  the video file that was dropped, until the page is loaded again
+ * @property {GenerateRequest | null} watchedRequest  the request of the watched generation
  */
 
 export const EMPTY_REQUEST = { pipeline_id: "", prompt: "", num_frames: 69 };
 const MAX_UNDO = 200;
 const MERGE_MS = 900;
+const STORED_MS = 55 * 60 * 1000; // the server keeps files for an hour by default
+
+/** The request of the last visit, without files that the server no longer has. */
+function lastRequest() {
+  const text = JSON.stringify(kept("request", EMPTY_REQUEST));
+  const media = kept("media", /** @type {Record<string, Media>} */ ({}));
+  const isThere = (/** @type {string} */ name) => Date.now() - (media[name]?.at ?? 0) < STORED_MS;
+  return JSON.parse(text, (field, value) => {
+    if (field === "data_blob_path" || field === "input_path") return isThere(value) ? value : undefined;
+    if (field.endsWith("_frame_image")) return isThere(value) ? value : undefined;
+    if (field === "vace_ref_images") return value.every(isThere) ? value : undefined;
+    if (/^vace_(masks|frames)_|^input_video_/.test(field)) return undefined;
+    return value;
+  });
+}
 
 /** @type {State} */
 let state = {
-  request: kept("request", EMPTY_REQUEST),
+  request: lastRequest(),
   past: [],
   future: [],
   chunk: 0,
@@ -54,6 +74,9 @@ let state = {
   isOnline: true,
   listVersion: 0,
   notice: "",
+  isSending: false,
+  clip: null,
+  watchedRequest: null,
 };
 
 /** @type {Set<() => void>} */
@@ -86,7 +109,7 @@ export function useStore(select) {
   useLayoutEffect(
     () =>
       subscribe(() => {
-        if (!Object.is(latest.current.select(state), latest.current.value)) render((count) => count + 1);
+        if (!Object.is(latest.current.select(state), latest.current.value)) render((/** @type {number} */ count) => count + 1);
       }),
     [],
   );
@@ -164,7 +187,7 @@ export function reuse({ on_disconnect: _, previews: __, uploads: ___, ...request
  * @param {Media} media
  */
 export function addMedia(name, media) {
-  const entries = Object.entries({ ...state.media, [name]: media }).slice(-40);
+  const entries = Object.entries({ ...state.media, [name]: { at: Date.now(), ...media } }).slice(-40);
   set({ media: Object.fromEntries(entries) });
   keep("media", state.media);
 }

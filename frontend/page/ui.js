@@ -26,6 +26,27 @@ export function duration(seconds) {
   return minutes < 60 ? `${minutes} min ${Math.round(seconds % 60)} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
+/**
+ * A component whose module is loaded after the first paint.
+ * @param {() => Promise<Record<string, any>>} load
+ * @param {string} name
+ */
+export function lazy(load, name) {
+  /** @type {any} */
+  let component = null;
+  return (/** @type {object} */ props) => {
+    const [, render] = useState(0);
+    useEffect(() => {
+      if (component) return;
+      void load().then((module) => {
+        component = module[name];
+        render(1);
+      });
+    }, []);
+    return component && h(component, props);
+  };
+}
+
 let nextId = 0;
 
 /** An id for an element, to connect it with its label. */

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from filmstrip.errors import Busy, FilmstripError, InternalError, InvalidField, QueueFull, Unauthorized
-from frontend.openai_schema import InputReference, VideoRequest, openai_error
+from frontend.openai_videos import InputReference, VideoRequest, openai_error
 from frontend.schema import GenerateRequest, parse
 
 BASE = {"model": "probe", "prompt": "x"}

@@ -19,12 +19,12 @@ from filmstrip.contract import Features, Mode, PipelineSpec
 from filmstrip.errors import DiskFull, UnknownPath
 from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape, pack_video_header
 from frontend.array_plan import InputSizes, UploadField
+from frontend.chunks import OpenUpload, StagingBuffer, buffer_layout, open_buffers, open_uploads, stage_inputs
 from frontend.images import RequestImage
 from frontend.inference import FileSlice, TensorRef
 from frontend.plan import Chain, Plan, make_plan
 from frontend.schema import GenerateRequest
 from frontend.settings import Settings
-from frontend.staging import OpenUpload, StagingBuffer, buffer_layout, open_buffers, open_uploads, stage_inputs
 from frontend.store import SHM_DIR, Kind, Store, StoredFile
 from frontend.triton import SharedMemoryRefused, TritonClient
 
@@ -103,8 +103,8 @@ def uploads(tmp_path: Path) -> Iterator[Open]:
 @pytest.fixture
 def buffer(tmp_path: Path) -> Iterator[StagingBuffer]:
     """A staging buffer that Triton has registered."""
-    made = StagingBuffer(tmp_path / "buffer", 100_000, 0o600)
-    made.open()
+    made = StagingBuffer(100_000, 0o600)
+    made.open(lambda: tmp_path / "buffer")
     made.region = "buffer"
     yield made
     made.close()
