@@ -58,6 +58,7 @@ from filmstrip.models import (
     PipelineFeatures,
     PipelineInfo,
     Queued,
+    State,
     UploadedVideo,
 )
 from filmstrip.request_fields import MAX_SEED, GenerateFields
@@ -417,16 +418,15 @@ def _need_output(output: Path | None) -> Path:
     return output
 
 
-@click.group(cls=_Commands, epilog=_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Commands, epilog=f"{_EXAMPLES}\n\n{_EXIT_CODES}", context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__)
 def main() -> None:
     """Generate videos on a Filmstrip server.
 
     The server generates a video chunk by chunk. This command uploads the inputs, shows the progress and writes the
     result to a file. With --detach it only starts the generation, which then goes on without it.
-
-    Exit codes of every command: 0 success, 1 failure, 2 wrong usage, 3 server not reached, 4 server busy, 129, 130 or
-    143 ended by SIGHUP, Ctrl-C or SIGTERM.
     """
 
 
@@ -861,11 +861,8 @@ def attach(*, id: str, after: int, as_json: bool, server: _ServerOptions) -> Non
         _note(f"Download it with: {command}")
 
 
-_STATES = ("queued", "running", "complete", "cancelled", "failed")
-
-
 @main.command(name="list", epilog=_EXIT_CODES)
-@click.option("--state", type=click.Choice(_STATES), help="Only generations in this state.")
+@click.option("--state", type=click.Choice([str(state) for state in State]), help="Only generations in this state.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Most generations to list.  [default: all]")
 @_json_option()
 @_server_options

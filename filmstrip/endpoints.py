@@ -26,6 +26,7 @@ from filmstrip.models import (
     UploadedData,
     UploadedVideo,
 )
+from filmstrip.request_fields import ID_PATTERN, KEY_PATTERN
 from filmstrip.wire import VIDEO_HEADER_BYTES, BlobBuilder, VideoShape
 
 EVENT_STREAM = "text/event-stream"
@@ -38,10 +39,9 @@ FILE_FORMATS = {
     "contact-sheet": ("contact-sheet.png", "image/png"),
 }
 """The files that the server makes of a generation: their names in its URL and their media types, by format."""
-MAX_PAGE = 100
 _GENERATIONS = "/api/v1/generations"
-GENERATION_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}")
+GENERATION_ID = re.compile(ID_PATTERN)
+_IDEMPOTENCY_KEY = re.compile(KEY_PATTERN)
 _FOLLOW = {"Accept": EVENT_STREAM, "Cache-Control": "no-store"}
 _NOT_THERE = (404, 405, 501)
 _DECODING_S = 300.0

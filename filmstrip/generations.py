@@ -24,7 +24,7 @@ from filmstrip.errors import (
 from filmstrip.following import MAX_RECONNECTS, STREAM_ENDED, Following, check_supported
 from filmstrip.http_errors import mapped_errors
 from filmstrip.models import Complete, DryRunPlan, Event, Generation, completed
-from filmstrip.request_fields import GenerateFields
+from filmstrip.request_fields import MAX_PAGE, GenerateFields
 from filmstrip.sender import AsyncSender, Sender
 from filmstrip.video.write import open_replacement
 from filmstrip.wire import Video, VideoReader
@@ -332,12 +332,12 @@ class Generations:
         """This client's generations without their requests, newest first; the next page is fetched when it is needed.
 
         Args:
-            state: only those that are "queued", "running", "complete", "cancelled" or "failed".
+            state: only those in this state; see `filmstrip.models.State`.
             limit: most of them; None for all.
         """
         after, left = None, limit
         while left is None or left > 0:
-            page_size = endpoints.MAX_PAGE if left is None else min(left, endpoints.MAX_PAGE)
+            page_size = MAX_PAGE if left is None else min(left, MAX_PAGE)
             page = self._sender.send(endpoints.generation_page(state, page_size, after))
             yield from page.generations
             after = page.next
@@ -500,7 +500,7 @@ class AsyncGenerations:
         """This client's generations without their requests, newest first, for `async for`."""
         after, left = None, limit
         while left is None or left > 0:
-            page_size = endpoints.MAX_PAGE if left is None else min(left, endpoints.MAX_PAGE)
+            page_size = MAX_PAGE if left is None else min(left, MAX_PAGE)
             page = await self._sender.send(endpoints.generation_page(state, page_size, after))
             for found in page.generations:
                 yield found

@@ -6,6 +6,7 @@ does not know are kept in answers and left out of events.
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import (
@@ -213,12 +214,27 @@ class GenerationFailure(_Answer):
     message: str
 
 
+class State(StrEnum):
+    """Where a generation is in its life."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETE = "complete"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+    @property
+    def is_live(self) -> bool:
+        """It waits or runs."""
+        return self in (State.QUEUED, State.RUNNING)
+
+
 class Generation(_Answer):
     """A generation as a resource; docs/api.md says what each key means.
 
     Attributes:
         id: its name, unique among this client's.
-        state: "queued", "running", "complete", "cancelled" or "failed".
+        state: one of `State`; a newer server may have others.
         position: its place in the queue, 1 for the next one; None unless it waits.
         chunk: chunks generated so far.
         total_chunks: chunks of the whole generation.
@@ -263,7 +279,7 @@ class Generation(_Answer):
     @property
     def has_ended(self) -> bool:
         """It neither waits nor runs."""
-        return self.state not in ("queued", "running")
+        return self.state not in (State.QUEUED, State.RUNNING)
 
 
 class GenerationPage(_Answer):

@@ -1,4 +1,4 @@
-"""The fields of a request, typed: what `generate` and `BlobBuilder.chunk` take; and the largest seed.
+"""The fields of a request, typed: what `generate` and `BlobBuilder.chunk` take; and limits that both sides know.
 
 The server's limits and defaults are in the schema of its API; docs/api.md says what each field does.
 """
@@ -8,6 +8,15 @@ from typing import Literal, Required, TypedDict
 
 MAX_SEED = 2**64 - 1
 """The largest seed of a request or a ChunkSpec; the smallest is 0."""
+
+ID_PATTERN = r"[A-Za-z0-9_-]{1,64}"
+"""The id of a generation."""
+
+KEY_PATTERN = r"[ -~]{1,255}"
+"""An idempotency key: printable ASCII."""
+
+MAX_PAGE = 100
+"""Most generations in one answer of a list."""
 
 Interpolation = Literal["linear", "slerp"]
 

@@ -2,10 +2,11 @@
 
 import logging
 from contextlib import AsyncExitStack
+from typing import Any
 
 from quart import Quart, Response, jsonify, request
 from quart_cors import cors
-from quart_schema import HttpSecurityScheme, Info, QuartSchema, Server
+from quart_schema import APIKeySecurityScheme, HttpSecurityScheme, Info, QuartSchema, Server
 from werkzeug.exceptions import HTTPException
 
 import filmstrip
@@ -20,15 +21,16 @@ from filmstrip.errors import (
     UnsupportedMediaType,
 )
 
-from .auth import SAFE_METHODS, AccessControl
+from .auth import SAFE_METHODS, AccessControl, is_from_session
 from .bodies import refuse_wrapped
 from .connection import BoundedBody, BoundedRequest, Connection
 from .generations import generations
 from .logs import note
-from .openai_schema import openai_error
-from .openai_videos import openai_videos
-from .openapi import DocumentProvider, accepted_types, add_docs
+from .openai_videos import openai_error, openai_videos
+from .openapi import SESSION_SCHEME, DocumentProvider, accepted_types, add_docs, is_media
+from .page_files import add_page
 from .routes import api
+from .sessions import COOKIE, Sessions
 from .settings import Settings
 from .state import lifespan
 
@@ -66,11 +68,13 @@ def create_app(settings: Settings | None = None) -> Quart:
     app.register_blueprint(api)
     app.register_blueprint(generations)
     app.register_blueprint(openai_videos)
-    _add_access(app, settings)
+    sessions = Sessions(settings.api_keys, settings.session_secret)
+    _add_access(app, settings, sessions)
     _add_errors(app)
     _add_docs(app, settings)
+    add_page(app, settings)
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    _add_lifespan(app, settings)
+    _add_lifespan(app, settings, sessions)
 
     @app.after_request
     async def finish_body(response: Response) -> Response:
@@ -89,14 +93,24 @@ def _generation_of(response: Response) -> dict[str, str]:
     return {"generation": generation} if generation else {}
 
 
-def _add_access(app: Quart, settings: Settings) -> None:
-    access = AccessControl(settings)
+def _add_access(app: Quart, settings: Settings, sessions: Sessions) -> None:
+    access = AccessControl(settings, sessions)
 
     @app.before_request
     async def admit() -> None:
-        access.admit(request)
-        if request.method not in SAFE_METHODS and request.routing_exception is None and request.endpoint is not None:
-            refuse_wrapped(request, accepted_types(app.view_functions[request.endpoint]))
+        view = app.view_functions.get(request.endpoint or "") if request.routing_exception is None else None
+        access.admit(request, is_media=view is not None and is_media(view))
+        if view is not None and request.method not in SAFE_METHODS:
+            refuse_wrapped(request, accepted_types(view))
+
+    @app.after_request
+    async def keep_private(response: Response) -> Response:
+        """Tell caches and other pages to leave alone what a cookie opened: unlike a key, it comes by itself."""
+        if is_from_session():
+            response.cache_control.private = True
+            response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+            response.vary.add("Cookie")
+        return response
 
     @app.before_request
     async def refuse_expectations() -> None:
@@ -114,12 +128,12 @@ def _add_access(app: Quart, settings: Settings) -> None:
         )
 
 
-def _add_lifespan(app: Quart, settings: Settings) -> None:
+def _add_lifespan(app: Quart, settings: Settings, sessions: Sessions) -> None:
     stack = AsyncExitStack()
 
     @app.before_serving
     async def start() -> None:
-        await stack.enter_async_context(lifespan(app, settings))
+        await stack.enter_async_context(lifespan(app, settings, sessions))
 
     @app.after_serving
     async def stop() -> None:
@@ -153,11 +167,15 @@ def _add_errors(app: Quart) -> None:
 
 
 def _add_docs(app: Quart, settings: Settings) -> None:
+    security_schemes: dict[str, Any] = {
+        "key": HttpSecurityScheme(scheme="bearer"),
+        SESSION_SCHEME: APIKeySecurityScheme(in_="cookie", name=COOKIE),
+    }
     schema = QuartSchema(
         openapi_path=None,  # quart-schema would generate the document for every request
         info=Info(title="Filmstrip", version=API_VERSION, description=filmstrip.__doc__),
         servers=[Server(url=".")],  # relative to the document, so that it works under a path prefix
-        security_schemes={"key": HttpSecurityScheme(scheme="bearer")} if settings.api_keys else None,
+        security_schemes=security_schemes if settings.api_keys else None,
         security=[{"key": []}] if settings.api_keys else None,
     )
     schema.openapi_provider_class = DocumentProvider

@@ -15,10 +15,12 @@ from quart import Request, g
 from filmstrip.errors import ForbiddenHost, ForbiddenOrigin, Unauthorized
 
 from .logs import note
-from .settings import Authority, Settings
+from .sessions import COOKIE, Sessions
+from .settings import ApiKey, Authority, Settings
 
 _ANY_HOST = ("/health", "/health/live", "/health/ready")  # monitors use an address, and learn nothing
-_OPEN = ("/", *_ANY_HOST, "/docs", "/openapi.json")  # what monitors and browsers need before they have a key
+_OPEN = ("/", *_ANY_HOST, "/docs", "/openapi.json", "/favicon.ico")
+_OPEN_FOLDERS = ("/docs/", "/page/")  # what monitors and browsers need before they have a key, like _OPEN
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 """HTTP methods that change nothing."""
 _SCHEME = "bearer"
@@ -28,7 +30,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 def needs_key(path: str) -> bool:
     """Whether requests to this path need a key, if keys are configured."""
-    return path not in _OPEN and not path.startswith("/docs/")
+    return path not in _OPEN and not path.startswith(_OPEN_FOLDERS)
 
 
 def needs_known_host(path: str) -> bool:
@@ -39,15 +41,20 @@ def needs_known_host(path: str) -> bool:
 class AccessControl:
     """Admits or refuses each request before its body is read."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._digests = [(client, _digest(key)) for client, key in settings.api_keys]
+    def __init__(self, settings: Settings, sessions: Sessions) -> None:
+        self._sessions = sessions
+        self._digests = [(key, _digest(key.key)) for key in settings.api_keys]
         self._origins = frozenset(settings.cors_origins)
         self._is_local = not settings.api_keys and is_loopback_address(settings.host)
         self._allows_any_host = "*" in settings.allowed_hosts
         self._allowed_hosts = [host for name in settings.allowed_hosts if (host := Authority.parse(name))]
 
-    def admit(self, request: Request) -> None:
-        """Admit a request and note its client, for `client_of_request`.
+    def admit(self, request: Request, *, is_media: bool) -> None:
+        """Admit a request and note its client, for `client_of_request`, and its key, for `key_of_request`.
+
+        Args:
+            request: the request.
+            is_media: whether it reads media, for which a session's cookie is enough.
 
         Raises:
             ForbiddenHost: the server is for this machine only, and was addressed by another name.
@@ -59,7 +66,13 @@ class AccessControl:
             self._check_hosts(hosts)
         if request.method not in SAFE_METHODS:
             self._check_origin(request, hosts)
-        g.client = "" if self._is_open(request) else self._client(request.headers.get("Authorization", ""))
+        g.api_key = g.session_client = None
+        if not self._is_open(request):
+            if is_media and request.method in ("GET", "HEAD") and "Authorization" not in request.headers:
+                g.session_client = self._client_of_session(request)
+            if g.session_client is None:
+                g.api_key = self._key(request.headers.get("Authorization", ""))
+        g.client = g.api_key.client if g.api_key else g.session_client or ""
         note(request, client=g.client)
 
     def _must_be_local(self, request: Request) -> bool:
@@ -86,13 +99,24 @@ class AccessControl:
         is_preflight = request.method == "OPTIONS"  # browsers send no credentials with it
         return not self._digests or is_preflight or (request.method in SAFE_METHODS and not needs_key(request.path))
 
-    def _client(self, authorization: str) -> str:
+    def _client_of_session(self, request: Request) -> str | None:
+        """The client of a valid session among the request's cookies.
+
+        Cookies ignore ports, and `SameSite` counts every port and subdomain as the same site. So pages of neighbours
+        send the cookie, too; `Sec-Fetch-Site` is how a browser says that the page is another one.
+        """
+        if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
+            return None
+        found = (self._sessions.client(token) for token in request.cookies.getlist(COOKIE))
+        return next((client for client in found if client is not None), None)
+
+    def _key(self, authorization: str) -> ApiKey:
         scheme, _, key = authorization.partition(" ")
         key_digest = _digest(key.strip())
         found = None
-        for client, digest in self._digests:  # all of them, so that the time reveals nothing
+        for api_key, digest in self._digests:  # all of them, so that the time reveals nothing
             if hmac.compare_digest(digest, key_digest):
-                found = client
+                found = api_key
         if found is None or scheme.lower() != _SCHEME:
             raise Unauthorized('missing or invalid API key; send "Authorization: Bearer <key>"')
         return found
@@ -143,6 +167,24 @@ def _hosts(scope: HTTPScope) -> list[str]:
 def client_of_request() -> str:
     """The client that sent the current request; empty if no keys are configured."""
     return str(g.client)
+
+
+def key_of_request() -> ApiKey | None:
+    """The API key that the current request was sent with; None if it needs none, or used a session."""
+    key: ApiKey | None = g.api_key
+    return key
+
+
+def came_by_tls(request: Request) -> bool:
+    """Whether a browser sent the request by https: its own word in `Origin`, or that of a proxy."""
+    proxy = request.headers.get("X-Forwarded-Proto", "").partition(",")[0].strip()
+    origin = request.headers.get("Origin", "").partition(":")[0]
+    return "https" in (request.scheme, origin.lower(), proxy.lower())
+
+
+def is_from_session() -> bool:
+    """Whether the current request was admitted by a session's cookie."""
+    return g.get("session_client") is not None
 
 
 def _digest(key: str) -> bytes:

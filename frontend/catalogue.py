@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from filmstrip.errors import NotFound
+from filmstrip.models import State
 
 from .generation import LiveGeneration
 from .jobs import Record
 from .records import Records
-from .schema import State
 from .store import Store
 
 _MAX_WITHOUT_OUTPUT = 10_000  # ended generations without an output; others count as files of the store

@@ -61,9 +61,17 @@ class EventLog:
         num_events: events in the archive. A generation that is made again repeats these first: they are not appended
             again.
         is_complete: the archive has the last event.
+        on_complete: called when the last event has been written.
     """
 
-    def __init__(self, archive: EventArchive, num_events: int = 0, *, is_complete: bool = False) -> None:
+    def __init__(
+        self,
+        archive: EventArchive,
+        num_events: int = 0,
+        *,
+        is_complete: bool = False,
+        on_complete: Callable[[], None] = lambda: None,
+    ) -> None:
         self._archive = archive
         self._num_written = num_events
         self._num_numbered = num_events
@@ -71,6 +79,7 @@ class EventLog:
         self._tail: deque[NumberedEvent] = deque()
         self._all_written = True
         self._has_last = self.is_complete = is_complete
+        self._on_complete = on_complete
         self._is_closed = False
         self._grown = asyncio.Event()
 
@@ -142,6 +151,8 @@ class EventLog:
         self._num_written = event.number
         self.is_complete = is_last
         self._wake()
+        if is_last:
+            self._on_complete()
 
     def _wake(self) -> None:
         self._grown.set()

@@ -1,6 +1,5 @@
 """The endpoints of /api/v1/generations: a generation as a resource, with its video files."""
 
-import json
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -9,6 +8,7 @@ from quart import Blueprint, Response, request
 
 from filmstrip.errors import BadHeader, InvalidField, NotReady, RangeNotSatisfiable
 from filmstrip.geometry import DEFAULT_FPS
+from filmstrip.request_fields import ID_PATTERN, KEY_PATTERN
 from filmstrip.wire import VIDEO_HEADER_BYTES, pack_video_header
 
 from .auth import client_of_request
@@ -19,15 +19,20 @@ from .endpoint_helpers import answer, event_stream, json_body
 from .jobs import EntryPoint, GenerationView, Submission
 from .openapi import EVENTS, content, describe, parameter, query_parameters
 from .schema import (
-    ID_PATTERN,
-    MAX_PAGE,
     CancelGenerationAnswer,
+    ChunkAnswer,
     DryRunAnswer,
     DryRunRequest,
+    EventsQuery,
+    FailureAnswer,
+    FramesQuery,
     GenerationAnswer,
     GenerationsAnswer,
-    State,
+    LinksAnswer,
+    ListQuery,
+    SubmitQuery,
     SubmitRequest,
+    SummaryAnswer,
     VideoFileQuery,
     VideoFormat,
     parse_query,
@@ -39,19 +44,17 @@ generations = Blueprint("generations", __name__)
 
 _ROOT = "/api/v1/generations"
 _ID = re.compile(ID_PATTERN)
-_KEY = re.compile(r"[ -~]{1,255}")
-_NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
-_DEFAULT_PAGE = 20
+_KEY = re.compile(KEY_PATTERN)
+_EVENT_NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 _ID_PARAMETER = parameter("id", "path", {"type": "string", "pattern": f"^{ID_PATTERN}$"}, "The id.", required=True)
 _KEY_PARAMETER = parameter(
     "Idempotency-Key",
     "header",
-    {"type": "string", "minLength": 1, "maxLength": 255},
+    {"type": "string", "pattern": f"^{KEY_PATTERN}$"},
     "Another POST with this key and the same body answers with the same generation.",
     required=False,
 )
-_COUNT = {"type": "integer", "minimum": 0}
 _STREAM = content(
     EVENTS,
     description="The events, if the request accepts text/event-stream: `queued` while it waits, `progress` after each "
@@ -86,10 +89,7 @@ async def put_generation(id: str) -> Response:
 
 @generations.post(_ROOT)
 @describe(
-    parameters=(
-        _KEY_PARAMETER,
-        parameter("dry_run", "query", {"enum": ["0", "1"]}, "1: only check the request and plan it.", required=False),
-    ),
+    parameters=(_KEY_PARAMETER, *query_parameters(SubmitQuery)),
     body=content(JSON, DryRunRequest),
     answers=_submit_answers(),
     errors=_SUBMIT_ERRORS,
@@ -97,7 +97,7 @@ async def put_generation(id: str) -> Response:
 )
 async def post_generation() -> Response:
     """Generate a video under an id that the server makes, or check what a request would generate."""
-    if _is_dry_run():
+    if parse_query(SubmitQuery, request.args).dry_run == "1":
         return await _dry_run()
     key = request.headers.get("Idempotency-Key")
     if key is not None and not _KEY.fullmatch(key):
@@ -122,10 +122,10 @@ async def _submit(id: str | None, key: str | None) -> Response:
         )
         del body
         submitted = await state.jobs.submit(submission)
-    generation_id = submitted.record.id
+    generation_id = submitted.generation.record.id
     if streams:
-        return await _stream(generation_id, after=0)
-    response = _resource(await state.jobs.get(client, generation_id))
+        return await event_stream(generation_id, shows_queue=True)
+    response = _resource(submitted.generation)
     response.status_code = 202 if submitted.is_new else 200
     response.headers["X-Generation-Id"] = generation_id
     return response
@@ -133,36 +133,16 @@ async def _submit(id: str | None, key: str | None) -> Response:
 
 @generations.get(_ROOT)
 @describe(
-    parameters=(
-        parameter("state", "query", {"enum": [str(state) for state in State]}, "Only those.", required=False),
-        parameter(
-            "limit",
-            "query",
-            {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": _DEFAULT_PAGE},
-            "Most generations in the answer.",
-            required=False,
-        ),
-        parameter("after", "query", {"type": "string"}, "Only those older than this one.", required=False),
-    ),
+    parameters=query_parameters(ListQuery),
     answers={200: content(JSON, GenerationsAnswer)},
     errors=(404, 422),
     models=(GenerationsAnswer,),
 )
 async def list_generations() -> Response:
     """List the client's generations, newest first."""
-    limit = _query_number("limit", _DEFAULT_PAGE)
-    if not 1 <= limit <= MAX_PAGE:
-        raise InvalidField(f"limit: must be from 1 to {MAX_PAGE}, got {limit}", "limit")
-    name = request.args.get("state") or None
-    if name is not None and name not in list(State):
-        raise InvalidField(f"state: must be one of {', '.join(State)}, got {name[:80]!r}", "state")
-    page = await app_state().jobs.list(
-        client_of_request(),
-        state=None if name is None else State(name),
-        limit=limit,
-        after=request.args.get("after") or None,
-    )
-    return _json({"generations": [_summary(view) for view in page.generations], "next": page.next})
+    query = parse_query(ListQuery, request.args)
+    page = await app_state().jobs.list(client_of_request(), state=query.state, limit=query.limit, after=query.after)
+    return answer(GenerationsAnswer(generations=[_summary(view) for view in page.generations], next=page.next))
 
 
 @generations.get(f"{_ROOT}/<id>")
@@ -206,31 +186,34 @@ async def delete_generation(id: str) -> Response:
 @describe(
     parameters=(
         _ID_PARAMETER,
-        parameter("Last-Event-ID", "header", _COUNT, "Number of the last event that the client has.", required=False),
-        parameter("after", "query", _COUNT, "The same, for clients that cannot set the header.", required=False),
+        parameter(
+            "Last-Event-ID",
+            "header",
+            {"type": "integer", "minimum": 0},
+            "Number of the last event that the client has.",
+            required=False,
+        ),
+        *query_parameters(EventsQuery),
     ),
     answers={200: _STREAM},
     errors=(400, 404, 422),
 )
 async def follow_generation(id: str) -> Response:
     """Follow the events of a generation, from the first one or from any other."""
-    after = _query_number("after", 0)
+    after = parse_query(EventsQuery, request.args).after
     last = request.headers.get("Last-Event-ID", "").strip()
-    if last and not _NUMBER.fullmatch(last):
+    if last and not _EVENT_NUMBER.fullmatch(last):
         raise BadHeader(f"Last-Event-ID must be the number of an event, got {last[:80]!r}", "Last-Event-ID")
     will_stream(request)
-    return await _stream(id, after=int(last) if last else after)
+    return await event_stream(id, after=int(last) if last else after, shows_queue=True)
 
 
 @generations.get(f"{_ROOT}/<id>/frames")
 @describe(
-    parameters=(
-        _ID_PARAMETER,
-        parameter("from", "query", _COUNT | {"default": 0}, "The first frame.", required=False),
-        parameter("to", "query", _COUNT, "The frame after the last one; all so far by default.", required=False),
-    ),
-    answers={200: content(BINARY, description="20-byte header and raw uint8 THWC.") | {"headers": VIDEO_HEADERS}},
+    parameters=(_ID_PARAMETER, *query_parameters(FramesQuery)),
+    answers={200: content(BINARY, description="20-byte header and raw uint8 FHWC.") | {"headers": VIDEO_HEADERS}},
     errors=(404, 409, 416, 422, 503),
+    is_media=True,
 )
 async def get_frames(id: str) -> Response:
     """Download frames that a generation has made so far."""
@@ -238,8 +221,8 @@ async def get_frames(id: str) -> Response:
     closing = on_close(request)
     frames = await closing.enter_async_context(state.jobs.frames(client_of_request(), id))
     shape = frames.shape
-    start = _query_number("from", 0)
-    stop = min(_query_number("to", shape.frames), shape.frames)
+    query = parse_query(FramesQuery, request.args)
+    start, stop = query.start, shape.frames if query.stop is None else min(query.stop, shape.frames)
     if start >= shape.frames:
         raise RangeNotSatisfiable(f"from: there are {shape.frames} frames so far, requested from {start}", "from")
     if stop <= start:
@@ -261,19 +244,6 @@ async def get_frames(id: str) -> Response:
     return response
 
 
-async def _stream(id: str, *, after: int) -> Response:
-    state = app_state()
-    return await event_stream(
-        request,
-        state.jobs,
-        client_of_request(),
-        id,
-        after=after,
-        silence_s=state.settings.keep_alive_s,
-        shows_queue=True,
-    )
-
-
 async def _dry_run() -> Response:
     state, client = app_state(), client_of_request()
     async with json_body(DryRunRequest) as body:
@@ -281,22 +251,15 @@ async def _dry_run() -> Response:
         plan = await state.dry_runs.plan(
             client, await state.loads.apply_defaults(client, body.generate_request()), body
         )
-    return _json(
-        {
-            "height": plan.output.height,
-            "width": plan.output.width,
-            "num_chunks": len(plan.chunks),
-            "chunks": [{"start": chunk.first_frame, "frames": chunk.num_kept} for chunk in plan.chunks],
-            "unused": list(plan.unused),
-        }
+    return answer(
+        DryRunAnswer(
+            height=plan.output.height,
+            width=plan.output.width,
+            num_chunks=len(plan.chunks),
+            chunks=[ChunkAnswer(start=chunk.first_frame, frames=chunk.num_kept) for chunk in plan.chunks],
+            unused=list(plan.unused),
+        )
     )
-
-
-def _is_dry_run() -> bool:
-    value = request.args.get("dry_run", "0")
-    if value not in ("0", "1"):
-        raise InvalidField(f"dry_run: must be 0 or 1, got {value[:80]!r}", "dry_run")
-    return value == "1"
 
 
 def _accepts_events() -> bool:
@@ -304,60 +267,47 @@ def _accepts_events() -> bool:
     return EVENTS in list(accepted.values()) and accepted[EVENTS] >= accepted[JSON]
 
 
-def _query_number(name: str, default: int) -> int:
-    text = request.args.get(name)
-    if text is None:
-        return default
-    if not _NUMBER.fullmatch(text):
-        raise InvalidField(f"{name}: must be a whole number, got {text[:80]!r}", name)
-    return int(text)
-
-
-def _summary(view: GenerationView) -> dict[str, Any]:
+def _summary(view: GenerationView) -> SummaryAnswer:
     record = view.record
     error = None
     if record.error_code is not None:
-        error = {"code": record.error_code, "message": record.error_message}
-    return {
-        "id": record.id,
-        "state": record.state,
-        "position": view.position,
-        "chunk": record.chunk,
-        "total_chunks": record.total_chunks,
-        "frames": record.frames,
-        "num_frames": record.num_frames,
-        "fps": record.fps,
-        "eta_s": None if view.eta_s is None else round(view.eta_s, 3),
-        "created_at": record.created_at,
-        "started_at": record.started_at,
-        "ended_at": record.ended_at,
-        "expires_at": record.expires_at,
-        "seed": record.seed,
-        "unused": list(record.unused),
-        "error": error,
-        "output_path": record.output_path,
-        "video_shape": record.video_shape,
-        "links": _links(record.id, record.output_path),
-    }
+        error = FailureAnswer(code=record.error_code, message=record.error_message or "")
+    return SummaryAnswer(
+        id=record.id,
+        state=record.state,
+        position=view.position,
+        chunk=record.chunk,
+        total_chunks=record.total_chunks,
+        frames=record.frames,
+        num_frames=record.num_frames,
+        fps=record.fps,
+        eta_s=None if view.eta_s is None else round(view.eta_s, 3),
+        created_at=record.created_at,
+        started_at=record.started_at,
+        ended_at=record.ended_at,
+        expires_at=record.expires_at,
+        seed=record.seed,
+        unused=list(record.unused),
+        error=error,
+        output_path=record.output_path,
+        video_shape=None if record.video_shape is None else list(record.video_shape),
+        links=_links(record.id, record.output_path),
+    )
 
 
-def _links(id: str, output_path: str | None) -> dict[str, str]:
+def _links(id: str, output_path: str | None) -> LinksAnswer:
     own = f"{_ROOT}/{id}"
-    links = {"self": own, "events": f"{own}/events", "cancel": f"{own}/cancel", "frames": f"{own}/frames"}
+    links = LinksAnswer(self=own, events=f"{own}/events", cancel=f"{own}/cancel", frames=f"{own}/frames")
     if output_path is not None:
-        links["output"] = f"/api/v1/generate/download?path={output_path}"
-        links |= {name.partition(".")[0]: f"{own}/{name}" for name in ("video.mp4", "poster.png")}
+        links.output = f"/api/v1/generate/download?path={output_path}"
+        links.video, links.poster = f"{own}/video.mp4", f"{own}/poster.png"
     return links
 
 
 def _resource(view: GenerationView) -> Response:
     """The answer for one generation; its request may be large, and is passed on as it is stored."""
-    summary = json.dumps(_summary(view))
-    return Response(f'{summary[:-1]}, "request": {view.request or "null"}}}', content_type=JSON)
-
-
-def _json(value: dict[str, Any]) -> Response:
-    return Response(json.dumps(value), content_type=JSON)
+    summary = _summary(view).model_dump_json()
+    return Response(f'{summary[:-1]},"request":{view.request or "null"}}}', content_type=JSON)
 
 
 # -- Video files ----------------------------------------------------------------------------------------------------
@@ -390,6 +340,7 @@ def _add_video_file(name: str, file_format: VideoFormat, summary: str) -> None:
             304: {"description": "The client already has the file."},
         },
         errors=(404, 409, 412, 416, 422, 503, 507),
+        is_media=True,
     )
     marked: Callable[[str], Awaitable[Response]] = described(view)
     generations.get(f"{_ROOT}/<id>/{name}")(marked)

@@ -12,10 +12,11 @@ from typing import NamedTuple, Protocol
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+from filmstrip.models import State
 from filmstrip.wire import VideoShape
 
 from .events import NumberedEvent
-from .schema import CancelStatus, GenerateRequest, OnDisconnect, PreviewOptions, State
+from .schema import CancelStatus, GenerateRequest, OnDisconnect, PreviewOptions
 from .video_files import FrameSource
 
 
@@ -144,9 +145,9 @@ class GenerationView(NamedTuple):
 
 
 class Submitted(NamedTuple):
-    """The generation of a submission; if it is not new, it was there already, with the same request."""
+    """The generation of a submission, with its request; if it is not new, it was there already."""
 
-    record: Record
+    generation: GenerationView
     is_new: bool
 
 

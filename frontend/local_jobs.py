@@ -26,7 +26,7 @@ from filmstrip.errors import (
     ShuttingDown,
     TritonUnavailable,
 )
-from filmstrip.models import Cancelled, ErrorEvent
+from filmstrip.models import Cancelled, ErrorEvent, State
 from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape
 
 from . import logs, metrics
@@ -34,8 +34,7 @@ from .array_plan import UploadField
 from .blobs import read_pieces
 from .catalogue import Catalogue, Entry
 from .events import EventLog
-from .fair_queue import FairQueue
-from .generation import RESTARTED, EndedArchive, LiveGeneration, Slot
+from .generation import RESTARTED, GrowingOutput, LiveGeneration, Slot
 from .images import ImageDecoder, data_urls_to_assets
 from .jobs import (
     MAX_SHOWN_PROMPT,
@@ -48,22 +47,28 @@ from .jobs import (
     Submission,
     Submitted,
 )
-from .model_registry import ModelRegistry
-from .records import Records, defaulted_fields, digest_and_text, restored_request, stored_request, with_seed
+from .records import (
+    EndedArchive,
+    Records,
+    defaulted_fields,
+    digest_and_text,
+    restored_request,
+    stored_request,
+    with_seed,
+)
 from .request_check import CheckCancelled, CheckedRequest, RequestChecker
-from .schema import CancelStatus, GenerateRequest, State
+from .scheduler import Scheduler
+from .schema import CancelStatus, GenerateRequest
 from .settings import Settings
-from .store import Draft, Kind, Store, open_stored
+from .store import Kind, Store, open_stored
 from .tasks import in_thread, run_to_end
-from .video_files import CompleteOutput, FrameSource, Growth
+from .video_files import CompleteOutput, FrameSource
 
 log = logging.getLogger(__name__)
 
 _ID_BYTES = 16
-_TRITON_POLL_S = 1.0
 _RETRY_S = 120.0  # Triton may be restarting, or still hold the sequence of a generation that was cut off
 _SWEEP_S = 60.0
-_GROWTH_SILENCE_S = 60.0
 _MAX_RETRY_AFTER_S = 60
 
 
@@ -106,26 +111,25 @@ class LocalJobs:
         self._store = store
         self._decoder = decoder
         self._checker = checker
-        self._slots = tuple(slots)
         self._records = records
         self._catalogue = Catalogue(records, store)
         self._pending: dict[tuple[str, str], _Pending] = {}
         self._num_seqs = 0
-        self._queue: FairQueue[EntryPoint, LiveGeneration] = FairQueue(
-            {EntryPoint.RESOURCE: settings.queue_length, EntryPoint.GENERATE: settings.generate_queue_length}
-        )
-        self._moved = asyncio.Event()
+        limits = {EntryPoint.RESOURCE: settings.queue_length, EntryPoint.GENERATE: settings.generate_queue_length}
+        self._scheduler = Scheduler(slots, limits, self._on_turn)
         self._checking_streams: set[tuple[str, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._starting: set[asyncio.Task[None]] = set()
-        self.is_closed = False
-        for slot in self._slots:
-            slot.on_free = self._dispatch
+
+    @property
+    def is_closed(self) -> bool:
+        """No more generations are accepted or started."""
+        return self._scheduler.is_closed
 
     @property
     def is_generating(self) -> bool:
         """A generation runs."""
-        return any(not slot.is_free for slot in self._slots)
+        return any(not slot.is_free for slot in self._scheduler.slots)
 
     # -- Start and end of the server ----------------------------------------------------------------------------
 
@@ -138,11 +142,7 @@ class LocalJobs:
                 self._restore(entry, record, num_events)
         self._catalogue.expire()
         self._keep(self._sweep(), "sweep of generations")
-        for slot in self._slots:
-            if len(self._queue):
-                self._wait_for_triton(slot)
-            elif self._has_several:
-                self._keep(self._dispatch_when_ready(slot), "wait for Triton")
+        self._scheduler.open()
 
     def _restore(self, entry: Entry, record: Record, num_events: int) -> None:
         live = entry.live = self._new_live(record, num_events)
@@ -157,10 +157,7 @@ class LocalJobs:
         self._hold_inputs(live)
         if record.state is State.RUNNING:
             live.change(state=State.QUEUED, started_at=None, chunk=0, frames=0, fps=None)
-            self._queue.put_first(record.client, live, record.entry_point)
-        else:
-            self._queue.append(record.client, live, record.entry_point)
-        self._queue_changed()
+        self._scheduler.add(live, first=record.state is State.RUNNING)
         self._start_grace(live)
 
     def _hold_inputs(self, live: LiveGeneration) -> None:
@@ -174,21 +171,20 @@ class LocalJobs:
 
     async def close(self, timeout_s: float) -> None:
         """Accept no more generations, and end what runs; what waits is for the next start."""
-        self.is_closed = True
+        self._scheduler.close()
         self._checker.close()
-        for live in list(self._queue):
+        for live in self._scheduler.waiting:
             if live.record.entry_point is EntryPoint.GENERATE:
-                self._queue.remove(live.record.client, live)
-                live.restart()
+                self._scheduler.remove(live)
+                live.mark_interrupted()
                 self._end_unstarted(live, _error_event(ShuttingDown("the server is stopping")))
             else:
                 live.suspend()
         for live in self._running():
             if self._settings.resume and live.record.entry_point is EntryPoint.RESOURCE:
                 live.suspend()
-            live.restart()
+            live.mark_interrupted()
             live.run.abort(ShuttingDown("the server is stopping"))
-        self._queue_changed()
         await asyncio.gather(*(live.run.wait(timeout_s) for live in self._running()))
         if self._starting:
             await asyncio.wait(self._starting, timeout=timeout_s)
@@ -197,7 +193,7 @@ class LocalJobs:
         """Stop the work in the background and close the records."""
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(self._scheduler.stop(), *self._tasks, return_exceptions=True)
         await self._records.close()
 
     # -- Accepting ----------------------------------------------------------------------------------------------
@@ -207,17 +203,17 @@ class LocalJobs:
         self._check_is_open()
         if submission.entry_point is EntryPoint.GENERATE:  # its id is new
             text = await in_thread(stored_request, submission.request, submission.request)
-            return Submitted(await self._accept(submission, secrets.token_hex(8), "", text), is_new=True)
+            return await self._accept(submission, secrets.token_hex(8), "", text)
         digest, text = await in_thread(digest_and_text, submission.request)
         while True:
             generation_id = self._id_of(submission)
             entry = self._catalogue.get(submission.client, generation_id)
             if entry is not None:
                 _check_same(entry.digest, digest, generation_id)
-                return Submitted((await self._view_of(entry)).record, is_new=False)
+                return Submitted(await self.get(submission.client, generation_id), is_new=False)
             pending = self._pending.get((submission.client, generation_id))
             if pending is None:
-                return Submitted(await self._accept_once(submission, generation_id, digest, text), is_new=True)
+                return await self._accept_once(submission, generation_id, digest, text)
             _check_same(pending.digest, digest, generation_id)
             await pending.done.wait()
             if pending.error is not None:
@@ -230,7 +226,7 @@ class LocalJobs:
         known = self._catalogue.id_of_key(submission.client, key) if key is not None else None
         return known or secrets.token_hex(_ID_BYTES)
 
-    async def _accept_once(self, submission: Submission, id: str, digest: str, text: str) -> Record:
+    async def _accept_once(self, submission: Submission, id: str, digest: str, text: str) -> Submitted:
         """Accept a generation whose id is not known; the same submission waits meanwhile, and has the same outcome."""
         name, key = (submission.client, id), submission.idempotency_key
         pending = self._pending[name] = _Pending(digest)
@@ -248,7 +244,7 @@ class LocalJobs:
             del self._pending[name]
             pending.done.set()
 
-    async def _accept(self, submission: Submission, id: str, digest: str, text: str) -> Record:
+    async def _accept(self, submission: Submission, id: str, digest: str, text: str) -> Submitted:
         """Check a request, then start its generation or let it wait.
 
         The slot is not held during the check: of several requests that are checked at once, the first to pass takes
@@ -273,42 +269,13 @@ class LocalJobs:
                 cancelled = error
             # Nothing is awaited from here until the generation has its place.
             self._num_seqs += 1
-            record = Record(
-                seq=self._num_seqs,
-                client=client,
-                id=id,
-                entry_point=entry_point,
-                state=State.QUEUED,
-                pipeline_id=request.pipeline_id,
-                prompt=_shown_prompt(request),
-                digest=digest,
-                idempotency_key=submission.idempotency_key,
-                on_disconnect=submission.on_disconnect,
-                previews=submission.previews,
-                seed=request.seed,
-                defaulted=tuple(sorted(defaulted_fields(submission.request))),
-                assets=(*submission.own_files, *assets),
-                request_bytes=len(text),
-                created_at=time.time(),
-                total_chunks=0,
-                num_frames=request.num_frames,
+            record = _new_record(
+                submission, request, seq=self._num_seqs, id=id, digest=digest, assets=assets, text=text
             )
             if cancelled is not None:
-                return self._cancelled_in_check(record, text, cancelled)
-            plan = checked.plan
-            own_fps = None if UploadField.INPUT not in checked.files else checked.files[UploadField.INPUT].fps
-            record = record.model_copy(
-                update={
-                    "video_fps": submission.video_fps or (None if own_fps is None else float(own_fps)),
-                    "unused": plan.unused,
-                    "total_chunks": len(plan.chunks),
-                    "pipelines": tuple(pipeline.id for pipeline in plan.chain.pipelines),
-                    "inputs": checked.file_names,
-                    "height": plan.output.height,
-                    "width": plan.output.width,
-                }
-            )
-            self._store.check_fits(VIDEO_HEADER_BYTES + plan.output.num_bytes, owner=client)
+                return self._submitted(self._cancelled_in_check(record, text, cancelled), text)
+            record = _with_plan(record, checked)
+            self._store.check_fits(VIDEO_HEADER_BYTES + checked.plan.output.num_bytes, owner=client)
             live = self._place(record, checked, held_files)
         writing = self._records.insert(live.record, text)  # before its events: nothing was awaited since it was placed
         if entry_point is EntryPoint.RESOURCE:
@@ -320,7 +287,11 @@ class LocalJobs:
                 raise
             finally:  # not before: the client can follow it only now
                 self._start_grace(live)
-        return live.record
+        return self._submitted(live, text)
+
+    def _submitted(self, live: LiveGeneration, text: str) -> Submitted:
+        """A new generation, from memory: its client may have deleted it already."""
+        return Submitted(self._view(live)._replace(request=text), is_new=True)
 
     async def _check(
         self, request: GenerateRequest, id: str, client: str, held_files: contextlib.ExitStack, entry_point: EntryPoint
@@ -328,11 +299,11 @@ class LocalJobs:
         if entry_point is EntryPoint.GENERATE:
             self._checking_streams.add((client, id))
         try:
-            return await self._checker.check(request, id, client, held_files, candidates=self._best_first())
+            return await self._checker.check(request, id, client, held_files, candidates=self._scheduler.best_first())
         finally:
             self._checking_streams.discard((client, id))
 
-    def _cancelled_in_check(self, record: Record, text: str, cancelled: CheckCancelled) -> Record:
+    def _cancelled_in_check(self, record: Record, text: str, cancelled: CheckCancelled) -> LiveGeneration:
         """A generation of /generate whose only event is `cancelled`."""
         plan = cancelled.plan
         if plan is not None:
@@ -342,12 +313,12 @@ class LocalJobs:
         self._records.insert(record, text)
         log.info("cancelled before it started")
         self._end_unstarted(live, _cancelled_event(record))
-        return record
+        return live
 
     def _place(self, record: Record, checked: CheckedRequest, held_files: contextlib.ExitStack) -> LiveGeneration:
         """Start a generation or put it in the queue."""
         self._check_room(record.entry_point, record.pipelines)
-        slot = self._free_slot(record.pipelines, checked.registry)
+        slot = self._scheduler.free_slot(record.pipelines, checked.registry)
         starts_now = slot is not None and slot.registry is checked.registry
         if starts_now:
             record = record.model_copy(update={"state": State.RUNNING, "started_at": record.created_at})
@@ -355,14 +326,13 @@ class LocalJobs:
         if slot is not None and starts_now:
             slot.start(live.run, checked)
         elif slot is not None:  # during the check, the other Triton was taken; in this one it is checked once more
-            self._queue.append(record.client, live, record.entry_point)
+            self._scheduler.add(live)
         else:
-            self._queue.push(record.client, live, record.entry_point)
-            log.info("waits in the queue at position %s", self._queue.position(live))
-            self._queue_changed()
+            self._scheduler.add(live)
+            log.info("waits in the queue at position %s", self._scheduler.position(live))
         live.held_files = held_files.pop_all()
         self._catalogue.add(record, live=live)
-        self._dispatch()
+        self._scheduler.dispatch()
         return live
 
     def _check_is_open(self) -> None:
@@ -372,10 +342,10 @@ class LocalJobs:
     def _check_room(self, entry_point: EntryPoint, pipelines: Collection[str] = ()) -> None:
         """Refuse a generation that could neither start now nor wait."""
         self._check_is_open()
-        if self._free_slot(pipelines) is not None or self._queue.has_room(entry_point):
+        if self._scheduler.free_slot(pipelines) is not None or self._scheduler.has_room(entry_point):
             return
         if entry_point is EntryPoint.GENERATE:
-            raise Busy("all slots are taken" if self._has_several else "another generation runs")
+            raise Busy("all slots are taken" if self._scheduler.has_several else "another generation runs")
         error = QueueFull(f"{self._settings.queue_length} generations are waiting, which is the limit; try again later")
         error.headers = {"Retry-After": str(self._retry_after_s())}
         raise error
@@ -387,45 +357,12 @@ class LocalJobs:
 
     # -- Running ------------------------------------------------------------------------------------------------
 
-    @property
-    def _has_several(self) -> bool:
-        return len(self._slots) > 1
-
-    def _free_slot(self, pipelines: Collection[str] = (), preferred: ModelRegistry | None = None) -> Slot | None:
-        """A slot that can start a generation with these pipelines now; nothing that waits could start there."""
-        slots = [slot for slot in self._slots if slot.is_free and self._suits(slot, pipelines)]
-        return min(slots, key=lambda slot: slot.registry is not preferred, default=None)
-
-    def _suits(self, slot: Slot, pipelines: Collection[str]) -> bool:
-        """Whether the slot's Triton is up and has the pipelines, as far as is known."""
-        if not self._has_several:  # the check of a request has just asked it
-            return not (slot.awaits_triton and len(self._queue))
-        return not (slot.awaits_triton or slot.registry.is_interrupted) and set(pipelines) <= (
-            slot.registry.names or set()
-        )
-
-    def _best_first(self) -> Sequence[ModelRegistry]:
-        """The Tritons in the order in which a request should try them."""
-        return [slot.registry for slot in sorted(self._slots, key=lambda slot: (slot.awaits_triton, not slot.is_free))]
-
-    def _dispatch(self) -> None:
-        """Start what waits, as far as slots are free."""
-        while len(self._queue) and not self.is_closed:
-            try:
-                live = self._queue.pop(lambda live: self._free_slot(live.record.pipelines) is not None)
-            except IndexError:
-                for interrupted in self._slots:
-                    if self._has_several and interrupted.registry.is_interrupted:
-                        self._wait_for_triton(interrupted)
-                return
-            slot = self._free_slot(live.record.pipelines)
-            assert slot is not None
-            slot.take(live.run)
-            live.change(state=State.RUNNING, started_at=time.time())
-            self._queue_changed()
-            starting = self._keep(self._start_waiting(live, slot), "start a generation")
-            self._starting.add(starting)
-            starting.add_done_callback(self._starting.discard)
+    def _on_turn(self, live: LiveGeneration, slot: Slot) -> None:
+        """Start a generation that has waited, in the slot that it now has."""
+        live.change(state=State.RUNNING, started_at=time.time())
+        starting = self._keep(self._start_waiting(live, slot), "start a generation")
+        self._starting.add(starting)
+        starting.add_done_callback(self._starting.discard)
 
     async def _start_waiting(self, live: LiveGeneration, slot: Slot) -> None:
         """Check a request that has waited once more, as its plan and its images were dropped, and start it."""
@@ -455,7 +392,7 @@ class LocalJobs:
                 live.suspend()
                 slot.release()
                 return
-            live.restart()
+            live.mark_interrupted()
             last = _error_event(error)
         except FilmstripError as error:
             log.warning("%s: %s", error.code, error.message)
@@ -504,30 +441,10 @@ class LocalJobs:
         """Put a generation back at the head of the queue until Triton is ready."""
         log.warning("waits for Triton: %s", reason)
         live.change(state=State.QUEUED, started_at=None)
-        self._queue.put_first(live.record.client, live, live.record.entry_point)
-        self._queue_changed()
+        self._scheduler.add(live, first=True)
         if slot is not None:
-            self._wait_for_triton(slot)
-        self._dispatch()  # perhaps on another Triton
-
-    def _wait_for_triton(self, slot: Slot) -> None:
-        """Start nothing that waits in a slot until its Triton is ready."""
-        if not slot.awaits_triton:
-            slot.awaits_triton = True
-            self._keep(self._dispatch_when_ready(slot), "wait for Triton")
-
-    async def _dispatch_when_ready(self, slot: Slot) -> None:
-        await asyncio.sleep(_TRITON_POLL_S)
-        # Triton sends no events.
-        while (readiness := await slot.registry.readiness()) is None or not readiness.can_generate:  # noqa: ASYNC110
-            await asyncio.sleep(_TRITON_POLL_S)
-        slot.awaits_triton = False
-        self._dispatch()
-
-    def _queue_changed(self) -> None:
-        metrics.QUEUE_DEPTH.set(len(self._queue))
-        self._moved.set()
-        self._moved = asyncio.Event()
+            self._scheduler.wait_for_triton(slot)
+        self._scheduler.dispatch()  # perhaps on another Triton
 
     # -- Following and ending -----------------------------------------------------------------------------------
 
@@ -558,8 +475,8 @@ class LocalJobs:
     async def _events(self, live: LiveGeneration, after: int, silence_s: float) -> AsyncIterator[Followed]:
         shown = None
         while live.record.state is State.QUEUED and not self.is_closed:
-            moved = self._moved
-            position = self._queue.position(live)
+            moved = self._scheduler.moved
+            position = self._scheduler.position(live)
             if position is not None and position != shown:
                 shown = position
                 yield QueuedEvent(position)
@@ -597,11 +514,10 @@ class LocalJobs:
     def _cancel(self, live: LiveGeneration) -> CancelStatus:
         if not live.record.state.is_live:
             return "idle"
-        if self._queue.remove(live.record.client, live):
+        if self._scheduler.remove(live):
             with logs.named(live.record.id):  # called by another request
                 log.info("cancel requested")
                 self._end_unstarted(live, _cancelled_event(live.record))
-            self._queue_changed()
             return "cancelled"
         live.run.cancel()
         self._checker.cancel(live.record.client, live.record.id)
@@ -620,10 +536,9 @@ class LocalJobs:
 
     def _abort(self, live: LiveGeneration, reason: FilmstripError) -> None:
         """End a generation as soon as the model stops, with an error as its last event."""
-        if self._queue.remove(live.record.client, live):
+        if self._scheduler.remove(live):
             with logs.named(live.record.id):
                 self._end_unstarted(live, _error_event(reason))
-            self._queue_changed()
             return
         live.stop_reason = live.stop_reason or reason
         live.run.abort(reason)
@@ -665,7 +580,7 @@ class LocalJobs:
 
     def _running(self) -> Sequence[LiveGeneration]:
         """What has a slot."""
-        running = [slot.current for slot in self._slots if slot.current is not None]
+        running = [slot.current for slot in self._scheduler.slots if slot.current is not None]
         entries = [self._catalogue.get(generation.client, generation.id) for generation in running]
         return [entry.live for entry in entries if entry is not None and entry.live is not None]
 
@@ -715,7 +630,7 @@ class LocalJobs:
         return GenerationView(records[entry.seq])
 
     def _view(self, live: LiveGeneration) -> GenerationView:
-        return GenerationView(live.record, self._queue.position(live), live.eta_s)
+        return GenerationView(live.record, self._scheduler.position(live), live.eta_s)
 
     @contextlib.asynccontextmanager
     async def frames(self, client: str, id: str) -> AsyncIterator[StoredFrames]:
@@ -752,7 +667,7 @@ class LocalJobs:
         if entry.live is not None and entry.live.record.state is State.RUNNING:
             output = entry.live.run.output
             if output is not None:
-                return _GrowingOutput(entry.live, *output, self._store)
+                return GrowingOutput(entry.live, *output, self._store)
         elif entry.live is not None and entry.live.record.state is not State.QUEUED:
             await entry.live.ended.wait()
         name = entry.output_path or (entry.live.record.output_path if entry.live is not None else None)
@@ -773,50 +688,6 @@ class LocalJobs:
         return task
 
 
-class _GrowingOutput:
-    """The frames of a generation that runs; see `FrameSource`."""
-
-    def __init__(self, live: LiveGeneration, draft: Draft, shape: VideoShape, store: Store) -> None:
-        self._live = live
-        self._draft = draft
-        self._store = store
-        self.name = f"generation-{live.record.seq}"
-        self.owner = live.record.client
-        self.shape = shape
-        self.fps = draft.fps
-
-    def open(self) -> int:
-        """Open the output's file, which may be about to get its name, for reading alone."""
-        try:
-            return os.open(f"/proc/self/fd/{self._draft.fd}", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            raise NotReady("id: the generation has just ended; try again", "id") from None
-
-    async def growth(self) -> AsyncIterator[Growth]:
-        """How many frames there are; see `FrameSource.growth`."""
-        events = self._live.events
-        after = events.num_events
-        while True:
-            frames = self._live.run.frames_so_far()
-            if frames is not None:
-                yield Growth(frames[1].frames)
-            if self._live.ended.is_set() or events.is_complete:
-                break
-            async for event in events.follow(after=after, silence_s=_GROWTH_SILENCE_S):
-                if event is not None:
-                    after = event.number
-                    break
-            else:
-                break
-        await self._live.ended.wait()
-        name = self._live.record.output_path
-        if name is None:
-            raise NotFound("the generation has ended without a video")
-        output = self._store.find(name, Kind.OUTPUT, owner=self.owner)
-        assert output.shape is not None
-        yield Growth(output.shape.frames, output)
-
-
 @dataclass
 class _Pending:
     """A submission whose request is being checked."""
@@ -824,6 +695,67 @@ class _Pending:
     digest: str
     done: asyncio.Event = field(default_factory=asyncio.Event)
     error: FilmstripError | None = None
+
+
+def _new_record(
+    submission: Submission,
+    request: GenerateRequest,
+    *,
+    seq: int,
+    id: str,
+    digest: str,
+    assets: Collection[str],
+    text: str,
+) -> Record:
+    """The record of a submission, without what the check finds out.
+
+    Args:
+        submission: as it came.
+        request: the same, with a seed and with assets for its data URLs.
+        seq: its number.
+        id: its id.
+        digest: hash of the request that was sent.
+        assets: made from data URLs.
+        text: the request as it is kept.
+    """
+    return Record(
+        seq=seq,
+        client=submission.client,
+        id=id,
+        entry_point=submission.entry_point,
+        state=State.QUEUED,
+        pipeline_id=request.pipeline_id,
+        prompt=_shown_prompt(request),
+        digest=digest,
+        idempotency_key=submission.idempotency_key,
+        on_disconnect=submission.on_disconnect,
+        previews=submission.previews,
+        seed=request.seed,
+        defaulted=tuple(sorted(defaulted_fields(submission.request))),
+        assets=(*submission.own_files, *assets),
+        request_bytes=len(text),
+        created_at=time.time(),
+        total_chunks=0,
+        num_frames=request.num_frames,
+        video_fps=submission.video_fps,
+    )
+
+
+def _with_plan(record: Record, checked: CheckedRequest) -> Record:
+    """The record with what the check has found out."""
+    plan = checked.plan
+    own_fps = checked.files[UploadField.INPUT].fps if UploadField.INPUT in checked.files else None
+    return record.model_copy(
+        update={
+            "video_fps": record.video_fps or (None if own_fps is None else float(own_fps)),
+            "unused": plan.unused,
+            "total_chunks": len(plan.chunks),
+            "pipelines": tuple(pipeline.id for pipeline in plan.chain.pipelines),
+            "inputs": checked.file_names,
+            "height": plan.output.height,
+            "width": plan.output.width,
+        }
+    )
 
 
 def _shown_prompt(request: GenerateRequest) -> str:

@@ -2,10 +2,13 @@
 
 import contextlib
 import functools
+import re
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from quart import Blueprint, Response, request
 
 from filmstrip.errors import (
@@ -23,7 +26,8 @@ from filmstrip.errors import (
     TooLarge,
     UnknownPipeline,
 )
-from filmstrip.geometry import DEFAULT_FPS
+from filmstrip.geometry import DEFAULT_FPS, MAX_FRAMES, MAX_REQUEST_SIDE, MIN_SIDE
+from filmstrip.models import State
 
 from .auth import client_of_request
 from .bodies import JSON
@@ -33,22 +37,288 @@ from .forms import FORM, FormFile, boundary_of
 from .generations import send_video
 from .images import Requester
 from .jobs import GenerationView, Submission, Submitted
-from .openai_schema import (
-    MAX_LISTED,
-    DeletedVideoAnswer,
-    InputReference,
-    ModelAnswer,
-    ModelsAnswer,
-    OpenAIErrorAnswer,
-    VideoAnswer,
-    VideoErrorAnswer,
-    VideoRequest,
-    VideosAnswer,
+from .openapi import content, describe, parameter, query_parameters
+from .schema import (
+    MAX_SECONDS,
+    NUMBER,
+    ChunkSpec,
+    GenerateRequest,
+    OnDisconnect,
+    PageLength,
+    PipelineId,
+    Rate,
+    SubmitRequest,
+    VideoFileQuery,
+    VideoFormat,
+    VideoUploadQuery,
+    parse_query,
+    validated,
 )
-from .openapi import content, describe, parameter
-from .schema import OnDisconnect, State, VideoFileQuery, VideoFormat, VideoUploadQuery, parse_query
 from .state import app_state
 from .store import Draft, Kind, is_name
+
+# -- Bodies and answers -----------------------------------------------------------------------------------------------
+
+_SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})", re.ASCII)
+_NUMBER = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?", re.ASCII)
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+def _seconds(value: Any) -> Any:
+    """A number, or the text of one, which OpenAI's clients send."""
+    if not isinstance(value, str):
+        return value
+    if not _NUMBER.fullmatch(value):
+        raise ValueError("must be a number")
+    return float(value)
+
+
+def _size(text: str) -> str:
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError("must be WIDTHxHEIGHT")
+    if not all(MIN_SIDE <= int(side) <= MAX_REQUEST_SIDE for side in match.groups()):
+        raise ValueError(f"sides must be from {MIN_SIDE} to {MAX_REQUEST_SIDE}")
+    return text
+
+
+class ListVideosQuery(BaseModel):
+    """The query of GET /v1/videos."""
+
+    limit: PageLength = Field(20, description="Most videos.")
+    after: str | None = Field(None, description="Only those that follow this one.")
+    order: Literal["desc", "asc"] = Field("desc", description="By age.")
+
+
+class ImageReference(BaseModel):
+    """An image in JSON, as OpenAI's clients send it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image_url: str = Field(description="A data URL; the server fetches nothing.")
+
+
+def _image_url(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    url = value.get("image_url")
+    if not isinstance(url, str) or len(value) != 1:
+        raise ValueError("must have image_url, a data URL, and nothing else")
+    return url
+
+
+_Seconds = Annotated[
+    float,
+    Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False),
+    NUMBER,
+    BeforeValidator(_seconds, json_schema_input_type=float | str),
+]
+_ReferenceText = Annotated[str, BeforeValidator(_image_url, json_schema_input_type=str | ImageReference)]
+
+
+@dataclass(frozen=True)
+class InputReference:
+    """What a video starts with, as it is stored.
+
+    Attributes:
+        image: its first frame, an asset or a data URL.
+        video: its input video.
+        num_frames, fps: of the input video, as far as they are known.
+        own_files: what was stored for this request alone.
+    """
+
+    image: str | None = None
+    video: str | None = None
+    num_frames: int | None = None
+    fps: float | None = None
+    own_files: tuple[str, ...] = ()
+
+
+class VideoRequest(SubmitRequest):
+    """The body of POST /v1/videos: OpenAI's fields, and any field of a GenerateRequest.
+
+    In an optional field null, "" and [] mean unset: the field's default.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "longlive-small", "prompt": "a red square", "seconds": "4"}]}
+    )
+
+    pipeline_id: PipelineId | None = Field(None, description="Another name of `model`.")  # type: ignore[assignment]
+    model: PipelineId | None = Field(None, description="A pipeline.")
+    seconds: _Seconds | None = Field(None, description="Duration; `num_frames` takes precedence.")
+    size: Annotated[str, AfterValidator(_size)] | None = Field(None, description="WIDTHxHEIGHT")
+    fps: Rate | None = Field(None, description="Frames per second of the video file; 16 by default.")
+    input_reference: _ReferenceText | None = Field(
+        None,
+        description="What the video starts with: a data URL or the name of an asset. In a form, an image file, or a "
+        "video file as the input video.",
+    )
+    user: Any = Field(None, description="Ignored.")
+
+    def openai_name(self, field: str, reference: InputReference) -> str:
+        """What a field of the GenerateRequest is called in this request."""
+        if reference.image is not None and field == f"chunk_specs[{self._first_spec}].first_frame_image":
+            return "input_reference"
+        if reference.video is not None and field == "input_path":
+            return "input_reference"
+        if field == "pipeline_id" and self.pipeline_id is None:
+            return "model"
+        if field in ("height", "width") and self.size is not None:
+            return "size"
+        if field == "num_frames" and "num_frames" not in self.model_fields_set and self.seconds is not None:
+            return "seconds"
+        return field
+
+    @property
+    def frame_size(self) -> tuple[int | None, int | None]:
+        """Width and height; None where they are not given."""
+        if self.size is None:
+            return self.width, self.height
+        width, height = map(int, self.size.split("x"))
+        return width, height
+
+    def starting_with(self, reference: InputReference) -> GenerateRequest:
+        """The request in our own words.
+
+        Raises:
+            InvalidField: two fields contradict each other, or one is missing.
+        """
+        values: dict[str, Any] = {}
+        if self.model is not None and self.pipeline_id not in (None, self.model):
+            raise InvalidField("model: differs from pipeline_id", "model")
+        values["pipeline_id"] = self.model or self.pipeline_id
+        if values["pipeline_id"] is None:
+            raise InvalidField("model: missing; GET /v1/models lists the models", "model")
+        if self.size is not None:
+            for name, side in zip(("width", "height"), self.frame_size, strict=True):
+                if getattr(self, name) not in (None, side):
+                    raise InvalidField(f"size: differs from {name}", "size")
+                values[name] = side
+        if "num_frames" not in self.model_fields_set:
+            values |= self._length(reference)
+        if reference.video is not None:
+            if self.input_path is not None:
+                raise InvalidField("input_reference: cannot be combined with input_path", "input_reference")
+            values["input_path"] = reference.video
+        if reference.image is not None:
+            values["chunk_specs"] = self._specs_starting_with(reference.image)
+        own = self.generate_request()
+        return validated(GenerateRequest, {name: getattr(own, name) for name in own.model_fields_set} | values)
+
+    def _length(self, reference: InputReference) -> dict[str, int]:
+        """`num_frames`, if anything says how long the video is to be."""
+        fps = self.fps or reference.fps or DEFAULT_FPS
+        if self.seconds is not None:
+            num_frames = max(1, round(self.seconds * fps))
+            if num_frames > MAX_FRAMES:
+                raise InvalidField(
+                    f"seconds: {self.seconds:g} s at {fps:g} frames per second are {num_frames} frames, "
+                    f"more than {MAX_FRAMES}",
+                    "seconds",
+                )
+            return {"num_frames": num_frames}
+        return {} if reference.num_frames is None else {"num_frames": min(reference.num_frames, MAX_FRAMES)}
+
+    @property
+    def _first_spec(self) -> int:
+        """The place of the ChunkSpec of chunk 0, or the place after the last one."""
+        specs = self.chunk_specs or ()
+        return next((place for place, spec in enumerate(specs) if spec.chunk == 0), len(specs))
+
+    def _specs_starting_with(self, image: str) -> list[ChunkSpec]:
+        specs, place = list(self.chunk_specs or ()), self._first_spec
+        if place == len(specs):
+            return [*specs, ChunkSpec(chunk=0, first_frame_image=image)]
+        if specs[place].first_frame_image is not None:
+            raise InvalidField(
+                f"input_reference: cannot be combined with chunk_specs[{place}].first_frame_image", "input_reference"
+            )
+        specs[place] = specs[place].model_copy(update={"first_frame_image": image})
+        return specs
+
+
+def openai_error(error: FilmstripError) -> dict[str, Any]:
+    """The body of an error as OpenAI's clients read it."""
+    kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
+    return {"error": {"message": error.message, "type": kind, "param": error.field, "code": error.code}}
+
+
+class VideoErrorAnswer(BaseModel):
+    """Why there is no video."""
+
+    code: str
+    message: str
+
+
+class VideoAnswer(BaseModel):
+    """A video that waits, is being generated, or has ended."""
+
+    id: str
+    object: Literal["video"] = "video"
+    model: str
+    status: Literal["queued", "in_progress", "completed", "failed"]
+    progress: int = Field(description="Percent.")
+    created_at: int = Field(description="Unix time in seconds, like the other times.")
+    completed_at: int | None
+    expires_at: int | None
+    prompt: str | None
+    seconds: str
+    size: str = Field(description="WIDTHxHEIGHT")
+    error: VideoErrorAnswer | None
+    remixed_from_video_id: None = None
+
+
+class VideosAnswer(BaseModel):
+    """Some of the client's videos."""
+
+    object: Literal["list"] = "list"
+    data: list[VideoAnswer]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class DeletedVideoAnswer(BaseModel):
+    """The video is deleted."""
+
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: Literal[True] = True
+
+
+class ModelAnswer(BaseModel):
+    """A pipeline, under the name that OpenAI's clients have for it."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="Unix time in seconds at which the server was started.")
+    owned_by: Literal["filmstrip"] = "filmstrip"
+
+
+class ModelsAnswer(BaseModel):
+    """The pipelines."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelAnswer]
+
+
+class OpenAIError(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class OpenAIErrorAnswer(BaseModel):
+    """Every error of the endpoints under /v1 has this shape."""
+
+    error: OpenAIError
+
+
+# -- Endpoints ---------------------------------------------------------------------------------------------------------
 
 openai_videos = Blueprint("openai_videos", __name__)
 
@@ -97,8 +367,7 @@ _CREATE_ERRORS = (400, 404, 408, 409, 413, 422, 429, 503, 507)
 )
 async def create_video() -> Response:
     """Generate a video; poll it until it is completed or failed."""
-    submitted = await _submit(None)
-    return await _video_response(submitted.record.id)
+    return _video_response((await _submit(None)).generation)
 
 
 @openai_videos.post(f"{_ROOT}/sync")
@@ -112,7 +381,7 @@ async def create_video_sync() -> Response:
     """Generate a video and answer with it, as MP4; the generation ends with the connection."""
     state, client = app_state(), client_of_request()
     submitted = await _submit("cancel")
-    generation_id = submitted.record.id
+    generation_id = submitted.generation.record.id
     async with state.jobs.follow(client, generation_id, silence_s=state.settings.keep_alive_s) as events:
         async for _ in events:
             pass
@@ -132,30 +401,16 @@ async def create_video_sync() -> Response:
 
 @openai_videos.get(_ROOT)
 @_describe(
-    parameters=(
-        parameter(
-            "limit", "query", {"type": "integer", "minimum": 1, "maximum": MAX_LISTED, "default": 20}, "Most videos.",
-            required=False,
-        ),
-        parameter("after", "query", {"type": "string"}, "Only those that follow this one.", required=False),
-        parameter("order", "query", {"enum": ["desc", "asc"], "default": "desc"}, "By age.", required=False),
-    ),
+    parameters=query_parameters(ListVideosQuery),
     answers={200: content(JSON, VideosAnswer)},
     errors=(404, 422),
     models=(VideosAnswer,),
-)  # fmt: skip
+)
 async def list_videos() -> Response:
     """List the client's videos."""
     state, client = app_state(), client_of_request()
-    limit = request.args.get("limit") or "20"
-    if not limit.isascii() or not limit.isdigit() or len(limit) > 9 or not 1 <= int(limit) <= MAX_LISTED:
-        raise InvalidField(f"limit: must be from 1 to {MAX_LISTED}, got {limit[:80]!r}", "limit")
-    order = request.args.get("order") or "desc"
-    if order not in ("asc", "desc"):
-        raise InvalidField(f"order: must be asc or desc, got {order[:80]!r}", "order")
-    page = await state.jobs.list(
-        client, limit=int(limit), after=request.args.get("after") or None, oldest_first=order == "asc"
-    )
+    query = parse_query(ListVideosQuery, request.args)
+    page = await state.jobs.list(client, limit=query.limit, after=query.after, oldest_first=query.order == "asc")
     videos = [_video(view) for view in page.generations]
     return answer(
         VideosAnswer(
@@ -176,7 +431,7 @@ async def list_videos() -> Response:
 )
 async def get_video(id: str) -> Response:
     """Get the state of a video."""
-    return await _video_response(id)
+    return _video_response(await app_state().jobs.get(client_of_request(), id, with_request=False))
 
 
 @openai_videos.get(f"{_ROOT}/<id>/content")
@@ -345,10 +600,9 @@ async def _stored_reference(file: FormFile, spool: Draft, parsed: VideoRequest) 
     return InputReference(video=video, num_frames=decoded.shape.frames, fps=decoded.fps, own_files=(video,))
 
 
-async def _video_response(id: str) -> Response:
-    view = await app_state().jobs.get(client_of_request(), id, with_request=False)
+def _video_response(view: GenerationView) -> Response:
     response = answer(_video(view))
-    response.headers["X-Generation-Id"] = id
+    response.headers["X-Generation-Id"] = view.record.id
     if view.record.state.is_live:
         response.headers[_POLL_HEADER] = str(round(1000 * _poll_s(view)))
     return response

@@ -4,6 +4,7 @@ Both are rendered once and kept as bytes. A proxy may serve the API under a path
 redirects too. Nothing that a client sends is written into them.
 """
 
+import functools
 import gzip
 import hashlib
 import re
@@ -29,7 +30,9 @@ from .tasks import in_thread
 F = TypeVar("F", bound=Callable[..., Any])
 
 EVENTS = "text/event-stream"
+SESSION_SCHEME = "session"
 _OPERATION = "_filmstrip_operation"
+_IS_MEDIA = "_filmstrip_is_media"
 _GENERATE, _BATCH = "/api/v1/generate", "/api/v1/batch"
 _MEANINGS = {
     400: "The request is malformed.",
@@ -96,15 +99,19 @@ def parameter(
     return {"name": name, "in": location, "required": required, "schema": schema, "description": description}
 
 
-def query_parameters(model: type[BaseModel], *, without: Collection[str] = ()) -> list[dict[str, Any]]:
+def query_parameters(model: type[BaseModel], *, without: Collection[str] = ()) -> tuple[dict[str, Any], ...]:
     """The fields of a model as optional parameters of the query."""
+    return tuple(found for found in _query_parameters(model) if found["name"] not in without)
+
+
+@functools.cache
+def _query_parameters(model: type[BaseModel]) -> tuple[dict[str, Any], ...]:
     schema = model.model_json_schema(ref_template="{model}")
     fields, definitions = schema["properties"], schema.get("$defs", {})
-    return [
-        parameter(name, "query", _plain(fields[name], definitions), fields[name]["description"], required=False)
-        for name in model.model_fields
-        if name not in without
-    ]
+    return tuple(
+        parameter(name, "query", _plain(field, definitions), field["description"], required=False)
+        for name, field in fields.items()
+    )
 
 
 def _plain(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,8 +135,19 @@ def describe(
     parameters: tuple[Mapping[str, Any], ...] = (),
     models: tuple[type[BaseModel], ...] = (),
     error_model: type[BaseModel] = ErrorAnswer,
+    is_media: bool = False,
 ) -> Callable[[F], F]:
-    """Document a route; `models` are those that its bodies refer to, `error_model` is that of its errors."""
+    """Document a route.
+
+    Args:
+        answers: by status.
+        errors: statuses of its errors, without those of the checks that all routes share.
+        body: of the request.
+        parameters: of the path, the query and the headers.
+        models: those that its bodies refer to.
+        error_model: that of its errors.
+        is_media: whether it can be read with the cookie of a session, too.
+    """
     responses = {str(status): {"description": "", **answer} for status, answer in answers.items()}
     responses |= {str(status): _refusal(status, error_model) for status in errors}
     operation: dict[str, Any] = {"responses": responses, "parameters": list(parameters)}
@@ -138,9 +156,15 @@ def describe(
 
     def mark(view: F) -> F:
         setattr(view, _OPERATION, (operation, (*models, error_model)))
+        setattr(view, _IS_MEDIA, is_media)
         return view
 
     return mark
+
+
+def is_media(view: Callable[..., Any]) -> bool:
+    """Whether a route can be read with the cookie of a session."""
+    return bool(getattr(view, _IS_MEDIA, False))
 
 
 def accepted_types(view: Callable[..., Any]) -> Collection[str]:
@@ -156,10 +180,13 @@ class DocumentProvider(OpenAPIProvider):
     def build_paths(self, rule: Rule) -> tuple[dict[str, Any], dict[str, Any]]:
         """The paths and components of one route."""
         paths, components = super().build_paths(rule)
-        operation, models = getattr(self._app.view_functions[rule.endpoint], _OPERATION, ({}, (ErrorAnswer,)))
+        view = self._app.view_functions[rule.endpoint]
+        operation, models = getattr(view, _OPERATION, ({}, (ErrorAnswer,)))
         for path, methods in paths.items():
             for method, described in methods.items():
                 described.update(operation)
+                if is_media(view) and self._extension.security:
+                    described["security"] = [*self._extension.security, {SESSION_SCHEME: []}]
                 if path.startswith(_BATCH):
                     described["summary"] = f"Alias of {path.replace(_BATCH, _GENERATE)}"
                     described["tags"] = ["aliases"]
@@ -230,7 +257,7 @@ class Rendered:
 
 
 def add_docs(app: Quart, schema: QuartSchema, title: str) -> None:
-    """Add the document at /openapi.json and the page at /docs with its assets; / redirects to the page."""
+    """Add the document at /openapi.json, and the page at /docs with its assets."""
     rendered: dict[str, Rendered] = {}
     assets = cast("Path", files("flask_swagger_ui")) / "dist"
 
@@ -260,13 +287,4 @@ def add_docs(app: Quart, schema: QuartSchema, title: str) -> None:
     @app.get("/docs/")
     @hide
     async def docs_folder() -> Response:
-        return _redirect("../docs")
-
-    @app.get("/")
-    @hide
-    async def home() -> Response:
-        return _redirect("docs")
-
-
-def _redirect(location: str) -> Response:
-    return Response(b"", 302, {"Location": location})
+        return Response(b"", 302, {"Location": "../docs"})

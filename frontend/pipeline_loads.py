@@ -9,8 +9,7 @@ from filmstrip.contract import PipelineSpec
 from filmstrip.errors import FilmstripError, InvalidField, UnknownPipeline
 
 from .features import GENERIC_FIELDS, check_features, frame_size, lora_name, lora_scales
-from .model_registry import ModelState, ModelStatus
-from .registries import Registries
+from .model_registry import ModelState, ModelStatus, Registries
 from .schema import GenerateRequest, LoadEntry, LoadParams, LoadRequest
 
 

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 FILE_NAME = "generations.db"
 _VERSION = 2
 _NUM_RANDOM_SEEDS = 2**32
+_WRITE_RECORD_S = 1.0
 _TABLES = """
 CREATE TABLE generations (seq INTEGER PRIMARY KEY, record TEXT NOT NULL);
 CREATE TABLE requests (seq INTEGER PRIMARY KEY, request TEXT NOT NULL);
@@ -227,6 +228,56 @@ class Records:
 _ADD_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?)"
 _UPDATE = "UPDATE generations SET record = ? WHERE seq = ?"
 _EVENTS = "SELECT number, name, data FROM events WHERE seq = ? AND number > ? ORDER BY number LIMIT ?"
+
+
+class LiveArchive:
+    """The archive of a generation that waits or runs, and its record.
+
+    The record is written along with the last event, and with others from time to time.
+
+    Attributes:
+        record: as of now.
+    """
+
+    def __init__(self, records: Records, record: Record) -> None:
+        self.record = record
+        self._records = records
+        self._written_at = 0.0
+
+    def change(self, **changes: Any) -> None:
+        """Change the record; it is written later."""
+        self.record = self.record.model_copy(update=changes)
+
+    def write(self) -> None:
+        """Write the record now."""
+        self._records.update(self.record)
+
+    def add(self, event: NumberedEvent, done: Callable[[bool], None]) -> None:
+        """Write an event; see `EventArchive`."""
+        now = asyncio.get_running_loop().time()
+        writes_record = not self.record.state.is_live or now > self._written_at + _WRITE_RECORD_S
+        if writes_record:
+            self._written_at = now
+        self._records.add_event(self.record.seq, event, self.record if writes_record else None, done)
+
+    async def read(self, after: int, limit: int) -> list[NumberedEvent]:
+        """Read events back."""
+        return await self._records.events(self.record.seq, after, limit)
+
+
+class EndedArchive:
+    """The archive of a generation that has ended."""
+
+    def __init__(self, records: Records, seq: int) -> None:
+        self._records, self._seq = records, seq
+
+    def add(self, event: NumberedEvent, done: Callable[[bool], None]) -> None:  # noqa: ARG002
+        """Never called."""
+        raise AssertionError("nothing follows a last event")
+
+    async def read(self, after: int, limit: int) -> list[NumberedEvent]:
+        """Read events back."""
+        return await self._records.events(self._seq, after, limit)
 
 
 # -- Requests as they are compared and kept ---------------------------------------------------------------------------

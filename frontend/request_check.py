@@ -15,9 +15,8 @@ from filmstrip.wire import VIDEO_HEADER_BYTES, VideoShape
 from . import logs
 from .array_plan import InputSizes, UploadField
 from .images import MAX_IMAGES, ImageDecoder, Requester, RequestImage, image_fields, resolve_image
-from .model_registry import ModelRegistry
+from .model_registry import ModelRegistry, Registries
 from .plan import Chain, Plan, make_plan
-from .registries import Registries
 from .schema import DryRunRequest, GenerateRequest, image_size
 from .settings import Settings
 from .store import Kind, Store, StoredFile, is_name

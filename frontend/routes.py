@@ -6,7 +6,7 @@ from filmstrip.errors import InvalidField
 from filmstrip.geometry import DEFAULT_FPS
 
 from . import metrics
-from .auth import client_of_request
+from .auth import came_by_tls, client_of_request, key_of_request
 from .bodies import BINARY, JSON, VIDEO_TYPES, is_video_file, video_shape
 from .connection import will_stream
 from .download import VIDEO_HEADERS, send_file
@@ -26,6 +26,7 @@ from .schema import (
     LoraAnswer,
     PipelinesAnswer,
     PipelineStatusAnswer,
+    SessionAnswer,
     SlotAnswer,
     UploadAnswer,
     VideoFileQuery,
@@ -33,6 +34,7 @@ from .schema import (
     VideoUploadQuery,
     parse_query,
 )
+from .sessions import COOKIE, LIFETIME_S
 from .state import app_state
 from .store import Kind
 from .video_files import CONTENT_TYPES, Variant
@@ -69,9 +71,8 @@ async def generate() -> Response:
         will_stream(request)
         generation_request = await state.loads.apply_defaults(client, body)
         submitted = await state.jobs.submit(Submission(client, None, generation_request, EntryPoint.GENERATE))
-    record = submitted.record
-    silence_s = state.settings.keep_alive_s
-    response = await event_stream(request, state.jobs, client, record.id, silence_s=silence_s, shows_queue=False)
+    record = submitted.generation.record
+    response = await event_stream(record.id, shows_queue=False)
     if record.unused:
         response.headers["X-Unused-Fields"] = ", ".join(record.unused)
     return response
@@ -90,7 +91,7 @@ async def cancel() -> Response:
 @api.post("/api/v1/batch/upload")
 @describe(
     parameters=(
-        parameter("X-Video-Frames", "header", _COUNT, "T; with H and W, the body is raw.", required=False),
+        parameter("X-Video-Frames", "header", _COUNT, "F; with H and W, the body is raw.", required=False),
         parameter("X-Video-Height", "header", _COUNT, "H", required=False),
         parameter("X-Video-Width", "header", _COUNT, "W", required=False),
         parameter("X-Video-Channels", "header", {"enum": [1, 3, 4], "default": 3}, "C", required=False),
@@ -98,7 +99,7 @@ async def cancel() -> Response:
     ),
     body={
         "content": dict.fromkeys((BINARY, *VIDEO_TYPES), _BYTES),
-        "description": "Raw uint8 bytes in THWC order with X-Video-* headers, or a video file with its Content-Type.",
+        "description": "Raw uint8 bytes in FHWC order with X-Video-* headers, or a video file with its Content-Type.",
     },
     answers={
         200: {
@@ -180,13 +181,14 @@ async def upload_asset() -> Response:
     answers={
         200: {
             "content": dict.fromkeys((BINARY, *CONTENT_TYPES.values()), _BYTES),
-            "description": "20-byte header and raw uint8 THWC, or the requested format.",
+            "description": "20-byte header and raw uint8 FHWC, or the requested format.",
             "headers": VIDEO_HEADERS,
         },
         206: content(BINARY, description="The requested range.") | {"headers": VIDEO_HEADERS},
         304: {"description": "The client already has the file."},
     },
     errors=(404, 412, 416, 422, 503, 507),
+    is_media=True,
 )
 async def download() -> Response:
     """Download an output video, raw or as a video file, which is encoded when it is first asked for."""
@@ -209,6 +211,38 @@ async def download() -> Response:
         state.downloads,
         content_type=variant.content_type,
         file_name=f"{file.name}.{variant.format}",
+    )
+
+
+@api.post("/api/v1/session")
+@describe(answers={200: content(JSON, SessionAnswer)}, models=(SessionAnswer,))
+async def start_session() -> Response:
+    """Set a cookie with which a browser can read media, as `<video>` and `<img>` send no key."""
+    key = key_of_request()
+    if key is None:
+        return answer(SessionAnswer(expires_at=None))
+    session = app_state().sessions.start(key)
+    response = answer(SessionAnswer(expires_at=session.expires_at))
+    response.headers["Cache-Control"] = "no-store"
+    _set_cookie(response, session.token, max_age=LIFETIME_S)
+    return response
+
+
+@api.delete("/api/v1/session")
+@describe(answers={204: {"description": "The session has ended, and the cookie is removed."}})
+async def end_session() -> Response:
+    """End the session whose cookie the request has."""
+    for token in request.cookies.getlist(COOKIE):
+        app_state().sessions.end(token)
+    response = Response(status=204)
+    _set_cookie(response, "", max_age=0)
+    return response
+
+
+def _set_cookie(response: Response, value: str, *, max_age: float) -> None:
+    """Set the cookie without a path: browsers then take the folder of this endpoint, with a proxy's prefix, if any."""
+    response.set_cookie(
+        COOKIE, value, max_age=int(max_age), path=None, httponly=True, samesite="Strict", secure=came_by_tls(request)
     )
 
 

@@ -21,9 +21,11 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    SerializerFunctionWrapHandler,
     Tag,
     ValidationError,
     create_model,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -31,7 +33,8 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from filmstrip.contract import Features, Interpolation, PipelineSpec
 from filmstrip.errors import BadJson, InvalidField
 from filmstrip.geometry import MAX_DECODED_SIDE, MAX_FRAMES, MAX_IMAGE_SIDE, MAX_REQUEST_SIDE, MIN_SIDE
-from filmstrip.request_fields import MAX_SEED
+from filmstrip.models import State
+from filmstrip.request_fields import MAX_PAGE, MAX_SEED
 
 RANDOM_SEED = -1
 MAX_PROMPT_CHARACTERS = 100_000
@@ -229,13 +232,13 @@ class ChunkSpec(_ChunkOverrides, _ChunkStart):
         True, description="Arrays of another length are trimmed or padded to the chunk; false: resampled."
     )
     vace_frames_shape: Annotated[ArrayDimensions | None, Needs("vace")] = Field(
-        None, description="[1, C, T, H, W] of float32 in the blob."
+        None, description="[1, C, F, H, W] of float32 in the blob."
     )
     vace_frames_offset: Annotated[Offset | None, Needs("vace")] = Field(
         None, description="Bytes from the start of the blob."
     )
     vace_masks_shape: Annotated[ArrayDimensions | None, Needs("vace")] = Field(
-        None, description="[1, 1, T, H, W] of float32 in the blob."
+        None, description="[1, 1, F, H, W] of float32 in the blob."
     )
     vace_masks_offset: Annotated[Offset | None, Needs("vace")] = Field(
         None, description="Bytes from the start of the blob."
@@ -247,7 +250,7 @@ class ChunkSpec(_ChunkOverrides, _ChunkStart):
     last_frame_image: Annotated[ImageName | None, Needs("vace")] = Field(
         None, description="Asset or data URL that the chunk ends with."
     )
-    input_video_shape: VideoDimensions | None = Field(None, description="[T, H, W, C] of uint8 in the blob.")
+    input_video_shape: VideoDimensions | None = Field(None, description="[F, H, W, C] of uint8 in the blob.")
     input_video_offset: Offset | None = Field(None, description="Bytes from the start of the blob.")
 
 
@@ -460,7 +463,7 @@ class UploadAnswer(BaseModel):
 
     input_path: str
     num_frames: int
-    shape: list[int] = Field(description="[T, H, W, C]")
+    shape: list[int] = Field(description="[F, H, W, C]")
 
 
 class VideoUploadAnswer(UploadAnswer):
@@ -513,6 +516,12 @@ class LiveAnswer(BaseModel):
     """The server answers requests; whether it can generate is another question."""
 
     status: Literal["live"]
+
+
+class SessionAnswer(BaseModel):
+    """A session; it never expires if the server needs no key."""
+
+    expires_at: float | None
 
 
 if TYPE_CHECKING:
@@ -570,24 +579,7 @@ class PipelineStatusAnswer(BaseModel):
 
 # -- Generations as resources ------------------------------------------------------------------------------------
 
-ID_PATTERN = r"[A-Za-z0-9_-]{1,64}"
-MAX_PAGE = 100
 _SIZE = "\0"  # what the names of images that are only sizes start with; no asset and no data URL does
-
-
-class State(StrEnum):
-    """Where a generation is in its life."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    COMPLETE = "complete"
-    CANCELLED = "cancelled"
-    FAILED = "failed"
-
-    @property
-    def is_live(self) -> bool:
-        """It waits or runs."""
-        return self in (State.QUEUED, State.RUNNING)
 
 
 OnDisconnect = Literal["continue", "cancel"]
@@ -655,7 +647,7 @@ class UploadSizes(_Model):
     """The sizes of files that are not uploaded yet."""
 
     input_shape: Annotated[list[Dimension], Field(min_length=4, max_length=4)] | None = Field(
-        None, description="[T, H, W, C], in place of input_path."
+        None, description="[F, H, W, C], in place of input_path."
     )
     blob_bytes: Annotated[int, Field(ge=1, le=2**63 - 1), INTEGER] | None = Field(
         None, description="In place of data_blob_path."
@@ -688,6 +680,17 @@ class LinksAnswer(BaseModel):
     video: str | None = None
     poster: str | None = None
 
+    @model_serializer(mode="wrap")
+    def _without_missing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, str]:
+        return {name: path for name, path in serialize(self).items() if path is not None}
+
+
+class FailureAnswer(BaseModel):
+    """Why a generation failed."""
+
+    code: str
+    message: str
+
 
 class SummaryAnswer(BaseModel):
     """A generation, without its request."""
@@ -707,9 +710,9 @@ class SummaryAnswer(BaseModel):
     expires_at: float | None
     seed: int = Field(description="The number used.")
     unused: list[str]
-    error: ErrorDetail | None
+    error: FailureAnswer | None
     output_path: str | None
-    video_shape: list[int] | None = Field(description="[T, H, W, C]")
+    video_shape: list[int] | None = Field(description="[F, H, W, C]")
     links: LinksAnswer
 
 
@@ -781,6 +784,45 @@ class VideoFormat(StrEnum):
     PNG = "png"
 
 
+def _a_count(value: Any) -> Any:
+    """Digits alone: pydantic also accepts "1_0" and " 1 "."""
+    if isinstance(value, str) and not _COUNT.fullmatch(value):
+        raise ValueError("must be a whole number")
+    return value
+
+
+_COUNT = re.compile(r"[0-9]{1,18}", re.ASCII)
+Count = Annotated[int, Field(ge=0), BeforeValidator(_a_count)]
+PageLength = Annotated[int, Field(ge=1, le=MAX_PAGE), BeforeValidator(_a_count)]
+
+
+class SubmitQuery(BaseModel):
+    """The query of POST /api/v1/generations."""
+
+    dry_run: Literal["0", "1"] = Field("0", description="1: only check the request and plan it.")
+
+
+class ListQuery(BaseModel):
+    """The query of GET /api/v1/generations."""
+
+    state: State | None = Field(None, description="Only those.")
+    limit: PageLength = Field(20, description="Most generations in the answer.")
+    after: str | None = Field(None, description="Only those older than this one.")
+
+
+class EventsQuery(BaseModel):
+    """The query of GET /api/v1/generations/{id}/events."""
+
+    after: Count = Field(0, description="Like Last-Event-ID, for clients that cannot set the header.")
+
+
+class FramesQuery(BaseModel):
+    """The query of GET /api/v1/generations/{id}/frames."""
+
+    start: Count = Field(0, alias="from", description="The first frame.")
+    stop: Count | None = Field(None, alias="to", description="The frame after the last one; all so far by default.")
+
+
 class VideoFileQuery(BaseModel):
     """The query of a download as a video file."""
 
@@ -814,7 +856,8 @@ def parse_query(model: type[ModelT], query: Mapping[str, str]) -> ModelT:
     Raises:
         InvalidField: a parameter is missing or invalid; the message names the first such one.
     """
-    return validated(model, {name: value for name, value in query.items() if name in model.model_fields and value})
+    names = {field.alias or name for name, field in model.model_fields.items()}
+    return validated(model, {name: value for name, value in query.items() if name in names and value})
 
 
 def validated(model: type[ModelT], values: Mapping[str, Any]) -> ModelT:

@@ -36,7 +36,7 @@ MODELS_DIR = (_HOME if _IS_CHECKOUT else Path.cwd()) / "models"
 
 _AUTHORITY = re.compile(r"(\[[0-9a-f:.]+(?:%[0-9a-z._~%-]+)?\]|[a-z0-9._~-]+)(?::([0-9]{0,5}))?", re.IGNORECASE)
 _LOOPBACK_NAME = re.compile(r"(?:[a-z0-9_-]+\.)*localhost")
-_CLIENT = re.compile(r"[A-Za-z0-9_-]{1,32}")
+CLIENT_PATTERN = "[A-Za-z0-9_-]{1,32}"
 
 _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off", "")
 
@@ -107,6 +107,12 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field(
         (),
         description="API keys, separated by commas, each `client:key` or a key alone; without any, no key is needed.",
+    )
+    session_secret: str = Field(
+        "",
+        repr=False,
+        description="Secret in the cookies of browser sessions, the same for all servers behind one address; "
+        "by default only the API keys are.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Origins of web pages that may use the API, separated by commas, or `*`."
@@ -300,7 +306,7 @@ def _api_key(text: str) -> ApiKey:
     client, colon, key = text.partition(":")
     if not colon:  # a client of its own, whose name does not reveal the key
         return ApiKey(f"key-{hashlib.sha256(text.encode()).hexdigest()[:16]}", text)
-    if not _CLIENT.fullmatch(client) or not key:
+    if not re.fullmatch(CLIENT_PATTERN, client) or not key:
         raise ValueError(
             "each entry must be client:key or a key; a client name consists of 1 to 32 letters, digits, - and _"
         )

@@ -15,13 +15,13 @@ from .embedded.supervisor import EmbeddedTriton
 from .generation import Slot
 from .images import ImageDecoder
 from .local_jobs import LocalJobs
-from .model_registry import ModelRegistry, Readiness
+from .model_registry import ModelRegistry, Readiness, Registries
 from .pipeline_loads import PipelineLoads
 from .previews import PreviewEncoder
 from .records import Records
-from .registries import Registries
 from .request_check import DryRuns, RequestChecker
 from .schema import HealthStatus, SlotState
+from .sessions import Sessions
 from .settings import Settings
 from .store import Store
 from .triton import TritonClient
@@ -51,6 +51,7 @@ class AppState:
     """What the routes use."""
 
     settings: Settings
+    sessions: Sessions
     store: Store
     slots: Sequence[Slot]
     registries: Registries
@@ -109,7 +110,7 @@ class AppState:
 
 
 @contextlib.asynccontextmanager
-async def lifespan(app: Quart, settings: Settings) -> AsyncIterator[None]:
+async def lifespan(app: Quart, settings: Settings, sessions: Sessions) -> AsyncIterator[None]:
     """Start everything that serves the app's requests; close it all when the context ends."""
     store = Store(settings)
     store.open()
@@ -130,6 +131,7 @@ async def lifespan(app: Quart, settings: Settings) -> AsyncIterator[None]:
         video_files = VideoFiles(store)
         state = app.extensions[_EXTENSION] = AppState(
             settings,
+            sessions,
             store,
             slots,
             registries,

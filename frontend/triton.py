@@ -25,9 +25,8 @@ from filmstrip.errors import (
     TritonUnavailable,
     from_wire,
 )
-from filmstrip.wire import VideoShape
 
-from .inference import ChunkCall, FileSlice, TensorRef, call_model, connect
+from .inference import ChunkCall, TensorRef, call_model, connect
 from .relay import Relay, RelayDied
 from .settings import Settings
 from .tasks import run_to_end
@@ -223,15 +222,14 @@ class ModelSequence:
         self.model = model
 
     async def chunk(
-        self, parameters: ChunkParameters, tensors: Collection[TensorRef], place: FileSlice, shape: VideoShape
+        self, parameters: ChunkParameters, tensors: Collection[TensorRef], frames: TensorRef
     ) -> Mapping[str, float]:
         """Generate one chunk: through shared memory if all its arrays lie there, else through the relay.
 
         Args:
             parameters: of the chunk.
             tensors: its arrays.
-            place: where its frames go.
-            shape: that they must have.
+            frames: where its frames go, and the shape that they must have.
 
         Returns:
             Seconds that each stage of the model's work took.
@@ -250,10 +248,10 @@ class ModelSequence:
             timeout_s=settings.chunk_timeout_s,
             parameters=parameters.to_json().decode(),
             tensors=tuple(tensors),
-            frames_place=place,
+            frames_place=frames.place,
         )
         self._started = True
-        is_shared = all(part.region is not None for part in (place, *(tensor.place for tensor in tensors)))
+        is_shared = all(part.region is not None for part in (frames.place, *(tensor.place for tensor in tensors)))
         try:
             result = await _translated(call_model(triton.grpc, call) if is_shared else triton.relay.call(call))
         except RelayDied:
@@ -267,10 +265,10 @@ class ModelSequence:
             if triton.health is not None:
                 triton.health.on_model_exit(self.model)
             raise
-        if result.shape != tuple(shape):
+        if result.shape != frames.shape:
             raise BadModelOutput(
                 f"chunk {parameters.index}: {self.model} answered with frames of shape {list(result.shape)}, "
-                f"expected {list(shape)}"
+                f"expected {list(frames.shape)}"
             )
         return result.stage_seconds
 

@@ -159,7 +159,7 @@ class FrameSource(Protocol):
         """Its frames per second, if they are known."""
 
     def open(self) -> int:
-        """Open the file with the frames for reading: a 20-byte header, then uint8 [T, H, W, 3].
+        """Open the file with the frames for reading: a 20-byte header, then uint8 [F, H, W, 3].
 
         Returns:
             A file descriptor, which the caller closes.

@@ -1,7 +1,7 @@
 """Encodes or decodes one video file in a process of its own.
 
 The argument says which. The first line on stdin is the job, in JSON; answers are JSON lines on stdout. Frames lie in a
-file of the store: a 20-byte header, then uint8 [T, H, W, 3].
+file of the store: a 20-byte header, then uint8 [F, H, W, 3].
 
 - `encode`, run by `video_files.py`: each further line on stdin says how many frames there are by now. The file with the
   frames is open, under the number that the job names.

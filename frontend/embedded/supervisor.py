@@ -310,6 +310,7 @@ class EmbeddedTriton:
                     models=(),  # we load them, so that Triton answers at once and each can fail on its own
                     backends=backends,
                 ),
+                "--disable-auto-complete-config",  # else it first starts each model once to ask for its configuration
                 env=_environment() | {"PATH": self._path} | visible_gpu(self._number, os.environ),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log_file,

@@ -62,7 +62,7 @@ class ModelWatch:
     def _watch_loads(self, alive: dict[int, str], loading: set[str], died: set[str]) -> None:
         """Fail loads whose process has ended: Triton may wait forever for one that never answered."""
         now = asyncio.get_running_loop().time()
-        # The first process of a model only completes its configuration: Triton ends it, and starts the real one.
+        # A model whose load failed may be loading again: that the first load's process ended does not fail this one.
         replaced = {model for pid, model in alive.items() if pid not in self._alive}
         lost = dict.fromkeys(died, now + _ANSWER_S) | self._lost
         self._lost = {model: deadline for model, deadline in lost.items() if model in loading - replaced}

@@ -1,69 +1,46 @@
-"""A real Chromium that opens a page of ours, whose script reports what it found."""
+"""A real Chromium, driven by Playwright."""
 
-import json
-import queue
 import shutil
-import subprocess
-import threading
-from contextlib import ExitStack
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-_PAGE = """<!DOCTYPE html><meta charset="utf-8"><link rel="icon" href="data:,"><body><script type="module">
-const report = (found) => fetch("/report", {method: "POST", body: JSON.stringify(found)});
-const once = (target, name) => new Promise((done, failed) => {
-  target.addEventListener(name, done, {once: true});
-  target.addEventListener("error", () => failed(`${name}: ${target.error?.message}`), {once: true});
-});
-try { %s } catch (error) { report({error: String(error)}); }
-</script>"""
+NO_CHROMIUM = "no Chromium here; .ci/run installs it"
+_FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-proxy-server"),
+    "--autoplay-policy=no-user-gesture-required",
+)
+
+_ONCE = """
+  const once = (target, name) => new Promise((done, failed) => {
+    target.addEventListener(name, done, {once: true});
+    target.addEventListener("error", () => failed(`${name}: ${target.error?.message}`), {once: true});
+  });
+"""
 
 
-def what_a_page_reports(script: str, folder: Path, timeout_s: float = 60) -> Any:
-    """Open a page in Chromium.
+@contextmanager
+def chromium() -> Iterator["Browser"]:
+    """Run a browser; the tests of one thread can have one at a time."""
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415 (`make setup` does not install it)
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def what_a_page_reports(script: str) -> Any:
+    """Run a script in an empty page.
 
     Args:
-        script: of the page, which ends with `report(...)`; `once(target, event)` waits for an event.
-        folder: for the browser's profile.
-        timeout_s: how long the report may take.
+        script: the body of an async function, which returns what it found; `once(target, event)` waits for an event.
     """
-    reports: queue.Queue[Any] = queue.Queue()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self._answer((_PAGE % script).encode())
-
-        def do_POST(self) -> None:
-            reports.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self._answer(b"")
-
-        def _answer(self, body: bytes) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ExitStack() as stack:
-        server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
-        stack.callback(server.shutdown)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        command = [
-            str(CHROMIUM),
-            *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
-            *("--disable-component-update", "--disable-sync", "--no-proxy-server", f"--user-data-dir={folder}"),
-            *("--autoplay-policy=no-user-gesture-required", f"http://127.0.0.1:{server.server_port}/"),
-        ]
-        log = stack.enter_context((folder / "chromium.log").open("wb"))
-        browser = subprocess.Popen(command, stdout=log, stderr=log)
-        stack.callback(browser.wait)
-        stack.callback(browser.terminate)
-        try:
-            return reports.get(timeout=timeout_s)
-        except queue.Empty:
-            raise AssertionError(f"no report:\n{(folder / 'chromium.log').read_text(errors='replace')}") from None
+    with chromium() as browser:
+        return browser.new_page().evaluate(f"async () => {{ {_ONCE} {script} }}")

@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from filmstrip.errors import FilmstripError, IdTaken, InUse, InvalidField, NotFound, NotReady, QueueFull, UnknownPath
+from filmstrip.models import State
 from filmstrip.wire import VideoShape, pack_video_header
 from frontend.blobs import Blobs
 from frontend.events import NumberedEvent
 from frontend.jobs import Followed, Jobs, QueuedEvent, Submission
-from frontend.schema import GenerateRequest, OnDisconnect, State
+from frontend.schema import GenerateRequest, OnDisconnect
 from frontend.store import Kind
 
 CLIENT, OTHER = "alice", "bob"
@@ -65,6 +66,7 @@ class JobsContract:
         assert record.video_shape == VideoShape(33, 64, 96, 3)
         assert view.request is not None
         assert GenerateRequest.model_validate_json(view.request).seed == 5
+        assert submitted.generation.request == view.request
 
     async def test_the_same_submission_is_the_same_generation(self, jobs: Jobs) -> None:
         submissions = [jobs.submit(sleeper()) for _ in range(5)]
@@ -77,8 +79,8 @@ class JobsContract:
     async def test_a_key_stands_for_an_id(self, jobs: Jobs) -> None:
         first, again = [await jobs.submit(submission(None, key="k")) for _ in range(2)]
         assert (first.is_new, again.is_new) == (True, False)
-        assert first.record.id == again.record.id
-        assert (await jobs.submit(submission(None))).record.id != first.record.id
+        assert first.generation.record.id == again.generation.record.id
+        assert (await jobs.submit(submission(None))).generation.record.id != first.generation.record.id
         with pytest.raises(IdTaken):
             await jobs.submit(submission(None, key="k", seed=1))
 

@@ -8,6 +8,7 @@ HIDDEN = frozenset(
     {
         *("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "safetensors", "sympy", "networkx", "mpmath"),
         *("tensorrt", "tensorrt_rtx", "diffusers", "transformers", "accelerate", "regex", "flatbuffers"),
+        *("playwright", "axe_playwright_python"),
     }
 )
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from frontend.generation import Slot
 from frontend.images import ImageDecoder
 from frontend.local_jobs import LocalJobs
-from frontend.model_registry import ModelRegistry
+from frontend.model_registry import ModelRegistry, Registries
 from frontend.previews import PreviewEncoder
 from frontend.records import Records
-from frontend.registries import Registries
 from frontend.request_check import RequestChecker
 from frontend.settings import Settings
 from frontend.store import Store

@@ -40,6 +40,13 @@ def test_every_file_of_a_model_is_package_data():
     assert ours <= named
 
 
+def test_every_file_of_the_page_is_package_data():
+    server = ROOT / "frontend"
+    files = {path for path in (server / "page").rglob("*") if path.is_file()}
+    named = {path for pattern in SETUPTOOLS["package-data"]["filmstrip.server"] for path in server.glob(pattern)}
+    assert files == named
+
+
 def test_serve_hands_its_arguments_to_the_server(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "filmstrip.server.__main__", importlib.import_module("frontend.__main__"))
     answer = CliRunner().invoke(main, ["serve", "--help"])

@@ -213,7 +213,7 @@ async def test_asyncio_has_the_same_calls(client: Client, server: Frontend, tmp_
 
 
 def test_a_list_is_fetched_page_by_page(client: Client, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("filmstrip.endpoints.MAX_PAGE", 2)
+    monkeypatch.setattr("filmstrip.generations.MAX_PAGE", 2)
     names = [f"g{number}" for number in range(5)]
     for name in names[:4]:
         client.generations.submit(SHORT, id=name)

@@ -104,7 +104,8 @@ def test_without_a_key_every_endpoint_refuses(locked: Frontend, subtests: pytest
 
 
 def test_monitors_and_browsers_need_no_key(locked: Frontend) -> None:
-    for path in ("/health", "/health/live", "/health/ready", "/docs", "/openapi.json", "/docs/swagger-ui.css"):
+    paths = ("/health", "/health/live", "/health/ready", "/docs", "/openapi.json", "/docs/swagger-ui.css")
+    for path in (*paths, "/", "/page/app.js", "/favicon.ico"):
         assert http.get(locked.url + path).status_code == 200, path
 
 

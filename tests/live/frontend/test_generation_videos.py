@@ -12,7 +12,7 @@ from PIL import Image
 
 from filmstrip.video import read_frames
 from tests.support import http
-from tests.support.browser import CHROMIUM, what_a_page_reports
+from tests.support.browser import CHROMIUM, NO_CHROMIUM, what_a_page_reports
 from tests.support.raw_client import RawClient
 from tests.support.recovery import eventually
 from tests.support.refusals import check_refusal
@@ -104,8 +104,8 @@ def test_a_generation_that_is_deleted_ends_its_readers(server: Frontend, running
     eventually(lambda: not server.stored("partial"))
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; .ci/run installs it")
-def test_a_browser_plays_a_running_generation(server: Frontend, tmp_path: Path) -> None:
+@pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
+def test_a_browser_plays_a_running_generation(server: Frontend) -> None:
     url = submit(server, "watched", **SLOW | {"prompt": "!sleep 1"})
     eventually(lambda: state(url)["frames"] > 0)
     script = f"""
@@ -114,9 +114,9 @@ def test_a_browser_plays_a_running_generation(server: Frontend, tmp_path: Path) 
       const ended = once(video, "ended");
       document.body.append(video);
       await ended;
-      report({{width: video.videoWidth, end: video.currentTime}});
+      return {{width: video.videoWidth, end: video.currentTime}};
     """
-    found = what_a_page_reports(script, tmp_path)
+    found = what_a_page_reports(script)
     assert found["width"] == 96, found
     assert found["end"] == pytest.approx(141 / 16, abs=0.1)
     assert http.delete(url).status_code == 204

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from filmstrip.models import State
 from filmstrip.wire import VideoShape, pack_video_header
 from frontend.local_jobs import LocalJobs
-from frontend.schema import State
 from frontend.store import Kind
 from tests.support.contracts import (
     CLIENT,

@@ -15,7 +15,7 @@ OF_GENERATIONS = {
     "frontend.local_jobs",
     "frontend.request_check",
     "frontend.generation",
-    "frontend.staging",
+    "frontend.chunks",
     "frontend.triton",
     "frontend.model_registry",
 }

@@ -224,20 +224,23 @@ def test_models_that_come_and_go_while_the_server_runs(broken_server: Frontend, 
 
 SLOW = """
 import os, time
+with open({starts!r}, "a") as starts:
+    starts.write("started\\n")
 while os.path.exists({flag!r}):
     time.sleep(0.05)
 """
 
 
 def test_a_slow_model_keeps_only_its_own_requests_waiting_after_a_death(tmp_path: Path, clip: Frames) -> None:
-    repository, flag = tmp_path / "models", tmp_path / "flag"
+    repository, flag, starts = tmp_path / "models", tmp_path / "flag", tmp_path / "starts"
     for name in ("dies", "good"):
         add_model(repository, name)
     code = add_model(repository, "slow") / "1" / "model.py"
-    code.write_text(SLOW.format(flag=str(flag)) + code.read_text())
+    code.write_text(SLOW.format(flag=str(flag), starts=str(starts)) + code.read_text())
     server = Frontend(tmp_path, "--embedded", model_repository=repository)
     try:
         server.wait_healthy()
+        assert starts.read_text() == "started\n"  # and not once more to complete its configuration
         for _ in range(2):  # the second death comes while the slow model is still being loaded
             flag.touch()
             before = server.triton_pid

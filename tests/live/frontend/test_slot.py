@@ -47,14 +47,14 @@ async def test_an_error_while_cleaning_up_does_not_keep_the_slot(
     store = StoreThatCannotRemove(settings)
     store.open()
     triton = TritonClient("127.0.0.1:1", settings)
-    encoder = PreviewEncoder()
-    slot = Slot(ModelRegistry(triton), store, encoder)
+    slot = Slot(ModelRegistry(triton), store, PreviewEncoder())
     events: list[Event] = []
     generation = GenerationRun("id", "", events)
     slot.take(generation)
-    plan = cast("Plan", SimpleNamespace(output=VideoShape(1, 2, 2)))
+    chain = SimpleNamespace(pipeline=SimpleNamespace(id="model"))
+    plan = cast("Plan", SimpleNamespace(output=VideoShape(1, 2, 2), chain=chain))
     request = CheckedRequest(plan, {}, {}, slot.registry)
-    generation.start(request, store.draft(Kind.OUTPUT), triton, store, encoder, on_end=slot.release)
+    generation.start(slot, request, store.draft(Kind.OUTPUT))
     generation.abort(ClientGone("the client is gone"))  # before its task began: only the end removes the file
     await generation.wait(10)
     await asyncio.sleep(0)
@@ -85,7 +85,7 @@ async def test_a_cancel_ends_a_check_that_waits_for_triton(jobs: LocalJobs) -> N
     await asyncio.sleep(0.1)  # whichever step it is at by then, it gets no answer
     assert not await jobs.cancel_streams("bob")
     assert await jobs.cancel_streams("alice")
-    name = (await starting).record.id
+    name = (await starting).generation.record.id
     async with jobs.follow("alice", name, silence_s=60) as events:
         expected = '{"chunk": 0, "total_chunks": 0, "frames_completed": 0, "seed": 7, "unused": []}'
         assert [event async for event in events] == [NumberedEvent(1, "cancelled", expected)]

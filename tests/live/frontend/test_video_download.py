@@ -13,7 +13,7 @@ import pytest
 
 from filmstrip.video import read_frames
 from tests.support import http
-from tests.support.browser import CHROMIUM, what_a_page_reports
+from tests.support.browser import CHROMIUM, NO_CHROMIUM, what_a_page_reports
 from tests.support.http import DOWNLOAD
 from tests.support.mounts import disk_filled, mounted_frontend
 from tests.support.processes import worker_processes
@@ -173,9 +173,9 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(server: Frontend, tmp_path:
         assert get(frontend, output, "format=mp4").status_code == 200
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; .ci/run installs it")
+@pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
 @pytest.mark.parametrize("query", ["format=mp4", "format=webm"])
-def test_a_browser_plays_and_seeks(server: Frontend, output: str, tmp_path: Path, query: str) -> None:
+def test_a_browser_plays_and_seeks(server: Frontend, output: str, query: str) -> None:
     script = f"""
       const video = document.createElement("video");
       Object.assign(video, {{muted: true, src: {json.dumps(url_of(server, output, query))}}});
@@ -192,10 +192,10 @@ def test_a_browser_plays_and_seeks(server: Frontend, output: str, tmp_path: Path
       const ended = once(video, "ended");
       await video.play();
       await ended;
-      report({{duration: video.duration, width: video.videoWidth, height: video.videoHeight, seen,
-              frames: video.getVideoPlaybackQuality().totalVideoFrames, end: video.currentTime}});
+      return {{duration: video.duration, width: video.videoWidth, height: video.videoHeight, seen,
+              frames: video.getVideoPlaybackQuality().totalVideoFrames, end: video.currentTime}};
     """
-    found: dict[str, Any] = what_a_page_reports(script, tmp_path)
+    found: dict[str, Any] = what_a_page_reports(script)
     assert (found["width"], found["height"]) == (288, 160), found
     assert found["duration"] == pytest.approx(90 / 16, abs=0.07)
     assert found["seen"] == [5, 0.5, 4]

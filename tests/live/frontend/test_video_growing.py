@@ -9,7 +9,7 @@ import pytest
 from frontend.settings import Settings
 from frontend.store import Store
 from frontend.video_files import VideoFiles
-from tests.support.browser import CHROMIUM, what_a_page_reports
+from tests.support.browser import CHROMIUM, NO_CHROMIUM, what_a_page_reports
 from tests.unit.frontend.test_video_files import Growing, moving, variant
 
 NUM_FRAMES = 160  # ten seconds
@@ -22,12 +22,12 @@ SCRIPT = """
   await loaded;
   const [before] = await (await fetch(%s)).json();
   await ended;
-  report({before, width: video.videoWidth, end: video.currentTime,
-          frames: video.getVideoPlaybackQuality().totalVideoFrames});
+  return {before, width: video.videoWidth, end: video.currentTime,
+          frames: video.getVideoPlaybackQuality().totalVideoFrames};
 """
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; .ci/run installs it")
+@pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
 async def test_a_browser_plays_a_video_that_is_still_growing(tmp_path: Path) -> None:
     store = Store(Settings(data_dir=tmp_path / "data"))
     store.open()
@@ -66,7 +66,7 @@ async def test_a_browser_plays_a_video_that_is_still_growing(tmp_path: Path) -> 
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         generating = asyncio.create_task(generate())
         script = SCRIPT % (json.dumps(f"{url}/video"), json.dumps(f"{url}/state"))
-        found = await asyncio.to_thread(what_a_page_reports, script, tmp_path)
+        found = await asyncio.to_thread(what_a_page_reports, script)
         await generating
     await files.close()
     store.close()

@@ -13,14 +13,15 @@ from filmstrip.contract import Mode, PipelineSpec
 from filmstrip.errors import ClientGone, DiskFull, ModelError, ShuttingDown
 from filmstrip.models import ErrorEvent, Event
 from frontend.array_plan import InputSizes
-from frontend.generation import GenerationRun
+from frontend.generation import GenerationRun, Slot
 from frontend.inference import ChunkResult
+from frontend.model_registry import ModelRegistry
 from frontend.plan import Chain, make_plan
 from frontend.previews import PreviewEncoder
 from frontend.request_check import CheckedRequest
 from frontend.schema import GenerateRequest
 from frontend.settings import Settings
-from frontend.store import Draft, Kind, Store
+from frontend.store import Draft, Store
 from frontend.triton import ModelSequence, TritonClient
 from tests.support.recovery import SOON_S
 
@@ -78,14 +79,9 @@ class Running:
         self.generation = GenerationRun("id", "", self.events)
         self.ended = asyncio.Event()
         self._buffers = store.shm_prefix("x").removesuffix("-x-")
-        self.generation.start(
-            CheckedRequest(plan, {}, {}, None),  # the registry is for the jobs
-            store.draft(Kind.OUTPUT),
-            model,
-            store,
-            PreviewEncoder(),
-            on_end=self.ended.set,
-        )
+        slot = Slot(ModelRegistry(model), store, PreviewEncoder())
+        slot.on_free = self.ended.set
+        slot.start(self.generation, CheckedRequest(plan, {}, {}, slot.registry))
 
     async def error(self) -> ErrorEvent:
         """Its last event."""

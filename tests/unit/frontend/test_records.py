@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from filmstrip.errors import DiskFull
+from filmstrip.models import State
 from filmstrip.wire import VideoShape
 from frontend.events import NumberedEvent
 from frontend.jobs import EntryPoint, Record
 from frontend.records import FILE_NAME, Records
-from frontend.schema import State
 
 
 def record(seq: int = 1, **fields: object) -> Record:
