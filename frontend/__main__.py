@@ -1,5 +1,9 @@
 """The command that serves: Hypercorn on uvloop, in one process."""
 
+import gc
+
+gc.disable()  # the imports create much that stays: the collector would traverse it repeatedly and find nothing
+
 import asyncio
 import contextlib
 import logging
@@ -27,6 +31,7 @@ from .state import AppState
 from .store import DataDirectoryTaken, Store
 from .tasks import start_threads
 
+gc.enable()
 log = logging.getLogger(__name__)
 
 _HARD_LIMIT_S = 9.0  # of a shutdown

@@ -260,8 +260,8 @@ def _aligned(num_bytes: int) -> int:
 # -- The three tasks ---------------------------------------------------------------------------------------------------
 
 
-class ChunkOwner(Protocol):
-    """The generation that chunks are made for."""
+class RunningGeneration(Protocol):
+    """What the chunks need of their generation."""
 
     cancel_requested: bool
     """No other chunk is to be started."""
@@ -283,7 +283,7 @@ class ChunkRunner:
 
     def __init__(
         self,
-        owner: ChunkOwner,
+        generation: RunningGeneration,
         request: CheckedRequest,
         output: Draft,
         *,
@@ -293,7 +293,7 @@ class ChunkRunner:
         sequences: Sequence[ModelSequence],
     ) -> None:
         self.num_chunks = self.num_frames = 0
-        self._owner = owner
+        self._generation = generation
         self._plan = request.plan
         self._images = request.images
         self._output = output
@@ -356,7 +356,7 @@ class ChunkRunner:
 
     async def _generate_chunks(self) -> None:
         num_chunks = len(self._plan.chunks)
-        while self.num_chunks < num_chunks and not (self._owner.cancel_requested or self._write_failed.is_set()):
+        while self.num_chunks < num_chunks and not (self._generation.cancel_requested or self._write_failed.is_set()):
             began = time.perf_counter()
             chunk, buffer, inputs = await self._staged.get()
             if self._write_failed.is_set():
@@ -367,7 +367,7 @@ class ChunkRunner:
             num_frames = chunk.num_kept
             self.num_chunks += 1
             self.num_frames += num_frames
-            self._owner.on_generated(
+            self._generation.on_generated(
                 Progress(self.num_chunks, num_chunks, num_frames, round(latency, 6), round(num_frames / latency, 3))
             )
             self._staged.task_done()
@@ -406,7 +406,7 @@ class ChunkRunner:
                     await self._output.append(buffer.view(kept))
                 finally:
                     self._free.put_nowait(buffer)
-                self._owner.on_written()
+                self._generation.on_written()
         except Exception:
             self._write_failed.set()
             while (generated := await self._generated.get()) is not None:  # no other task may wait for this one
@@ -416,14 +416,14 @@ class ChunkRunner:
 
 @contextlib.asynccontextmanager
 async def open_chunks(
-    owner: ChunkOwner, request: CheckedRequest, output: Draft, store: Store, triton: TritonClient
+    generation: RunningGeneration, request: CheckedRequest, output: Draft, store: Store, triton: TritonClient
 ) -> AsyncIterator[ChunkRunner]:
     """All that the chunks need: uploads, buffers, and a sequence for each pipeline of the chain.
 
     When the context has ended, Triton's sequences are ended and its shared memory is released.
 
     Args:
-        owner: the generation.
+        generation: whose chunks they are.
         request: to serve.
         output: takes the frames.
         store: where the files are.
@@ -437,7 +437,7 @@ async def open_chunks(
         buffers = await enter(open_buffers(num_bytes, min(_NUM_BUFFERS, len(plan.chunks)), store, triton))
         sequences = [await enter(triton.sequence(pipeline.id)) for pipeline in plan.chain.pipelines]
         yield ChunkRunner(
-            owner,
+            generation,
             request,
             output,
             frames_offsets=frames_offsets,

@@ -269,42 +269,13 @@ class LocalJobs:
                 cancelled = error
             # Nothing is awaited from here until the generation has its place.
             self._num_seqs += 1
-            record = Record(
-                seq=self._num_seqs,
-                client=client,
-                id=id,
-                entry_point=entry_point,
-                state=State.QUEUED,
-                pipeline_id=request.pipeline_id,
-                prompt=_shown_prompt(request),
-                digest=digest,
-                idempotency_key=submission.idempotency_key,
-                on_disconnect=submission.on_disconnect,
-                previews=submission.previews,
-                seed=request.seed,
-                defaulted=tuple(sorted(defaulted_fields(submission.request))),
-                assets=(*submission.own_files, *assets),
-                request_bytes=len(text),
-                created_at=time.time(),
-                total_chunks=0,
-                num_frames=request.num_frames,
+            record = _new_record(
+                submission, request, seq=self._num_seqs, id=id, digest=digest, assets=assets, text=text
             )
             if cancelled is not None:
                 return self._submitted(self._cancelled_in_check(record, text, cancelled), text)
-            plan = checked.plan
-            own_fps = None if UploadField.INPUT not in checked.files else checked.files[UploadField.INPUT].fps
-            record = record.model_copy(
-                update={
-                    "video_fps": submission.video_fps or (None if own_fps is None else float(own_fps)),
-                    "unused": plan.unused,
-                    "total_chunks": len(plan.chunks),
-                    "pipelines": tuple(pipeline.id for pipeline in plan.chain.pipelines),
-                    "inputs": checked.file_names,
-                    "height": plan.output.height,
-                    "width": plan.output.width,
-                }
-            )
-            self._store.check_fits(VIDEO_HEADER_BYTES + plan.output.num_bytes, owner=client)
+            record = _with_plan(record, checked)
+            self._store.check_fits(VIDEO_HEADER_BYTES + checked.plan.output.num_bytes, owner=client)
             live = self._place(record, checked, held_files)
         writing = self._records.insert(live.record, text)  # before its events: nothing was awaited since it was placed
         if entry_point is EntryPoint.RESOURCE:
@@ -723,6 +694,67 @@ class _Pending:
     digest: str
     done: asyncio.Event = field(default_factory=asyncio.Event)
     error: FilmstripError | None = None
+
+
+def _new_record(
+    submission: Submission,
+    request: GenerateRequest,
+    *,
+    seq: int,
+    id: str,
+    digest: str,
+    assets: Collection[str],
+    text: str,
+) -> Record:
+    """The record of a submission, without what the check finds out.
+
+    Args:
+        submission: as it came.
+        request: the same, with a seed and with assets for its data URLs.
+        seq: its number.
+        id: its id.
+        digest: hash of the request that was sent.
+        assets: made from data URLs.
+        text: the request as it is kept.
+    """
+    return Record(
+        seq=seq,
+        client=submission.client,
+        id=id,
+        entry_point=submission.entry_point,
+        state=State.QUEUED,
+        pipeline_id=request.pipeline_id,
+        prompt=_shown_prompt(request),
+        digest=digest,
+        idempotency_key=submission.idempotency_key,
+        on_disconnect=submission.on_disconnect,
+        previews=submission.previews,
+        seed=request.seed,
+        defaulted=tuple(sorted(defaulted_fields(submission.request))),
+        assets=(*submission.own_files, *assets),
+        request_bytes=len(text),
+        created_at=time.time(),
+        total_chunks=0,
+        num_frames=request.num_frames,
+        video_fps=submission.video_fps,
+    )
+
+
+def _with_plan(record: Record, checked: CheckedRequest) -> Record:
+    """The record with what the check has found out."""
+    plan = checked.plan
+    own_fps = checked.files[UploadField.INPUT].fps if UploadField.INPUT in checked.files else None
+    return record.model_copy(
+        update={
+            "video_fps": record.video_fps or (None if own_fps is None else float(own_fps)),
+            "unused": plan.unused,
+            "total_chunks": len(plan.chunks),
+            "pipelines": tuple(pipeline.id for pipeline in plan.chain.pipelines),
+            "inputs": checked.file_names,
+            "height": plan.output.height,
+            "width": plan.output.width,
+        }
+    )
 
 
 def _shown_prompt(request: GenerateRequest) -> str:

@@ -4,6 +4,7 @@ Both are rendered once and kept as bytes. A proxy may serve the API under a path
 redirects too. Nothing that a client sends is written into them.
 """
 
+import functools
 import gzip
 import hashlib
 import re
@@ -100,12 +101,16 @@ def parameter(
 
 def query_parameters(model: type[BaseModel], *, without: Collection[str] = ()) -> tuple[dict[str, Any], ...]:
     """The fields of a model as optional parameters of the query."""
+    return tuple(found for found in _query_parameters(model) if found["name"] not in without)
+
+
+@functools.cache
+def _query_parameters(model: type[BaseModel]) -> tuple[dict[str, Any], ...]:
     schema = model.model_json_schema(ref_template="{model}")
     fields, definitions = schema["properties"], schema.get("$defs", {})
     return tuple(
         parameter(name, "query", _plain(field, definitions), field["description"], required=False)
         for name, field in fields.items()
-        if name not in without
     )
 
 

@@ -34,9 +34,21 @@ SMOKE = (
     "live/runtime/test_triton_models.py",
 )
 """The live tests in `make test`: each way to use the server, once."""
+COLUMNS = (
+    (1, ("models", "page", "research")),
+    (1, ("faults", "soak", "live")),
+    (2, ("unit",)),
+)
+"""Tiers by the phase in which they start. Of the same phase, those that compute and those that wait take turns."""
 SHARED = ("small_server", "longlive", "page_server")
 """Servers whose tests all run in one worker, because they need long to start."""
+EXPORTERS = ("small_server", "longlive")
+"""Those of them that start first, because they export a pipeline that others wait for."""
 LONG_FILES = (
+    "models/longlive/test_export.py",
+    "models/export/test_full_size.py",
+    "models/export/modules/test_exportable.py",
+    "models/export/test_memory.py",
     "faults/test_several_tritons.py",
     "faults/test_model_gone.py",
     "faults/test_triton_start.py",
@@ -51,8 +63,9 @@ LONG_FILES = (
     "live/frontend/test_generation_memory.py",
     "live/frontend/test_connection_limit.py",
     "live/frontend/test_models_seen.py",
+    "soak/test_soak.py",
 )
-"""Files that start first in their tier, so that no worker is left with a long one at the end."""
+"""Files that start first in their column, so that no worker is left with a long one at the end."""
 EXPORT_S = 600
 """For tests that may have to export a pipeline first, which takes a minute or more."""
 
@@ -80,6 +93,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = Path(__file__).parent
+    groups: dict[pytest.Item, str] = {}
     for item in items:
         path = item.path.relative_to(tests)
         fixtures: tuple[str, ...] = tuple(getattr(item, "fixturenames", ()))
@@ -90,21 +104,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(tier)
         if path.as_posix() in SMOKE:
             item.add_marker("smoke")
-        item.add_marker(pytest.mark.xdist_group(servers[0] if servers else path.as_posix()))
+        groups[item] = servers[0] if servers else path.as_posix()
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
         if any(name.endswith("_repository") for name in fixtures) and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(EXPORT_S))
-    # The workers take the groups in this order (with --no-loadscope-reorder; else by the number of tests).
-    order = ("models", "page", "research", "faults", "soak", "live", "unit")
 
-    def rank(item: pytest.Item) -> tuple[int, int]:
-        path = item.path.relative_to(tests)
-        fixtures = getattr(item, "fixturenames", ())
-        starts_early = path.as_posix() in LONG_FILES or not set(SHARED).isdisjoint(fixtures)
-        if not starts_early and any(name.endswith("_repository") for name in fixtures):
-            return order.index("research"), 2  # by then the shared servers have exported what it would wait for
-        return order.index(path.parts[0]), 0 if starts_early else 1
+    def rank(item: pytest.Item) -> int:
+        """When a test starts in its column of `COLUMNS`."""
+        if groups[item] in EXPORTERS:
+            return 0
+        if groups[item] in (*SHARED, *LONG_FILES):
+            return 1
+        waits = any(name.endswith("_repository") for name in getattr(item, "fixturenames", ()))
+        return 3 if waits else 2  # by then the shared servers have exported what it would wait for
 
-    items.sort(key=rank)
+    # The workers take the groups in this order (with --no-loadscope-reorder; else by the number of tests). The columns
+    # go side by side: while some workers compute, the others run tests that wait for servers.
+    places: dict[str, tuple[int, float]] = {}
+    for phase, tiers in COLUMNS:
+        column = [item for item in items if item.path.relative_to(tests).parts[0] in tiers]
+        found = list(dict.fromkeys(groups[item] for item in sorted(column, key=rank)))
+        places |= {group: (phase * (group not in EXPORTERS), n / len(found)) for n, group in enumerate(found)}
+    items.sort(key=lambda item: (*places[groups[item]], rank(item)))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

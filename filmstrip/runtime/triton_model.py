@@ -4,6 +4,10 @@ A model is a class that creates the state of a sequence (`filmstrip.runtime.sequ
 all models share is here: sequences, reading and checking tensors, errors, cancellation, the report.
 """
 
+import gc
+
+gc.disable()  # the imports create much that stays: the collector would traverse it repeatedly and find nothing
+
 import json
 import os
 import threading
@@ -33,6 +37,7 @@ from filmstrip.runtime.sequences import (
     read_parameters,
 )
 
+gc.enable()
 _SECOND = 1_000_000  # microseconds
 _IDLE_CHECK_S = 10.0
 

@@ -31,6 +31,7 @@ MODELS = str(ROOT / "tests" / "support" / "model_repository")
 """The probe and, as links, the frame processors; exported pipelines would take time to load."""
 MODEL_NAMES = sorted(path.parent.name for path in Path(MODELS).glob("*/config.pbtxt"))
 Frames = npt.NDArray[np.uint8]
+_POLL_S = 0.05  # each request for the health takes milliseconds of the CPU that starts the server
 
 # The tests' own requests go to loopback without a proxy. The processes they start see the environment's proxies.
 PROXIES = {name: os.environ.pop(name) for name in list(os.environ) if name.lower().endswith("_proxy")}
@@ -200,7 +201,7 @@ class Frontend(Process):
                 return None
             if time.monotonic() > deadline:
                 return f"after {timeout_s:g} s: {health.text if health is not None else 'no response'}"
-            time.sleep(0.02)
+            time.sleep(_POLL_S)
         return f"its process has exited with status {self.process.returncode}"
 
     def _health(self) -> httpx.Response | None:
@@ -238,7 +239,7 @@ class Frontend(Process):
                 return
             if self.process.poll() is not None:
                 break
-            time.sleep(0.02)
+            time.sleep(_POLL_S)
         raise AssertionError(f"not healthy:\n{self.last_log_lines()}")
 
     def rss_bytes(self) -> int:
