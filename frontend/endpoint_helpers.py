@@ -6,13 +6,13 @@ from contextlib import AbstractAsyncContextManager
 from typing import TypeVar
 
 from pydantic import BaseModel
-from quart import Request, Response, jsonify, request
+from quart import Response, jsonify, request
 
 from .auth import client_of_request
 from .bodies import BodyReceiver
 from .connection import BoundedBody, on_close
 from .events import KEEP_ALIVE, NumberedEvent
-from .jobs import Followed, Jobs, QueuedEvent
+from .jobs import Followed, QueuedEvent
 from .openapi import EVENTS
 from .state import app_state
 
@@ -45,24 +45,19 @@ def answer(model: BaseModel) -> Response:
     return jsonify(model.model_dump(mode="json"))
 
 
-async def event_stream(
-    request: Request, jobs: Jobs, client: str, id: str, *, after: int = 0, silence_s: float, shows_queue: bool
-) -> Response:
-    """The response that follows a generation until the request ends.
+async def event_stream(id: str, *, after: int = 0, shows_queue: bool) -> Response:
+    """The response that follows a generation of the current client until the current request ends.
 
     Args:
-        request: to answer.
-        jobs: where the generation is.
-        client: whose it is.
-        id: which.
+        id: of the generation.
         after: number of the last event that the client has.
-        silence_s: longest silence before a comment.
         shows_queue: send `queued` events.
 
     Raises:
         NotFound: there is no such generation.
     """
-    following = jobs.follow(client, id, after=after, silence_s=silence_s)
+    state = app_state()
+    following = state.jobs.follow(client_of_request(), id, after=after, silence_s=state.settings.keep_alive_s)
     events = await on_close(request).enter_async_context(following)
     response = Response(_encoded(events, shows_queue=shows_queue), content_type=EVENTS)
     response.headers.update({"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "X-Generation-Id": id})
@@ -76,10 +71,10 @@ async def _encoded(events: AsyncIterator[Followed], *, shows_queue: bool) -> Asy
         elif event is None:
             yield KEEP_ALIVE
         elif shows_queue:
-            yield encode_queued(event)
+            yield _encode_queued(event)
 
 
-def encode_queued(event: QueuedEvent) -> bytes:
+def _encode_queued(event: QueuedEvent) -> bytes:
     """A place in the queue on the wire; it has no number, as it is not repeated."""
     return f"event: queued\ndata: {json.dumps(event._asdict())}\n\n".encode()
 

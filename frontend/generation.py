@@ -345,7 +345,7 @@ class LiveGeneration:
         self._on_end = on_end
         self._busy_s = 0.0
         self._is_suspended = False
-        self._is_restarting = False
+        self._is_interrupted = False
 
     @property
     def record(self) -> Record:
@@ -379,9 +379,9 @@ class LiveGeneration:
         self._is_suspended = True
         self.events.close()
 
-    def restart(self) -> None:
-        """Let the record say that it was interrupted, whatever its last event is."""
-        self._is_restarting = True
+    def mark_interrupted(self) -> None:
+        """Let the record say that a restart of the server interrupted it, whatever its last event is."""
+        self._is_interrupted = True
 
     def append(self, event: Event) -> None:
         """Take the next event of the generation."""
@@ -404,7 +404,7 @@ class LiveGeneration:
     def _outcome(self, event: Complete | Cancelled | ErrorEvent) -> dict[str, Any]:
         """What the last event changes in the record."""
         if isinstance(event, ErrorEvent):
-            if self._is_restarting:
+            if self._is_interrupted:
                 event = ErrorEvent(RESTARTED, Restarted.code)
             return {"state": State.FAILED, "error_code": event.code, "error_message": event.error}
         state = State.COMPLETE if isinstance(event, Complete) else State.CANCELLED

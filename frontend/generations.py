@@ -124,7 +124,7 @@ async def _submit(id: str | None, key: str | None) -> Response:
         submitted = await state.jobs.submit(submission)
     generation_id = submitted.generation.record.id
     if streams:
-        return await _stream(generation_id, after=0)
+        return await event_stream(generation_id, shows_queue=True)
     response = _resource(submitted.generation)
     response.status_code = 202 if submitted.is_new else 200
     response.headers["X-Generation-Id"] = generation_id
@@ -205,7 +205,7 @@ async def follow_generation(id: str) -> Response:
     if last and not _EVENT_NUMBER.fullmatch(last):
         raise BadHeader(f"Last-Event-ID must be the number of an event, got {last[:80]!r}", "Last-Event-ID")
     will_stream(request)
-    return await _stream(id, after=int(last) if last else after)
+    return await event_stream(id, after=int(last) if last else after, shows_queue=True)
 
 
 @generations.get(f"{_ROOT}/<id>/frames")
@@ -242,19 +242,6 @@ async def get_frames(id: str) -> Response:
 
         response.response = response.iterable_body_class(body())
     return response
-
-
-async def _stream(id: str, *, after: int) -> Response:
-    state = app_state()
-    return await event_stream(
-        request,
-        state.jobs,
-        client_of_request(),
-        id,
-        after=after,
-        silence_s=state.settings.keep_alive_s,
-        shows_queue=True,
-    )
 
 
 async def _dry_run() -> Response:

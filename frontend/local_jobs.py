@@ -116,7 +116,7 @@ class LocalJobs:
         self._pending: dict[tuple[str, str], _Pending] = {}
         self._num_seqs = 0
         limits = {EntryPoint.RESOURCE: settings.queue_length, EntryPoint.GENERATE: settings.generate_queue_length}
-        self._scheduler = Scheduler(slots, limits, self._begin_start)
+        self._scheduler = Scheduler(slots, limits, self._on_turn)
         self._checking_streams: set[tuple[str, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._starting: set[asyncio.Task[None]] = set()
@@ -176,14 +176,14 @@ class LocalJobs:
         for live in self._scheduler.waiting:
             if live.record.entry_point is EntryPoint.GENERATE:
                 self._scheduler.remove(live)
-                live.restart()
+                live.mark_interrupted()
                 self._end_unstarted(live, _error_event(ShuttingDown("the server is stopping")))
             else:
                 live.suspend()
         for live in self._running():
             if self._settings.resume and live.record.entry_point is EntryPoint.RESOURCE:
                 live.suspend()
-            live.restart()
+            live.mark_interrupted()
             live.run.abort(ShuttingDown("the server is stopping"))
         await asyncio.gather(*(live.run.wait(timeout_s) for live in self._running()))
         if self._starting:
@@ -357,7 +357,8 @@ class LocalJobs:
 
     # -- Running ------------------------------------------------------------------------------------------------
 
-    def _begin_start(self, live: LiveGeneration, slot: Slot) -> None:
+    def _on_turn(self, live: LiveGeneration, slot: Slot) -> None:
+        """Start a generation that has waited, in the slot that it now has."""
         live.change(state=State.RUNNING, started_at=time.time())
         starting = self._keep(self._start_waiting(live, slot), "start a generation")
         self._starting.add(starting)
@@ -391,7 +392,7 @@ class LocalJobs:
                 live.suspend()
                 slot.release()
                 return
-            live.restart()
+            live.mark_interrupted()
             last = _error_event(error)
         except FilmstripError as error:
             log.warning("%s: %s", error.code, error.message)

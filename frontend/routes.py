@@ -72,8 +72,7 @@ async def generate() -> Response:
         generation_request = await state.loads.apply_defaults(client, body)
         submitted = await state.jobs.submit(Submission(client, None, generation_request, EntryPoint.GENERATE))
     record = submitted.generation.record
-    silence_s = state.settings.keep_alive_s
-    response = await event_stream(request, state.jobs, client, record.id, silence_s=silence_s, shows_queue=False)
+    response = await event_stream(record.id, shows_queue=False)
     if record.unused:
         response.headers["X-Unused-Fields"] = ", ".join(record.unused)
     return response

@@ -46,6 +46,7 @@ EXPORTERS = ("small_server", "longlive")
 """Those of them that start first, because they export a pipeline that others wait for."""
 LONG_FILES = (
     "models/longlive/test_export.py",
+    "models/export/test_tensorrt.py",
     "models/export/test_full_size.py",
     "models/export/modules/test_exportable.py",
     "models/export/test_memory.py",

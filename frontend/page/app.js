@@ -7,6 +7,7 @@ import { Make } from "./make.js";
 import { loadPipelines } from "./pipelines.js";
 import { getState, listChanged, say, set, useStore } from "./store.js";
 import { Icon, IconButton, classes, html, lazy, render, useEffect, useKept, useState } from "./ui.js";
+import { openSession } from "./session.js";
 import { Watch, watchLatest } from "./watch.js";
 
 const PING_MS = 3000;
@@ -84,6 +85,7 @@ function Notice() {
 async function start() {
   if (needsKey && !key()) return;
   try {
+    await openSession();
     await loadPipelines();
     await watchLatest();
     startChecks();

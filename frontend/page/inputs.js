@@ -63,6 +63,7 @@ export async function chooseVideo(file) {
     progress: 0, problem: "", poster: "", inputPath: "",
   };
   set({ clip: chosen });
+  document.getElementById("input-video")?.scrollIntoView({ block: "nearest" });
   const probed = await probe(url);
   if (getState().clip?.url !== url) return;
   setClip({ ...probed, end: probed.duration_s ? Math.min(probed.duration_s, DEFAULT_SECONDS) : DEFAULT_SECONDS });
@@ -139,7 +140,7 @@ async function uploadClip() {
 
 /** Changes which part of the clip is used; it is uploaded again after a short pause. @param {Partial<Clip>} patch */
 function trim(patch) {
-  setClip(patch);
+  setClip({ ...patch, progress: 0 });
   clearTimeout(trimTimer);
   trimTimer = setTimeout(() => void uploadClip(), TRIM_PAUSE_MS);
 }
@@ -320,7 +321,7 @@ function Images() {
 }
 
 export function Inputs() {
-  return html`<div class="field"><div class="field-head"><span>Input video</span></div><${VideoInput} /></div><${Images} />`;
+  return html`<div class="field" id="input-video"><div class="field-head"><span>Input video</span></div><${VideoInput} /></div><${Images} />`;
 }
 
 /** Files that are dropped next to a field: a video becomes the input, an image the first frame. */

@@ -6,7 +6,7 @@ import { CheckField, NumberField, SelectField, SliderField, noiseMeaning } from 
 import { choosePipeline, currentPipeline, isProcessor } from "./pipelines.js";
 import { PromptField } from "./prompt.js";
 import { DEFAULT_FPS, DEFAULT_NOISE_SCALE, DEFAULT_NUM_FRAMES, DEFAULT_SEED, estimate, framesOf, resize, startsFromNoise } from "./request.js";
-import { edit, set, setFields, useStore } from "./store.js";
+import { edit, isUploading, set, setFields, useStore } from "./store.js";
 import { Icon, IconButton, duration, html, lazy } from "./ui.js";
 import { submit } from "./watch.js";
 
@@ -152,6 +152,7 @@ function GenerateBar() {
   const pipelines = useStore((state) => state.pipelines);
   const chunk = useStore(refusedChunk);
   const isSending = useStore((state) => state.isSending);
+  const isWaiting = useStore(isUploading);
   const media = useStore((state) => state.media);
   const plan = check.status === "ok" ? check.plan : null;
   const fps = media[request.input_path]?.fps ?? DEFAULT_FPS;
@@ -160,12 +161,12 @@ function GenerateBar() {
     <div id="verdict" class="verdict" role=${isRefused ? "alert" : undefined}>
       ${isRefused
         ? html`<p class="problem">${check.error?.message}${chunk !== null && html` <button type="button" class="link" onClick=${() => set({ chunk })}>Show chunk ${chunk + 1}</button>`}</p>`
-        : html`<p class="hint">${plan
+        : html`<p class="hint">${isWaiting ? "Your clip is on its way to the server…" : plan
             ? `${plan.width}x${plan.height}, ${duration(plan.chunks.reduce((/** @type {number} */ sum, /** @type {any} */ entry) => sum + entry.frames, 0) / fps)}, ${plan.num_chunks} chunk${plan.num_chunks > 1 ? "s" : ""}${plan.unused.length ? `; without effect: ${plan.unused.join(", ")}` : ""}`
             : check.status === "offline" ? "The server cannot be reached." : check.status === "checking" ? "Checking…" : ""}</p>`}
     </div>
     <button type="button" class="primary" aria-describedby="verdict" aria-keyshortcuts="Control+Enter" title="Ctrl+Enter"
-      disabled=${!pipelines || !request.pipeline_id || isSending || (needsKey && !key())} onClick=${submit}>
+      disabled=${!pipelines || !request.pipeline_id || isSending || isWaiting || (needsKey && !key())} onClick=${submit}>
       <${Icon} name="play" /> Generate
     </button>
   </div>`;

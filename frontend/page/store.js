@@ -202,6 +202,9 @@ export function useAsInput(inputPath, media) {
   edit((request) => withFields(request, { input_path: inputPath, num_frames: media.frames ?? request.num_frames }));
 }
 
+/** Whether the clip is still on its way, so that a request would not have it. @param {State} state */
+export const isUploading = ({ clip }) => clip !== null && clip.progress !== null;
+
 /** @param {string} notice */
 export const say = (notice) => set({ notice });
 

@@ -2,7 +2,7 @@
 
 import { ApiError, call, follow, generationPath, key, needsKey, randomName, send } from "./api.js";
 import { examplePrompt } from "./prompt.js";
-import { getState, listChanged, say, set, useStore } from "./store.js";
+import { getState, isUploading, listChanged, say, set, useStore } from "./store.js";
 import { Icon, duration, html, keep, kept, lazy, useEffect, useState } from "./ui.js";
 
 /** @typedef {import("./api.js").Generation} Generation */
@@ -18,7 +18,7 @@ export const isLive = (generation) => generation?.state === "queued" || generati
 /** Generates what the request says, unless it is known that the server refuses it. */
 export async function submit() {
   const { request, check, isSending, pipelines } = getState();
-  if (isSending || !pipelines || !request.pipeline_id || (needsKey && !key())) return;
+  if (isSending || isUploading(getState()) || !pipelines || !request.pipeline_id || (needsKey && !key())) return;
   if (check.status === "refused") {
     document.getElementById("verdict")?.scrollIntoView({ block: "nearest" });
     return;
@@ -216,6 +216,7 @@ export function Watch() {
     <div class="screen">
       ${!generation
         ? html`<div class="blank"><${Icon} name="film" /><p>Your video appears here, chunk by chunk.</p>
+            <p class="hint">Drop a clip of your own anywhere to start from it.</p>
             <p class="hint">Press <kbd>Ctrl</kbd> <kbd>Enter</kbd> to start, <kbd>Space</kbd> to play, <kbd>←</kbd> <kbd>→</kbd> to step.</p></div>`
         : hasVideo
           ? html`<${Player} key=${`${generation.id} ${isLive(generation)}`} generation=${generation} preview=${previews[newest]} />`

@@ -1,5 +1,6 @@
 """What a test sees of the page: a browser's tab in which nothing may go wrong unnoticed."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,13 @@ class Visit:
         """Ignore those problems that a test provokes: refused and failed requests, by their text."""
         self._is_expected = is_expected
 
+    def eventually(self, script: str, timeout_s: float = 30) -> None:
+        """Wait until a script finds something; Playwright's own `wait_for_function` would violate the policy."""
+        deadline = time.monotonic() + timeout_s
+        while not self.page.evaluate(script):
+            assert time.monotonic() < deadline, script
+            self.page.wait_for_timeout(50)
+
     def shot(self, name: str, **options: Any) -> Path:
         """Write a screenshot of a state, for people to look at."""
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
@@ -71,7 +79,7 @@ class Visit:
             self.page.emulate_media(color_scheme=scheme)
             if self.page.viewport_size != size:
                 self.page.set_viewport_size(size)
-            self.shot(f"{name}-{scheme}{'-phone' if size is PHONE else ''}", full_page=size is PHONE)
+            self.shot(f"{name}-{scheme}{'-phone' if size is PHONE else ''}", full_page=True)
             result = Axe().run(self.page)
             assert result.violations_count == 0, f"{name}, {scheme}, {size}:\n{result.generate_report()}"
             width = self.page.evaluate("document.documentElement.scrollWidth")
