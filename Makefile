@@ -22,7 +22,7 @@ SMALL_FILES := $(wildcard $(addprefix $(SMALL)/,*.json *.safetensors */*.json */
 GRAPH_CODE := $(wildcard export/modules/*.py) \
 	$(addprefix export/,checkpoint.py config.py graph_specs.py lora.py onnx_files.py spec.py weight_names.py)
 
-.PHONY: help setup torch test-setup model demo serve test test-all coverage lint fix bench soak compile-full audit check release-check lock clean
+.PHONY: help setup torch test-setup model demo serve test test-all coverage lint fix bench soak compile-full comfyui-branch audit check release-check lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -98,6 +98,11 @@ soak: setup ## Run random traffic and faults for half an hour, then print a verd
 
 compile-full: $(TESTS_READY) ## Compile every graph of LongLive at full size, without weights and without a GPU
 	$(BIN)/python -m export.compile_full
+
+comfyui-branch: ## Make the branch comfyui-pack, which ComfyUI installs from this repository's URL
+	git subtree split --quiet --prefix=comfyui --branch comfyui-pack
+	@git ls-tree --name-only comfyui-pack | grep -qx __init__.py
+	@echo "comfyui-pack: push it, and install it with git clone --branch comfyui-pack"
 
 audit: setup ## Check the pinned packages for known vulnerabilities (needs network access)
 	$(BIN)/python -m tools.audit

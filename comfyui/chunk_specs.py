@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+import bisect
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
+
+import numpy as np
 
 from .frames import Floats, vace_frames, vace_masks, video_frames
 
@@ -32,7 +35,109 @@ class ChunkSpec:
     arrays: Mapping[str, Floats] = field(default_factory=dict)
 
 
-Specs = tuple[ChunkSpec, ...]
+@dataclass(frozen=True)
+class ScheduledPrompt:
+    """A prompt from a place in the video on, which is a chunk only once the chunks are known.
+
+    Attributes:
+        start: the place, in units of `unit`.
+        unit: one of `UNITS`.
+        fps: frames per second; only counts for seconds.
+        text: the prompt.
+    """
+
+    start: float
+    unit: str
+    fps: float
+    text: str
+
+
+UNITS = ("chunk", "frame", "second")
+
+Specs = tuple[ChunkSpec | ScheduledPrompt, ...]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA of the pipeline: what the FILMSTRIP_LORAS sockets carry.
+
+    Attributes:
+        name: as the pipeline lists it.
+        strength: its scale.
+        ramp: points (chunk, factor) in rising order; the strength is multiplied by the factor, which grows evenly
+            between the points. Empty: always 1.
+    """
+
+    name: str
+    strength: float
+    ramp: tuple[tuple[int, float], ...] = ()
+
+    def scale(self, chunk: int) -> float:
+        """Its scale in a chunk."""
+        if not self.ramp:
+            return self.strength
+        chunks, factors = zip(*self.ramp, strict=True)
+        return round(self.strength * float(np.interp(chunk, chunks, factors)), 6)
+
+
+Loras = tuple[Lora, ...]
+
+
+def place_prompts(specs: Specs, chunk_starts: Sequence[int], num_frames: int) -> tuple[list[ChunkSpec], list[str]]:
+    """Put each scheduled prompt into its chunk, in the order of the chain.
+
+    Args:
+        specs: of the whole chain.
+        chunk_starts: the first frame of each chunk.
+        num_frames: of the video.
+
+    Returns:
+        The specs, and warnings: a prompt past the end is left out, and of two in one chunk the later one holds.
+    """
+    placed: list[ChunkSpec] = []
+    warnings: list[str] = []
+    taken: dict[int, ScheduledPrompt] = {}
+    for spec in specs:
+        if isinstance(spec, ChunkSpec):
+            placed.append(spec)
+            continue
+        where = f"{spec.unit} {spec.start:g}"
+        if spec.unit == "chunk":
+            chunk = int(spec.start) if spec.start < len(chunk_starts) else None
+        else:
+            frame = int(spec.start if spec.unit == "frame" else spec.start * spec.fps + 0.5)
+            chunk = bisect.bisect_right(chunk_starts, frame) - 1 if frame < num_frames else None
+        if chunk is None:
+            size = f"{len(chunk_starts)} chunks" if spec.unit == "chunk" else f"{num_frames} frames"
+            warnings.append(f"the prompt at {where} is past the end of the {size} and is not used")
+            continue
+        if chunk in taken and spec.unit != "chunk":
+            warnings.append(
+                f"the prompts at {where} and {taken[chunk].start:g} are both in chunk {chunk}; the later holds"
+            )
+        taken[chunk] = spec
+        placed.append(ChunkSpec(chunk, {"text": spec.text}))
+    return placed, warnings
+
+
+def with_loras(specs: Mapping[int, ChunkSpec], loras: Loras, num_chunks: int) -> dict[int, ChunkSpec]:
+    """Add the scales of LoRAs of which one has a ramp to each chunk; a chunk's own scales win."""
+    result = dict(specs)
+    for chunk in range(num_chunks):
+        scales = {lora.name: lora.scale(chunk) for lora in loras}
+        spec = result.get(chunk, ChunkSpec(chunk))
+        own = spec.fields.get("lora_scales", {})
+        result[chunk] = replace(spec, fields={**spec.fields, "lora_scales": {**scales, **own}})
+    return result
+
+
+def with_references(specs: Mapping[int, ChunkSpec], images: Floats, num_chunks: int) -> dict[int, ChunkSpec]:
+    """Add reference images to each chunk that has none of its own."""
+    result = dict(specs)
+    for chunk in range(num_chunks):
+        spec = result.get(chunk, ChunkSpec(chunk))
+        result[chunk] = replace(spec, arrays={"vace_ref_images": images, **spec.arrays})
+    return result
 
 
 def merge(specs: Iterable[ChunkSpec]) -> dict[int, ChunkSpec]:

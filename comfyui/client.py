@@ -35,16 +35,21 @@ _PIECE_BYTES = 2**20
 _READ_ERROR_BYTES = 2**16
 
 _HOW_TO_GIVE_A_KEY = (
-    " (give the key as the token of the Server node, or in FILMSTRIP_TOKEN in ComfyUI's environment, which is sent"
-    " only to the address that FILMSTRIP_SERVER names there)"
+    " (save the key in ComfyUI's settings under Filmstrip, or give it as the token of the Server node, or in"
+    " FILMSTRIP_TOKEN in ComfyUI's environment, which is sent only to the address that FILMSTRIP_SERVER names there)"
 )
+_GENERATIONS = "/api/v1/generations"
 POLL_S = 0.1
 _JOIN_S = 3.0
+
+CLIENT_LIMIT_BYTES = 2**20
 
 LAST_EVENTS = ("complete", "cancelled", "error")
 """Every generation ends with one of these events."""
 
 _EVENT_KEYS = {
+    "queued": ("position",),
+    "preview": ("chunk", "image"),
     "progress": ("chunk", "total_chunks", "frames", "latency", "fps"),
     "complete": ("output_path", "video_shape", "num_frames", "num_chunks", "chunk_size"),
     "cancelled": ("frames_completed",),
@@ -105,14 +110,25 @@ class ServerClient:
     Args:
         server: its address.
         poll: called every 0.1 s while a call waits; an exception that it raises ends the call.
+        whole_timeout_s: longest time of a call; 0 for any.
+        limit_bytes: longest answer in JSON; 0 for any.
 
     Attributes:
-        pipeline_ids: the server's pipelines, as of its last list.
+        known: the server's pipelines, as of its last list.
     """
 
-    def __init__(self, server: ServerAddress, poll: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        server: ServerAddress,
+        poll: Callable[[], None],
+        *,
+        whole_timeout_s: float = 0,
+        limit_bytes: int = 0,
+    ) -> None:
         self.server = server
-        self.pipeline_ids: tuple[str, ...] = ()
+        self._whole_timeout_s = whole_timeout_s
+        self._limit_bytes = limit_bytes
+        self.known: dict[str, dict[str, Any]] = {}
         self._poll = poll
 
     def health(self) -> str:
@@ -124,7 +140,7 @@ class ServerClient:
         """What each pipeline is and can do, by its id."""
         answer = self._json("GET", "/api/v1/pipelines")
         known = self._read(answer, lambda: {str(info["id"]): _checked_info(info) for info in answer["pipelines"]})
-        self.pipeline_ids = tuple(known)
+        self.known = known
         return known
 
     def loaded_pipeline(self, id: str, show: Callable[[str], None]) -> dict[str, Any]:
@@ -160,9 +176,7 @@ class ServerClient:
         return info
 
     def _load(self, id: str, show: Callable[[str], None]) -> None:
-        body = json.dumps({"pipeline_ids": [id]}).encode()
-        headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
-        answer = self._json("POST", "/api/v1/pipeline/load", headers, [body])
+        answer = self._send_json("POST", "/api/v1/pipeline/load", {"pipeline_ids": [id]})
         while answer.get("status") == "loading":
             show(f"the server is loading {id}")
             sleep_polling(LOAD_POLL_S, self._poll)
@@ -188,33 +202,63 @@ class ServerClient:
         """Upload an image file; returns its path."""
         return self._post_binary("/api/v1/assets", "path", len(file), [file])
 
-    def cancel(self) -> None:
-        """End the running generation; with a short timeout, and not stopped by `poll`: the user is stopping already."""
-        server = replace(self.server, timeout_s=min(CANCEL_TIMEOUT_S, self.server.timeout_s))
-        with Connection(server) as connection:
-            connection.send("POST", "/api/v1/generate/cancel", {"Content-Length": "0"})
+    def dry_run(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Check a request without generating; `uploads` and image sizes in it stand for files not uploaded yet.
 
-    def generate(self, request: Mapping[str, Any], on_event: Callable[[StreamEvent], None]) -> StreamEvent:
-        """Generate a video; returns the last event. If `poll` raises, the server is asked to cancel at once.
-
-        Args:
-            request: the fields of a GenerateRequest.
-            on_event: called in this thread for each event.
+        Returns:
+            `height`, `width`, `num_chunks` and `chunks` [{start, frames}] of the video.
 
         Raises:
-            FilmstripError: the server refused (code `busy`: another generation runs), or the stream ended early.
+            FilmstripError: the server would refuse it.
         """
-        body = json.dumps(request).encode()
-        headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Accept": "text/event-stream"}
+        answer = self._send_json("POST", f"{_GENERATIONS}?dry_run=1", request)
+        return self._read(answer, lambda: {**answer, "starts": [int(chunk["start"]) for chunk in answer["chunks"]]})
+
+    def find(self, id: str) -> dict[str, Any] | None:
+        """A generation's state; None if the server has none with this id."""
+        try:
+            answer = self._json("GET", f"{_GENERATIONS}/{id}")
+        except FilmstripError as error:
+            if error.code == "not_found":
+                return None
+            raise
+        return self._read(answer, lambda: {**answer, "state": str(answer["state"])})
+
+    def submit(self, id: str, request: Mapping[str, Any]) -> None:
+        """Start a generation, or queue it.
+
+        Raises:
+            FilmstripError: the server refused it (code `queue_full`: too many wait).
+        """
+        self._send_json("PUT", f"{_GENERATIONS}/{id}", request)
+
+    def delete(self, id: str) -> None:
+        """End a generation and remove it; with a short timeout, and not stopped by `poll`: the user stops already."""
+        server = replace(self.server, timeout_s=min(CANCEL_TIMEOUT_S, self.server.timeout_s))
+        with Connection(server) as connection, contextlib.suppress(FilmstripError):
+            connection.send("DELETE", f"{_GENERATIONS}/{id}", {})
+
+    def follow(
+        self, id: str, after: int, on_event: Callable[[StreamEvent], None], on_wait: Callable[[], None]
+    ) -> StreamEvent:
+        """Follow a generation; returns its last event.
+
+        Args:
+            id: of the generation.
+            after: number of the last event that came before.
+            on_event: called in this thread for each event.
+            on_wait: called in this thread while no event comes.
+
+        Raises:
+            FilmstripError: the connection broke (`broken`, `timed_out`, `unreachable`), or the server refused.
+        """
         events: queue.SimpleQueue[StreamEvent] = queue.SimpleQueue()
         with Connection(self.server) as connection:
-            accepted = False
 
             def work() -> StreamEvent:
-                nonlocal accepted
-                with connection.send("POST", "/api/v1/generate", headers, [body]) as response:
+                path = f"{_GENERATIONS}/{id}/events?after={after}"
+                with connection.send("GET", path, {"Accept": "text/event-stream"}) as response:
                     connection.check_stream(response, "text/event-stream")
-                    accepted = True
                     with connection.readable_errors():
                         for event in _events(response):
                             events.put(event)
@@ -225,20 +269,18 @@ class ServerClient:
             def deliver_and_poll() -> None:
                 deliver()
                 self._poll()
+                on_wait()
 
             def deliver() -> None:
                 with contextlib.suppress(queue.Empty):
                     while True:
                         on_event(events.get_nowait())
 
-            def stop() -> None:
-                # Only once it was accepted: until then the running generation is someone else's. Closing ends ours.
-                if accepted:
-                    with contextlib.suppress(FilmstripError):
-                        self.cancel()
-                connection.abort()
-
-            last = while_polling(work, deliver_and_poll, stop)
+            try:
+                last = while_polling(work, deliver_and_poll, connection.abort)
+            except FilmstripError:
+                deliver()
+                raise
             deliver()
             return last
 
@@ -261,6 +303,10 @@ class ServerClient:
 
             return while_polling(work, self._poll, connection.abort)
 
+    def _send_json(self, method: str, path: str, value: Mapping[str, Any]) -> Any:
+        body = json.dumps(value).encode()
+        return self._json(method, path, {"Content-Type": "application/json", "Content-Length": str(len(body))}, [body])
+
     def _json(
         self,
         method: str,
@@ -274,13 +320,28 @@ class ServerClient:
             def work() -> Any:
                 response = connection.send(method, path, headers or {}, body, ok_statuses)
                 with response, connection.readable_errors():
-                    raw = response.read()
+                    raw = response.read(self._limit_bytes + 1) if self._limit_bytes else response.read()
+                if self._limit_bytes and len(raw) > self._limit_bytes:
+                    raise foreign_answer(response, b"", self.server)
                 try:
                     return json.loads(raw)
                 except ValueError:
                     raise foreign_answer(response, raw, self.server) from None
 
-            return while_polling(work, self._poll, connection.abort)
+            return while_polling(work, self._poll_until(), connection.abort)
+
+    def _poll_until(self) -> Callable[[], None]:
+        """`poll`, which also ends a call that takes too long in all."""
+        if not self._whole_timeout_s:
+            return self._poll
+        until = time.monotonic() + self._whole_timeout_s
+
+        def poll() -> None:
+            self._poll()
+            if time.monotonic() > until:
+                raise FilmstripError(f"no answer within {self._whole_timeout_s:g} s", "timed_out")
+
+        return poll
 
     def _post_binary(
         self, path: str, key: str, num_bytes: int, body: Iterable[Bytes], more: Mapping[str, str] | None = None
@@ -487,10 +548,11 @@ def foreign_answer(response: http.client.HTTPResponse, body: bytes, server: Serv
 
 @dataclass(frozen=True)
 class StreamEvent:
-    """One event of a generation: its name and its data."""
+    """One event of a generation: its name and its data, and its number; 0 if it has none."""
 
     name: str
     data: dict[str, Any]
+    number: int = 0
 
 
 class EventReader:
@@ -499,6 +561,7 @@ class EventReader:
     def __init__(self) -> None:
         self._pending = b""
         self._name = ""
+        self._number = 0
         self._data: list[str] = []
 
     def feed(self, data: bytes) -> Iterator[StreamEvent]:
@@ -515,19 +578,21 @@ class EventReader:
 
     def _line(self, line: str) -> StreamEvent | None:
         if not line:
-            name, data = self._name, "\n".join(self._data)
-            self._name, self._data = "", []
-            return _read_event(name, data) if name in _EVENT_KEYS else None
+            name, number, data = self._name, self._number, "\n".join(self._data)
+            self._name, self._number, self._data = "", 0, []
+            return _read_event(name, number, data) if name in _EVENT_KEYS else None
         key, _, value = line.partition(":")
         value = value.removeprefix(" ")
         if key == "event":
             self._name = value
         elif key == "data":
             self._data.append(value)
-        return None  # a comment, an id, or part of an event
+        elif key == "id" and value.isdecimal():
+            self._number = int(value)
+        return None  # a comment, or part of an event
 
 
-def _read_event(name: str, data: str) -> StreamEvent:
+def _read_event(name: str, number: int, data: str) -> StreamEvent:
     try:
         raw = json.loads(data)
         missing = [key for key in _EVENT_KEYS[name] if key not in raw]
@@ -539,7 +604,7 @@ def _read_event(name: str, data: str) -> StreamEvent:
             f"unexpected {name} event, from another version of Filmstrip or another program: {data[:80]!r}",
             "not_filmstrip",
         )
-    return StreamEvent(name, raw)
+    return StreamEvent(name, raw, number)
 
 
 # -- Waiting -------------------------------------------------------------------------------------------------------

@@ -1,32 +1,25 @@
-"""The nodes Server and Pipeline, and the list of pipelines in the dropdown."""
+"""The nodes Server and Pipeline."""
 
 from __future__ import annotations
 
 import json
-import os
-import threading
-import time
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
+from . import widgets
 from .client import PipelineRef, ServerAddress, ServerClient, server_address
 from .errors import FilmstripError
 from .host import Display, check_interrupted
-
-DEFAULT_PIPELINES = ("longlive-small", "longlive", "scribble", "gray", "optical-flow", "passthrough")
-"""Offered until a server has been asked."""
-DEFAULT_URL = "http://127.0.0.1:8000"
-WAIT_S = 0.5
-FRESH_S = 2.0
-_ASK_TIMEOUT_S = 5.0
+from .pipeline_names import PIPELINE_NAMES
+from .settings import default_url, token_for
 
 
 class FilmstripServer:
     """A server's address, checked when the workflow runs."""
 
     CATEGORY = "Filmstrip"
-    DESCRIPTION = "A Filmstrip server. Checks that it responds and would accept a generation."
+    DESCRIPTION = "A Filmstrip server. Checks that it responds, takes the API key and would accept a generation."
+    SEARCH_ALIASES = ["connect", "remote", "address", "url", "api key"]
     RETURN_TYPES = ("FILMSTRIP_SERVER",)
     RETURN_NAMES = ("server",)
     OUTPUT_TOOLTIPS = ("For the Pipeline node.",)
@@ -34,41 +27,27 @@ class FilmstripServer:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's interface
-        return {
-            "required": {
-                "address": (
-                    "STRING",
-                    {
-                        "default": url_from_environment(),
-                        "tooltip": "Such as http://127.0.0.1:8000. FILMSTRIP_SERVER in ComfyUI's environment sets the "
-                        "default of new nodes.",
-                    },
-                ),
-            },
+        address = (
+            "Such as http://127.0.0.1:8000. New nodes have the address of ComfyUI's settings, else that of"
+            " FILMSTRIP_SERVER in ComfyUI's environment."
+        )
+        key = (
+            "The API key, if the server needs one. ComfyUI saves it with the workflow and in images: it is safer to"
+            " leave this empty and to save the key in ComfyUI's settings (Filmstrip)."
+        )
+        timeout = (
+            "How long the server may send nothing, in seconds. During a generation it sends something at least every"
+            " 15 s, but not while it loads a pipeline."
+        )
+        types: dict[str, Any] = {
+            "required": {"address": widgets.text(address, default=default_url(), lines=False)},
             "optional": {
-                "token": (
-                    "STRING",
-                    {
-                        "default": "",
-                        "tooltip": "The API key, if the server needs one. ComfyUI saves it with the workflow and in "
-                        "images: it is safer to leave this empty, and to set FILMSTRIP_TOKEN and FILMSTRIP_SERVER in "
-                        "ComfyUI's environment.",
-                    },
-                ),
-                "timeout_s": (
-                    "FLOAT",
-                    {
-                        "default": 60.0,
-                        "min": 1.0,
-                        "max": 3600.0,
-                        "step": 1.0,
-                        "tooltip": "How long the server may send nothing, in seconds. During a generation it sends "
-                        "something at least every 15 s, but not while it loads a pipeline.",
-                    },
-                ),
+                "token": widgets.text(key, lines=False, advanced=True),
+                "timeout_s": widgets.number(60, 1, 3600, 1, timeout, advanced=True),
             },
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
+        return widgets.labelled(types)
 
     @classmethod
     def VALIDATE_INPUTS(cls, address: str | None = None) -> bool | str:  # noqa: D102 - ComfyUI's interface
@@ -87,12 +66,17 @@ class FilmstripServer:
         Raises:
             FilmstripError: it cannot be reached, or would not accept a generation.
         """
-        server = server_address(address, token or token_from_environment(address), timeout_s)
-        PIPELINE_NAMES.remember_server(server)
-        status = ServerClient(server, check_interrupted).health()
-        Display(unique_id).text(f"{server.url} is {status}")
-        if status != "healthy":
-            raise FilmstripError(f"the Filmstrip server at {server.url} is {status}", status)
+        display = Display(unique_id)
+        with display.run():
+            server = server_address(address, token or token_for(address), timeout_s)
+            PIPELINE_NAMES.remember_server(server)
+            client = ServerClient(server, check_interrupted)
+            status = client.health()
+            if status != "healthy":
+                raise FilmstripError(f"the Filmstrip server at {server.url} is {status}", status)
+            # /health needs no key: the list of pipelines does.
+            PIPELINE_NAMES.remember(server, client.pipelines())
+            display.text(f"{server.url} is {status}")
         return (server,)
 
 
@@ -104,6 +88,7 @@ class FilmstripPipeline:
         "A pipeline of the server: a generator or a frame processor. A processor can also run before or after another "
         "pipeline. The list comes from the last server used; press R to refresh it."
     )
+    SEARCH_ALIASES = ["model", "checkpoint loader", "longlive", "scribble", "gray", "optical flow"]
     RETURN_TYPES = ("FILMSTRIP_PIPELINE", "INT", "INT", "INT", "STRING")
     RETURN_NAMES = ("pipeline", "chunk_size", "width", "height", "facts")
     OUTPUT_TOOLTIPS = (
@@ -117,7 +102,7 @@ class FilmstripPipeline:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's interface
-        return {
+        types: dict[str, Any] = {
             "required": {
                 "server": ("FILMSTRIP_SERVER", {"tooltip": "From a Server node."}),
                 "pipeline_id": (
@@ -126,16 +111,13 @@ class FilmstripPipeline:
                 ),
             },
             "optional": {
-                "other_id": (
-                    "STRING",
-                    {
-                        "default": "",
-                        "tooltip": "A pipeline that is not in the list. If not empty, it takes precedence.",
-                    },
+                "other_id": widgets.text(
+                    "A pipeline that is not in the list. If not empty, it takes precedence.", lines=False, advanced=True
                 ),
             },
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
+        return widgets.labelled(types)
 
     @classmethod
     def VALIDATE_INPUTS(cls, pipeline_id: str | None = None) -> bool:  # noqa: ARG003, D102 - ComfyUI's interface
@@ -150,106 +132,36 @@ class FilmstripPipeline:
         Raises:
             FilmstripError: the server does not have it (the message lists those it has), or it cannot run.
         """
-        client = ServerClient(server, check_interrupted)
-        try:
-            info = client.loaded_pipeline(other_id.strip() or pipeline_id, Display(unique_id).text)
-        finally:
-            PIPELINE_NAMES.remember(server, client.pipeline_ids)
+        display = Display(unique_id)
+        with display.run():
+            client = ServerClient(server, check_interrupted)
+            try:
+                info = client.loaded_pipeline(other_id.strip() or pipeline_id, display.text)
+            finally:
+                if client.known:
+                    PIPELINE_NAMES.remember(server, client.known)
+            display.text(summary(info))
         pipeline = PipelineRef(server, str(info["id"]))
         width, height = info.get("width") or 0, info.get("height") or 0
         return pipeline, int(info["chunk_size"]), width, height, json.dumps(info, indent=1)
 
 
-# -- The names in the dropdown of pipelines ------------------------------------------------------------------------
-
-
-# ComfyUI asks a node for its widgets when the page is loaded, when the user presses R, and often in between. The answer
-# must not take long, and a server that is down must not empty the list.
-
-
-class PipelineNames:
-    """Remembers the last server and its pipelines, and asks that server again from time to time."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._names: tuple[str, ...] = DEFAULT_PIPELINES
-        self._server: ServerAddress | None = None
-        self._asked_at = float("-inf")
-        self._asking: threading.Thread | None = None
-
-    def remember_server(self, server: ServerAddress) -> None:
-        """Ask this server from now on: a Server node has run."""
-        with self._lock:
-            if server != self._server:
-                self._server = server
-                self._asked_at = float("-inf")
-
-    def remember(self, server: ServerAddress, names: tuple[str, ...]) -> None:
-        """Remember what a server has listed."""
-        with self._lock:
-            self._server = server
-            if names:
-                self._names = names
-            self._asked_at = time.monotonic()
-
-    def get(self) -> list[str]:
-        """The names; asks the server, for half a second at most."""
-        with self._lock:
-            fresh = time.monotonic() - self._asked_at < FRESH_S
-            asking = self._asking is not None and self._asking.is_alive()
-            if not fresh and not asking:
-                self._asked_at = time.monotonic()
-                thread = self._asking = threading.Thread(target=self._ask, name="filmstrip-names", daemon=True)
-                thread.start()
-            else:
-                thread = None
-        if thread is not None:
-            thread.join(WAIT_S)
-        with self._lock:
-            return list(self._names)
-
-    def _ask(self) -> None:
-        try:
-            url = url_from_environment()
-            server = self._server or server_address(url, token_from_environment(url))
-            impatient = replace(server, timeout_s=min(server.timeout_s, _ASK_TIMEOUT_S))
-            names = tuple(ServerClient(impatient, poll=_no_poll).pipelines())
-        except FilmstripError:
-            return  # it is down: the list stays as it is
-        with self._lock:
-            if names and self._server in (None, server):
-                self._names = names
-
-
-def url_from_environment() -> str:
-    """The default address of a Server node."""
-    return os.environ.get("FILMSTRIP_SERVER", "").strip() or DEFAULT_URL
-
-
-def token_from_environment(url: str) -> str:
-    """The token for a Server node without one, if it names the environment's server.
-
-    A workflow from someone else may name any address, which must not get the key.
-    """
-    same = _endpoint(url) == _endpoint(url_from_environment())
-    return os.environ.get("FILMSTRIP_TOKEN", "").strip() if same else ""
-
-
-def _endpoint(url: str) -> tuple[str, str | None, int | None, str]:
-    try:
-        parts = urlsplit(url.strip())
-        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-    except ValueError:
-        return "", None, None, url
-    return parts.scheme, parts.hostname, port, parts.path.rstrip("/")
-
-
-def _no_poll() -> None:
-    """Nobody waits for this call, so nobody stops it."""
-
-
-PIPELINE_NAMES = PipelineNames()
-"""One for all nodes: ComfyUI asks a class for INPUT_TYPES, not a node."""
+def summary(info: Mapping[str, Any]) -> str:
+    """What an artist wants to know of a pipeline, in one line; the page's extension writes the same."""
+    features = info.get("features") or {}
+    parts = [f"{info['width']}x{info['height']}"] if info.get("width") and info.get("height") else ["any size"]
+    parts.append(f"{info['chunk_size']} frames per chunk")
+    first = info.get("first_chunk_size")
+    if first and first != info["chunk_size"]:
+        parts[-1] += f" (the first {first})"
+    parts.append(
+        " and ".join({"text": "text to video", "video": "video to video"}.get(m, m) for m in info["modes"] or ())
+    )
+    if features.get("vace"):
+        parts.append("control frames, masks and references")
+    if features.get("loras"):
+        parts.append("LoRAs: " + ", ".join(features["loras"]))
+    return "; ".join(filter(None, parts))
 
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {"FilmstripServer": FilmstripServer, "FilmstripPipeline": FilmstripPipeline}

@@ -8,8 +8,9 @@ import time
 import pytest
 
 import comfyui
-from comfyui import nodes_server
-from comfyui.nodes_server import PIPELINE_NAMES, FilmstripPipeline, PipelineNames
+from comfyui import pipeline_names
+from comfyui.nodes_server import FilmstripPipeline
+from comfyui.pipeline_names import PIPELINE_NAMES, PipelineNames
 from tests.support.comfyui.host import Comfy
 from tests.support.comfyui.nodes import pipeline
 from tests.support.recovery import SOON_S
@@ -24,9 +25,9 @@ def names() -> list[str]:
 def test_the_dropdown_shows_the_servers_pipelines_after_a_refresh(
     server: Frontend, comfy: Comfy, monkeypatch: pytest.MonkeyPatch
 ):
-    assert names() == list(nodes_server.DEFAULT_PIPELINES), "no server yet"
+    assert names() == list(pipeline_names.DEFAULT_PIPELINES), "no server yet"
     monkeypatch.setenv("FILMSTRIP_SERVER", server.url)
-    monkeypatch.setattr(nodes_server, "FRESH_S", 0)
+    monkeypatch.setattr(pipeline_names, "FRESH_S", 0)
     assert "probe" in names()
 
 
@@ -48,8 +49,8 @@ def test_a_server_that_is_down_leaves_the_list_as_it_was_and_takes_no_time(
         ask(of)
 
     monkeypatch.setattr(PipelineNames, "_ask", count_and_ask)
-    monkeypatch.setattr(nodes_server, "_ASK_TIMEOUT_S", 60.0)  # so that it is not this that ends a wait
-    monkeypatch.setattr(nodes_server, "FRESH_S", 0)
+    monkeypatch.setattr(pipeline_names, "ASK_TIMEOUT_S", 60.0)  # so that it is not this that ends a wait
+    monkeypatch.setattr(pipeline_names, "FRESH_S", 0)
     pipeline(server)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""Stand for the nodes of ComfyUI's own that the example workflows use."""
+"""Stands for the nodes of ComfyUI's own that workflows of tests use."""
 
 from typing import Any
 
@@ -28,20 +28,6 @@ class LoadImage:
         return _tensor(ramp(1, 128, 160)), _tensor(np.zeros((1, 64, 64), np.float32))
 
 
-class ImageScale:
-    RETURN_TYPES = IMAGE
-    FUNCTION = "run"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        methods = ["nearest-exact", "bilinear", "area", "bicubic", "lanczos"]
-        sides = {"width": ("INT",), "height": ("INT",)}
-        return {"required": {"image": IMAGE, "upscale_method": (methods,), **sides, "crop": (["disabled", "center"],)}}
-
-    def run(self, image: Any, upscale_method: str, width: int, height: int, crop: str) -> tuple[Any]:
-        return (_tensor(np.resize(array_of(image), (1, height, width, 3))),)
-
-
 class RepeatImageBatch:
     RETURN_TYPES = IMAGE
     FUNCTION = "run"
@@ -54,19 +40,9 @@ class RepeatImageBatch:
         return (_tensor(np.repeat(array_of(image), amount, axis=0)),)
 
 
-class ImageInvert:
-    RETURN_TYPES = IMAGE
-    FUNCTION = "run"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"image": IMAGE}}
-
-    def run(self, image: Any) -> tuple[Any]:
-        return (_tensor(1 - array_of(image)),)
-
-
 class SaveImage:
+    """Saves nothing, but says where it would be, as the real one does."""
+
     RETURN_TYPES = ()
     FUNCTION = "run"
     OUTPUT_NODE = True
@@ -76,9 +52,12 @@ class SaveImage:
         return {"required": {"images": IMAGE, "filename_prefix": ("STRING",)}}
 
     def run(self, images: Any, filename_prefix: str) -> dict[str, Any]:
-        return {"ui": {"images": array_of(images)}}
+        self.saved = array_of(images)
+        files = [
+            {"filename": f"{filename_prefix}_{number:05}_.png", "subfolder": "", "type": "output"}
+            for number in range(1, len(self.saved) + 1)
+        ]
+        return {"ui": {"images": files}}
 
 
-CORE_NODES: dict[str, Any] = {
-    cls.__name__: cls for cls in (LoadImage, ImageScale, RepeatImageBatch, ImageInvert, SaveImage)
-}
+CORE_NODES: dict[str, Any] = {cls.__name__: cls for cls in (LoadImage, RepeatImageBatch, SaveImage)}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from comfyui.nodes_server import PIPELINE_NAMES, PipelineNames
+from comfyui.pipeline_names import PIPELINE_NAMES, PipelineNames
 from tests.support.comfyui.host import Comfy
 
 DOUBLES = Path(__file__).parent / "doubles"

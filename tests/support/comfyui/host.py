@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tests.support.server import ROOT, Frontend
 
-WORKFLOWS = ROOT / "comfyui" / "workflows"
+WORKFLOWS = ROOT / "comfyui" / "api_workflows"
 LINK_LENGTH = 2
 
 
@@ -54,8 +54,11 @@ def array_of(tensor: Any) -> NDArray[Any]:
 
 
 def workflow(name: str, server: Frontend, **replaced: Any) -> dict[str, Any]:
-    """An example workflow on this server, with the probe in place of `longlive`, which needs an export."""
-    text = (WORKFLOWS / f"{name}.json").read_text().replace('"longlive"', '"probe"')
+    """A template on this server, with the probe in place of `longlive-small`, which needs an export."""
+    text = (
+        (WORKFLOWS / f"{name}.json").read_text().replace('"longlive-small"', '"probe"').replace('"outlines"', '"ink"')
+    )
+    text = text.replace('"example": "ink"', '"example": "outlines"')
     graph: dict[str, Any] = json.loads(text.replace("http://127.0.0.1:8000", server.url))
     for node in graph.values():
         for key in node["inputs"].keys() & replaced.keys():
@@ -84,8 +87,8 @@ class Runner:
             node = self._graph[name]
             cls = self._classes[node["class_type"]]
             inputs = self._inputs(node["inputs"], cls.INPUT_TYPES())
-            if "unique_id" in cls.INPUT_TYPES().get("hidden", {}):
-                inputs["unique_id"] = name
+            hidden = {"UNIQUE_ID": name, "PROMPT": self._graph, "EXTRA_PNGINFO": None}
+            inputs |= {key: hidden[kind] for key, kind in cls.INPUT_TYPES().get("hidden", {}).items()}
             answer = getattr(cls(), cls.FUNCTION)(**inputs)
             if isinstance(answer, dict):
                 self.shown[name], answer = answer["ui"], answer.get("result", ())

@@ -4,10 +4,12 @@ import ast
 import importlib.util
 import inspect
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -52,7 +54,8 @@ def test_a_copy_under_any_name_loads_without_other_packages_or_network(tmp_path:
 
 
 def test_it_imports_only_what_comfyui_has():
-    allowed = {*sys.stdlib_module_names, "numpy", "PIL", "av", "torch", "comfy", "comfy_api", "folder_paths", "server"}
+    theirs = {"comfy", "comfy_api", "folder_paths", "server"}
+    allowed = {*sys.stdlib_module_names, *theirs, "numpy", "PIL", "av", "torch", "aiohttp"}
     for path in PACK.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
@@ -89,15 +92,94 @@ def test_nodes_say_what_comfyui_wants_to_know(name: str):
         assert set(inspect.signature(node.VALIDATE_INPUTS).parameters) <= set(inputs)
 
 
+def test_the_ids_of_nodes_never_change():
+    assert set(NODES) >= {
+        "FilmstripServer",
+        "FilmstripPipeline",
+        "FilmstripPromptSchedule",
+        "FilmstripChunkSpec",
+        "FilmstripLora",
+        "FilmstripGenerate",
+        "FilmstripGenerateVideo",
+        "FilmstripExample",
+    }
+
+
+@every_node
+def test_a_node_fits_on_the_screen(name: str):
+    types = NODES[name].INPUT_TYPES()
+    inputs = {**types["required"], **types.get("optional", {})}
+    open_inputs = {key: options for key, (_, options) in inputs.items() if not options.get("advanced")}
+    boxes = [key for key, options in open_inputs.items() if options.get("multiline")]
+    assert len(boxes) <= 1, "one box for texts; others are folded away or come by a link"
+    assert len(open_inputs) <= 20
+
+
 def test_the_registry_gets_the_version_and_no_requirements():
-    told = tomllib.loads((PACK / "pyproject.toml").read_text())
-    assert told["project"]["name"] == "comfyui-filmstrip"
-    assert told["project"]["version"] == comfyui.__version__
-    assert told["project"]["dependencies"] == []
+    pack = tomllib.loads((PACK / "pyproject.toml").read_text())
+    assert pack["project"]["name"] == "comfyui-filmstrip"
+    assert pack["project"]["version"] == comfyui.__version__
+    assert pack["project"]["dependencies"] == []
+    assert pack["project"]["urls"]["Repository"].startswith("https://")
     assert (PACK / "LICENSE").read_text() == (ROOT / "LICENSE").read_text(), "the folder goes alone"
-    assert set(told["tool"]["comfy"]) >= {"PublisherId", "DisplayName"}
-    wanted = [line for line in (PACK / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
-    assert wanted == []
+    assert set(pack["tool"]["comfy"]) >= {"PublisherId", "DisplayName", "Icon", "requires-comfyui"}
+    assert pack["tool"]["comfy"]["Icon"].endswith("/icon.png")
+    assert (PACK / "icon.png").is_file()
+    requirements = (PACK / "requirements.txt").read_text().splitlines()
+    assert [line for line in requirements if not line.startswith("#")] == []
+
+
+def test_what_comfyui_and_its_registry_read_without_running_it_is_literal():
+    tree = ast.parse((PACK / "__init__.py").read_text())
+    values = {
+        target.id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    assert ast.literal_eval(values["WEB_DIRECTORY"]) == "./web"
+    found = {}
+    for path in PACK.glob("nodes_*.py"):
+        for node in ast.parse(path.read_text()).body:
+            for line in node.body if isinstance(node, ast.ClassDef) else ():
+                if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "SEARCH_ALIASES":
+                    found[node.name] = ast.literal_eval(line.value)
+    assert set(found) == set(NODES)
+    assert all(isinstance(aliases, list) for aliases in found.values())
+
+
+def test_links_of_the_readme_hold_in_the_folder_alone():
+    links = re.findall(r"\]\(([^)]+)\)", (PACK / "README.md").read_text())
+    assert links
+    for link in links:
+        assert link.startswith("https://") or (PACK / link).exists(), link
+        assert not link.startswith(".."), link
+
+
+def test_each_node_has_a_help_page():
+    assert {path.stem for path in (PACK / "web" / "docs").iterdir()} == set(NODES)
+
+
+@pytest.mark.skipif(shutil.which("comfy") is None, reason="comfy-cli is not installed")
+def test_the_registry_accepts_the_pack(tmp_path: Path):
+    folder = tmp_path / "pack"
+    shutil.copytree(PACK, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for command in (["git", "init", "--quiet"], ["git", "add", "."]):
+        subprocess.run(command, cwd=folder, check=True)
+    for word in ("validate", "pack"):
+        answer = subprocess.run(
+            ["comfy", "--skip-prompt", "--no-enable-telemetry", "node", word],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+    with zipfile.ZipFile(folder / "node.zip") as archive:
+        names = set(archive.namelist())
+    assert {"__init__.py", "example_workflows/text_to_video.json", "web/filmstrip.js", "icon.png"} <= names
 
 
 # -- The doubles ----------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from comfyui.client import EventReader, ServerClient, server_address
 from comfyui.errors import FilmstripError
 from comfyui.nodes_chunks import FilmstripChunkSpec, FilmstripPromptSchedule
 from comfyui.nodes_generate import FilmstripGenerate
-from comfyui.nodes_server import FilmstripServer, token_from_environment
+from comfyui.nodes_server import FilmstripServer
+from comfyui.settings import token_for
 from tests.support.fake_server import Reply, fake_server
 
 
@@ -28,7 +29,7 @@ def test_an_invalid_schedule_is_refused_when_it_is_queued(subtests: pytest.Subte
         ("0: a\nx: b", "line 2"),
         ("-1: a", "line 1"),
         ("1.5: a", "line 1"),
-        ("0: a\n00: b", "line 2 of the schedule: chunk 0 already has a prompt"),
+        ("0: a\n00: b", "line 2 of the schedule: 0 already has a prompt"),
     ]
     for text, message in cases:
         with subtests.test(text=text):
@@ -107,7 +108,7 @@ def test_the_environments_key_goes_to_no_address_that_a_workflow_brings(
             if variable is not None:
                 monkeypatch.setenv("FILMSTRIP_SERVER", variable)
             monkeypatch.setenv("FILMSTRIP_TOKEN", "secret ")
-            assert token_from_environment(address) == ("secret" if with_token else "")
+            assert token_for(address) == ("secret" if with_token else "")
 
 
 def test_seeds_are_those_of_comfyui_and_a_random_one_runs_each_time():

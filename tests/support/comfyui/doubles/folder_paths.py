@@ -10,6 +10,11 @@ def get_output_directory() -> str:
     return output_directory
 
 
+def get_user_directory() -> str:
+    assert output_directory, "the test has set no output directory"
+    return str(Path(output_directory).with_name("user"))
+
+
 def get_save_image_path(
     filename_prefix: str, output_dir: str, image_width: int = 0, image_height: int = 0
 ) -> tuple[str, str, int, str, str]:

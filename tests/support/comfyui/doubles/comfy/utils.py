@@ -1,7 +1,9 @@
-"""Stands for ComfyUI's module: the progress bar."""
+"""Stands for ComfyUI's module: the progress bar, and the scaling of images."""
 
 import threading
 from typing import Any
+
+import numpy as np
 
 
 class ProgressBar:
@@ -18,3 +20,22 @@ class ProgressBar:
         if total is not None:
             self.total = total
         self.updates.append((value, self.total, preview))
+
+
+def common_upscale(samples: Any, width: int, height: int, upscale_method: str, crop: str) -> Any:
+    """Crops as the real one does, then takes the nearest pixels whatever the method."""
+    import torch  # noqa: PLC0415 - the double, where it isn't installed
+
+    assert upscale_method in ("bilinear", "nearest-exact")
+    assert crop == "center"
+    array = samples.numpy()
+    old_height, old_width = array.shape[2:]
+    x = y = 0
+    if old_width / old_height > width / height:
+        x = round((old_width - old_width * ((width / height) / (old_width / old_height))) / 2)
+    elif old_width / old_height < width / height:
+        y = round((old_height - old_height * ((old_width / old_height) / (width / height))) / 2)
+    array = array[:, :, y : old_height - y, x : old_width - x]
+    rows = ((np.arange(height) + 0.5) * array.shape[2] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * array.shape[3] / width).astype(int)
+    return torch.from_numpy(np.ascontiguousarray(array[:, :, rows][:, :, :, columns]))

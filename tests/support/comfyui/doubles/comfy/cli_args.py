@@ -1,0 +1,5 @@
+"""Stands for ComfyUI's module: its command line."""
+
+from types import SimpleNamespace
+
+args = SimpleNamespace(disable_metadata=False)
