@@ -33,6 +33,7 @@ from tests.support.server import MODELS, Frontend
 SLEEPER = {"pipeline_id": "probe", "prompt": "!sleep 60", "num_frames": 9}
 SHUTDOWN_S = 2.0  # the time that open requests get
 SLACK_S = 6.0  # on a busy machine; its hard limit is another second later
+LONG_SHUTDOWN_S = 40.0  # by which a shutdown that waited for it would be noticed
 VIDEO = noise(200)
 VIDEO_HEADERS = {
     "X-Video-Frames": "200",
@@ -247,19 +248,24 @@ def test_in_a_download_by_a_reader_that_has_stopped(frontend: Frontend, server: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_with_idle_connections_it_ends_at_once(frontend: Frontend, server: Frontend, number: int) -> None:
-    with RawClient(frontend.url) as silent, RawClient(frontend.url) as used:
-        used.send_head("GET", "/health")
-        assert used.read_json()[0] == 200
-        with ending(frontend, server, SHUTDOWN_S, number):
-            assert used.read_to_end() == b""
-            assert silent.read_to_end() == b""
+def test_with_idle_connections_it_ends_at_once(server: Frontend, tmp_path: Path, number: int) -> None:
+    frontend = Frontend(tmp_path, "--triton-url", server.triton_url, shutdown_timeout_s=LONG_SHUTDOWN_S)
+    try:
+        frontend.wait_healthy()
+        with RawClient(frontend.url) as silent, RawClient(frontend.url) as used:
+            used.send_head("GET", "/health")
+            assert used.read_json()[0] == 200
+            with ending(frontend, server, LONG_SHUTDOWN_S / 2, number):
+                assert used.read_to_end() == b""
+                assert silent.read_to_end() == b""
+    finally:
+        frontend.stop()
 
 
 def test_after_a_client_that_left_with_a_second_request_behind_its_stream(server: Frontend, tmp_path: Path) -> None:
     """Its connection is gone, so that the shutdown does not wait for it."""
     frontend = Frontend(
-        tmp_path, "--triton-url", server.triton_url, shutdown_timeout_s=2 * SHUTDOWN_S, keep_alive_s=0.2
+        tmp_path, "--triton-url", server.triton_url, shutdown_timeout_s=LONG_SHUTDOWN_S, keep_alive_s=0.2
     )
     frontend.probe_log = server.probe_log
     try:
@@ -271,7 +277,7 @@ def test_after_a_client_that_left_with_a_second_request_behind_its_stream(server
             client.post_json(GENERATE, SLEEPER)
             frontend.wait_for_chunk(chunks)
         frontend.wait_idle()
-        with ending(frontend, server, SHUTDOWN_S):
+        with ending(frontend, server, LONG_SHUTDOWN_S / 2):
             pass
     finally:
         frontend.stop()

@@ -113,11 +113,11 @@ def test_an_empty_gallery_says_what_it_is_for(visit: Visits, server: Frontend) -
 def test_it_shows_what_was_made_and_how_it_ended(visit: Visits, server: Frontend) -> None:
     make(server, "red", **SMALL, prompt=RED)
     make(server, "broken", pipeline_id="probe", prompt="!raise", num_frames=12)
-    submit(server, "half", pipeline_id="probe", prompt="!sleep 0.5", num_frames=240)
+    submit(server, "half", pipeline_id="probe", prompt="!sleep 0.5", num_frames=1200)
     eventually(lambda: resource(server, "half")["chunk"])
     http.post(f"{server.url}{ROOT}/half/cancel")
     eventually(lambda: resource(server, "half")["state"] == "cancelled")
-    submit(server, "runs", pipeline_id="probe", prompt="!sleep 2", num_frames=240)
+    submit(server, "runs", pipeline_id="probe", prompt="!sleep 2", num_frames=960)
     submit(server, "waits", **SMALL, prompt=BLUE)
     visiting = visit(server)
     gallery = visiting.open().get_by_role("region", name="Gallery")
@@ -164,7 +164,7 @@ def test_a_gallery_that_cannot_be_loaded_says_why_and_tries_again(visit: Visits,
 
 
 def test_what_is_shown_stays_while_the_server_cannot_be_reached(visit: Visits, server: Frontend) -> None:
-    submit(server, "runs", pipeline_id="probe", prompt="!sleep 1", num_frames=480)
+    submit(server, "runs", pipeline_id="probe", prompt="!sleep 1", num_frames=1200)
     visiting = visit(server)
     gallery = visiting.open().get_by_role("region", name="Gallery")
     expect(gallery.get_by_role("listitem")).to_have_count(1)
