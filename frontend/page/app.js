@@ -6,7 +6,7 @@ import { listenToKeys } from "./keys.js";
 import { Make } from "./make.js";
 import { loadPipelines } from "./pipelines.js";
 import { getState, listChanged, say, set, useStore } from "./store.js";
-import { Icon, IconButton, classes, html, lazy, render, useEffect, useKept, useState } from "./ui.js";
+import { Icon, IconButton, classes, html, kept, lazy, render, useEffect, useKept } from "./ui.js";
 import { openSession } from "./session.js";
 import { Watch, watchLatest } from "./watch.js";
 
@@ -20,7 +20,7 @@ const Timeline = lazy(() => import("./timeline.js"), "Timeline");
 
 function App() {
   const [isDrawn, setDrawn] = useKept("drawer", false);
-  const [asksKey, setAsksKey] = useState(needsKey && !key());
+  const asksKey = useStore((state) => state.asksKey);
   const isOnline = useStore((state) => state.isOnline);
   useEffect(() => void start(), []);
   useEffect(() => {
@@ -29,8 +29,8 @@ function App() {
     return () => clearInterval(timer);
   }, [isOnline]);
   const unlocked = () => {
-    setAsksKey(false);
-    void start();
+    set({ asksKey: false });
+    void start().then(listChanged);
   };
   return html`
     <header class="top">
@@ -39,7 +39,7 @@ function App() {
       <nav aria-label="Page">
         <button type="button" class="quiet" aria-pressed=${isDrawn} onClick=${() => setDrawn(!isDrawn)}><${Icon} name="code" /> JSON</button>
         <a class="quiet" href="docs">API</a>
-        ${needsKey && html`<${IconButton} icon="key" label="API key" onClick=${() => setAsksKey(true)} />`}
+        ${needsKey && html`<${IconButton} icon="key" label="API key" onClick=${() => set({ asksKey: true })} />`}
         <${ThemeButton} />
       </nav>
     </header>
@@ -53,7 +53,7 @@ function App() {
       ${isDrawn && html`<${Drawer} onClose=${() => setDrawn(false)} />`}
     </main>
     <${Notice} />
-    ${asksKey && html`<${KeyDialog} onDone=${unlocked} onClose=${() => setAsksKey(false)} />`}
+    ${asksKey && html`<${KeyDialog} onDone=${unlocked} onClose=${() => set({ asksKey: false })} />`}
   `;
 }
 
@@ -65,9 +65,6 @@ function ThemeButton() {
     document.documentElement.dataset.theme = next;
     setTheme(next);
   };
-  useEffect(() => {
-    if (theme) document.documentElement.dataset.theme = theme;
-  }, []);
   return html`<${IconButton} icon=${isDark ? "sun" : "moon"} label=${isDark ? "Light colours" : "Dark colours"} onClick=${change} />`;
 }
 
@@ -83,7 +80,7 @@ function Notice() {
 
 /** Loads what the page shows first; again when the server can be reached again. */
 async function start() {
-  if (needsKey && !key()) return;
+  if (needsKey && !key()) return set({ asksKey: true });
   try {
     await openSession();
     await loadPipelines();
@@ -91,7 +88,7 @@ async function start() {
     startChecks();
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    set({ isOnline: error.status !== 0 });
+    set({ isOnline: error.status !== 0, asksKey: error.status === 401 });
     if (error.status) say(error.message);
   }
 }
@@ -108,6 +105,8 @@ async function reconnect() {
   listChanged();
 }
 
+const theme = kept("theme", "");
+if (theme) document.documentElement.dataset.theme = theme;
 listenToKeys();
 void import("./inputs.js").then(({ catchDrops }) => catchDrops());
 render(html`<${App} />`, /** @type {HTMLElement} */ (document.getElementById("app")));

@@ -13,17 +13,22 @@ let sent = [];
 let timer = 0;
 /** @type {unknown} */
 let checked = null;
+let checkedStates = "";
+let isStarted = false;
 
-/** Checks the request again whenever it has changed. */
+/** Checks the request whenever it, or the state of a pipeline, has changed. */
 export function startChecks() {
-  subscribe(schedule);
+  if (!isStarted) subscribe(schedule);
+  isStarted = true;
   schedule();
 }
 
 function schedule() {
   const { request, pipelines } = getState();
-  if (request === checked || !pipelines || (needsKey && !key())) return;
+  const states = pipelines?.map(({ state }) => state).join() ?? "";
+  if ((request === checked && states === checkedStates) || !pipelines || (needsKey && !key())) return;
   checked = request;
+  checkedStates = states;
   const now = Date.now();
   sent = sent.filter((time) => now - time < MINUTE_MS);
   const pause = sent.length < MAX_A_MINUTE ? PAUSE_MS : sent[0] + MINUTE_MS - now;

@@ -1,9 +1,34 @@
 /** The request as JSON, to read, edit and copy. */
 
-import { address, needsKey } from "./api.js";
+import { address, call, needsKey } from "./api.js";
 import { DEFAULT_FPS } from "./request.js";
 import { edit, getState, say, useStore } from "./store.js";
 import { Icon, IconButton, copyText, html, useEffect, useId, useRef, useState } from "./ui.js";
+
+/** @param {unknown} value */
+const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
+
+/** @param {unknown} value */
+const isPrompt = (value) => typeof value === "string" || (Array.isArray(value) && value.length > 0 && value.every((entry) => typeof entry?.text === "string"));
+
+/**
+ * Whether fields have the types that the page can show; the server says what is wrong with others.
+ * @param {Record<string, any>} fields of a request or a ChunkSpec
+ * @returns {boolean}
+ */
+function isDisplayable(fields) {
+  return Object.entries(fields).every(([name, value]) => {
+    if (value === null) return true;
+    if (name === "prompt") return isPrompt(value);
+    if (["prompts", "transition_target_prompts"].includes(name)) return Array.isArray(value) && isPrompt(value);
+    if (name === "lora_scales") return isObject(value) && Object.values(value).every((scale) => typeof scale === "number");
+    if (name === "chunk_specs") return Array.isArray(value) && value.every((spec) => isObject(spec) && Number.isInteger(spec.chunk) && isDisplayable(spec));
+    if (name === "vace_ref_images") return Array.isArray(value) && value.every((image) => typeof image === "string");
+    if (/_id$|_path$|_image$|^text$/.test(name)) return typeof value === "string";
+    if (/^(num_frames|height|width|seed|noise_scale|transition_num_steps)$/.test(name)) return typeof value === "number";
+    return true;
+  });
+}
 
 /** @param {{onClose: () => void}} props */
 export function Drawer({ onClose }) {
@@ -28,9 +53,7 @@ export function Drawer({ onClose }) {
       return;
     }
     if (typeof parsed !== "object" || parsed === null || Array.isArray(parsed)) return setProblem("The request is an object.");
-    if (parsed.chunk_specs != null && !(Array.isArray(parsed.chunk_specs) && parsed.chunk_specs.every((/** @type {any} */ spec) => spec && typeof spec === "object"))) {
-      return setProblem("chunk_specs is a list of objects.");
-    }
+    if (!isDisplayable(parsed)) return void call("api/v1/generations?dry_run=1", { method: "POST", json: parsed }).catch((error) => setProblem(error.message));
     setProblem("");
     written.current = parsed;
     edit(() => parsed, "json");

@@ -1,6 +1,6 @@
 /** Form fields with their label, hint and the server's refusal. */
 
-import { Icon, classes, html, useId } from "./ui.js";
+import { Icon, classes, html, useId, useState } from "./ui.js";
 
 /**
  * A field: the control gets `id`, `described` (for aria-describedby) and `invalid`.
@@ -24,14 +24,19 @@ export function Field({ label, hint, problem, class: name, action, children }) {
  *   step?: number | "any", placeholder?: string, hint?: any, problem?: string, unit?: string, disabled?: boolean, action?: any, class?: string}} props
  */
 export function NumberField({ label, value, onChange, min, max, step, placeholder, hint, problem, unit, disabled, action, class: name }) {
+  const [typed, setTyped] = useState(/** @type {string | null} */ (null)); // stays as typed while the field has the focus
   return html`<${Field} label=${label} hint=${hint} problem=${problem} action=${action} class=${classes(name, disabled && "off")}>
     ${(/** @type {any} */ { id, described, invalid }) => html`<div class="with-unit">
       <input
         id=${id} type="number" inputmode="decimal" min=${min} max=${max} step=${step ?? 1} placeholder=${placeholder}
-        value=${value ?? ""} disabled=${disabled} aria-describedby=${described} aria-invalid=${invalid}
-        onInput=${(/** @type {any} */ event) => event.target.value === "" || event.target.validity.badInput
-          ? onChange(undefined)
-          : onChange(Number(event.target.value))}
+        value=${typed ?? value ?? ""} disabled=${disabled} aria-describedby=${described} aria-invalid=${invalid}
+        onInput=${(/** @type {any} */ event) => {
+          if (event.target.validity.badInput) return; // half a number, such as "-"
+          setTyped(event.target.value);
+          onChange(event.target.value === "" ? undefined : Number(event.target.value));
+        }}
+        onBlur=${() => setTyped(null)}
+        onKeyDown=${(/** @type {any} */ event) => (event.ctrlKey || event.metaKey) && setTyped(null)}
       />${unit && html`<span class="unit">${unit}</span>`}
     </div>`}
   <//>`;

@@ -35,6 +35,7 @@ import { keep, kept } from "./ui.js";
  * @property {boolean} isOnline
  * @property {number} listVersion  grows when the list of generations has changed
  * @property {string} notice  one sentence for the user
+ * @property {boolean} asksKey  whether the dialog for the API key is open
  * @property {boolean} isSending  whether a request is on its way to the server
  * @property {import("./inputs.js").Clip | null} clip  the video file that was dropped, until the page is loaded again
  * @property {GenerateRequest | null} watchedRequest  the request of the watched generation
@@ -74,6 +75,7 @@ let state = {
   isOnline: true,
   listVersion: 0,
   notice: "",
+  asksKey: false,
   isSending: false,
   clip: null,
   watchedRequest: null,

@@ -141,7 +141,7 @@ function bare(request) {
   let text = texts.get(request);
   if (text === undefined) {
     const { previews: _, on_disconnect: __, ...rest } = request;
-    text = JSON.stringify(Object.entries(rest).sort());
+    text = JSON.stringify(rest, (_name, value) => (value && typeof value === "object" && !Array.isArray(value) ? Object.fromEntries(Object.entries(value).sort()) : value));
     texts.set(request, text);
   }
   return text;

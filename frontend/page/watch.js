@@ -185,7 +185,7 @@ function Progress({ generation }) {
       : chunk === 0 ? "Starting…" : `Chunk ${chunk} of ${total}`;
   return html`<div class="progress-row">
     <progress max=${all || 1} value=${state === "queued" ? undefined : frames} aria-label="Progress of the video" />
-    <p role="status"><strong>${text}</strong>
+    <p><strong role="status">${text}</strong>
       ${state === "running" && chunk > 0 && html`<span>${frames} of ${all} frames</span><span>${fps === null ? "" : `${fps.toFixed(1)} fps`}</span>
         <span>${left === null ? "" : left < 1 ? "almost done" : `${duration(Math.ceil(left))} left`}</span>`}
       ${isBroken && html`<span class="warning">Connection lost; it goes on, and this page connects again.</span>`}

@@ -113,11 +113,11 @@ def test_an_empty_gallery_says_what_it_is_for(visit: Visits, server: Frontend) -
 def test_it_shows_what_was_made_and_how_it_ended(visit: Visits, server: Frontend) -> None:
     make(server, "red", **SMALL, prompt=RED)
     make(server, "broken", pipeline_id="probe", prompt="!raise", num_frames=12)
-    submit(server, "half", pipeline_id="probe", prompt="!sleep 0.5", num_frames=240)
+    submit(server, "half", pipeline_id="probe", prompt="!sleep 0.5", num_frames=1200)
     eventually(lambda: resource(server, "half")["chunk"])
     http.post(f"{server.url}{ROOT}/half/cancel")
     eventually(lambda: resource(server, "half")["state"] == "cancelled")
-    submit(server, "runs", pipeline_id="probe", prompt="!sleep 2", num_frames=240)
+    submit(server, "runs", pipeline_id="probe", prompt="!sleep 2", num_frames=960)
     submit(server, "waits", **SMALL, prompt=BLUE)
     visiting = visit(server)
     gallery = visiting.open().get_by_role("region", name="Gallery")
@@ -164,7 +164,7 @@ def test_a_gallery_that_cannot_be_loaded_says_why_and_tries_again(visit: Visits,
 
 
 def test_what_is_shown_stays_while_the_server_cannot_be_reached(visit: Visits, server: Frontend) -> None:
-    submit(server, "runs", pipeline_id="probe", prompt="!sleep 1", num_frames=480)
+    submit(server, "runs", pipeline_id="probe", prompt="!sleep 1", num_frames=1200)
     visiting = visit(server)
     gallery = visiting.open().get_by_role("region", name="Gallery")
     expect(gallery.get_by_role("listitem")).to_have_count(1)
@@ -377,3 +377,25 @@ def test_media_are_shown_on_a_server_with_keys(visit: Visits, page_server: Front
         (cookie,) = visiting.context.cookies()
         assert (cookie["httpOnly"], cookie["sameSite"], cookie["path"]) == (True, "Strict", "/api/v1")
         assert "a-key" not in frontend.log()
+
+
+def test_a_key_that_is_forgotten_opens_nothing_any_more(visit: Visits, page_server: Frontend, tmp_path: Path) -> None:
+    with frontend_on(page_server, tmp_path, api_keys="alice:a-key") as frontend:
+        visiting = visit(frontend)
+        page = visiting.open()
+        dialog = page.get_by_role("dialog", name="API key")
+        dialog.get_by_label("Key", exact=True).fill("a-key")
+        dialog.get_by_label("Remember it").check()
+        dialog.get_by_role("button", name="Unlock").click()
+        expect(page.get_by_role("region", name="Gallery")).to_contain_text("No videos yet")
+        (cookie,) = visiting.context.cookies()
+        page.get_by_role("button", name="API key").click()
+        visiting.check_accessible("key")
+        dialog.get_by_role("button", name="Forget the key").click()
+        expect(dialog.get_by_role("button", name="Unlock")).to_be_disabled()  # the page asks again
+        expect(dialog.get_by_role("button", name="Forget the key")).to_have_count(0)
+        assert visiting.context.cookies() == []
+        assert page.evaluate("JSON.stringify([localStorage, sessionStorage])").count("a-key") == 0
+        header = {"Cookie": f"{cookie['name']}={cookie['value']}"}
+        answer = http.get(f"{frontend.url}/api/v1/generate/download?path=output-{'0' * 32}", headers=header)
+        assert answer.status_code == 401

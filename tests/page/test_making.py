@@ -502,3 +502,18 @@ def test_what_is_loaded_for_the_first_paint_is_small(visit: Callable[..., Visit]
     )
     assert 0 < sum(size for _, size in sizes) < 100_000
     assert sum(is_early for is_early, _ in sizes) > 0
+
+
+def test_values_that_the_page_cannot_show_are_refused_in_the_words_of_the_server(
+    visit: Callable[..., Visit], page_server: Frontend
+) -> None:
+    visiting = visit(page_server)
+    visiting.expect(lambda problem: "dry_run=1 422" in problem)
+    page = visiting.open()
+    wait_for_plan(page)
+    before = request_of(page)
+    panel = page.get_by_role("complementary", name="JSON")
+    for bad, message in (({"prompt": 5}, "prompt: "), ({"chunk_specs": {"chunk": 1}}, "chunk_specs: ")):
+        write(page, before | bad)
+        panel.get_by_role("alert").get_by_text(message).wait_for()
+        assert page.get_by_label("Prompt", exact=True).input_value() == before["prompt"]

@@ -53,7 +53,7 @@ def test_two_prompts_with_a_transition_from_a_clip_of_a_phone(
     visiting = visit(page_server)
     page = visiting.open()
     held: list[Any] = []
-    page.route("**/api/v1/generate/upload?*", held.append)
+    page.route("**/api/v1/generate/upload?*", lambda route: held.append(route))  # noqa: PLW0108 (it needs a function)
     page.locator("#input-video input[type=file]").set_input_files(phone_clip)
     make = page.get_by_role("button", name="Generate")
     sync_api.expect(page.locator("#verdict")).to_contain_text("on its way")
