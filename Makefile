@@ -38,7 +38,7 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
-torch: $(TORCH_READY) ## Install PyTorch, the exporter and ONNX Runtime
+torch: $(TORCH_READY) ## Install PyTorch, ONNX Runtime and what the export needs
 
 $(TORCH_READY): requirements-torch.txt $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_TORCH)
@@ -87,7 +87,7 @@ lint: torch ## Check style, types, imports, spelling and prose
 	$(BIN)/typos
 	$(BIN)/proselint --config .proselintrc.json check $$(git ls-files '*.md')
 
-fix: setup ## Apply the automatic fixes of ruff
+fix: setup ## Apply the automatic fixes of ruff, and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -123,6 +123,6 @@ lock: setup ## Update the lock files after a change of pyproject.toml
 		--python-version 3.12 --python-platform x86_64-manylinux_2_35 --no-annotate \
 		--constraint - --constraint requirements-torch.txt --constraint requirements-tests.txt --extra triton pyproject.toml -o deploy/triton.lock
 
-clean: ## Remove generated files, except a training in out/training
+clean: ## Remove .venv, data (with all uploads and outputs), out (but not out/training) and the exported model
 	[ ! -d out ] || find out -mindepth 1 -maxdepth 1 ! -name training -exec rm -rf {} +
 	rm -rf $(VENV) models/longlive-small data .pytest_cache .mypy_cache .ruff_cache .hypothesis
