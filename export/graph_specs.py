@@ -419,7 +419,9 @@ def _output_shapes(network: nn.Module, tensor: InputSpec, *, has_cache_inputs: b
     """Shapes of a pass's output and of its feature caches, from a run on the meta device at a size of one token."""
     on_meta = copy.deepcopy(network).to("meta")
     x = torch.empty(tensor.resolve({"rows": 1, "cols": 1, "frames": 2}), device="meta")
-    output, caches = on_meta(x)
+    # A first pass has one frame of pixels more; with those of a short chunk alone, a stage would have too few.
+    first = torch.cat([x[:, :, :1], x], dim=2) if has_cache_inputs and tensor.name == "pixels" else x
+    output, caches = on_meta(first)
     if has_cache_inputs:
         output, caches = on_meta(x, caches)
     return [output.shape, *(cache.shape for cache in caches)]

@@ -116,6 +116,16 @@ def test_a_transition_is_recached_in_video_mode_too(tiny: Tiny):
     assert_same(ours, slow.frames()[1:])
 
 
+def test_chunks_of_one_latent_frame(tmp_path: Path):
+    """Causal-Forcing's framewise models and StreamDiffusionV2."""
+    framewise = Tiny(tmp_path, vace_layers=[], latent_frames_per_chunk=1, local_attn_size=6)
+    ours = framewise.frames([chunk(index, num_frames=4 if index else 1) for index in range(8)])
+    slow = Reference(framewise)
+    for _ in range(8):
+        slow.chunk(slow.embedding(RED), num_latents=1)
+    assert_same(ours, slow.frames())
+
+
 def test_a_sink_that_is_an_average(tmp_path: Path):
     """Reward-Forcing's window and sink, through the runtime; with a share that eight chunks can show."""
     decay = 0.6
