@@ -20,7 +20,8 @@ OLD_SMALL := model_repository/longlive-small
 SMALL_FILES := $(wildcard $(addprefix $(SMALL)/,*.json *.safetensors */*.json */*.safetensors))
 # Manifests detect engines of other weights, but not of other code: if a file that shapes graphs changes, all are rebuilt.
 GRAPH_CODE := $(wildcard export/modules/*.py) \
-	$(addprefix export/,checkpoint.py config.py graph_specs.py lora.py onnx_files.py spec.py weight_names.py)
+	$(addprefix export/,checkpoint.py checkpoint_files.py config.py graph_specs.py lora.py onnx_files.py recognition.py spec.py \
+	tensor_files.py weight_names.py)
 
 .PHONY: help setup torch test-setup model demo serve test test-all coverage lint fix bench soak compile-full comfyui-branch audit check release-check lock clean
 .DEFAULT_GOAL := help
@@ -37,7 +38,7 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
-torch: $(TORCH_READY) ## Install PyTorch, the exporter and ONNX Runtime
+torch: $(TORCH_READY) ## Install PyTorch, ONNX Runtime and what the export needs
 
 $(TORCH_READY): requirements-torch.txt $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_TORCH)
@@ -86,7 +87,7 @@ lint: torch ## Check style, types, imports, spelling and prose
 	$(BIN)/typos
 	$(BIN)/proselint --config .proselintrc.json check $$(git ls-files '*.md')
 
-fix: setup ## Apply the automatic fixes of ruff
+fix: setup ## Apply the automatic fixes of ruff, and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -122,6 +123,6 @@ lock: setup ## Update the lock files after a change of pyproject.toml
 		--python-version 3.12 --python-platform x86_64-manylinux_2_35 --no-annotate \
 		--constraint - --constraint requirements-torch.txt --constraint requirements-tests.txt --extra triton pyproject.toml -o deploy/triton.lock
 
-clean: ## Remove generated files, except a training in out/training
+clean: ## Remove .venv, data (with all uploads and outputs), out (but not out/training) and the exported model
 	[ ! -d out ] || find out -mindepth 1 -maxdepth 1 ! -name training -exec rm -rf {} +
 	rm -rf $(VENV) models/longlive-small data .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -284,7 +284,7 @@ class HeadTooLarge(FilmstripError):
 
 
 class ClientGone(FilmstripError):
-    """The client disconnected before its generation ended; only seen in logs and metrics."""
+    """The client disconnected before its generation ended, or deleted it."""
 
     code = "client_gone"
     status = 499

@@ -80,7 +80,7 @@ class Catalogue:
     def get(self, client: str, id: str) -> Entry | None:
         """A client's generation; None if there is none, or it has expired."""
         entry = self._clients.get(client, {}).get(id)
-        return None if entry is None or self._is_gone(entry) else entry
+        return None if entry is None or self._remove_if_gone(entry) else entry
 
     def find(self, client: str, id: str) -> Entry:
         """A client's generation.
@@ -101,7 +101,7 @@ class Catalogue:
     def in_order(self, client: str, *, oldest_first: bool) -> Iterator[Entry]:
         """A client's generations, newest first or oldest first."""
         entries = list(self._clients.get(client, {}).values())
-        return (entry for entry in (entries if oldest_first else reversed(entries)) if not self._is_gone(entry))
+        return (entry for entry in (entries if oldest_first else reversed(entries)) if not self._remove_if_gone(entry))
 
     def live(self, client: str) -> list[LiveGeneration]:
         """A client's generations that wait or run."""
@@ -165,9 +165,9 @@ class Catalogue:
         """Remove what has expired."""
         for own in list(self._clients.values()):
             for entry in list(own.values()):
-                self._is_gone(entry)
+                self._remove_if_gone(entry)
 
-    def _is_gone(self, entry: Entry) -> bool:
+    def _remove_if_gone(self, entry: Entry) -> bool:
         """Whether it has expired, or its output has been removed: both go together. It is removed then."""
         if entry.live is not None or entry.expires_at is None:
             return False

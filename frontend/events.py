@@ -51,10 +51,10 @@ class EventArchive(Protocol):
 
 
 class EventLog:
-    """Events in order, numbered from 1; any number of readers may follow it, from any event on.
+    """Events in order, numbered from 1; any number of followers may read it, from any event on.
 
-    A reader gets an event when it has been written, so no number that was sent is lost in a crash. What cannot be
-    written is sent all the same.
+    A follower gets an event after it was written, so a crash loses none that was sent. If writing fails, the event is
+    sent anyway.
 
     Args:
         archive: where the events are kept.

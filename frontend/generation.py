@@ -188,7 +188,7 @@ class GenerationRun:
             )
 
     def _end(self, slot: "Slot", output: Draft, task: asyncio.Task[Complete | Cancelled]) -> None:
-        """The one end of every generation, even of one that was aborted before its task began.
+        """The one end of every run, even of one that was aborted before its task began.
 
         Whatever fails here, the slot is released and the last event is sent.
         """
@@ -205,7 +205,7 @@ class GenerationRun:
             self._task = None
             slot.release()
             self._append(last)
-            _clear_frames(task)
+            _break_reference_cycles(task)
 
     def _last_event(self, task: asyncio.Task[Complete | Cancelled]) -> Complete | Cancelled | ErrorEvent:
         if task.cancelled():
@@ -225,8 +225,8 @@ def _internal_error() -> ErrorEvent:
     return ErrorEvent("internal error; see the server's log", InternalError.code)
 
 
-def _clear_frames(task: asyncio.Task[Complete | Cancelled]) -> None:
-    """Let go of what the frames of a task that failed hold: `TaskGroup` leaves reference cycles."""
+def _break_reference_cycles(task: asyncio.Task[Complete | Cancelled]) -> None:
+    """Let go of what the traceback of a task that failed holds: `TaskGroup` leaves reference cycles."""
     error: BaseException | None
     try:
         error = task.exception()
@@ -328,7 +328,7 @@ class LiveGeneration:
         num_events: int,
         *,
         ttl_s: float,
-        may_retry: Callable[["LiveGeneration", ErrorEvent], bool],
+        retry_if_possible: Callable[["LiveGeneration", ErrorEvent], bool],
         on_end: Callable[["LiveGeneration"], None],
     ) -> None:
         self._archive = LiveArchive(records, record)
@@ -341,7 +341,7 @@ class LiveGeneration:
         self.grace: asyncio.TimerHandle | None = None
         self.ended = asyncio.Event()
         self._ttl_s = ttl_s
-        self._may_retry = may_retry
+        self._retry_if_possible = retry_if_possible
         self._on_end = on_end
         self._busy_s = 0.0
         self._is_suspended = False
@@ -385,7 +385,7 @@ class LiveGeneration:
 
     def append(self, event: Event) -> None:
         """Take the next event of the generation."""
-        if self._is_suspended or (isinstance(event, ErrorEvent) and self._may_retry(self, event)):
+        if self._is_suspended or (isinstance(event, ErrorEvent) and self._retry_if_possible(self, event)):
             return
         record = self.record
         if isinstance(event, Progress):

@@ -1,7 +1,7 @@
 """The seam between the HTTP endpoints and what runs generations.
 
 `LocalJobs` is the implementation for one machine. Another one may keep its queue, its records and its events on other
-machines: nothing here refers to a process, and everything that may need the network is awaited.
+machines: only `frame_source` refers to a process, and everything that may need the network is awaited.
 """
 
 from collections.abc import AsyncIterator
@@ -181,6 +181,17 @@ class FramesSoFar(Protocol):
 
 class Jobs(Protocol):
     """Accepts, runs and remembers generations. A client sees its own only: those of others are unknown to it."""
+
+    @property
+    def is_closed(self) -> bool:
+        """No more generations are accepted or started."""
+
+    @property
+    def is_generating(self) -> bool:
+        """A generation runs."""
+
+    async def close(self, timeout_s: float) -> None:
+        """Accept no more generations, and end what runs within the time; what waits starts after a restart."""
 
     async def submit(self, submission: Submission) -> Submitted:
         """Accept a generation, which starts at once or waits for its turn.

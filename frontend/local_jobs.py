@@ -114,7 +114,7 @@ class LocalJobs:
         self._records = records
         self._catalogue = Catalogue(records, store)
         self._pending: dict[tuple[str, str], _Pending] = {}
-        self._num_seqs = 0
+        self._last_seq = 0
         limits = {EntryPoint.RESOURCE: settings.queue_length, EntryPoint.GENERATE: settings.generate_queue_length}
         self._scheduler = Scheduler(slots, limits, self._on_turn)
         self._checking_streams: set[tuple[str, str]] = set()
@@ -136,7 +136,7 @@ class LocalJobs:
     def open(self) -> None:
         """Read the records; what waited waits again, and what ran has failed or starts again."""
         for record, num_events in self._records.open():
-            self._num_seqs = max(self._num_seqs, record.seq)
+            self._last_seq = max(self._last_seq, record.seq)
             entry = self._catalogue.add(record, num_events)
             if record.state.is_live:
                 self._restore(entry, record, num_events)
@@ -164,13 +164,13 @@ class LocalJobs:
         record = live.record
         live.held_files.callback(self._drop_assets, record.assets)
         for name in record.inputs:
-            with contextlib.suppress(FilmstripError):  # the start refuses it then
+            with contextlib.suppress(FilmstripError):  # if the file is gone, the check at the start refuses the request
                 kinds = (Kind.VIDEO, Kind.BLOB, Kind.ASSET)
                 file = self._store.find(name, *kinds, owner=record.client, allow_expired=True)
                 live.held_files.enter_context(self._store.holding(file))
 
     async def close(self, timeout_s: float) -> None:
-        """Accept no more generations, and end what runs; what waits is for the next start."""
+        """Accept no more generations, and end what runs; what waits stays in the records for the next start."""
         self._scheduler.close()
         self._checker.close()
         for live in self._scheduler.waiting:
@@ -268,9 +268,9 @@ class LocalJobs:
             except CheckCancelled as error:
                 cancelled = error
             # Nothing is awaited from here until the generation has its place.
-            self._num_seqs += 1
+            self._last_seq += 1
             record = _new_record(
-                submission, request, seq=self._num_seqs, id=id, digest=digest, assets=assets, text=text
+                submission, request, seq=self._last_seq, id=id, digest=digest, assets=assets, text=text
             )
             if cancelled is not None:
                 return self._submitted(self._cancelled_in_check(record, text, cancelled), text)
@@ -285,12 +285,12 @@ class LocalJobs:
                 self._abort(live, error)
                 await run_to_end(self._remove_at_end(self._catalogue.find(client, id)))
                 raise
-            finally:  # not before: the client can follow it only now
+            finally:  # the grace period starts only now, because the client could not follow earlier
                 self._start_grace(live)
         return self._submitted(live, text)
 
     def _submitted(self, live: LiveGeneration, text: str) -> Submitted:
-        """A new generation, from memory: its client may have deleted it already."""
+        """The answer to a new generation, from memory, because its client may have deleted the record already."""
         return Submitted(self._view(live)._replace(request=text), is_new=True)
 
     async def _check(
@@ -319,17 +319,15 @@ class LocalJobs:
         """Start a generation or put it in the queue."""
         self._check_room(record.entry_point, record.pipelines)
         slot = self._scheduler.free_slot(record.pipelines, checked.registry)
-        starts_now = slot is not None and slot.registry is checked.registry
-        if starts_now:
+        if slot is not None and slot.registry is checked.registry:
             record = record.model_copy(update={"state": State.RUNNING, "started_at": record.created_at})
-        live = self._new_live(record, 0)
-        if slot is not None and starts_now:
+            live = self._new_live(record, 0)
             slot.start(live.run, checked)
-        elif slot is not None:  # during the check, the other Triton was taken; in this one it is checked once more
+        else:  # all are taken; or another Triton is free, in which it is checked once more
+            live = self._new_live(record, 0)
             self._scheduler.add(live)
-        else:
-            self._scheduler.add(live)
-            log.info("waits in the queue at position %s", self._scheduler.position(live))
+            if slot is None:
+                log.info("waits in the queue at position %s", self._scheduler.position(live))
         live.held_files = held_files.pop_all()
         self._catalogue.add(record, live=live)
         self._scheduler.dispatch()
@@ -383,7 +381,7 @@ class LocalJobs:
             stop = live.stop_reason
             last = _cancelled_event(record) if stop is None else _error_event(stop)
         except TritonUnavailable as error:
-            self._start_again(live, slot, error.message)
+            self._requeue(live, slot, error.message)
             slot.release()
             return
         except ShuttingDown as error:
@@ -418,8 +416,8 @@ class LocalJobs:
         log.info("ended: %s", outcome)
         live.append(last)
 
-    def _may_retry(self, live: LiveGeneration, event: ErrorEvent) -> bool:
-        """Let a generation that Triton did not even begin wait for its turn once more."""
+    def _retry_if_possible(self, live: LiveGeneration, event: ErrorEvent) -> bool:
+        """Let a generation that Triton did not even begin wait for its turn once more; False if it must end."""
         is_early = event.code == TritonUnavailable.code and not live.record.chunk
         if (
             not is_early
@@ -434,16 +432,16 @@ class LocalJobs:
             return False
         slot = live.run.slot
         live.renew_run()
-        self._start_again(live, slot, event.error)
+        self._requeue(live, slot, event.error)
         return True
 
-    def _start_again(self, live: LiveGeneration, slot: Slot | None, reason: str) -> None:
+    def _requeue(self, live: LiveGeneration, slot: Slot | None, reason: str) -> None:
         """Put a generation back at the head of the queue until Triton is ready."""
         log.warning("waits for Triton: %s", reason)
         live.change(state=State.QUEUED, started_at=None)
         self._scheduler.add(live, first=True)
         if slot is not None:
-            self._scheduler.wait_for_triton(slot)
+            self._scheduler.pause_until_ready(slot)
         self._scheduler.dispatch()  # perhaps on another Triton
 
     # -- Following and ending -----------------------------------------------------------------------------------
@@ -574,7 +572,7 @@ class LocalJobs:
             self._records,
             num_events,
             ttl_s=self._settings.store_ttl_s,
-            may_retry=self._may_retry,
+            retry_if_possible=self._retry_if_possible,
             on_end=self._generation_ended,
         )
 

@@ -146,7 +146,7 @@ class _Model:
         failed_as: its files when it failed.
         reported: why it is not served, as the log says.
         waits_to_load: others are being loaded first.
-        load_failure: done when it is known that Triton will not finish loading it; None unless it is being loaded.
+        load_gave_up: done when it is known that Triton will not finish loading it; None unless it is being loaded.
         load_lock: held while it is loaded.
     """
 
@@ -159,7 +159,7 @@ class _Model:
     failed_as: Fingerprint | None = None
     reported: str | None = None
     waits_to_load: bool = False
-    load_failure: asyncio.Future[None] | None = None
+    load_gave_up: asyncio.Future[None] | None = None
     load_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -317,7 +317,7 @@ class ModelRegistry:
         states = {version.state for version in versions}
         if model.failed is not None:
             return ModelStatus(spec, ModelState.FAILED, model.failed)
-        if model.load_failure is not None or model.waits_to_load or "LOADING" in states:
+        if model.load_gave_up is not None or model.waits_to_load or "LOADING" in states:
             return ModelStatus(spec, ModelState.LOADING)
         if _READY in states and model.is_unhealthy:
             return ModelStatus(spec, ModelState.UNLOADED, "its process ended; it is loaded again at its next use")
@@ -343,7 +343,7 @@ class ModelRegistry:
             model.reported = failed.get(name)
 
     def mark_failed(self, name: str, reason: str) -> None:
-        """Do not serve a model until it is loaded on purpose or `clear_failed` is called.
+        """Do not serve a model until it is loaded explicitly or `clear_failed` is called.
 
         Args:
             name: of the model. It should be unloaded in Triton, and stays so.
@@ -352,8 +352,8 @@ class ModelRegistry:
         model = self._models[name]
         model.failed, model.is_unhealthy = reason, False
         self._note_failure(name, reason)
-        if model.load_failure is not None and not model.load_failure.done():
-            model.load_failure.set_result(None)
+        if model.load_gave_up is not None and not model.load_gave_up.done():
+            model.load_gave_up.set_result(None)
 
     def _note_failure(self, name: str, reason: str) -> None:
         """Log why a model is not served, and remember its files, so that a change to them is noticed."""
@@ -486,7 +486,7 @@ class ModelRegistry:
         """Let Triton load a model. Triton may never report that its process has ended; `mark_failed` ends the wait."""
         model = self._models[name]
         load = asyncio.create_task(self.triton.load_model(name), name=f"load {name}")
-        failure = model.load_failure = asyncio.get_running_loop().create_future()
+        failure = model.load_gave_up = asyncio.get_running_loop().create_future()
         try:
             await asyncio.wait([load, failure], return_when=asyncio.FIRST_COMPLETED)
             if not load.done():
@@ -496,11 +496,11 @@ class ModelRegistry:
         finally:
             load.cancel()
             failure.cancel()
-            model.load_failure = None
+            model.load_gave_up = None
 
     def loading(self) -> set[str]:
         """Models that Triton is loading, without those that wait for their turn."""
-        return {name for name, model in self._models.items() if model.load_failure is not None}
+        return {name for name, model in self._models.items() if model.load_gave_up is not None}
 
     def mark_unhealthy(self, name: str) -> None:
         """The model's process has ended: it must be loaded again before its next use."""

@@ -188,13 +188,13 @@ class RequestChecker:
         check.registry, specs = await self._registries.load_pipelines(
             check.candidates, **{name: getattr(request, name) for name in names}
         )
-        is_there = {
+        is_stored = {
             UploadField.INPUT: check.stand_ins.input_shape is None,
             UploadField.BLOB: check.stand_ins.blob_bytes is None,
         }
         for upload, kind in ((UploadField.INPUT, Kind.VIDEO), (UploadField.BLOB, Kind.BLOB)):
             name = getattr(request, upload)
-            if name is not None and is_there[upload]:
+            if name is not None and is_stored[upload]:
                 check.files[upload] = self._store.find(
                     name, kind, owner=check.client, field=upload, allow_expired=check.allow_expired
                 )

@@ -82,7 +82,7 @@ async def generate() -> Response:
 @api.post("/api/v1/batch/cancel")
 @describe(answers={200: content(JSON, CancelAnswer)}, models=(CancelAnswer,))
 async def cancel() -> Response:
-    """Stop the client's generation after its current chunk."""
+    """Cancel all generations of the client that came by /generate."""
     is_running = await app_state().jobs.cancel_streams(client_of_request())
     return answer(CancelAnswer(status="cancelling" if is_running else "idle"))
 

@@ -1,4 +1,4 @@
-"""Which generation runs next, and in which slot: a bounded queue, fair between clients, before the slots."""
+"""Which generation runs next, and in which slot: a bounded, fair queue in front of the slots."""
 
 import asyncio
 from collections import Counter, OrderedDict, deque
@@ -123,7 +123,7 @@ class Scheduler:
         """Start what waits from the last run of the server, once Triton is ready."""
         for slot in self.slots:
             if len(self._queue):
-                self.wait_for_triton(slot)
+                self.pause_until_ready(slot)
             elif self.has_several:
                 self._poll(slot)
 
@@ -133,7 +133,7 @@ class Scheduler:
         self._queue_changed()
 
     async def stop(self) -> None:
-        """Wait for no Triton any more."""
+        """Stop polling."""
         for poll in self._polls:
             poll.cancel()
         await asyncio.gather(*self._polls, return_exceptions=True)
@@ -179,7 +179,10 @@ class Scheduler:
     # -- The slots ----------------------------------------------------------------------------------------------
 
     def free_slot(self, pipelines: Collection[str] = (), preferred: ModelRegistry | None = None) -> Slot | None:
-        """A slot that can start a generation with these pipelines now; nothing that waits could start there."""
+        """A slot that can start a generation with these pipelines now.
+
+        After `dispatch`, nothing that waits could start in it.
+        """
         slots = [slot for slot in self.slots if slot.is_free and self._suits(slot, pipelines)]
         return min(slots, key=lambda slot: slot.registry is not preferred, default=None)
 
@@ -202,14 +205,14 @@ class Scheduler:
             if taken is None:
                 for slot in self.slots:
                     if self.has_several and slot.registry.is_interrupted:
-                        self.wait_for_triton(slot)
+                        self.pause_until_ready(slot)
                 return
             live, slot = taken
             slot.take(live.run)
             self._start(live, slot)
             self._queue_changed()
 
-    def wait_for_triton(self, slot: Slot) -> None:
+    def pause_until_ready(self, slot: Slot) -> None:
         """Start nothing that waits in a slot until its Triton is ready."""
         if not slot.awaits_triton:
             slot.awaits_triton = True

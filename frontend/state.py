@@ -14,6 +14,7 @@ from .download import Downloads
 from .embedded.supervisor import EmbeddedTriton
 from .generation import Slot
 from .images import ImageDecoder
+from .jobs import Jobs
 from .local_jobs import LocalJobs
 from .model_registry import ModelRegistry, Readiness, Registries
 from .pipeline_loads import PipelineLoads
@@ -56,7 +57,7 @@ class AppState:
     slots: Sequence[Slot]
     registries: Registries
     blobs: Blobs
-    jobs: LocalJobs
+    jobs: Jobs
     dry_runs: DryRuns
     loads: PipelineLoads
     decoder: ImageDecoder
@@ -67,7 +68,7 @@ class AppState:
     embedded: Sequence[EmbeddedTriton]
 
     @property
-    def is_starting(self) -> bool:
+    def may_still_start(self) -> bool:
         """Whether there is an embedded Triton that has not failed; while it does not answer, it is starting."""
         return not self.jobs.is_closed and any(not embedded.failed.is_set() for embedded in self.embedded)
 
@@ -90,7 +91,7 @@ class AppState:
         status: HealthStatus = "unavailable"
         if is_ready:
             status = "healthy"
-        elif (not known or is_first_start) and self.is_starting:
+        elif (not known or is_first_start) and self.may_still_start:
             status = "starting"
         degraded = sorted({name for readiness in known for name in readiness.degraded})
         return Health(status, slots, degraded)

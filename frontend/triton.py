@@ -187,9 +187,10 @@ class TritonClient:
     async def _unregister(self, *names: str) -> None:
         unregister = self.grpc.unregister_system_shared_memory
         calls = (unregister(name, client_timeout=_CONTROL_TIMEOUT_S) for name in names)
+        # Triton's own errors are ignored: the region is gone already, or Triton is.
         for failure in await asyncio.gather(*calls, return_exceptions=True):
             if isinstance(failure, BaseException) and not isinstance(failure, InferenceServerException):
-                raise failure  # one of Triton's: the region is not there, or Triton isn't
+                raise failure
 
     # -- Sequences --------------------------------------------------------------------------------------
 
@@ -351,7 +352,7 @@ _FOLDERS = re.compile(
     # A name may have a colon or an apostrophe, but not at its end: there they belong to the sentence.
     r"(?:(?:[^/\n:'\"]|:(?=[^\s/])|(?<=\w)'(?=\w))*[^/\s:'\"]/+)*"
 )
-_NOT_OURS = (
+_REPLACED_REASONS = (
     (re.compile(r"Stub process '[^']*' is not healthy"), DIED_AT_START),
     (re.compile(r"failed to poll from model repository"), "Triton cannot read its model folder; Triton's log says why"),
     (
@@ -393,7 +394,7 @@ def public_reason(text: str, folders: Iterable[Path] = ()) -> str:
         text: Triton's message.
         folders: known to appear in it. Only these are recognised whatever characters their names have.
     """
-    for pattern, ours in _NOT_OURS:
+    for pattern, ours in _REPLACED_REASONS:
         if pattern.search(text):
             return ours
     text = _STATUS_PREFIX.sub("", _LOAD_PREFIX.sub("", text.strip()))

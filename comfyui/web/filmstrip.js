@@ -78,7 +78,7 @@ function addFacts(node) {
   const facts = node.addWidget("text", "facts_shown", "", () => {}, { serialize: false });
   facts.serialize = false;
   facts.label = "facts";
-  facts.disabled = true;
+  facts.options.read_only = true;
   const button = node.addWidget("button", "refresh", null, () => refresh(node, true), { serialize: false });
   button.serialize = false;
 }
@@ -99,6 +99,15 @@ function fold(node, defaults) {
   for (const widget of node.widgets ?? []) {
     if (!widget.options?.advanced && !defaults[widget.name]?.advanced) continue;
     widget.advanced = true;
+    if (!Object.getOwnPropertyDescriptor(widget, "computeSize")?.get) {
+      // The classic canvas leaves room for a folded widget, unless it says that it needs none (4 pixels are added to that).
+      let own = widget.computeSize;
+      Object.defineProperty(widget, "computeSize", {
+        get: () => (node.showAdvanced || globalThis.LiteGraph?.vueNodesMode ? own : () => [0, -4]),
+        set: (value) => { own = value; },
+        configurable: true,
+      });
+    }
     const normal = defaults[widget.name]?.default;
     if (normal !== undefined && widget.value !== normal) changed = true;
   }

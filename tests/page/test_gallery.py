@@ -377,3 +377,25 @@ def test_media_are_shown_on_a_server_with_keys(visit: Visits, page_server: Front
         (cookie,) = visiting.context.cookies()
         assert (cookie["httpOnly"], cookie["sameSite"], cookie["path"]) == (True, "Strict", "/api/v1")
         assert "a-key" not in frontend.log()
+
+
+def test_a_key_that_is_forgotten_opens_nothing_any_more(visit: Visits, page_server: Frontend, tmp_path: Path) -> None:
+    with frontend_on(page_server, tmp_path, api_keys="alice:a-key") as frontend:
+        visiting = visit(frontend)
+        page = visiting.open()
+        dialog = page.get_by_role("dialog", name="API key")
+        dialog.get_by_label("Key", exact=True).fill("a-key")
+        dialog.get_by_label("Remember it").check()
+        dialog.get_by_role("button", name="Unlock").click()
+        expect(page.get_by_role("region", name="Gallery")).to_contain_text("No videos yet")
+        (cookie,) = visiting.context.cookies()
+        page.get_by_role("button", name="API key").click()
+        visiting.check_accessible("key")
+        dialog.get_by_role("button", name="Forget the key").click()
+        expect(dialog.get_by_role("button", name="Unlock")).to_be_disabled()  # the page asks again
+        expect(dialog.get_by_role("button", name="Forget the key")).to_have_count(0)
+        assert visiting.context.cookies() == []
+        assert page.evaluate("JSON.stringify([localStorage, sessionStorage])").count("a-key") == 0
+        header = {"Cookie": f"{cookie['name']}={cookie['value']}"}
+        answer = http.get(f"{frontend.url}/api/v1/generate/download?path=output-{'0' * 32}", headers=header)
+        assert answer.status_code == 401
