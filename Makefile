@@ -20,7 +20,8 @@ OLD_SMALL := model_repository/longlive-small
 SMALL_FILES := $(wildcard $(addprefix $(SMALL)/,*.json *.safetensors */*.json */*.safetensors))
 # Manifests detect engines of other weights, but not of other code: if a file that shapes graphs changes, all are rebuilt.
 GRAPH_CODE := $(wildcard export/modules/*.py) \
-	$(addprefix export/,checkpoint.py config.py graph_specs.py lora.py onnx_files.py spec.py weight_names.py)
+	$(addprefix export/,checkpoint.py checkpoint_files.py config.py graph_specs.py lora.py onnx_files.py recognition.py spec.py \
+	tensor_files.py weight_names.py)
 
 .PHONY: help setup torch test-setup model demo serve test test-all coverage lint fix bench soak compile-full comfyui-branch audit check release-check lock clean
 .DEFAULT_GOAL := help

@@ -1,5 +1,6 @@
 """The command `python -m export`: from a checkpoint to a model folder in Triton's model repository."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -7,17 +8,27 @@ from typing import Self
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from export.errors import BadOptions, ExportError
+from export.inspection import describe, inspect_file
 from export.longlive import ExportConfig, ExportResult, export_longlive
 from export.option_types import LoraType, SizeType
+from export.plan import describe_plan, plan_export
+from export.presets import PRESETS, Preset, find_preset
+from export.record import network_of
 from export.spec import Precision, Size
+from export.tensor_files import WeightChoice, WeightSet, is_weight_file
 from export.tensorrt import RTX_TARGETS, BuildOptions
 from export.verify import Comparison, comparison_table
 from filmstrip.runtime.engines.manifest import BadEngine, Builder
 
 _EPILOG = """
+\b
+LongLive as it is on the Hugging Face hub: first look what would be downloaded, then export it:
+  python -m export longlive --preset longlive-1.3b --plan
+  python -m export longlive --preset longlive-1.3b --id longlive --size 832x480 --builder tensorrt
 \b
 On a laptop, for the CPU:
   python -m export longlive --checkpoint checkpoints/longlive-small --id longlive-small --size 64x64
@@ -40,21 +51,44 @@ def main() -> None:
 @main.command(epilog=_EPILOG, short_help="Export a LongLive-family checkpoint.")
 @click.option(
     "--checkpoint",
-    required=True,
     metavar="DIR",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="The checkpoint: config.json, weights, vae/ and, optionally, vace/, text_encoder/ and lora/.",
 )
-@click.option("--id", "id_", required=True, metavar="NAME", help="The pipeline's name in requests (pipeline_id).")
+@click.option(
+    "--preset",
+    metavar="NAME",
+    help=f"In place of --checkpoint, a released model, whose files are as their authors published them: "
+    f"{', '.join(PRESETS)}.",
+)
+@click.option(
+    "--from",
+    "sources",
+    multiple=True,
+    metavar="PATH|HUB-ID",
+    help="With --preset, a folder or file, or a repository of the Hugging Face hub (needs huggingface_hub); "
+    "repeatable, searched in this order.  [default: the authors' own repositories]",
+)
+@click.option(
+    "--vace/--no-vace",
+    default=None,
+    help="With --preset, export the VACE branch, or leave it out.  [default: if a folder of --from has it]",
+)
+@click.option(
+    "--plan",
+    "only_plan",
+    is_flag=True,
+    help="Only print what would be read, from where, its size, the memory it takes.",
+)
+@click.option("--id", "id_", metavar="NAME", help="The pipeline's name in requests (pipeline_id).  [required]")
 @click.option(
     "--size",
     "sizes",
-    required=True,
     multiple=True,
     type=SizeType(),
     metavar="WxH",
     help="Video size, WIDTHxHEIGHT in pixels; repeatable. Each size is a profile of the same engines, so further sizes "
-    "take no memory for weights. The first is the pipeline's own.",
+    "take no memory for weights. The first is the pipeline's own.  [required]",
 )
 @click.option(
     "--repository",
@@ -91,6 +125,12 @@ def main() -> None:
     "changed since the last export, only the graphs that they affect are built again.",
 )
 @click.option(
+    "--weights",
+    type=click.Choice([one.value for one in WeightSet]),
+    help="If a training checkpoint has both: the moving average of the weights (ema), or the weights as trained "
+    "(online).",
+)
+@click.option(
     "--text-encoder-on-cpu",
     is_flag=True,
     help="With a GPU's engines, encode prompts on the CPU: UMT5-XXL takes 11 GiB of GPU memory, or tens of seconds of "
@@ -114,14 +154,19 @@ def main() -> None:
 @click.option("--fresh", is_flag=True, help="Build every engine again, even those that are up to date.")
 def longlive(
     *,
-    checkpoint: Path,
-    id_: str,
+    checkpoint: Path | None,
+    preset: str | None,
+    sources: Sequence[str],
+    vace: bool | None,
+    only_plan: bool,
+    id_: str | None,
     sizes: Sequence[Size],
     repository: Path,
     builder: str,
     target: str | None,
     precision: str | None,
     loras: Sequence[tuple[str, Path]],
+    weights: str | None,
     text_encoder_on_cpu: bool,
     workspace: float | None,
     optimization_level: int | None,
@@ -165,8 +210,11 @@ def longlive(
             raise click.UsageError(str(error)) from error
     config = ExportConfig(
         checkpoint=checkpoint,
-        id=id_,
-        sizes=tuple(dict.fromkeys(sizes)),
+        preset=_preset(checkpoint, preset, sources, vace),
+        sources=tuple(sources),
+        vace=vace,
+        id=id_ or "",
+        sizes=tuple(dict.fromkeys(sizes or ([Size(height=320, width=576)] if only_plan else []))),
         repository=repository,
         loras=dict(loras),
         tensorrt=tensorrt,
@@ -174,7 +222,14 @@ def longlive(
         verify=not no_verify,
         fresh=fresh,
         num_threads=threads,
+        weights=WeightChoice(None if weights is None else WeightSet(weights)),
     )
+    if only_plan:
+        _plan(config, Precision(precision or (Precision.FP32 if tensorrt is None else Precision.BF16)))
+        return
+    for option, value in (("--id", id_), ("--size", sizes)):
+        if not value:
+            raise click.UsageError(f"missing option {option}")
     console = Console(stderr=True)
     with _ConsoleReporter(console) as reporter:
         try:
@@ -185,8 +240,83 @@ def longlive(
     _print_result(console, config, result)
 
 
+def _preset(checkpoint: Path | None, name: str | None, sources: Sequence[str], vace: bool | None) -> Preset | None:
+    """The preset that was named, None for a checkpoint's folder."""
+    if (checkpoint is None) == (name is None):
+        raise click.UsageError("give either --checkpoint DIR or --preset NAME")
+    if name is None:
+        if sources or vace is not None:
+            raise click.UsageError("--from and --vace are only for --preset")
+        return None
+    try:
+        return find_preset(name)
+    except ExportError as error:
+        raise click.UsageError(f"--preset: {error}") from error
+
+
+def _plan(config: ExportConfig, precision: Precision) -> None:
+    """Print the plan of an export; status 1 if something is missing."""
+    try:
+        plan = plan_export(config, precision)
+    except ExportError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(describe_plan(plan))
+    if plan.missing:
+        raise SystemExit(1)
+
+
+_INSPECT_EPILOG = """
+\b
+Examples:
+  python -m export inspect longlive_base.pt
+  python -m export inspect style.safetensors --for checkpoints/longlive-small
+
+The exit code is 0 if the export can use every file, 1 if not, 2 for a wrong option.
+"""
+
+
+@main.command(epilog=_INSPECT_EPILOG, short_help="Say what a file of weights is.")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.Path(path_type=Path))
+@click.option(
+    "--for",
+    "target",
+    metavar="DIR",
+    help="Compare a LoRA with a network: the folder of a checkpoint, or of an exported pipeline.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object, or a list for several files.")
+def inspect(*, paths: Sequence[Path], target: str | None, as_json: bool) -> None:
+    """Say what files are: the network that they belong to, layout, number format, rank and targets of a LoRA.
+
+    A file is usable if its names are those of a known network, whatever its dimensions. A folder stands for the files
+    of weights in it.
+    """
+    try:
+        network = None if target is None else network_of(target)
+    except ExportError as error:
+        raise click.UsageError(f"--for: {error}") from error
+    reports = [inspect_file(path, network) for path in _files_in(paths)]
+    if as_json:
+        values = [report.to_dict() for report in reports]
+        click.echo(json.dumps(values[0] if len(values) == 1 else values, indent=2))
+    else:
+        click.echo("\n".join(describe(report) for report in reports))
+    if not all(report.usable for report in reports):
+        raise SystemExit(1)
+
+
+def _files_in(paths: Sequence[Path]) -> list[Path]:
+    """The files of paths, those of a folder included; a folder without any stands for itself."""
+    files = []
+    for path in paths:
+        inside = sorted(file for file in path.rglob("*") if is_weight_file(file)) if path.is_dir() else []
+        files += inside or [path]
+    return files
+
+
 def _print_result(console: Console, config: ExportConfig, result: ExportResult) -> None:
     engines = f"engines built: {len(result.built)}, kept: {len(result.kept)}"
+    for note in result.notes:
+        console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
     console.print(f"[green]{config.id}[/] is in {result.folder}; {engines}.", soft_wrap=True)
     if not result.ran_engines:
         console.print("The engines were not run: this machine has no GPU. Their graphs were, in float32 on the CPU.")

@@ -1,15 +1,9 @@
-"""A checkpoint's folder: its configuration, its networks and their weights.
+"""A checkpoint's networks, with their weights.
 
-config.json     see export.config
-*.pt ...        the transformer, in one file or several
-lora/           adapters that belong to the checkpoint and are merged (LongLive's lora.pt)
-vace/           optional: only weights that begin with `vace_` are read
-vae/            the VAE, or the tiny autoencoder in its place
-text_encoder/   optional: UMT5's encoder, its config.json and tokenizer.json
-tokenizer/      optional: tokenizer.json, if it is not in text_encoder/
+`export.checkpoint_files` says which files they come from, and `export.tensor_files` opens them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +11,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from export.config import CheckpointConfig, TaeConfig, TextEncoderConfig, load_config, load_text_encoder_config
+from export.checkpoint_files import Checkpoint, WeightFile, open_checkpoint, open_weights
+from export.config import CheckpointConfig, TaeConfig, TextEncoderConfig
 from export.errors import BadCheckpoint, abbreviate
-from export.lora import attach, merge, read_adapter
+from export.lora import Adapter, attach, merge, read_adapter
 from export.modules.layers import Linear
 from export.modules.tae import TaeDecoder, TaeEncoder
 from export.modules.text_encoder import TextEncoder
 from export.modules.transformer import CausalTransformer, TextKv
 from export.modules.vace import VaceBranch
 from export.modules.vae import VaeDecoder, VaeEncoder
-from export.spec import Component
-from export.weight_names import Weights, tae_weights, wan_names, wan_text_encoder_names, wan_vae_names
-
-_SUFFIXES = (".safetensors", ".pt", ".pth")
-_NESTING_KEYS = ("generator", "generator_lora", "state_dict")
+from export.tensor_files import Notes, WeightChoice, Weights, check_finite, unscaled
+from export.weight_names import tae_weights, wan_names, wan_text_encoder_names, wan_vae_names
 
 
 @dataclass(frozen=True)
@@ -87,75 +79,85 @@ def meta_networks(config: CheckpointConfig, text_encoder: TextEncoderConfig | No
         )
 
 
-def load_networks(folder: Path) -> Networks:
+def load_networks(folder: Path, choice: WeightChoice | None = None, notes: Notes | None = None) -> Networks:
     """Read a checkpoint's folder.
+
+    Args:
+        folder: see the head of this file.
+        choice: which weights to use where a file has both trained ones and their average.
+        notes: what was chosen and what was left out is added.
 
     Raises:
         BadConfig: its config.json is missing or wrong, or its text encoder's is wrong.
         BadCheckpoint: weights are missing, unexpected or have the wrong shape.
     """
-    config = load_config(folder)
-    weights = wan_names(_read_folder(folder))
-    has_text_encoder = (folder / "text_encoder").is_dir()
-    networks = build_networks(config, _load_text_encoder(folder / "text_encoder", config) if has_text_encoder else None)
+    notes = notes or Notes()
+    return load_checkpoint(open_checkpoint(folder, choice or WeightChoice(), notes), notes)
 
-    vae_weights = _read_folder(folder / "vae")
+
+def load_checkpoint(checkpoint: Checkpoint, notes: Notes) -> Networks:
+    """Read the networks of a checkpoint whose files are known.
+
+    Raises:
+        BadCheckpoint: weights are missing, unexpected or have the wrong shape.
+    """
+    config, files = checkpoint.config, checkpoint.files
+    weights = wan_names(_weights(files.transformer))
+    encoder = None
+    if checkpoint.text_encoder is not None:
+        encoder = _load_text_encoder(checkpoint.text_encoder, files.text_encoder, config.text_len)
+    networks = build_networks(config, encoder)
+
+    vae_weights = _weights(files.vae)
     if isinstance(networks.vae_decoder, TaeDecoder):
         vae_weights = tae_weights(vae_weights, networks.vae_decoder)
     else:
         vae_weights = wan_vae_names(vae_weights, config.vae)
     load_into(vae_weights, networks.vae_encoder, networks.vae_decoder)
 
-    if networks.vace is not None and (folder / "vace").is_dir():
+    if networks.vace is not None:
         # A release of VACE has a transformer of its own; the branch uses this checkpoint's embeddings.
-        released = wan_names(_read_folder(folder / "vace"))
+        released = wan_names(_weights(files.vace))
         weights |= {name: value for name, value in released.items() if name.startswith("vace_")}
     load_into(weights, *networks.denoisers)
 
-    layers = networks.linear_layers
-    for path in _weight_files(folder / "lora"):
-        adapter = read_adapter(path.stem, read_weights(path), layers, default_alpha=config.lora_alpha)
+    for file in files.loras:
+        weights = _weights([file])
+        adapter = _adapter(file.path.stem, weights, networks, default_alpha=config.lora_alpha)
+        _warn(adapter, notes)
         merge(adapter, *networks.denoisers)
     return networks
 
 
-def attach_loras(networks: Networks, loras: Mapping[str, Path]) -> None:
-    """Attach LoRA files, by name, as branches to all networks that they change.
+def attach_loras(networks: Networks, loras: Mapping[str, Path], notes: Notes | None = None) -> None:
+    """Attach LoRA files, by name, as branches to all networks that they change; what is left out is noted.
 
     Raises:
         BadCheckpoint: a file can't be read or fits no network.
     """
-    layers = networks.linear_layers
-    attach([read_adapter(name, read_weights(path), layers) for name, path in loras.items()], *networks.denoisers)
+    adapters = [_adapter(name, read_weights(path), networks) for name, path in loras.items()]
+    for adapter in adapters:
+        _warn(adapter, notes or Notes())
+    attach(adapters, *networks.denoisers)
+
+
+def _adapter(name: str, weights: Weights, networks: Networks, *, default_alpha: float | None = None) -> Adapter:
+    parameters = {name for network in networks.denoisers for name, _ in network.named_parameters()}
+    return read_adapter(name, weights, networks.linear_layers, parameters=parameters, default_alpha=default_alpha)
+
+
+def _warn(adapter: Adapter, notes: Notes) -> None:
+    if adapter.warning is not None:
+        notes.add(adapter.warning)
 
 
 def read_weights(path: Path) -> Weights:
-    """Read a `.safetensors`, `.pt` or `.pth` file, with its own names; no code in the file is run.
+    """Read a file of weights, with its own names; no code in the file is run.
 
     Raises:
-        BadCheckpoint: the file has another suffix, can't be read, or holds something other than tensors.
+        BadCheckpoint: the file has another suffix, can't be read, or holds no weights, or several sets of them.
     """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file  # noqa: PLC0415 - needed for this format only
-
-            return dict(load_file(path))
-        if path.suffix not in (".pt", ".pth"):
-            raise BadCheckpoint(f"{path.name}: weights must be .safetensors, .pt or .pth")
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except BadCheckpoint:
-        raise
-    except Exception as error:  # the two loaders raise anything on a broken file
-        raise BadCheckpoint(f"{path.name} can't be read: {error}") from error
-    for key in _NESTING_KEYS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if not isinstance(loaded, Mapping):
-        raise BadCheckpoint(f"{path.name} must hold named tensors, not {type(loaded).__name__}")
-    others = [str(name) for name, value in loaded.items() if not isinstance(value, Tensor)]
-    if others:
-        raise BadCheckpoint(f"{path.name} holds values that are not tensors: {abbreviate(others)}")
-    return dict(loaded)
+    return _weights([open_weights(path, WeightChoice(), Notes())])
 
 
 def load_into(weights: Mapping[str, Tensor], *modules: nn.Module) -> None:
@@ -191,43 +193,12 @@ def load_into(weights: Mapping[str, Tensor], *modules: nn.Module) -> None:
                 parameter.copy_(value.T if name in linear_weights else value)
 
 
-def weight_files(folder: Path) -> dict[Component, list[Path]]:
-    """The files of a checkpoint's folder that each component is built from, including each `config.json`."""
-    folders = {
-        Component.TRANSFORMER: (folder, folder / "lora", folder / "vace"),
-        Component.VAE: (folder / "vae",),
-        Component.TEXT_ENCODER: (folder / "text_encoder",),
-    }
-    configs = [path for path in (folder / "config.json", folder / "text_encoder" / "config.json") if path.is_file()]
-    return {
-        component: configs + [path for one in sources for path in _weight_files(one)]
-        for component, sources in folders.items()
-    }
-
-
-def find_tokenizer(folder: Path) -> Path:
-    """The tokenizer.json of a checkpoint's folder, from `text_encoder/` or `tokenizer/`.
-
-    Raises:
-        BadCheckpoint: there is none; the message says where to get one.
-    """
-    for path in (folder / "text_encoder" / "tokenizer.json", folder / "tokenizer" / "tokenizer.json"):
-        if path.is_file():
-            return path
-    raise BadCheckpoint(
-        f"{folder} has no tokenizer.json in text_encoder or tokenizer: copy the one of the encoder's release "
-        "(Wan's is google/umt5-xxl), or have transformers make it from a spiece.model: "
-        "T5Tokenizer.from_pretrained(folder).save_pretrained(folder), with sentencepiece installed"
-    )
-
-
-def _load_text_encoder(folder: Path, config: CheckpointConfig) -> TextEncoder:
-    encoder_config = load_text_encoder_config(folder, text_dim=config.text_dim)
-    weights = wan_text_encoder_names(_read_folder(folder))
+def _load_text_encoder(config: TextEncoderConfig, files: Sequence[WeightFile], text_len: int) -> TextEncoder:
+    weights = wan_text_encoder_names(_weights(files))
     # UMT5-XXL has 5.7 billion parameters: left in bfloat16 they take 11 GiB, not 21.
     in_bfloat16 = all(value.dtype == torch.bfloat16 for value in weights.values())
     with _default_dtype(torch.bfloat16 if in_bfloat16 else torch.float32):
-        encoder = TextEncoder(encoder_config, config.text_len).eval()
+        encoder = TextEncoder(config, text_len).eval()
     load_into(weights, encoder)
     return encoder
 
@@ -243,20 +214,17 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.suffix in _SUFFIXES)
-
-
-def _read_folder(folder: Path) -> Weights:
-    """The weights of all files in a folder, which must not repeat each other."""
-    paths = _weight_files(folder)
-    if not paths:
-        raise BadCheckpoint(f"{folder} has no weights: no file ends in {', '.join(_SUFFIXES)}")
+def _weights(files: Sequence[WeightFile]) -> Weights:
+    """The weights of several files, which must not repeat each other."""
     weights: Weights = {}
-    for path in paths:
-        loaded = read_weights(path)
+    for file in files:
+        loaded = unscaled(file.path, file.tensors)
+        check_finite(file.path, loaded)
         repeated = sorted(weights.keys() & loaded.keys())
         if repeated:
-            raise BadCheckpoint(f"{path.name} repeats weights of another file, starting with {repeated[0]}")
+            raise BadCheckpoint(
+                f"{file.path.name} repeats weights of another file, starting with {repeated[0]}: "
+                "leave only one of the two in the folder"
+            )
         weights |= loaded
     return weights

@@ -4,6 +4,7 @@ The keys are those of Wan's own configurations, and ours for what those do not s
 """
 
 import itertools
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
@@ -170,6 +171,7 @@ class CheckpointConfig(_FileConfig):
     sink: Annotated[Count, _keys("sink_size", "sink")]
     timestep_shift: PositiveNumber
     text_steps: tuple[PositiveNumber, ...]
+    first_text_steps: tuple[PositiveNumber, ...] | None = None
     video_steps: tuple[PositiveNumber, ...]
 
     # What Wan's own config.json does not say.
@@ -179,8 +181,13 @@ class CheckpointConfig(_FileConfig):
     rope_positions: Literal["absolute", "window"] = "absolute"
     position_embedding: Flag = False
     video_step_offset: Count = 0
+    global_sink: Flag = True
+    context_noise: Annotated[float, Field(strict=True, ge=0, le=1000)] = 0.0
+    sink_decay: Annotated[float, Field(strict=True, gt=0, lt=1)] | None = None
     lora_alpha: PositiveNumber | None = None
+    weights: Literal["ema", "online"] | None = None
     vace_layers: tuple[Count, ...] = ()
+    lone_references: Literal["before", "in_place"] = "before"
     vace_in_channels: Annotated[Positive, _keys("vace_in_dim")] = 96
     vae: AnyVaeConfig = VaeConfig()
 
@@ -202,8 +209,14 @@ class CheckpointConfig(_FileConfig):
                 f"sink_size = {self.sink} and latent_frames_per_chunk = {self.latent_frames_per_chunk} "
                 f"don't fit in local_attn_size = {self.window}"
             )
-        for name in ("text_steps", "video_steps"):
+        if self.sink_decay is not None and (self.rope_positions != "window" or not self.sink):
+            raise ValueError('sink_decay needs a sink_size above 0 and "rope_positions": "window"')
+        if self.sink_decay is not None and not self.global_sink:
+            raise ValueError("sink_decay and global_sink false exclude each other")
+        for name in ("text_steps", "first_text_steps", "video_steps"):
             steps = getattr(self, name)
+            if steps is None:
+                continue
             if not steps or steps[0] > 1000 or any(low >= high for high, low in itertools.pairwise(steps)):
                 raise ValueError(f"{name} must have at least one step, start at 1000 or less, and fall")
         layers = self.vace_layers
@@ -290,6 +303,21 @@ def load_text_encoder_config(folder: Path, *, text_dim: int) -> TextEncoderConfi
     return config
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The keys of a `config.json`, whoever has written it.
+
+    Raises:
+        BadConfig: the file can't be read, or is not a JSON object.
+    """
+    try:
+        values = json.loads(path.read_text("utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise BadConfig(f"{path} can't be read: {error}") from None
+    if not isinstance(values, dict):
+        raise BadConfig(f"{path} must be a JSON object")
+    return values
+
+
 def parse_config(values: Mapping[str, Any]) -> CheckpointConfig:
     """Build a configuration from the keys of a `config.json`.
 
@@ -324,6 +352,10 @@ def _parse(model: type[Config], values: Mapping[str, Any]) -> Config:
         raise BadConfig(f"config.json: {_problems(error)}") from None
 
 
+# Values of released configurations that need another one here.
+_HINTS = {"local_attn_size -1": " (the whole video; these models are trained for 21 latent frames: write 21)"}
+
+
 def _problems(error: ValidationError) -> str:
     """What is wrong, key by key."""
     problems, missing, unknown = [], [], []
@@ -342,7 +374,8 @@ def _problems(error: ValidationError) -> str:
             case "json_invalid":
                 problems.append(message)
             case _:
-                problems.append(f"{key or 'the file'} {message}, got {one['input']!r}")
+                hint = _HINTS.get(f"{key} {one['input']}", "")
+                problems.append(f"{key or 'the file'} {message}, got {one['input']!r}{hint}")
     for what, keys in (("missing", missing), ("unknown", unknown)):
         if keys:
             problems.append(f"{what} key{'s' if len(keys) > 1 else ''} {', '.join(keys)}")

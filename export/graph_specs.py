@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from export.checkpoint import Networks
 from export.config import CheckpointConfig
 from export.errors import BadConfig
-from export.modules.layers import Linear
+from export.modules.layers import has_loras
 from export.modules.text_encoder import TextEncoder
 from export.modules.transformer import CausalTransformer, Rope, TextKv
 from export.modules.vace import VaceBranch
@@ -218,8 +218,7 @@ class _SharedInputs:
 
     def lora_scales(self, network: nn.Module) -> tuple[InputSpec, ...]:
         """Only for networks that an adapter changes: an unused input is an error."""
-        has_adapter = any(isinstance(layer, Linear) and layer.lora_a is not None for layer in network.modules())
-        return (InputSpec("lora_scales", (self.num_loras,), sample=_halves),) if has_adapter else ()
+        return (InputSpec("lora_scales", (self.num_loras,), sample=_halves),) if has_loras(network) else ()
 
     def latents(self, frames: int | Axis, channels: int, name: str = "latents") -> InputSpec:
         return InputSpec(name, (1, channels, frames, self.rows, self.cols))

@@ -1,5 +1,6 @@
 """From a checkpoint's folder to a model's: each graph is translated, built and verified, then moved into place."""
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -10,12 +11,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from export.checkpoint import attach_loras, find_tokenizer, load_networks, weight_files
+from export.checkpoint import attach_loras, load_checkpoint
+from export.checkpoint_files import Checkpoint, find_tokenizer, open_checkpoint
 from export.errors import BadConfig
 from export.graph_specs import graph_specs, grid_of
 from export.model_folder import check_pipeline_id, runtime_config, write_model_folder
 from export.onnx_files import write_onnx
+from export.preset_checkpoint import download_parts, find_parts, open_preset, sources_of
+from export.presets import Preset
+from export.record import ExportRecord
 from export.spec import Component, GraphSpec, Grid, Precision, Size, did_you_mean, dynamic_shape
+from export.tensor_files import Notes, WeightChoice
 from export.tensorrt import BuildOptions, build_engine
 from export.verify import Comparison, compare, require_close
 from filmstrip.runtime.engines.engine import installed_version, load_engine, machine_of
@@ -42,7 +48,7 @@ class ExportConfig:
     """What to export.
 
     Attributes:
-        checkpoint: its folder.
+        checkpoint: its folder; None with a preset.
         id: of the pipeline.
         sizes: of the video; the first is the pipeline's own.
         repository: Triton's model repository, in which the folder `id` is written.
@@ -52,9 +58,13 @@ class ExportConfig:
         verify: compare the engines with the modules before they are moved into place.
         fresh: build engines again even if they are up to date.
         num_threads: of ONNX Runtime, while engines are compared.
+        weights: which weights to use where a file has both trained ones and their average.
+        preset: a released model; None with a checkpoint's folder.
+        sources: folders, files and hub ids that a preset's files come from; empty for its own repositories.
+        vace: whether a preset has a VACE branch; None if a folder among the sources has its weights.
     """
 
-    checkpoint: Path
+    checkpoint: Path | None
     id: str
     sizes: tuple[Size, ...]
     repository: Path
@@ -64,6 +74,32 @@ class ExportConfig:
     verify: bool = True
     fresh: bool = False
     num_threads: int = 1
+    weights: WeightChoice = field(default_factory=WeightChoice)
+    preset: Preset | None = None
+    sources: tuple[str, ...] = ()
+    vace: bool | None = None
+
+    @property
+    def origin(self) -> tuple[str, ...]:
+        """Where the checkpoint's files come from, for the record."""
+        if self.checkpoint is not None:
+            return (str(self.checkpoint.absolute()),)
+        return tuple(str(Path(name).absolute()) if Path(name).exists() else name for name in self.sources)
+
+
+def open_config(config: "ExportConfig", notes: Notes) -> Checkpoint:
+    """Open the checkpoint that a configuration names, its preset's files downloaded where necessary.
+
+    Raises:
+        BadConfig: a config.json is missing or wrong.
+        BadCheckpoint: a file is missing or can't be read or downloaded.
+    """
+    if config.checkpoint is not None:
+        return open_checkpoint(config.checkpoint, config.weights, notes)
+    assert config.preset is not None
+    sources = sources_of(config.preset, config.sources, vace=bool(config.vace))
+    files = download_parts(find_parts(config.preset, sources, vace=config.vace))
+    return open_preset(config.preset, files, config.weights, notes)
 
 
 class ExportObserver(Protocol):
@@ -94,12 +130,14 @@ class ExportResult:
         built: graphs whose engines are new.
         kept: graphs whose engines were up to date.
         ran_engines: whether the engines could run on this machine; if not, only their graphs were verified.
+        notes: what was chosen and what was left out of the files.
     """
 
     folder: Path
     built: tuple[str, ...]
     kept: tuple[str, ...]
     ran_engines: bool
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,12 +148,19 @@ class Provenance:
     loras: Mapping[str, str]
 
     @classmethod
-    def of(cls, checkpoint: Path, loras: Mapping[str, Path]) -> "Provenance":
+    def of(cls, checkpoint: Checkpoint, loras: Mapping[str, Path]) -> "Provenance":
         """Hash all files that a checkpoint's engines are built from."""
         files = {
-            component: {path.relative_to(checkpoint).as_posix(): file_sha256(path) for path in paths}
-            for component, paths in weight_files(checkpoint).items()
+            component: {
+                checkpoint.name_of(path): file_sha256(path) for path in checkpoint.files.of_component(component)
+            }
+            for component in Component
         }
+        if not checkpoint.files.configs:  # a preset's configuration is in no file
+            for of_component in files.values():
+                of_component["--preset"] = hashlib.sha256(checkpoint.config.model_dump_json().encode()).hexdigest()
+        if checkpoint.choice.weights is not None:
+            files[Component.TRANSFORMER]["--weights"] = checkpoint.choice.weights.value
         return cls(files, {name: file_sha256(path) for name, path in loras.items()})
 
 
@@ -150,21 +195,28 @@ def export_longlive(config: ExportConfig, observer: ExportObserver) -> ExportRes
     folder = config.repository / config.id
     _refuse_turned_sizes(config, folder / "1")
 
-    networks = load_networks(config.checkpoint)
-    attach_loras(networks, config.loras)
+    notes = Notes()
+    checkpoint = open_config(config, notes)
+    networks = load_checkpoint(checkpoint, notes)
+    attach_loras(networks, config.loras, notes)
     grids = {size: grid_of(networks.config, size) for size in config.sizes}
-    tokenizer = None if networks.text_encoder is None else find_tokenizer(config.checkpoint)
+    tokenizer = checkpoint.files.tokenizer
+    if checkpoint.text_encoder is not None and tokenizer is None:
+        tokenizer = find_tokenizer(checkpoint.root)  # says where to get it
 
     version = folder / "1"
     (version / "engines").mkdir(parents=True, exist_ok=True)
-    exporter = _Exporter(config, version / "engines", grids, observer)
+    exporter = _Exporter(config, checkpoint, version / "engines", grids, observer)
     built, kept = exporter.export(graph_specs(networks, len(config.loras)))
 
-    if tokenizer is not None:
+    if networks.text_encoder is not None and tokenizer is not None:
         shutil.copyfile(tokenizer, version / "tokenizer.json")
     pipeline = runtime_config(networks.config, config.sizes, tuple(config.loras))
+    loras = {name: str(path.absolute()) for name, path in config.loras.items()}
+    preset = None if config.preset is None else config.preset.name
+    ExportRecord(config=networks.config, checkpoint=config.origin, preset=preset, loras=loras).write(version)
     write_model_folder(folder, pipeline, on_gpu=config.tensorrt is not None)
-    return ExportResult(folder, built, kept, exporter.can_run_engines)
+    return ExportResult(folder, built, kept, exporter.can_run_engines, tuple(notes.lines))
 
 
 def _refuse_turned_sizes(config: ExportConfig, version: Path) -> None:
@@ -186,7 +238,12 @@ def _refuse_turned_sizes(config: ExportConfig, version: Path) -> None:
 
 class _Exporter:
     def __init__(
-        self, config: ExportConfig, engines: Path, grids: Mapping[Size, Grid], observer: ExportObserver
+        self,
+        config: ExportConfig,
+        checkpoint: Checkpoint,
+        engines: Path,
+        grids: Mapping[Size, Grid],
+        observer: ExportObserver,
     ) -> None:
         self.config = config
         self.engines = engines
@@ -199,7 +256,7 @@ class _Exporter:
             target = ",".join(options.targets) or machine_of(torch.device("cuda")).target
             version = _installed_version(options.builder)
             self.engine_config = EngineConfig(options.builder, version, options.precision, target, grids)
-        self.provenance = Provenance.of(config.checkpoint, config.loras)
+        self.provenance = Provenance.of(checkpoint, config.loras)
 
     @property
     def can_run_engines(self) -> bool:

@@ -3,6 +3,7 @@
 NAME/config.pbtxt         what Triton and the frontend read: tensors, sequence batching, the pipeline's spec
 NAME/1/model.py           names a class of filmstrip.runtime
 NAME/1/pipeline.json      what the runtime reads: filmstrip.runtime.longlive_config
+NAME/1/export.json        what it was exported from: export.record
 NAME/1/tokenizer.json     if the checkpoint has a text encoder
 NAME/1/engines/           the engines, and a manifest for each
 """
@@ -74,6 +75,11 @@ def runtime_config(config: CheckpointConfig, sizes: tuple[Size, ...], loras: tup
         temporal_factor=config.vae.temporal_factor,
         sizes=tuple((size.height, size.width) for size in sizes),
         loras=loras,
+        sink_decay=config.sink_decay,
+        first_text_steps=config.first_text_steps,
+        lone_references=config.lone_references,
+        global_sink=config.global_sink,
+        context_noise=config.context_noise,
     )
 
 

@@ -9,11 +9,18 @@ from torch import Tensor
 from export.config import VaeConfig
 from export.errors import BadCheckpoint
 from export.modules.tae import TaeDecoder, TimeGrow
+from export.tensor_files import Weights
 
-Weights = dict[str, Tensor]
-"""Tensors by name; linear layers' are [out, in], as checkpoints have them."""
-
-_PREFIXES = ("model.", "diffusion_model.", "transformer.", "base_model.model.")
+# Parts of names that come from what is wrapped round a network, wherever they are in a name.
+_WRAPPERS = frozenset(
+    {
+        *("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod", "module", "model", "base_model"),
+        *("diffusion_model", "first_stage_model", "taehv", "pipe", "dit"),
+    }
+)
+_PREFIXES = re.compile(r"^((transformer|vae|unet|net|generator|text_encoders?|umt5xxl|t5)\.)+")
+_BUFFERS = re.compile(r"(^|\.)(freqs|freqs_cos|freqs_sin|rope\.\w+|position_ids|num_batches_tracked)$")
+"""Names of tensors that code computes and some files nevertheless have."""
 
 # diffusers' names, whole dotted parts. Those that stand alone at the top come first.
 _FROM_DIFFUSERS = tuple(
@@ -48,6 +55,8 @@ def wan_names(weights: Mapping[str, Tensor]) -> Weights:
     """
     named: Weights = {}
     for name, value in weights.items():
+        if _BUFFERS.search(name):
+            continue
         ours = wan_name(name)
         if ours in named:
             raise BadCheckpoint(f"two weights are both {ours}, one of them {name}")
@@ -55,15 +64,65 @@ def wan_names(weights: Mapping[str, Tensor]) -> Weights:
     return named
 
 
+def unwrapped(weights: Mapping[str, Tensor]) -> Weights:
+    """Weights under the names that they have in their network, without what is wrapped round it.
+
+    Raises:
+        BadCheckpoint: two weights end up with the same name.
+    """
+    named: Weights = {}
+    for name, value in weights.items():
+        if _BUFFERS.search(name):
+            continue
+        bare = unwrapped_name(name)
+        if bare in named:
+            raise BadCheckpoint(f"two weights are both {bare}, one of them {name}")
+        named[bare] = value
+    return named
+
+
+def unwrapped_name(name: str) -> str:
+    """A weight's name without the parts of wrappers, anywhere in it, and without the prefix of its network."""
+    bare = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+    return _PREFIXES.sub("", bare)
+
+
 def wan_name(name: str) -> str:
     """A transformer weight's name in Wan's checkpoints, from any supported form."""
-    stripped = True
-    while stripped:
-        stripped = False
-        for prefix in _PREFIXES:
-            if name.startswith(prefix):
-                name, stripped = name.removeprefix(prefix), True
+    name = unwrapped_name(name)
     for pattern, replacement in _FROM_DIFFUSERS:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+# The other way round, for a layer's name: numbers are kept, the longest names come first.
+_TO_DIFFUSERS = tuple(
+    (re.compile(rf"(?<![^.]){pattern}(?![^.])"), name)
+    for pattern, name in (
+        (r"time_embedding\.0", "condition_embedder.time_embedder.linear_1"),
+        (r"time_embedding\.2", "condition_embedder.time_embedder.linear_2"),
+        (r"time_projection\.1", "condition_embedder.time_proj"),
+        (r"text_embedding\.0", "condition_embedder.text_embedder.linear_1"),
+        (r"text_embedding\.2", "condition_embedder.text_embedder.linear_2"),
+        (r"^head\.head", "proj_out"),
+        (r"^head\.modulation", "scale_shift_table"),
+        ("modulation", "scale_shift_table"),
+        (r"(?<=_attn\.)([qkv])", r"to_\1"),
+        (r"(?<=_attn\.)o", "to_out.0"),
+        ("self_attn", "attn1"),
+        ("cross_attn", "attn2"),
+        ("norm3", "norm2"),
+        (r"ffn\.0", "ffn.net.0.proj"),
+        (r"ffn\.2", "ffn.net.2"),
+        ("before_proj", "proj_in"),
+        ("after_proj", "proj_out"),
+    )
+)
+
+
+def diffusers_name(name: str) -> str:
+    """The name that diffusers has for a transformer's layer or parameter of this name in Wan's checkpoints."""
+    for pattern, replacement in _TO_DIFFUSERS:
         name = pattern.sub(replacement, name)
     return name
 
@@ -94,7 +153,8 @@ def wan_text_encoder_names(weights: Mapping[str, Tensor]) -> Weights:
         BadCheckpoint: two weights end up with the same name and are not equal (`shared` and `embed_tokens` are).
     """
     named: Weights = {}
-    for name, value in weights.items():
+    for wrapped, value in weights.items():
+        name = unwrapped_name(wrapped)
         if name.startswith(_NOT_ENCODER):
             continue
         ours = _wan_text_encoder_name(name)
@@ -105,6 +165,7 @@ def wan_text_encoder_names(weights: Mapping[str, Tensor]) -> Weights:
 
 
 def _wan_text_encoder_name(name: str) -> str:
+    name = re.sub(r"^encoder\.(?=(token_embedding|blocks|norm)\.)", "", name)
     for pattern, replacement in _FROM_TRANSFORMERS:
         name = pattern.sub(replacement, name)
     return name
@@ -130,9 +191,10 @@ def wan_vae_names(weights: Mapping[str, Tensor], config: VaeConfig) -> dict[str,
     Raises:
         BadCheckpoint: two weights end up with the same name.
     """
+    weights = unwrapped(weights)
     # Only diffusers has a `quant_conv`, and only in its names does `conv1` stand for a block's convolution.
     if "quant_conv.weight" not in weights and "post_quant_conv.weight" not in weights:
-        return dict(weights)
+        return weights
     named: dict[str, Tensor] = {}
     for name, value in weights.items():
         ours = _wan_vae_name(name, config)
@@ -165,6 +227,7 @@ def tae_weights(weights: Mapping[str, Tensor], decoder: TaeDecoder) -> dict[str,
 
     Some of TAEHV's releases are like this. The later of the two frames is used, as in TAEHV's own code.
     """
+    weights = unwrapped(weights)
     halved = dict(weights)
     for place, layer in enumerate(decoder.decoder):
         name = f"decoder.{place}.conv.weight"

@@ -185,7 +185,7 @@ class ResetInputs:
 
     Attributes:
         mode: whether the chunk's latents start from noise (text) or from an input video.
-        uses_vace: the chunk has VACE frames, masks, references or key images.
+        has_vace_arrays: the chunk has VACE frames or masks; references and key images alone are no reason for a reset.
         prompts: the prompts in force; within a transition, its target.
         in_transition: the chunk lies within a transition of prompts.
         denoising_steps: the requested timesteps, None for the pipeline's own.
@@ -194,7 +194,7 @@ class ResetInputs:
     """
 
     mode: Mode
-    uses_vace: bool
+    has_vace_arrays: bool
     prompts: tuple[Prompt, ...]
     in_transition: bool
     denoising_steps: tuple[int, ...] | None
@@ -226,7 +226,7 @@ def needs_reset(
         return False
     new_prompt = current.prompts != previous.prompts and not current.in_transition
     return current.denoising_steps != previous.denoising_steps or (
-        new_prompt and (current.mode is Mode.VIDEO or current.uses_vace)
+        new_prompt and (current.mode is Mode.VIDEO or current.has_vace_arrays)
     )
 
 
@@ -357,11 +357,10 @@ class _ChunkPlanner:
 
     def reset_inputs(self) -> ResetInputs:
         spec = self.spec
-        has_images = bool(spec.vace_ref_images or spec.first_frame_image or spec.last_frame_image)
         steps = self.options.denoising_steps
         return ResetInputs(
             mode=self.mode,
-            uses_vace=self.has_vace_arrays or has_images,
+            has_vace_arrays=self.has_vace_arrays,
             prompts=self.prompts.target,
             in_transition=self.prompts.in_transition,
             denoising_steps=tuple(steps) if steps else None,

@@ -10,6 +10,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def with_diffs(module: nn.Module, name: str, lora_scales: Tensor | None) -> Tensor:
+    """A module's parameter, plus what LoRAs add to it as it is, each times its scale.
+
+    `lora_NAME` [K, ...] has the additions, and `lora_NAME_index` [K] says to which adapter each belongs.
+    """
+    parameter: Tensor = getattr(module, name)
+    diffs: Tensor | None = getattr(module, f"lora_{name}", None)
+    if diffs is None or lora_scales is None:
+        return parameter
+    scales = lora_scales[getattr(module, f"lora_{name}_index")]
+    return parameter + (scales.reshape(-1, *[1] * parameter.ndim) * diffs).sum(0)
+
+
+def has_loras(network: nn.Module) -> bool:
+    """Whether an adapter is attached to any layer of a network."""
+    return any(name.rpartition(".")[2].startswith("lora_") for name, _ in network.named_buffers())
+
+
 class Linear(nn.Module):
     """x @ w + b, or without b, plus the branches of any number of LoRAs, each times a scale given at run time.
 
@@ -31,9 +49,9 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor, lora_scales: Tensor | None = None) -> Tensor:
         """[..., in] to [..., out]; `lora_scales` has one number per adapter."""
-        y = x @ self.weight
+        y = x @ with_diffs(self, "weight", lora_scales)
         if self.bias is not None:
-            y = y + self.bias
+            y = y + with_diffs(self, "bias", lora_scales)
         if lora_scales is None or self.lora_a is None or self.lora_b is None or self.lora_index is None:
             return y
         return y + (x @ self.lora_a * lora_scales[self.lora_index]) @ self.lora_b
@@ -86,10 +104,32 @@ class RmsNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, lora_scales: Tensor | None = None) -> Tensor:
         """[..., dim] to the same; the mean is taken in float32."""
         x32 = x.float()
-        return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
+        normed = (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        return normed * with_diffs(self, "weight", lora_scales)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm with weights that LoRAs may change."""
+
+    def forward(self, x: Tensor, lora_scales: Tensor | None = None) -> Tensor:
+        """[..., dim] to the same."""
+        weight, bias = (with_diffs(self, name, lora_scales) for name in ("weight", "bias"))
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
+class PatchEmbedding(nn.Conv3d):
+    """Patches of latents to tokens, with weights that LoRAs may change."""
+
+    def __init__(self, in_channels: int, dim: int, patch: tuple[int, int, int]) -> None:
+        super().__init__(in_channels, dim, kernel_size=patch, stride=patch)
+
+    def forward(self, x: Tensor, lora_scales: Tensor | None = None) -> Tensor:
+        """[B, C, T, H, W] to [B, dim, T, rows, cols]."""
+        weight, bias = (with_diffs(self, name, lora_scales) for name in ("weight", "bias"))
+        return F.conv3d(x, weight, bias, self.stride)
 
 
 def layer_norm(x: Tensor, eps: float) -> Tensor:

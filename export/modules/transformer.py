@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from export.config import CheckpointConfig
 from export.modules.layers import (
+    LayerNorm,
     Linear,
     Mlp,
+    PatchEmbedding,
     PositionEmbedding,
     RmsNorm,
     TimedNetwork,
@@ -22,6 +24,7 @@ from export.modules.layers import (
     modulate,
     rotate,
     split_heads,
+    with_diffs,
 )
 
 
@@ -54,8 +57,8 @@ class SelfAttention(nn.Module):
         lora_scales: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The tokens' update [B, L, C], and their keys and values [B, N, L, D] to cache."""
-        q = split_heads(self.norm_q(self.q(x, lora_scales)), self.num_heads)
-        k = split_heads(self.norm_k(self.k(x, lora_scales)), self.num_heads)
+        q = split_heads(self.norm_q(self.q(x, lora_scales), lora_scales), self.num_heads)
+        k = split_heads(self.norm_k(self.k(x, lora_scales), lora_scales), self.num_heads)
         v = split_heads(self.v(x, lora_scales), self.num_heads)
         q = rotate(q, rope.cos, rope.sin)
         rotated = rotate(k, rope.cos, rope.sin)
@@ -81,7 +84,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, text_k: Tensor, text_v: Tensor, lora_scales: Tensor | None) -> Tensor:
         """Tokens [B, L, C], text_k and text_v [B, N, Lt, D], to the tokens' update [B, L, C]."""
-        q = split_heads(self.norm_q(self.q(x, lora_scales)), self.num_heads)
+        q = split_heads(self.norm_q(self.q(x, lora_scales), lora_scales), self.num_heads)
         return self.o(join_heads(F.scaled_dot_product_attention(q, text_k, text_v)), lora_scales)
 
 
@@ -93,7 +96,7 @@ class Block(nn.Module):
         self.eps = config.eps
         self.modulation = nn.Parameter(torch.zeros(1, 6, config.dim))
         self.self_attn = SelfAttention(config)
-        self.norm3 = nn.LayerNorm(config.dim, eps=config.eps)
+        self.norm3 = LayerNorm(config.dim, eps=config.eps)
         self.cross_attn = CrossAttention(config)
         self.ffn = Mlp(config.dim, config.ffn_dim, config.dim, nn.GELU(approximate="tanh"))
 
@@ -108,12 +111,14 @@ class Block(nn.Module):
         lora_scales: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens [B, L, C] and their frames' modulation [B, T, 6, C] to tokens, keys and values."""
-        shift, scale, gate_attn, shift_ffn, scale_ffn, gate_ffn = (modulation + self.modulation).unbind(2)
+        shift, scale, gate_attn, shift_ffn, scale_ffn, gate_ffn = (
+            modulation + with_diffs(self, "modulation", lora_scales)
+        ).unbind(2)
         update, k, v = self.self_attn(
             modulate(layer_norm(x, self.eps), shift, scale), rope, past, score_bias, lora_scales
         )
         x = x + gate(update, gate_attn)
-        x = x + self.cross_attn(self.norm3(x), *text, lora_scales)
+        x = x + self.cross_attn(self.norm3(x, lora_scales), *text, lora_scales)
         update = self.ffn(modulate(layer_norm(x, self.eps), shift_ffn, scale_ffn), lora_scales)
         return x + gate(update, gate_ffn), k, v
 
@@ -130,7 +135,7 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor, lora_scales: Tensor | None) -> Tensor:
         """Tokens [B, L, C] and the time embedding [B, T, C] to [B, L, patch]."""
-        shift, scale = (embedding.unsqueeze(2) + self.modulation).unbind(2)
+        shift, scale = (embedding.unsqueeze(2) + with_diffs(self, "modulation", lora_scales)).unbind(2)
         return self.head(modulate(layer_norm(x, self.eps), shift, scale), lora_scales)
 
 
@@ -145,7 +150,7 @@ class CausalTransformer(TimedNetwork):
         self.patch_size = config.patch_size
         self.hint_of_layer = {layer: hint for hint, layer in enumerate(config.vace_layers)}
         patch = config.patch_size
-        self.patch_embedding = nn.Conv3d(config.in_channels, config.dim, kernel_size=patch, stride=patch)
+        self.patch_embedding = PatchEmbedding(config.in_channels, config.dim, patch)
         self.position_embedding = PositionEmbedding(config.dim) if config.position_embedding else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head = Head(config)
@@ -182,7 +187,7 @@ class CausalTransformer(TimedNetwork):
             The velocity [B, C, T, H, W]; the chunk's keys and values, each [layers, B, N, L, D].
         """
         embedding, modulation = self.embed_time(timesteps, lora_scales)
-        x = self.embed(latents)
+        x = self.embed(latents, lora_scales)
 
         # One row for all heads and queries: the biases of the cached tokens, then none for the chunk's own.
         score_bias = None
@@ -201,9 +206,9 @@ class CausalTransformer(TimedNetwork):
 
         return self.predict(x, embedding, latents, lora_scales), torch.stack(keys), torch.stack(values)
 
-    def embed(self, latents: Tensor) -> Tensor:
+    def embed(self, latents: Tensor, lora_scales: Tensor | None = None) -> Tensor:
         """[B, C, T, H, W] to the tokens that the blocks take, [B, L, C]."""
-        return embed_latents(latents, self.patch_embedding, self.position_embedding)
+        return embed_latents(latents, self.patch_embedding, self.position_embedding, lora_scales)
 
     def predict(self, x: Tensor, embedding: Tensor, latents: Tensor, lora_scales: Tensor | None = None) -> Tensor:
         """The velocity, in the latents' shape, from the last block's tokens and the embedding of the timesteps."""
@@ -214,9 +219,14 @@ class CausalTransformer(TimedNetwork):
         return patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(batch, -1, num_frames, height, width)
 
 
-def embed_latents(latents: Tensor, patch_embedding: nn.Conv3d, position_embedding: PositionEmbedding | None) -> Tensor:
+def embed_latents(
+    latents: Tensor,
+    patch_embedding: PatchEmbedding,
+    position_embedding: PositionEmbedding | None,
+    lora_scales: Tensor | None = None,
+) -> Tensor:
     """Latents [B, C, T, H, W] to tokens [B, L, C], with the position embedding added if there is one."""
-    patches = patch_embedding(latents)  # [B, C, T, rows, cols]
+    patches = patch_embedding(latents, lora_scales)  # [B, C, T, rows, cols]
     x = patches.flatten(2).transpose(1, 2)
     return x if position_embedding is None else position_embedding(x, *patches.shape[2:])
 
@@ -232,7 +242,7 @@ class CrossKv(nn.Module):
 
     def forward(self, text: Tensor, lora_scales: Tensor | None) -> tuple[Tensor, Tensor]:
         """[B, Lt, C] to keys and values, each [B, N, Lt, D]."""
-        k = self.norm_k(self.k(text, lora_scales))
+        k = self.norm_k(self.k(text, lora_scales), lora_scales)
         return split_heads(k, self.num_heads), split_heads(self.v(text, lora_scales), self.num_heads)
 
 

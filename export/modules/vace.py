@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.config import CheckpointConfig
-from export.modules.layers import Linear, PositionEmbedding, TimedNetwork
+from export.modules.layers import Linear, PatchEmbedding, PositionEmbedding, TimedNetwork
 from export.modules.transformer import Block, Rope, embed_latents
 
 
@@ -34,9 +34,9 @@ class VaceBranch(TimedNetwork):
     def __init__(self, config: CheckpointConfig) -> None:
         super().__init__(config.dim, config.freq_dim)
         patch = config.patch_size
-        self.patch_embedding = nn.Conv3d(config.in_channels, config.dim, kernel_size=patch, stride=patch)
+        self.patch_embedding = PatchEmbedding(config.in_channels, config.dim, patch)
         self.position_embedding = PositionEmbedding(config.dim) if config.position_embedding else None
-        self.vace_patch_embedding = nn.Conv3d(config.vace_in_channels, config.dim, kernel_size=patch, stride=patch)
+        self.vace_patch_embedding = PatchEmbedding(config.vace_in_channels, config.dim, patch)
         self.vace_blocks = nn.ModuleList(
             VaceBlock(config, first=index == 0) for index in range(len(config.vace_layers))
         )
@@ -68,8 +68,8 @@ class VaceBranch(TimedNetwork):
             What to add to the outputs of the transformer's layers, [vace_layers, B, L, C]; references have none.
         """
         _, modulation = self.embed_time(timesteps, lora_scales)
-        noisy = embed_latents(latents, self.patch_embedding, self.position_embedding)
-        x = self.vace_patch_embedding(context).flatten(2).transpose(1, 2)
+        noisy = embed_latents(latents, self.patch_embedding, self.position_embedding, lora_scales)
+        x = self.vace_patch_embedding(context, lora_scales).flatten(2).transpose(1, 2)
         # References have nothing to denoise: zeros after the embedding, because the embedding's bias is not zero.
         num_reference_tokens = x.shape[1] - noisy.shape[1]
         noisy = F.pad(noisy, (0, 0, num_reference_tokens, 0))

@@ -206,14 +206,14 @@ class LongLiveSequence:
             source, noise_scale = self._source(chunk, caches)  # [1, C, T, h, w]
             context = caches.vace.context(chunk, num_latent_frames) if caches.vace is not None else None
         # 5. A new text needs a new cache; after a reset the cache is empty, and nothing happens here.
-        if text.is_new and params.mode is Mode.TEXT:
+        if text.is_new:
             with measure("cache"):
                 caches.transformer.recache(text.inputs)
         # 6. Noise, which only depends on the seed and the chunk's position; in video mode mixed with the source.
         noise = self._noise(params, num_latent_frames)
         latents = initial_latents(noise.draw(), source, noise_scale)  # [1, C, T, h, w]
         # 7. The timesteps.
-        own_steps = config.text_steps if params.mode is Mode.TEXT else config.video_steps
+        own_steps = _own_steps(config, params)
         steps = chunk_steps(params.mode, params.denoising_steps or own_steps, noise_scale, config.video_step_offset)
         chunk.report["denoise_steps"] = len(steps)
         # 8. Denoise; the cache is only read.
@@ -356,6 +356,13 @@ class SigmaTable:
         after = bisect_left(self.sigmas, -timestep, key=lambda sigma: -NUM_TIMESTEPS * sigma)
         around = self.sigmas[max(0, after - 1) : after + 1]
         return min(around, key=lambda sigma: abs(NUM_TIMESTEPS * sigma - timestep))
+
+
+def _own_steps(config: LongLiveConfig, params: ChunkParameters) -> tuple[float, ...]:
+    """The pipeline's own timesteps for a chunk; a first chunk in text mode, with nothing cached, may have more."""
+    if params.mode is Mode.VIDEO:
+        return config.video_steps
+    return config.first_text_steps if params.reset and config.first_text_steps else config.text_steps
 
 
 def chunk_steps(mode: Mode, steps: Sequence[float], noise_scale: float, offset: int = 0) -> tuple[float, ...]:

@@ -42,6 +42,14 @@ class LongLiveConfig:
         temporal_factor: pixel frames of a latent frame.
         sizes: [height, width] in pixels that the engines were built for.
         loras: names, in the order of the engines' `lora_scales`.
+        sink_decay: share that the sink keeps of itself when frames that leave the window are folded into it; None if it
+            stays as it is.
+        first_text_steps: default timesteps of a chunk that resets in text mode, falling; None for `text_steps`.
+        lone_references: what the VACE branch sees of a chunk that only has references: `before`, grey frames that are
+            all to be generated, after the references; `in_place`, the references at the places of the chunk's own
+            latent frames, then zeros. Exports of earlier versions are of the second kind.
+        global_sink: whether the sink keeps the video's first frames when the prompt changes.
+        context_noise: timestep of the passes that write the cache.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True)
@@ -68,6 +76,11 @@ class LongLiveConfig:
     temporal_factor: int
     sizes: tuple[tuple[int, int], ...]
     loras: tuple[str, ...] = ()
+    sink_decay: float | None = None
+    first_text_steps: tuple[float, ...] | None = None
+    lone_references: Literal["before", "in_place"] = "in_place"
+    global_sink: bool = True
+    context_noise: float = 0.0
 
     @property
     def chunk_size(self) -> int:

@@ -119,6 +119,7 @@ class FrameWindow:
         size: latent frames that a chunk may see, the sink and the chunk itself included.
         sink: latent frames from the start that are never evicted.
         latent_frames_per_chunk: of any chunk but the first.
+        global_sink: the sink keeps the video's first frames; otherwise a recache replaces them with the window's first.
 
     Raises:
         ValueError: sink and chunk don't fit in the window.
@@ -127,6 +128,7 @@ class FrameWindow:
     size: int
     sink: int
     latent_frames_per_chunk: int
+    global_sink: bool = True
 
     def __post_init__(self) -> None:
         if self.ring < 0:
@@ -168,14 +170,42 @@ class FrameWindow:
 
         While the window holds all frames, all of them go through and see only each other. Later the sink stays as it
         is, and the latest frames that fit next to it go through: they see the sink and each other. Earlier frames would
-        be neither seen nor cached.
+        be neither seen nor cached. Without a global sink, the latest frames of a whole window go through.
         """
         if num_frames == 0:
             return None
         if num_frames <= self.size:
             return PassSpan(0, num_frames, ())
+        if not self.global_sink:
+            return PassSpan(num_frames - self.size, self.size, ())
         room = self.size - self.sink
         return PassSpan(num_frames - room, room, tuple(range(self.sink)))
+
+    def sources(self, span: PassSpan, num_frames: int) -> dict[int, int]:
+        """The frames whose slots a write of a span fills, and the places in the span that fill them.
+
+        Args:
+            span: of the next chunk, or of a recache.
+            num_frames: frames so far: before the chunk, or all of the recache.
+        """
+        held = self.held(span.end)
+        filled = {frame: frame - span.first_frame for frame in held if frame >= span.first_frame}
+        if not self.global_sink and 0 < span.first_frame < num_frames:
+            filled |= {frame: frame for frame in held[: self.sink]}  # the window's first frames are the new sink
+        return filled
+
+    def leaving(self, span: PassSpan, num_frames: int) -> tuple[int, ...]:
+        """The frames outside the sink that a write of a span makes leave the window, rising.
+
+        Args:
+            span: of the next chunk, or of a recache.
+            num_frames: frames so far: before the chunk, or all of the recache.
+        """
+        if 0 < span.first_frame < num_frames:
+            return ()  # a recache beside the sink, which stays as it is
+        frames = sorted({*self.held(num_frames), *range(span.first_frame, span.end)})
+        kept = frozenset(self.held(span.end))
+        return tuple(frame for frame in frames if frame >= self.sink and frame not in kept)
 
     def past_positions(self, span: PassSpan) -> tuple[int, ...]:
         """RoPE positions of the slots, [capacity], counted within the window.
@@ -199,6 +229,9 @@ class KvCache:
     does not matter: keys carry their position, or get one from tables in the order of the slots. Nothing here waits for
     the device.
 
+    With a `sink_decay` the sink is a moving average: what leaves the window is folded into it (Reward-Forcing). Keys
+    must then be without positions.
+
     Attributes:
         k: keys, [layers, 1, N, P, D] with P = capacity * tokens_per_frame.
         v: values, the same.
@@ -216,6 +249,7 @@ class KvCache:
         tokens_per_frame: int,
         dtype: torch.dtype,
         device: torch.device | str,
+        sink_decay: float | None = None,
     ) -> None:
         shape = (num_layers, 1, num_heads, window.capacity * tokens_per_frame, head_dim)
         self.k = torch.zeros(shape, dtype=dtype, device=device)  # [layers, 1, N, P, D]
@@ -223,6 +257,7 @@ class KvCache:
         self.num_frames = 0
         self.window = window
         self._tokens_per_frame = tokens_per_frame
+        self._sink_decay = sink_decay
         self._bias: Tensor | None = None
         self._bias_key: tuple[tuple[int, ...], float] | None = None
 
@@ -278,12 +313,41 @@ class KvCache:
                 raise ValueError(
                     f"keys and values must be {list(shape)} on {self.k.device}, got {list(new.shape)} on {new.device}"
                 )
-        for frame in self.window.held(span.end):
-            if frame >= span.first_frame:
-                slot, source = self._tokens(self.window.slot(frame)), self._tokens(frame - span.first_frame)
-                self.k[:, :, :, slot] = k[:, :, :, source]
-                self.v[:, :, :, slot] = v[:, :, :, source]
+        leaving = None if self._sink_decay is None else self._leaving(span, k, v)
+        for frame, place in self.window.sources(span, self.num_frames).items():
+            slot, source = self._tokens(self.window.slot(frame)), self._tokens(place)
+            self.k[:, :, :, slot] = k[:, :, :, source]
+            self.v[:, :, :, slot] = v[:, :, :, source]
+        if leaving is not None and self._sink_decay is not None:
+            self._fold(leaving, self._sink_decay)
         self.num_frames = span.end
+
+    def _leaving(self, span: PassSpan, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of the frames that leave the window with a write, [layers, 1, N, L, D]; None if none do.
+
+        Of more frames than the sink has, the latest.
+        """
+        frames = self.window.leaving(span, self.num_frames)[-self.window.sink :]
+        if not frames or not self.window.sink:
+            return None
+
+        def of(cached: Tensor, new: Tensor) -> Tensor:
+            parts = [
+                new[:, :, :, self._tokens(frame - span.first_frame)]
+                if frame >= span.first_frame
+                else cached[:, :, :, self._tokens(self.window.slot(frame))]
+                for frame in frames
+            ]
+            return torch.cat(parts, dim=3)
+
+        return of(self.k, k), of(self.v, v)
+
+    def _fold(self, leaving: tuple[Tensor, Tensor], decay: float) -> None:
+        """Fold what leaves the window into the sink; fewer frames than the sink has go into its last ones."""
+        end = self.window.sink * self._tokens_per_frame
+        for cached, left in zip((self.k, self.v), leaving, strict=True):
+            sink = cached[:, :, :, end - left.shape[3] : end]
+            sink.copy_(decay * sink + (1 - decay) * left)
 
     def clear(self) -> None:
         """Forget all frames."""
@@ -326,8 +390,6 @@ class CleanLatents:
 
 # -- Passes -------------------------------------------------------------------------------------------------
 
-_CLEAN = 0.0  # the timestep of latents without noise
-
 
 class CachedTransformer:
     """The transformer of one sequence at one size: passes that read the KV cache, and passes that write it.
@@ -343,7 +405,8 @@ class CachedTransformer:
     """
 
     def __init__(self, engine: Engine, config: LongLiveConfig, tables: RopeTables, rows: int, cols: int) -> None:
-        window = FrameWindow(config.window, config.sink, config.latent_frames_per_chunk)
+        window = FrameWindow(config.window, config.sink, config.latent_frames_per_chunk, config.global_sink)
+        self._context_timestep = config.context_noise
         self._engine = engine
         self._tables = tables
         self._is_windowed = config.rope_positions == "window"
@@ -356,6 +419,7 @@ class CachedTransformer:
             tokens_per_frame=rows * cols,
             dtype=engine.dtype("past_k"),
             device=engine.device,
+            sink_decay=config.sink_decay,
         )
         self._hint_shape = (config.num_vace_layers, rows, cols, config.num_heads * config.head_dim)
         self._zeros: Tensor | None = None
@@ -389,8 +453,8 @@ class CachedTransformer:
         return self._run(span, latents, timestep, text, hints=hints, attention_bias=attention_bias)["velocity"]
 
     def write(self, span: PassSpan, latents: Tensor, text: Mapping[str, Tensor]) -> None:
-        """Cache the clean latents of a chunk, by a pass at timestep 0 without hints and without a bias."""
-        outputs = self._run(span, latents, _CLEAN, text)
+        """Cache the clean latents of a chunk, by a pass at the context's timestep without hints and bias."""
+        outputs = self._run(span, latents, self._context_timestep, text)
         self._kv.write(span, outputs["new_k"], outputs["new_v"])
         self._clean.append(latents)
 
@@ -398,7 +462,7 @@ class CachedTransformer:
         """Rebuild the cache for another text: see `FrameWindow.recache`."""
         span = self._kv.recache_span()
         if span is not None:
-            outputs = self._run(span, self._clean.latest(span.num_frames), _CLEAN, text)
+            outputs = self._run(span, self._clean.latest(span.num_frames), self._context_timestep, text)
             self._kv.write(span, outputs["new_k"], outputs["new_v"])
 
     def clear(self) -> None:

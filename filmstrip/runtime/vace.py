@@ -17,6 +17,7 @@ from filmstrip.contract import (
     VACE_FRAMES,
     VACE_MASKS,
     VACE_REF_IMAGES,
+    ChunkParameters,
     TensorSpec,
 )
 from filmstrip.runtime.engines.engine import Engine
@@ -82,6 +83,17 @@ class Conditioning:
                 pixels[:, :, place] = image
                 mask[:, :, place] = 0
         return cls(pixels, mask)
+
+    @classmethod
+    def grey(cls, params: ChunkParameters, like: Tensor) -> "Conditioning":
+        """The frames of a chunk that only has references, all to be generated: what the branch was trained with.
+
+        Args:
+            params: of the chunk.
+            like: pixels [1, 3, 1, H, W] of the chunk's size, for type and device.
+        """
+        frames = like.new_zeros(1, 3, params.num_frames + params.pad_first_frame, *like.shape[-2:])
+        return cls(frames, torch.ones_like(frames[:, :1]))
 
     def padded(self) -> "Conditioning":
         """With the first frame repeated, for a first chunk that follows the video rule."""
@@ -271,6 +283,8 @@ class VaceConditioner:
         """
         device = self._engine.device
         conditioning, references = read_conditioning(chunk, device), read_references(chunk, device)
+        if conditioning is None and references and self._config.lone_references == "before":
+            conditioning = Conditioning.grey(chunk.parameters, references[0])
         if len(references) > MAX_REFERENCES:
             problem = f"has {len(references)} images, the pipeline takes at most {MAX_REFERENCES}"
             raise invalid(chunk.parameters.index, VACE_REF_IMAGES, problem)

@@ -82,6 +82,13 @@ class ListCache:
         window with it.
         """
         made, window, sink = len(self.frames), self.config.window, self.config.sink
+        if not self.config.global_sink and made > window:
+            first = made - window
+            clean, timesteps = latents[:, :, first:made], torch.zeros(1, window)
+            _, new = self._run(clean, timesteps, text, range(first, made), ())
+            self.frames[first:] = new
+            self.frames[:sink] = new[:sink]
+            return
         sink_stays = made > window
         first = made - (window - sink) if sink_stays else 0
         clean, timesteps = latents[:, :, first:made], torch.zeros(1, made - first)
@@ -107,6 +114,34 @@ class ListCache:
         tables = tables_at(self.config, positions, range(len(seen)))
         velocity, new_k, new_v = self.ours(latents, timesteps, *text, tables, k, v, **per_token)
         return velocity, list(zip(new_k.split(TOKENS, dim=3), new_v.split(TOKENS, dim=3), strict=True))
+
+
+class AveragingCache(ListCache):
+    """Reward-Forcing's cache: a list as long as the window, its first frames an average of what has left it.
+
+    A chunk that finds no room first puts out the oldest frames after the sink. As many as the sink has are averaged
+    into it. Keys have no positions; each pass counts them from the list's start.
+    """
+
+    DECAY = 0.999
+
+    def chunk(self, latents: Tensor, timesteps: Tensor, text: Text, factor: float = 1.0) -> Tensor:
+        sink, num_new = self.config.sink, latents.shape[2]
+        num_out = len(self.frames) + num_new - self.config.window
+        if num_out > 0:
+            out = self.frames[sink : sink + num_out]
+            assert len(out) == sink
+            averages = [
+                tuple(self.DECAY * old + (1 - self.DECAY) * new for old, new in zip(*pair, strict=True))
+                for pair in zip(self.frames[:sink], out, strict=True)
+            ]
+            self.frames = [*averages, *self.frames[sink + num_out :]]
+        seen = range(len(self.frames))
+        factors = torch.tensor([1.0 if place < sink else factor for place in seen])
+        own = range(len(seen), len(seen) + num_new)
+        velocity, new = self._run(latents, timesteps, text, own, seen, past_bias=factors.log())
+        self.frames = [*self.frames, *new]
+        return velocity
 
 
 def chunk_by_chunk(

@@ -160,7 +160,9 @@ def test_a_file_that_would_run_code_is_not_read(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("w.bin", b"", r"w\.bin: weights must be"),
+        ("w.npz", b"", r"w\.npz: weights must be"),
+        ("w.gguf", b"GGUF", r"w\.gguf: weights must be .* quantised blocks are not supported"),
+        ("w.bin", b"", r"w\.bin can't be read: the file is empty; download it again"),
         ("w.pt", b"junk", r"w\.pt can't be read"),
         ("w.safetensors", b"junk", r"w\.safetensors can't be read"),
         ("missing.pt", None, r"missing\.pt can't be read"),

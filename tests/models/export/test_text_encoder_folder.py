@@ -9,7 +9,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: see docs/export.md")
 safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed: see docs/export.md")
 
-from export.checkpoint import find_tokenizer, load_networks
+from export.checkpoint import load_networks
+from export.checkpoint_files import find_tokenizer
 from export.errors import BadCheckpoint, BadConfig
 from export.modules.text_encoder import TextEncoder, distance_buckets
 from export.modules.transformer import CausalTransformer, TextKv

@@ -240,10 +240,10 @@ def test_a_size_that_is_only_known_turned_round_is_refused(copy: Path, monkeypat
     assert "did you mean 48x32? sizes are WIDTHxHEIGHT since 0.1.0" in done.output
     assert contents(copy / "repository") == before
 
-    def stop(_folder: Path) -> None:
+    def stop(*_arguments: object) -> None:
         raise BadConfig("not refused for its size")
 
-    monkeypatch.setattr("export.longlive.load_networks", stop)
+    monkeypatch.setattr("export.longlive.open_config", stop)
     for options in (["--size", "48x32"], ["--fresh"]):
         assert "not refused for its size" in run(copy, *options, size="32x48").output
 

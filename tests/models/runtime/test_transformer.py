@@ -201,6 +201,62 @@ TestListModel = ListModel.TestCase
 TestListModel.settings = settings(stateful_step_count=30)
 
 
+def test_what_leaves_the_window_is_folded_into_the_sink():
+    """By hand: two of sink, two of ring; a frame of value x becomes a share of the sink's frame in its place."""
+    window = FrameWindow(size=6, sink=2, latent_frames_per_chunk=2)
+    cache = KvCache(
+        window,
+        num_layers=LAYERS,
+        num_heads=HEADS,
+        head_dim=DIM,
+        tokens_per_frame=TOKENS,
+        dtype=torch.float32,
+        device="cpu",
+        sink_decay=0.75,
+    )
+
+    def write(first_value: int, count: int) -> None:
+        new = frames(first_value, count)
+        cache.write(cache.chunk_span(count), new, -new)
+
+    def sink() -> list[Tensor]:
+        return [cache.k[:, :, :, slot * TOKENS : (slot + 1) * TOKENS] for slot in range(2)]
+
+    write(10, 2)
+    write(20, 2)
+    assert torch.equal(cache.k, torch.cat([frames(10, 2), frames(20, 2)], dim=3))
+    write(30, 2)  # frames 20 and 21 leave
+    for place, value in enumerate(sink()):
+        torch.testing.assert_close(value, 0.75 * frames(10 + place, 1) + 0.25 * frames(20 + place, 1))
+    torch.testing.assert_close(cache.v, -cache.k)
+    before = sink()[0].clone()
+    write(40, 1)  # a single frame, 30, leaves: it goes to the sink's end
+    torch.testing.assert_close(sink()[0], before)
+    expected = 0.75 * (0.75 * frames(11, 1) + 0.25 * frames(21, 1)) + 0.25 * frames(30, 1)
+    torch.testing.assert_close(sink()[1], expected)
+    # A recache beside the sink leaves it as it is.
+    span = cache.recache_span()
+    assert span is not None
+    kept = [value.clone() for value in sink()]
+    cache.write(span, frames(50, span.num_frames), -frames(50, span.num_frames))
+    assert all(torch.equal(one, other) for one, other in zip(sink(), kept, strict=True))
+
+
+def test_a_recache_of_all_frames_folds_those_that_no_longer_fit():
+    window = FrameWindow(size=6, sink=2, latent_frames_per_chunk=2)
+    sizes = {"num_layers": LAYERS, "num_heads": HEADS, "head_dim": DIM, "tokens_per_frame": TOKENS}
+    cache = KvCache(window, **sizes, dtype=torch.float32, device="cpu", sink_decay=0.75)
+    for first_value in (10, 20, 30):
+        new = frames(first_value, 2)
+        cache.write(cache.chunk_span(2), new, -new)
+    span = cache.recache_span()
+    assert (span.first_frame, span.num_frames) == (0, 6)
+    cache.write(span, frames(50, 6), -frames(50, 6))
+    kept = torch.cat([0.75 * frames(50, 2) + 0.25 * frames(52, 2), frames(54, 2)], dim=3)
+    torch.testing.assert_close(cache.k, kept)
+    torch.testing.assert_close(cache.v, -kept)
+
+
 def test_the_sizes_of_longlive():
     cache = KvCache(
         FrameWindow(12, 3, 3),

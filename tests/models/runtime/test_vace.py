@@ -349,6 +349,20 @@ def test_references_without_frames(num_images: int, expected: list[float], num_r
     assert not ways.reactive.given
 
 
+@pytest.mark.parametrize("pads", [False, True])
+def test_references_before_grey_frames_that_are_to_be_made(pads: bool):
+    ways = encoders()
+    sizes = {"height": HEIGHT, "width": WIDTH}
+    params = ChunkParameters(index=0, num_frames=12, mode=Mode.TEXT, reset=True, pad_first_frame=pads, **sizes)
+    grey = Conditioning.grey(params, IMAGE)
+    assert grey.frames.shape == (1, 3, 12 + pads, HEIGHT, WIDTH)
+    context = vace_context(grey, [levels(0.1), levels(0.2)], ways, 3 + pads, SIDE)
+    assert context.num_references == 2
+    assert told(context.latents[:, :3]) == pytest.approx([10, 20] + [0] * (3 + pads))
+    assert not context.latents[:, 3:6].any()
+    assert told(context.latents[:, 6:]) == [0, 0] + [1] * (3 + pads)
+
+
 @pytest.mark.parametrize("num_references", [0, 1, 3])
 def test_wans_context_has_96_channels(num_references: int):
     encode = lambda pixels: noise(1, 16, (pixels.shape[2] + 3) // 4, 4, 6)  # noqa: E731

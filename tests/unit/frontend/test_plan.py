@@ -225,8 +225,8 @@ RESETS = [
     ("video", {}, TARGET, [0], [12, 12, 12, 12]),
     ("video", {}, TARGET | {"transition_num_steps": 1}, [0], [12, 12, 12, 12]),
     ("video", {}, TARGET | {"transition_num_steps": 0}, [0, 2], [12, 12, 12, 12]),
-    ("text", {}, REF | PROMPT, [0, 2], [9, 12, 9, 12, 12]),
-    ("text", {}, {"last_frame_image": "ref"} | PROMPT, [0, 2], [9, 12, 9, 12, 12]),
+    ("text", {}, REF | PROMPT, [0], [9, 12, 12, 12, 12]),
+    ("text", {}, {"last_frame_image": "ref"} | PROMPT, [0], [9, 12, 12, 12, 12]),
     ("text", {}, vace() | PROMPT, [0, 2], [9, 12, 12, 12, 12]),
     ("video", {"vace_use_input_video": True}, PROMPT, [0, 2], [12, 12, 12, 12]),
     # Denoising steps, for one chunk and back.

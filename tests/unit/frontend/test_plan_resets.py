@@ -11,7 +11,7 @@ LATENT_FRAMES = 3
 
 VIDEO = ResetInputs(
     mode=Mode.VIDEO,
-    uses_vace=False,
+    has_vace_arrays=False,
     prompts=CAT,
     in_transition=False,
     denoising_steps=None,
@@ -19,7 +19,7 @@ VIDEO = ResetInputs(
     reset_cache=False,
 )
 TEXT = replace(VIDEO, mode=Mode.TEXT)
-VACE = replace(TEXT, uses_vace=True)
+VACE = replace(TEXT, has_vace_arrays=True)
 STEPS = {"denoising_steps": (1000, 500)}
 
 
@@ -55,14 +55,14 @@ def test_a_chunk_that_changes_nothing_goes_on(chunk):
         (TEXT, {"prompts": DOG}, False),
         (VIDEO, {"prompts": DOG}, True),
         (VACE, {"prompts": DOG}, True),
-        (TEXT, {"prompts": DOG, "uses_vace": True}, True),
+        (TEXT, {"prompts": DOG, "has_vace_arrays": True}, True),
         (VIDEO, {"prompts": (Prompt("a cat", 50.0),)}, True),
         (VIDEO, {"prompts": DOG, "manage_cache": False}, False),
         (VIDEO, {"prompts": DOG, "in_transition": True}, False),
         (replace(VIDEO, prompts=DOG, in_transition=True), {"in_transition": False}, False),
         # Conditioning that comes or goes is no cause by itself.
-        (TEXT, {"uses_vace": True}, False),
-        (VACE, {"uses_vace": False}, False),
+        (TEXT, {"has_vace_arrays": True}, False),
+        (VACE, {"has_vace_arrays": False}, False),
     ],
 )
 def test_each_cause_of_a_reset(before, changes, expected):

@@ -11,7 +11,15 @@ from export.modules.transformer import CausalTransformer
 from filmstrip.runtime.transformer import CleanLatents, FrameWindow, KvCache, PassSpan
 from tests.models.export.configs import tiny
 from tests.models.export.networks import HEIGHT, TOKENS, WIDTH, normal, rope, transformer
-from tests.models.export.references import ListCache, Text, block_causal_bias, chunk_by_chunk, one_pass, tables_at
+from tests.models.export.references import (
+    AveragingCache,
+    ListCache,
+    Text,
+    block_causal_bias,
+    chunk_by_chunk,
+    one_pass,
+    tables_at,
+)
 
 CHUNKS = [4] + [3] * 11  # as in video mode
 NUM_FRAMES = sum(CHUNKS)
@@ -31,7 +39,7 @@ class Streaming:
 
     def __init__(self, config: CheckpointConfig, ours: CausalTransformer) -> None:
         self.config, self.ours = config, ours
-        self.window = FrameWindow(config.window, config.sink, config.latent_frames_per_chunk)
+        self.window = FrameWindow(config.window, config.sink, config.latent_frames_per_chunk, config.global_sink)
         self.cache = KvCache(
             self.window,
             num_layers=config.num_layers,
@@ -40,6 +48,7 @@ class Streaming:
             tokens_per_frame=TOKENS,
             dtype=torch.float32,
             device="cpu",
+            sink_decay=config.sink_decay,
         )
         self.clean = CleanLatents(self.window)
 
@@ -86,10 +95,12 @@ def test_chunk_by_chunk_equals_a_cache_of_lists_and_one_pass(window: int, sink: 
 
 @WINDOWS
 @POSITIONS
-@pytest.mark.parametrize("first", [3, 4])
-def test_recaches_equal_the_window_run_again_on_lists(window: int, sink: int, rope_positions: str, first: int):
-    """Another prompt from now on, before the window is full and after; sink made anew, then left as it is."""
-    config = tiny(local_attn_size=window, sink_size=sink, rope_positions=rope_positions)
+@pytest.mark.parametrize(("first", "global_sink"), [(3, True), (4, True), (3, False)])
+def test_recaches_equal_the_window_run_again_on_lists(
+    window: int, sink: int, rope_positions: str, first: int, global_sink: bool
+):
+    """Another prompt from now on, before the window is full and after; sink made anew, then left as it is or not."""
+    config = tiny(local_attn_size=window, sink_size=sink, rope_positions=rope_positions, global_sink=global_sink)
     ours, text_kv, _ = transformer(config)
     lengths = [first, *CHUNKS[1:]]
     latents = normal(1, 4, sum(lengths), HEIGHT, WIDTH)
@@ -111,6 +122,25 @@ def test_recaches_equal_the_window_run_again_on_lists(window: int, sink: int, ro
             assert (unaware.chunk(*part, text) - velocity).abs().max() > 1e-3
         else:
             unaware.chunk(*part, text)
+
+
+@pytest.mark.parametrize("decay", [0.999, 0.6])
+def test_a_sink_that_takes_up_what_leaves_the_window_equals_reward_forcings_cache(
+    decay: float, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(AveragingCache, "DECAY", decay)
+    config = tiny(local_attn_size=9, sink_size=3, rope_positions="window", sink_decay=decay)
+    ours, text_kv, _ = transformer(config)
+    text = text_kv(normal(1, 6, 20, seed=1))
+    averaging, released = Streaming(config, ours), AveragingCache(config, ours)
+    fixed = Streaming(tiny(local_attn_size=9, sink_size=3, rope_positions="window"), ours)
+    for index in range(14):
+        latents, timesteps = normal(1, 4, 3, HEIGHT, WIDTH, seed=index), torch.full((1, 3), 300.0)
+        velocity = averaging.chunk(latents, timesteps, text)
+        torch.testing.assert_close(velocity, released.chunk(latents, timesteps, text), atol=5e-6, rtol=0)
+        # From the fourth chunk on frames have left; before, nothing differs.
+        difference = (fixed.chunk(latents, timesteps, text) - velocity).abs().max()
+        assert (difference > 1e-5) == (index >= 3)
 
 
 def test_a_reset_starts_a_sequence_anew():

@@ -1,6 +1,7 @@
 """Chunks through the engines, with their caches, are what networks and lists make of the whole generation."""
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -14,6 +15,7 @@ from filmstrip.errors import InvalidField, ModelError
 from filmstrip.runtime.longlive import graph_names
 from filmstrip.runtime.sequences import Chunk, ChunkCancelled
 from tests.models.export.checkpoints import WHOLE
+from tests.models.export.references import AveragingCache
 from tests.models.runtime.longlive.pipeline import (
     HEIGHT,
     WIDTH,
@@ -86,7 +88,8 @@ def test_a_reset_starts_the_video_afresh_but_not_the_noise(tiny: Tiny):
     assert_same(ours[2:], slow.frames())
 
 
-def test_video_mode_keeps_each_frame_in_its_place_and_is_never_recached(tiny: Tiny):
+def test_video_mode_keeps_each_frame_in_its_place_and_a_new_prompt_is_recached(tiny: Tiny):
+    """The frontend resets on a plain change of prompt; without `manage_cache` and in transitions it does not."""
     frames, prompts = video(36), [RED, RED, BLUE]
     ours = tiny.frames(
         [video_chunk(index, frames, noise_scale=0.6, **told(prompt)) for index, prompt in enumerate(prompts)]
@@ -95,8 +98,59 @@ def test_video_mode_keeps_each_frame_in_its_place_and_is_never_recached(tiny: Ti
     source = slow.encode(to_pixels(np.concatenate([frames[:1], frames])))
     for part, prompt in zip(source.split([4, 3, 3], dim=2), prompts, strict=True):
         same = {"num_latents": part.shape[2], "noise_scale": 0.6, "steps": (600, 500, 250)}
-        slow.chunk(slow.embedding(prompt), source=part, **same)
+        slow.chunk(slow.embedding(prompt), source=part, recache=prompt == BLUE, **same)
     assert_same(ours, slow.frames()[1:])
+
+
+def test_a_transition_is_recached_in_video_mode_too(tiny: Tiny):
+    frames = video(60)
+    moving = [video_chunk(2 + step, frames, noise_scale=0.6, **moves(step)) for step in range(3)]
+    ours = tiny.frames([*(video_chunk(index, frames, noise_scale=0.6) for index in range(2)), *moving])
+    slow = Reference(tiny)
+    red, blue = slow.embedding(RED), slow.embedding(BLUE)
+    texts = [red, red, red, between(red, blue, 0.5), blue]
+    source = slow.encode(to_pixels(np.concatenate([frames[:1], frames])))
+    for index, (part, text) in enumerate(zip(source.split([4, 3, 3, 3, 3], dim=2), texts, strict=True)):
+        same = {"num_latents": part.shape[2], "noise_scale": 0.6, "steps": (600, 500, 250)}
+        slow.chunk(text, source=part, recache=index > 1, **same)
+    assert_same(ours, slow.frames()[1:])
+
+
+def test_a_sink_that_is_an_average(tmp_path: Path):
+    """Reward-Forcing's window and sink, through the runtime; with a share that eight chunks can show."""
+    decay = 0.6
+    settings = {"local_attn_size": 9, "rope_positions": "window", "sink_decay": decay}
+    averaging = Tiny(tmp_path, vace_layers=[], **settings)
+    ours = averaging.frames([chunk(index) for index in range(7)])
+    slow = Reference(averaging)
+    slow.cache = AveragingCache(averaging.config, averaging.networks.transformer)
+    slow.cache.DECAY = decay
+    for _ in range(7):
+        slow.chunk(slow.embedding(RED))
+    assert_same(ours, slow.frames())
+
+
+def test_the_cache_may_be_written_at_another_timestep(tmp_path: Path):
+    noisy = Tiny(tmp_path, vace_layers=[], context_noise=200)
+    pipeline = noisy.pipeline()
+    run(pipeline.start(), [chunk(0), chunk(1, **told(BLUE))])
+    steps = [1000, 937.5, 833.33, 625]
+    timesteps = [float(given["timesteps"][0, 0]) for given in engine_calls(pipeline, "transformer")]
+    assert timesteps == pytest.approx([*steps, 200, 200, *steps, 200])
+
+
+def test_a_first_chunk_may_have_more_steps(tmp_path: Path):
+    few = Tiny(tmp_path, vace_layers=[], text_steps=[1000, 625], first_text_steps=[1000, 937.5, 833.33, 625])
+    ours = few.frames([chunk(0), chunk(1), chunk(2, reset=True), chunk(3, denoising_steps=(1000, 500))])
+    slow = Reference(few)
+    red = slow.embedding(RED)
+    slow.chunk(red)
+    slow.chunk(red, steps=(1000, 625))
+    assert_same(ours[:2], slow.frames())
+    slow.reset()
+    slow.chunk(red)
+    slow.chunk(red, steps=(1000, 500))
+    assert_same(ours[2:], slow.frames())
 
 
 def test_without_noise_the_source_comes_back_through_the_autoencoder(tiny: Tiny):

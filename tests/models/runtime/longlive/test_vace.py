@@ -97,11 +97,27 @@ def test_frames_masks_references_and_key_images(tiny: Tiny):
     pixels, made = key_images(12)
     latents = contexts.latents(doubled(pixels), doubled(made))[:, :, 1:]
     slow.chunk(red, hints=slow.hints(red, with_mask(latents, made)))
-    # 4. A reference alone stands at the chunk's own first place.
-    context = torch.cat([contexts.reference(SOMEONE), torch.zeros(1, 72, 2, 4, 6)], dim=2)
+    # 4. A reference alone stands before grey frames, all of which are to be made; they go on after the key images'.
+    grey, all_made = torch.zeros(1, 3, 12, HEIGHT, WIDTH), torch.ones(1, 1, 12, HEIGHT, WIDTH)
+    both = [torch.cat([*pair], dim=2) for pair in ((doubled(pixels), grey), (doubled(made), all_made))]
+    latents = contexts.latents(*both)[:, :, 4:]
+    context = torch.cat([contexts.reference(SOMEONE), with_mask(latents, all_made)], dim=2)
     slow.chunk(red, hints=slow.hints(red, context))
     assert [len(frames) for frames in ours] == [12] * 5
     assert_same(ours, slow.frames()[1:])
+
+
+@pytest.mark.parametrize("num_references", [1, 4])
+def test_references_alone_stand_before_grey_frames(tiny: Tiny, num_references: int):
+    tensors, shapes = references(*[SOMEONE, SOMETHING, FIRST, LAST][:num_references])
+    ours = tiny.frames([chunk(0, tensors, **shapes)])
+    slow = Reference(tiny)
+    contexts, red = Contexts(slow), slow.embedding(RED)
+    grey, made = torch.zeros(1, 3, 9, HEIGHT, WIDTH), torch.ones(1, 1, 9, HEIGHT, WIDTH)
+    before = [contexts.reference(image) for image in [SOMEONE, SOMETHING, FIRST, LAST][:num_references]]
+    frames = torch.cat([contexts.latents(grey, made), torch.ones(1, 64, 3, 4, 6)], dim=1)
+    slow.chunk(red, hints=slow.hints(red, torch.cat([*before, frames], dim=2)))
+    assert_same(ours, slow.frames())
 
 
 def test_a_first_chunk_with_only_key_images_is_short(tiny: Tiny):
