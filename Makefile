@@ -101,7 +101,7 @@ compile-full: $(TESTS_READY) ## Compile every graph of LongLive at full size, wi
 	$(BIN)/python -m export.compile_full
 
 comfyui-branch: ## Make the branch comfyui-pack, which ComfyUI installs from this repository's URL
-	git subtree split --quiet --prefix=comfyui --branch comfyui-pack
+	git subtree split -q --prefix=comfyui --branch comfyui-pack
 	@git ls-tree --name-only comfyui-pack | grep -qx __init__.py
 	@echo "comfyui-pack: push it, and install it with git clone --branch comfyui-pack"
 

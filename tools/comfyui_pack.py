@@ -1,5 +1,7 @@
 """Writes the files of the ComfyUI pack that follow from its nodes: templates, their API copies, English names, help.
 
+It also copies what the pack shares with the client.
+
 python -m tools.comfyui_pack writes them; with --check it only says which are out of date. --inputs draws the inputs of
 the node Example again.
 """
@@ -27,6 +29,7 @@ from comfyui.settings import DEFAULT_URL
 PACK = Path(comfyui.__file__).parent
 TEMPLATES = PACK / "example_workflows"
 API_COPIES = PACK / "api_workflows"
+SHARED = PACK.parent / "filmstrip" / "foreign_answers.py"
 HELP = PACK / "web" / "docs"
 NAMES = PACK / "locales" / "en" / "nodeDefs.json"
 _NAMESPACE = uuid.UUID("5b0b64f5-2a84-4b2c-9b5c-1d3f4c1d8e63")
@@ -457,6 +460,7 @@ def files() -> Iterator[tuple[Path, str]]:
         yield TEMPLATES / f"{name}.json", _json(ui_format(name, template))
         yield API_COPIES / f"{name}.json", _json(api_format(template))
     yield NAMES, _json(names())
+    yield PACK / SHARED.name, SHARED.read_text()  # the folder goes alone
     for kind in comfyui.NODE_CLASS_MAPPINGS:
         yield HELP / f"{kind}.md", help_page(kind)
 

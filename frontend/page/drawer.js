@@ -3,7 +3,7 @@
 import { address, call, needsKey } from "./api.js";
 import { DEFAULT_FPS } from "./request.js";
 import { edit, getState, say, useStore } from "./store.js";
-import { Icon, IconButton, copyText, html, useEffect, useId, useRef, useState } from "./ui.js";
+import { Icon, IconButton, copyText, html, useId, useState } from "./ui.js";
 
 /** @param {unknown} value */
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
@@ -34,29 +34,28 @@ function isDisplayable(fields) {
 export function Drawer({ onClose }) {
   const request = useStore((state) => state.request);
   const check = useStore((state) => state.check);
-  const [text, setText] = useState(() => JSON.stringify(request, null, 2));
-  const [problem, setProblem] = useState("");
-  const written = useRef(/** @type {unknown} */ (null));
+  const [typed, setTyped] = useState({ text: "", problem: "", request: /** @type {unknown} */ (null) });
   const id = useId();
-  useEffect(() => {
-    if (written.current === request) return; // what was typed here stays as it was typed
-    setText(JSON.stringify(request, null, 2));
-    setProblem("");
-  }, [request]);
+  const isTyped = typed.request === request; // then it stays as it was typed
+  const text = isTyped ? typed.text : JSON.stringify(request, null, 2);
+  const problem = isTyped ? typed.problem : "";
   const type = (/** @type {string} */ next) => {
-    setText(next);
+    const refuse = (/** @type {string} */ why) => setTyped({ text: next, problem: why, request });
     let parsed;
     try {
       parsed = JSON.parse(next);
     } catch (error) {
-      setProblem(String(error instanceof Error ? error.message : error));
+      return refuse(String(error instanceof Error ? error.message : error));
+    }
+    if (!isObject(parsed)) return refuse("The request is an object.");
+    if (!isDisplayable(parsed)) {
+      refuse("Checking…");
+      call("api/v1/generations?dry_run=1", { method: "POST", json: parsed }).catch(({ message }) =>
+        setTyped((/** @type {typeof typed} */ now) => (now.text === next ? { ...now, problem: message } : now)));
       return;
     }
-    if (typeof parsed !== "object" || parsed === null || Array.isArray(parsed)) return setProblem("The request is an object.");
-    if (!isDisplayable(parsed)) return void call("api/v1/generations?dry_run=1", { method: "POST", json: parsed }).catch((error) => setProblem(error.message));
-    setProblem("");
-    written.current = parsed;
     edit(() => parsed, "json");
+    setTyped({ text: next, problem: "", request: parsed });
   };
   const copy = async (/** @type {string} */ what, /** @type {string} */ copied) => {
     await copyText(copied);

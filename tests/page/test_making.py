@@ -66,6 +66,13 @@ def wait_for_video(page: "Page") -> None:
     )
 
 
+def ready(visiting: Visit) -> "Page":
+    """Open the page, and wait until it has the pipelines and a plan; before that it still fills in defaults."""
+    page = visiting.open()
+    wait_for_plan(page)
+    return page
+
+
 def cells(page: "Page") -> "Locator":
     return page.get_by_role("listbox", name="Chunks").get_by_role("option")
 
@@ -75,8 +82,7 @@ def cells(page: "Page") -> "Locator":
 
 def test_one_click_makes_a_video(visit: Callable[..., Visit], page_server: Frontend) -> None:
     visiting = visit(page_server)
-    page = visiting.open()
-    wait_for_plan(page)
+    page = ready(visiting)
     visiting.shot("before")
     generate(page)
     wait_until_done(page)
@@ -89,7 +95,7 @@ def test_one_click_makes_a_video(visit: Callable[..., Visit], page_server: Front
 
 
 def test_words_of_the_model_can_be_clicked(visit: Callable[..., Visit], page_server: Frontend) -> None:
-    page = visit(page_server).open()
+    page = ready(visit(page_server))
     prompt = page.get_by_label("Prompt", exact=True)
     assert prompt.input_value() == "a yellow circle moving left on a green background"
     page.get_by_role("group", name="Shape").get_by_role("button", name="square").click()
@@ -102,7 +108,7 @@ def test_words_of_the_model_can_be_clicked(visit: Callable[..., Visit], page_ser
 
 
 def test_prompts_can_be_blended(visit: Callable[..., Visit], page_server: Frontend) -> None:
-    page = visit(page_server).open()
+    page = ready(visit(page_server))
     page.get_by_role("button", name="Blend with another prompt").click()
     page.get_by_label("Prompt 2", exact=True).fill("a red circle moving left on a white background")
     page.get_by_label("Weight of prompt 2").fill("50")
@@ -114,7 +120,7 @@ def test_prompts_can_be_blended(visit: Callable[..., Visit], page_server: Fronte
 
 
 def test_length_is_seconds_or_frames(visit: Callable[..., Visit], page_server: Frontend) -> None:
-    page = visit(page_server).open()
+    page = ready(visit(page_server))
     page.get_by_label("Length", exact=True).fill("2")
     assert page.get_by_label("Frames", exact=True).input_value() == "32"
     assert request_of(page)["num_frames"] == 32
@@ -126,7 +132,7 @@ def test_length_is_seconds_or_frames(visit: Callable[..., Visit], page_server: F
 
 
 def test_the_seed_is_rolled_typed_or_random(visit: Callable[..., Visit], page_server: Frontend) -> None:
-    page = visit(page_server).open()
+    page = ready(visit(page_server))
     page.get_by_role("button", name="Roll a new seed").click()
     rolled = request_of(page)["seed"]
     assert 0 <= rolled < 2**32
@@ -140,7 +146,7 @@ def test_the_seed_is_rolled_typed_or_random(visit: Callable[..., Visit], page_se
 
 def test_what_a_pipeline_lacks_is_grey(visit: Callable[..., Visit], page_server: Frontend) -> None:
     visiting = visit(page_server)
-    page = visiting.open()
+    page = ready(visiting)
     seed, dice = page.get_by_label("Seed", exact=True), page.get_by_role("button", name="Roll a new seed")
     assert seed.is_enabled()
     assert page.get_by_label("Noise scale", exact=True).is_disabled()  # there is nothing to add noise to
@@ -159,7 +165,7 @@ def test_a_clip_is_trimmed_to_what_fits_and_becomes_the_input(
     visit: Callable[..., Visit], page_server: Frontend
 ) -> None:
     visiting = visit(page_server)
-    page = visiting.open()
+    page = ready(visiting)
     page.get_by_label("Drop a video here, or choose one").set_input_files(CLIP)
     page.get_by_text(re.compile(r"\d+ frames of 64x64 at 16 per second")).wait_for()
     first = request_of(page)
@@ -187,7 +193,7 @@ def test_a_clip_that_the_browser_cannot_play_shows_the_poster_of_the_server(
     visit: Callable[..., Visit], page_server: Frontend
 ) -> None:
     visiting = visit(page_server)
-    page = visiting.open()
+    page = ready(visiting)
     page.evaluate("Object.defineProperty(HTMLVideoElement.prototype, 'videoWidth', {get: () => 0})")
     page.get_by_label("Drop a video here, or choose one").set_input_files(CLIP)
     page.get_by_text("This browser cannot play the file; the server can.").wait_for()
@@ -201,7 +207,7 @@ def test_a_file_that_is_no_video_is_refused_where_it_was_dropped(
 ) -> None:
     visiting = visit(page_server)
     visiting.expect(lambda problem: problem.startswith("POST") and "/generate/upload?" in problem)
-    page = visiting.open()
+    page = ready(visiting)
     files = {"name": "clip.mp4", "mimeType": "video/mp4", "buffer": b"this is no video"}
     page.get_by_label("Drop a video here, or choose one").set_input_files(files)  # type: ignore[arg-type]
     page.locator(".clip .problem").wait_for()
@@ -210,7 +216,7 @@ def test_a_file_that_is_no_video_is_refused_where_it_was_dropped(
 
 def test_images_are_first_and_last_frame_and_reference(visit: Callable[..., Visit], page_server: Frontend) -> None:
     visiting = visit(page_server)
-    page = visiting.open()
+    page = ready(visiting)
     page.get_by_label("Frames", exact=True).fill("21")
     for role in ("First frame", "Last frame", "Reference"):
         page.get_by_label(role, exact=True).set_input_files(PICTURE)
@@ -238,7 +244,7 @@ def test_images_are_first_and_last_frame_and_reference(visit: Callable[..., Visi
 def test_chunks_are_added_moved_and_removed_and_that_can_be_undone(
     visit: Callable[..., Visit], page_server: Frontend
 ) -> None:
-    page = visit(page_server).open()
+    page = ready(visit(page_server))
     page.get_by_label("Frames", exact=True).fill("33")
     wait_for_plan(page)
     cells(page).nth(1).click()
@@ -268,7 +274,7 @@ def test_chunks_are_added_moved_and_removed_and_that_can_be_undone(
 
 def test_a_chunk_has_settings_of_its_own(visit: Callable[..., Visit], page_server: Frontend) -> None:
     visiting = visit(page_server)
-    page = visiting.open()
+    page = ready(visiting)
     page.get_by_label("Frames", exact=True).fill("33")
     wait_for_plan(page)
     cells(page).nth(1).click()
@@ -297,7 +303,7 @@ def test_a_chunk_has_settings_of_its_own(visit: Callable[..., Visit], page_serve
 
 
 def test_a_curve_is_drawn_with_the_pointer(visit: Callable[..., Visit], page_server: Frontend) -> None:
-    page = visit(page_server).open()
+    page = ready(visit(page_server))
     page.get_by_label("Frames", exact=True).fill("33")
     wait_for_plan(page)
     points = page.get_by_role("slider", name=re.compile("LoRA outlines in chunk"))
@@ -317,7 +323,7 @@ def test_a_curve_is_drawn_with_the_pointer(visit: Callable[..., Visit], page_ser
 
 def test_a_mask_is_drawn_on_the_input_video(visit: Callable[..., Visit], page_server: Frontend) -> None:
     visiting = visit(page_server)
-    page = visiting.open()
+    page = ready(visiting)
     cells(page).first.click()
     assert page.get_by_role("button", name="Draw a mask").is_disabled()
     page.get_by_label("Drop a video here, or choose one").set_input_files(CLIP)
@@ -350,8 +356,7 @@ def test_a_mask_is_drawn_on_the_input_video(visit: Callable[..., Visit], page_se
 def test_a_refusal_is_shown_before_posting_at_its_field(visit: Callable[..., Visit], page_server: Frontend) -> None:
     visiting = visit(page_server)
     visiting.expect(lambda problem: "dry_run=1 422" in problem)
-    page = visiting.open()
-    wait_for_plan(page)
+    page = ready(visiting)
     before = http.get(f"{page_server.url}/api/v1/generations?limit=1").json()["generations"]
     request = request_of(page)
     write(page, request | {"height": 65, "width": 64})
@@ -372,7 +377,7 @@ def test_a_refusal_is_shown_before_posting_at_its_field(visit: Callable[..., Vis
 def test_the_drawer_writes_back_and_copies_without_the_key(visit: Callable[..., Visit], page_server: Frontend) -> None:
     visiting = visit(page_server)
     visiting.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page = visiting.open()
+    page = ready(visiting)
     text = drawer(page)
     text.fill("{")
     page.get_by_role("complementary", name="JSON").get_by_role("alert").wait_for()
@@ -407,7 +412,7 @@ def test_it_goes_on_after_a_reload_and_on_another_device_until_it_is_cancelled(
     visit: Callable[..., Visit], page_server: Frontend
 ) -> None:
     visiting = visit(page_server)
-    page = visiting.open()
+    page = ready(visiting)
     long_request(page)
     generate(page)
     page.get_by_text(re.compile(r"Chunk [2-9] of 101")).wait_for(timeout=DONE_MS)
@@ -432,7 +437,7 @@ def test_it_goes_on_after_a_reload_and_on_another_device_until_it_is_cancelled(
 
 def test_a_second_one_waits_and_shows_its_place(visit: Callable[..., Visit], page_server: Frontend) -> None:
     visiting = visit(page_server)
-    page = visiting.open()
+    page = ready(visiting)
     long_request(page)
     page.keyboard.press("Control+Enter")
     page.get_by_text(re.compile(r"^(Starting…|Chunk \d+ of 101)$")).wait_for(timeout=DONE_MS)
@@ -456,8 +461,7 @@ def test_a_second_one_waits_and_shows_its_place(visit: Callable[..., Visit], pag
 
 def test_the_page_is_accessible_in_its_states(visit: Callable[..., Visit], page_server: Frontend) -> None:
     visiting = visit(page_server)
-    page = visiting.open()
-    wait_for_plan(page)
+    page = ready(visiting)
     visiting.check_accessible("make")
     cells(page).nth(1).click()
     page.get_by_role("button", name="Add a transition to another prompt").click()
@@ -471,8 +475,7 @@ def test_the_page_is_accessible_in_its_states(visit: Callable[..., Visit], page_
 
 
 def test_the_strip_is_used_with_the_keyboard(visit: Callable[..., Visit], page_server: Frontend) -> None:
-    page = visit(page_server).open()
-    wait_for_plan(page)
+    page = ready(visit(page_server))
     cells(page).first.focus()
     for _ in range(2):
         page.keyboard.press("ArrowRight")
@@ -483,7 +486,7 @@ def test_the_strip_is_used_with_the_keyboard(visit: Callable[..., Visit], page_s
 
 
 def test_colours_are_chosen_and_kept(visit: Callable[..., Visit], page_server: Frontend) -> None:
-    page = visit(page_server, color_scheme="dark").open()
+    page = ready(visit(page_server, color_scheme="dark"))
     page.get_by_role("button", name="Light colours").click()
     page.reload()
     page.get_by_role("button", name="Dark colours").wait_for()
@@ -491,7 +494,7 @@ def test_colours_are_chosen_and_kept(visit: Callable[..., Visit], page_server: F
 
 
 def test_what_is_loaded_for_the_first_paint_is_small(visit: Callable[..., Visit], page_server: Frontend) -> None:
-    page = visit(page_server).open()
+    page = ready(visit(page_server))
     sizes = page.evaluate(
         """() => {
             const painted = performance.getEntriesByType('paint')[0].startTime;
@@ -509,8 +512,7 @@ def test_values_that_the_page_cannot_show_are_refused_in_the_words_of_the_server
 ) -> None:
     visiting = visit(page_server)
     visiting.expect(lambda problem: "dry_run=1 422" in problem)
-    page = visiting.open()
-    wait_for_plan(page)
+    page = ready(visiting)
     before = request_of(page)
     panel = page.get_by_role("complementary", name="JSON")
     for bad, message in (({"prompt": 5}, "prompt: "), ({"chunk_specs": {"chunk": 1}}, "chunk_specs: ")):

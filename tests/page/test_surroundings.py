@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.page.test_making import DONE_MS, cells, generate, wait_for_plan, wait_for_video, wait_until_done, write
+from tests.page.test_making import (
+    DONE_MS,
+    cells,
+    generate,
+    ready,
+    wait_for_plan,
+    wait_for_video,
+    wait_until_done,
+    write,
+)
 from tests.page.visits import Visit
 from tests.support import http
 from tests.support.server import Frontend, frontend_on
@@ -97,8 +106,7 @@ def test_the_page_works_below_a_path_prefix(visit: Callable[..., Visit], page_se
 
 def test_a_server_that_is_out_of_reach_is_waited_for(visit: Callable[..., Visit], page_server: Frontend) -> None:
     visiting = visit(page_server)
-    page = visiting.open()
-    wait_for_plan(page)
+    page = ready(visiting)
     visiting.expect(lambda problem: "net::ERR_INTERNET_DISCONNECTED" in problem)
     visiting.context.set_offline(True)
     page.get_by_label("Prompt", exact=True).fill("a red circle moving up on a white background")
@@ -112,7 +120,7 @@ def test_a_server_that_is_out_of_reach_is_waited_for(visit: Callable[..., Visit]
 
 def test_a_model_that_fails_says_so(visit: Callable[..., Visit], page_server: Frontend) -> None:
     visiting = visit(page_server)
-    page = visiting.open()
+    page = ready(visiting)
     write(page, {"pipeline_id": "probe", "prompt": "!error", "num_frames": 24})
     wait_for_plan(page)
     generate(page)
@@ -125,7 +133,7 @@ def test_a_model_that_fails_says_so(visit: Callable[..., Visit], page_server: Fr
 
 def test_moved_chunks_keep_their_prompts(visit: Callable[..., Visit], page_server: Frontend) -> None:
     """Each chunk shows the same prompt before and after; checked on random requests."""
-    page = visit(page_server).open()
+    page = ready(visit(page_server))
     wrong = page.evaluate(
         """async () => {
             const { moveChunk } = await import("./page/chunks.js");
@@ -154,8 +162,7 @@ def test_moved_chunks_keep_their_prompts(visit: Callable[..., Visit], page_serve
 
 
 def test_a_deleted_generation_is_gone_from_the_screen(visit: Callable[..., Visit], page_server: Frontend) -> None:
-    page = visit(page_server).open()
-    wait_for_plan(page)
+    page = ready(visit(page_server))
     generate(page)
     wait_until_done(page)
     newest = http.get(f"{page_server.url}/api/v1/generations?limit=1").json()["generations"][0]["id"]

@@ -161,6 +161,29 @@ def test_each_node_has_a_help_page():
     assert {path.stem for path in (PACK / "web" / "docs").iterdir()} == set(NODES)
 
 
+GIT_CORE = Path(subprocess.run(["git", "--exec-path"], capture_output=True, text=True, check=True).stdout.strip())
+
+
+@pytest.mark.skipif(not (GIT_CORE / "git-subtree").is_file(), reason="git subtree is not installed")
+def test_the_branch_for_comfyui_is_the_folder_alone(tmp_path: Path):
+    repository = tmp_path / "repository"
+    shutil.copytree(PACK, repository / "comfyui", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "Makefile", repository)
+    who = ["-c", "user.name=tests", "-c", "user.email=tests@example.test"]
+    for command in (["init", "--quiet"], ["add", "."], [*who, "commit", "--quiet", "-m", "All"]):
+        subprocess.run(["git", *command], cwd=repository, check=True)
+    made = subprocess.run(
+        ["make", "comfyui-branch"], cwd=repository, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    folder = tmp_path / "custom_nodes"
+    command = ["git", "clone", "--quiet", "--branch", "comfyui-pack", str(repository), str(folder)]
+    subprocess.run(command, check=True, timeout=60)
+    names = {path.name for path in folder.iterdir()} - {".git"}
+    assert names == {path.name for path in PACK.iterdir()} - {"__pycache__"}
+    assert not (ROOT / "__init__.py").exists(), "ComfyUI would take the whole repository for a pack"
+
+
 @pytest.mark.skipif(shutil.which("comfy") is None, reason="comfy-cli is not installed")
 def test_the_registry_accepts_the_pack(tmp_path: Path):
     folder = tmp_path / "pack"
