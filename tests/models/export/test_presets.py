@@ -314,8 +314,9 @@ class _HubRequest(BaseHTTPRequestHandler):
             body = {"id": repository.name, "sha": "a" * 40, "siblings": siblings, "private": False, "tags": []}
             self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
             return
-        organisation, name, _, _, *file = path.strip("/").split("/")
-        local = self.server.folder / organisation / name / "/".join(file)
+        parts = path.strip("/").split("/")  # organisation, name, resolve, revision, the file's path
+        file = parts[4:]
+        local = self.server.folder.joinpath(*parts[:2], *file)
         if not local.is_file():
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
             return
