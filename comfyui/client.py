@@ -211,7 +211,7 @@ class ServerClient:
         Raises:
             FilmstripError: the server would refuse it.
         """
-        answer = self._send_json("POST", f"{_GENERATIONS}?dry_run=1", request)
+        answer = self._send_generation("POST", f"{_GENERATIONS}?dry_run=1", request)
         return self._read(answer, lambda: {**answer, "starts": [int(chunk["start"]) for chunk in answer["chunks"]]})
 
     def find(self, id: str) -> dict[str, Any] | None:
@@ -230,7 +230,16 @@ class ServerClient:
         Raises:
             FilmstripError: the server refused it (code `queue_full`: too many wait).
         """
-        self._send_json("PUT", f"{_GENERATIONS}/{id}", request)
+        self._send_generation("PUT", f"{_GENERATIONS}/{id}", request)
+
+    def _send_generation(self, method: str, path: str, request: Mapping[str, Any]) -> Any:
+        try:
+            return self._send_json(method, path, request)
+        except FilmstripError as error:
+            if error.code == "not_found":
+                message = f"the Filmstrip server at {self.server.url} is older than these nodes; update it"
+                raise FilmstripError(message, error.code) from None
+            raise
 
     def delete(self, id: str) -> None:
         """End a generation and remove it; with a short timeout, and not stopped by `poll`: the user stops already."""

@@ -51,6 +51,8 @@ POSITIVE = {
     "DELETE /v1/videos/{id}": 5,
     "GET /v1/models": 1,
     "GET /v1/models/{id}": 5,
+    "POST /api/v1/session": 1,
+    "DELETE /api/v1/session": 1,
     "GET /api/v1/pipelines": 1,
     "POST /api/v1/pipeline/load": 40,
     "GET /api/v1/pipeline/status": 1,
@@ -83,7 +85,7 @@ class Visitor:
         seconds = float(answer.elapsed)
         assert seconds < MAX_REFUSAL_S, case.body
         self.statuses.setdefault(case.operation.label, Counter())[answer.status_code] += 1
-        if answer.status_code not in (200, 202):
+        if answer.status_code not in (200, 202, 204):
             headers = {name.lower(): values[0] for name, values in answer.headers.items()}
             check_refusal(self.frontend, RawResponse(answer.status_code, headers, answer.content, seconds))
         elif case.path == GENERATE:  # ends without an error, because nothing here makes a model fail

@@ -105,13 +105,21 @@ def test_the_nodes_name_the_likely_cause(reply: Reply, cause: str, exit_code: in
             client.pipelines,
             client.health,
             lambda: client.upload((40, 256, 256, 3), frames),
-            lambda: client.generate({}, lambda _: None),
+            lambda: client.dry_run({}),
+            lambda: client.follow("a", 0, lambda _: None, lambda: None),
             lambda: client.download("output", lambda _, frames: list(frames)),
         ):
             with pytest.raises(NodesError) as raised:
                 call()
             check(str(raised.value), url, reply, cause)
             assert raised.value.code == "not_filmstrip"
+
+
+def test_the_nodes_say_that_a_server_is_too_old():
+    with fake_server(Reply(200, b"{}")) as (url, _):
+        client = NodesClient(server_address(url), lambda: None)
+        with pytest.raises(NodesError, match="is older than these nodes; update it"):
+            client.submit("a", {})
 
 
 def test_a_redirect_to_https_says_what_to_write():
