@@ -211,7 +211,7 @@ async def follow_generation(id: str) -> Response:
 @generations.get(f"{_ROOT}/<id>/frames")
 @describe(
     parameters=(_ID_PARAMETER, *query_parameters(FramesQuery)),
-    answers={200: content(BINARY, description="20-byte header and raw uint8 FHWC.") | {"headers": VIDEO_HEADERS}},
+    answers={200: content(BINARY, description="20-byte header and raw uint8 THWC.") | {"headers": VIDEO_HEADERS}},
     errors=(404, 409, 416, 422, 503),
     is_media=True,
 )

@@ -99,7 +99,7 @@ async def cancel() -> Response:
     ),
     body={
         "content": dict.fromkeys((BINARY, *VIDEO_TYPES), _BYTES),
-        "description": "Raw uint8 bytes in FHWC order with X-Video-* headers, or a video file with its Content-Type.",
+        "description": "Raw uint8 bytes in THWC order with X-Video-* headers, or a video file with its Content-Type.",
     },
     answers={
         200: {
@@ -181,7 +181,7 @@ async def upload_asset() -> Response:
     answers={
         200: {
             "content": dict.fromkeys((BINARY, *CONTENT_TYPES.values()), _BYTES),
-            "description": "20-byte header and raw uint8 FHWC, or the requested format.",
+            "description": "20-byte header and raw uint8 THWC, or the requested format.",
             "headers": VIDEO_HEADERS,
         },
         206: content(BINARY, description="The requested range.") | {"headers": VIDEO_HEADERS},

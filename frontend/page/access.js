@@ -1,6 +1,6 @@
 /** Asks for the API key of a server that has keys. */
 
-import { ApiError, call, key, setKey } from "./api.js";
+import { ApiError, call, isKeyKept, key, setKey } from "./api.js";
 import { closeSession } from "./session.js";
 import { Dialog, html, useState } from "./ui.js";
 
@@ -12,13 +12,14 @@ export function KeyDialog({ onDone, onClose }) {
   const apply = async (/** @type {Event} */ event) => {
     event.preventDefault();
     const before = key();
+    const wasKept = isKeyKept();
     setKey(value.trim(), isKept);
     try {
       await call("api/v1/pipelines");
       onDone();
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      if (error.status === 401) setKey(before, false);
+      if (error.status === 401) setKey(before, wasKept);
       setProblem(error.message);
     }
   };

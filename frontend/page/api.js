@@ -59,6 +59,9 @@ export function key() {
   }
 }
 
+/** Whether the key outlives this tab. */
+export const isKeyKept = () => Boolean(kept(KEY, ""));
+
 /** @param {string} value @param {boolean} isKept */
 export function setKey(value, isKept) {
   try {

@@ -86,6 +86,24 @@ def test_a_key_is_remembered_if_the_user_wants_that(visit: Callable[..., Visit],
     wait_for_plan(other)
 
 
+def test_a_refused_key_does_not_replace_the_remembered_one(
+    visit: Callable[..., Visit], locked_server: Frontend
+) -> None:
+    visiting = visit(locked_server)
+    page = visiting.open()
+    page.get_by_label("Remember it in this browser").check()
+    unlock(page, KEY)
+    wait_for_plan(page)
+    visiting.expect(lambda problem: problem.endswith("/api/v1/pipelines 401"))
+    page.get_by_role("button", name="API key").click()
+    unlock(page, "wrong")
+    page.get_by_role("alert").filter(has_text="key").wait_for()
+    other = visiting.context.new_page()
+    visiting.watch(other)
+    other.goto(locked_server.url)
+    wait_for_plan(other)
+
+
 def test_the_page_works_below_a_path_prefix(visit: Callable[..., Visit], page_server: Frontend) -> None:
     visiting = visit(page_server)
     asked: list[str] = []
